@@ -1,0 +1,90 @@
+"""Schema migrations: alembic with SQL written by hand, over asyncpg.
+
+The functions may be called inside a running event loop and from any working directory. They need a direct
+connection to Postgres, not one through PgBouncer: a session advisory lock keeps two runners from migrating at
+the same time.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.ddl.postgresql import PostgresqlImpl
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Table, Text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A migration that cannot get its lock soon must give up: behind it in the lock queue stands every request.
+TIMEOUTS = "SET lock_timeout = '4s'; SET statement_timeout = '60s'"
+
+# Waiting for another runner is no reason to fail, so this wait has the longer limit; lock_timeout covers
+# advisory locks as well.
+WAIT_FOR_OTHER_RUNNERS = "SET lock_timeout = '120s'; SET statement_timeout = '120s'"
+TAKE_LOCK = "SELECT pg_advisory_lock(hashtext('onehop.migrations'))"
+
+T = TypeVar("T")
+
+
+class VersionTable(PostgresqlImpl):
+    """Alembic's own table with a `text` column, so that a revision id may be longer than 32 characters."""
+
+    __dialect__ = "postgresql"
+
+    def version_table_impl(
+        self, *, version_table: str, version_table_schema: str | None, version_table_pk: bool, **_: Any
+    ) -> Table:
+        table = Table(
+            version_table,
+            MetaData(),
+            Column("version_num", Text, nullable=False),
+            schema=version_table_schema,
+        )
+        if version_table_pk:
+            table.append_constraint(PrimaryKeyConstraint("version_num", name=f"{version_table}_pkc"))
+        return table
+
+
+async def upgrade(dsn: str, revision: str = "head") -> None:
+    await with_connection(dsn, lambda connection: command.upgrade(_config(connection), revision))
+
+
+async def downgrade(dsn: str, revision: str) -> None:
+    await with_connection(dsn, lambda connection: command.downgrade(_config(connection), revision))
+
+
+async def status(dsn: str) -> tuple[str | None, str | None]:
+    """The revision the database is at and the newest one there is; None stands for an empty database."""
+    current = await with_connection(
+        dsn, lambda connection: MigrationContext.configure(connection).get_current_revision(), locked=False
+    )
+    return current, ScriptDirectory.from_config(_config()).get_current_head()
+
+
+async def with_connection(dsn: str, work: Callable[[Connection], T], *, locked: bool = True) -> T:
+    """Run `work` on one connection of its own, alone among all runners unless `locked` is false."""
+
+    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+        connection = await asyncpg.connect(dsn, timeout=10)
+        if locked:
+            await connection.execute(WAIT_FOR_OTHER_RUNNERS)
+            await connection.execute(TAKE_LOCK)
+        await connection.execute(TIMEOUTS)
+        return connection
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(work)
+    finally:
+        await engine.dispose()
+
+
+def _config(connection: Connection | None = None) -> Config:
+    return Config(ROOT / "alembic.ini", attributes={"connection": connection})
