@@ -70,7 +70,7 @@ async def status(dsn: str) -> tuple[str | None, str | None]:
 async def with_connection(dsn: str, work: Callable[[Connection], T], *, locked: bool = True) -> T:
     """Run `work` on one connection of its own, alone among all runners unless `locked` is false."""
 
-    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
         connection = await asyncpg.connect(dsn, timeout=10)
         if locked:
             await connection.execute(WAIT_FOR_OTHER_RUNNERS)
