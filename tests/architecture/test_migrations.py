@@ -1,0 +1,105 @@
+"""Migrations go up, down and up again, alone and side by side, and always end in the schema on file."""
+
+import asyncio
+import difflib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.script import ScriptDirectory
+
+from app.kernel import migrations
+from app.kernel.embedded import EmbeddedPostgres
+
+SNAPSHOT = Path(__file__).with_name("schema.sql")
+SCRIPTS = ScriptDirectory.from_config(migrations._config())
+REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()][::-1]
+
+
+async def dump(postgres: EmbeddedPostgres, url: str) -> str:
+    """The schema as `pg_dump` prints it, without what differs from one dump to the next."""
+    process = await asyncio.create_subprocess_exec(
+        *(postgres._programs / "pg_dump", "--schema-only", "--no-owner", "--no-privileges", url),
+        stdout=subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    noise = re.compile(r"--|SET |SELECT pg_catalog|\\")
+    lines = [line for line in output.decode().splitlines() if not noise.match(line)]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+async def test_schema_on_file_is_what_the_migrations_make(
+    postgres: EmbeddedPostgres, database_url: str
+) -> None:
+    present = await dump(postgres, database_url)
+    if os.environ.get("WRITE_SCHEMA"):
+        await asyncio.to_thread(SNAPSHOT.write_text, present)
+    recorded = await asyncio.to_thread(SNAPSHOT.read_text)
+    difference = "\n".join(
+        difflib.unified_diff(recorded.splitlines(), present.splitlines(), "file", "database")
+    )
+    assert not difference, f"run this test with WRITE_SCHEMA=1 to write the file anew\n{difference}"
+
+
+async def test_up_down_up_leaves_no_trace(postgres: EmbeddedPostgres, empty_database_url: str) -> None:
+    await migrations.upgrade(empty_database_url)
+    before = await dump(postgres, empty_database_url)
+    await migrations.downgrade(empty_database_url, "base")
+    bare = await dump(postgres, empty_database_url)
+    await migrations.upgrade(empty_database_url)
+    assert await dump(postgres, empty_database_url) == before
+    objects = [line for line in bare.splitlines() if line.startswith("CREATE ")]
+    assert objects == ["CREATE TABLE public.alembic_version ("]
+
+
+async def test_each_step_can_be_taken_back(postgres: EmbeddedPostgres, empty_database_url: str) -> None:
+    for revision in REVISIONS:
+        before = await dump(postgres, empty_database_url)
+        await migrations.upgrade(empty_database_url, revision)
+        if revision != REVISIONS[0]:
+            await migrations.downgrade(empty_database_url, "-1")
+            assert await dump(postgres, empty_database_url) == before
+            await migrations.upgrade(empty_database_url, revision)
+    assert await migrations.status(empty_database_url) == (REVISIONS[-1], REVISIONS[-1])
+
+
+async def test_status_of_an_empty_database(empty_database_url: str) -> None:
+    assert await migrations.status(empty_database_url) == (None, REVISIONS[-1])
+
+
+async def test_runners_wait_for_each_other(empty_database_url: str) -> None:
+    await asyncio.gather(*(migrations.upgrade(empty_database_url) for _ in range(4)))
+    assert await migrations.status(empty_database_url) == (REVISIONS[-1], REVISIONS[-1])
+
+
+async def test_gives_up_behind_a_lock(
+    database_url: str, connection: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "TIMEOUTS", migrations.TIMEOUTS.replace("4s", "100ms"))
+    async with connection.transaction():
+        await connection.fetch("SELECT id FROM users.users")
+        with pytest.raises(Exception, match="lock timeout"):
+            await migrations.downgrade(database_url, "base")
+    # What came before the blocked one is done, each in a transaction of its own.
+    assert await migrations.status(database_url) == ("0002_users", REVISIONS[-1])
+
+
+def test_file_names_and_order() -> None:
+    files = sorted((migrations.ROOT / "alembic" / "versions").glob("*.py"))
+    assert [file.stem[11:] for file in files] == REVISIONS
+    assert all(re.fullmatch(r"\d{4}_\d{2}_\d{2}_\d{4}_\w+", file.stem) for file in files)
+    assert len(SCRIPTS.get_heads()) == 1
+
+
+def test_command_line_prints_sql_without_a_database(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("alembic")
+    command = [program, "-c", migrations.ROOT / "alembic.ini", "upgrade", "head", "--sql"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("BEGIN;\n\nSET lock_timeout = '4s'; SET statement_timeout = '60s';")
+    assert printed.count("CREATE TABLE users.events (") == 1
+    assert printed.rstrip().endswith("COMMIT;")
