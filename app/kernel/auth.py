@@ -1,0 +1,199 @@
+"""Who calls, and what they may do.
+
+The authentication middleware puts an `Authentication` into the ASGI scope without asking any other system; a route declares
+what it needs by a typed alias, and a route that declares nothing stops the application from starting:
+
+    async def get_me(principal: CurrentPrincipal) -> ...                                  # any authenticated caller
+    async def ingest(principal: Annotated[Principal, Require("events:write")]) -> ...     # with this scope
+    async def ban(principal: Annotated[Principal, RequireRole("admin")]) -> ...           # with this role
+    @router.post("/login", dependencies=[Public])                                         # anybody
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+from uuid import UUID
+
+from fastapi import Depends, Request, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.security import OAuth2PasswordBearer
+from starlette.requests import HTTPConnection
+
+from app.kernel.errors import Forbidden, Unauthenticated
+from app.kernel.ids import UserId
+
+SCOPES = {
+    "profile:read": "Read the own profile and preferences",
+    "profile:write": "Change the own profile and preferences",
+    "events:read": "Read the own events",
+    "events:write": "Record events",
+    "jobs:read": "Read the own jobs, invoices and their files",
+    "jobs:write": "Start, cancel and retry own jobs",
+    "webhooks:manage": "Manage the own webhook endpoints",
+    "admin": "Administer all accounts",
+}
+Role = Literal["user", "admin"]
+_USER_SCOPES = frozenset(SCOPES) - {"admin"}
+SCOPES_OF_ROLE: dict[str, frozenset[str]] = {"user": _USER_SCOPES, "admin": frozenset(SCOPES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The caller. `token_id` is the access token's `jti` or the API key's id."""
+
+    user_id: UserId
+    session_id: UUID | None
+    scopes: frozenset[str]
+    roles: frozenset[str]
+    token_id: str
+    kind: Literal["user", "api_key"] = "user"
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.roles
+
+
+class InvalidToken(Unauthenticated):
+    code = "invalid_token"
+    title = "The access token is not valid"
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, challenge='Bearer error="invalid_token"')
+
+
+class InsufficientScope(Forbidden):
+    code = "insufficient_scope"
+    title = "The access token does not permit this"
+
+    def __init__(self, scopes: Iterable[str]) -> None:
+        wanted = " ".join(sorted(scopes))
+        super().__init__(
+            f"This needs the scope {wanted}.",
+            headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{wanted}"'},
+        )
+
+
+class RoleRequired(Forbidden):
+    code = "role_required"
+    title = "This needs another role"
+
+
+class Authenticator(Protocol):
+    """Turns a bearer token into a `Principal`; plugged in by the composition root."""
+
+    def recall(self, token: str) -> Principal | None:
+        """The caller of a token that was verified before and is still good; no I/O."""
+        ...
+
+    async def authenticate(self, token: str) -> Principal:
+        """The caller of a token not seen before.
+
+        Raises:
+            InvalidToken: the token is not good.
+            Unavailable: that cannot be found out at the moment.
+        """
+        ...
+
+
+class _BearerScheme(OAuth2PasswordBearer):
+    """Documents how to authenticate. The middleware has done the work before the framework runs."""
+
+    async def __call__(self, request: HTTPConnection) -> None:  # noqa: ARG002 - FastAPI's signature
+        return None
+
+
+_bearer = _BearerScheme(tokenUrl="/v1/auth/token", refreshUrl="/v1/auth/token", scopes=SCOPES, auto_error=False)
+
+
+def principal_of(request: Request) -> Principal:
+    """The caller of `request`.
+
+    Raises:
+        Unauthenticated: no credentials were sent.
+        InvalidToken, Unavailable: what the authenticator said of them.
+    """
+    principal: Principal | None = request.scope.get("principal")
+    if principal is not None:
+        return principal
+    failure: Exception | None = request.scope.get("authentication_error")
+    raise failure or Unauthenticated
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a route demands of its caller; checked before the body is read."""
+
+    is_public: bool = False
+    scopes: frozenset[str] = frozenset()
+    role: Role | None = None
+
+    def check(self, request: Request) -> None:
+        """Lets the request pass.
+
+        Raises:
+            Unauthenticated, InvalidToken, Unavailable: there is no caller.
+            InsufficientScope, RoleRequired: the caller may not do this.
+        """
+        if self.is_public:
+            return
+        principal = principal_of(request)
+        if not self.scopes <= principal.scopes:
+            raise InsufficientScope(self.scopes - principal.scopes)
+        if self.role is not None and self.role not in principal.roles:
+            raise RoleRequired(f"This needs the role {self.role}.")
+
+
+class _Demand:
+    """The dependency that carries a `Permission` in a route's signature and hands over the caller."""
+
+    def __init__(self, permission: Permission) -> None:
+        self.permission = permission
+
+    async def __call__(self, request: Request, _: Annotated[None, Depends(_bearer)]) -> Principal:
+        return principal_of(request)
+
+
+class _PublicDemand:
+    permission = Permission(is_public=True)
+
+    async def __call__(self) -> None:
+        """Nothing is asked of the caller."""
+
+
+def Require(*scopes: str) -> Any:  # noqa: N802 - reads as a declaration in `Annotated[Principal, Require("…")]`
+    """Demands an authenticated caller with all of `scopes`."""
+    unknown = set(scopes) - SCOPES.keys()
+    if unknown:
+        message = f"unknown scopes: {sorted(unknown)}"
+        raise ValueError(message)
+    return Security(_Demand(Permission(scopes=frozenset(scopes))), scopes=list(scopes))
+
+
+def RequireRole(role: Literal["admin"]) -> Any:  # noqa: N802
+    """Demands an authenticated caller with `role`, and a credential that carries the scope of the same name."""
+    return Security(_Demand(Permission(scopes=frozenset({role}), role=role)), scopes=[role])
+
+
+CurrentPrincipal = Annotated[Principal, Require()]
+Public = Depends(_PublicDemand())
+
+
+def declared_permission(dependant: Dependant) -> Permission | None:
+    """The permission in the signature of a route; None if there is none.
+
+    Raises:
+        RuntimeError: it declares more than one.
+    """
+    found = list(_permissions(dependant))
+    if len(found) > 1:
+        message = f"{dependant.path} declares {len(found)} permissions"
+        raise RuntimeError(message)
+    return found[0] if found else None
+
+
+def _permissions(dependant: Dependant) -> Iterable[Permission]:
+    for dependency in dependant.dependencies:
+        if isinstance(dependency.call, _Demand | _PublicDemand):
+            yield dependency.call.permission
+        else:
+            yield from _permissions(dependency)

@@ -1,0 +1,119 @@
+"""The kernel's settings sections, and how settings are read.
+
+Every value comes from the environment (`APP_<SECTION>_<FIELD>`), is validated once at start and never changes. A secret may
+also be given as a file: `APP_SECRET_KEY_FILE=/run/secrets/key`. `app.settings` composes the sections of all modules.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+Environment = Literal["development", "production"]
+
+
+class SettingsError(Exception):
+    """Names everything that is wrong with the settings, one problem a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(Section):
+    """Postgres. Time-outs are in seconds."""
+
+    url: SecretStr | None = Field(None, description="DSN; also read from DATABASE_URL. None: the embedded server.")
+    pool_size: int = Field(10, ge=1, le=200, description="Connections of one process; fixed, not elastic.")
+    export_pool_size: int = Field(2, ge=1, le=20, description="Connections for long snapshots, apart from the pool.")
+    acquire_timeout: float = Field(0.25, gt=0, le=10)
+    connect_timeout: float = Field(1.0, gt=0, le=30)
+    statement_timeout: float = Field(5.0, gt=0, le=300)
+    lock_timeout: float = Field(1.0, gt=0, le=60)
+    idle_in_transaction_timeout: float = Field(10.0, gt=0, le=600)
+    session_settings: bool = Field(
+        True,
+        description="Send the time-outs as startup parameters. Off behind PgBouncer, where ALTER ROLE sets them.",
+    )
+
+
+class RedisSettings(Section):
+    """Redis or Valkey. It may be absent; everything works without it, only slower. Time-outs are in seconds."""
+
+    url: SecretStr | None = Field(None, description="URL; also read from REDIS_URL. None: the embedded server.")
+    connect_timeout: float = Field(0.2, gt=0, le=10)
+    operation_timeout: float = Field(0.1, gt=0, le=10)
+    breaker_threshold: int = Field(5, ge=1, le=100, description="Errors in a row that open the breaker.")
+    breaker_cooldown: float = Field(1.0, gt=0, le=60, description="Until one probe is let through.")
+    pool_size: int = Field(32, ge=1, le=1000)
+
+
+class CacheSettings(Section):
+    """The response cache."""
+
+    enabled: bool = True
+    ttl: int = Field(300, ge=1, le=86_400, description="Seconds; spread by 10 % so that entries do not end together.")
+    local_entries: int = Field(10_000, ge=0, le=1_000_000)
+    local_bytes: int = Field(32 * 1024 * 1024, ge=0, description="Upper bound of the bodies kept in one process.")
+
+
+class HttpSettings(Section):
+    """The HTTP edge."""
+
+    cors_origins: tuple[str, ...] = ()
+    cors_credentials: bool = False
+    max_body_bytes: int = Field(1024 * 1024, ge=1024, le=1024**3)
+    request_timeout: float = Field(10.0, gt=0, le=600, description="Seconds until a request is given up with 504.")
+    max_in_flight: int = Field(256, ge=1, le=100_000, description="Requests inside the framework at one moment.")
+    max_waiting: int = Field(512, ge=0, le=100_000)
+    max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
+    trusted_proxies: tuple[str, ...] = Field((), description="CIDRs whose X-Forwarded-For is believed.")
+    hsts: bool = Field(False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
+    docs: bool | None = Field(None, description="Serve /docs. None: in development only.")
+
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+
+class LogSettings(Section):
+    """Logging to standard output."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] | None = Field(None, description="None: text in development, JSON in production.")
+    access: bool = Field(True, description="One line a request.")
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with every `NAME_FILE` of ours replaced by `NAME` holding the file's text.
+
+    Raises:
+        SettingsError: a named file cannot be read, or both forms are given.
+    """
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    for name, value in environ.items():
+        target = name.removesuffix("_FILE")
+        if target == name or not (name.startswith("APP_") or target in {"DATABASE_URL", "REDIS_URL"}):
+            values[name] = value
+            continue
+        if target in environ:
+            problems.append(f"{name}: {target} is set too; give one of them")
+            continue
+        try:
+            values[target] = Path(value).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{name}: cannot be read ({type(error).__name__})")
+    if problems:
+        raise SettingsError(problems)
+    return values

@@ -1,0 +1,206 @@
+"""The root of all settings: the kernel's sections and each module's, read once at start.
+
+`APP_ENV=production` refuses to start without real secrets and URLs; development fills the gaps with the embedded servers and
+a secret of its own that is kept in `.data/`.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from app.identity.settings import IdentitySettings
+from app.jobs.settings import JobsSettings
+from app.kernel.settings import (
+    CacheSettings,
+    DatabaseSettings,
+    Environment,
+    HttpSettings,
+    LogSettings,
+    RedisSettings,
+    Section,
+    SettingsError,
+    read_environment,
+)
+from app.users.settings import UsersSettings
+
+MINIMUM_SECRET_BYTES = 32
+_WEAK_SECRET_WORDS = ("changeme", "change-me", "secret", "password", "example", "development")
+_WEAK_DATABASE_PASSWORDS = frozenset({"", "postgres", "password", "changeme", "onehop", "secret", "admin"})
+
+
+class Settings(BaseSettings):
+    """Frozen settings of one process. Made by `load_settings`, never read from the environment by itself."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="APP_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        enable_decoding=False,
+    )
+
+    env: Environment = "development"
+    secret_key: SecretStr = Field(description="At least 32 random bytes; every other key is derived from it.")
+    debug: bool = False
+    host: str = Field("127.0.0.1", description="Also read from HOST.")
+    port: int = Field(8000, ge=1, le=65_535, description="Also read from PORT.")
+    workers: int = Field(1, ge=1, le=64, description="API processes.")
+    public_url: str = Field(
+        "http://127.0.0.1:8000", description="Base of the links in e-mails and of the token issuer."
+    )
+    data_dir: Path = Field(Path(".data"), description="Embedded servers, artifacts, the development secret.")
+    database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    cache: CacheSettings = CacheSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+    users: UsersSettings = UsersSettings()
+    identity: IdentitySettings = IdentitySettings()
+    jobs: JobsSettings = JobsSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @property
+    def is_production(self) -> bool:
+        return self.env == "production"
+
+
+class _Environment(EnvSettingsSource):
+    """pydantic-settings' reading of variables, from a given mapping instead of the process's own."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+        super().__init__(Settings)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._values.items() if value}
+
+
+_SECTIONS = {
+    name
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+_SHORT_NAMES = {
+    "DATABASE_URL": "APP_DATABASE_URL",
+    "REDIS_URL": "APP_REDIS_URL",
+    "HOST": "APP_HOST",
+    "PORT": "APP_PORT",
+}
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings that `environ` describes; by default the process's environment over a `.env` file.
+
+    Raises:
+        SettingsError: with every problem at once, by the name of its variable.
+    """
+    if environ is None:
+        environ = {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
+    values = read_environment(environ)
+    for short, name in _SHORT_NAMES.items():
+        if values.get(short):
+            values.setdefault(name, values[short])
+    problems = [f"{name}: there is no such setting" for name in values if not _is_known(name)]
+    try:
+        tree = _Environment(values)()
+    except PydanticSettingsError as error:
+        raise SettingsError([*problems, str(error)]) from error
+    production = tree.get("env") == "production"
+    if "secret_key" not in tree and not production:
+        tree["secret_key"] = _development_secret(Path(tree.get("data_dir", ".data")))
+    settings: Settings | None = None
+    try:
+        settings = Settings(**tree)
+    except ValidationError as error:
+        for item in error.errors(include_input=False, include_url=False):
+            location = [str(part) for part in item["loc"]]
+            problems.append(f"{variable_name(*location)}: {item['msg']}")
+    if production:
+        problems.extend(_production_problems(tree, settings))
+    if problems or settings is None:
+        raise SettingsError(sorted(set(problems)))
+    return settings
+
+
+def variable_name(*path: str) -> str:
+    """The environment variable of a setting: `("database", "url")` → `APP_DATABASE_URL`."""
+    return "_".join(("APP", *path[:2])).upper()
+
+
+def _is_known(name: str) -> bool:
+    if not name.startswith("APP_"):
+        return True
+    key = name.removeprefix("APP_").lower()
+    section, _, field = key.partition("_")
+    return key in Settings.model_fields.keys() - _SECTIONS or (section in _SECTIONS and bool(field))
+
+
+def _development_secret(data_dir: Path) -> str:
+    """A random secret shared by all processes that use this data directory."""
+    path = data_dir / "development-secret"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(48))
+    try:
+        # A link fails if another process was first, so that all of them read one and the same secret.
+        path.hardlink_to(fresh)
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink()
+    return path.read_text(encoding="ascii")
+
+
+def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> list[str]:
+    problems = []
+    secret = str(tree.get("secret_key", ""))
+    if not secret:
+        problems.append("APP_SECRET_KEY: is required in production")
+    elif len(secret.encode()) < MINIMUM_SECRET_BYTES or len(set(secret)) < 12:  # noqa: PLR2004 - distinct characters
+        problems.append(f"APP_SECRET_KEY: needs at least {MINIMUM_SECRET_BYTES} random bytes")
+    elif any(word in secret.lower() for word in _WEAK_SECRET_WORDS):
+        problems.append("APP_SECRET_KEY: looks like a placeholder")
+    database_url = str(tree.get("database", {}).get("url", ""))
+    if not database_url:
+        problems.append("DATABASE_URL: is required in production")
+    elif (urlsplit(database_url).password or "") in _WEAK_DATABASE_PASSWORDS and not _uses_socket(database_url):
+        problems.append("DATABASE_URL: needs a password that is not a default one")
+    if not tree.get("redis", {}).get("url"):
+        problems.append("REDIS_URL: is required in production")
+    if not str(tree.get("public_url", "")).startswith("https://"):
+        problems.append("APP_PUBLIC_URL: is required in production and must be https")
+    if settings is not None:
+        if settings.debug:
+            problems.append("APP_DEBUG: must be off in production")
+        if settings.http.cors_credentials and "*" in settings.http.cors_origins:
+            problems.append("APP_HTTP_CORS_ORIGINS: '*' together with APP_HTTP_CORS_CREDENTIALS is never safe")
+    return problems
+
+
+def _uses_socket(database_url: str) -> bool:
+    parts = urlsplit(database_url)
+    return not parts.hostname and "host=/" in parts.query
+
+
+__all__ = ["Settings", "SettingsError", "load_settings", "variable_name"]
