@@ -1,0 +1,92 @@
+# Everything runs from .venv, which each target brings up to date by itself.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+VENV := .venv/bin
+CODE := app tests alembic locustfile.py requirements/install.py
+
+# The first interpreter on the PATH that is new enough; `make run PYTHON=/some/python3.12` chooses another.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	"$$name" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$name"; break; }; done)
+
+.PHONY: help run dev serve worker migrate seed doctor openapi test quick check format lint types imports migrations-lint \
+	dockerfile-lint audit load lock clean install install-dev
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  \033[1m%-16s\033[0m %s\n' "$$name" "$$text"; done
+
+install:
+	@if [ -z "$(PYTHON)" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi
+	@"$(PYTHON)" requirements/install.py run
+
+install-dev:
+	@if [ -z "$(PYTHON)" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi
+	@"$(PYTHON)" requirements/install.py dev
+
+run: install ## Start everything: servers, API and worker (HOST, PORT, APP_WORKERS, DATABASE_URL, REDIS_URL)
+	@exec $(VENV)/python -m app dev
+
+dev: install-dev ## The same, and start the API anew whenever a source file changes
+	@exec $(VENV)/python -m app dev --reload
+
+serve: install ## The API alone
+	@exec $(VENV)/python -m app serve
+
+worker: install ## The background worker alone
+	@exec $(VENV)/python -m app worker
+
+migrate: install ## Bring the database to the newest schema
+	@$(VENV)/python -m app migrate up
+
+seed: install ## Add the demo people and their data
+	@$(VENV)/python -m app seed
+
+doctor: install ## Check settings, servers, schema and disk, and say what is wrong
+	@$(VENV)/python -m app doctor
+
+openapi: install ## Print the OpenAPI document
+	@$(VENV)/python -m app openapi
+
+test: install-dev ## The whole suite on its own servers, in parallel, with coverage (ARGS="-k name")
+	@$(VENV)/python -m pytest -n auto --cov --cov-report=term:skip-covered $(ARGS)
+
+quick: install-dev ## The suite without the slow tests and without coverage
+	@$(VENV)/python -m pytest -n auto -m 'not slow' $(ARGS)
+
+check: install-dev lint types imports migrations-lint dockerfile-lint test ## Everything that must pass before a merge
+
+format: install-dev ## Format the code and fix what can be fixed
+	@$(VENV)/ruff format $(CODE)
+	@$(VENV)/ruff check --fix $(CODE)
+
+lint: install-dev ## Formatting and lint
+	@$(VENV)/ruff format --check $(CODE)
+	@$(VENV)/ruff check $(CODE)
+
+types: install-dev ## mypy --strict
+	@$(VENV)/mypy --strict
+
+imports: install-dev ## Who may import whom
+	@$(VENV)/lint-imports
+
+migrations-lint: install-dev ## squawk on the SQL of each migration
+	@.ci/squawk
+
+dockerfile-lint: install-dev ## hadolint
+	@$(VENV)/hadolint Dockerfile
+
+audit: install-dev ## Known vulnerabilities in what the image installs
+	@$(VENV)/pip-audit --disable-pip --require-hashes -r requirements/production.txt
+
+load: install-dev ## A minute of mixed load against a running system (LOAD_HOST, LOAD_USERS, LOAD_SECONDS)
+	@$(VENV)/python -m locust --config locust.conf \
+		$(if $(LOAD_HOST),--host $(LOAD_HOST)) $(if $(LOAD_USERS),--users $(LOAD_USERS)) \
+		$(if $(LOAD_SECONDS),--run-time $(LOAD_SECONDS)s)
+	@echo "Report: reports/load.html"
+
+lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: newest versions)
+	@$(VENV)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+clean: ## Remove caches and reports (data in .data and .venv stay)
+	@rm -rf .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache reports htmlcov
+	@find app tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +
