@@ -1,0 +1,240 @@
+"""`python -m app`: what one does with Onehop from a terminal."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from app.cli.terminal import say
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+# sysexits.h: the settings are wrong; restarting without changing them is of no use.
+EXIT_CONFIG = 78
+_APP = Path(__file__).resolve().parents[1]
+
+cli = typer.Typer(
+    help="Onehop: identity, users and jobs in one process.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+migrate = typer.Typer(help="Change the database's schema.", no_args_is_help=True)
+cli.add_typer(migrate, name="migrate")
+
+
+def run() -> None:
+    """The entry point; wrong settings end with one message that names all of them and exit code 78."""
+    from app.kernel.settings import SettingsError
+
+    try:
+        cli(prog_name="python -m app")
+    except SettingsError as error:
+        _fail("The settings are wrong:\n  " + "\n  ".join(error.problems), code=EXIT_CONFIG)
+
+
+@cli.command()
+def dev(*, reload: Annotated[bool, typer.Option("--reload", help="Start the API anew on changes.")] = False) -> None:
+    """Start everything for development: servers, schema, demo data, API and worker; stop it with Ctrl-C."""
+    from app.cli.dev import run_everything
+    from app.kernel.embedded import EmbeddedServerError
+    from app.kernel.server import port_problem
+    from app.kernel.supervisor import ProgramFailed
+    from app.settings import load_settings
+
+    settings = load_settings()
+    if settings.is_production:
+        _fail("APP_ENV is production: use `serve`, `worker` and `migrate up` there.", code=EXIT_CONFIG)
+    if problem := port_problem(settings.host, settings.port):
+        _fail(f"{problem[0].upper()}{problem[1:]}. Choose another one: make run PORT=8001")
+    try:
+        run_everything(settings, reload=reload)
+    except (EmbeddedServerError, ProgramFailed) as error:
+        _fail(str(error))
+
+
+@cli.command()
+def serve(
+    workers: Annotated[int | None, typer.Option(help="API processes; default APP_WORKERS.", min=1)] = None,
+    grace: Annotated[int, typer.Option(help="Seconds that requests in flight get at the end.", min=0)] = 25,
+    *,
+    reload: Annotated[bool, typer.Option("--reload", help="One process that starts anew on changes.")] = False,
+) -> None:
+    """Serve the API on HOST and PORT."""
+    from app.kernel.server import serve as serve_application
+    from app.settings import load_settings
+
+    settings = load_settings()
+    serve_application(
+        "app.main:app",
+        host=settings.host,
+        port=settings.port,
+        workers=1 if reload else workers or settings.workers,
+        grace_seconds=grace,
+        reload_dir=_APP if reload else None,
+    )
+
+
+@cli.command()
+def worker() -> None:
+    """Run background jobs until SIGTERM."""
+    import uvloop
+
+    from app.settings import load_settings
+    from app.worker import run as run_worker
+
+    uvloop.run(run_worker(load_settings()))
+
+
+@migrate.command()
+def up(revision: Annotated[str, typer.Argument()] = "head") -> None:
+    """Apply migrations, up to REVISION."""
+    import asyncio
+
+    from app.kernel.migrations import upgrade
+
+    with _database() as settings:
+        asyncio.run(upgrade(_dsn(settings), revision))
+
+
+@migrate.command()
+def down(revision: Annotated[str, typer.Argument(help="A revision, -1 for one step, or base.")]) -> None:
+    """Undo migrations, down to REVISION."""
+    import asyncio
+
+    from app.kernel.migrations import downgrade
+
+    with _database() as settings:
+        asyncio.run(downgrade(_dsn(settings), revision))
+
+
+@migrate.command()
+def status() -> None:
+    """Show the database's revision and the newest one; exit code 1 if they differ."""
+    import asyncio
+
+    from app.kernel.migrations import status as read_status
+
+    with _database() as settings:
+        current, newest = asyncio.run(read_status(_dsn(settings)))
+    say(f"database: {current or 'empty'}\nnewest:   {newest}")
+    raise typer.Exit(0 if current == newest else 1)
+
+
+@cli.command()
+def seed() -> None:
+    """Add the demo people and their events; development only."""
+    import asyncio
+
+    from app.core.seed import seed as add_demo_data
+
+    with _database() as settings:
+        _refuse_in_production(settings)
+        for account in asyncio.run(add_demo_data(settings)):
+            say(f"{account.email} / {account.password} ({account.role})")
+
+
+@cli.command(hidden=True)
+def prepare(report: Annotated[Path, typer.Argument()]) -> None:
+    """What `dev` runs first: schema and demo data in one process; the log-ins go to REPORT as JSON."""
+    import asyncio
+
+    from app.core.seed import seed as add_demo_data
+    from app.kernel.migrations import upgrade
+    from app.settings import load_settings
+
+    settings = load_settings()
+    _refuse_in_production(settings)
+
+    async def both() -> list[dict[str, str]]:
+        await upgrade(_dsn(settings))
+        accounts = await add_demo_data(settings)
+        return [{"email": item.email, "password": item.password, "role": item.role} for item in accounts]
+
+    report.write_text(json.dumps(asyncio.run(both())), encoding="utf-8")
+
+
+@cli.command()
+def doctor() -> None:
+    """Check this machine, the settings, the servers, the schema and the disk; exit code 1 if something is
+    wrong.
+    """
+    from app.cli.doctor import examine
+
+    problems = 0
+    for finding in examine(_environ()):
+        problems += not finding.is_good
+        say(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.subject}: {finding.text}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the OpenAPI document as JSON."""
+    from app.main import create_app
+    from app.settings import load_settings
+
+    document = create_app(load_settings()).openapi()
+    say(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@cli.command()
+def config() -> None:
+    """Print the settings in force by the names of their variables; secrets are not shown."""
+    from app.settings import Settings, load_settings, variable_name
+
+    settings = load_settings()
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        fields = type(value).model_fields if hasattr(type(value), "model_fields") else {}
+        for variable, item in (
+            [(variable_name(name, key), getattr(value, key)) for key in fields]
+            if fields
+            else [(variable_name(name), value)]
+        ):
+            say(f"{variable}={'' if item is None else item}")
+
+
+@contextmanager
+def _database() -> "Iterator[Settings]":
+    """The settings, with the embedded PostgreSQL running if they name no database."""
+    from app.kernel.embedded import EmbeddedServerError, servers
+    from app.settings import load_settings
+
+    settings = load_settings()
+    if settings.database.url is not None:
+        yield settings
+        return
+    try:
+        with servers(settings.data_dir, valkey=False) as addresses:
+            yield load_settings({**_environ(), "DATABASE_URL": addresses.database_url or ""})
+    except EmbeddedServerError as error:
+        _fail(str(error))
+
+
+def _environ() -> Mapping[str, str]:
+    from dotenv import dotenv_values
+
+    return {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
+
+
+def _dsn(settings: "Settings") -> str:
+    url = settings.database.url
+    if url is None:
+        raise RuntimeError("the database has no address")
+    return url.get_secret_value()
+
+
+def _refuse_in_production(settings: "Settings") -> None:
+    if settings.is_production:
+        _fail("Demo data has no place in production.", code=EXIT_CONFIG)
+
+
+def _fail(text: str, *, code: int = 1) -> NoReturn:
+    typer.echo(text, err=True)
+    raise SystemExit(code)

@@ -1,0 +1,114 @@
+"""Everything for development in one terminal: servers, schema, demo data, API and worker."""
+
+import http.client
+import json
+import os
+import shutil
+import sys
+import time
+from urllib.parse import urlsplit
+
+from app.cli.terminal import say
+from app.kernel.embedded import servers
+from app.kernel.supervisor import Program, Supervisor
+from app.settings import Settings
+
+_READY_SECONDS = 60.0
+
+
+def run_everything(settings: Settings, *, reload: bool) -> None:
+    """Returns when told to stop, after API, worker, Valkey and PostgreSQL have ended, in that order.
+
+    Raises EmbeddedServerError or ProgramFailed, with the same order of ending.
+    """
+    started = time.monotonic()
+    own_database, own_redis = settings.database.url is None, settings.redis.url is None
+    with (
+        # First, because its signal handlers must be there until the servers have stopped.
+        Supervisor(say) as supervisor,
+        servers(settings.data_dir, postgres=own_database, valkey=own_redis, progress=say) as addresses,
+    ):
+        try:
+            environment = _environment_of_children(settings, addresses.database_url, addresses.redis_url)
+            if not supervisor.is_stopping:
+                _run_children(supervisor, settings, environment, started, reload=reload)
+        finally:
+            supervisor.stop()
+    say("Everything is stopped.")
+
+
+def _run_children(
+    supervisor: Supervisor,
+    settings: Settings,
+    environment: dict[str, str],
+    started: float,
+    *,
+    reload: bool,
+) -> None:
+    """Prepare the database, start API and worker, tell where they are, and watch them until the stop."""
+    python = [sys.executable, "-m", "app"]
+    report = settings.data_dir.absolute() / "run" / "accounts.json"
+    report.unlink(missing_ok=True)
+    if not supervisor.run_to_end(Program("Preparing the database", [*python, "prepare", str(report)], environment)):
+        return
+    accounts: list[dict[str, str]] = json.loads(report.read_text(encoding="utf-8"))
+    report.unlink()
+    say(f"Schema and demo data are there ({time.monotonic() - started:.1f} s)")
+    # Stopped in this order; together with the servers they stay below ten seconds.
+    api = [*python, "serve", "--grace", "3", *(["--reload"] if reload else [])]
+    supervisor.start(Program("API", api, environment, stop_seconds=4.0))
+    supervisor.start(Program("Worker", [*python, "worker"], environment, stop_seconds=3.0))
+    base = _base_url(settings)
+    if supervisor.wait_until(lambda: _answers(f"{base}/readyz"), seconds=_READY_SECONDS):
+        say(_welcome(base, accounts, time.monotonic() - started))
+        supervisor.watch()
+
+
+def _environment_of_children(settings: Settings, database_url: str | None, redis_url: str | None) -> dict[str, str]:
+    environment = {"PYTHONUNBUFFERED": "1"}
+    if database_url is not None:
+        environment["DATABASE_URL"] = database_url
+    if redis_url is not None:
+        environment["REDIS_URL"] = redis_url
+    if "APP_PUBLIC_URL" not in os.environ:
+        environment["APP_PUBLIC_URL"] = _base_url(settings)
+    if settings.workers > 1:
+        # Fresh, because files of processes that are gone would be added to the figures for ever.
+        directory = settings.data_dir.absolute() / "run" / "metrics"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    return environment
+
+
+def _base_url(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2)
+    try:
+        connection.request("GET", parts.path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _welcome(base: str, accounts: list[dict[str, str]], seconds: float) -> str:
+    lines = [
+        "",
+        f"Onehop is ready ({seconds:.1f} s).",
+        f"  API    {base}",
+        f"  Docs   {base}/docs",
+        *(
+            f"  Log in {account['email']} / {account['password']}" + (" (admin)" if account["role"] == "admin" else "")
+            for account in accounts
+        ),
+        "Ctrl-C stops everything.",
+        "",
+    ]
+    return "\n".join(lines)

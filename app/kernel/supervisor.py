@@ -1,0 +1,208 @@
+"""Child processes for `dev`: started, watched, restarted with growing pauses, and stopped in order.
+
+Each child leads its own session, so that a Ctrl-C in the terminal reaches the supervisor alone, and asks the
+kernel to be told when the supervisor dies, so that even kill -9 leaves no orphans (Linux).
+"""
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Self
+
+from app.kernel.embedded.privileges import become
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HEALTHY_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 10.0
+_WORST_START = 3
+
+
+class ProgramFailed(Exception):
+    """A program could not do its work; the message is for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run. `stop_seconds`: how long it may take to end by itself after SIGTERM."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stop_seconds: float = 4.0
+
+
+@dataclass(slots=True)
+class _Child:
+    program: Program
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    failures: int = 0
+    start_again_at: float | None = None
+
+
+class Supervisor:
+    """Runs programs until the process is told to stop. Use it from the main thread, as a context manager.
+
+    Inside the block SIGINT, SIGTERM and SIGHUP only count; leaving it stops all children in the order in
+    which they were given. A second signal shortens the children's time to one more moment.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._children: list[_Child] = []
+        self._was_ready = False
+        self._stop_requests = 0
+        self._wake_read, self._wake_write = os.pipe()
+        self._before: dict[signal.Signals, object] = {}
+        self._wake_before = -1
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop_requests > 0
+
+    def __enter__(self) -> Self:
+        for descriptor in (self._wake_read, self._wake_write):
+            os.set_blocking(descriptor, False)
+        # Every signal writes a byte there, which ends a wait at once; also the end of a child.
+        self._wake_before = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in _STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._count)
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned before
+        signal.set_wakeup_fd(self._wake_before)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def run_to_end(self, program: Program) -> bool:
+        """Run a program that ends by itself. False if the stop came first; ProgramFailed if it fails."""
+        process = _spawn(program)
+        while process.poll() is None:
+            if self.is_stopping:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(program.stop_seconds)
+                _kill(process)
+                return False
+            self._wait(0.5)
+        if process.returncode != 0:
+            raise ProgramFailed(f"{program.name} failed ({_ending(process.returncode)})")
+        return not self.is_stopping
+
+    def start(self, program: Program) -> None:
+        """Start a program that is to run until the stop."""
+        child = _Child(program)
+        self._children.append(child)
+        self._start(child)
+
+    def wait_until(self, is_ready: Callable[[], bool], *, seconds: float) -> bool:
+        """Watch the children until `is_ready`. False if the stop came first.
+
+        Raises ProgramFailed if it takes too long, or if a child keeps dying before it was ever ready.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.is_stopping:
+            if is_ready():
+                self._was_ready = True
+                return True
+            if time.monotonic() > deadline:
+                raise ProgramFailed(f"not ready after {seconds:.0f} s; the lines above may say why")
+            self._watch()
+            self._wait(0.05)
+        return False
+
+    def watch(self) -> None:
+        """Watch the children until the process is told to stop."""
+        while not self.is_stopping:
+            self._watch()
+            self._wait(0.5)
+
+    def _count(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop_requests += 1
+
+    def _wait(self, seconds: float) -> None:
+        if select.select([self._wake_read], [], [], seconds)[0]:
+            with suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+
+    def _start(self, child: _Child) -> None:
+        child.process = _spawn(child.program)
+        child.started_at = time.monotonic()
+        child.start_again_at = None
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.start_again_at is not None:
+                if now >= child.start_again_at:
+                    self._start(child)
+            elif child.process is not None and child.process.poll() is not None:
+                # What it started itself must not outlive it: it may hold the port.
+                _kill(child.process)
+                child.failures = 1 if now - child.started_at > _HEALTHY_SECONDS else child.failures + 1
+                ending = _ending(child.process.returncode)
+                if not self._was_ready and child.failures >= _WORST_START:
+                    raise ProgramFailed(f"{child.program.name} ended {child.failures} times while starting ({ending})")
+                pause = min(0.25 * 2**child.failures, _LONGEST_PAUSE_SECONDS)
+                child.start_again_at = now + pause
+                self._say(f"{child.program.name} ended unexpectedly ({ending}); starting it again in {pause:.1f} s")
+
+    def stop(self) -> None:
+        """Stop all children in the order in which they were given. Does nothing the second time."""
+        children, self._children = self._children, []
+        for child in children:
+            process = child.process
+            if process is None or process.poll() is not None:
+                continue
+            started = time.monotonic()
+            requests = self._stop_requests
+            process.terminate()
+            while process.poll() is None and time.monotonic() - started < child.program.stop_seconds:
+                if self._stop_requests > max(requests, 1):
+                    break
+                self._wait(0.1)
+            forced = process.poll() is None
+            _kill(process)
+            how = "killed" if forced else "stopped"
+            self._say(f"{child.program.name} {how} ({time.monotonic() - started:.1f} s)")
+
+
+def _spawn(program: Program) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        list(program.command),
+        env={**os.environ, **program.environment},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=become(None, death_signal=signal.SIGTERM),  # noqa: PLW1509 - only system calls.
+    )
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End the child and whatever is left of its session at once."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
