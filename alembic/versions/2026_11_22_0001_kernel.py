@@ -18,7 +18,6 @@ def upgrade() -> None:
             key          text NOT NULL,
             request_hash bytea NOT NULL,
             status       bigint,
-            headers      jsonb,
             body         bytea,
             created_at   timestamptz NOT NULL DEFAULT now(),
             expires_at   timestamptz NOT NULL,

@@ -70,7 +70,6 @@ CREATE TABLE kernel.idempotency_keys (
     key text NOT NULL,
     request_hash bytea NOT NULL,
     status bigint,
-    headers jsonb,
     body bytea,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     expires_at timestamp with time zone NOT NULL

@@ -98,7 +98,7 @@ def test_file_names_and_order() -> None:
 
 def test_command_line_prints_sql_without_a_database(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("alembic")
-    command = [program, "-c", migrations.ROOT / "alembic.ini", "upgrade", "head", "--sql"]
+    command: list[str | Path] = [program, "-c", migrations.ROOT / "alembic.ini", "upgrade", "head", "--sql"]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert printed.startswith("BEGIN;\n\nSET lock_timeout = '4s'; SET statement_timeout = '60s';")
     assert printed.count("CREATE TABLE users.events (") == 1

@@ -1,0 +1,32 @@
+"""What can go wrong in the users module."""
+
+from app.kernel.errors import FieldError, NotFound, PreconditionFailed, Unprocessable
+
+
+class UserNotFound(NotFound):
+    code = "user_not_found"
+    title = "There is no such user"
+
+
+class VersionMismatch(PreconditionFailed):
+    """The entity tags in `If-Match` are not that of the present version."""
+
+
+class InvalidEvent(Unprocessable):
+    """The event at `place` says that it happens in the future."""
+
+    def __init__(self, place: str) -> None:
+        detail = "An event cannot lie in the future."
+        super().__init__(errors=[FieldError(f"{place}/occurred_at", detail, "occurred_at_in_future")])
+
+
+class InvalidExtra(Unprocessable):
+    """After a merge, `extra` breaks one of its limits."""
+
+    def __init__(self, detail: str, code: str) -> None:
+        super().__init__(errors=[FieldError("#/extra", detail, code)])
+
+
+class InvalidPeriod(Unprocessable):
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, errors=[FieldError("query:since", detail, "invalid_period")])

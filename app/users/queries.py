@@ -1,0 +1,341 @@
+"""The SQL of the module: one statement, one function over it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import orjson
+
+from app.kernel.database import CopyConn, ReadConn, Row, Tx
+from app.kernel.ids import UserId
+from app.users.records import (
+    Bucket,
+    Event,
+    EventCount,
+    EventFilter,
+    NewEvent,
+    OverviewPart,
+    Preferences,
+    PublicUser,
+    RawJson,
+    User,
+    UserExport,
+)
+
+INSERT_USER = """
+    WITH new_user AS (
+        INSERT INTO users.users (id, email, email_verified, display_name, locale, timezone)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        RETURNING id, email, email_verified, display_name, bio, avatar_url, locale, timezone,
+                  created_at, updated_at, version
+    ), new_preferences AS (
+        INSERT INTO users.preferences (user_id, language) SELECT id, locale FROM new_user
+    )
+    SELECT id, email, email_verified, display_name, bio, avatar_url, locale, timezone,
+           created_at, updated_at, version
+    FROM new_user
+"""
+
+
+async def insert_user(
+    tx: Tx,
+    *,
+    user_id: UserId,
+    email: str,
+    email_verified: bool,
+    display_name: str | None,
+    locale: str,
+    timezone: str,
+) -> User:
+    (row,) = await tx.fetch(INSERT_USER, user_id, email, email_verified, display_name, locale, timezone)
+    return User(**row)
+
+
+GET_USER = """
+    SELECT id, email, email_verified, display_name, bio, avatar_url, locale, timezone,
+           created_at, updated_at, version
+    FROM users.users
+    WHERE id = $1 AND deleted_at IS NULL
+"""
+
+
+async def get_user(conn: ReadConn, user_id: UserId) -> User | None:
+    row = await conn.fetchrow(GET_USER, user_id)
+    return User(**row) if row else None
+
+
+LIST_PUBLIC_USERS = """
+    SELECT id, display_name, bio, avatar_url, created_at
+    FROM users.users
+    WHERE id = ANY($1::uuid[]) AND deleted_at IS NULL
+"""
+
+
+async def list_public_users(conn: ReadConn, user_ids: Sequence[UUID]) -> list[PublicUser]:
+    return [PublicUser(**row) for row in await conn.fetch(LIST_PUBLIC_USERS, user_ids)]
+
+
+# The changes come as one JSON object, because a column that is absent stays and one that is null is cleared.
+UPDATE_USER = """
+    UPDATE users.users
+    SET display_name = CASE WHEN $2::jsonb ? 'display_name' THEN $2 ->> 'display_name' ELSE display_name END,
+        bio = CASE WHEN $2 ? 'bio' THEN $2 ->> 'bio' ELSE bio END,
+        avatar_url = CASE WHEN $2 ? 'avatar_url' THEN $2 ->> 'avatar_url' ELSE avatar_url END,
+        locale = COALESCE($2 ->> 'locale', locale),
+        timezone = COALESCE($2 ->> 'timezone', timezone),
+        version = version + ($2 <> '{}')::integer,
+        updated_at = CASE WHEN $2 = '{}' THEN updated_at ELSE now() END
+    WHERE id = $1 AND deleted_at IS NULL AND ($3::bigint[] IS NULL OR version = ANY($3))
+    RETURNING id, email, email_verified, display_name, bio, avatar_url, locale, timezone,
+              created_at, updated_at, version
+"""
+
+
+async def update_user(
+    tx: Tx, user_id: UserId, changes: Mapping[str, str | None], versions: Sequence[int] | None
+) -> User | None:
+    """None if there is no such user, or none in one of these versions."""
+    row = await tx.fetchrow(UPDATE_USER, user_id, _json(changes), versions)
+    return User(**row) if row else None
+
+
+UPDATE_EMAIL = """
+    UPDATE users.users
+    SET email = $2, email_verified = $3, version = version + 1, updated_at = now()
+    WHERE id = $1 AND deleted_at IS NULL
+"""
+
+
+async def update_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -> bool:
+    """Whether there was such a user."""
+    return await tx.execute(UPDATE_EMAIL, user_id, email, verified) == "UPDATE 1"
+
+
+ANONYMISE_USER = """
+    WITH emptied AS (
+        UPDATE users.preferences
+        SET theme = DEFAULT, language = DEFAULT, email_notifications = false, weekly_report = false,
+            extra = DEFAULT, version = version + 1, updated_at = now()
+        WHERE user_id = $1
+    )
+    UPDATE users.users
+    SET email = 'deleted-' || id || '@users.invalid', email_verified = false, display_name = NULL, bio = NULL,
+        avatar_url = NULL, locale = 'en', timezone = 'UTC', version = version + 1, updated_at = now(),
+        deleted_at = COALESCE(deleted_at, now())
+    WHERE id = $1
+"""
+
+
+async def anonymise_user(tx: Tx, user_id: UserId) -> bool:
+    """Whether there was such a user."""
+    return await tx.execute(ANONYMISE_USER, user_id) == "UPDATE 1"
+
+
+GET_PREFERENCES = """
+    SELECT p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version
+    FROM users.preferences p JOIN users.users u ON u.id = p.user_id
+    WHERE p.user_id = $1 AND u.deleted_at IS NULL
+"""
+
+
+async def get_preferences(conn: ReadConn, user_id: UserId) -> Preferences | None:
+    row = await conn.fetchrow(GET_PREFERENCES, user_id)
+    return _preferences(row) if row else None
+
+
+LOCK_PREFERENCES = """
+    SELECT theme, language, email_notifications, weekly_report, extra, version
+    FROM users.preferences
+    WHERE user_id = $1
+    FOR NO KEY UPDATE
+"""
+
+
+async def lock_preferences(tx: Tx, user_id: UserId) -> Preferences | None:
+    """The row as it stays until the transaction ends."""
+    row = await tx.fetchrow(LOCK_PREFERENCES, user_id)
+    return _preferences(row) if row else None
+
+
+UPDATE_PREFERENCES = """
+    UPDATE users.preferences
+    SET theme = COALESCE($2::jsonb ->> 'theme', theme),
+        language = COALESCE($2 ->> 'language', language),
+        email_notifications = COALESCE(($2 ->> 'email_notifications')::boolean, email_notifications),
+        weekly_report = COALESCE(($2 ->> 'weekly_report')::boolean, weekly_report),
+        extra = COALESCE($2 -> 'extra', extra),
+        version = version + ($2 <> '{}')::integer,
+        updated_at = CASE WHEN $2 = '{}' THEN updated_at ELSE now() END
+    WHERE user_id = $1 AND ($3::bigint[] IS NULL OR version = ANY($3))
+    RETURNING theme, language, email_notifications, weekly_report, extra, version
+"""
+
+
+async def update_preferences(
+    tx: Tx, user_id: UserId, changes: Mapping[str, object], versions: Sequence[int] | None
+) -> Preferences | None:
+    """None if there is no such row, or none in one of these versions."""
+    row = await tx.fetchrow(UPDATE_PREFERENCES, user_id, _json(changes), versions)
+    return _preferences(row) if row else None
+
+
+INSERT_EVENTS = """
+    INSERT INTO users.events (user_id, id, kind, occurred_at, properties)
+    SELECT $1, e.id, e.kind, COALESCE(e.occurred_at, now()), e.properties
+    FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::jsonb[])
+        AS e (id, kind, occurred_at, properties)
+"""
+
+
+async def insert_events(tx: Tx, user_id: UserId, ids: Sequence[UUID], events: Sequence[NewEvent]) -> None:
+    await tx.execute(
+        INSERT_EVENTS,
+        user_id,
+        ids,
+        [event.kind for event in events],
+        [event.occurred_at for event in events],
+        [event.properties for event in events],
+    )
+
+
+# An event is stored less than a day before it says that it occurred, so `since` bounds `created_at` too and
+# the index need not be read to its end.
+LIST_EVENTS = """
+    SELECT id, kind, occurred_at, properties, created_at
+    FROM users.events
+    WHERE user_id = $1
+      AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
+      AND ($4::text IS NULL OR kind = $4)
+      AND ($5::timestamptz IS NULL OR (occurred_at >= $5 AND created_at >= $5 - interval '1 day'))
+      AND ($6::timestamptz IS NULL OR occurred_at < $6)
+    ORDER BY created_at DESC, id DESC
+    LIMIT $7
+"""
+
+
+async def list_events(
+    conn: ReadConn, user_id: UserId, wanted: EventFilter, after: tuple[datetime, UUID] | None, limit: int
+) -> list[Event]:
+    """The newest first, from behind `after`."""
+    created_at, event_id = after or (None, None)
+    rows = await conn.fetch(LIST_EVENTS, user_id, created_at, event_id, wanted.kind, wanted.since, wanted.until, limit)
+    return [_event(row) for row in rows]
+
+
+LIST_EVENT_COUNTS = """
+    SELECT date_trunc($2, occurred_at, 'UTC') AS starts_at, kind, count(*) AS count
+    FROM users.events
+    WHERE user_id = $1 AND occurred_at >= $3 AND occurred_at < $4 AND created_at >= $3 - interval '1 day'
+    GROUP BY starts_at, kind
+    ORDER BY starts_at, kind
+"""
+
+
+async def list_event_counts(
+    conn: ReadConn, user_id: UserId, bucket: Bucket, since: datetime, until: datetime
+) -> list[EventCount]:
+    """By bucket, then by kind; empty buckets are left out."""
+    return [EventCount(**row) for row in await conn.fetch(LIST_EVENT_COUNTS, user_id, bucket, since, until)]
+
+
+GET_EVENT_TOTAL = """
+    SELECT count(*)
+    FROM users.events
+    WHERE user_id = $1
+      AND ($2::timestamptz IS NULL OR (occurred_at >= $2 AND created_at >= $2 - interval '1 day'))
+      AND ($3::timestamptz IS NULL OR occurred_at < $3)
+"""
+
+
+async def get_event_total(conn: ReadConn, user_id: UserId, since: datetime | None, until: datetime | None) -> int:
+    total: int = await conn.fetchval(GET_EVENT_TOTAL, user_id, since, until)
+    return total
+
+
+EVENTS_EXPORT = """
+    SELECT id, kind, occurred_at, properties, created_at
+    FROM users.events
+    WHERE user_id = $1
+      AND ($2::timestamptz IS NULL OR (occurred_at >= $2 AND created_at >= $2 - interval '1 day'))
+      AND ($3::timestamptz IS NULL OR occurred_at < $3)
+    ORDER BY created_at, id
+"""
+
+
+async def stream_events(
+    conn: CopyConn,
+    user_id: UserId,
+    since: datetime | None,
+    until: datetime | None,
+    output: Callable[[bytes], Awaitable[None]],
+) -> int:
+    """CSV with a header, the oldest first, in pieces as they come; the answer is the number of events."""
+    return await conn.copy_to(EVENTS_EXPORT, user_id, since, until, output=output, format="csv", header=True)
+
+
+DELETE_EVENTS = """
+    DELETE FROM users.events
+    WHERE user_id = $1
+      AND id IN (SELECT id FROM users.events WHERE user_id = $1 LIMIT $2)
+"""
+
+
+async def delete_events(tx: Tx, user_id: UserId, limit: int) -> int:
+    """How many there were to delete, at most `limit`."""
+    return int((await tx.execute(DELETE_EVENTS, user_id, limit)).removeprefix("DELETE "))
+
+
+GET_OVERVIEW = """
+    SELECT ROW(u.id, u.email, u.email_verified, u.display_name, u.bio, u.avatar_url, u.locale, u.timezone,
+               u.created_at, u.updated_at, u.version) AS user,
+           ROW(p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version) AS preferences,
+           ARRAY(SELECT ROW(e.id, e.kind, e.occurred_at, e.properties, e.created_at)
+                 FROM users.events e
+                 WHERE e.user_id = u.id
+                 ORDER BY e.created_at DESC, e.id DESC
+                 LIMIT 10) AS recent_events
+    FROM users.users u JOIN users.preferences p ON p.user_id = u.id
+    WHERE u.id = $1 AND u.deleted_at IS NULL
+"""
+
+
+async def get_overview(conn: ReadConn, user_id: UserId) -> OverviewPart | None:
+    row = await conn.fetchrow(GET_OVERVIEW, user_id)
+    if row is None:
+        return None
+    return OverviewPart(
+        user=User(*row["user"]),
+        preferences=_preferences(row["preferences"]),
+        recent_events=[_event(event) for event in row["recent_events"]],
+    )
+
+
+GET_USER_EXPORT = """
+    SELECT ROW(u.id, u.email, u.email_verified, u.display_name, u.bio, u.avatar_url, u.locale, u.timezone,
+               u.created_at, u.updated_at, u.version) AS user,
+           ROW(p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version) AS preferences
+    FROM users.users u JOIN users.preferences p ON p.user_id = u.id
+    WHERE u.id = $1
+"""
+
+
+async def get_user_export(conn: ReadConn, user_id: UserId) -> UserExport | None:
+    """Also of somebody who is deleted but not yet anonymised."""
+    row = await conn.fetchrow(GET_USER_EXPORT, user_id)
+    if row is None:
+        return None
+    return UserExport(user=User(*row["user"]), preferences=_preferences(row["preferences"]))
+
+
+def _preferences(row: Row) -> Preferences:
+    theme, language, email_notifications, weekly_report, extra, version = row
+    return Preferences(theme, language, email_notifications, weekly_report, RawJson(extra), version)
+
+
+def _event(row: Row) -> Event:
+    event_id, kind, occurred_at, properties, created_at = row
+    return Event(event_id, kind, occurred_at, RawJson(properties), created_at)
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()

@@ -1,0 +1,228 @@
+"""What the module's tables hold, and the pure rules about it."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID
+from zoneinfo import available_timezones
+
+import orjson
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from app.kernel.ids import UserId
+
+MAX_EXTRA_BYTES = 16 * 1024
+MAX_PROPERTIES_BYTES = 8 * 1024
+MAX_PROPERTIES_DEPTH = 8
+MAX_EVENTS_PER_REQUEST = 500
+MAX_LOOKUP = 100
+
+MAX_EXTRA_DEPTH = 32
+
+# Clocks of devices run ahead; an event further in the future than this is a mistake. The queries rely on it
+# being less than a day.
+CLOCK_SKEW = timedelta(hours=1)
+
+Bucket = Literal["day", "hour"]
+Theme = Literal["system", "light", "dark"]
+
+# The default and the longest period of a summary, by the width of its buckets.
+DEFAULT_PERIODS: dict[Bucket, timedelta] = {"day": timedelta(days=30), "hour": timedelta(days=2)}
+LONGEST_PERIODS: dict[Bucket, timedelta] = {"day": timedelta(days=366), "hour": timedelta(days=31)}
+
+# JSON that Postgres made goes into answers as it is, without being read on the way.
+RawJson = orjson.Fragment
+
+# BCP 47 as far as people use it: language, script, region, variants.
+_LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|\d{3}))?(-[A-Za-z0-9]{5,8})*", re.ASCII)
+_TIMEZONES = frozenset(available_timezones())
+
+
+def _check_locale(value: str) -> str:
+    if not _LOCALE.fullmatch(value):
+        raise PydanticCustomError("invalid_locale", "Not a language tag such as en or pt-BR.")
+    return value
+
+
+def _check_timezone(value: str) -> str:
+    if value not in _TIMEZONES:
+        raise PydanticCustomError("invalid_timezone", "Not a time zone such as Europe/Berlin.")
+    return value
+
+
+DisplayName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
+Locale = Annotated[str, Field(max_length=35), AfterValidator(_check_locale)]
+Timezone = Annotated[str, Field(max_length=64), AfterValidator(_check_timezone)]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The account as its owner sees it. `version` is the source of the entity tag."""
+
+    id: UserId
+    email: str
+    email_verified: bool
+    display_name: str | None
+    bio: str | None
+    avatar_url: str | None
+    locale: str
+    timezone: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+    def view(self) -> dict[str, Any]:
+        """The answer of `GET /v1/users/me`."""
+        return {
+            "id": self.id,
+            "email": self.email,
+            "email_verified": self.email_verified,
+            "display_name": self.display_name,
+            "bio": self.bio,
+            "avatar_url": self.avatar_url,
+            "locale": self.locale,
+            "timezone": self.timezone,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PublicUser:
+    """What everybody may see of a user."""
+
+    id: UserId
+    display_name: str | None
+    bio: str | None
+    avatar_url: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Choices of a user. `extra` is an object whose content belongs to the clients."""
+
+    theme: Theme
+    language: str
+    email_notifications: bool
+    weekly_report: bool
+    extra: RawJson
+    version: int
+
+    def view(self) -> dict[str, Any]:
+        """The answer of `GET /v1/users/me/preferences`."""
+        return {
+            "theme": self.theme,
+            "language": self.language,
+            "email_notifications": self.email_notifications,
+            "weekly_report": self.weekly_report,
+            "extra": self.extra,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a user did: `occurred_at` by the client's clock, stored at `created_at` by ours."""
+
+    id: UUID
+    kind: str
+    occurred_at: datetime
+    properties: RawJson
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to be stored; without `occurred_at` it happens now. `place` points at it in the request."""
+
+    kind: str
+    occurred_at: datetime | None
+    properties: str
+    place: str = "#"
+
+
+@dataclass(frozen=True, slots=True)
+class EventCount:
+    """How many events of one kind fell into the bucket that begins at `starts_at`."""
+
+    starts_at: datetime
+    kind: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventSummary:
+    """Counts by bucket, then by kind, of a period; empty buckets are left out."""
+
+    bucket: Bucket
+    since: datetime
+    until: datetime
+    items: list[EventCount]
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events of a user: of one kind, with `since <= occurred_at < until`."""
+
+    kind: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewPart:
+    """What the composed front shows of a user, read in one statement."""
+
+    user: User
+    preferences: Preferences
+    recent_events: list[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class UserExport:
+    """The profile and the preferences for a copy of all of somebody's data."""
+
+    user: User
+    preferences: Preferences
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """`target` after a JSON merge patch (RFC 7396, section 2); both are left as they are."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def json_object(value: Any, *, max_bytes: int, max_depth: int) -> str:
+    """The JSON text of an object; `max_depth` counts nested objects and arrays, the outermost included.
+
+    Raises:
+        PydanticCustomError: it is no object, too deep, too large, or holds an integer beyond 64 bits.
+    """
+    if not isinstance(value, dict):
+        raise PydanticCustomError("dict_type", "Not an object.")
+    if not _is_within_depth(value, max_depth):
+        raise PydanticCustomError("too_deep", "Nested more than {limit} levels deep.", {"limit": max_depth})
+    try:
+        text = orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise PydanticCustomError("number_too_large", "An integer does not fit into 64 bits.") from error
+    if len(text) > max_bytes:
+        raise PydanticCustomError("too_large", "More than {limit} bytes as JSON.", {"limit": max_bytes})
+    return text.decode()
+
+
+def _is_within_depth(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        return levels > 0 and all(_is_within_depth(item, levels - 1) for item in value.values())
+    if isinstance(value, list):
+        return levels > 0 and all(_is_within_depth(item, levels - 1) for item in value)
+    return True

@@ -1,0 +1,187 @@
+"""`/v1/users` and `/v1/events`."""
+
+import re
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from app.kernel.auth import Principal, Require
+from app.kernel.cache import CachedRead
+from app.kernel.database import Tx
+from app.kernel.http import Id, Router, if_match, json_fragment, json_response, problem_responses
+from app.kernel.idempotency import idempotent
+from app.kernel.ids import UserId
+from app.kernel.resources import ResourcesDep
+from app.users import service
+from app.users.records import EventFilter
+from app.users.schemas import (
+    EventPage,
+    EventQuery,
+    EventsAccepted,
+    EventsRequest,
+    LookupAnswer,
+    LookupRequest,
+    PreferencesAnswer,
+    PreferencesPatch,
+    PreferencesPut,
+    PublicUserAnswer,
+    SummaryAnswer,
+    SummaryQuery,
+    UserAnswer,
+    UserPatch,
+)
+
+router = Router(prefix="/v1", tags=["users"])
+
+ProfileReader = Annotated[Principal, Require("profile:read")]
+ProfileWriter = Annotated[Principal, Require("profile:write")]
+EventReader = Annotated[Principal, Require("events:read")]
+EventWriter = Annotated[Principal, Require("events:write")]
+
+_PROFILE = frozenset({"profile:read"})
+_EVENTS = frozenset({"events:read"})
+
+CACHED_READS = (
+    CachedRead("/v1/users/me", _PROFILE, lambda user_id: (service.profile_tag(user_id),)),
+    CachedRead("/v1/users/me/preferences", _PROFILE, lambda user_id: (service.profile_tag(user_id),)),
+    CachedRead("/v1/users/me/events", _EVENTS, lambda user_id: (service.events_tag(user_id),)),
+    CachedRead("/v1/users/me/events/summary", _EVENTS, lambda user_id: (service.events_tag(user_id),)),
+)
+
+
+@router.get("/users/me", response_model=UserAnswer, responses=problem_responses(401, 403, 404))
+async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
+    """The own account."""
+    user = await service.read_profile(resources.db, principal.user_id)
+    return json_response(user.view(), etag=_etag(user.id, user.version))
+
+
+@router.patch("/users/me", response_model=UserAnswer, responses=problem_responses(401, 403, 404, 412, 415, 422))
+async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
+    """Change the own account by a JSON merge patch."""
+    changes = patch.model_dump(exclude_unset=True)
+    versions = _versions(request, principal.user_id)
+    user = await service.change_profile(resources.db, principal.user_id, changes, versions)
+    return json_response(user.view(), etag=_etag(user.id, user.version))
+
+
+@router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(401, 403, 404))
+async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> Response:
+    """The own preferences."""
+    preferences = await service.read_preferences(resources.db, principal.user_id)
+    return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
+
+
+@router.put(
+    "/users/me/preferences",
+    response_model=PreferencesAnswer,
+    responses=problem_responses(401, 403, 404, 412, 415, 422),
+)
+async def replace_preferences(
+    request: Request, principal: ProfileWriter, resources: ResourcesDep, body: PreferencesPut
+) -> Response:
+    """Set all preferences."""
+    values = body.model_dump(exclude={"extra"}) | {"extra": json_fragment(body.extra)}
+    versions = _versions(request, principal.user_id)
+    preferences = await service.replace_preferences(resources.db, principal.user_id, values, versions)
+    return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
+
+
+@router.patch(
+    "/users/me/preferences",
+    response_model=PreferencesAnswer,
+    responses=problem_responses(401, 403, 404, 412, 415, 422),
+)
+async def update_preferences(
+    request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: PreferencesPatch
+) -> Response:
+    """Change the own preferences by a JSON merge patch."""
+    changes = patch.model_dump(exclude_unset=True)
+    versions = _versions(request, principal.user_id)
+    preferences = await service.change_preferences(resources.db, principal.user_id, changes, versions)
+    return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
+
+
+@router.get("/users/me/events", response_model=EventPage, responses=problem_responses(400, 401, 403, 422))
+async def list_events(
+    principal: EventReader, resources: ResourcesDep, query: Annotated[EventQuery, Query()]
+) -> Response:
+    """The own events, the newest first."""
+    page = await service.list_events(
+        resources.db,
+        resources.cursors,
+        principal.user_id,
+        EventFilter(query.kind, query.since, query.until),
+        limit=query.limit,
+        cursor=query.cursor,
+    )
+    return json_response(page)
+
+
+@router.get("/users/me/events/summary", response_model=SummaryAnswer, responses=problem_responses(401, 403, 422))
+async def summarise_events(
+    principal: EventReader, resources: ResourcesDep, query: Annotated[SummaryQuery, Query()]
+) -> Response:
+    """How many events of each kind there were."""
+    summary = await service.summarise_events(
+        resources.db,
+        resources.clock,
+        principal.user_id,
+        bucket=query.bucket,
+        since=query.since,
+        until=query.until,
+    )
+    return json_response(summary)
+
+
+@router.post("/users/lookup", response_model=LookupAnswer, responses=problem_responses(401, 403, 415, 422))
+async def look_up_users(_: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
+    """The public view of up to 100 users at once."""
+    found, missing = await service.look_up_users(resources.db, body.ids)
+    return json_response({"items": found, "missing": missing})
+
+
+@router.get("/users/{user_id}", response_model=PublicUserAnswer, responses=problem_responses(401, 403, 404, 422))
+async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Response:
+    """What everybody may see of a user."""
+    return json_response(await service.read_public_user(resources.db, user_id))
+
+
+@router.post(
+    "/events",
+    status_code=201,
+    response_model=EventsAccepted,
+    responses=problem_responses(400, 401, 403, 409, 415, 422),
+)
+async def record_events(
+    request: Request, principal: EventWriter, resources: ResourcesDep, body: EventsRequest
+) -> Response:
+    """Store one event or many; they are durable when the answer arrives."""
+    events = body.new_events()
+
+    async def store(tx: Tx) -> Response:
+        ids = await service.record_events(tx, resources.clock, principal.user_id, events)
+        return json_response({"accepted": len(ids), "ids": ids}, status=201)
+
+    return await idempotent(
+        request,
+        resources,
+        principal.user_id,
+        operation="users.record_events",
+        effect=store,
+        single_statement=True,
+    )
+
+
+# The entity tag says whose version it is: one browser may know several people's `/v1/users/me`.
+def _etag(user_id: UserId, version: int) -> str:
+    return f'"{user_id.hex}-{version}"'
+
+
+def _versions(request: Request, user_id: UserId) -> list[int] | None:
+    """The versions of this user's row that `If-Match` names, weak tags left out; None if it names no tags."""
+    tags = if_match(request)
+    if tags is None:
+        return None
+    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})"', re.ASCII)
+    return [int(found[1]) for tag in tags if (found := pattern.fullmatch(tag))]

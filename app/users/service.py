@@ -1,0 +1,283 @@
+"""The use cases of the module."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+from pydantic_core import PydanticCustomError
+
+from app.kernel.cache import FORGET_TOPIC
+from app.kernel.clock import Clock
+from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
+from app.kernel.ids import UserId, new_id
+from app.kernel.pagination import Cursors, Page
+from app.users import queries
+from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
+from app.users.records import (
+    CLOCK_SKEW,
+    DEFAULT_PERIODS,
+    LONGEST_PERIODS,
+    MAX_EXTRA_BYTES,
+    MAX_EXTRA_DEPTH,
+    Bucket,
+    Event,
+    EventFilter,
+    EventSummary,
+    NewEvent,
+    OverviewPart,
+    Preferences,
+    PublicUser,
+    RawJson,
+    User,
+    UserExport,
+    json_object,
+    merge_patch,
+)
+
+EVENTS_LIST = "users.events"
+
+# Which versions of a row a change may be applied to; None: any.
+Versions = Sequence[int] | None
+
+
+def profile_tag(user_id: UserId) -> str:
+    """The cache tag of the profile and the preferences."""
+    return f"user:{user_id}"
+
+
+def events_tag(user_id: UserId) -> str:
+    """The cache tag of whatever shows events."""
+    return f"events:{user_id}"
+
+
+async def create_user(
+    tx: Tx,
+    *,
+    user_id: UserId,
+    email: str,
+    display_name: str | None,
+    locale: str,
+    timezone: str,
+    email_verified: bool,
+) -> User:
+    """Make a user with default preferences, in one statement."""
+    return await queries.insert_user(
+        tx,
+        user_id=user_id,
+        email=email,
+        email_verified=email_verified,
+        display_name=display_name,
+        locale=locale,
+        timezone=timezone,
+    )
+
+
+async def set_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -> None:
+    """Copy the address that now logs in.
+
+    Raises:
+        UserNotFound
+    """
+    if not await queries.update_email(tx, user_id, email, verified=verified):
+        raise UserNotFound
+    tx.emit(FORGET_TOPIC, profile_tag(user_id))
+
+
+async def anonymise_user(tx: Tx, user_id: UserId) -> None:
+    """Keep the id and forget who it was. Their events go by `delete_events`; nothing happens the second time.
+
+    Raises:
+        UserNotFound
+    """
+    if not await queries.anonymise_user(tx, user_id):
+        raise UserNotFound
+    tx.emit(FORGET_TOPIC, profile_tag(user_id))
+
+
+async def delete_events(tx: Tx, user_id: UserId, *, limit: int = 5_000) -> int:
+    """Delete some of a user's events; the answer is how many. Call it until it is 0."""
+    deleted = await queries.delete_events(tx, user_id, limit)
+    tx.emit(FORGET_TOPIC, events_tag(user_id))
+    return deleted
+
+
+async def export_user(conn: ReadConn, user_id: UserId) -> UserExport | None:
+    return await queries.get_user_export(conn, user_id)
+
+
+async def read_overview(conn: ReadConn, user_id: UserId) -> OverviewPart | None:
+    """The user, their preferences and their ten newest events, in one statement."""
+    return await queries.get_overview(conn, user_id)
+
+
+async def read_profile(db: Database, user_id: UserId) -> User:
+    """The account as its owner sees it.
+
+    Raises:
+        UserNotFound
+    """
+    async with db.read("users.read_profile") as conn:
+        user = await queries.get_user(conn, user_id)
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+async def change_profile(db: Database, user_id: UserId, changes: Mapping[str, str | None], versions: Versions) -> User:
+    """Apply `changes`, in which None clears a field, to the profile in one of `versions`.
+
+    Raises:
+        UserNotFound
+        VersionMismatch
+    """
+    async with db.statement("users.change_profile") as tx:
+        user = await queries.update_user(tx, user_id, changes, versions)
+        tx.emit(FORGET_TOPIC, profile_tag(user_id))
+    if user is None:
+        raise UserNotFound if versions is None else VersionMismatch
+    return user
+
+
+async def look_up_users(db: Database, user_ids: Sequence[UUID]) -> tuple[list[PublicUser], list[UUID]]:
+    """The users among `user_ids` and the ids of which there is none, both in the order asked for, each once."""
+    wanted = list(dict.fromkeys(user_ids))
+    async with db.read("users.look_up_users") as conn:
+        found: dict[UUID, PublicUser] = {user.id: user for user in await queries.list_public_users(conn, wanted)}
+    return [found[key] for key in wanted if key in found], [key for key in wanted if key not in found]
+
+
+async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
+    """What everybody may see of somebody.
+
+    Raises:
+        UserNotFound
+    """
+    found, _ = await look_up_users(db, [user_id])
+    if not found:
+        raise UserNotFound
+    return found[0]
+
+
+async def read_preferences(db: Database, user_id: UserId) -> Preferences:
+    """Raises UserNotFound."""
+    async with db.read("users.read_preferences") as conn:
+        preferences = await queries.get_preferences(conn, user_id)
+    if preferences is None:
+        raise UserNotFound
+    return preferences
+
+
+async def change_preferences(
+    db: Database, user_id: UserId, changes: Mapping[str, Any], versions: Versions
+) -> Preferences:
+    """Apply `changes` to the preferences in one of `versions`; their `extra` is a merge patch of the present one.
+
+    Raises:
+        InvalidExtra: the merged `extra` would break its limits.
+        UserNotFound
+        VersionMismatch
+    """
+    if "extra" in changes:
+        return await _merge_preferences(db, user_id, changes, versions)
+    return await replace_preferences(db, user_id, changes, versions)
+
+
+async def replace_preferences(
+    db: Database, user_id: UserId, values: Mapping[str, Any], versions: Versions
+) -> Preferences:
+    """Set the preferences in one of `versions` to `values`; what they do not name stays.
+
+    Raises:
+        UserNotFound
+        VersionMismatch
+    """
+    async with db.statement("users.replace_preferences") as tx:
+        preferences = await queries.update_preferences(tx, user_id, values, versions)
+        tx.emit(FORGET_TOPIC, profile_tag(user_id))
+    if preferences is None:
+        raise UserNotFound if versions is None else VersionMismatch
+    return preferences
+
+
+@retries_conflicts
+async def _merge_preferences(
+    db: Database, user_id: UserId, changes: Mapping[str, Any], versions: Versions
+) -> Preferences:
+    async with db.transaction("users.merge_preferences") as tx:
+        present = await queries.lock_preferences(tx, user_id)
+        if present is None:
+            raise UserNotFound
+        if versions is not None and present.version not in versions:
+            raise VersionMismatch
+        extra = merge_patch(orjson.loads(present.extra.contents), changes["extra"])
+        try:
+            text = json_object(extra, max_bytes=MAX_EXTRA_BYTES, max_depth=MAX_EXTRA_DEPTH)
+        except PydanticCustomError as error:
+            raise InvalidExtra(error.message(), error.type) from error
+        changed = await queries.update_preferences(tx, user_id, {**changes, "extra": RawJson(text)}, None)
+        if changed is None:
+            raise UserNotFound
+        tx.emit(FORGET_TOPIC, profile_tag(user_id))
+    return changed
+
+
+async def record_events(tx: Tx, clock: Clock, user_id: UserId, events: Sequence[NewEvent]) -> list[UUID]:
+    """Store events with one statement; the answer is their ids in the same order.
+
+    Raises:
+        InvalidEvent: one of them lies in the future.
+    """
+    latest = clock.now() + CLOCK_SKEW
+    for event in events:
+        if event.occurred_at is not None and event.occurred_at > latest:
+            raise InvalidEvent(event.place)
+    ids = [new_id() for _ in events]
+    await queries.insert_events(tx, user_id, ids, events)
+    tx.emit(FORGET_TOPIC, events_tag(user_id))
+    return ids
+
+
+async def list_events(
+    db: Database, cursors: Cursors, user_id: UserId, wanted: EventFilter, *, limit: int, cursor: str | None
+) -> Page[Event]:
+    """One page of a user's events, the newest first.
+
+    Raises:
+        InvalidCursor: it belongs to another user or other filters.
+    """
+    owner = (user_id, wanted)
+    after = cursors.decode(EVENTS_LIST, owner, cursor, tuple[datetime, UUID]) if cursor else None
+    async with db.read("users.list_events") as conn:
+        # One more than wanted tells whether there is another page.
+        events = await queries.list_events(conn, user_id, wanted, after, limit + 1)
+    page = events[:limit]
+    if len(events) == len(page):
+        return Page(page, None)
+    return Page(page, cursors.encode(EVENTS_LIST, owner, (page[-1].created_at, page[-1].id)))
+
+
+async def summarise_events(
+    db: Database,
+    clock: Clock,
+    user_id: UserId,
+    *,
+    bucket: Bucket,
+    since: datetime | None,
+    until: datetime | None,
+) -> EventSummary:
+    """Counts per bucket and kind of the events with `since <= occurred_at < until`.
+
+    Raises:
+        InvalidPeriod: it is empty or too long for the width of the buckets.
+    """
+    until = until or clock.now()
+    since = since or until - DEFAULT_PERIODS[bucket]
+    if since >= until:
+        raise InvalidPeriod("`since` must lie before `until`.")
+    if until - since > LONGEST_PERIODS[bucket]:
+        raise InvalidPeriod(f"By {bucket}, a period has at most {LONGEST_PERIODS[bucket].days} days.")
+    async with db.read("users.summarise_events") as conn:
+        counts = await queries.list_event_counts(conn, user_id, bucket, since, until)
+    return EventSummary(bucket, since, until, counts)
