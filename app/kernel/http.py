@@ -25,7 +25,8 @@ from fastapi.params import Form
 from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
 from fastapi.routing import APIRoute, iter_route_contexts
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from app.kernel.auth import declared_permission
@@ -41,6 +42,7 @@ from app.kernel.telemetry import request_id_var
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
+_DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 _INVALID_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _JSON_OPTIONS = orjson.OPT_UTC_Z
 _ETAG_BYTES = 12
@@ -62,13 +64,23 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+def _refuse_numbers(value: Any) -> Any:
+    # pydantic would read a number as seconds since 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and _DATE_AND_TIME.match(value)):
+        return value
+    raise PydanticCustomError("datetime_type", "Not a date and time as in RFC 3339.")
+
+
 def _to_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise PydanticCustomError("datetime_range", "Not between the years 1 and 9999 in UTC.") from error
 
 
 # Strictness is lifted for these two because JSON has no type of its own for them.
 Id = Annotated[UUID, Strict(strict=False)]
-Timestamp = Annotated[AwareDatetime, Strict(strict=False), AfterValidator(_to_utc)]
+Timestamp = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
 
 
 class PageQuery(BaseModel):
