@@ -14,9 +14,10 @@ once, the others by a message, before the writer gets its answer. What must hold
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 
 import msgspec
 from prometheus_client import Counter
@@ -97,8 +98,8 @@ class _LocalEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
-    """Taken before the database is read; `Cache.store` needs it to know what has been written since."""
+class _Ticket:
+    """Taken before the database is read, to tell afterwards whether anything was written meanwhile."""
 
     key: str
     tags: tuple[str, ...]
@@ -123,12 +124,14 @@ class Cache:
         self._forgotten_floor = 0
         self._pending: set[str] = set()
         self._retry_task: asyncio.Task[None] | None = None
-        self._on_forget: list[Callable[[Iterable[str]], None]] = []
+        self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
+        self._flights_of_tag: dict[str, set[str]] = {}
+        self._storing: set[asyncio.Task[None]] = set()
         self._store = redis.client.register_script(_STORE_SCRIPT)
         self._forget = redis.client.register_script(_FORGET_SCRIPT)
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._drop_all, on_down=self._drop_all)
 
-    def attach(self, database: Database) -> None:
+    def bind(self, database: Database) -> None:
         """Takes the tags that the units of work of `database` forget."""
         database.on_commit(FORGET_TOPIC, self.forget_now)
 
@@ -136,10 +139,6 @@ class Cache:
         """After the commit of `tx`, nothing cached under `tags` is served any more."""
         for tag in tags:
             tx.emit(FORGET_TOPIC, tag)
-
-    def on_forget(self, listener: Callable[[Iterable[str]], None]) -> None:
-        """`listener` is told of every tag forgotten in this process, by whichever process wrote."""
-        self._on_forget.append(listener)
 
     def get_local(self, key: str) -> CachedAnswer | None:
         """The answer in this process's memory."""
@@ -152,44 +151,34 @@ class Cache:
         _local_hit.inc()
         return entry.answer
 
-    async def get_remote(self, key: str, tags: tuple[str, ...]) -> tuple[CachedAnswer | None, Fill]:
-        """The answer in Redis, or None; and the `Fill` with which a fresh answer may be stored."""
-        started = self._counter
-        if not self._settings.enabled or not self._pending.isdisjoint(tags) or not self._redis.available:
-            _bypass.inc()
-            return None, Fill(key, tags, started, None)
-        keys = [_ENTRY_PREFIX + key, *(_TAG_PREFIX + tag for tag in tags)]
-        try:
-            raw, *versions = await self._redis.call(lambda client: client.mget(keys))
-        except RedisUnavailable:
-            _bypass.inc()
-            return None, Fill(key, tags, started, None)
-        present = tuple((version or b"").decode() for version in versions)
-        fill = Fill(key, tags, started, present)
-        if raw is not None:
-            stored, _, payload = raw.partition(b"\n")
-            if stored.decode() == ",".join(present):
-                answer = msgspec.msgpack.decode(payload, type=CachedAnswer)
-                _remote_hit.inc()
-                self._keep(fill, answer)
-                return answer, fill
-        _miss.inc()
-        return None, fill
+    async def get_or_fill(
+        self, key: str, tags: tuple[str, ...], fill: Callable[[], Awaitable[CachedAnswer | None]]
+    ) -> CachedAnswer | None:
+        """The answer in Redis, or that of `fill`, which runs once for all who ask for `key` at the same time.
 
-    async def store(self, fill: Fill, answer: CachedAnswer) -> None:
-        """Keeps a fresh answer in both levels, unless one of its tags was forgotten since the fill began."""
-        if not self._settings.enabled:
-            return
-        self._keep(fill, answer)
-        if fill.versions is None or not self._redis.available:
-            return
-        ttl_ms = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
-        keys = [_ENTRY_PREFIX + fill.key, *(_TAG_PREFIX + tag for tag in fill.tags)]
-        args: list[bytes | str | int] = [msgspec.msgpack.encode(answer), ttl_ms, *fill.versions, new_id().hex]
+        None: `fill` had nothing to cache, or another caller's had not; who gets it has to find an answer alone.
+        """
+        flight = self._flights.get(key)
+        if flight is not None:
+            return await asyncio.shield(flight)
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        for tag in tags:
+            self._flights_of_tag.setdefault(tag, set()).add(key)
+        answer = None
         try:
-            await self._redis.call(lambda client: self._store(keys=keys, args=args, client=client))
-        except RedisUnavailable:
-            return
+            answer, ticket = await self._get_remote(key, tags)
+            if answer is None:
+                answer = await fill()
+                if answer is not None:
+                    self._keep(ticket, answer)
+                    # Nobody waits for Redis to take it.
+                    self._in_background(self._store_remote(ticket, answer))
+        finally:
+            if self._flights.get(key) is flight:
+                self._end_flight(key, tags)
+            if not flight.done():
+                flight.set_result(answer)
+        return answer
 
     async def forget_now(self, tags: Sequence[str]) -> None:
         """Forgets `tags` here at once and everywhere before it returns, or as soon as Redis answers again."""
@@ -206,9 +195,60 @@ class Cache:
                 self._retry_task = asyncio.create_task(self._retry_pending())
 
     async def close(self) -> None:
-        if self._retry_task is not None:
-            self._retry_task.cancel()
-            await asyncio.gather(self._retry_task, return_exceptions=True)
+        tasks = [*self._storing, *([self._retry_task] if self._retry_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _get_remote(self, key: str, tags: tuple[str, ...]) -> tuple[CachedAnswer | None, _Ticket]:
+        """The answer in Redis, or None; and the ticket with which a fresh one may be kept."""
+        started = self._counter
+        if not self._settings.enabled or not self._pending.isdisjoint(tags) or not self._redis.available:
+            _bypass.inc()
+            return None, _Ticket(key, tags, started, None)
+        keys = [_ENTRY_PREFIX + key, *(_TAG_PREFIX + tag for tag in tags)]
+        try:
+            raw, *versions = await self._redis.call(lambda client: client.mget(keys))
+        except RedisUnavailable:
+            _bypass.inc()
+            return None, _Ticket(key, tags, started, None)
+        present = tuple((version or b"").decode() for version in versions)
+        ticket = _Ticket(key, tags, started, present)
+        if raw is not None:
+            stored, _, payload = raw.partition(b"\n")
+            if stored.decode() == ",".join(present):
+                answer = msgspec.msgpack.decode(payload, type=CachedAnswer)
+                _remote_hit.inc()
+                self._keep(ticket, answer)
+                return answer, ticket
+        _miss.inc()
+        return None, ticket
+
+    async def _store_remote(self, ticket: _Ticket, answer: CachedAnswer) -> None:
+        """Keeps a fresh answer in Redis, unless one of its tags was forgotten since the ticket was taken."""
+        if ticket.versions is None or not self._redis.available:
+            return
+        ttl_ms = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
+        keys = [_ENTRY_PREFIX + ticket.key, *(_TAG_PREFIX + tag for tag in ticket.tags)]
+        args: list[bytes | str | int] = [msgspec.msgpack.encode(answer), ttl_ms, *ticket.versions, new_id().hex]
+        try:
+            await self._redis.call(lambda client: self._store(keys=keys, args=args, client=client))
+        except RedisUnavailable:
+            return
+
+    def _end_flight(self, key: str, tags: Iterable[str]) -> None:
+        del self._flights[key]
+        for tag in tags:
+            keys = self._flights_of_tag.get(tag)
+            if keys is not None:
+                keys.discard(key)
+                if not keys:
+                    del self._flights_of_tag[tag]
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
 
     async def _forget_remote(self, tags: Sequence[str]) -> None:
         keys = [_TAG_PREFIX + tag for tag in tags]
@@ -238,23 +278,24 @@ class Cache:
             self._forgotten_at.move_to_end(tag)
             for key in tuple(self._keys_of_tag.get(tag, ())):
                 self._remove(key)
+            # Who asks from now on must not be given what a fill under way has read before this.
+            for key in self._flights_of_tag.pop(tag, ()):
+                self._flights.pop(key, None)
         while len(self._forgotten_at) > _MAX_REMEMBERED_TAGS:
             self._forgotten_floor = self._forgotten_at.popitem(last=False)[1]
-        for listener in self._on_forget:
-            listener(tags)
 
-    def _keep(self, fill: Fill, answer: CachedAnswer) -> None:
+    def _keep(self, ticket: _Ticket, answer: CachedAnswer) -> None:
         """Into level 1, where that is safe."""
-        if not self._bus.is_connected or fill.started < self._forgotten_floor:
+        if not self._settings.enabled or not self._bus.is_connected or ticket.started < self._forgotten_floor:
             return
-        if any(self._forgotten_at.get(tag, 0) > fill.started for tag in fill.tags):
+        if any(self._forgotten_at.get(tag, 0) > ticket.started for tag in ticket.tags):
             return
-        self._remove(fill.key)
+        self._remove(ticket.key)
         ttl = self._settings.ttl * random.uniform(0.9, 1.1)  # noqa: S311 - jitter, not a secret
-        self._entries[fill.key] = _LocalEntry(answer, fill.tags, monotonic() + ttl)
+        self._entries[ticket.key] = _LocalEntry(answer, ticket.tags, monotonic() + ttl)
         self._bytes += len(answer.body)
-        for tag in fill.tags:
-            self._keys_of_tag.setdefault(tag, set()).add(fill.key)
+        for tag in ticket.tags:
+            self._keys_of_tag.setdefault(tag, set()).add(ticket.key)
         while len(self._entries) > self._settings.local_entries or self._bytes > self._settings.local_bytes:
             self._remove(next(iter(self._entries)))
 
@@ -275,6 +316,3 @@ class Cache:
         self._entries.clear()
         self._keys_of_tag.clear()
         self._bytes = 0
-
-
-__all__ = ["FORGET_TOPIC", "Cache", "CachedAnswer", "CachedRead", "Fill"]

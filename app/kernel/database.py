@@ -84,7 +84,7 @@ class ConstraintViolated(Exception):
 class Statement:
     """One statement as sent, for tests and diagnosis."""
 
-    unit: str
+    label: str
     sql: str
 
 

@@ -23,6 +23,8 @@ CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
+# A W3C traceparent as received, continued in the jobs that a request starts.
+trace_parent_var: ContextVar[str | None] = ContextVar("trace_parent", default=None)
 
 _SECRET_KEYS = frozenset(
     {

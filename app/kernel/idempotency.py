@@ -1,0 +1,159 @@
+"""Idempotency-Key (IETF httpapi draft): one effect and one answer for 24 hours per caller, operation and key.
+
+Key and effect are committed in one transaction, so a crash leaves either both or neither. The stored answer is sealed with
+the key itself, because it may hold what is shown only once.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+from fastapi import Request, Response
+from prometheus_client import Counter
+
+from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.errors import BadRequest, Conflict, Unprocessable
+from app.kernel.ids import UserId
+from app.kernel.keys import Keys
+from app.kernel.resources import Resources
+
+KEPT_FOR = timedelta(hours=24)
+MAX_KEY_LENGTH = 255
+_REPLAYED_HEADERS = ("location", "etag", "content-type")
+_SERVER_ERROR = 500
+
+_outcomes_total = Counter("app_idempotency_requests", "Requests with an Idempotency-Key.", ["outcome"])
+
+
+class InvalidIdempotencyKey(BadRequest):
+    code = "invalid_idempotency_key"
+    title = "The Idempotency-Key is not valid"
+
+
+class IdempotencyKeyReused(Unprocessable):
+    code = "idempotency_key_reused"
+    title = "The Idempotency-Key was used for another request"
+
+
+class RequestInProgress(Conflict):
+    code = "request_in_progress"
+    title = "A request with this Idempotency-Key is still running"
+
+
+TRY_LOCK_KEY = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))"
+
+INSERT_KEY = """
+INSERT INTO kernel.idempotency_keys (caller, operation, key, request_hash, created_at, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (caller, operation, key) DO UPDATE
+   SET request_hash = excluded.request_hash, status = NULL, body = NULL,
+       created_at = excluded.created_at, expires_at = excluded.expires_at
+ WHERE idempotency_keys.expires_at <= excluded.created_at
+RETURNING key
+"""
+
+GET_ANSWER = """
+SELECT request_hash, status, body FROM kernel.idempotency_keys WHERE caller = $1 AND operation = $2 AND key = $3
+"""
+
+STORE_ANSWER = """
+UPDATE kernel.idempotency_keys SET status = $4, body = $5 WHERE caller = $1 AND operation = $2 AND key = $3
+"""
+
+DELETE_EXPIRED_KEYS = """
+DELETE FROM kernel.idempotency_keys
+ WHERE (caller, operation, key) IN (
+       SELECT caller, operation, key FROM kernel.idempotency_keys WHERE expires_at <= $1 LIMIT 5000)
+"""
+
+Effect = Callable[[Tx], Awaitable[Response]]
+
+
+async def idempotent(
+    request: Request,
+    resources: Resources,
+    user_id: UserId,
+    *,
+    operation: str,
+    effect: Effect,
+    single_statement: bool = False,
+) -> Response:
+    """Runs `effect` in a transaction and answers what it answers; with an `Idempotency-Key`, at most once.
+
+    `single_statement` says that the effect runs one statement, which needs no transaction when there is no key.
+
+    Raises:
+        InvalidIdempotencyKey: it is empty, longer than 255 characters, or not printable ASCII.
+        IdempotencyKeyReused: it came with another body before.
+        RequestInProgress: the first request with it has not finished.
+    """
+    key = _key_of(request)
+    if key is None:
+        return await _without_key(resources.db, operation, effect, single_statement=single_statement)
+    request_hash = sha256(request.url.query.encode() + b"\0" + await request.body()).digest()
+    return await _with_key(resources, str(user_id), operation, key, request_hash, effect)
+
+
+async def delete_expired_keys(tx: Tx, now: datetime) -> int:
+    """Removes up to 5,000 keys past their time; the answer is how many."""
+    return int((await tx.execute(DELETE_EXPIRED_KEYS, now)).removeprefix("DELETE "))
+
+
+def _key_of(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    # The draft makes it a structured-field string, in quotes; bare ones are common.
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise InvalidIdempotencyKey(f"It must have 1 to {MAX_KEY_LENGTH} printable ASCII characters.")
+    return key
+
+
+@retries_conflicts
+async def _without_key(db: Database, operation: str, effect: Effect, *, single_statement: bool) -> Response:
+    async with db.statement(operation) if single_statement else db.transaction(operation) as tx:
+        return await effect(tx)
+
+
+@retries_conflicts
+async def _with_key(
+    resources: Resources, caller: str, operation: str, key: str, request_hash: bytes, effect: Effect
+) -> Response:
+    # The key itself never reaches the database, so that the stored answer cannot be opened there.
+    key_hash = sha256(key.encode()).hexdigest()
+    seal_context = f"{caller}\0{operation}\0{key}".encode()
+    now = resources.clock.now()
+    async with resources.db.transaction(operation) as tx:
+        if not await tx.fetchval(TRY_LOCK_KEY, f"{caller}\0{operation}\0{key_hash}".replace("\0", "|")):
+            _outcomes_total.labels("in_progress").inc()
+            raise RequestInProgress
+        fresh = await tx.fetchval(INSERT_KEY, caller, operation, key_hash, request_hash, now, now + KEPT_FOR)
+        if fresh is None:
+            stored = await tx.fetchrow(GET_ANSWER, caller, operation, key_hash)
+            if stored is None or stored["status"] is None:
+                raise RequestInProgress
+            if stored["request_hash"] != request_hash:
+                _outcomes_total.labels("reused").inc()
+                raise IdempotencyKeyReused
+            _outcomes_total.labels("replayed").inc()
+            return _unpack(resources.keys, stored["status"], stored["body"], seal_context)
+        response = await effect(tx)
+        if response.status_code < _SERVER_ERROR:
+            sealed = _pack(resources.keys, response, seal_context)
+            await tx.execute(STORE_ANSWER, caller, operation, key_hash, response.status_code, sealed)
+    _outcomes_total.labels("first").inc()
+    return response
+
+
+def _pack(keys: Keys, response: Response, context: bytes) -> bytes:
+    lines = [f"{name}: {response.headers[name]}" for name in _REPLAYED_HEADERS if name in response.headers]
+    plain = "\n".join(lines).encode() + b"\n\n" + bytes(response.body)
+    return keys.seal("idempotency", plain, context=context)
+
+
+def _unpack(keys: Keys, status: int, sealed: bytes, context: bytes) -> Response:
+    head, _, body = keys.open("idempotency", sealed, context=context).partition(b"\n\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().split("\n") if line)
+    return Response(body, status, headers | {"Idempotent-Replayed": "true"})

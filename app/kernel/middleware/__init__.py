@@ -1,0 +1,1 @@
+"""The pure-ASGI layers around the framework, outermost first: request context, admission, authentication, response cache."""

@@ -1,0 +1,148 @@
+"""The outermost layer: identity, deadline, log line, metrics and headers of a request, and the answer to its failures."""
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.kernel.access_log import AccessLog
+from app.kernel.errors import AppError, PayloadTooLarge
+from app.kernel.http import problem_response
+from app.kernel.settings import HttpSettings
+from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
+
+_logger = get_logger(__name__)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TRACE_PARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# Read once here; the inner layers look into the result instead of walking the list again.
+_WANTED = frozenset({b"x-request-id", b"traceparent", b"content-length", b"authorization", b"if-none-match", b"prefer"})
+_CLIENT_CLOSED_REQUEST = 499
+_SERVER_ERROR = 500
+
+_duration = Histogram(
+    "http_server_request_duration_seconds",
+    "Time from a request's first byte read to its answer's last byte written.",
+    ["http_request_method", "http_route", "http_response_status_code"],
+    buckets=DURATION_BUCKETS,
+)
+_active = Gauge("http_server_active_requests", "Requests under way.", multiprocess_mode="livesum")
+_disconnects = Counter("http_server_client_disconnects", "Clients that went away before their answer.")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_ANY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
+
+
+class RequestContext:
+    """`routes` maps an endpoint function to its path template, which is the label of its metrics."""
+
+    def __init__(
+        self, app: ASGIApp, settings: HttpSettings, access_log: AccessLog | None, routes: Mapping[Any, str]
+    ) -> None:
+        self._app = app
+        self._timeout = settings.request_timeout
+        self._max_body_bytes = settings.max_body_bytes
+        self._headers = [*_ANY_HEADERS, *([_HSTS] if settings.hsts else [])]
+        self._access_log = access_log
+        self._routes = routes
+        self._prefix = os.urandom(6).hex()
+        self._numbers = count(1)
+        self._observers: dict[tuple[str, str, int], Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        found = {name: value for name, value in scope["headers"] if name in _WANTED}
+        scope["found_headers"] = found
+        request_id = self._request_id(found)
+        request_id_var.set(request_id.decode())
+        trace_parent = found.get(b"traceparent")
+        if trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent):
+            trace_parent_var.set(trace_parent.decode())
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            scope["method"] = "GET"
+        exchange = _Exchange(send, [(b"x-request-id", request_id), *self._headers], is_head=is_head)
+        _active.inc()
+        try:
+            await self._answer(scope, receive, exchange, found)
+        finally:
+            _active.dec()
+            self._record(scope, exchange, perf_counter() - started, is_head=is_head)
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange", found: dict[bytes, bytes]) -> None:
+        try:
+            length = found.get(b"content-length")
+            if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
+                # Refused before a byte of it is read; the connection is closed because the body is still coming.
+                raise PayloadTooLarge(headers={"Connection": "close"})  # noqa: TRY301
+            await self._app(scope, receive, exchange.send)
+        except asyncio.CancelledError:
+            exchange.status = exchange.status or _CLIENT_CLOSED_REQUEST
+            _disconnects.inc()
+            raise
+        except AppError as error:
+            await exchange.answer_problem(error, scope, receive)
+        except Exception as error:
+            _logger.exception("a request failed", method=scope["method"], path=scope["path"])
+            if exchange.status == 0:
+                await exchange.answer_problem(AppError(), scope, receive)
+            elif exchange.status != _SERVER_ERROR:
+                # Half an answer is out; only a broken connection tells the client that the rest is missing.
+                raise error  # noqa: TRY201
+
+    def _request_id(self, found: dict[bytes, bytes]) -> bytes:
+        given = found.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}".encode()
+
+    def _record(self, scope: Scope, exchange: "_Exchange", seconds: float, *, is_head: bool) -> None:
+        route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), "unmatched")
+        method = "HEAD" if is_head else scope["method"]
+        key = (method if method in _METHODS else "OTHER", route, exchange.status)
+        observe = self._observers.get(key)
+        if observe is None:
+            observe = self._observers[key] = _duration.labels(key[0], route, str(exchange.status)).observe
+        observe(seconds)
+        if self._access_log is not None:
+            self._access_log.write(method, route, exchange.status, seconds, scope)
+
+
+class _Exchange:
+    """One answer on its way out."""
+
+    __slots__ = ("_headers", "_is_head", "_send", "status")
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], *, is_head: bool) -> None:
+        self._send = send
+        self._headers = headers
+        self._is_head = is_head
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message["headers"]
+            message["headers"] = [*headers, *self._headers]
+            if not any(name == b"content-security-policy" for name, _ in headers):
+                message["headers"].append(_API_POLICY)
+        elif self._is_head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def answer_problem(self, error: AppError, scope: Scope, receive: Receive) -> None:
+        await problem_response(error)(scope, receive, self.send)

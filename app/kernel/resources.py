@@ -1,0 +1,37 @@
+"""What a process owns and its modules share, and how a router gets at it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.kernel.bus import Bus
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock
+from app.kernel.database import Database
+from app.kernel.keys import Keys
+from app.kernel.pagination import Cursors
+from app.kernel.queue import Queue
+from app.kernel.redis import RedisGateway
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Open for as long as the process runs."""
+
+    db: Database
+    redis: RedisGateway
+    bus: Bus
+    cache: Cache
+    queue: Queue
+    clock: Clock
+    keys: Keys
+    cursors: Cursors
+
+
+async def _resources(request: Request) -> Resources:
+    resources: Resources = request.app.state.resources
+    return resources
+
+
+ResourcesDep = Annotated[Resources, Depends(_resources)]
