@@ -140,7 +140,7 @@ GET_PREFERENCES = """
 
 async def get_preferences(conn: ReadConn, user_id: UserId) -> Preferences | None:
     row = await conn.fetchrow(GET_PREFERENCES, user_id)
-    return _preferences(row) if row else None
+    return Preferences(**row) if row else None
 
 
 LOCK_PREFERENCES = """
@@ -154,7 +154,7 @@ LOCK_PREFERENCES = """
 async def lock_preferences(tx: Tx, user_id: UserId) -> Preferences | None:
     """The row as it stays until the transaction ends."""
     row = await tx.fetchrow(LOCK_PREFERENCES, user_id)
-    return _preferences(row) if row else None
+    return Preferences(**row) if row else None
 
 
 UPDATE_PREFERENCES = """
@@ -176,7 +176,7 @@ async def update_preferences(
 ) -> Preferences | None:
     """None if there is no such row, or none in one of these versions."""
     row = await tx.fetchrow(UPDATE_PREFERENCES, user_id, _json(changes), versions)
-    return _preferences(row) if row else None
+    return Preferences(**row) if row else None
 
 
 INSERT_EVENTS = """
@@ -206,7 +206,7 @@ LIST_EVENTS = """
     WHERE user_id = $1
       AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
       AND ($4::text IS NULL OR kind = $4)
-      AND ($5::timestamptz IS NULL OR (occurred_at >= $5 AND created_at >= $5 - interval '1 day'))
+      AND ($5::timestamptz IS NULL OR (occurred_at >= $5 AND created_at >= $5::timestamptz - interval '1 day'))
       AND ($6::timestamptz IS NULL OR occurred_at < $6)
     ORDER BY created_at DESC, id DESC
     LIMIT $7
@@ -225,7 +225,7 @@ async def list_events(
 LIST_EVENT_COUNTS = """
     SELECT date_trunc($2, occurred_at, 'UTC') AS starts_at, kind, count(*) AS count
     FROM users.events
-    WHERE user_id = $1 AND occurred_at >= $3 AND occurred_at < $4 AND created_at >= $3 - interval '1 day'
+    WHERE user_id = $1 AND occurred_at >= $3 AND occurred_at < $4 AND created_at >= $3::timestamptz - interval '1 day'
     GROUP BY starts_at, kind
     ORDER BY starts_at, kind
 """
@@ -242,7 +242,7 @@ GET_EVENT_TOTAL = """
     SELECT count(*)
     FROM users.events
     WHERE user_id = $1
-      AND ($2::timestamptz IS NULL OR (occurred_at >= $2 AND created_at >= $2 - interval '1 day'))
+      AND ($2::timestamptz IS NULL OR (occurred_at >= $2 AND created_at >= $2::timestamptz - interval '1 day'))
       AND ($3::timestamptz IS NULL OR occurred_at < $3)
 """
 
@@ -253,12 +253,15 @@ async def get_event_total(conn: ReadConn, user_id: UserId, since: datetime | Non
 
 
 EVENTS_EXPORT = """
-    SELECT id, kind, occurred_at, properties, created_at
-    FROM users.events
+    SELECT id, kind,
+           to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS occurred_at,
+           properties,
+           to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at
+    FROM users.events AS e
     WHERE user_id = $1
-      AND ($2::timestamptz IS NULL OR (occurred_at >= $2 AND created_at >= $2 - interval '1 day'))
+      AND ($2::timestamptz IS NULL OR (occurred_at >= $2 AND created_at >= $2::timestamptz - interval '1 day'))
       AND ($3::timestamptz IS NULL OR occurred_at < $3)
-    ORDER BY created_at, id
+    ORDER BY e.created_at, id
 """
 
 
@@ -305,7 +308,7 @@ async def get_overview(conn: ReadConn, user_id: UserId) -> OverviewPart | None:
         return None
     return OverviewPart(
         user=User(*row["user"]),
-        preferences=_preferences(row["preferences"]),
+        preferences=Preferences(*row["preferences"]),
         recent_events=[_event(event) for event in row["recent_events"]],
     )
 
@@ -324,12 +327,7 @@ async def get_user_export(conn: ReadConn, user_id: UserId) -> UserExport | None:
     row = await conn.fetchrow(GET_USER_EXPORT, user_id)
     if row is None:
         return None
-    return UserExport(user=User(*row["user"]), preferences=_preferences(row["preferences"]))
-
-
-def _preferences(row: Row) -> Preferences:
-    theme, language, email_notifications, weekly_report, extra, version = row
-    return Preferences(theme, language, email_notifications, weekly_report, RawJson(extra), version)
+    return UserExport(user=User(*row["user"]), preferences=Preferences(*row["preferences"]))
 
 
 def _event(row: Row) -> Event:

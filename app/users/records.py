@@ -102,13 +102,13 @@ class PublicUser:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """Choices of a user. `extra` is an object whose content belongs to the clients."""
+    """Choices of a user. `extra` is the JSON text of an object whose content belongs to the clients."""
 
     theme: Theme
     language: str
     email_notifications: bool
     weekly_report: bool
-    extra: RawJson
+    extra: str
     version: int
 
     def view(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Preferences:
             "language": self.language,
             "email_notifications": self.email_notifications,
             "weekly_report": self.weekly_report,
-            "extra": self.extra,
+            "extra": RawJson(self.extra),
         }
 
 

@@ -211,7 +211,7 @@ async def _merge_preferences(
             raise UserNotFound
         if versions is not None and present.version not in versions:
             raise VersionMismatch
-        extra = merge_patch(orjson.loads(present.extra.contents), changes["extra"])
+        extra = merge_patch(orjson.loads(present.extra), changes["extra"])
         try:
             text = json_object(extra, max_bytes=MAX_EXTRA_BYTES, max_depth=MAX_EXTRA_DEPTH)
         except PydanticCustomError as error:
@@ -267,12 +267,12 @@ async def summarise_events(
     since: datetime | None,
     until: datetime | None,
 ) -> EventSummary:
-    """Counts per bucket and kind of the events with `since <= occurred_at < until`.
+    """Counts per bucket and kind of the events with `since <= occurred_at < until`, by default up to the latest.
 
     Raises:
         InvalidPeriod: it is empty or too long for the width of the buckets.
     """
-    until = until or clock.now()
+    until = until or clock.now() + CLOCK_SKEW
     since = since or until - DEFAULT_PERIODS[bucket]
     if since >= until:
         raise InvalidPeriod("`since` must lie before `until`.")
