@@ -33,16 +33,12 @@ async def dump(postgres: EmbeddedPostgres, url: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
-async def test_schema_on_file_is_what_the_migrations_make(
-    postgres: EmbeddedPostgres, database_url: str
-) -> None:
+async def test_schema_on_file_is_what_the_migrations_make(postgres: EmbeddedPostgres, database_url: str) -> None:
     present = await dump(postgres, database_url)
     if os.environ.get("WRITE_SCHEMA"):
         await asyncio.to_thread(SNAPSHOT.write_text, present)
     recorded = await asyncio.to_thread(SNAPSHOT.read_text)
-    difference = "\n".join(
-        difflib.unified_diff(recorded.splitlines(), present.splitlines(), "file", "database")
-    )
+    difference = "\n".join(difflib.unified_diff(recorded.splitlines(), present.splitlines(), "file", "database"))
     assert not difference, f"run this test with WRITE_SCHEMA=1 to write the file anew\n{difference}"
 
 
