@@ -1,0 +1,108 @@
+"""Jobs: the only truth about background work. Redis holds nothing but ids of rows that live here.
+
+`state` is 0 queued, 1 running, 2 succeeded, 3 failed, 4 cancelled. `dispatched_at` says since when an id is believed to be
+in Redis; null means that the relay has to bring it there. It is set by the insert itself, so that the usual job costs no
+second write. Queued rows carry two partial indexes, of which an ordinary insert touches one.
+"""
+
+from alembic import op
+
+revision = "0004_jobs"
+down_revision = "0003_identity"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("CREATE SCHEMA jobs")
+    op.execute("""
+        CREATE TABLE jobs.jobs (
+            id                  uuid PRIMARY KEY,
+            user_id             uuid,
+            kind                text NOT NULL,
+            lane                text NOT NULL,
+            priority            smallint NOT NULL DEFAULT 2,
+            state               smallint NOT NULL DEFAULT 0,
+            version             bigint NOT NULL DEFAULT 1,
+            args                jsonb NOT NULL,
+            unique_key          text,
+            parent_id           uuid,
+            attempt             smallint NOT NULL DEFAULT 0,
+            max_attempts        smallint NOT NULL DEFAULT 8,
+            rescues             smallint NOT NULL DEFAULT 0,
+            timeout_seconds     integer NOT NULL DEFAULT 300,
+            run_at              timestamptz NOT NULL DEFAULT now(),
+            dispatched_at       timestamptz,
+            run_token           uuid,
+            worker_id           text,
+            lease_until         timestamptz,
+            cancel_requested_at timestamptz,
+            progress            jsonb,
+            result              jsonb,
+            error               jsonb,
+            trace_parent        text,
+            created_at          timestamptz NOT NULL DEFAULT now(),
+            started_at          timestamptz,
+            finished_at         timestamptz,
+            CONSTRAINT jobs_state_check CHECK (state BETWEEN 0 AND 4),
+            CONSTRAINT jobs_finished_at_check CHECK ((state >= 2) = (finished_at IS NOT NULL)),
+            CONSTRAINT jobs_run_token_check CHECK ((state = 1) = (run_token IS NOT NULL))
+        ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02)
+    """)
+    op.execute("CREATE INDEX jobs_list_idx ON jobs.jobs (user_id, id DESC) INCLUDE (state)")
+    op.execute("""
+        CREATE INDEX jobs_waiting_idx ON jobs.jobs (lane, user_id, priority, run_at)
+        WHERE state = 0 AND dispatched_at IS NULL
+    """)
+    op.execute("""
+        CREATE INDEX jobs_waiting_run_at_idx ON jobs.jobs (run_at)
+        WHERE state = 0 AND dispatched_at IS NULL
+    """)
+    op.execute("""
+        CREATE INDEX jobs_dispatched_idx ON jobs.jobs (lane, dispatched_at)
+        WHERE state = 0 AND dispatched_at IS NOT NULL
+    """)
+    op.execute("CREATE INDEX jobs_lease_idx ON jobs.jobs (lease_until) WHERE state = 1")
+    op.execute("CREATE INDEX jobs_finished_idx ON jobs.jobs (finished_at) WHERE state >= 2")
+    op.execute("""
+        CREATE UNIQUE INDEX jobs_unique_key_key ON jobs.jobs (user_id, kind, unique_key) NULLS NOT DISTINCT
+        WHERE unique_key IS NOT NULL AND state < 2
+    """)
+    op.execute("""
+        CREATE TABLE jobs.artifacts (
+            job_id       uuid NOT NULL REFERENCES jobs.jobs (id) ON DELETE CASCADE,
+            name         text NOT NULL,
+            user_id      uuid,
+            content_type text NOT NULL,
+            size         bigint NOT NULL,
+            sha256       bytea NOT NULL,
+            storage_key  text NOT NULL,
+            created_at   timestamptz NOT NULL DEFAULT now(),
+            expires_at   timestamptz NOT NULL,
+            deleted_at   timestamptz,
+            PRIMARY KEY (job_id, name)
+        )
+    """)
+    op.execute("CREATE INDEX artifacts_expires_idx ON jobs.artifacts (expires_at) WHERE deleted_at IS NULL")
+    op.execute("""
+        CREATE TABLE jobs.lanes (
+            lane      text PRIMARY KEY,
+            paused_at timestamptz
+        )
+    """)
+    # The one row is compared with a copy in Redis: when they differ, Redis was emptied or replaced.
+    op.execute("""
+        CREATE TABLE jobs.epoch (
+            singleton boolean PRIMARY KEY DEFAULT true,
+            epoch     uuid NOT NULL,
+            CONSTRAINT epoch_singleton_check CHECK (singleton)
+        )
+    """)
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE jobs.epoch")
+    op.execute("DROP TABLE jobs.lanes")
+    op.execute("DROP TABLE jobs.artifacts")
+    op.execute("DROP TABLE jobs.jobs")
+    op.execute("DROP SCHEMA jobs")

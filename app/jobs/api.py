@@ -1,0 +1,23 @@
+"""What other modules and the composition roots may use of jobs."""
+
+from app.jobs.handlers import JOB_KINDS
+from app.jobs.queries import insert_jobs, read_overview
+from app.jobs.records import LANES, Overview
+from app.jobs.service.execution import Executor
+from app.jobs.service.relay import Relay
+from app.jobs.service.runtime import JobsRuntime
+from app.jobs.service.storage import ArtifactStore
+from app.jobs.service.watching import JobWatch
+
+__all__ = [
+    "JOB_KINDS",
+    "LANES",
+    "ArtifactStore",
+    "Executor",
+    "JobWatch",
+    "JobsRuntime",
+    "Overview",
+    "Relay",
+    "insert_jobs",
+    "read_overview",
+]

@@ -1,0 +1,243 @@
+"""What the jobs tables hold, and the rules about states, retries and visibility that need no I/O.
+
+Columns of type jsonb (`args`, `progress`, `result`, `error`) arrive as JSON text and are handed on as they are.
+"""
+
+import random
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import Literal
+from uuid import UUID
+
+from app.kernel.ids import UserId
+from app.kernel.queue.slots import LaneShare
+
+ApiState = Literal["scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
+
+MAX_RESCUES = 3
+
+# How the slots of a worker are shared. `bulk` can never take them all, `critical` always finds some, and PDFs are
+# bounded because each keeps a core busy.
+LANES = {
+    "critical": LaneShare(weight=100, floor=4),
+    "default": LaneShare(weight=6, floor=4),
+    "webhooks": LaneShare(weight=3, floor=4, ceiling=30),
+    "pdf": LaneShare(weight=2, floor=2, ceiling=4),
+    "bulk": LaneShare(weight=1, floor=2, ceiling=10),
+}
+
+
+class State(IntEnum):
+    """The stored states. `scheduled` and `retrying` are read off a queued row."""
+
+    QUEUED = 0
+    RUNNING = 1
+    SUCCEEDED = 2
+    FAILED = 3
+    CANCELLED = 4
+
+    @property
+    def is_final(self) -> bool:
+        return self >= State.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class StateFilter:
+    """A state of the API as conditions on a row; None does not matter."""
+
+    state: State
+    attempted: bool | None = None
+    future: bool | None = None
+
+
+STATE_FILTERS: dict[ApiState, StateFilter] = {
+    "scheduled": StateFilter(State.QUEUED, attempted=False, future=True),
+    "queued": StateFilter(State.QUEUED, attempted=False, future=False),
+    "running": StateFilter(State.RUNNING),
+    "retrying": StateFilter(State.QUEUED, attempted=True),
+    "succeeded": StateFilter(State.SUCCEEDED),
+    "failed": StateFilter(State.FAILED),
+    "cancelled": StateFilter(State.CANCELLED),
+}
+
+
+def api_state(state: int, attempt: int, run_at: datetime, now: datetime) -> ApiState:
+    """The state as callers see it."""
+    match State(state):
+        case State.QUEUED:
+            if attempt:
+                return "retrying"
+            return "scheduled" if run_at > now else "queued"
+        case State.RUNNING:
+            return "running"
+        case State.SUCCEEDED:
+            return "succeeded"
+        case State.FAILED:
+            return "failed"
+        case State.CANCELLED:
+            return "cancelled"
+
+
+def retry_delay(attempt: int, base: float, cap: float) -> float:
+    """Seconds until the next attempt: exponential with full jitter (AWS, "Exponential Backoff and Jitter")."""
+    return random.uniform(0, min(cap, base * 2 ** (attempt - 1)))  # noqa: S311 - jitter, not a secret
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its owner sees it; `artifacts` is a JSON array of `{name, content_type, size, sha256, expires_at}`."""
+
+    id: UUID
+    user_id: UserId | None
+    kind: str
+    state: int
+    version: int
+    attempt: int
+    max_attempts: int
+    run_at: datetime
+    progress: str | None
+    result: str | None
+    error: str | None
+    artifacts: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class InsertedJob:
+    """A job just written, or (`created` false) the living one that holds its unique key."""
+
+    id: UUID
+    created: bool
+    state: int
+    version: int
+    attempt: int
+    max_attempts: int
+    run_at: datetime
+    progress: str | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that one run owns: whoever holds `run_token` may finish it."""
+
+    id: UUID
+    user_id: UserId | None
+    kind: str
+    lane: str
+    args: str
+    attempt: int
+    max_attempts: int
+    rescues: int
+    timeout_seconds: int
+    run_token: UUID
+    created_at: datetime
+    ready_at: datetime
+    trace_parent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. For `QUEUED` the job runs again after `delay` seconds."""
+
+    job_id: UUID
+    run_token: UUID
+    state: State
+    result: str | None = None
+    error: str | None = None
+    delay: float = 0.0
+    give_back: bool = False
+    rescued: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """A stored file that becomes visible with its job's success."""
+
+    job_id: UUID
+    name: str
+    content_type: str
+    size: int
+    sha256: bytes
+    storage_key: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A published file."""
+
+    name: str
+    content_type: str
+    size: int
+    sha256: bytes
+    storage_key: str
+    created_at: datetime
+    expires_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A row whose state has just changed."""
+
+    id: UUID
+    user_id: UserId | None
+    kind: str
+    lane: str
+    priority: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a heartbeat found about a job that this worker believes to own."""
+
+    id: UUID
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Counts of a user's jobs by state, and the newest of them as a JSON array in the shape of the API."""
+
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    recent: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """A due row whose id has to be brought to Redis."""
+
+    id: UUID
+    user_id: UserId | None
+    lane: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchedJob:
+    """A queued row whose id should be in Redis since `dispatched_at`."""
+
+    id: UUID
+    user_id: UserId | None
+    lane: str
+    priority: int
+    dispatched_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    """How much of a lane waits, and since when its oldest runnable job does."""
+
+    lane: str
+    waiting: int
+    oldest_run_at: datetime | None

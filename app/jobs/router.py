@@ -1,0 +1,283 @@
+"""`/v1/jobs`."""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app.jobs.records import Artifact, Job, State, api_state
+from app.jobs.schemas import JobList, JobPage, JobView, SubmitJob
+from app.jobs.service import artifacts, submitting, watching
+from app.jobs.service.runtime import JobsRuntime
+from app.kernel.auth import Principal, Require
+from app.kernel.database import Tx
+from app.kernel.errors import RangeNotSatisfiable
+from app.kernel.http import (
+    Id,
+    Router,
+    dump_json,
+    etag_of,
+    json_fragment,
+    json_response,
+    matches_any,
+    problem_responses,
+)
+from app.kernel.idempotency import idempotent
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/jobs", tags=["jobs"])
+
+JobReader = Annotated[Principal, Require("jobs:read")]
+JobWriter = Annotated[Principal, Require("jobs:write")]
+
+MAX_WAIT_SECONDS = 30
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+
+
+async def _runtime(request: Request) -> JobsRuntime:
+    runtime: JobsRuntime = request.app.state.jobs
+    return runtime
+
+
+Runtime = Annotated[JobsRuntime, Depends(_runtime)]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    responses=problem_responses(400, 401, 403, 409, 415, 422, 429)
+    | {200: {"model": JobView, "description": "A job with the same unique key is not over yet; here it is"}},
+)
+async def submit_job(
+    request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: SubmitJob
+) -> Response:
+    """Start work in the background."""
+
+    async def submit(tx: Tx) -> Response:
+        submitted = await submitting.submit(
+            tx,
+            resources.queue,
+            resources.cache,
+            runtime.kinds,
+            user_id=principal.user_id,
+            kind_name=body.kind,
+            args=body.args,
+            run_at=body.run_at,
+            unique_key=body.unique_key,
+        )
+        job = submitted.job
+        return json_response(
+            _view(job, resources.clock.now()),
+            status=202 if submitted.created else 200,
+            headers={"Location": f"/v1/jobs/{job.id}"},
+        )
+
+    return await idempotent(
+        request, resources, principal.user_id, operation="jobs.submit", effect=submit, single_statement=True
+    )
+
+
+@router.get("", response_model=JobPage, responses=problem_responses(400, 401, 403, 422))
+async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annotated[JobList, Query()]) -> Response:
+    """The own jobs, the newest first."""
+    async with resources.db.read("jobs.list") as conn:
+        page = await submitting.list_jobs(
+            conn,
+            resources.cursors,
+            resources.clock,
+            principal.user_id,
+            state=query.state,
+            kind=query.kind,
+            limit=query.limit,
+            cursor=query.cursor,
+        )
+    now = resources.clock.now()
+    return json_response({"items": [_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
+
+
+@router.get("/{job_id}", response_model=JobView, responses=problem_responses(401, 403, 404, 422))
+async def get_job(
+    principal: JobReader,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    job_id: Id,
+    prefer: Annotated[
+        str | None, Header(description="`wait=N` answers once the job is over, or after N seconds.")
+    ] = None,
+) -> Response:
+    """One of the own jobs."""
+    seconds = _wait_of(prefer)
+    job = await watching.wait_for_job(resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds)
+    view = _view(job, resources.clock.now())
+    headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}
+    return json_response(view, headers=headers, etag=etag_of(job.id, job.version, view["state"]))
+
+
+async def _existing(principal: JobReader, resources: ResourcesDep, job_id: Id) -> UUID:
+    """Answers 404 before a stream begins, because afterwards it is too late for a status."""
+    async with resources.db.read("jobs.watch") as conn:
+        return (await submitting.get_job(conn, job_id, principal.user_id)).id
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse, responses=problem_responses(401, 403, 404, 422))
+async def watch_job(
+    request: Request,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    job_id: Annotated[UUID, Depends(_existing)],
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`.
+
+    Every event carries the whole of what it is about, and the first ones are a snapshot, so that nothing is missed
+    between two connections.
+    """
+    principal: Principal = request.scope["principal"]
+    seen: Job | None = None
+    async for job in watching.follow_job(resources.db, runtime.watch, job_id, principal.user_id):
+        events = _events(seen, job, resources.clock.now())
+        if seen is None and last_event_id == str(job.version) and not State(job.state).is_final:
+            events = []
+        for event in events:
+            yield event
+        seen = job
+
+
+@router.post(
+    "/{job_id}/cancel",
+    response_model=JobView,
+    responses=problem_responses(401, 403, 404, 409, 422)
+    | {202: {"model": JobView, "description": "The job is running and was asked to stop"}},
+)
+async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
+    """Stop a job that is not over."""
+    job = await submitting.cancel_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
+    status = 202 if job.state == State.RUNNING else 200
+    return json_response(_view(job, resources.clock.now()), status=status)
+
+
+@router.post(
+    "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(401, 403, 404, 409, 422)
+)
+async def retry_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
+    """Run a failed or cancelled job again, from the start."""
+    job = await submitting.retry_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
+    return json_response(_view(job, resources.clock.now()), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
+
+
+@router.get(
+    "/{job_id}/artifacts/{name}",
+    response_class=StreamingResponse,
+    responses=problem_responses(401, 403, 404, 410, 416, 422)
+    | {206: {"description": "A part of the file"}, 304: {"description": "The caller has this file already"}},
+)
+async def download_artifact(
+    request: Request,
+    principal: JobReader,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    job_id: Id,
+    name: str,
+) -> Response:
+    """A file that a job made."""
+    async with resources.db.read("jobs.artifact") as conn:
+        artifact = await artifacts.get_artifact(conn, resources.clock, job_id, principal.user_id, name)
+    etag = f'"{artifact.sha256.hex()}"'
+    headers = _file_headers(artifact, etag)
+    if matches_any(request.headers.get("if-none-match", "").encode(), etag.encode()):
+        return Response(status_code=304, headers={"ETag": etag})
+    part = None if request.headers.get("if-range", etag) != etag else request.headers.get("range")
+    start, end = _range_of(part, artifact.size)
+    headers["Content-Length"] = str(end - start)
+    if end - start != artifact.size:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
+    body = await artifacts.open_artifact(runtime.store, artifact, start, end)
+    status = 200 if "Content-Range" not in headers else 206
+    return StreamingResponse(body, status, headers, artifact.content_type)
+
+
+def _view(job: Job, now: datetime) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": api_state(job.state, job.attempt, job.run_at, now),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "progress": _fragment(job.progress),
+        "result": _fragment(job.result),
+        "error": _fragment(job.error),
+        "artifacts": _fragment(job.artifacts),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
+
+
+def _fragment(text: str | None) -> Any:
+    return None if text is None else json_fragment(text)
+
+
+def _events(before: Job | None, job: Job, now: datetime) -> list[ServerSentEvent]:
+    """What is new in `job`. Only the last event names the version: whoever missed one gets all of them again."""
+    view = dump_json(_view(job, now)).decode()
+    parts: list[tuple[str, str]] = []
+    if before is None or (before.state, before.attempt) != (job.state, job.attempt):
+        parts.append(("state", view))
+    if job.progress is not None and (before is None or before.progress != job.progress):
+        parts.append(("progress", job.progress))
+    if job.artifacts != "[]" and (before is None or before.artifacts != job.artifacts):
+        parts.append(("artifact", job.artifacts))
+    if State(job.state).is_final:
+        parts.append(("done", view))
+    version = str(job.version)
+    return [
+        ServerSentEvent(event=name, raw_data=data, id=version if index == len(parts) else None)
+        for index, (name, data) in enumerate(parts, start=1)
+    ]
+
+
+def _wait_of(prefer: str | None) -> int:
+    """Seconds to wait, by RFC 7240; a preference that makes no sense is ignored."""
+    found = _WAIT.search(prefer) if prefer else None
+    return min(int(found[1]), MAX_WAIT_SECONDS) if found else 0
+
+
+def _range_of(header: str | None, size: int) -> tuple[int, int]:
+    """First byte and the one behind the last, by RFC 9110, section 14. What is no single range of bytes is ignored.
+
+    Raises:
+        RangeNotSatisfiable: the range lies outside of the file.
+    """
+    found = _RANGE.fullmatch(header.strip()) if header else None
+    if found is None or found[0] == "bytes=-":
+        return 0, size
+    first, last = found[1], found[2]
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return 0, size
+    if start >= end:
+        raise RangeNotSatisfiable(headers={"Content-Range": f"bytes */{size}"})
+    return start, end
+
+
+def _file_headers(artifact: Artifact, etag: str) -> dict[str, str]:
+    name = artifact.name
+    return {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", name)}"; '
+        f"filename*=UTF-8''{quote(name, safe='')}",
+    }

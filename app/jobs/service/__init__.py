@@ -1,0 +1,1 @@
+"""The use cases of the jobs module, by what they are about."""

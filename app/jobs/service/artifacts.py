@@ -1,0 +1,42 @@
+"""Finished files, for their owner."""
+
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from app.jobs import queries
+from app.jobs.errors import ArtifactExpired, ArtifactNotFound
+from app.jobs.records import Artifact
+from app.jobs.service.storage import ArtifactStore
+from app.kernel.clock import Clock
+from app.kernel.database import ReadConn
+from app.kernel.ids import UserId
+
+
+async def get_artifact(conn: ReadConn, clock: Clock, job_id: UUID, user_id: UserId, name: str) -> Artifact:
+    """Raises ArtifactNotFound, also for somebody else's job, or ArtifactExpired."""
+    artifact = await queries.get_artifact(conn, job_id, user_id, name)
+    if artifact is None:
+        raise ArtifactNotFound
+    if artifact.deleted_at is not None or artifact.expires_at <= clock.now():
+        raise ArtifactExpired
+    return artifact
+
+
+async def open_artifact(store: ArtifactStore, artifact: Artifact, start: int, end: int) -> AsyncIterator[bytes]:
+    """The bytes from `start` up to, not including, `end`.
+
+    Raises:
+        ArtifactExpired: the file is gone although its row is there.
+    """
+    if start >= end:
+        return _nothing()
+    try:
+        return await store.open(artifact.storage_key, start, end)
+    except FileNotFoundError as error:
+        raise ArtifactExpired from error
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
+        yield chunk

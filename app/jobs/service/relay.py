@@ -1,0 +1,202 @@
+"""What one worker at a time does for all: brings rows to Redis that are not there, and takes jobs from dead workers.
+
+The leader holds a session lock in Postgres; when its connection ends, another worker takes over. Every step may be
+repeated or done by two leaders at once without harm, because only the claim decides who runs a job.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from uuid import UUID, uuid4
+
+from prometheus_client import Counter, Gauge
+
+from app.jobs import queries
+from app.jobs.records import MAX_RESCUES, State
+from app.jobs.service.submitting import announce, ref_of
+from app.jobs.settings import JobsSettings
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock
+from app.kernel.database import Database, DirectConn
+from app.kernel.errors import Unavailable
+from app.kernel.queue import JobRef, Queue
+from app.kernel.redis import RedisUnavailable
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
+
+_redispatched_total = Counter("app_jobs_redispatched", "Ids brought to Redis by the relay.", ["reason"])
+_rescued_total = Counter("app_jobs_rescued", "Jobs taken from workers that let their lease end.")
+_depth = Gauge("app_jobs_depth_jobs", "Runnable jobs that wait.", ["lane"], multiprocess_mode="mostrecent")
+_oldest = Gauge(
+    "app_jobs_oldest_runnable_seconds", "Age of the oldest runnable job.", ["lane"], multiprocess_mode="mostrecent"
+)
+_leads = Gauge("app_jobs_relay_leader_processes", "Whether this process is the relay.", multiprocess_mode="livesum")
+
+_TICK_SECONDS = 0.5
+_MOVING_SECONDS = 0.02
+_EPOCH_SECONDS = 1.0
+_RESCUE_SECONDS = 5.0
+_SWEEP_SECONDS = 15.0
+_GAUGE_SECONDS = 5.0
+_FOLLOWER_SECONDS = 2.0
+_LOST_AFTER = timedelta(seconds=15)
+_REFILL = 500
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Relay:
+    """One per worker process; the one that leads works, the others wait."""
+
+    def __init__(
+        self,
+        db: Database,
+        cache: Cache,
+        queue: Queue,
+        clock: Clock,
+        settings: JobsSettings,
+        lanes: Sequence[str],
+    ) -> None:
+        self._db = db
+        self._cache = cache
+        self._queue = queue
+        self._clock = clock
+        self._settings = settings
+        self._lanes = tuple(lanes)
+        self._swept_until = dict.fromkeys(lanes, _LONG_AGO)
+
+    async def run(self) -> None:
+        """Leads whenever nobody else does, for ever."""
+        while True:
+            try:
+                async with self._db.connect("jobs.relay") as conn:
+                    await self._lead(conn)
+            except (Unavailable, RedisUnavailable) as error:
+                _logger.warning("jobs.relay_interrupted", error=type(error).__name__)
+            except Exception:
+                _logger.exception("jobs.relay_failed")
+            _leads.set(0)
+            await asyncio.sleep(_FOLLOWER_SECONDS)
+
+    async def _lead(self, conn: DirectConn) -> None:
+        if not await queries.try_lead(conn):
+            return
+        _leads.set(1)
+        _logger.info("jobs.relay_leads")
+        # Workers that outlived an outage of Postgres get time for a heartbeat before their jobs are taken away.
+        next_rescue = monotonic() + min(2 * self._settings.heartbeat, self._settings.lease)
+        next_epoch = next_sweep = next_gauges = 0.0
+        while True:
+            now = monotonic()
+            if now >= next_epoch:
+                next_epoch = now + _EPOCH_SECONDS
+                await self._unless_redis_is_away(self.check_epoch(conn))
+            if now >= next_rescue:
+                next_rescue = now + min(_RESCUE_SECONDS, self._settings.lease)
+                await self.rescue()
+            if now >= next_sweep:
+                next_sweep = now + _SWEEP_SECONDS
+                await self._unless_redis_is_away(self.sweep())
+            if now >= next_gauges:
+                next_gauges = now + _GAUGE_SECONDS
+                await self.observe()
+            moved = await self._unless_redis_is_away(self.refill())
+            # While a backlog moves there is no pause; the question also proves that the lock is still held.
+            next_run_at = await queries.get_next_run_at(conn)
+            await asyncio.sleep(_MOVING_SECONDS if moved else self._pause(next_run_at))
+
+    async def refill(self) -> int:
+        """Brings due rows to Redis, as far as each lane's window has room; answers how many."""
+        async with self._db.read("jobs.waiting_lanes") as conn:
+            lanes = await queries.list_waiting_lanes(conn)
+        moved = 0
+        for lane in lanes:
+            room = self._queue.window * self._queue.shards - sum(await self._queue.depths(lane))
+            if room <= 0:
+                continue
+            async with self._db.statement("jobs.refill") as tx:
+                jobs = await queries.take_waiting_jobs(tx, lane, min(room, _REFILL))
+            await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
+            moved += len(jobs)
+        return moved
+
+    async def rescue(self) -> int:
+        """Takes jobs from workers that have let their lease end; answers how many."""
+        async with self._db.statement("jobs.rescue") as tx:
+            changes = await queries.rescue_jobs(tx, max_rescues=MAX_RESCUES, limit=_REFILL)
+            announce(tx, self._cache, *changes)
+            for change in changes:
+                if change.state == State.QUEUED:
+                    self._queue.redispatch(tx, ref_of(change))
+        if changes:
+            _rescued_total.inc(len(changes))
+            _logger.warning("jobs.rescued", count=len(changes))
+        return len(changes)
+
+    async def sweep(self) -> int:
+        """Looks, batch by batch, for ids that should be in Redis and are not; answers how many were missing."""
+        found = 0
+        before = self._clock.now() - _LOST_AFTER
+        for lane in self._lanes:
+            async with self._db.read("jobs.sweep") as conn:
+                jobs = await queries.list_dispatched_jobs(
+                    conn, lane, after=self._swept_until[lane], before=before, limit=_REFILL
+                )
+            # The next look goes on where this one ended, and starts over at the end of the list.
+            self._swept_until[lane] = jobs[-1].dispatched_at if len(jobs) == _REFILL else _LONG_AGO
+            missing = await self._queue.missing([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs])
+            await self._dispatch(missing, "lost")
+            found += len(missing)
+        return found
+
+    async def check_epoch(self, conn: DirectConn) -> bool:
+        """Notices an emptied or replaced Redis and hands all queued rows back to `refill`; answers whether it did."""
+        known = await queries.get_epoch(conn)
+        present = await self._queue.read_epoch()
+        if known is not None and present == str(known):
+            return False
+        epoch = uuid4()
+        async with self._db.transaction("jobs.new_epoch") as tx:
+            count = await queries.undispatch_all(tx)
+            await queries.set_epoch(tx, epoch)
+        await self._queue.write_epoch(str(epoch))
+        if count:
+            _logger.warning("jobs.redis_was_emptied", queued=count)
+        return True
+
+    async def observe(self) -> None:
+        """Sets the gauges from one statement."""
+        async with self._db.read("jobs.depths") as conn:
+            depths = {depth.lane: depth for depth in await queries.list_lane_depths(conn)}
+        now = self._clock.now()
+        for lane in {*self._lanes, *depths}:
+            depth = depths.get(lane)
+            oldest = depth.oldest_run_at if depth is not None else None
+            _depth.labels(lane).set(depth.waiting if depth is not None else 0)
+            _oldest.labels(lane).set((now - oldest).total_seconds() if oldest is not None else 0)
+
+    async def _dispatch(self, refs: Sequence[JobRef], reason: str) -> None:
+        if not refs:
+            return
+        try:
+            await self._queue.dispatch(refs)
+        except RedisUnavailable:
+            await self._undispatch([ref.id for ref in refs])
+            raise
+        _redispatched_total.labels(reason).inc(len(refs))
+
+    async def _undispatch(self, ids: list[UUID]) -> None:
+        async with self._db.statement("jobs.undispatch") as tx:
+            await queries.undispatch_jobs(tx, ids)
+
+    async def _unless_redis_is_away(self, step: Awaitable[int]) -> int:
+        try:
+            return await step
+        except RedisUnavailable:
+            return 0
+
+    def _pause(self, next_run_at: datetime | None) -> float:
+        """Until the next job falls due, at most one tick. What is due already waits for room or for Redis."""
+        wait = (next_run_at - self._clock.now()).total_seconds() if next_run_at is not None else _TICK_SECONDS
+        return min(_TICK_SECONDS, max(_MOVING_SECONDS, wait)) if wait > 0 else _TICK_SECONDS

@@ -1,0 +1,30 @@
+"""What the jobs module owns in an API process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.jobs.service.storage import ArtifactStore
+from app.jobs.service.watching import JobWatch
+from app.jobs.settings import JobsSettings
+from app.kernel.bus import Bus
+from app.kernel.database import Database
+from app.kernel.queue import JobKind
+
+
+@dataclass(frozen=True, slots=True)
+class JobsRuntime:
+    """To be made before the bus starts; the router finds it as `app.state.jobs`."""
+
+    settings: JobsSettings
+    store: ArtifactStore
+    watch: JobWatch
+    kinds: dict[str, JobKind[Any]]
+
+    @classmethod
+    def create(
+        cls, settings: JobsSettings, data_dir: Path, bus: Bus, db: Database, kinds: dict[str, JobKind[Any]]
+    ) -> "JobsRuntime":
+        watch = JobWatch(bus)
+        watch.attach(db)
+        return cls(settings, ArtifactStore(settings, data_dir), watch, kinds)

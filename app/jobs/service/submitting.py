@@ -1,0 +1,203 @@
+"""Putting jobs in, and what their owner may do with them afterwards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+from pydantic import ValidationError
+
+from app.jobs import queries
+from app.jobs.errors import InvalidArgs, JobFinished, JobNotFound, JobNotRetryable, UniqueKeyInUse, UnknownKind
+from app.jobs.records import STATE_FILTERS, ApiState, InsertedJob, Job, State, Transition
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock
+from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
+from app.kernel.errors import FieldError
+from app.kernel.ids import UserId
+from app.kernel.pagination import Cursors, Page
+from app.kernel.queue import JobKind, JobRef, Queue
+
+Kinds = Mapping[str, JobKind[Any]]
+CHANGED_TOPIC = "jobs.changed"
+_UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`created` is false when a living job with the same unique key was there already."""
+
+    job: Job
+    created: bool
+
+
+def parse_args(kind: JobKind[Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in the form in which they are stored.
+
+    Raises:
+        InvalidArgs: with a pointer below `#/args` for each fault.
+    """
+    try:
+        parsed = kind.args.model_validate_json(orjson.dumps(args))
+    except ValidationError as error:
+        raise InvalidArgs(
+            errors=[
+                FieldError("/".join(["#/args", *map(_escape, fault["loc"])]), fault["msg"], fault["type"])
+                for fault in error.errors(include_input=False, include_url=False, include_context=False)
+            ]
+        ) from error
+    stored: dict[str, Any] = parsed.model_dump(mode="json", exclude_none=True)
+    return stored
+
+
+async def submit(
+    tx: Tx,
+    queue: Queue,
+    cache: Cache,
+    kinds: Kinds,
+    *,
+    user_id: UserId,
+    kind_name: str,
+    args: Mapping[str, Any],
+    run_at: datetime | None,
+    unique_key: str | None,
+    trace_parent: str | None = None,
+) -> Submitted:
+    """Adds a public job with one statement, or finds the living one that holds the unique key.
+
+    Raises:
+        UnknownKind, InvalidArgs: nothing was written.
+    """
+    kind = kinds.get(kind_name)
+    if kind is None or not kind.public:
+        raise UnknownKind(errors=[FieldError("#/kind", "There is no such kind.", "unknown_kind")])
+    row = queue.new_job(
+        kind.name,
+        parse_args(kind, args),
+        user_id=user_id,
+        lane=kind.lane,
+        run_at=run_at,
+        unique_key=unique_key,
+        priority=kind.priority,
+        max_attempts=kind.max_attempts,
+        timeout_s=kind.timeout,
+        trace_parent=trace_parent,
+    )
+    (done,) = await queue.enqueue_rows(tx, [row])
+    if done.created:
+        cache.forget(tx, f"jobs:{user_id}")
+    if not isinstance(done, InsertedJob):
+        raise TypeError("the queue is plugged to another table")
+    job = Job(
+        id=done.id,
+        user_id=user_id,
+        kind=row.kind,
+        state=done.state,
+        version=done.version,
+        attempt=done.attempt,
+        max_attempts=done.max_attempts,
+        run_at=done.run_at,
+        progress=done.progress,
+        result=None,
+        error=done.error,
+        artifacts="[]",
+        created_at=done.created_at,
+        started_at=done.started_at,
+        finished_at=None,
+    )
+    return Submitted(job, done.created)
+
+
+async def get_job(conn: ReadConn, job_id: UUID, user_id: UserId) -> Job:
+    """Raises JobNotFound, also for a job of somebody else."""
+    job = await queries.get_job(conn, job_id, user_id)
+    if job is None:
+        raise JobNotFound
+    return job
+
+
+async def list_jobs(
+    conn: ReadConn,
+    cursors: Cursors,
+    clock: Clock,
+    user_id: UserId,
+    *,
+    state: ApiState | None,
+    kind: str | None,
+    limit: int,
+    cursor: str | None,
+) -> Page[Job]:
+    """A page of a user's jobs, newest first. Raises InvalidCursor."""
+    scope = f"{user_id}|{state}|{kind}"
+    before = cursors.decode("jobs", scope, cursor, tuple[UUID])[0] if cursor is not None else None
+    found = await queries.list_jobs(
+        conn,
+        user_id,
+        before=before,
+        kind=kind,
+        state=STATE_FILTERS[state] if state is not None else None,
+        now=clock.now(),
+        limit=limit + 1,
+    )
+    items = found[:limit]
+    return Page(items, cursors.encode("jobs", scope, (items[-1].id,)) if len(found) > limit else None)
+
+
+@retries_conflicts
+async def cancel_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId) -> Job:
+    """Ends a queued job at once; asks a running one to stop.
+
+    Raises:
+        JobNotFound: no such job of this user.
+        JobFinished: it is over.
+    """
+    async with db.transaction("jobs.cancel") as tx:
+        changed = await queries.request_cancel(tx, job_id, user_id)
+        job = await get_job(tx, job_id, user_id)
+        if changed is None:
+            raise JobFinished
+        announce(tx, cache, changed)
+        if changed.state == State.RUNNING:
+            tx.after_commit(lambda: queue.control(f"cancel:{job_id}"))
+    return job
+
+
+@retries_conflicts
+async def retry_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId) -> Job:
+    """Starts a failed or cancelled job over.
+
+    Raises:
+        JobNotFound, JobNotRetryable, UniqueKeyInUse: nothing was changed.
+    """
+    try:
+        async with db.transaction("jobs.retry") as tx:
+            changed = await queries.requeue_job(tx, job_id, user_id)
+            if changed is None:
+                if not await queries.exists(tx, job_id, user_id):
+                    raise JobNotFound
+                raise JobNotRetryable
+            announce(tx, cache, changed)
+            queue.redispatch(tx, ref_of(changed))
+            return await get_job(tx, job_id, user_id)
+    except ConstraintViolated as violation:
+        if violation.constraint == _UNIQUE_KEY_CONSTRAINT:
+            raise UniqueKeyInUse from violation
+        raise
+
+
+def announce(tx: Tx, cache: Cache, *changes: Transition) -> None:
+    """After the commit: cached answers are forgotten, and whoever watches one of these jobs looks at it again."""
+    for change in changes:
+        tx.emit(CHANGED_TOPIC, change.id)
+        if change.user_id is not None:
+            cache.forget(tx, f"jobs:{change.user_id}")
+
+
+def ref_of(change: Transition) -> JobRef:
+    return JobRef(change.id, change.lane, change.user_id, change.priority)
+
+
+def _escape(part: str | int) -> str:
+    return str(part).replace("~", "~0").replace("/", "~1")

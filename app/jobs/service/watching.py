@@ -1,0 +1,125 @@
+"""Waiting for a job to change, for long polls and event streams.
+
+Workers publish the ids of changed jobs; an API process wakes the requests that watch them, and each looks at the row
+again. A message is only a hint: whoever waits also looks by itself from time to time, so that nothing depends on
+Redis.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from uuid import UUID
+
+from app.jobs.errors import JobNotFound
+from app.jobs.records import Job, State
+from app.jobs.service.submitting import CHANGED_TOPIC, get_job
+from app.kernel.bus import Bus
+from app.kernel.database import Database
+from app.kernel.ids import UserId
+from app.kernel.redis import RedisUnavailable
+
+_CHANNEL = "jobs:changed"
+_UUID_BYTES = 16
+_LOOK_SECONDS = 5.0
+_LOOK_WITHOUT_BUS_SECONDS = 1.0
+
+
+class JobWatch:
+    """One per process; to be made before the bus starts."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._watchers: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
+        bus.subscribe(_CHANNEL, self._on_message, on_up=self._wake_all, on_down=self._wake_all)
+
+    def attach(self, db: Database) -> None:
+        """Publishes the changes that units of work of `db` announce."""
+        db.on_commit(CHANGED_TOPIC, self.publish)
+
+    async def publish(self, job_ids: Sequence[UUID]) -> None:
+        """Wakes whoever watches one of these jobs, in every process."""
+        unique = dict.fromkeys(job_ids)
+        if not unique:
+            return
+        try:
+            await self._bus.publish(_CHANNEL, b"".join(job_id.bytes for job_id in unique))
+        except RedisUnavailable:
+            self._wake(unique)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which one should look without having been woken."""
+        return _LOOK_SECONDS if self._bus.is_connected else _LOOK_WITHOUT_BUS_SECONDS
+
+    @contextmanager
+    def watching(self, job_id: UUID) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job may have changed."""
+        event = asyncio.Event()
+        self._watchers[job_id].add(event)
+        try:
+            yield event
+        finally:
+            self._watchers[job_id].discard(event)
+            if not self._watchers[job_id]:
+                del self._watchers[job_id]
+
+    def _on_message(self, payload: bytes) -> None:
+        self._wake(UUID(bytes=payload[i : i + _UUID_BYTES]) for i in range(0, len(payload), _UUID_BYTES))
+
+    def _wake(self, job_ids: Iterable[UUID]) -> None:
+        for job_id in job_ids:
+            for event in self._watchers.get(job_id, ()):
+                event.set()
+
+    def _wake_all(self) -> None:
+        for events in self._watchers.values():
+            for event in events:
+                event.set()
+
+
+async def follow_job(
+    db: Database, watch: JobWatch, job_id: UUID, user_id: UserId, *, seconds: float | None = None
+) -> AsyncIterator[Job]:
+    """The job now, and again after each change, until it is over or `seconds` have passed.
+
+    No connection is held between two looks.
+
+    Raises:
+        JobNotFound: no such job of this user, or it was deleted meanwhile.
+    """
+    end = None if seconds is None else monotonic() + seconds
+    version = -1
+    with watch.watching(job_id) as changed:
+        while True:
+            changed.clear()
+            async with db.read("jobs.follow") as conn:
+                job = await get_job(conn, job_id, user_id)
+            if job.version != version:
+                version = job.version
+                yield job
+            if State(job.state).is_final:
+                return
+            patience = watch.patience if end is None else min(watch.patience, end - monotonic())
+            if patience <= 0:
+                return
+            try:
+                async with asyncio.timeout(patience):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+
+async def wait_for_job(db: Database, watch: JobWatch, job_id: UUID, user_id: UserId, *, seconds: float) -> Job:
+    """The job once it is over, or as it is after `seconds`.
+
+    Raises:
+        JobNotFound: no such job of this user.
+    """
+    latest: Job | None = None
+    async for job in follow_job(db, watch, job_id, user_id, seconds=seconds):
+        latest = job
+    if latest is None:
+        raise JobNotFound
+    return latest

@@ -1,0 +1,39 @@
+"""Settings of the jobs module."""
+
+from pydantic import Field, SecretStr, field_validator
+
+from app.kernel.settings import Section
+
+
+class JobsSettings(Section):
+    """Background work. Times are in seconds unless the name says otherwise."""
+
+    slots: int = Field(50, ge=1, le=1000, description="Jobs that one worker process runs at a time.")
+    shards: int = Field(1, ge=1, le=64, description="Queues a lane is split into; may change at any time.")
+    window: int = Field(10_000, ge=1, le=1_000_000, description="Ids of a lane and shard that Redis holds at most.")
+    lease: float = Field(30.0, gt=0, le=600, description="Until the job of a silent worker is taken away from it.")
+    heartbeat: float = Field(5.0, gt=0, le=200, description="Must be well below the lease.")
+    drain: float = Field(
+        1.0, ge=0, le=60, description="For running jobs to end after SIGTERM, before they are handed back."
+    )
+    backlog_limit: int = Field(50_000, ge=1, description="Waiting jobs of a lane beyond which submissions get 429.")
+    backlog_age: int = Field(3600, ge=1, description="Age of a lane's oldest runnable job beyond which they get 429.")
+    user_running: int = Field(10, ge=1, description="Jobs of one user that run at a time, over all workers, per lane.")
+    retention_days: int = Field(30, ge=1, le=3650, description="Until a finished job is deleted.")
+    artifact_url: str | None = Field(
+        None,
+        description="Where files go: `file:///path` or `s3://bucket/prefix`. None: `artifacts` in the data directory.",
+    )
+    artifact_s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible store.")
+    artifact_s3_key_id: str | None = None
+    artifact_s3_secret: SecretStr | None = None
+    artifact_s3_region: str = "us-east-1"
+    artifact_days: int = Field(7, ge=1, le=3650, description="Until a file is deleted.")
+    redis_urls: tuple[str, ...] = Field((), description="Further Redis servers that shards are spread over.")
+
+    @field_validator("redis_urls", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value

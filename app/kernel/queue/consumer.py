@@ -1,0 +1,202 @@
+"""The worker's side of Redis: arq's Worker with another heart.
+
+Kept of arq are the connection, the run loop and the form of the queue (a sorted set of ids, scored by when they become
+visible). Replaced are polling (a pub/sub bell, and one look a second as a net), claiming (one script for many ids and
+visible). Replaced are polling (a pub/sub bell, and one look a second as a net), claiming (one script for many ids and
+arguments, attempts, results and time-outs live in Postgres, so that nothing is ever unpickled and an empty Redis loses
+nothing.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from arq.connections import ArqRedis
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from app.kernel.errors import Unavailable
+from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, Queue
+from app.kernel.queue.slots import Executor, Runner
+from app.kernel.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from arq.typing import WorkerCoroutine
+
+logger = get_logger(__name__)
+
+_LOOK_EVERY = 1.0
+_DIRECT_LOOK_EVERY = 0.25
+_COALESCE = 0.002
+_HIDDEN_MS = 10_000
+_REDIS_TIMEOUT = 1.0
+
+# KEYS: the queues in the order to serve them. ARGV: now, hidden until, how many in all, then how many of each queue.
+# Ids move behind all visible ones, so a queue whose head is being worked on never has to be scanned again, and the ids
+# of a worker that died between this script and its Postgres claim come back by themselves.
+_CLAIM = """
+local left = tonumber(ARGV[3])
+local claimed = {}
+for i, key in ipairs(KEYS) do
+    local want = math.min(tonumber(ARGV[3 + i]), left)
+    if want > 0 then
+        local ids = redis.call('ZRANGEBYSCORE', key, '-inf', ARGV[1], 'LIMIT', 0, want)
+        for _, id in ipairs(ids) do
+            redis.call('ZADD', key, 'XX', ARGV[2], id)
+            claimed[#claimed + 1] = i
+            claimed[#claimed + 1] = id
+        end
+        left = left - #ids
+    end
+end
+return claimed
+"""
+
+# An id that was put in again after it was claimed has another score, and stays.
+_FORGET = """
+for i, key in ipairs(KEYS) do
+    if redis.call('ZSCORE', key, ARGV[2 * i - 1]) == ARGV[2 * i] then
+        redis.call('ZREM', key, ARGV[2 * i - 1])
+    end
+end
+"""
+
+
+class Consumer(Worker):
+    """Feeds a `Runner` from one Redis. It ends with an exception when that Redis goes away, and is then made anew."""
+
+    def __init__(self, redis: ArqRedis, queue: Queue, runner: Runner, executor: Executor) -> None:
+        super().__init__(
+            functions=[func(cast("WorkerCoroutine", _never_called), name="job")],
+            queue_name=queue.key("default", 0),
+            redis_pool=redis,
+            handle_signals=False,
+            max_jobs=runner.slots,
+        )
+        self._queue = queue
+        self._runner = runner
+        self._executor = executor
+        self._script = redis.register_script(_CLAIM)
+        self._forget = redis.register_script(_FORGET)
+        self._done: list[tuple[str, bytes, int]] = []
+
+    async def main(self) -> None:
+        listener = self.loop.create_task(self._listen())
+        try:
+            while not self._runner.draining:
+                started = monotonic()
+                await self._poll_iteration()
+                await self._runner.wait(0 if self._done and self._runner.free else _LOOK_EVERY)
+                if listener.done():
+                    listener.result()
+                # Many bells in one moment are one look.
+                if (spent := monotonic() - started) < _COALESCE:
+                    await asyncio.sleep(_COALESCE - spent)
+            await self._claim({})
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+
+    async def _poll_iteration(self) -> None:
+        wants = self._runner.wants()
+        claimed = await self._claim(wants) if wants or self._done else []
+        if claimed:
+            await self.start_jobs([job_id for _, job_id, _ in claimed])
+            self._done.extend(claimed)
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        try:
+            jobs = await self._executor.claim([UUID(job_id.decode()) for job_id in job_ids], self._runner)
+        except Unavailable:
+            # The ids stay hidden for a few seconds and then come back, here or to another worker.
+            logger.warning("jobs.claim_without_database", count=len(job_ids))
+            await asyncio.sleep(_DIRECT_LOOK_EVERY)
+            return
+        self._runner.start(jobs)
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """Never used: what runs is decided by the rows that Postgres gave to this process."""
+        raise NotImplementedError
+
+    async def _claim(self, wants: Mapping[str, int]) -> list[tuple[str, bytes, int]]:
+        """Takes ids of the wanted lanes and forgets the ones that Postgres has decided about, in one round trip."""
+        keys: list[str] = []
+        counts: list[int] = []
+        for lane, count in wants.items():
+            lane_keys = self._queue.keys(lane)
+            for key in random.sample(lane_keys, len(lane_keys)):
+                keys.append(key)
+                counts.append(count)
+        now = int(time() * 1000)
+        hidden_until = now + _HIDDEN_MS
+        done, self._done = self._done, []
+        try:
+            async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
+                if done:
+                    args = [value for _, job_id, score in done for value in (job_id, score)]
+                    await self._forget(keys=[key for key, _, _ in done], args=args, client=pipe)
+                if keys:
+                    await self._script(keys=keys, args=[now, hidden_until, self._runner.free, *counts], client=pipe)
+                answers = await pipe.execute()
+        except TimeoutError as error:
+            raise RedisError("no answer in time") from error
+        if not keys:
+            return []
+        flat = answers[-1]
+        return [(keys[index - 1], job_id, hidden_until) for index, job_id in zip(flat[::2], flat[1::2], strict=True)]
+
+    async def _listen(self) -> None:
+        async with self.pool.pubsub() as pubsub:
+            await pubsub.subscribe(BELL_CHANNEL, CONTROL_CHANNEL)
+            while True:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                if message is None:
+                    continue
+                if message["channel"] == CONTROL_CHANNEL.encode():
+                    verb, _, subject = message["data"].decode().partition(":")
+                    if verb == "cancel":
+                        self._runner.cancel(UUID(subject), "cancelled")
+                self._runner.wake()
+
+
+async def consume(url: str, queue: Queue, runner: Runner, executor: Executor) -> None:
+    """Runs until the runner drains: from Redis while it is there, straight from Postgres while it is not."""
+    while not runner.draining:
+        redis = ArqRedis.from_url(url, socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
+        try:
+            await Consumer(redis, queue, runner, executor).async_run()
+        except (TimeoutError, RedisError, OSError) as error:
+            logger.warning("jobs.redis_lost", error=type(error).__name__)
+            await _consume_directly(redis, runner, executor)
+        finally:
+            await redis.aclose()
+
+
+async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor) -> None:
+    """Claims from Postgres until Redis answers again."""
+    next_ping = monotonic() + _LOOK_EVERY
+    while not runner.draining:
+        wants = runner.wants()
+        if wants:
+            try:
+                jobs = await executor.claim_direct(wants, runner.free)
+                runner.start(jobs)
+            except Unavailable:
+                logger.warning("jobs.claim_without_database")
+        await asyncio.sleep(_DIRECT_LOOK_EVERY)
+        if monotonic() >= next_ping:
+            next_ping = monotonic() + _LOOK_EVERY
+            try:
+                async with asyncio.timeout(_REDIS_TIMEOUT):
+                    await redis.ping()
+            except (RedisError, OSError, TimeoutError):
+                continue
+            logger.info("jobs.redis_back")
+            return
+
+
+async def _never_called(_: dict[Any, Any]) -> None:
+    raise NotImplementedError

@@ -1,0 +1,49 @@
+"""What passes between the queue and the module that owns the rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from app.kernel.ids import UserId
+
+DEFAULT_PRIORITY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A row to be. `run_at` None means now; `dispatch` says that its id goes to Redis right after the commit."""
+
+    id: UUID
+    kind: str
+    lane: str
+    args: Mapping[str, Any]
+    user_id: UserId | None
+    unique_key: str | None
+    run_at: datetime | None
+    priority: int
+    max_attempts: int
+    timeout_seconds: int
+    trace_parent: str | None
+    created_at: datetime
+    dispatch: bool
+
+
+class Enqueued(Protocol):
+    """`created` is false when a living job with the same unique key was there already; `id` is then its id."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def created(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """What Redis has to know about a job. `user_id` decides the shard."""
+
+    id: UUID
+    lane: str
+    user_id: UserId | None
+    priority: int = DEFAULT_PRIORITY

@@ -1,0 +1,129 @@
+"""What a kind of job is, what a handler gets, and how it says that trying again is useless."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock
+from app.kernel.database import Database, Tx
+from app.kernel.ids import UserId
+from app.kernel.queue.contracts import DEFAULT_PRIORITY
+from app.kernel.queue.producer import Queue
+
+
+class JobArgs(BaseModel):
+    """Base of every kind's arguments. A worker ignores fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class PermanentJobError(Exception):
+    """The job failed and would fail again. `code` is stable and shown to the owner, and so is the message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SnoozeJob(Exception):
+    """Run the job again after `seconds`, without using up an attempt."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"again in {seconds} s")
+        self.seconds = seconds
+
+
+class ArtifactWriter(Protocol):
+    """A file in the making. It becomes visible when, and only when, the job has succeeded."""
+
+    async def write(self, data: bytes) -> None: ...
+
+
+class JobContext(Protocol):
+    """What a handler may use while it runs."""
+
+    job_id: UUID
+    user_id: UserId | None
+    attempt: int
+    db: Database
+    cache: Cache
+    queue: Queue
+    clock: Clock
+
+    async def progress(self, done: int, total: int | None = None, message: str | None = None) -> None:
+        """Tells the owner how far the job is; cheap, and written at most twice a second."""
+        ...
+
+    def artifact(self, name: str, content_type: str) -> AbstractAsyncContextManager[ArtifactWriter]:
+        """Opens a file that is streamed, hashed and published together with the job's success."""
+        ...
+
+    def transaction(self, label: str) -> AbstractAsyncContextManager[Tx]:
+        """A transaction that can only commit while this run still owns the job.
+
+        A worker that was frozen past its lease finds the job taken, and none of its writes are kept.
+        """
+        ...
+
+    async def complete(self, tx: Tx, result: Mapping[str, Any] | None = None) -> None:
+        """Marks the job as succeeded inside `tx`, so that its effect and its end are one commit."""
+        ...
+
+
+ArgsT = TypeVar("ArgsT", bound=JobArgs)
+Handler = Callable[[JobContext, ArgsT], Awaitable[Mapping[str, Any] | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind(Generic[ArgsT]):
+    """A declared kind. Times are in seconds; a retry waits up to `backoff_base * 2 ** (attempt - 1)`."""
+
+    name: str
+    handler: Handler[ArgsT]
+    args: type[ArgsT]
+    lane: str
+    public: bool
+    max_attempts: int
+    timeout: int
+    priority: int
+    backoff_base: float
+    backoff_cap: float
+
+
+def job(
+    name: str,
+    *,
+    args: type[ArgsT],
+    lane: str = "default",
+    public: bool = False,
+    max_attempts: int = 8,
+    timeout: int = 300,
+    priority: int = DEFAULT_PRIORITY,
+    backoff_base: float = 5.0,
+    backoff_cap: float = 3600.0,
+) -> Callable[[Handler[ArgsT]], JobKind[ArgsT]]:
+    """Declares the decorated coroutine function as the handler of kind `name`.
+
+    `public` kinds may be submitted through the API by any user.
+    """
+
+    def declare(handler: Handler[ArgsT]) -> JobKind[ArgsT]:
+        return JobKind(
+            name=name,
+            handler=handler,
+            args=args,
+            lane=lane,
+            public=public,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            priority=priority,
+            backoff_base=backoff_base,
+            backoff_cap=backoff_cap,
+        )
+
+    return declare

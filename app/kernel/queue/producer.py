@@ -1,0 +1,226 @@
+"""Putting work in: the row belongs to the caller's transaction, the id goes to Redis after its commit, best effort."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from time import monotonic
+from typing import Any, Protocol
+from uuid import UUID
+from zlib import crc32
+
+from prometheus_client import Counter
+from redis.asyncio import Redis
+
+from app.kernel.clock import Clock
+from app.kernel.database import Database, Tx
+from app.kernel.ids import UserId, new_id
+from app.kernel.queue.contracts import DEFAULT_PRIORITY, Enqueued, JobRef, NewJob
+from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.telemetry import get_logger
+
+logger = get_logger(__name__)
+
+ENQUEUED = Counter("app_jobs_enqueued", "Job rows written.", ["kind"])
+
+EPOCH_KEY = "jobs:epoch"
+BELL_CHANNEL = "jobs:bell"
+CONTROL_CHANNEL = "jobs:control"
+
+_DISPATCH_TOPIC = "queue.dispatch"
+_FULL_FOR_SECONDS = 0.25
+_PRIORITY_STEP_MS = 60_000
+_LOWEST_PRIORITY = 4
+
+
+class InsertJobs(Protocol):
+    """Writes rows in ONE statement; answers in the order of `rows`."""
+
+    async def __call__(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]: ...
+
+
+class Queue:
+    """The one door to background work.
+
+    Redis keeps at most `window` ids a lane and shard. Rows beyond it, and all rows while Redis is away, stay in
+    Postgres only, until the worker's relay brings them over.
+    """
+
+    def __init__(
+        self,
+        insert: InsertJobs,
+        redis: RedisGateway,
+        clock: Clock,
+        *,
+        shards: int = 1,
+        window: int = 10_000,
+    ) -> None:
+        self.shards = shards
+        self.window = window
+        self._insert = insert
+        self._redis = redis
+        self._clock = clock
+        self._full_until: dict[str, float] = {}
+
+    def bind(self, db: Database) -> None:
+        """Rings after the commits of `db`."""
+        db.on_commit(_DISPATCH_TOPIC, self._ring)
+
+    async def enqueue(
+        self,
+        tx: Tx,
+        kind: str,
+        args: Mapping[str, Any],
+        *,
+        user_id: UserId | None,
+        lane: str = "default",
+        run_at: datetime | None = None,
+        unique_key: str | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        max_attempts: int = 8,
+        timeout_s: int = 300,
+    ) -> UUID:
+        """Adds one job to `tx` with one statement. A live job with the same unique key is returned instead."""
+        row = self.new_job(
+            kind,
+            args,
+            user_id=user_id,
+            lane=lane,
+            run_at=run_at,
+            unique_key=unique_key,
+            priority=priority,
+            max_attempts=max_attempts,
+            timeout_s=timeout_s,
+        )
+        (done,) = await self.enqueue_rows(tx, [row])
+        return done.id
+
+    def new_job(
+        self,
+        kind: str,
+        args: Mapping[str, Any],
+        *,
+        user_id: UserId | None,
+        lane: str = "default",
+        run_at: datetime | None = None,
+        unique_key: str | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        max_attempts: int = 8,
+        timeout_s: int = 300,
+        trace_parent: str | None = None,
+    ) -> NewJob:
+        """A row for `enqueue_rows`, with its id and whether it goes to Redis at once already decided."""
+        now = self._clock.now()
+        later = run_at is not None and run_at > now
+        row_id = new_id()
+        key = self.key_of(JobRef(row_id, lane, user_id))
+        return NewJob(
+            id=row_id,
+            kind=kind,
+            lane=lane,
+            args=args,
+            user_id=user_id,
+            unique_key=unique_key,
+            run_at=run_at,
+            priority=priority,
+            max_attempts=max_attempts,
+            timeout_seconds=timeout_s,
+            trace_parent=trace_parent,
+            created_at=now,
+            dispatch=not later and self._redis.available and self._full_until.get(key, 0.0) <= monotonic(),
+        )
+
+    async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]:
+        """Adds many jobs with one statement. Unique keys must differ from each other within `rows`."""
+        done = await self._insert(tx, rows)
+        for row, outcome in zip(rows, done, strict=True):
+            if not outcome.created:
+                continue
+            ENQUEUED.labels(row.kind).inc()
+            if row.dispatch:
+                tx.emit(_DISPATCH_TOPIC, JobRef(row.id, row.lane, row.user_id, row.priority))
+        return done
+
+    def key_of(self, ref: JobRef) -> str:
+        """The sorted set that holds this job: one user's jobs of a lane share a shard."""
+        return self.key(ref.lane, crc32((ref.user_id or ref.id).bytes) % self.shards)
+
+    def key(self, lane: str, shard: int) -> str:
+        return f"jobs:queue:{lane}:{shard}"
+
+    def keys(self, lane: str) -> list[str]:
+        return [self.key(lane, shard) for shard in range(self.shards)]
+
+    def redispatch(self, tx: Tx, ref: JobRef) -> None:
+        """Brings an existing row's id to Redis after the commit of `tx`, which marked it as dispatched."""
+        tx.emit(_DISPATCH_TOPIC, ref)
+
+    async def dispatch(self, refs: Sequence[JobRef]) -> None:
+        """Brings ids to Redis and rings, in one round trip.
+
+        Raises:
+            RedisUnavailable: nothing is lost; the relay comes back to these rows.
+        """
+        score = int(self._clock.now().timestamp() * 1000)
+        by_key: dict[str, dict[str, int]] = defaultdict(dict)
+        for ref in refs:
+            # A higher priority looks as if it had waited longer. Every score lies in the past, so that all are visible.
+            by_key[self.key_of(ref)][str(ref.id)] = score - (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS
+
+        async def send(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for key, members in by_key.items():
+                    pipe.zadd(key, members)
+                    pipe.zcard(key)
+                pipe.publish(BELL_CHANNEL, b"")
+                return await pipe.execute()
+
+        answers = await self._redis.call(send)
+        for key, depth in zip(by_key, answers[1::2], strict=False):
+            if depth > self.window:
+                self._full_until[key] = monotonic() + _FULL_FOR_SECONDS
+
+    async def depths(self, lane: str) -> list[int]:
+        """How many ids each shard of a lane holds in Redis."""
+
+        async def read(client: Redis) -> list[int]:
+            async with client.pipeline(transaction=False) as pipe:
+                for key in self.keys(lane):
+                    pipe.zcard(key)
+                return await pipe.execute()
+
+        return await self._redis.call(read)
+
+    async def missing(self, refs: Sequence[JobRef]) -> list[JobRef]:
+        """Those of `refs` that Redis does not hold."""
+
+        async def read(client: Redis) -> list[float | None]:
+            async with client.pipeline(transaction=False) as pipe:
+                for ref in refs:
+                    pipe.zscore(self.key_of(ref), str(ref.id))
+                return await pipe.execute()
+
+        if not refs:
+            return []
+        scores = await self._redis.call(read, timeout=1.0)
+        return [ref for ref, score in zip(refs, scores, strict=True) if score is None]
+
+    async def read_epoch(self) -> str | None:
+        """The epoch Redis was filled in; None after a flush."""
+        value = await self._redis.call(lambda client: client.get(EPOCH_KEY))
+        return None if value is None else bytes(value).decode()
+
+    async def write_epoch(self, epoch: str) -> None:
+        await self._redis.call(lambda client: client.set(EPOCH_KEY, epoch))
+
+    async def control(self, message: str) -> None:
+        """Tells every worker at once, best effort: `cancel:<job id>` or `lanes`. They would find out by themselves."""
+        try:
+            await self._redis.call(lambda client: client.publish(CONTROL_CHANNEL, message))
+        except RedisUnavailable:
+            logger.info("jobs.control_not_sent", message=message)
+
+    async def _ring(self, refs: list[JobRef]) -> None:
+        try:
+            await self.dispatch(refs)
+        except RedisUnavailable:
+            logger.warning("jobs.not_dispatched", count=len(refs))

@@ -1,0 +1,124 @@
+"""The slots of a worker process, and what it asks of the side that knows the rows."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from app.kernel.telemetry import get_logger
+
+logger = get_logger(__name__)
+
+
+class ClaimedJob(Protocol):
+    """A job that this process owns until its lease ends."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def lane(self) -> str: ...
+
+
+class Executor(Protocol):
+    """The worker's side of Postgres."""
+
+    async def claim(self, ids: Sequence[UUID], runner: "Runner") -> Sequence[ClaimedJob]: ...
+
+    async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]: ...
+
+    async def run(self, job: Any, runner: "Runner") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LaneShare:
+    """How a lane shares the slots of a process.
+
+    Lanes are served in random order, weighted by `weight`. `floor` slots are kept free for this lane, and it never has
+    more than `ceiling` of them.
+    """
+
+    weight: float
+    floor: int = 0
+    ceiling: int | None = None
+
+
+class Runner:
+    """The slots of one process: which jobs run, and how many more of each lane may start."""
+
+    def __init__(self, executor: Executor, lanes: Mapping[str, LaneShare], slots: int) -> None:
+        self.lanes = dict(lanes)
+        self.slots = slots
+        self.paused: frozenset[str] = frozenset()
+        self.draining = False
+        self.tasks: dict[UUID, asyncio.Task[None]] = {}
+        self.reasons: dict[UUID, str] = {}
+        self._executor = executor
+        self._running: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        return 0 if self.draining else self.slots - len(self.tasks)
+
+    def wants(self) -> dict[str, int]:
+        """How many jobs of each lane may start now, in the order in which the lanes are to be served."""
+        kept = {lane: max(0, share.floor - self._running[lane]) for lane, share in self.lanes.items()}
+        wants: dict[str, int] = {}
+        for lane in sorted(self.lanes, key=lambda name: -(random.random() ** (1 / self.lanes[name].weight))):  # noqa: S311
+            if lane in self.paused:
+                continue
+            share = self.lanes[lane]
+            room = self.free - (sum(kept.values()) - kept[lane])
+            if share.ceiling is not None:
+                room = min(room, share.ceiling - self._running[lane])
+            if room > 0:
+                wants[lane] = room
+        return wants
+
+    def start(self, jobs: Sequence[ClaimedJob]) -> None:
+        for job in jobs:
+            task = asyncio.get_running_loop().create_task(self._executor.run(job, self), name=f"job:{job.id}")
+            self.tasks[job.id] = task
+            self._running[job.lane] += 1
+            task.add_done_callback(lambda done, job=job: self._ended(job, done))  # type: ignore[misc]
+
+    def cancel(self, job_id: UUID, reason: str) -> None:
+        """Stops one job; `reason` tells the executor what to make of it. The first reason counts."""
+        task = self.tasks.get(job_id)
+        if task is not None and job_id not in self.reasons:
+            self.reasons[job_id] = reason
+            task.cancel()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def wait(self, timeout: float) -> None:
+        """Until a slot frees, a bell rings or `timeout` seconds pass."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    async def drain(self, grace: float) -> None:
+        """Takes nothing more, gives what runs `grace` seconds, and hands the rest back."""
+        self.draining = True
+        self.wake()
+        if self.tasks:
+            await asyncio.wait(self.tasks.values(), timeout=grace)
+        for job_id in list(self.tasks):
+            self.cancel(job_id, "drained")
+        if self.tasks:
+            await asyncio.wait(self.tasks.values())
+
+    def _ended(self, job: ClaimedJob, task: asyncio.Task[None]) -> None:
+        del self.tasks[job.id]
+        self.reasons.pop(job.id, None)
+        self._running[job.lane] -= 1
+        self.wake()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("jobs.executor_failed", job_id=str(job.id), exc_info=error)

@@ -1,0 +1,162 @@
+"""What becomes of a job: every way a run can end, with one worker or with two."""
+
+import asyncio
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+
+from app.kernel.ids import UserId, new_id
+from app.worker import Worker
+from tests.jobs.conftest import StartWorker
+from tests.jobs.kinds import Steps, eventually
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+async def enqueue(worker: Worker, kind: str, number: int = 0, **options: Any) -> UUID:
+    async with worker.db.statement("test.enqueue") as tx:
+        return await worker.queue.enqueue(tx, kind, {"number": number}, user_id=UserId(new_id()), **options)
+
+
+async def row(connection: Connection, job_id: UUID) -> dict[str, Any]:
+    found = await connection.fetchrow("SELECT * FROM jobs.jobs WHERE id = $1", job_id)
+    assert found is not None
+    return dict(found)
+
+
+async def ended(connection: Connection, job_id: UUID, seconds: float = 10) -> dict[str, Any]:
+    async def is_over() -> bool:
+        return bool((await row(connection, job_id))["state"] >= 2)
+
+    await eventually(is_over, seconds)
+    return await row(connection, job_id)
+
+
+async def test_a_job_succeeds_with_its_result(worker: Worker, connection: Connection) -> None:
+    job_id = await enqueue(worker, "test.noop", 7)
+    job = await ended(connection, job_id)
+    assert (job["state"], job["attempt"], job["result"], job["error"]) == (2, 1, '{"number": 7}', None)
+    assert job["run_token"] is None
+    assert job["lease_until"] is None
+    assert job["created_at"] <= job["started_at"] <= job["finished_at"]
+
+
+async def test_a_failing_job_is_tried_again(worker: Worker, connection: Connection, steps: Steps) -> None:
+    steps.failures_left = 2
+    job = await ended(connection, await enqueue(worker, "test.flaky", max_attempts=3))
+    assert (job["state"], job["attempt"], job["result"]) == (2, 3, '{"attempt": 3}')
+    assert len(steps.started) == 3
+
+
+async def test_a_job_fails_for_good_after_its_last_attempt(
+    worker: Worker, connection: Connection, steps: Steps
+) -> None:
+    steps.failures_left = 9
+    job = await ended(connection, await enqueue(worker, "test.flaky", max_attempts=3))
+    assert (job["state"], job["attempt"]) == (3, 3)
+    assert job["error"] == '{"code": "internal_error", "message": "An unexpected error occurred (RuntimeError)."}'
+    assert len(steps.started) == 3
+
+
+async def test_a_permanent_error_is_not_tried_again(worker: Worker, connection: Connection, steps: Steps) -> None:
+    job = await ended(connection, await enqueue(worker, "test.hopeless"))
+    assert (job["state"], job["attempt"]) == (3, 1)
+    assert job["error"] == '{"code": "hopeless", "message": "This never works."}'
+    assert len(steps.started) == 1
+
+
+async def test_a_job_that_takes_too_long_is_stopped(worker: Worker, connection: Connection) -> None:
+    job = await ended(connection, await enqueue(worker, "test.slow", max_attempts=1, timeout_s=1))
+    assert (job["state"], job["attempt"]) == (3, 1)
+    assert job["error"] == '{"code": "timeout", "message": "The job took longer than 1 s."}'
+
+
+async def test_a_snoozed_job_uses_no_attempt(worker: Worker, connection: Connection, steps: Steps) -> None:
+    job = await ended(connection, await enqueue(worker, "test.snooze"))
+    assert (job["state"], job["attempt"], job["result"]) == (2, 1, '{"attempt": 1}')
+    assert len(steps.started) == 3
+
+
+async def test_a_scheduled_job_starts_when_it_is_due(worker: Worker, connection: Connection) -> None:
+    run_at = await connection.fetchval("SELECT now() + interval '0.6 seconds'")
+    job = await ended(connection, await enqueue(worker, "test.noop", run_at=run_at))
+    lateness = (job["started_at"] - run_at).total_seconds()
+    assert 0 <= lateness < 0.5
+
+
+async def test_a_unique_key_names_one_living_job(worker: Worker, connection: Connection, steps: Steps) -> None:
+    user_id = UserId(new_id())
+
+    async def submit() -> UUID:
+        async with worker.db.statement("test.enqueue") as tx:
+            return await worker.queue.enqueue(tx, "test.wait", {}, user_id=user_id, unique_key="one")
+
+    first, second, third = await asyncio.gather(submit(), submit(), submit())
+    assert first == second == third
+    steps.gate.set()
+    await ended(connection, first)
+    assert await submit() != first
+
+
+async def test_a_handler_can_end_its_job_in_its_own_transaction(
+    worker: Worker, connection: Connection, steps: Steps
+) -> None:
+    await connection.execute("CREATE TABLE effects (job_id uuid)")
+    steps.gate.set()
+    job_id = await enqueue(worker, "test.effect")
+    job = await ended(connection, job_id)
+    assert (job["state"], job["result"]) == (2, '{"done": true}')
+    assert await connection.fetchval("SELECT count(*) FROM effects") == 1
+
+
+async def test_sigterm_hands_a_long_job_to_another_worker_at_once(
+    start_worker: StartWorker, connection: Connection, steps: Steps
+) -> None:
+    first = await start_worker()
+    job_id = await enqueue(first, "test.wait")
+    await eventually(lambda: len(steps.started) == 1)
+    second = await start_worker()
+    began = asyncio.get_running_loop().time()
+    await first.drain()
+    await eventually(lambda: len(steps.started) == 2, 2)
+    assert asyncio.get_running_loop().time() - began < 2
+    steps.gate.set()
+    job = await ended(connection, job_id)
+    assert (job["state"], job["attempt"], job["rescues"]) == (2, 1, 0)
+    assert steps.started == [job_id, job_id]
+    assert steps.ended == [job_id]
+    assert first.runner.tasks == {}
+    assert second.runner.tasks == {}
+
+
+async def test_a_run_that_lost_its_lease_changes_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:
+    job_id = await enqueue(worker, "test.wait")
+    await eventually(lambda: len(steps.started) == 1)
+    await connection.execute(
+        "UPDATE jobs.jobs SET run_token = gen_random_uuid(), worker_id = 'another' WHERE id = $1", job_id
+    )
+    steps.gate.set()
+    await eventually(lambda: worker.runner.tasks == {})
+    job = await row(connection, job_id)
+    assert (job["state"], job["worker_id"], job["result"]) == (1, "another", None)
+
+
+async def test_an_expired_lease_is_rescued_and_a_poison_job_stopped(
+    start_worker: StartWorker, connection: Connection, steps: Steps
+) -> None:
+    worker = await start_worker(heartbeat=60.0)
+    job_id = await enqueue(worker, "test.wait")
+    for rescues in (1, 2):
+        await eventually(lambda count=rescues: len(steps.started) == count)  # type: ignore[misc]
+        await connection.execute("UPDATE jobs.jobs SET lease_until = now() - interval '1 s' WHERE id = $1", job_id)
+        worker.runner.cancel(job_id, "lease_lost")
+        await eventually(lambda: worker.runner.tasks == {})
+        assert await worker.relay.rescue() == 1
+        assert (await row(connection, job_id))["rescues"] == rescues
+    await eventually(lambda: len(steps.started) == 3)
+    await connection.execute("UPDATE jobs.jobs SET lease_until = now() - interval '1 s' WHERE id = $1", job_id)
+    assert await worker.relay.rescue() == 1
+    job = await row(connection, job_id)
+    assert (job["state"], job["rescues"], job["attempt"]) == (3, 3, 3)
+    assert job["error"] == '{"code": "worker_lost", "message": "The worker that ran this job disappeared."}'

@@ -1,0 +1,93 @@
+"""The producer's side: one statement, one round trip, and nothing before the commit."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import asyncpg
+import pytest
+
+from app.jobs.api import insert_jobs
+from app.kernel.clock import SystemClock
+from app.kernel.database import Database
+from app.kernel.queue import Queue
+from app.kernel.redis import RedisGateway
+from app.settings import Settings
+from tests.fixtures.servers import EmbeddedValkey
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+@dataclass
+class Producer:
+    """A process that only enqueues."""
+
+    db: Database
+    redis: RedisGateway
+    queue: Queue
+
+
+@pytest.fixture
+async def producer(settings: Settings) -> AsyncIterator[Producer]:
+    db = Database(settings.database)
+    redis = RedisGateway(settings.redis)
+    queue = Queue(insert_jobs, redis, SystemClock(), window=3)
+    queue.bind(db)
+    await db.open()
+    yield Producer(db, redis, queue)
+    await db.close()
+    await redis.close()
+
+
+async def test_enqueue_is_one_statement_and_one_round_trip(producer: Producer, connection: Connection) -> None:
+    with producer.db.recorder() as seen:
+        async with producer.db.statement("test.enqueue") as tx:
+            job_id = await producer.queue.enqueue(tx, "test.noop", {"number": 1}, user_id=None)
+    assert len(seen) == 1
+    assert producer.redis.calls == 1
+    assert await producer.redis.client.zrange("jobs:queue:default:0", 0, -1) == [str(job_id).encode()]
+    row = await connection.fetchrow("SELECT id, args, dispatched_at = created_at AS dispatched FROM jobs.jobs")
+    assert row is not None
+    assert dict(row) == {"id": job_id, "args": '{"number": 1}', "dispatched": True}
+
+
+async def test_all_jobs_of_a_transaction_are_one_round_trip(producer: Producer) -> None:
+    async with producer.db.transaction("test.enqueue") as tx:
+        for lane in ("default", "bulk", "critical"):
+            await producer.queue.enqueue(tx, "test.noop", {}, user_id=None, lane=lane)
+        assert producer.redis.calls == 0
+    assert producer.redis.calls == 1
+
+
+async def test_a_rollback_leaves_nothing(producer: Producer, connection: Connection) -> None:
+    class RolledBack(Exception):
+        pass
+
+    async def enqueue_and_fail() -> None:
+        async with producer.db.transaction("test.enqueue") as tx:
+            await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
+            raise RolledBack
+
+    with pytest.raises(RolledBack):
+        await enqueue_and_fail()
+    assert producer.redis.calls == 0
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == 0
+
+
+async def test_without_redis_the_row_waits_for_the_relay(
+    producer: Producer, connection: Connection, valkey: EmbeddedValkey
+) -> None:
+    valkey.stop()
+    for _ in range(7):
+        async with producer.db.statement("test.enqueue") as tx:
+            await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE dispatched_at IS NULL") >= 1
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 0") == 7
+
+
+async def test_redis_holds_no_more_ids_than_the_window_allows(producer: Producer, connection: Connection) -> None:
+    for _ in range(20):
+        async with producer.db.statement("test.enqueue") as tx:
+            await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
+    assert await producer.redis.client.zcard("jobs:queue:default:0") == 4
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE dispatched_at IS NULL") == 16
