@@ -6,6 +6,130 @@ CREATE SCHEMA kernel;
 
 CREATE SCHEMA users;
 
+CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public;
+
+COMMENT ON EXTENSION pg_trgm IS 'text similarity measurement and index searching based on trigrams';
+
+CREATE TABLE identity.accounts (
+    user_id uuid NOT NULL,
+    email text NOT NULL,
+    email_canonical text NOT NULL,
+    email_verified_at timestamp with time zone,
+    password_hash text,
+    password_changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    role text DEFAULT 'user'::text NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    totp_enabled boolean DEFAULT false NOT NULL,
+    banned_at timestamp with time zone,
+    ban_reason text,
+    last_login_at timestamp with time zone,
+    deleted_at timestamp with time zone,
+    purge_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT accounts_role_check CHECK ((role = ANY (ARRAY['user'::text, 'admin'::text]))),
+    CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['active'::text, 'banned'::text, 'deleted'::text])))
+);
+
+CREATE TABLE identity.api_keys (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    name text NOT NULL,
+    secret_hash bytea NOT NULL,
+    scopes text[] NOT NULL,
+    expires_at timestamp with time zone,
+    last_used_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE identity.one_time_tokens (
+    user_id uuid NOT NULL,
+    purpose text NOT NULL,
+    token_hash bytea NOT NULL,
+    payload jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT one_time_tokens_purpose_check CHECK ((purpose = ANY (ARRAY['verify_email'::text, 'reset_password'::text, 'change_email'::text])))
+);
+
+CREATE TABLE identity.recovery_codes (
+    user_id uuid NOT NULL,
+    code_hash bytea NOT NULL,
+    used_at timestamp with time zone
+);
+
+CREATE TABLE identity.revocations (
+    id bigint NOT NULL,
+    kind text NOT NULL,
+    subject uuid NOT NULL,
+    version bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT revocations_kind_check CHECK ((kind = ANY (ARRAY['session'::text, 'account'::text, 'api_key'::text])))
+);
+
+ALTER TABLE identity.revocations ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME identity.revocations_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE identity.security_events (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    action text NOT NULL,
+    actor_id uuid,
+    session_id uuid,
+    ip text,
+    user_agent text,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE identity.sessions (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    generation bigint DEFAULT 0 NOT NULL,
+    rotated_at timestamp with time zone DEFAULT now() NOT NULL,
+    rotation_key bytea,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    authenticated_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_used_at timestamp with time zone DEFAULT now() NOT NULL,
+    idle_expires_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    methods text[] NOT NULL,
+    ip text,
+    user_agent text,
+    device_name text,
+    revoked_at timestamp with time zone,
+    revoke_reason text
+);
+
+CREATE TABLE identity.signing_keys (
+    kid text NOT NULL,
+    algorithm text NOT NULL,
+    private_sealed bytea NOT NULL,
+    key_id text NOT NULL,
+    public_key bytea NOT NULL,
+    state text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    retired_at timestamp with time zone,
+    CONSTRAINT signing_keys_state_check CHECK ((state = ANY (ARRAY['next'::text, 'active'::text, 'retired'::text])))
+);
+
+CREATE TABLE identity.totp_factors (
+    user_id uuid NOT NULL,
+    secret_sealed bytea NOT NULL,
+    key_id text NOT NULL,
+    last_step bigint DEFAULT 0 NOT NULL,
+    confirmed_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE jobs.artifacts (
     job_id uuid NOT NULL,
     name text NOT NULL,
@@ -82,7 +206,7 @@ CREATE TABLE public.alembic_version (
 CREATE TABLE users.events (
     user_id uuid NOT NULL,
     id uuid NOT NULL,
-    kind text NOT NULL,
+    kind text NOT NULL COLLATE pg_catalog."C",
     occurred_at timestamp with time zone NOT NULL,
     properties jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL
@@ -115,6 +239,33 @@ CREATE TABLE users.users (
     deleted_at timestamp with time zone
 );
 
+ALTER TABLE ONLY identity.accounts
+    ADD CONSTRAINT accounts_pkey PRIMARY KEY (user_id);
+
+ALTER TABLE ONLY identity.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY identity.one_time_tokens
+    ADD CONSTRAINT one_time_tokens_pkey PRIMARY KEY (user_id, purpose);
+
+ALTER TABLE ONLY identity.recovery_codes
+    ADD CONSTRAINT recovery_codes_pkey PRIMARY KEY (user_id, code_hash);
+
+ALTER TABLE ONLY identity.revocations
+    ADD CONSTRAINT revocations_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY identity.security_events
+    ADD CONSTRAINT security_events_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY identity.sessions
+    ADD CONSTRAINT sessions_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY identity.signing_keys
+    ADD CONSTRAINT signing_keys_pkey PRIMARY KEY (kid);
+
+ALTER TABLE ONLY identity.totp_factors
+    ADD CONSTRAINT totp_factors_pkey PRIMARY KEY (user_id);
+
 ALTER TABLE ONLY jobs.artifacts
     ADD CONSTRAINT artifacts_pkey PRIMARY KEY (job_id, name);
 
@@ -141,6 +292,28 @@ ALTER TABLE ONLY users.preferences
 
 ALTER TABLE ONLY users.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (id);
+
+CREATE UNIQUE INDEX accounts_email_canonical_key ON identity.accounts USING btree (email_canonical) WHERE (status <> 'deleted'::text);
+
+CREATE INDEX accounts_email_trgm_idx ON identity.accounts USING gin (email_canonical public.gin_trgm_ops);
+
+CREATE INDEX accounts_purge_at_idx ON identity.accounts USING btree (purge_at) WHERE (purge_at IS NOT NULL);
+
+CREATE INDEX accounts_role_idx ON identity.accounts USING btree (role, user_id) WHERE (role <> 'user'::text);
+
+CREATE INDEX one_time_tokens_expires_at_idx ON identity.one_time_tokens USING btree (expires_at);
+
+CREATE UNIQUE INDEX one_time_tokens_token_hash_key ON identity.one_time_tokens USING btree (token_hash);
+
+CREATE INDEX revocations_created_at_idx ON identity.revocations USING btree (created_at);
+
+CREATE INDEX revocations_expires_at_idx ON identity.revocations USING btree (expires_at);
+
+CREATE INDEX sessions_expires_at_idx ON identity.sessions USING btree (expires_at);
+
+CREATE INDEX sessions_live_idx ON identity.sessions USING btree (user_id, last_used_at DESC) WHERE (revoked_at IS NULL);
+
+CREATE UNIQUE INDEX signing_keys_active_key ON identity.signing_keys USING btree (state) WHERE (state = 'active'::text);
 
 CREATE INDEX artifacts_expires_idx ON jobs.artifacts USING btree (expires_at) WHERE (deleted_at IS NULL);
 
