@@ -10,10 +10,10 @@ import pytest
 from app.jobs.api import insert_jobs
 from app.kernel.clock import SystemClock
 from app.kernel.database import Database
+from app.kernel.embedded import EmbeddedValkey
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.settings import Settings
-from tests.fixtures.servers import EmbeddedValkey
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

@@ -2,7 +2,7 @@
 
 Kept of arq are the connection, the run loop and the form of the queue (a sorted set of ids, scored by when they become
 visible). Replaced are polling (a pub/sub bell, and one look a second as a net), claiming (one script for many ids and
-visible). Replaced are polling (a pub/sub bell, and one look a second as a net), claiming (one script for many ids and
+lanes; a claimed id hides for some seconds instead of being marked by a second key) and everything after the claim:
 arguments, attempts, results and time-outs live in Postgres, so that nothing is ever unpickled and an empty Redis loses
 nothing.
 """
