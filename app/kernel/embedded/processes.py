@@ -107,9 +107,7 @@ def working_dir_is(pid: int, directory: Path) -> bool:
             return Path(f"/proc/{pid}/cwd").samefile(directory)
         except OSError:
             return False
-    listed = subprocess.run(
-        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    listed = subprocess.run(["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return str(directory) in listed.stdout
 
 

