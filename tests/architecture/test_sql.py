@@ -10,6 +10,7 @@ import asyncpg
 
 from app.kernel.database import ReadConn
 from tests.architecture.source import SQL, Query, queries, source_files
+from tests.fixtures.servers import Connection
 
 SCHEMAS = {"kernel", "users", "identity", "jobs"}
 
@@ -36,7 +37,7 @@ def test_there_are_queries() -> None:
 
 
 async def test_each_query_can_be_prepared_and_fits_its_record(
-    connection: "asyncpg.Connection[asyncpg.Record]",
+    connection: Connection,
 ) -> None:
     problems = []
     for query in queries():

@@ -1,0 +1,221 @@
+"""The worker as a process, while everything around it fails: nothing is lost, nothing is done twice."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+import pytest
+import redis.asyncio
+
+from app.jobs.api import insert_jobs
+from app.kernel.clock import SystemClock
+from app.kernel.database import Database
+from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.kernel.queue import Queue
+from app.kernel.redis import RedisGateway
+from app.settings import Settings
+from tests.jobs.kinds import eventually
+from tests.jobs.worker_process import TRACES
+
+ROOT = Path(__file__).resolve().parents[1]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Process = asyncio.subprocess.Process
+StartProcess = Callable[..., Awaitable[Process]]
+Enqueue = Callable[..., Awaitable[list[UUID]]]
+
+FAST = {"APP_JOBS_LEASE": "2", "APP_JOBS_HEARTBEAT": "0.5", "APP_JOBS_DRAIN": "0.3"}
+
+
+@pytest.fixture
+async def start_process(environment: dict[str, str], connection: Connection) -> AsyncIterator[StartProcess]:
+    """Starts workers as processes; `ready` is when one has begun to take jobs."""
+    await connection.execute(TRACES)
+    processes: list[Process] = []
+
+    async def start(**variables: str) -> Process:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.jobs.worker_process"),
+            cwd=ROOT,
+            env=inherited | environment | FAST | {"APP_LOG_FORMAT": "json"} | variables,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            while b"worker_ready" not in await process.stdout.readline():
+                assert process.returncode is None
+        # From now on nobody reads, so the pipe must not fill up.
+        process.drained = asyncio.create_task(process.stdout.read())  # type: ignore[attr-defined]
+        return process
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        await asyncio.wait_for(process.wait(), 20)
+        await process.drained  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+async def enqueue(settings: Settings) -> AsyncIterator[Enqueue]:
+    """Enqueues as an API process does, in one transaction."""
+    db = Database(settings.database)
+    gateway = RedisGateway(settings.redis)
+    queue = Queue(insert_jobs, gateway, SystemClock())
+    queue.bind(db)
+    await db.open()
+
+    async def put(kind: str, count: int = 1, *, seconds: float = 0.0, **options: Any) -> list[UUID]:
+        rows = [queue.new_job(kind, {"seconds": seconds}, user_id=None, **options) for _ in range(count)]
+        async with db.statement("test.enqueue") as tx:
+            return [done.id for done in await queue.enqueue_rows(tx, rows)]
+
+    yield put
+    await db.close()
+    await gateway.close()
+
+
+async def states(connection: Connection) -> dict[int, int]:
+    rows = await connection.fetch("SELECT state, count(*) FROM jobs.jobs GROUP BY state")
+    return {row["state"]: row["count"] for row in rows}
+
+
+async def all_succeed(connection: Connection, count: int, seconds: float) -> None:
+    async def done() -> bool:
+        return await states(connection) == {2: count}
+
+    await eventually(done, seconds)
+
+
+async def running(connection: Connection, count: int) -> None:
+    async def are_running() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM starts") >= count)
+
+    await eventually(are_running)
+
+
+async def effects(connection: Connection) -> list[int]:
+    """How many effects each job had."""
+    rows = await connection.fetch("SELECT count(*) FROM effects GROUP BY job_id")
+    return [row["count"] for row in rows]
+
+
+async def test_the_jobs_of_a_killed_worker_finish_elsewhere_once(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection
+) -> None:
+    victim = await start_process()
+    await enqueue("test.sleep", 20, seconds=1.5)
+    await running(connection, 20)
+    await start_process()
+    victim.kill()
+    await all_succeed(connection, 20, 2 + 10)
+    assert await effects(connection) == [1] * 20
+    assert await connection.fetchval("SELECT count(*) FROM effects WHERE pid = $1", victim.pid) == 0
+    rows = await connection.fetch("SELECT DISTINCT attempt, rescues FROM jobs.jobs")
+    assert [tuple(row) for row in rows] == [(2, 1)]
+
+
+async def test_sigterm_ends_short_jobs_and_hands_long_ones_over(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection
+) -> None:
+    leaving = await start_process(APP_JOBS_DRAIN="0.5")
+    (long,) = await enqueue("test.sleep", seconds=1.5)
+    await running(connection, 1)
+    (short,) = await enqueue("test.sleep", seconds=0.1)
+    await running(connection, 2)
+    staying = await start_process()
+    began = await connection.fetchval("SELECT clock_timestamp()")
+    leaving.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(leaving.wait(), 10) == 0
+    await all_succeed(connection, 2, 10)
+    rows = await connection.fetch("SELECT job_id, pid, at FROM starts ORDER BY at")
+    assert [(row["job_id"], row["pid"]) for row in rows] == [
+        (long, leaving.pid),
+        (short, leaving.pid),
+        (long, staying.pid),
+    ]
+    assert (rows[2]["at"] - began).total_seconds() < 2
+    assert await effects(connection) == [1, 1]
+    assert await connection.fetchval("SELECT max(attempt) FROM jobs.jobs") == 1
+
+
+async def test_a_flush_of_redis_loses_nothing(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection, redis_url: str
+) -> None:
+    await start_process()
+    await enqueue("test.sleep", 500, seconds=0.02)
+    await running(connection, 50)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await client.flushall()
+    await all_succeed(connection, 500, 20)
+    assert await effects(connection) == [1] * 500
+
+
+async def test_redis_may_stop_and_come_back_empty(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection, valkey: EmbeddedValkey
+) -> None:
+    worker = await start_process()
+    await enqueue("test.sleep", 200, seconds=0.02)
+    await running(connection, 20)
+    valkey.stop()
+    await enqueue("test.sleep", 100)
+    await all_succeed(connection, 300, 20)
+    valkey.start()
+    async with redis.asyncio.Redis.from_url(valkey.url()) as client:
+        await client.flushall()
+    await enqueue("test.sleep", 100)
+    await all_succeed(connection, 400, 20)
+    assert await effects(connection) == [1] * 400
+    assert worker.returncode is None
+
+
+async def test_no_job_fails_because_postgres_is_away(
+    start_process: StartProcess,
+    enqueue: Enqueue,
+    connection: Connection,
+    postgres: EmbeddedPostgres,
+    database_url: str,
+) -> None:
+    worker = await start_process()
+    await enqueue("test.sleep", 30, seconds=0.5)
+    await enqueue("test.result", 30, seconds=0.5)
+    await running(connection, 20)
+    await connection.close()
+    postgres.stop()
+    await asyncio.sleep(3)
+    postgres.start()
+    again = await asyncpg.connect(database_url)
+    try:
+        await all_succeed(again, 60, 30)
+        assert await effects(again) == [1] * 30
+        assert worker.returncode is None
+    finally:
+        await again.close()
+
+
+async def test_a_frozen_worker_cannot_overwrite_what_happened_since(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection
+) -> None:
+    zombie = await start_process()
+    await enqueue("test.sleep", seconds=1.0)
+    await enqueue("test.result", seconds=1.0)
+    await running(connection, 2)
+    zombie.send_signal(signal.SIGSTOP)
+    other = await start_process()
+    await all_succeed(connection, 2, 15)
+    before = await connection.fetch("SELECT id, result, version, finished_at FROM jobs.jobs ORDER BY id")
+    zombie.send_signal(signal.SIGCONT)
+    await asyncio.sleep(2)
+    assert await connection.fetch("SELECT id, result, version, finished_at FROM jobs.jobs ORDER BY id") == before
+    assert {row["result"] for row in before} == {f'{{"pid": {other.pid}}}'}
+    assert await effects(connection) == [1]
+    assert zombie.returncode is None
