@@ -8,6 +8,10 @@ CODE := app tests alembic locustfile.py requirements/install.py
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	"$$name" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$name"; break; }; done)
 
+LOAD_HOST ?= http://127.0.0.1:8000
+LOAD_USERS ?= 50
+LOAD_SECONDS ?= 60
+
 .PHONY: help run dev serve worker migrate seed doctor openapi test quick check format lint types imports migrations-lint \
 	dockerfile-lint audit load lock clean install install-dev
 
@@ -78,11 +82,12 @@ dockerfile-lint: install-dev ## hadolint
 audit: install-dev ## Known vulnerabilities in what the image installs
 	@$(VENV)/pip-audit --disable-pip --require-hashes -r requirements/production.txt
 
-load: install-dev ## A minute of mixed load against a running system (LOAD_HOST, LOAD_USERS, LOAD_SECONDS)
-	@$(VENV)/python -m locust --config locust.conf \
-		$(if $(LOAD_HOST),--host $(LOAD_HOST)) $(if $(LOAD_USERS),--users $(LOAD_USERS)) \
-		$(if $(LOAD_SECONDS),--run-time $(LOAD_SECONDS)s)
-	@echo "Report: reports/load.html"
+load: install-dev ## A minute of mixed load against a running system (LOAD_HOST, LOAD_USERS, LOAD_SECONDS, ARGS)
+	@mkdir -p reports
+	@status=0; $(VENV)/python -m locust --headless --only-summary --skip-log-setup --host $(LOAD_HOST) \
+		--users $(LOAD_USERS) --spawn-rate $(LOAD_USERS) --run-time $(LOAD_SECONDS)s \
+		--html reports/load.html --csv reports/load $(ARGS) || status=$$?; \
+		echo "Report: reports/load.html"; exit $$status
 
 lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: newest versions)
 	@$(VENV)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
