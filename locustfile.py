@@ -123,7 +123,7 @@ class Person(FastHttpUser):
 
     def refresh(self) -> None:
         answer = self.call("POST", "/v1/auth/refresh", json={"refresh_token": self.refresh_token})
-        if answer.status_code == 200:  # noqa: PLR2004
+        if answer.status_code == 200:
             self.take_tokens(answer.json())
 
     @tag("read")
@@ -159,11 +159,11 @@ class Person(FastHttpUser):
     def come_and_go(self) -> None:
         """A session of its own from log-in to log-out."""
         answer = self.call("POST", "/v1/auth/login", json={"email": self.email, "password": PASSWORD})
-        if answer.status_code != 200:  # noqa: PLR2004
+        if answer.status_code != 200:
             return
         tokens = answer.json()["tokens"]
         again = self.call("POST", "/v1/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
-        if again.status_code == 200:  # noqa: PLR2004
+        if again.status_code == 200:
             tokens = again.json()
         headers = {"Authorization": f"Bearer {tokens['access_token']}"}
         self.call(
@@ -180,7 +180,7 @@ class Person(FastHttpUser):
         """Ask for a file, wait until it is made, fetch it."""
         body = {"kind": "export.events", "args": {"format": "csv"}}
         answer = self.call("POST", "/v1/jobs", expect=202, json=body)
-        if answer.status_code == 202:  # noqa: PLR2004
+        if answer.status_code == 202:
             self.fetch_artifacts(answer.json()["id"])
 
     @tag("jobs")
@@ -196,7 +196,7 @@ class Person(FastHttpUser):
             "tax_rate_percent": "19",
         }
         answer = self.call("POST", "/v1/invoices", expect=202, json=body)
-        if answer.status_code == 202:  # noqa: PLR2004
+        if answer.status_code == 202:
             invoice = answer.json()["invoice"]["id"]
             if self.wait_for_job(answer.json()["job"]["id"]):
                 self.call("GET", f"/v1/invoices/{invoice}/pdf", name="GET /v1/invoices/{id}/pdf")
@@ -207,7 +207,7 @@ class Person(FastHttpUser):
         pause = 0.05
         while time.monotonic() < deadline:
             answer = self.call("GET", f"/v1/jobs/{job_id}", name="GET /v1/jobs/{id}")
-            if answer.status_code != 200:  # noqa: PLR2004
+            if answer.status_code != 200:
                 return None
             job: dict[str, Any] = answer.json()
             if job["state"] == "succeeded":
