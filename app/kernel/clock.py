@@ -1,6 +1,7 @@
 """The only place that asks what time it is, so that tests can decide the answer."""
 
 from datetime import UTC, datetime, timedelta
+from time import time
 from typing import Protocol
 
 
@@ -11,12 +12,19 @@ class Clock(Protocol):
         """The present, timezone-aware, in UTC."""
         ...
 
+    def timestamp(self) -> float:
+        """The present in seconds of the epoch; cheaper than `now`."""
+        ...
+
 
 class SystemClock:
     """The operating system's clock."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def timestamp(self) -> float:
+        return time()
 
 
 class ManualClock:
@@ -27,6 +35,9 @@ class ManualClock:
 
     def now(self) -> datetime:
         return self._now
+
+    def timestamp(self) -> float:
+        return self._now.timestamp()
 
     def advance(self, seconds: float) -> None:
         self._now += timedelta(seconds=seconds)

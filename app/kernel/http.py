@@ -196,7 +196,8 @@ def matches_any(if_none_match: bytes, etag: bytes) -> bool:
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, Decimal):
+    # asyncpg's UUID is a subclass, which orjson does not take by itself.
+    if isinstance(value, UUID | Decimal):
         return str(value)
     if isinstance(value, frozenset | set | tuple):
         return sorted(value)

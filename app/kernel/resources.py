@@ -13,6 +13,7 @@ from app.kernel.keys import Keys
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
+from app.kernel.settings import HttpSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Resources:
     clock: Clock
     keys: Keys
     cursors: Cursors
+    http: HttpSettings
 
 
 async def _resources(request: Request) -> Resources:

@@ -1,0 +1,40 @@
+"""Builds what a process owns out of its settings: the one place where kernel and modules are plugged together."""
+
+from app.jobs.api import insert_jobs
+from app.kernel.bus import Bus
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock, SystemClock
+from app.kernel.database import Database
+from app.kernel.keys import Keys
+from app.kernel.pagination import Cursors
+from app.kernel.queue import Queue
+from app.kernel.redis import RedisGateway
+from app.kernel.resources import Resources
+from app.settings import Settings
+
+
+def make_resources(settings: Settings, *, application_name: str, clock: Clock | None = None) -> Resources:
+    """Everything shared, wired but not yet connected. Subscribe to the bus before `open_resources`."""
+    clock = clock or SystemClock()
+    redis = RedisGateway(settings.redis)
+    bus = Bus(redis)
+    db = Database(settings.database, application_name=application_name)
+    cache = Cache(settings.cache, redis, bus)
+    cache.bind(db)
+    queue = Queue(insert_jobs, redis, clock, shards=settings.jobs.shards, window=settings.jobs.window)
+    queue.bind(db)
+    keys = Keys(settings.secret_key.get_secret_value())
+    return Resources(db, redis, bus, cache, queue, clock, keys, Cursors(keys.derive("cursor")), settings.http)
+
+
+async def open_resources(resources: Resources) -> None:
+    """Connects, as far as there is something to connect to."""
+    await resources.db.open()
+    await resources.bus.start()
+
+
+async def close_resources(resources: Resources) -> None:
+    await resources.cache.close()
+    await resources.bus.close()
+    await resources.db.close()
+    await resources.redis.close()

@@ -1,0 +1,117 @@
+"""The routes that belong to no module."""
+
+from typing import Annotated
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse
+
+from app.core import pages, service
+from app.core.health import check_health
+from app.core.schemas import OverviewView, ReadyView
+from app.kernel.auth import Principal, Public, Require
+from app.kernel.cache import CachedRead
+from app.kernel.errors import NotFound
+from app.kernel.http import Router, json_fragment, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
+from app.users import api as users
+
+router = Router(tags=["core"])
+docs_router = Router(include_in_schema=False)
+
+_OVERVIEW_SCOPES = ("profile:read", "events:read", "jobs:read")
+
+CACHED_READS = (
+    CachedRead(
+        "/v1/overview",
+        frozenset(_OVERVIEW_SCOPES),
+        lambda user_id: (users.profile_tag(user_id), users.events_tag(user_id), f"jobs:{user_id}"),
+    ),
+)
+
+
+@router.get("/v1/overview", response_model=OverviewView, responses=problem_responses(401, 403, 404, 422, 503))
+async def get_overview(
+    principal: Annotated[Principal, Require(*_OVERVIEW_SCOPES)], resources: ResourcesDep
+) -> Response:
+    """User, preferences, newest events and jobs in one answer."""
+    overview = await service.read_overview(resources.db, principal.user_id)
+    work = overview.work
+    return json_response(
+        {
+            "user": overview.person.user.view(),
+            "preferences": overview.person.preferences.view(),
+            "recent_events": overview.person.recent_events,
+            "jobs": {
+                "queued": work.queued,
+                "running": work.running,
+                "succeeded": work.succeeded,
+                "failed": work.failed,
+                "recent": json_fragment(work.recent),
+            },
+        }
+    )
+
+
+@router.get("/livez", dependencies=[Public])
+async def get_livez() -> Response:
+    """Whether the process answers at all. Asks no other system."""
+    return json_response({"status": "alive"}, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=problem_responses(503))
+async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
+    """Whether requests should be sent here. A lost Redis only degrades."""
+    return await check_health(resources, can_sign=request.app.state.identity.key_ring.can_sign)
+
+
+@router.get(
+    "/metrics",
+    dependencies=[Public],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def get_metrics(resources: ResourcesDep) -> Response:
+    """Metrics of all API processes in the text format of Prometheus."""
+    resources.db.observe_pool()
+    return Response(render_metrics(), headers={"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store"})
+
+
+@router.get("/", dependencies=[Public], response_class=HTMLResponse)
+async def get_front_page(request: Request) -> Response:
+    """A page that says what this is."""
+    text = pages.front_page(docs=request.app.state.has_docs, mailbox=request.app.state.has_mailbox)
+    return _html(text, pages.PAGE_POLICY)
+
+
+@router.get("/problems/{code}", dependencies=[Public], response_class=HTMLResponse, responses=problem_responses(404))
+async def get_problem_page(code: str) -> Response:
+    """What the `type` of a problem means."""
+    text = pages.problem_page(code)
+    if text is None:
+        raise NotFound
+    return _html(text, pages.PAGE_POLICY)
+
+
+@docs_router.get("/docs", dependencies=[Public])
+async def get_docs() -> Response:
+    return _html(pages.swagger_page(), pages.DOCS_POLICY)
+
+
+@docs_router.get("/docs/oauth2-redirect", dependencies=[Public])
+async def get_docs_redirect() -> Response:
+    return _html(pages.swagger_redirect_page(), pages.DOCS_POLICY)
+
+
+@docs_router.get("/redoc", dependencies=[Public])
+async def get_redoc() -> Response:
+    return _html(pages.redoc_page(), pages.DOCS_POLICY)
+
+
+@docs_router.get("/openapi.json", dependencies=[Public])
+async def get_openapi(request: Request) -> Response:
+    return json_response(request.app.openapi(), headers={"Cache-Control": "no-cache"})
+
+
+def _html(text: str, policy: str) -> Response:
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})

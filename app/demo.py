@@ -1,0 +1,75 @@
+"""Demo data for development: two people and 10,000 events. Running it again changes nothing."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from app.composition import close_resources, make_resources
+from app.identity.api import PasswordHashing, provision_account
+from app.kernel.auth import Role
+from app.kernel.ids import UserId
+from app.kernel.resources import Resources
+from app.settings import Settings
+from app.users import api as users
+
+_EVENTS = 10_000
+_BATCH = 500
+_DAYS = 60
+_KINDS = ("page.viewed", "search.made", "document.opened", "document.shared", "comment.added", "session.started")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoAccount:
+    """Somebody to log in as."""
+
+    email: str
+    password: str
+    role: Role
+    display_name: str
+
+
+DEMO_ACCOUNTS = (
+    DemoAccount("admin@example.com", "admin-of-onehop-42", "admin", "Ada Admin"),
+    DemoAccount("demo@example.com", "demo-of-onehop-42", "user", "Dana Demo"),
+)
+
+
+async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
+    """Makes what is missing; the answer is who can log in."""
+    resources = make_resources(settings, application_name="onehop-seed")
+    hashing = PasswordHashing(settings.identity)
+    await resources.db.open()
+    try:
+        for account in DEMO_ACCOUNTS:
+            user_id = await provision_account(
+                resources.db,
+                hashing,
+                resources.clock,
+                email=account.email,
+                password=account.password,
+                display_name=account.display_name,
+                role=account.role,
+            )
+            if user_id is not None and account.role == "user":
+                await _add_events(resources, user_id)
+    finally:
+        hashing.close()
+        await close_resources(resources)
+    return DEMO_ACCOUNTS
+
+
+async def _add_events(resources: Resources, user_id: UserId) -> None:
+    events = list(_invented_events(resources.clock.now()))
+    for start in range(0, len(events), _BATCH):
+        async with resources.db.statement("demo.events") as tx:
+            await users.record_events(tx, resources.clock, user_id, events[start : start + _BATCH])
+
+
+def _invented_events(now: datetime) -> Iterator[users.NewEvent]:
+    """The same for everybody and every time, but for the present day."""
+    chance = random.Random(42)  # noqa: S311 - demo data
+    moments = sorted(chance.uniform(0, _DAYS * 86_400) for _ in range(_EVENTS))
+    for seconds in reversed(moments):
+        properties = f'{{"path": "/documents/{chance.randint(1, 400)}", "ms": {chance.randint(5, 900)}}}'
+        yield users.NewEvent(chance.choice(_KINDS), now - timedelta(seconds=seconds), properties)

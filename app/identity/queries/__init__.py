@@ -1,0 +1,1 @@
+"""The SQL of the identity module, a file for each group of tables."""

@@ -1,0 +1,200 @@
+"""Sessions, and the revocations that end them at once."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from app.identity.records import NewSession, Revocation, Rotation, Session
+from app.kernel.database import ReadConn, Tx
+from app.kernel.ids import UserId
+
+# One statement, so that a log-in needs no transaction: the session, the account's last log-in with a password hash of
+# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit.
+INSERT_SESSION = """
+WITH account AS (
+    UPDATE identity.accounts
+       SET last_login_at = $4, password_hash = COALESCE($11, password_hash)
+     WHERE user_id = $1
+), surplus AS (
+    UPDATE identity.sessions
+       SET revoked_at = $4, revoke_reason = 'session_limit'
+     WHERE user_id = $1 AND id IN (
+           SELECT id FROM identity.sessions
+            WHERE user_id = $1 AND revoked_at IS NULL
+            ORDER BY last_used_at DESC OFFSET $12 - 1)
+ RETURNING id
+), revoked AS (
+    INSERT INTO identity.revocations (kind, subject, expires_at)
+    SELECT 'session', id, $13 FROM surplus
+), audit AS (
+    INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, created_at)
+    VALUES ($1, $3, $14, $1, $2, $8, $9, $4)
+), session AS (
+    INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
+                                   idle_expires_at, expires_at, methods, ip, user_agent, device_name)
+    VALUES ($1, $2, $4, $4, $4, $4, $5, $6, $7, $8, $9, $10)
+)
+SELECT id FROM surplus
+"""
+
+
+async def insert_session(
+    tx: Tx,
+    session: NewSession,
+    *,
+    event_id: UUID,
+    action: str,
+    new_password_hash: str | None,
+    limit: int,
+    revocations_end: datetime,
+) -> list[UUID]:
+    """The sessions that had to end because the account has more than `limit` of them."""
+    rows = await tx.fetch(
+        INSERT_SESSION,
+        session.user_id,
+        session.id,
+        event_id,
+        session.created_at,
+        session.idle_expires_at,
+        session.expires_at,
+        list(session.methods),
+        session.device.ip,
+        session.device.user_agent,
+        session.device.name,
+        new_password_hash,
+        limit,
+        revocations_end,
+        action,
+    )
+    return [row["id"] for row in rows]
+
+
+# Compare and swap: of all who bring one generation, one turns it into the next.
+ROTATE_SESSION = """
+UPDATE identity.sessions AS session
+   SET generation = generation + 1, rotated_at = $4, last_used_at = $4, rotation_key = $5,
+       idle_expires_at = LEAST($6, session.expires_at), ip = $7, user_agent = $8
+  FROM identity.accounts AS account
+ WHERE session.user_id = $1 AND session.id = $2 AND session.generation = $3
+   AND session.revoked_at IS NULL AND session.idle_expires_at > $4 AND session.expires_at > $4
+   AND account.user_id = session.user_id AND account.status = 'active'
+RETURNING session.generation, session.rotated_at, session.rotation_key, true AS alive,
+          account.status, account.role, account.version, clock_timestamp() AS now
+"""
+
+
+async def rotate_session(
+    tx: Tx,
+    *,
+    user_id: UserId,
+    session_id: UUID,
+    generation: int,
+    now: datetime,
+    rotation_key: bytes | None,
+    idle_expires_at: datetime,
+    ip: str | None,
+    user_agent: str | None,
+) -> Rotation | None:
+    row = await tx.fetchrow(
+        ROTATE_SESSION, user_id, session_id, generation, now, rotation_key, idle_expires_at, ip, user_agent
+    )
+    return Rotation(**row) if row else None
+
+
+GET_ROTATION = """
+SELECT session.generation, session.rotated_at, session.rotation_key,
+       session.revoked_at IS NULL AND session.idle_expires_at > $3 AND session.expires_at > $3 AS alive,
+       account.status, account.role, account.version, clock_timestamp() AS now
+  FROM identity.sessions AS session
+  JOIN identity.accounts AS account USING (user_id)
+ WHERE session.user_id = $1 AND session.id = $2
+"""
+
+
+async def get_rotation(conn: ReadConn, user_id: UserId, session_id: UUID, now: datetime) -> Rotation | None:
+    row = await conn.fetchrow(GET_ROTATION, user_id, session_id, now)
+    return Rotation(**row) if row else None
+
+
+LIST_SESSIONS = """
+SELECT id, created_at, last_used_at, ip, user_agent, device_name, LEAST(idle_expires_at, expires_at) AS expires_at
+  FROM identity.sessions
+ WHERE user_id = $1 AND revoked_at IS NULL AND idle_expires_at > $2 AND expires_at > $2
+ ORDER BY last_used_at DESC, id DESC
+ LIMIT 200
+"""
+
+
+async def list_sessions(conn: ReadConn, user_id: UserId, now: datetime) -> list[Session]:
+    return [Session(**row) for row in await conn.fetch(LIST_SESSIONS, user_id, now)]
+
+
+# $3 NULL: all sessions. $4: the one that stays. The revocations stand in the same statement, so that no process can
+# learn of one without the other.
+REVOKE_SESSIONS = """
+WITH ended AS (
+    UPDATE identity.sessions
+       SET revoked_at = $5, revoke_reason = $6
+     WHERE user_id = $1 AND revoked_at IS NULL AND idle_expires_at > $5 AND expires_at > $5
+       AND ($3::uuid IS NULL OR id = $3) AND id IS DISTINCT FROM $4
+ RETURNING id
+), revoked AS (
+    INSERT INTO identity.revocations (kind, subject, expires_at)
+    SELECT 'session', id, $7 FROM ended
+), audit AS (
+    INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
+    SELECT $1, $2, $6, $8, $3, $9, $10, jsonb_build_object('sessions', (SELECT count(*) FROM ended)), $5
+     WHERE EXISTS (SELECT FROM ended)
+)
+SELECT id FROM ended
+"""
+
+
+async def revoke_sessions(
+    tx: Tx,
+    user_id: UserId,
+    *,
+    event_id: UUID,
+    session_id: UUID | None,
+    except_id: UUID | None,
+    now: datetime,
+    reason: str,
+    revocations_end: datetime,
+    actor_id: UUID | None,
+    ip: str | None,
+    user_agent: str | None,
+) -> list[UUID]:
+    """Ends one session or all, and answers which have ended by this."""
+    rows = await tx.fetch(
+        REVOKE_SESSIONS,
+        user_id,
+        event_id,
+        session_id,
+        except_id,
+        now,
+        reason,
+        revocations_end,
+        actor_id,
+        ip,
+        user_agent,
+    )
+    return [row["id"] for row in rows]
+
+
+LIST_REVOCATIONS = """
+SELECT kind, subject, version, expires_at
+  FROM identity.revocations
+ WHERE created_at > $1 AND expires_at > $2
+"""
+
+
+async def list_revocations(conn: ReadConn, since: datetime, now: datetime) -> Sequence[Revocation]:
+    """Those written after `since` that still matter at `now`."""
+    return [Revocation(**row) for row in await conn.fetch(LIST_REVOCATIONS, since, now)]
+
+
+DELETE_EXPIRED_REVOCATIONS = "DELETE FROM identity.revocations WHERE expires_at < $1"
+
+
+async def delete_expired_revocations(tx: Tx, now: datetime) -> str:
+    return await tx.execute(DELETE_EXPIRED_REVOCATIONS, now)

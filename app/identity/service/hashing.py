@@ -1,0 +1,86 @@
+"""Password hashes: argon2id in a bounded pool of threads, never on the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from argon2 import PasswordHasher, Type
+from argon2.exceptions import InvalidHashError, VerificationError
+from prometheus_client import Gauge, Histogram
+
+from app.identity.errors import HashingOverloaded
+from app.identity.settings import IdentitySettings
+
+T = TypeVar("T")
+
+_hash_seconds = Histogram("app_identity_password_hash_seconds", "Time in a hashing thread, without the wait for it.")
+_hash_waiting = Gauge("app_identity_password_hashes", "Hashes waiting or running.", multiprocess_mode="livesum")
+
+
+class PasswordHashing:
+    """One per process. A place is held until the thread is done, even if the request has gone away meanwhile."""
+
+    def __init__(self, settings: IdentitySettings) -> None:
+        self._hasher = PasswordHasher(
+            time_cost=settings.hash_iterations,
+            memory_cost=settings.hash_memory_kib,
+            parallelism=1,
+            type=Type.ID,
+        )
+        self._pool = ThreadPoolExecutor(settings.hash_threads, thread_name_prefix="password-hash")
+        self._places = settings.hash_threads + settings.hash_queue
+        self._used = 0
+        # What a log-in for an unknown address is compared with, so that it takes as long as any other.
+        self._dummy = self._hasher.hash("no password has this hash")
+        self.count = 0
+
+    async def hash(self, password: str) -> str:
+        """The PHC string of `password`.
+
+        Raises:
+            HashingOverloaded: too many hashes are waiting.
+        """
+        return await self._run(partial(self._hasher.hash, password))
+
+    async def verify(self, stored: str | None, password: str) -> bool:
+        """Whether `password` is the one of `stored`; takes the same time when there is no stored hash.
+
+        Raises:
+            HashingOverloaded: too many hashes are waiting.
+        """
+        matches = await self._run(partial(self._matches, stored or self._dummy, password))
+        return matches and stored is not None
+
+    def is_outdated(self, stored: str) -> bool:
+        """Whether `stored` was made with other parameters than those of today."""
+        return self._hasher.check_needs_rehash(stored)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _matches(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (VerificationError, InvalidHashError):
+            return False
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._used >= self._places:
+            raise HashingOverloaded
+        self._used += 1
+        self.count += 1
+        _hash_waiting.inc()
+        future = self._pool.submit(self._timed, work)
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        return await asyncio.wrap_future(future)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        with _hash_seconds.time():
+            return work()
+
+    def _leave(self) -> None:
+        self._used -= 1
+        _hash_waiting.dec()

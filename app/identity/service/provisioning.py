@@ -1,0 +1,59 @@
+"""Accounts made by operators instead of by their owners."""
+
+from app.identity.errors import EmailTaken
+from app.identity.queries.accounts import insert_account
+from app.identity.records import canonical_email
+from app.identity.service.hashing import PasswordHashing
+from app.identity.service.password_policy import check_password, normalise_password
+from app.kernel.auth import Role
+from app.kernel.clock import Clock
+from app.kernel.database import Database, retries_conflicts
+from app.kernel.ids import UserId, new_id
+from app.users import api as users
+
+
+@retries_conflicts
+async def provision_account(
+    db: Database,
+    hashing: PasswordHashing,
+    clock: Clock,
+    *,
+    email: str,
+    password: str,
+    display_name: str | None,
+    role: Role,
+) -> UserId | None:
+    """Makes a verified account of `role`; None if somebody has the address already, who stays as they are.
+
+    Raises:
+        WeakPassword: the password is refused.
+    """
+    password = normalise_password(password)
+    check_password(password)
+    password_hash = await hashing.hash(password)
+    user_id = UserId(new_id())
+    now = clock.now()
+    try:
+        async with db.transaction("identity.provision") as tx:
+            await insert_account(
+                tx,
+                user_id=user_id,
+                email=email,
+                email_canonical=canonical_email(email),
+                password_hash=password_hash,
+                role=role,
+                created_at=now,
+                email_verified_at=now,
+            )
+            await users.create_user(
+                tx,
+                user_id=user_id,
+                email=email,
+                display_name=display_name,
+                locale="en",
+                timezone="UTC",
+                email_verified=True,
+            )
+    except EmailTaken:
+        return None
+    return user_id

@@ -1,0 +1,174 @@
+"""Rotation of refresh tokens by compare-and-swap.
+
+A token is good once. Who brings the generation that the row has turns it into the next; who brings the one before is either
+a parallel request or a repeat of one whose answer got lost, and gets the same successor, or it is a replay, which ends the
+session. A parallel request is told from a replay by the moment it came: before the winner's answer went out, or after.
+Those moments are taken from one clock, that of Redis.
+"""
+
+import hmac
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+
+from prometheus_client import Counter
+
+from app.identity.errors import InvalidRefreshToken
+from app.identity.queries.sessions import get_rotation, rotate_session
+from app.identity.records import Device, Rotation, Tokens
+from app.identity.service.runtime import Identity
+from app.identity.service.sessions import end_sessions
+from app.identity.service.tokens import MalformedToken, RefreshToken
+from app.kernel.clock import Clock
+from app.kernel.database import Database
+from app.kernel.redis import RedisGateway, RedisUnavailable
+
+_MARKER_TTL_MS = 60_000
+# How long after a rotation its winner may still be on the way to its answer. Without Redis this alone tells a parallel
+# request from a replay.
+_UNANSWERED_FOR = timedelta(seconds=2)
+
+_refreshes_total = Counter("app_identity_refreshes", "Refresh requests.", ["outcome"])
+
+_MARK_ANSWERED = """
+local now = redis.call('TIME')
+redis.call('SET', KEYS[1], now[1] * 1000000 + now[2], 'PX', ARGV[1])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshRequest:
+    """`idempotency_key` repeats the answer of a rotation whose answer got lost."""
+
+    refresh_token: str
+    idempotency_key: str | None
+    device: Device
+
+
+async def refresh(
+    db: Database, redis: RedisGateway, identity: Identity, clock: Clock, request: RefreshRequest
+) -> Tokens:
+    """The successor of a refresh token, with a new access token.
+
+    Raises:
+        InvalidRefreshToken: one error for every reason. If the token had been used before, its session has ended.
+    """
+    arrived_at = await _redis_time(redis)
+    try:
+        token = identity.refresh_tokens.decode(request.refresh_token)
+    except MalformedToken as error:
+        _refreshes_total.labels("malformed").inc()
+        raise InvalidRefreshToken from error
+    retry_key = _retry_key(identity, request.idempotency_key)
+    now = clock.now()
+    async with db.statement("identity.rotate_session") as tx:
+        rotation = await rotate_session(
+            tx,
+            user_id=token.user_id,
+            session_id=token.session_id,
+            generation=token.generation,
+            now=now,
+            rotation_key=retry_key,
+            idle_expires_at=now + timedelta(seconds=identity.settings.refresh_idle_ttl),
+            ip=request.device.ip,
+            user_agent=request.device.user_agent,
+        )
+    if rotation is not None:
+        tokens = _tokens(identity, token, rotation)
+        await _mark_answered(redis, token)
+        _refreshes_total.labels("rotated").inc()
+        return tokens
+    return await _repeat_or_end(db, redis, identity, clock, token, retry_key, arrived_at, request.device)
+
+
+async def _repeat_or_end(
+    db: Database,
+    redis: RedisGateway,
+    identity: Identity,
+    clock: Clock,
+    token: RefreshToken,
+    retry_key: bytes | None,
+    arrived_at: int | None,
+    device: Device,
+) -> Tokens:
+    now = clock.now()
+    async with db.read("identity.rotation") as conn:
+        rotation = await get_rotation(conn, token.user_id, token.session_id, now)
+    if rotation is None or not rotation.alive or rotation.status != "active":
+        _refreshes_total.labels("dead").inc()
+        raise InvalidRefreshToken
+    if rotation.generation == token.generation + 1:
+        is_retry = (
+            retry_key is not None
+            and rotation.rotation_key is not None
+            and hmac.compare_digest(retry_key, rotation.rotation_key)
+            and now - rotation.rotated_at <= timedelta(seconds=identity.settings.refresh_retry_ttl)
+        )
+        if is_retry or await _came_before_answer(redis, token, rotation, arrived_at, clock):
+            _refreshes_total.labels("repeated").inc()
+            return _tokens(identity, token, rotation)
+    _refreshes_total.labels("replayed").inc()
+    async with db.statement("identity.token_reuse") as tx:
+        await end_sessions(
+            tx,
+            identity,
+            clock,
+            token.user_id,
+            device,
+            reason="refresh_token_reused",
+            actor_id=None,
+            session_id=token.session_id,
+        )
+    raise InvalidRefreshToken
+
+
+def _tokens(identity: Identity, token: RefreshToken, rotation: Rotation) -> Tokens:
+    return identity.issuer.issue(
+        token.user_id,
+        token.session_id,
+        generation=rotation.generation,
+        issued_at=rotation.rotated_at,
+        role=rotation.role,
+        version=rotation.version,
+    )
+
+
+def _retry_key(identity: Identity, idempotency_key: str | None) -> bytes | None:
+    if idempotency_key is None or identity.settings.refresh_retry_ttl == 0:
+        return None
+    return sha256(idempotency_key.encode()).digest()
+
+
+async def _redis_time(redis: RedisGateway) -> int | None:
+    """Microseconds by the clock of Redis, or None without it."""
+    try:
+        seconds, microseconds = await redis.call(lambda client: client.time())
+    except RedisUnavailable:
+        return None
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
+    try:
+        await redis.call(lambda client: client.eval(_MARK_ANSWERED, 1, _marker(token), _MARKER_TTL_MS))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
+    except RedisUnavailable:
+        return
+
+
+async def _came_before_answer(
+    redis: RedisGateway, token: RefreshToken, rotation: Rotation, arrived_at: int | None, clock: Clock
+) -> bool:
+    is_fresh = clock.now() - rotation.rotated_at <= _UNANSWERED_FOR
+    if arrived_at is None:
+        return is_fresh
+    try:
+        answered_at = await redis.call(lambda client: client.get(_marker(token)))
+    except RedisUnavailable:
+        return is_fresh
+    # No marker: the winner is still on its way, or died on it.
+    return is_fresh if answered_at is None else arrived_at < int(answered_at)
+
+
+def _marker(token: RefreshToken) -> str:
+    return f"identity:rotated:{token.session_id}:{token.generation}"

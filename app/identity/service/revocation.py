@@ -1,0 +1,204 @@
+"""What every process must refuse although its signature is good, known to all before the caller is told that it is done.
+
+A revocation is a row, written in the transaction of its cause. After the commit it is pushed over the bus, and every process
+says that it has it; only then does the request answer. Nets under that, each for the failure of the one above:
+
+- Every process reads new rows twice a second. Whoever is not acknowledged waits that long before it answers.
+- While the bus is down in a process, none of its requests is trusted without a read of the rows that began after the
+  request came; requests that wait at the same time share one read.
+- If Postgres cannot be asked then, the answer is 503, never a guess.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from prometheus_client import Counter, Histogram
+
+from app.identity.queries.sessions import delete_expired_revocations, list_revocations
+from app.identity.records import Revocation
+from app.kernel.bus import Bus
+from app.kernel.clock import Clock
+from app.kernel.database import Database, Tx
+from app.kernel.errors import Unavailable
+from app.kernel.ids import new_id
+from app.kernel.redis import RedisUnavailable
+from app.kernel.telemetry import get_logger
+
+_CHANNEL = "onehop:revocations"
+_ACK_CHANNEL = "onehop:revocations:ack"
+_ACK_SECONDS = 0.25
+_CLEANUP_SECONDS = 300.0
+# Rows are read again for so long, because a transaction may commit after a younger one.
+_OVERLAP = timedelta(seconds=30)
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+_logger = get_logger(__name__)
+_acknowledged_seconds = Histogram("app_identity_revocation_seconds", "Until all processes knew of a revocation.")
+_unacknowledged_total = Counter("app_identity_revocations_unacknowledged", "Revocations that waited for the poll.")
+
+
+class _Announcement(msgspec.Struct, frozen=True, array_like=True):
+    id: UUID
+    revocations: list[Revocation]
+
+
+class RevocationFeed:
+    """One per API process."""
+
+    def __init__(self, db: Database, bus: Bus, clock: Clock, *, poll_seconds: float) -> None:
+        self._db = db
+        self._bus = bus
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._sessions: dict[UUID, datetime] = {}
+        self._api_keys: dict[UUID, datetime] = {}
+        self._versions: dict[UUID, tuple[int, datetime]] = {}
+        self._acks: dict[UUID, tuple[int, asyncio.Future[None]]] = {}
+        self._read_until: datetime | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._reads_begun = 0
+        self._reads_done = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        bus.subscribe(_CHANNEL, self._on_announcement)
+        bus.subscribe(_ACK_CHANNEL, self._on_ack)
+
+    def start(self) -> None:
+        self._spawn(self._poll_for_ever())
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether what this process knows is all there is, without asking."""
+        return self._bus.is_connected and self._read_until is not None
+
+    def is_revoked(self, *, session_id: UUID | None, api_key_id: UUID | None, user_id: UUID, version: int) -> bool:
+        """Whether a token of this session or key, issued at `version` of its account, is dead."""
+        if session_id in self._sessions or api_key_id in self._api_keys:
+            return True
+        minimum = self._versions.get(user_id)
+        return minimum is not None and version < minimum[0]
+
+    async def refresh(self) -> None:
+        """Returns after a read of the rows that began after this call.
+
+        Raises:
+            Unavailable: Postgres could not be asked.
+        """
+        wanted = self._reads_begun + 1
+        while self._reads_done < wanted:
+            # A read under way may miss what was written since it began, so another follows; all who wait share it.
+            if self._reading is None:
+                self._reading = self._spawn(self._read())
+            await asyncio.shield(self._reading)
+
+    def announce(self, tx: Tx, revocations: Sequence[Revocation]) -> None:
+        """After the commit of `tx`, which wrote the rows, waits until every process refuses them."""
+        if not revocations:
+            return
+
+        async def tell() -> None:
+            await self._tell(list(revocations))
+
+        tx.after_commit(tell)
+
+    async def _tell(self, revocations: list[Revocation]) -> None:
+        self._apply(revocations)
+        announcement = _Announcement(new_id(), revocations)
+        done = asyncio.get_running_loop().create_future()
+        self._acks[announcement.id] = (0, done)
+        try:
+            with _acknowledged_seconds.time():
+                receivers = await self._bus.publish(_CHANNEL, msgspec.msgpack.encode(announcement))
+                count, _ = self._acks[announcement.id]
+                if count < receivers:
+                    self._acks[announcement.id] = (count - receivers, done)
+                    async with asyncio.timeout(_ACK_SECONDS):
+                        await done
+        except (RedisUnavailable, TimeoutError):
+            _unacknowledged_total.inc()
+            await asyncio.sleep(self._poll_seconds * 1.5)
+        finally:
+            del self._acks[announcement.id]
+
+    def _on_announcement(self, payload: bytes) -> None:
+        announcement = msgspec.msgpack.decode(payload, type=_Announcement)
+        self._apply(announcement.revocations)
+        self._spawn(self._acknowledge(announcement.id))
+
+    async def _acknowledge(self, announcement_id: UUID) -> None:
+        with suppress(RedisUnavailable):
+            await self._bus.publish(_ACK_CHANNEL, announcement_id.bytes)
+
+    def _on_ack(self, payload: bytes) -> None:
+        announcement_id = UUID(bytes=payload)
+        waiting = self._acks.get(announcement_id)
+        if waiting is None:
+            return
+        # Counts up from zero until the number of receivers is known, then from minus that number to zero.
+        count = waiting[0] + 1
+        self._acks[announcement_id] = (count, waiting[1])
+        if count == 0 and not waiting[1].done():
+            waiting[1].set_result(None)
+
+    def _apply(self, revocations: Sequence[Revocation]) -> None:
+        for revocation in revocations:
+            if revocation.kind == "session":
+                self._sessions[revocation.subject] = revocation.expires_at
+            elif revocation.kind == "api_key":
+                self._api_keys[revocation.subject] = revocation.expires_at
+            else:
+                version, _ = self._versions.get(revocation.subject, (0, revocation.expires_at))
+                self._versions[revocation.subject] = (max(version, revocation.version), revocation.expires_at)
+
+    async def _read(self) -> None:
+        self._reads_begun += 1
+        number = self._reads_begun
+        now = self._clock.now()
+        since = self._read_until - _OVERLAP if self._read_until else _BEGINNING
+        try:
+            async with self._db.read("identity.revocations") as conn:
+                self._apply(await list_revocations(conn, since, now))
+            self._read_until = now
+            self._reads_done = number
+        finally:
+            self._reading = None
+
+    async def _poll_for_ever(self) -> None:
+        cleaned_at = self._clock.now()
+        while True:
+            try:
+                await self.refresh()
+                now = self._clock.now()
+                if (now - cleaned_at).total_seconds() > _CLEANUP_SECONDS:
+                    cleaned_at = now
+                    await self._clean_up(now)
+            except Unavailable as error:
+                _logger.debug("revocations cannot be read", error=error.code)
+            except Exception:
+                _logger.exception("reading revocations failed")
+            await asyncio.sleep(self._poll_seconds)
+
+    async def _clean_up(self, now: datetime) -> None:
+        """Drops what no living token can be refused for any more."""
+        for known in (self._sessions, self._api_keys):
+            for subject in [subject for subject, end in known.items() if end < now]:
+                del known[subject]
+        for subject in [subject for subject, (_, end) in self._versions.items() if end < now]:
+            del self._versions[subject]
+        async with self._db.statement("identity.clean_revocations") as tx:
+            await delete_expired_revocations(tx, now)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,103 @@
+"""What a process holds for this module: keys, hashing threads, the revocation feed, the authenticator."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
+from app.identity.service.authentication import TokenAuthenticator
+from app.identity.service.hashing import PasswordHashing
+from app.identity.service.issuing import TokenIssuer
+from app.identity.service.revocation import RevocationFeed
+from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
+from app.identity.settings import IdentitySettings
+from app.kernel.bus import Bus
+from app.kernel.clock import Clock
+from app.kernel.database import Database
+from app.kernel.errors import Unavailable
+from app.kernel.keys import Keys
+from app.kernel.telemetry import get_logger
+
+_RELOAD_SECONDS = 60.0
+_RETRY_SECONDS = 0.5
+
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Open for as long as the process runs."""
+
+    settings: IdentitySettings
+    hashing: PasswordHashing
+    key_ring: KeyRing
+    refresh_tokens: RefreshTokens
+    issuer: TokenIssuer
+    feed: RevocationFeed
+    authenticator: TokenAuthenticator
+
+
+def make_identity(
+    settings: IdentitySettings, *, db: Database, bus: Bus, clock: Clock, keys: Keys, public_url: str
+) -> Identity:
+    """The module's parts, wired; subscribes to the bus, which must not have been started yet."""
+    key_ring = KeyRing(keys)
+    refresh_tokens = RefreshTokens(keys)
+    feed = RevocationFeed(db, bus, clock, poll_seconds=settings.revocation_poll)
+    return Identity(
+        settings=settings,
+        hashing=PasswordHashing(settings),
+        key_ring=key_ring,
+        refresh_tokens=refresh_tokens,
+        issuer=TokenIssuer(key_ring, refresh_tokens, issuer=public_url, lifetime=settings.access_token_ttl),
+        feed=feed,
+        authenticator=TokenAuthenticator(
+            key_ring, feed, clock, issuer=public_url, remembered=settings.token_cache_size
+        ),
+    )
+
+
+@asynccontextmanager
+async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIterator[None]:
+    """Loads keys and revocations and keeps them fresh. Postgres need not be there yet; until then nobody is let in."""
+    loaded = asyncio.Event()
+    task = asyncio.create_task(_load_keys_for_ever(identity.key_ring, db, keys, loaded))
+    identity.feed.start()
+    try:
+        async with asyncio.timeout(2):
+            await loaded.wait()
+            await identity.feed.refresh()
+    except (TimeoutError, Unavailable):
+        _logger.warning("identity starts without the database; it follows as soon as it can")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await identity.feed.close()
+        identity.hashing.close()
+
+
+async def load_signing_keys(key_ring: KeyRing, db: Database, keys: Keys) -> None:
+    """Reads the signing keys; makes the first one in an empty installation."""
+    async with db.read("identity.signing_keys") as conn:
+        rows = await list_signing_keys(conn)
+    if not any(row.state == "active" for row in rows):
+        async with db.statement("identity.first_signing_key") as tx:
+            await insert_first_signing_key(tx, new_signing_key(keys, "active"))
+        async with db.read("identity.signing_keys") as conn:
+            rows = await list_signing_keys(conn)
+    key_ring.load(rows)
+
+
+async def _load_keys_for_ever(key_ring: KeyRing, db: Database, keys: Keys, loaded: asyncio.Event) -> None:
+    while True:
+        try:
+            await load_signing_keys(key_ring, db, keys)
+            loaded.set()
+        except Unavailable:
+            _logger.debug("the signing keys cannot be read")
+        except Exception:
+            _logger.exception("loading the signing keys failed")
+        await asyncio.sleep(_RELOAD_SECONDS if loaded.is_set() else _RETRY_SECONDS)

@@ -1,0 +1,174 @@
+"""Opening, listing and ending sessions."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from app.identity.errors import SessionNotFound
+from app.identity.queries.sessions import insert_session, list_sessions, revoke_sessions
+from app.identity.records import Account, Device, NewSession, Revocation, Session, Tokens, session_end
+from app.identity.service.runtime import Identity
+from app.identity.service.tokens import MalformedToken
+from app.kernel.auth import Principal
+from app.kernel.clock import Clock
+from app.kernel.database import Database, Tx
+from app.kernel.ids import UserId, new_id
+
+# Revocations outlive every token they refuse, clocks that differ included.
+_REVOCATION_MARGIN = timedelta(seconds=60)
+
+
+async def open_session(
+    tx: Tx,
+    identity: Identity,
+    clock: Clock,
+    account: Account,
+    device: Device,
+    *,
+    action: str,
+    methods: tuple[str, ...],
+    new_password_hash: str | None = None,
+) -> Tokens:
+    """A new session and its first tokens, with one statement. `methods` are RFC 8176 names of how somebody logged in."""
+    settings = identity.settings
+    now = clock.now()
+    absolute_end = now + timedelta(seconds=settings.refresh_absolute_ttl)
+    session = NewSession(
+        user_id=account.user_id,
+        id=new_id(),
+        created_at=now,
+        idle_expires_at=session_end(now, settings.refresh_idle_ttl, absolute_end),
+        expires_at=absolute_end,
+        methods=methods,
+        device=device,
+    )
+    # Signed first, so that a missing key costs no row.
+    tokens = identity.issuer.issue(
+        account.user_id, session.id, generation=0, issued_at=now, role=account.role, version=account.version
+    )
+    revocations_end = now + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
+    surplus = await insert_session(
+        tx,
+        session,
+        event_id=new_id(),
+        action=action,
+        new_password_hash=new_password_hash,
+        limit=settings.max_sessions,
+        revocations_end=revocations_end,
+    )
+    identity.feed.announce(tx, [Revocation("session", ended, 0, revocations_end) for ended in surplus])
+    return tokens
+
+
+async def end_sessions(
+    tx: Tx,
+    identity: Identity,
+    clock: Clock,
+    user_id: UserId,
+    device: Device,
+    *,
+    reason: str,
+    actor_id: UUID | None,
+    session_id: UUID | None = None,
+    except_id: UUID | None = None,
+) -> int:
+    """Ends one session, or all but `except_id`, with one statement; the answer is how many have ended by this.
+
+    When the caller's unit of work has committed, their tokens are dead in every process.
+    """
+    now = clock.now()
+    revocations_end = now + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
+    ended = await revoke_sessions(
+        tx,
+        user_id,
+        event_id=new_id(),
+        session_id=session_id,
+        except_id=except_id,
+        now=now,
+        reason=reason,
+        revocations_end=revocations_end,
+        actor_id=actor_id,
+        ip=device.ip,
+        user_agent=device.user_agent,
+    )
+    identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
+    return len(ended)
+
+
+async def list_own_sessions(db: Database, clock: Clock, principal: Principal) -> list[Session]:
+    """The living sessions, the last used one first."""
+    async with db.read("identity.sessions") as conn:
+        return await list_sessions(conn, principal.user_id, clock.now())
+
+
+async def end_own_session(
+    db: Database, identity: Identity, clock: Clock, principal: Principal, session_id: UUID, device: Device
+) -> None:
+    """Ends a session of the caller.
+
+    Raises:
+        SessionNotFound: the caller has no such living session.
+    """
+    async with db.statement("identity.end_session") as tx:
+        ended = await end_sessions(
+            tx,
+            identity,
+            clock,
+            principal.user_id,
+            device,
+            reason="session_ended",
+            actor_id=principal.user_id,
+            session_id=session_id,
+        )
+    if not ended:
+        raise SessionNotFound
+
+
+async def log_out(
+    db: Database,
+    identity: Identity,
+    clock: Clock,
+    device: Device,
+    *,
+    access_token: str | None,
+    refresh_token: str | None,
+) -> None:
+    """Ends the session of either token, expired ones included. Says nothing when there is none to end."""
+    for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
+        async with db.statement("identity.log_out") as tx:
+            await end_sessions(
+                tx, identity, clock, user_id, device, reason="logged_out", actor_id=user_id, session_id=session_id
+            )
+
+
+async def end_other_sessions(
+    db: Database, identity: Identity, clock: Clock, principal: Principal, device: Device, *, keep_current: bool
+) -> int:
+    """Ends all sessions of the caller, but for the one that asks where it is to be kept."""
+    async with db.statement("identity.log_out_all") as tx:
+        return await end_sessions(
+            tx,
+            identity,
+            clock,
+            principal.user_id,
+            device,
+            reason="logged_out_all",
+            actor_id=principal.user_id,
+            except_id=principal.session_id if keep_current else None,
+        )
+
+
+def _sessions_of(identity: Identity, access_token: str | None, refresh_token: str | None) -> set[tuple[UserId, UUID]]:
+    found: set[tuple[UserId, UUID]] = set()
+    try:
+        if access_token is not None:
+            claims = identity.key_ring.verify(access_token)
+            found.add((UserId(claims.sub), claims.sid))
+    except MalformedToken:
+        pass
+    try:
+        if refresh_token is not None:
+            token = identity.refresh_tokens.decode(refresh_token)
+            found.add((token.user_id, token.session_id))
+    except MalformedToken:
+        pass
+    return found

@@ -1,0 +1,27 @@
+"""Settings of the identity module."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.kernel.settings import Section
+
+
+class IdentitySettings(Section):
+    """Log-in and tokens. Times are in seconds."""
+
+    registration: Literal["open", "verify", "closed"] = "open"
+    access_token_ttl: int = Field(600, ge=30, le=3600)
+    refresh_idle_ttl: int = Field(14 * 86_400, ge=600, description="A session unused for so long ends.")
+    refresh_absolute_ttl: int = Field(90 * 86_400, ge=600, description="A session ends after this time at the latest.")
+    refresh_retry_ttl: int = Field(60, ge=0, le=600, description="How long an Idempotency-Key repeats a rotation.")
+    max_sessions: int = Field(50, ge=1, le=1000, description="Of one account; the longest unused one gives way.")
+    hash_threads: int = Field(2, ge=1, le=64, description="Password hashes at one time.")
+    hash_queue: int = Field(64, ge=0, le=10_000, description="Password hashes that may wait for a thread.")
+    hash_memory_kib: int = Field(19 * 1024, ge=1024, description="argon2id m, the OWASP floor by default.")
+    hash_iterations: int = Field(2, ge=1, le=20, description="argon2id t.")
+    token_cache_size: int = Field(20_000, ge=0, le=1_000_000, description="Verified tokens kept by one process.")
+    revocation_poll: float = Field(0.5, gt=0, le=5)
+    verify_email_ttl: int = Field(86_400, ge=60)
+    reset_password_ttl: int = Field(1800, ge=60)
+    deletion_grace: int = Field(14 * 86_400, ge=0, description="From the wish to be deleted until it is done.")

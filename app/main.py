@@ -1,0 +1,167 @@
+"""The API application: modules, middleware order and life cycle. Only wiring."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from app.composition import close_resources, make_resources, open_resources
+from app.core import router as core
+from app.core.pages import DOCS_ASSETS
+from app.development import embedded_environment
+from app.identity import router as identity_router
+from app.identity.api import make_identity, run_identity
+from app.jobs import router as jobs_router
+from app.jobs.api import JOB_KINDS, JobsRuntime
+from app.kernel.access_log import AccessLog
+from app.kernel.http import StrictRoute, install_error_handlers, operation_id
+from app.kernel.middleware.admission import Admission
+from app.kernel.middleware.authentication import Authentication
+from app.kernel.middleware.deadline import Deadline
+from app.kernel.middleware.request_context import RequestContext
+from app.kernel.middleware.response_cache import ResponseCache
+from app.kernel.telemetry import configure_logging
+from app.settings import Settings, load_settings
+from app.users import router as users_router
+
+DESCRIPTION = """Accounts, activity and background jobs.
+
+Errors are `application/problem+json` (RFC 9457). Lists are paged by cursor. Every answer carries `X-Request-ID`.
+"""
+
+ROUTERS = (
+    core.router,
+    users_router.router,
+    identity_router.router,
+    identity_router.well_known,
+    jobs_router.router,
+)
+CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application of `settings`; nothing is opened before its lifespan begins.
+
+    Raises:
+        RuntimeError: a route does not declare who may call it.
+    """
+    has_docs = settings.http.docs if settings.http.docs is not None else not settings.is_production
+    app = FastAPI(
+        title="Onehop",
+        version="0.1.0",
+        description=DESCRIPTION,
+        debug=settings.debug,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        max_body_size=settings.http.max_body_bytes,
+        generate_unique_id_function=operation_id,
+        lifespan=lambda app: _lifespan(app, settings),
+    )
+    app.state.has_docs = has_docs
+    app.state.has_mailbox = False
+    for router in ROUTERS:
+        app.include_router(router)
+    if has_docs:
+        app.include_router(core.docs_router)
+        app.mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS))
+    install_error_handlers(app)
+    _check_routes(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    configure_logging(settings.log, production=settings.is_production)
+    async with AsyncExitStack() as stack:
+        settings = await stack.enter_async_context(embedded_environment(settings))
+        resources = make_resources(settings, application_name="onehop-api")
+        identity = make_identity(
+            settings.identity,
+            db=resources.db,
+            bus=resources.bus,
+            clock=resources.clock,
+            keys=resources.keys,
+            public_url=settings.public_url,
+        )
+        app.state.resources = resources
+        app.state.identity = identity
+        app.state.jobs = JobsRuntime.create(
+            settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS)
+        )
+        stack.push_async_callback(close_resources, resources)
+        await open_resources(resources)
+        await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
+        access_log = _start_access_log(settings, stack)
+        framework = app.middleware_stack or app.build_middleware_stack()
+        # From here on requests pass our layers first; the framework's own stack stays the innermost one.
+        app.middleware_stack = _layers(app, framework, settings, access_log)
+        try:
+            # What lives from now on is what requests make; the collector need not look at the program itself again.
+            gc.collect()
+            gc.freeze()
+            yield
+        finally:
+            app.middleware_stack = framework
+            gc.unfreeze()
+
+
+def _layers(app: FastAPI, framework: ASGIApp, settings: Settings, access_log: AccessLog | None) -> ASGIApp:
+    stack: ASGIApp = Deadline(framework, settings.http)
+    if settings.cache.enabled:
+        stack = ResponseCache(stack, app.state.resources.cache, CACHED_READS)
+    stack = Authentication(stack, app.state.identity.authenticator)
+    stack = Admission(stack, settings.http)
+    stack = RequestContext(stack, settings.http, access_log, _templates(app))
+    if settings.http.cors_origins:
+        stack = CORSMiddleware(
+            stack,
+            allow_origins=settings.http.cors_origins,
+            allow_credentials=settings.http.cors_credentials,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer"],
+            expose_headers=["ETag", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
+            max_age=600,
+        )
+    return stack
+
+
+def _start_access_log(settings: Settings, stack: AsyncExitStack) -> AccessLog | None:
+    if not settings.log.access:
+        return None
+    access_log = AccessLog(json_lines=(settings.log.format or ("json" if settings.is_production else "text")) == "json")
+    access_log.start()
+    stack.push_async_callback(asyncio.to_thread, access_log.stop)
+    return access_log
+
+
+def _templates(app: FastAPI) -> dict[Any, str]:
+    return {
+        context.endpoint: context.path_format
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, APIRoute) and context.path_format
+    }
+
+
+def _check_routes(app: FastAPI) -> None:
+    """Every route is of the kind that demands a permission; that it has one was checked when it was made."""
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, APIRoute) and not isinstance(context.original_route, StrictRoute):
+            message = f"{context.path} does not come from app.kernel.http.Router"
+            raise RuntimeError(message)
+
+
+def __getattr__(name: str) -> FastAPI:
+    """`app` for `uvicorn app.main:app`, made when asked for, so that importing this file reads no settings."""
+    if name == "app":
+        made = globals()["app"] = create_app(load_settings())
+        return made
+    raise AttributeError(name)
