@@ -21,7 +21,7 @@ import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
-from fastapi.params import Form
+from fastapi.params import Form, Param
 from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -209,8 +209,8 @@ def parse_json(body: bytes) -> Any:
     """The value of a JSON text, by RFC 8259 with nothing tolerated that could be read in two ways.
 
     Raises:
-        InvalidJson: it is not UTF-8, not JSON, nested too deeply, holds a number that is not finite, or names a key twice.
-        Unprocessable: a string holds NUL or a lone surrogate, which neither UTF-8 nor Postgres can hold.
+        InvalidJson: it is not UTF-8, not JSON, nested too deeply, holds a number that is not finite, or names a key
+        twice. Unprocessable: a string holds NUL or a lone surrogate, which neither UTF-8 nor Postgres can hold.
     """
     try:
         text = body.decode("utf-8-sig")
@@ -293,7 +293,8 @@ class _ParsedRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that checks permission, then the query's names and the body's form, before the framework looks at them."""
+    """A route that checks permission, then the query's names and the body's form, before the framework looks at them.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -302,7 +303,12 @@ class StrictRoute(APIRoute):
             message = f"{sorted(self.methods or ())} {self.path} does not declare who may call it"
             raise RuntimeError(message)
         fields = get_flat_params(self.dependant)
-        query_names = frozenset(field.alias for field in fields if isinstance(field.field_info, QueryParam))
+        # The fields of a query model are plain ones; no route of ours takes a header or cookie model.
+        query_names = frozenset(
+            field.alias
+            for field in fields
+            if isinstance(field.field_info, QueryParam) or not isinstance(field.field_info, Param)
+        )
         has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
         body = _body_kind(self)
 
