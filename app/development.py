@@ -1,4 +1,4 @@
-"""What a bare `uvicorn app.main:app` or `fastapi dev` needs and nobody gave: servers, schema and a worker of its own."""
+"""What a bare `uvicorn app.main:app` or `fastapi dev` needs and nobody gave: servers, schema and a worker."""
 
 import asyncio
 import os
@@ -11,7 +11,6 @@ from pydantic import SecretStr
 
 from app.kernel.embedded import servers
 from app.kernel.embedded.privileges import become
-from app.kernel.migrations import upgrade
 from app.kernel.settings import Section
 from app.settings import Settings
 
@@ -39,6 +38,9 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
             environment["REDIS_URL"] = addresses.redis_url
         settings = _with_addresses(settings, addresses.database_url, addresses.redis_url)
         if addresses.database_url is not None:
+            # Alembic and SQLAlchemy take half a second and 30 MB, which a process with an address of its own does not need.
+            from app.kernel.migrations import upgrade  # noqa: PLC0415
+
             await upgrade(addresses.database_url)
             await stack.enter_async_context(_worker(environment))
         yield settings
