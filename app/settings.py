@@ -1,7 +1,7 @@
 """The root of all settings: the kernel's sections and each module's, read once at start.
 
-`APP_ENV=production` refuses to start without real secrets and URLs; development fills the gaps with the embedded servers and
-a secret of its own that is kept in `.data/`.
+`APP_ENV=production` refuses to start without real secrets and URLs; development fills the gaps with the embedded
+servers and a secret of its own that is kept in `.data/`.
 """
 
 import os
@@ -32,6 +32,8 @@ from app.kernel.settings import (
 from app.users.settings import UsersSettings
 
 MINIMUM_SECRET_BYTES = 32
+# Different characters; fewer mean a pattern instead of chance.
+MINIMUM_SECRET_CHARACTERS = 12
 _WEAK_SECRET_WORDS = ("changeme", "change-me", "secret", "password", "example", "development")
 _WEAK_DATABASE_PASSWORDS = frozenset({"", "postgres", "password", "changeme", "onehop", "secret", "admin"})
 
@@ -173,29 +175,37 @@ def _development_secret(data_dir: Path) -> str:
 
 
 def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> list[str]:
-    problems = []
-    secret = str(tree.get("secret_key", ""))
-    if not secret:
-        problems.append("APP_SECRET_KEY: is required in production")
-    elif len(secret.encode()) < MINIMUM_SECRET_BYTES or len(set(secret)) < 12:  # noqa: PLR2004 - distinct characters
-        problems.append(f"APP_SECRET_KEY: needs at least {MINIMUM_SECRET_BYTES} random bytes")
-    elif any(word in secret.lower() for word in _WEAK_SECRET_WORDS):
-        problems.append("APP_SECRET_KEY: looks like a placeholder")
-    database_url = str(tree.get("database", {}).get("url", ""))
-    if not database_url:
-        problems.append("DATABASE_URL: is required in production")
-    elif (urlsplit(database_url).password or "") in _WEAK_DATABASE_PASSWORDS and not _uses_socket(database_url):
-        problems.append("DATABASE_URL: needs a password that is not a default one")
+    problems = [
+        _secret_problem(str(tree.get("secret_key", ""))),
+        _database_problem(str(tree.get("database", {}).get("url", ""))),
+    ]
     if not tree.get("redis", {}).get("url"):
         problems.append("REDIS_URL: is required in production")
     if not str(tree.get("public_url", "")).startswith("https://"):
         problems.append("APP_PUBLIC_URL: is required in production and must be https")
-    if settings is not None:
-        if settings.debug:
-            problems.append("APP_DEBUG: must be off in production")
-        if settings.http.cors_credentials and "*" in settings.http.cors_origins:
-            problems.append("APP_HTTP_CORS_ORIGINS: '*' together with APP_HTTP_CORS_CREDENTIALS is never safe")
-    return problems
+    if settings is not None and settings.debug:
+        problems.append("APP_DEBUG: must be off in production")
+    if settings is not None and settings.http.cors_credentials and "*" in settings.http.cors_origins:
+        problems.append("APP_HTTP_CORS_ORIGINS: '*' together with APP_HTTP_CORS_CREDENTIALS is never safe")
+    return [problem for problem in problems if problem is not None]
+
+
+def _secret_problem(secret: str) -> str | None:
+    if not secret:
+        return "APP_SECRET_KEY: is required in production"
+    if len(secret.encode()) < MINIMUM_SECRET_BYTES or len(set(secret)) < MINIMUM_SECRET_CHARACTERS:
+        return f"APP_SECRET_KEY: needs at least {MINIMUM_SECRET_BYTES} random bytes"
+    if any(word in secret.lower() for word in _WEAK_SECRET_WORDS):
+        return "APP_SECRET_KEY: looks like a placeholder"
+    return None
+
+
+def _database_problem(url: str) -> str | None:
+    if not url:
+        return "DATABASE_URL: is required in production"
+    if (urlsplit(url).password or "") in _WEAK_DATABASE_PASSWORDS and not _uses_socket(url):
+        return "DATABASE_URL: needs a password that is not a default one"
+    return None
 
 
 def _uses_socket(database_url: str) -> bool:

@@ -37,7 +37,7 @@ def front_page(*, docs: bool, mailbox: bool) -> str:
         ("/metrics", "what it measures"),
         ("/.well-known/jwks.json", "the public keys of its tokens"),
     ]
-    items = "".join(f'<li><a href="{url}"><code>{url}</code></a> – {text}</li>' for url, text in links)
+    items = "".join(f'<li><a href="{url}"><code>{url}</code></a> - {text}</li>' for url, text in links)
     return _page(
         "Onehop",
         "<p>Accounts, activity and background jobs in one fast process. The API is under <code>/v1</code>; "
@@ -64,7 +64,7 @@ def swagger_page() -> str:
     return bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",
-            title="Onehop – API",
+            title="Onehop - API",
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="/docs/assets/favicon.png",
@@ -82,7 +82,7 @@ def redoc_page() -> str:
     return bytes(
         get_redoc_html(
             openapi_url="/openapi.json",
-            title="Onehop – API",
+            title="Onehop - API",
             redoc_js_url="/docs/assets/redoc.standalone.js",
             redoc_favicon_url="/docs/assets/favicon.png",
             with_google_fonts=False,

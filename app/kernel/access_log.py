@@ -1,4 +1,6 @@
-"""One line a request, written by a thread of its own so that a slow terminal or a full pipe never stops the event loop."""
+"""One line a request, written by a thread of its own so that a slow terminal or a full pipe never stops the event
+loop.
+"""
 
 import sys
 import threading

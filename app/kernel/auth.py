@@ -1,7 +1,7 @@
 """Who calls, and what they may do.
 
-The authentication middleware puts an `Authentication` into the ASGI scope without asking any other system; a route declares
-what it needs by a typed alias, and a route that declares nothing stops the application from starting:
+The authentication middleware puts an `Authentication` into the ASGI scope without asking any other system; a route
+declares what it needs by a typed alias, and a route that declares nothing stops the application from starting:
 
     async def get_me(principal: CurrentPrincipal) -> ...                                  # any authenticated caller
     async def ingest(principal: Annotated[Principal, Require("events:write")]) -> ...     # with this scope

@@ -1,7 +1,7 @@
 """Messages between the processes of one installation, over Redis pub/sub.
 
-Delivery is not guaranteed, so every channel's owner also has another way to the truth; `on_down` and `on_up` tell it when to
-use that way. One connection a process carries all channels.
+Delivery is not guaranteed, so every channel's owner also has another way to the truth; `on_down` and `on_up` tell it
+when to use that way. One connection a process carries all channels.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
 """Two-level cache of finished answers, forgotten by tag.
 
-Level 1 is this process's memory, level 2 is Redis. A write forgets tags after its commit (`Cache.forget`): the own process at
-once, the others by a message, before the writer gets its answer. What must hold:
+Level 1 is this process's memory, level 2 is Redis. A write forgets tags after its commit (`Cache.forget`): the own
+process at once, the others by a message, before the writer gets its answer. What must hold:
 
 - A process never serves an answer older than its own last write, and others follow within 50 ms.
 - A fill that began before a write never survives it. In level 1 a counter orders fills and writes; in level 2 each
   entry carries the versions its tags had before the database was read, and counts only while they are the same.
-- While messages may be lost, level 1 is empty and unused. Tags that could not be forgotten in Redis are tried again until
-  it answers, and level 2 is not read for them meanwhile.
+- While messages may be lost, level 1 is empty and unused. Tags that could not be forgotten in Redis are tried again
+  until it answers, and level 2 is not read for them meanwhile.
 - Without Redis everything is a miss.
 """
 
@@ -44,8 +44,9 @@ _remote_hit = _requests_total.labels("remote", "hit")
 _miss = _requests_total.labels("remote", "miss")
 _bypass = _requests_total.labels("remote", "bypass")
 
-# Stores an entry if its tags still have the versions seen before the database was read. A tag without a version gets one,
-# so that an entry is valid only while every one of its tags exists: an evicted tag is a miss, never a stale answer.
+# Stores an entry if its tags still have the versions seen before the database was read. A tag without a version gets
+# one, so that an entry is valid only while every one of its tags exists: an evicted tag is a miss, never a stale
+# answer.
 _STORE_SCRIPT = """
 for i = 2, #KEYS do
   local current = redis.call('GET', KEYS[i])
@@ -190,7 +191,10 @@ class Cache:
             if len(self._pending) < _MAX_PENDING_TAGS:
                 self._pending.update(tags)
             else:
-                _logger.error("too many cache tags wait for redis; they end by their time to live", tags=len(tags))
+                # The error itself says nothing: it is the number of tags that matters.
+                _logger.error(  # noqa: TRY400
+                    "too many cache tags wait for redis; they end by their time to live", tags=len(tags)
+                )
             if self._retry_task is None or self._retry_task.done():
                 self._retry_task = asyncio.create_task(self._retry_pending())
 

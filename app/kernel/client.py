@@ -13,8 +13,8 @@ _Network = tuple[str, ...]
 def client_address(request: Request, trusted_proxies: Sequence[str]) -> str | None:
     """The client's IP address.
 
-    `X-Forwarded-For` counts only from the right, and only as far as each hop is one of `trusted_proxies` (CIDRs); what a
-    client writes into it itself is never believed.
+    `X-Forwarded-For` counts only from the right, and only as far as each hop is one of `trusted_proxies` (CIDRs);
+    what a client writes into it itself is never believed.
     """
     peer = request.client.host if request.client else None
     if peer is None or not trusted_proxies:

@@ -7,8 +7,8 @@ A service opens a unit of work and the gateway decides what it costs and how it 
     async with db.transaction("identity.register") as tx: ... # BEGIN … COMMIT
     async with db.snapshot("jobs.export") as conn: ...        # one REPEATABLE READ view, for long exports
 
-No driver exception leaves this file. No session state is left on a connection, so that PgBouncer may stand in between and so
-that a released connection needs no reset statement.
+No driver exception leaves this file. No session state is left on a connection, so that PgBouncer may stand in between
+and so that a released connection needs no reset statement.
 """
 
 import asyncio
@@ -123,7 +123,7 @@ class ReadConn:
             # The server answered, so the protocol is in step again.
             self._interrupted = isinstance(error, asyncpg.PostgresConnectionError)
             raise self._database.translate(error) from error
-        except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
             self._interrupted = not isinstance(error, asyncpg.DataError)
             raise self._database.translate(error) from error
         self._interrupted = False
@@ -363,7 +363,7 @@ class Database:
         for recording in self._recordings:
             recording.append(Statement(unit, sql))
 
-    def translate(self, error: Exception) -> Exception:
+    def translate(self, error: Exception) -> Exception:  # noqa: PLR0911 - a table, read from top to bottom
         """The error of ours that a driver error means (the map of `docs/operations.md`)."""
         if isinstance(error, asyncpg.IntegrityConstraintViolationError):
             return ConstraintViolated(error.constraint_name or error.column_name or "", _constraint_kind(error))
@@ -383,7 +383,7 @@ class Database:
         if isinstance(error, asyncpg.InsufficientResourcesError):
             _logger.error("postgres is out of resources", error=type(error).__name__)
             return DatabaseUnavailable()
-        if isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError):
+        if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
             return DatabaseUnavailable()
         return error
 
@@ -403,7 +403,7 @@ class Database:
             connection = await pool.acquire(timeout=self._settings.acquire_timeout)
         except TimeoutError as error:
             raise (PoolExhausted() if pool.get_idle_size() == 0 else DatabaseUnavailable()) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             raise self.translate(error) from error
         acquired = perf_counter()
         _acquire_seconds.observe(acquired - started)

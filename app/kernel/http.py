@@ -293,8 +293,7 @@ class _ParsedRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that checks permission, then the query's names and the body's form, before the framework looks at them.
-    """
+    """A route that checks permission, then the query's names and the body's form, before the framework does."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -1,7 +1,7 @@
 """Idempotency-Key (IETF httpapi draft): one effect and one answer for 24 hours per caller, operation and key.
 
-Key and effect are committed in one transaction, so a crash leaves either both or neither. The stored answer is sealed with
-the key itself, because it may hold what is shown only once.
+Key and effect are committed in one transaction, so a crash leaves either both or neither. The stored answer is sealed
+with the key itself, because it may hold what is shown only once.
 """
 
 from collections.abc import Awaitable, Callable

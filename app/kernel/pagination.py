@@ -1,7 +1,7 @@
 """Keyset pagination with signed cursors.
 
-A cursor carries the sort key of the last item. It is bound to one list, one owner and one set of filters by an HMAC, so a
-cursor from elsewhere, or a changed one, is refused instead of quietly returning the wrong rows.
+A cursor carries the sort key of the last item. It is bound to one list, one owner and one set of filters by an HMAC,
+so a cursor from elsewhere, or a changed one, is refused instead of quietly returning the wrong rows.
 """
 
 import hmac

@@ -1,7 +1,7 @@
 """The only way to Redis (or Valkey): bounded, without retries, behind a breaker. It may always be absent.
 
-redis-py's own defaults wait without bound or retry for seconds; a request must not. Every caller of `call` has an answer for
-`RedisUnavailable`, because Redis never holds the only copy of anything.
+redis-py's own defaults wait without bound or retry for seconds; a request must not. Every caller of `call` has an
+answer for `RedisUnavailable`, because Redis never holds the only copy of anything.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """The kernel's settings sections, and how settings are read.
 
-Every value comes from the environment (`APP_<SECTION>_<FIELD>`), is validated once at start and never changes. A secret may
-also be given as a file: `APP_SECRET_KEY_FILE=/run/secrets/key`. `app.settings` composes the sections of all modules.
+Every value comes from the environment (`APP_<SECTION>_<FIELD>`), is validated once at start and never changes. A
+secret may also be given as a file: `APP_SECRET_KEY_FILE=/run/secrets/key`. `app.settings` composes the sections of
+all modules.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class DatabaseSettings(Section):
     lock_timeout: float = Field(1.0, gt=0, le=60)
     idle_in_transaction_timeout: float = Field(10.0, gt=0, le=600)
     session_settings: bool = Field(
-        True,
+        default=True,
         description="Send the time-outs as startup parameters. Off behind PgBouncer, where ALTER ROLE sets them.",
     )
 
@@ -75,7 +76,7 @@ class HttpSettings(Section):
     max_waiting: int = Field(512, ge=0, le=100_000)
     max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
     trusted_proxies: tuple[str, ...] = Field((), description="CIDRs whose X-Forwarded-For is believed.")
-    hsts: bool = Field(False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
+    hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
     docs: bool | None = Field(None, description="Serve /docs. None: in development only.")
 
     @field_validator("cors_origins", "trusted_proxies", mode="before")
@@ -91,7 +92,7 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] | None = Field(None, description="None: text in development, JSON in production.")
-    access: bool = Field(True, description="One line a request.")
+    access: bool = Field(default=True, description="One line a request.")
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, str]:

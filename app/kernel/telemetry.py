@@ -1,7 +1,8 @@
 """Logs, metrics, and the trace identity of a request.
 
-Metrics are prometheus_client objects, defined at module level beside what they count and named `app_<module>_<noun>_<unit>`;
-with several API processes they are summed through `PROMETHEUS_MULTIPROC_DIR`. Logs are structlog events on standard output.
+Metrics are prometheus_client objects, defined at module level beside what they count and named
+`app_<module>_<noun>_<unit>`; with several API processes they are summed through `PROMETHEUS_MULTIPROC_DIR`. Logs are
+structlog events on standard output.
 """
 
 import logging

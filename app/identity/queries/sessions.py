@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import NewSession, Revocation, Rotation, Session
+from app.identity.records import Device, NewSession, Revocation, Rotation, Session
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -161,8 +161,7 @@ async def revoke_sessions(
     reason: str,
     revocations_end: datetime,
     actor_id: UUID | None,
-    ip: str | None,
-    user_agent: str | None,
+    device: Device,
 ) -> list[UUID]:
     """Ends one session or all, and answers which have ended by this."""
     rows = await tx.fetch(
@@ -175,8 +174,8 @@ async def revoke_sessions(
         reason,
         revocations_end,
         actor_id,
-        ip,
-        user_agent,
+        device.ip,
+        device.user_agent,
     )
     return [row["id"] for row in rows]
 

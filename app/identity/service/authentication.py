@@ -1,4 +1,6 @@
-"""From a bearer token to the caller: verified once per process, remembered, and checked against revocations every time."""
+"""From a bearer token to the caller: verified once per process, remembered, and checked against revocations every
+time.
+"""
 
 from collections import OrderedDict
 from typing import NamedTuple

@@ -12,7 +12,9 @@ from app.kernel.ids import UserId
 
 
 class TokenIssuer:
-    """Everything in the tokens follows from the arguments, so whoever asks for the same generation gets the same tokens."""
+    """Everything in the tokens follows from the arguments, so whoever asks for the same generation gets the same
+    tokens.
+    """
 
     def __init__(self, key_ring: KeyRing, refresh_tokens: RefreshTokens, *, issuer: str, lifetime: int) -> None:
         self._key_ring = key_ring

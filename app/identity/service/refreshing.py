@@ -1,9 +1,9 @@
 """Rotation of refresh tokens by compare-and-swap.
 
-A token is good once. Who brings the generation that the row has turns it into the next; who brings the one before is either
-a parallel request or a repeat of one whose answer got lost, and gets the same successor, or it is a replay, which ends the
-session. A parallel request is told from a replay by the moment it came: before the winner's answer went out, or after.
-Those moments are taken from one clock, that of Redis.
+A token is good once. Who brings the generation that the row has turns it into the next; who brings the one before is
+either a parallel request or a repeat of one whose answer got lost, and gets the same successor, or it is a replay,
+which ends the session. A parallel request is told from a replay by the moment it came: before the winner's answer
+went out, or after. Those moments are taken from one clock, that of Redis.
 """
 
 import hmac
@@ -46,6 +46,16 @@ class RefreshRequest:
     device: Device
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A request that did not win; `at` is its moment by the clock of Redis."""
+
+    token: RefreshToken
+    retry_key: bytes | None
+    at: int | None
+    device: Device
+
+
 async def refresh(
     db: Database, redis: RedisGateway, identity: Identity, clock: Clock, request: RefreshRequest
 ) -> Tokens:
@@ -79,19 +89,14 @@ async def refresh(
         await _mark_answered(redis, token)
         _refreshes_total.labels("rotated").inc()
         return tokens
-    return await _repeat_or_end(db, redis, identity, clock, token, retry_key, arrived_at, request.device)
+    arrival = _Arrival(token, retry_key, arrived_at, request.device)
+    return await _repeat_or_end(db, redis, identity, clock, arrival)
 
 
 async def _repeat_or_end(
-    db: Database,
-    redis: RedisGateway,
-    identity: Identity,
-    clock: Clock,
-    token: RefreshToken,
-    retry_key: bytes | None,
-    arrived_at: int | None,
-    device: Device,
+    db: Database, redis: RedisGateway, identity: Identity, clock: Clock, arrival: _Arrival
 ) -> Tokens:
+    token, retry_key = arrival.token, arrival.retry_key
     now = clock.now()
     async with db.read("identity.rotation") as conn:
         rotation = await get_rotation(conn, token.user_id, token.session_id, now)
@@ -105,7 +110,7 @@ async def _repeat_or_end(
             and hmac.compare_digest(retry_key, rotation.rotation_key)
             and now - rotation.rotated_at <= timedelta(seconds=identity.settings.refresh_retry_ttl)
         )
-        if is_retry or await _came_before_answer(redis, token, rotation, arrived_at, clock):
+        if is_retry or await _came_before_answer(redis, token, rotation, arrival.at, clock):
             _refreshes_total.labels("repeated").inc()
             return _tokens(identity, token, rotation)
     _refreshes_total.labels("replayed").inc()
@@ -115,7 +120,7 @@ async def _repeat_or_end(
             identity,
             clock,
             token.user_id,
-            device,
+            arrival.device,
             reason="refresh_token_reused",
             actor_id=None,
             session_id=token.session_id,

@@ -1,7 +1,8 @@
-"""What every process must refuse although its signature is good, known to all before the caller is told that it is done.
+"""What every process must refuse although its signature is good, known to all before the caller is told that it is
+done.
 
-A revocation is a row, written in the transaction of its cause. After the commit it is pushed over the bus, and every process
-says that it has it; only then does the request answer. Nets under that, each for the failure of the one above:
+A revocation is a row, written in the transaction of its cause. After the commit it is pushed over the bus, and every
+process says that it has it; only then does the request answer. Nets under that, each for the failure of the one above:
 
 - Every process reads new rows twice a second. Whoever is not acknowledged waits that long before it answers.
 - While the bus is down in a process, none of its requests is trusted without a read of the rows that began after the

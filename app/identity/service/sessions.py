@@ -28,7 +28,7 @@ async def open_session(
     methods: tuple[str, ...],
     new_password_hash: str | None = None,
 ) -> Tokens:
-    """A new session and its first tokens, with one statement. `methods` are RFC 8176 names of how somebody logged in."""
+    """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how somebody logged in."""
     settings = identity.settings
     now = clock.now()
     absolute_end = now + timedelta(seconds=settings.refresh_absolute_ttl)
@@ -87,8 +87,7 @@ async def end_sessions(
         reason=reason,
         revocations_end=revocations_end,
         actor_id=actor_id,
-        ip=device.ip,
-        user_agent=device.user_agent,
+        device=device,
     )
     identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
     return len(ended)

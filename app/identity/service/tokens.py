@@ -1,7 +1,8 @@
 """The forms of our credentials: access tokens (JWT), refresh tokens and API keys.
 
-Access token: JWT (RFC 7519) of type `at+jwt` (RFC 9068), signed with Ed25519. Refresh token: session and generation under an
-HMAC, so that the successor of a token can be derived and nothing replayable is stored. API key: id, secret, checksum.
+Access token: JWT (RFC 7519) of type `at+jwt` (RFC 9068), signed with Ed25519. Refresh token: session and generation
+under an HMAC, so that the successor of a token can be derived and nothing replayable is stored. API key: id, secret,
+checksum.
 """
 
 import hmac

@@ -1,1 +1,3 @@
-"""The pure-ASGI layers around the framework, outermost first: request context, admission, authentication, response cache."""
+"""The pure-ASGI layers around the framework, outermost first: request context, admission, authentication, response
+cache.
+"""

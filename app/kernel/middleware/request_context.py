@@ -1,4 +1,6 @@
-"""The outermost layer: identity, deadline, log line, metrics and headers of a request, and the answer to its failures."""
+"""The outermost layer: identity, deadline, log line, metrics and headers of a request, and the answer to its
+failures.
+"""
 
 import asyncio
 import os

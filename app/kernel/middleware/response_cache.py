@@ -1,4 +1,6 @@
-"""Answers repeated reads from finished bytes, so that the framework does not run; adds entity tags to all other reads."""
+"""Answers repeated reads from finished bytes, so that the framework does not run; adds entity tags to all other
+reads.
+"""
 
 from collections.abc import Iterable
 
