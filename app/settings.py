@@ -24,6 +24,7 @@ from app.kernel.settings import (
     Environment,
     HttpSettings,
     LogSettings,
+    MailSettings,
     RedisSettings,
     Section,
     SettingsError,
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     cache: CacheSettings = CacheSettings()
     http: HttpSettings = HttpSettings()
+    mail: MailSettings = MailSettings()
     log: LogSettings = LogSettings()
     users: UsersSettings = UsersSettings()
     identity: IdentitySettings = IdentitySettings()
@@ -181,6 +183,8 @@ def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> 
     ]
     if not tree.get("redis", {}).get("url"):
         problems.append("REDIS_URL: is required in production")
+    if not tree.get("mail", {}).get("smtp_url"):
+        problems.append("APP_MAIL_SMTP_URL: is required in production")
     if not str(tree.get("public_url", "")).startswith("https://"):
         problems.append("APP_PUBLIC_URL: is required in production and must be https")
     if settings is not None and settings.debug:

@@ -87,6 +87,17 @@ class HttpSettings(Section):
         return value
 
 
+class MailSettings(Section):
+    """E-mail."""
+
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="smtp://user:password@host:25, smtp+starttls://… or smtps://…; None: the development mailbox.",
+    )
+    sender: str = Field("Onehop <no-reply@onehop.example>", max_length=254)
+    timeout: float = Field(15.0, gt=0, le=120, description="Seconds for each step of an SMTP dialogue.")
+
+
 class LogSettings(Section):
     """Logging to standard output."""
 
