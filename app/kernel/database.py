@@ -456,8 +456,8 @@ class Database:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             _logger.warning("postgres is not reachable yet", error=type(error).__name__)
         finally:
-            for connection in connections:
-                await pool.release(connection)
+            # Shielded, so that a shutdown at this very moment leaves none of them behind.
+            await asyncio.shield(asyncio.gather(*(pool.release(connection) for connection in connections)))
 
     async def _create_pool(self, size: int, command_timeout: float | None) -> "asyncpg.Pool[Row]":
         session = {"application_name": self._application_name, "TimeZone": "UTC"}
