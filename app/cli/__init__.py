@@ -54,7 +54,7 @@ def dev(*, reload: Annotated[bool, typer.Option("--reload", help="Start the API 
         _fail(f"{problem[0].upper()}{problem[1:]}. Choose another one: make run PORT=8001")
     try:
         run_everything(settings, reload=reload)
-    except (EmbeddedServerError, ProgramFailed) as error:
+    except (EmbeddedServerError, ProgramFailed, ConnectionError) as error:
         _fail(str(error))
 
 
@@ -85,10 +85,10 @@ def worker() -> None:
     """Run background jobs until SIGTERM."""
     import uvloop
 
-    from app.settings import load_settings
     from app.worker import run as run_worker
 
-    uvloop.run(run_worker(load_settings()))
+    with _servers() as settings:
+        uvloop.run(run_worker(settings))
 
 
 @migrate.command()
@@ -98,18 +98,18 @@ def up(revision: Annotated[str, typer.Argument()] = "head") -> None:
 
     from app.kernel.migrations import upgrade
 
-    with _database() as settings:
+    with _servers(valkey=False) as settings:
         asyncio.run(upgrade(_dsn(settings), revision))
 
 
-@migrate.command()
+@migrate.command(context_settings={"ignore_unknown_options": True})
 def down(revision: Annotated[str, typer.Argument(help="A revision, -1 for one step, or base.")]) -> None:
     """Undo migrations, down to REVISION."""
     import asyncio
 
     from app.kernel.migrations import downgrade
 
-    with _database() as settings:
+    with _servers(valkey=False) as settings:
         asyncio.run(downgrade(_dsn(settings), revision))
 
 
@@ -120,7 +120,7 @@ def status() -> None:
 
     from app.kernel.migrations import status as read_status
 
-    with _database() as settings:
+    with _servers(valkey=False) as settings:
         current, newest = asyncio.run(read_status(_dsn(settings)))
     say(f"database: {current or 'empty'}\nnewest:   {newest}")
     raise typer.Exit(0 if current == newest else 1)
@@ -131,9 +131,9 @@ def seed() -> None:
     """Add the demo people and their events; development only."""
     import asyncio
 
-    from app.core.seed import seed as add_demo_data
+    from app.demo import seed as add_demo_data
 
-    with _database() as settings:
+    with _servers(valkey=False) as settings:
         _refuse_in_production(settings)
         for account in asyncio.run(add_demo_data(settings)):
             say(f"{account.email} / {account.password} ({account.role})")
@@ -144,15 +144,18 @@ def prepare(report: Annotated[Path, typer.Argument()]) -> None:
     """What `dev` runs first: schema and demo data in one process; the log-ins go to REPORT as JSON."""
     import asyncio
 
-    from app.core.seed import seed as add_demo_data
-    from app.kernel.migrations import upgrade
+    from app.demo import seed as add_demo_data
+    from app.kernel.schema import is_newest
     from app.settings import load_settings
 
     settings = load_settings()
     _refuse_in_production(settings)
 
     async def both() -> list[dict[str, str]]:
-        await upgrade(_dsn(settings))
+        if not await is_newest(_dsn(settings)):
+            from app.kernel.migrations import upgrade
+
+            await upgrade(_dsn(settings))
         accounts = await add_demo_data(settings)
         return [{"email": item.email, "password": item.password, "role": item.role} for item in accounts]
 
@@ -201,18 +204,21 @@ def config() -> None:
 
 
 @contextmanager
-def _database() -> "Iterator[Settings]":
-    """The settings, with the embedded PostgreSQL running if they name no database."""
+def _servers(*, valkey: bool = True) -> "Iterator[Settings]":
+    """The settings, with embedded servers running for the addresses they lack."""
     from app.kernel.embedded import EmbeddedServerError, servers
     from app.settings import load_settings
 
     settings = load_settings()
-    if settings.database.url is not None:
+    postgres = settings.database.url is None
+    valkey = valkey and settings.redis.url is None
+    if not postgres and not valkey:
         yield settings
         return
     try:
-        with servers(settings.data_dir, valkey=False) as addresses:
-            yield load_settings({**_environ(), "DATABASE_URL": addresses.database_url or ""})
+        with servers(settings.data_dir, postgres=postgres, valkey=valkey) as started:
+            given = {"DATABASE_URL": started.database_url, "REDIS_URL": started.redis_url}
+            yield load_settings({**_environ(), **{name: url for name, url in given.items() if url is not None}})
     except EmbeddedServerError as error:
         _fail(str(error))
 

@@ -1,5 +1,6 @@
 """Everything for development in one terminal: servers, schema, demo data, API and worker."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 
 from app.cli.terminal import say
 from app.kernel.embedded import servers
+from app.kernel.schema import is_newest
 from app.kernel.supervisor import Program, Supervisor
 from app.settings import Settings
 
@@ -49,15 +51,21 @@ def _run_children(
     python = [sys.executable, "-m", "app"]
     report = settings.data_dir.absolute() / "run" / "accounts.json"
     report.unlink(missing_ok=True)
-    if not supervisor.run_to_end(Program("Preparing the database", [*python, "prepare", str(report)], environment)):
-        return
-    accounts: list[dict[str, str]] = json.loads(report.read_text(encoding="utf-8"))
-    report.unlink()
-    say(f"Schema and demo data are there ({time.monotonic() - started:.1f} s)")
+    # API and worker need the schema, but not the demo data: mostly only those remain to be looked at.
+    is_ready = asyncio.run(is_newest(environment.get("DATABASE_URL") or _given_dsn(settings)))
+    preparation = supervisor.begin(Program("Preparing the database", [*python, "prepare", str(report)], environment))
+    if not is_ready:
+        if not supervisor.finish(preparation):
+            return
+        say(f"Schema and demo data made ({time.monotonic() - started:.1f} s)")
     # Stopped in this order; together with the servers they stay below ten seconds.
     api = [*python, "serve", "--grace", "3", *(["--reload"] if reload else [])]
     supervisor.start(Program("API", api, environment, stop_seconds=4.0))
     supervisor.start(Program("Worker", [*python, "worker"], environment, stop_seconds=3.0))
+    if is_ready and not supervisor.finish(preparation):
+        return
+    accounts: list[dict[str, str]] = json.loads(report.read_text(encoding="utf-8"))
+    report.unlink()
     base = _base_url(settings)
     if supervisor.wait_until(lambda: _answers(f"{base}/readyz"), seconds=_READY_SECONDS):
         say(_welcome(base, accounts, time.monotonic() - started))
@@ -79,6 +87,10 @@ def _environment_of_children(settings: Settings, database_url: str | None, redis
         directory.mkdir(parents=True)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     return environment
+
+
+def _given_dsn(settings: Settings) -> str:
+    return settings.database.url.get_secret_value() if settings.database.url is not None else ""
 
 
 def _base_url(settings: Settings) -> str:

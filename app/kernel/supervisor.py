@@ -37,6 +37,14 @@ class Program:
     stop_seconds: float = 4.0
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A program that ends by itself."""
+
+    program: Program
+    process: "subprocess.Popen[bytes]"
+
+
 @dataclass(slots=True)
 class _Child:
     program: Program
@@ -56,6 +64,7 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._children: list[_Child] = []
+        self._tasks: list[Task] = []
         self._was_ready = False
         self._stop_requests = 0
         self._wake_read, self._wake_write = os.pipe()
@@ -91,17 +100,24 @@ class Supervisor:
 
     def run_to_end(self, program: Program) -> bool:
         """Run a program that ends by itself. False if the stop came first; ProgramFailed if it fails."""
-        process = _spawn(program)
-        while process.poll() is None:
+        return self.finish(self.begin(program))
+
+    def begin(self, program: Program) -> "Task":
+        """Start a program that ends by itself, to be waited for with `finish`."""
+        task = Task(program, _spawn(program))
+        self._tasks.append(task)
+        return task
+
+    def finish(self, task: "Task") -> bool:
+        """Wait for the program's end, as `run_to_end`; the other children are watched meanwhile."""
+        while task.process.poll() is None:
             if self.is_stopping:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(program.stop_seconds)
-                _kill(process)
                 return False
+            self._watch()
             self._wait(0.5)
-        if process.returncode != 0:
-            raise ProgramFailed(f"{program.name} failed ({_ending(process.returncode)})")
+        self._tasks.remove(task)
+        if task.process.returncode != 0:
+            raise ProgramFailed(f"{task.program.name} failed ({_ending(task.process.returncode)})")
         return not self.is_stopping
 
     def start(self, program: Program) -> None:
@@ -165,6 +181,9 @@ class Supervisor:
     def stop(self) -> None:
         """Stop all children in the order in which they were given. Does nothing the second time."""
         children, self._children = self._children, []
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.process.terminate()
         # The signal that brought us here does not count as impatience.
         patience = min(self._stop_requests, 1)
         for child in children:
@@ -181,6 +200,10 @@ class Supervisor:
             _kill(process)
             how = "killed" if forced else "stopped"
             self._say(f"{child.program.name} {how} ({time.monotonic() - started:.1f} s)")
+        for task in tasks:
+            with suppress(subprocess.TimeoutExpired):
+                task.process.wait(task.program.stop_seconds)
+            _kill(task.process)
 
 
 def _spawn(program: Program) -> "subprocess.Popen[bytes]":
