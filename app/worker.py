@@ -4,16 +4,15 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from app.jobs.api import JOB_KINDS, LANES, ArtifactStore, Executor, JobWatch, Relay, insert_jobs
-from app.kernel.bus import Bus
-from app.kernel.cache import Cache
-from app.kernel.clock import SystemClock
+from app.composition import close_resources, make_resources, open_resources
+from app.jobs.api import JOB_KINDS, LANES, ArtifactStore, Executor, JobWatch, Relay
 from app.kernel.database import Database
 from app.kernel.queue import JobKind, Queue
 from app.kernel.queue.consumer import consume
@@ -27,6 +26,7 @@ _logger = get_logger(__name__)
 # Handlers share the pool with each other and can wait for it; a request could not.
 _ACQUIRE_TIMEOUT = 5.0
 _STOP_WITHIN = 8.0
+_RESTART_AFTER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Worker:
         _logger.info("jobs.worker_drained", seconds=round(monotonic() - started, 3))
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS) -> None:
     """Works until SIGTERM or SIGINT; then short jobs end, long ones are handed back without a used attempt."""
     configure_logging(settings.log, production=settings.env == "production")
     stop = asyncio.Event()
@@ -60,8 +60,8 @@ async def run(settings: Settings) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     try:
-        async with open_worker(settings) as worker:
-            _logger.info("jobs.worker_ready", slots=worker.runner.slots, kinds=sorted(JOB_KINDS))
+        async with open_worker(settings, kinds) as worker:
+            _logger.info("jobs.worker_ready", slots=worker.runner.slots, kinds=sorted(kinds))
             await stop.wait()
             await worker.drain()
     finally:
@@ -73,16 +73,10 @@ async def run(settings: Settings) -> None:
 async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS) -> AsyncIterator[Worker]:
     """Everything a worker needs, and the loops that never end."""
     jobs = settings.jobs
-    clock = SystemClock()
-    redis = RedisGateway(settings.redis)
-    bus = Bus(redis)
-    cache = Cache(settings.cache, redis, bus)
     database = settings.database.model_copy(update={"acquire_timeout": _ACQUIRE_TIMEOUT})
-    db = Database(database, application_name="onehop-worker")
-    queue = Queue(insert_jobs, redis, clock, shards=jobs.shards, window=jobs.window)
-    queue.bind(db)
-    cache.bind(db)
-    watch = JobWatch(bus)
+    resources = make_resources(settings.model_copy(update={"database": database}), application_name="onehop-worker")
+    db, redis, queue, clock, cache = resources.db, resources.redis, resources.queue, resources.clock, resources.cache
+    watch = JobWatch(resources.bus)
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
@@ -99,25 +93,39 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     )
     relay = Relay(db, cache, queue, clock, jobs, tuple(LANES))
     runner = Runner(executor, LANES, jobs.slots)
-    await db.open()
-    await bus.start()
+    await open_resources(resources)
     loops = [
-        asyncio.create_task(loop)
+        asyncio.create_task(_keep_running(loop))
         for loop in (
-            executor.write_ends(),
-            executor.announce(),
-            executor.maintain(),
-            relay.run(),
-            consume(redis.url, queue, runner, executor),
+            executor.write_ends,
+            executor.announce,
+            executor.maintain,
+            relay.run,
+            partial(consume, redis.url, queue, runner, executor),
         )
     ]
     try:
         yield Worker(settings, db, redis, queue, runner, relay, store)
     finally:
-        for task in loops:
+        await _stop(loops)
+        await close_resources(resources)
+
+
+async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:
+    """Starts a loop again when an unforeseen error ended it; without it a worker would look alive and do nothing."""
+    while True:
+        try:
+            await loop()
+            return
+        except Exception:
+            _logger.exception("jobs.loop_failed")
+            await asyncio.sleep(_RESTART_AFTER)
+
+
+async def _stop(loops: list[asyncio.Task[None]]) -> None:
+    """Cancels until it works: a cancel that arrives inside a Redis call can be swallowed there."""
+    pending = set(loops)
+    while pending:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-        await cache.close()
-        await bus.close()
-        await db.close()
-        await redis.close()
+        _, pending = await asyncio.wait(pending, timeout=0.1)

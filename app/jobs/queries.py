@@ -21,7 +21,7 @@ from app.jobs.records import (
     Transition,
     WaitingJob,
 )
-from app.kernel.database import ReadConn, Tx
+from app.kernel.database import DirectConn, ReadConn, Tx
 from app.kernel.ids import UserId
 from app.kernel.queue import NewJob
 
@@ -501,11 +501,21 @@ async def list_lane_depths(conn: ReadConn) -> list[LaneDepth]:
     return [LaneDepth(**row) for row in await conn.fetch(LIST_LANE_DEPTHS)]
 
 
+LIMIT_IDLE_SESSION = """
+SELECT set_config('idle_session_timeout', ($1::float8 * 1000)::bigint::text, false)
+"""
+
+
+async def limit_idle_session(conn: DirectConn, seconds: float) -> None:
+    """Lets Postgres end this session when it asks nothing for so long."""
+    await conn.fetchval(LIMIT_IDLE_SESSION, seconds)
+
+
 TRY_LEAD = """
 SELECT pg_try_advisory_lock(hashtextextended('jobs.relay', 0))
 """
 
 
-async def try_lead(conn: ReadConn) -> bool:
+async def try_lead(conn: DirectConn) -> bool:
     """Whether this session is now the one that runs the relay."""
     return bool(await conn.fetchval(TRY_LEAD))

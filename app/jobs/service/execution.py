@@ -308,7 +308,12 @@ class Executor:
                         if change.state == State.QUEUED:
                             self._redispatch(tx, change, batch)
                 return changes
-            except Unavailable:
+            except (InvalidValue, ConstraintViolated):
+                raise
+            except Exception as error:
+                # An end is never given up: what the handler did would be done again.
+                if not isinstance(error, Unavailable):
+                    _logger.exception("jobs.ends_not_written", count=len(batch))
                 await asyncio.sleep(_DATABASE_RETRY_SECONDS)
 
     async def _write_one_by_one(self, batch: list[_End]) -> None:

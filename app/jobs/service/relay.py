@@ -40,7 +40,8 @@ _EPOCH_SECONDS = 1.0
 _RESCUE_SECONDS = 5.0
 _SWEEP_SECONDS = 15.0
 _GAUGE_SECONDS = 5.0
-_FOLLOWER_SECONDS = 2.0
+_FOLLOWER_SECONDS = 1.0
+_FROZEN_SECONDS = 10.0
 _LOST_AFTER = timedelta(seconds=15)
 _REFILL = 500
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,6 +81,8 @@ class Relay:
             await asyncio.sleep(_FOLLOWER_SECONDS)
 
     async def _lead(self, conn: DirectConn) -> None:
+        # A leader that is frozen asks nothing, so Postgres ends its session, and with it the lock.
+        await queries.limit_idle_session(conn, min(self._settings.lease, _FROZEN_SECONDS))
         if not await queries.try_lead(conn):
             return
         _leads.set(1)

@@ -103,18 +103,19 @@ class Consumer(Worker):
     async def _poll_iteration(self) -> None:
         wants = self._runner.wants()
         claimed = await self._claim(wants) if wants or self._done else []
-        if claimed:
+        if not claimed:
+            return
+        try:
             await self.start_jobs([job_id for _, job_id, _ in claimed])
+        except Unavailable:
+            logger.warning("jobs.claim_without_database", count=len(claimed))
+            await asyncio.sleep(_DIRECT_LOOK_EVERY)
+            await self._unhide(claimed)
+        else:
             self._done.extend(claimed)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        try:
-            jobs = await self._executor.claim([UUID(job_id.decode()) for job_id in job_ids], self._runner)
-        except Unavailable:
-            # The ids stay hidden for a few seconds and then come back, here or to another worker.
-            logger.warning("jobs.claim_without_database", count=len(job_ids))
-            await asyncio.sleep(_DIRECT_LOOK_EVERY)
-            return
+        jobs = await self._executor.claim([UUID(job_id.decode()) for job_id in job_ids], self._runner)
         self._runner.start(jobs)
 
     async def run_job(self, job_id: str, score: int) -> None:
@@ -147,6 +148,14 @@ class Consumer(Worker):
             return []
         flat = answers[-1]
         return [(keys[index - 1], job_id, hidden_until) for index, job_id in zip(flat[::2], flat[1::2], strict=True)]
+
+    async def _unhide(self, claimed: list[tuple[str, bytes, int]]) -> None:
+        """Gives ids back that nobody has decided about; without this they would come back by themselves, but later."""
+        now = int(time() * 1000)
+        async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
+            for key, job_id, _ in claimed:
+                pipe.zadd(key, {job_id: now}, xx=True)
+            await pipe.execute()
 
     async def _listen(self) -> None:
         async with self.pool.pubsub() as pubsub:
