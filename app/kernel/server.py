@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
 from app.kernel.embedded.privileges import become
@@ -28,6 +29,25 @@ class Config(uvicorn.Config):
             if follow is not None:
                 follow()
         super().load()
+
+
+class Group(Multiprocess):
+    """uvicorn's processes; the gauges of those that have gone are no longer counted."""
+
+    def keep_subprocess_alive(self) -> None:
+        with self._forgetting_the_gone():
+            super().keep_subprocess_alive()
+
+    def restart_all(self) -> None:
+        with self._forgetting_the_gone():
+            super().restart_all()
+
+    @contextmanager
+    def _forgetting_the_gone(self) -> Iterator[None]:
+        before = {process.pid for process in self.processes}
+        yield
+        for pid in before - {process.pid for process in self.processes}:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
 
 
 def serve(
@@ -71,7 +91,7 @@ def serve(
         ChangeReload(config, target=uvicorn.Server(config).run, sockets=[config.bind_socket()]).run()
     elif workers > 1:
         with _metrics_dir():
-            group = Multiprocess(config, sockets=[config.bind_socket()])
+            group = Group(config, sockets=[config.bind_socket()])
             group.run()
         if any(process.exitcode == uvicorn.config.STARTUP_FAILURE for process in group.processes):
             raise SystemExit(uvicorn.config.STARTUP_FAILURE)

@@ -1,0 +1,349 @@
+"""The command line, as a person uses it: real processes, real servers in a folder of the test."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+READY = re.compile(r"Onehop is ready \(([0-9.]+) s\)")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Nothing set but a data folder and a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("APP_") and name not in {"DATABASE_URL", "REDIS_URL", "HOST", "PORT"}
+    }
+    return {**kept, "APP_DATA_DIR": str(tmp_path / "data"), "PORT": str(port)}
+
+
+def _run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+
+def _processes(environment: dict[str, str]) -> list[psutil.Process]:
+    """Everything that works on the test's data folder: by its arguments, its environment or its parent."""
+    directory = environment["APP_DATA_DIR"]
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + process.environ().get("APP_DATA_DIR", "")
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if directory in text and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            found[process.pid] = process
+    return list(found.values())
+
+
+class Running:
+    """`dev` in a process of its own; its output is read all the time, or it would stand still."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.base = f"http://127.0.0.1:{environment['PORT']}"
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "dev"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            self.lines.extend(line.rstrip("\n") for line in output)
+
+    def wait_for(self, pattern: "re.Pattern[str]", seconds: float = 45) -> "re.Match[str]":
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in list(self.lines):
+                if found := pattern.search(line):
+                    return found
+            assert self.process.poll() is None, self.lines
+            time.sleep(0.05)
+        raise AssertionError(f"{pattern.pattern} was never said: {self.lines}")
+
+    def stop(self, number: signal.Signals) -> float:
+        """How many seconds the end took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(timeout=15)
+        self._reader.join(timeout=5)
+        return time.monotonic() - started
+
+    def call(self, path: str, body: object = None, token: str = "") -> tuple[int, dict[str, object]]:
+        request = urllib.request.Request(  # noqa: S310 - our own address.
+            self.base + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, {}
+
+
+@pytest.fixture
+def dev(environment: dict[str, str]) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(**more: str) -> Running:
+        started.append(Running({**environment, **more}))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+    for process in _processes(environment):
+        process.kill()
+
+
+def _log_in(running: Running) -> str:
+    found = running.wait_for(re.compile(r"Log in (demo@example\.com) / (\S+)"))
+    status, answer = running.call("/v1/auth/login", {"email": found[1], "password": found[2]})
+    assert status == 200
+    tokens = answer["tokens"]
+    assert isinstance(tokens, dict)
+    return str(tokens["access_token"])
+
+
+@pytest.mark.timeout(180)
+def test_dev_starts_everything_and_ends_in_order(dev: Callable[..., Running], environment: dict[str, str]) -> None:
+    running = dev()
+    running.wait_for(READY)
+    token = _log_in(running)
+    status, overview = running.call("/v1/overview", token=token)
+    assert status == 200
+    assert overview["recent_events"]
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in _processes(environment)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {("127.0.0.1", int(environment["PORT"]))}
+
+    assert running.stop(signal.SIGINT) < 10
+    assert running.process.returncode == 0
+    ends = [line.partition(" (")[0] for line in running.lines if " stopped (" in line or "Everything" in line]
+    assert ends == ["API stopped", "Worker stopped", "Valkey stopped", "PostgreSQL stopped", "Everything is stopped."]
+    assert _processes(environment) == []
+
+    again = dev()
+    assert float(again.wait_for(READY)[1]) < 5
+    _log_in(again)
+    assert again.stop(signal.SIGTERM) < 10
+    assert again.process.returncode == 0
+    assert _processes(environment) == []
+
+
+@pytest.mark.timeout(180)
+def test_kill_of_dev_leaves_nothing_running_and_data_intact(
+    dev: Callable[..., Running], environment: dict[str, str]
+) -> None:
+    running = dev()
+    running.wait_for(READY)
+    token = _log_in(running)
+    assert running.call("/v1/events", {"kind": "kept.event"}, token)[0] == 201
+    running.process.kill()
+    running.process.wait()
+    deadline = time.monotonic() + 20
+    while _processes(environment):
+        assert time.monotonic() < deadline, [process.cmdline() for process in _processes(environment)]
+        time.sleep(0.1)
+
+    again = dev()
+    again.wait_for(READY)
+    _, events = again.call("/v1/users/me/events?kind=kept.event", token=_log_in(again))
+    items = events["items"]
+    assert isinstance(items, list)
+    assert len(items) == 1
+    again.stop(signal.SIGTERM)
+
+
+@pytest.mark.timeout(180)
+def test_dev_with_several_processes(dev: Callable[..., Running], environment: dict[str, str]) -> None:
+    running = dev(APP_WORKERS="2", APP_LOG_ACCESS="false")
+    running.wait_for(READY)
+    token = _log_in(running)
+    for _ in range(20):
+        assert running.call("/v1/overview", token=token)[0] == 200
+    assert list((Path(environment["APP_DATA_DIR"]) / "run" / "metrics").iterdir())
+    with urllib.request.urlopen(running.base + "/metrics", timeout=10) as answer:  # noqa: S310 - our own address.
+        assert b"http_server_request_duration_seconds_count" in answer.read()
+    # A process that dies is replaced, by uvicorn, without an end of the others.
+    api = next(process for process in _processes(environment) if "serve" in process.cmdline())
+    victim = next(child for child in api.children() if "spawn_main" in " ".join(child.cmdline()))
+    victim.kill()
+    deadline = time.monotonic() + 20
+    while len([child for child in api.children() if "spawn_main" in " ".join(child.cmdline())]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert running.call("/v1/overview", token=token)[0] == 200
+    assert running.stop(signal.SIGINT) < 10
+    assert running.process.returncode == 0
+    assert _processes(environment) == []
+
+
+@pytest.mark.timeout(180)
+def test_dev_starts_a_killed_api_again(dev: Callable[..., Running], environment: dict[str, str]) -> None:
+    running = dev()
+    running.wait_for(READY)
+    next(process for process in _processes(environment) if "serve" in process.cmdline()).kill()
+    running.wait_for(re.compile("API ended unexpectedly"))
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            if running.call("/readyz")[0] == 200:
+                break
+        except OSError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert running.stop(signal.SIGINT) < 10
+
+
+def test_a_taken_port_is_told_before_anything_starts(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(environment["PORT"]))):
+        done = _run(environment, "dev")
+    assert done.returncode == 1
+    assert f"Port {environment['PORT']} on 127.0.0.1 cannot be used: Address already in use" in done.stderr
+    assert not (Path(environment["APP_DATA_DIR"]) / "postgres").exists()
+
+
+def test_a_database_that_does_not_answer_is_told(environment: dict[str, str]) -> None:
+    done = _run({**environment, "DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z"}, "dev")
+    assert done.returncode == 1
+    assert "PostgreSQL cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert _processes(environment) == []
+
+
+def test_a_host_that_is_not_ours(environment: dict[str, str]) -> None:
+    done = _run({**environment, "HOST": "203.0.113.1"}, "dev")
+    assert done.returncode == 1
+    assert "cannot be used" in done.stderr
+
+
+def test_wrong_settings_are_named_all_at_once(environment: dict[str, str]) -> None:
+    done = _run({**environment, "PORT": "no", "APP_WORKERS": "-1", "APP_NO_SUCH": "1"}, "dev")
+    assert done.returncode == 78
+    for name in ("APP_PORT", "APP_WORKERS", "APP_NO_SUCH"):
+        assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dev_and_demo_data_are_not_for_production(environment: dict[str, str]) -> None:
+    production = {
+        **environment,
+        "APP_ENV": "production",
+        "APP_SECRET_KEY": "v7Qk2mZ9xT4bN8rW1yL6cJ3hD5fG0sPa-uE",
+        "APP_PUBLIC_URL": "https://onehop.example",
+        "DATABASE_URL": "postgresql://onehop:eGf7WmQ2kz@127.0.0.1:1/onehop",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+    }
+    for command in ("dev", "seed"):
+        done = _run(production, command)
+        assert done.returncode == 78, done.stderr
+        assert "production" in done.stderr
+
+
+def test_settings_are_shown_without_secrets(environment: dict[str, str]) -> None:
+    secret = "b3f1c9d2e4a5968778695a4b3c2d1e0f"
+    database = "postgresql://somebody:hidden-word@db.example/onehop"
+    done = _run({**environment, "APP_SECRET_KEY": secret, "DATABASE_URL": database}, "config")
+    assert done.returncode == 0
+    assert f"APP_PORT={environment['PORT']}\n" in done.stdout
+    assert "APP_DATABASE_POOL_SIZE=10\n" in done.stdout
+    assert "APP_SECRET_KEY=**********\n" in done.stdout
+    assert secret not in done.stdout
+    assert "hidden-word" not in done.stdout
+
+
+def test_migrations_go_up_and_down(environment: dict[str, str]) -> None:
+    before = _run(environment, "migrate", "status")
+    assert before.returncode == 1
+    assert "database: empty" in before.stdout
+    assert _run(environment, "migrate", "up").returncode == 0
+    assert _run(environment, "migrate", "status").returncode == 0
+    assert _run(environment, "migrate", "down", "-1").returncode == 0
+    assert _run(environment, "migrate", "status").returncode == 1
+    assert _processes(environment) == []
+
+
+def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
+    sick = _run(environment, "doctor")
+    assert sick.returncode == 1
+    assert "FAIL Schema: empty" in sick.stdout
+    assert "ok   PostgreSQL: 18." in sick.stdout
+    assert "ok   Redis: valkey 9." in sick.stdout
+    assert _run(environment, "migrate", "up").returncode == 0
+    assert _run(environment, "doctor").returncode == 0
+
+
+def test_doctor_finds_servers_that_are_down(environment: dict[str, str]) -> None:
+    away = {"DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    done = _run({**environment, **away}, "doctor")
+    assert done.returncode == 1
+    assert "FAIL PostgreSQL: not reachable" in done.stdout
+    assert "FAIL Redis: not reachable" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_wrong_settings(environment: dict[str, str]) -> None:
+    done = _run({**environment, "APP_WORKERS": "-1"}, "doctor")
+    assert done.returncode == 1
+    assert "FAIL Settings: APP_WORKERS" in done.stdout
+
+
+def test_openapi_is_printed(environment: dict[str, str]) -> None:
+    done = _run(environment, "openapi")
+    assert done.returncode == 0, done.stderr
+    assert "/v1/overview" in json.loads(done.stdout)["paths"]
+
+
+def test_help_is_there_at_once(environment: dict[str, str]) -> None:
+    program = (
+        "import sys, app.cli; print(*sorted({'fastapi', 'sqlalchemy', 'asyncpg', 'uvicorn'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\n"
+    text = _run(environment, "--help").stdout
+    for command in ("dev", "serve", "worker", "migrate", "seed", "doctor", "openapi", "config"):
+        assert re.search(rf"\b{command}\b", text)
