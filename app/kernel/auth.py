@@ -4,6 +4,7 @@ The authentication middleware puts an `Authentication` into the ASGI scope witho
 declares what it needs by a typed alias, and a route that declares nothing stops the application from starting:
 
     async def get_me(principal: CurrentPrincipal) -> ...                                  # any authenticated caller
+    async def change_password(principal: SessionPrincipal) -> ...                         # not an API key
     async def ingest(principal: Annotated[Principal, Require("events:write")]) -> ...     # with this scope
     async def ban(principal: Annotated[Principal, RequireRole("admin")]) -> ...           # with this role
     @router.post("/login", dependencies=[Public])                                         # anybody
@@ -78,6 +79,13 @@ class RoleRequired(Forbidden):
     title = "This needs another role"
 
 
+class SessionRequired(Forbidden):
+    """An API key may do what its scopes say, but not change who may act for the account."""
+
+    code = "session_required"
+    title = "This needs somebody who has logged in, not an API key"
+
+
 class Authenticator(Protocol):
     """Turns a bearer token into a `Principal`; plugged in by the composition root."""
 
@@ -126,13 +134,14 @@ class Permission:
     is_public: bool = False
     scopes: frozenset[str] = frozenset()
     role: Role | None = None
+    needs_session: bool = False
 
     def check(self, request: Request) -> None:
         """Lets the request pass.
 
         Raises:
             Unauthenticated, InvalidToken, Unavailable: there is no caller.
-            InsufficientScope, RoleRequired: the caller may not do this.
+            InsufficientScope, RoleRequired, SessionRequired: the caller may not do this.
         """
         if self.is_public:
             return
@@ -141,6 +150,8 @@ class Permission:
             raise InsufficientScope(self.scopes - principal.scopes)
         if self.role is not None and self.role not in principal.roles:
             raise RoleRequired(f"This needs the role {self.role}.")
+        if self.needs_session and principal.kind != "user":
+            raise SessionRequired
 
 
 class _Demand:
@@ -175,6 +186,8 @@ def RequireRole(role: Literal["admin"]) -> Any:  # noqa: N802
 
 
 CurrentPrincipal = Annotated[Principal, Require()]
+# For what changes credentials: only somebody who logged in, never an API key.
+SessionPrincipal = Annotated[Principal, Security(_Demand(Permission(needs_session=True)))]
 Public = Depends(_PublicDemand())
 
 

@@ -146,6 +146,16 @@ class Unavailable(_Retryable):
     title = "The service cannot answer at the moment"
 
 
+class OAuthError(AppError):
+    """An error of the OAuth endpoints, which have a form of their own (RFC 6749, section 5.2)."""
+
+    status = 400
+
+    def __init__(self, oauth_code: str, description: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(description, headers=headers)
+        self.oauth_code = oauth_code
+
+
 class DeadlineExceeded(_Retryable):
     """The request ran into its own deadline."""
 

@@ -34,6 +34,7 @@ from app.kernel.errors import (
     AppError,
     BadRequest,
     FieldError,
+    OAuthError,
     PayloadTooLarge,
     Unprocessable,
     UnsupportedMediaType,
@@ -127,6 +128,9 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def problem_response(error: AppError) -> Response:
     """The answer that tells a caller of `error`."""
+    if isinstance(error, OAuthError):
+        oauth = {"error": error.oauth_code, "error_description": error.detail}
+        return Response(orjson.dumps(oauth), error.status, error.headers, "application/json")
     request_id = request_id_var.get() or "unknown"
     content: dict[str, Any] = {
         "type": f"/problems/{error.code}",
