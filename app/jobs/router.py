@@ -277,7 +277,6 @@ def _file_headers(artifact: Artifact, etag: str) -> dict[str, str]:
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
-        "X-Content-Type-Options": "nosniff",
         "Content-Disposition": f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", name)}"; '
         f"filename*=UTF-8''{quote(name, safe='')}",
     }
