@@ -252,7 +252,7 @@ async def test_lookup_refuses(person: Person, body: dict[str, object], refused: 
         ("PATCH", f"{ME}/preferences"),
         ("GET", f"{ME}/events"),
         ("GET", f"{ME}/events/summary"),
-        ("GET", f"/v1/users/{uuid4()}"),
+        ("GET", "/v1/users/01990000-0000-7000-8000-000000000001"),
         ("POST", LOOKUP),
         ("POST", "/v1/events"),
     ],
