@@ -14,7 +14,7 @@ and so that a released connection needs no reset statement.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from time import perf_counter
@@ -138,13 +138,16 @@ class ReadConn:
 class Tx(ReadConn):
     """A unit of work that may write. What has to follow a commit is registered here and nowhere else."""
 
-    __slots__ = ("_after_commit", "_emitted", "_statements_left")
+    __slots__ = ("_after_commit", "_commits", "_emitted", "_has_committed", "_statements_left")
 
     def __init__(self, database: "Database", connection: Any, unit: str, *, single: bool) -> None:
         super().__init__(database, connection, unit)
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._emitted: dict[str, list[Any]] = {}
         self._statements_left = 1 if single else -1
+        # Whether the statement sent next, or last, makes the unit's changes permanent.
+        self._commits = single
+        self._has_committed = False
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Runs a statement; the answer is its command tag, such as `UPDATE 3`."""
@@ -164,7 +167,30 @@ class Tx(ReadConn):
             message = f"{self._unit}: a single-statement unit cannot run a second statement"
             raise RuntimeError(message)
         self._statements_left -= 1
-        return await super()._run(call, sql, args)
+        result = await super()._run(call, sql, args)
+        self._has_committed = self._commits
+        return result
+
+    async def commit(self) -> None:
+        """Ends a transaction.
+
+        Raises:
+            RuntimeError: a statement of it had failed and the failure was swallowed, so that nothing was stored.
+        """
+        self._commits = True
+        if await self.execute("COMMIT") != "COMMIT":
+            self._has_committed = False
+            message = f"{self._unit}: a transaction with a failed statement cannot be committed"
+            raise RuntimeError(message)
+
+    @property
+    def has_committed(self) -> bool:
+        return self._has_committed
+
+    @property
+    def may_have_committed(self) -> bool:
+        """Also true where the answer to the last statement never came."""
+        return self._has_committed or (self._commits and self._interrupted)
 
     @property
     def has_after_commit_work(self) -> bool:
@@ -272,38 +298,50 @@ class Database:
                 yield conn
             finally:
                 if conn.is_interrupted:
-                    connection.terminate()
+                    _terminate(connection)
 
     @asynccontextmanager
     async def statement(self, unit: str) -> AsyncIterator[Tx]:
-        """A unit of exactly one statement, which Postgres makes atomic without BEGIN and COMMIT."""
-        async with self._connection(unit) as connection:
-            tx = Tx(self, connection, unit, single=True)
-            try:
-                yield tx
-            finally:
-                if tx.is_interrupted:
-                    connection.terminate()
-                    self._settle_unknown(tx)
+        """A unit of exactly one statement, which Postgres makes atomic without BEGIN and COMMIT.
+
+        Register what follows the commit before the statement: if its answer is lost, nobody knows whether it took
+        place, and the work is done to be on the safe side.
+        """
+        tx: Tx | None = None
+        try:
+            async with self._connection(unit) as connection:
+                tx = Tx(self, connection, unit, single=True)
+                try:
+                    yield tx
+                finally:
+                    if tx.is_interrupted:
+                        _terminate(connection)
+        except BaseException:
+            self._settle_alone(tx)
+            raise
         await self._settle(tx)
 
     @asynccontextmanager
     async def transaction(self, unit: str) -> AsyncIterator[Tx]:
         """A transaction: committed when the block ends, rolled back when it raises."""
-        async with self._connection(unit) as connection:
-            tx = Tx(self, connection, unit, single=False)
-            try:
-                await tx.execute("BEGIN")
-                yield tx
-            except BaseException:
-                await self._roll_back(tx, connection)
-                raise
-            try:
-                await tx.execute("COMMIT")
-            finally:
-                if tx.is_interrupted:
-                    connection.terminate()
-                    self._settle_unknown(tx)
+        tx: Tx | None = None
+        try:
+            async with self._connection(unit) as connection:
+                tx = Tx(self, connection, unit, single=False)
+                try:
+                    await tx.execute("BEGIN")
+                    yield tx
+                except BaseException:
+                    await self._roll_back(tx, connection)
+                    raise
+                try:
+                    await tx.commit()
+                finally:
+                    if tx.is_interrupted:
+                        _terminate(connection)
+        except BaseException:
+            self._settle_alone(tx)
+            raise
         await self._settle(tx)
 
     @asynccontextmanager
@@ -414,29 +452,36 @@ class Database:
             try:
                 await pool.release(connection)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                connection.terminate()
+                _terminate(connection)
             _unit_seconds.labels(unit).observe(perf_counter() - acquired)
 
     async def _roll_back(self, conn: ReadConn, connection: Any) -> None:
         """Ends a transaction, or the connection if that cannot be done at once."""
-        if conn.is_interrupted or connection.is_closed():
-            connection.terminate()
+        if conn.is_interrupted:
+            _terminate(connection)
             return
         try:
             self.note("rollback", "ROLLBACK")
             await connection.execute("ROLLBACK", timeout=self._settings.acquire_timeout)
         except BaseException:  # noqa: BLE001 - whatever the reason, this connection must not be used again.
-            connection.terminate()
+            _terminate(connection)
 
     async def _settle(self, tx: Tx) -> None:
         if tx.has_after_commit_work:
             # A caller that goes away now must not take the after-commit work with it.
             await asyncio.shield(self._spawn(tx.run_after_commit(self._handlers)))
 
-    def _settle_unknown(self, tx: Tx) -> None:
+    def _settle_alone(self, tx: Tx | None) -> None:
+        """The same where the caller is no longer there to wait: it was cancelled, or cut off, after the commit."""
+        if tx is not None and tx.has_after_commit_work and tx.may_have_committed:
+            self._spawn(tx.run_after_commit(self._handlers) if tx.has_committed else self._settle_unknown(tx))
+
+    async def _settle_unknown(self, tx: Tx) -> None:
         """Nobody knows whether a cut-off commit took place; forgetting and ringing once too often does no harm."""
-        if tx.has_after_commit_work:
-            self._spawn(tx.run_after_commit(self._handlers))
+        await tx.run_after_commit(self._handlers)
+        # The server may have been at work on it until now.
+        await asyncio.sleep(self._settings.statement_timeout)
+        await tx.run_after_commit(self._handlers)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -525,6 +570,12 @@ def _constraint_kind(error: asyncpg.PostgresError) -> ConstraintKind:
 
 def _milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
+
+
+def _terminate(connection: Any) -> None:
+    """Drops a connection. One that was lost meanwhile the pool has taken back already."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _no_reset(_: Any) -> None:

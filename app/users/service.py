@@ -133,8 +133,8 @@ async def change_profile(db: Database, user_id: UserId, changes: Mapping[str, st
         VersionMismatch
     """
     async with db.statement("users.change_profile") as tx:
-        user = await queries.update_user(tx, user_id, changes, versions)
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
+        user = await queries.update_user(tx, user_id, changes, versions)
     if user is None:
         raise UserNotFound if versions is None else VersionMismatch
     return user
@@ -194,8 +194,8 @@ async def replace_preferences(
         VersionMismatch
     """
     async with db.statement("users.replace_preferences") as tx:
-        preferences = await queries.update_preferences(tx, user_id, values, versions)
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
+        preferences = await queries.update_preferences(tx, user_id, values, versions)
     if preferences is None:
         raise UserNotFound if versions is None else VersionMismatch
     return preferences
@@ -234,8 +234,8 @@ async def record_events(tx: Tx, clock: Clock, user_id: UserId, events: Sequence[
         if event.occurred_at is not None and event.occurred_at > latest:
             raise InvalidEvent(event.place)
     ids = [new_id() for _ in events]
-    await queries.insert_events(tx, user_id, ids, events)
     tx.emit(FORGET_TOPIC, events_tag(user_id))
+    await queries.insert_events(tx, user_id, ids, events)
     return ids
 
 

@@ -85,9 +85,9 @@ async def submit(
         timeout_s=kind.timeout,
         trace_parent=trace_parent,
     )
+    # Before the statement, because it also counts when the statement's answer is lost.
+    cache.forget(tx, f"jobs:{user_id}")
     (done,) = await queue.enqueue_rows(tx, [row])
-    if done.created:
-        cache.forget(tx, f"jobs:{user_id}")
     if not isinstance(done, InsertedJob):
         raise TypeError("the queue is plugged to another table")
     job = Job(

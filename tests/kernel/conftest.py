@@ -1,0 +1,93 @@
+"""The kernel's parts on their own, and the application with routes that only a test has."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+
+import httpx
+import psutil
+import pytest
+from fastapi import FastAPI
+
+from app.kernel.database import Database
+from app.kernel.http import Router
+from app.kernel.redis import RedisGateway
+from app.main import create_app
+from app.settings import Settings, load_settings
+from tests.fixtures.application import Lifespan
+
+OpenDatabase = Callable[..., Awaitable[Database]]
+OpenRedis = Callable[..., Awaitable[RedisGateway]]
+Planted = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stops a server and all its children, as a hung machine would, and lets them go on at the end."""
+    server = psutil.Process(pid)
+    processes = [server, *server.children(recursive=True)]
+    for process in processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+async def open_database(database_url: str) -> AsyncIterator[OpenDatabase]:
+    """Makes a coroutine that opens a gateway to this test's database; keywords are fields of its settings."""
+    async with AsyncExitStack() as stack:
+
+        async def open_database(**changes: object) -> Database:
+            variables = {f"APP_DATABASE_{name.upper()}": str(value) for name, value in changes.items()}
+            settings = load_settings({"DATABASE_URL": database_url, "APP_SECRET_KEY": "k" * 32} | variables)
+            database = Database(settings.database)
+            await database.open()
+            stack.push_async_callback(database.close)
+            return database
+
+        yield open_database
+
+
+@pytest.fixture
+async def open_redis(redis_url: str) -> AsyncIterator[OpenRedis]:
+    """Makes a coroutine that opens a gateway to this worker's Valkey; keywords are fields of its settings."""
+    async with AsyncExitStack() as stack:
+
+        async def open_redis(**changes: object) -> RedisGateway:
+            variables = {f"APP_REDIS_{name.upper()}": str(value) for name, value in changes.items()}
+            settings = load_settings({"REDIS_URL": redis_url, "APP_SECRET_KEY": "k" * 32} | variables)
+            gateway = RedisGateway(settings.redis)
+            stack.push_async_callback(gateway.close)
+            return gateway
+
+        yield open_redis
+
+
+@pytest.fixture
+def planted(settings: Settings) -> Planted:
+    """Makes a context with a client of the application that also has the routes of `router`."""
+
+    @asynccontextmanager
+    async def plant(router: Router, settings: Settings = settings) -> AsyncIterator[httpx.AsyncClient]:
+        async with client_of(create_app_with(router, settings)) as client:
+            yield client
+
+    return plant
+
+
+def create_app_with(router: Router, settings: Settings) -> FastAPI:
+    app = create_app(settings)
+    app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with Lifespan(app).running() as running:
+        transport = httpx.ASGITransport(running, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            yield client

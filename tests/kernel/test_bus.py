@@ -1,0 +1,138 @@
+"""Messages between processes, and word of when they may be lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import redis
+
+from app.kernel.bus import Bus
+from app.kernel.embedded import EmbeddedValkey
+from app.kernel.redis import RedisUnavailable
+from tests.fixtures.waiting import eventually
+from tests.kernel.conftest import OpenRedis, frozen
+
+
+class Listener:
+    """Notes what it hears and whether it may miss something."""
+
+    def __init__(self, bus: Bus, channel: str = "test") -> None:
+        self.heard: list[bytes] = []
+        self.states: list[str] = []
+        bus.subscribe(
+            channel,
+            self.heard.append,
+            on_up=lambda: self.states.append("up"),
+            on_down=lambda: self.states.append("down"),
+        )
+
+    async def hears(self, *payloads: bytes, within: float = 0.5) -> None:
+        await eventually(lambda: self.heard == list(payloads), within=within)
+
+    async def goes(self, *states: str, within: float = 3.0) -> None:
+        await eventually(lambda: self.states == list(states), within=within)
+
+
+OpenBus = Callable[[], Awaitable[Bus]]
+
+
+@pytest.fixture
+async def open_bus(open_redis: OpenRedis) -> AsyncIterator[OpenBus]:
+    buses: list[Bus] = []
+
+    async def open_bus() -> Bus:
+        buses.append(Bus(await open_redis()))
+        return buses[-1]
+
+    yield open_bus
+    for bus in buses:
+        await bus.close()
+
+
+async def test_everybody_hears_the_sender_too(open_bus: OpenBus) -> None:
+    first, second = await open_bus(), await open_bus()
+    listeners = [Listener(first), Listener(second)]
+    other = Listener(second, "other")
+    await first.start()
+    await second.start()
+    assert (first.is_connected, second.is_connected) == (True, True)
+    assert await first.publish("test", b"one \0\xff") == 2
+    for listener in listeners:
+        await listener.hears(b"one \0\xff")
+    assert other.heard == []
+    assert [listener.states for listener in (*listeners, other)] == [["up"]] * 3
+
+
+async def test_a_failing_handler_does_not_end_the_others(open_bus: OpenBus) -> None:
+    bus = await open_bus()
+
+    def fail(_: bytes) -> None:
+        raise KeyError
+
+    bus.subscribe("broken", fail)
+    listener = Listener(bus)
+    await bus.start()
+    await bus.publish("broken", b"x")
+    await bus.publish("test", b"y")
+    await listener.hears(b"y")
+
+
+async def test_a_cut_connection_is_told_and_made_anew(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
+    bus = await open_bus()
+    listener = Listener(bus)
+    await bus.start()
+    with redis.Redis.from_url(valkey.url()) as administrator:
+        administrator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await listener.goes("up", "down", "up", within=1)
+    await bus.publish("test", b"after")
+    await listener.hears(b"after")
+
+
+async def test_a_restarted_server(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
+    bus = await open_bus()
+    listener = Listener(bus)
+    await bus.start()
+    valkey.stop()
+    try:
+        await listener.goes("up", "down", within=1)
+        assert not bus.is_connected
+        with pytest.raises(RedisUnavailable):
+            await bus.publish("test", b"lost")
+    finally:
+        valkey.start()
+    await listener.goes("up", "down", "up", within=2)
+    await bus.publish("test", b"after")
+    await listener.hears(b"after")
+
+
+async def test_silence_of_a_frozen_server_is_noticed(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
+    bus = await open_bus()
+    listener = Listener(bus)
+    await bus.start()
+    pid = valkey.pid()
+    assert pid is not None
+    with frozen(pid):
+        await listener.goes("up", "down", within=3)
+    await listener.goes("up", "down", "up", within=3)
+
+
+async def test_a_quiet_connection_stays(open_bus: OpenBus) -> None:
+    bus = await open_bus()
+    listener = Listener(bus)
+    await bus.start()
+    await asyncio.sleep(2.5)
+    assert listener.states == ["up"]
+    await bus.publish("test", b"still here")
+    await listener.hears(b"still here")
+
+
+async def test_starts_without_a_server(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
+    valkey.stop()
+    try:
+        bus = await open_bus()
+        listener = Listener(bus)
+        await bus.start(wait=0.1)
+        assert (bus.is_connected, listener.states) == (False, [])
+    finally:
+        valkey.start()
+    await listener.goes("up")

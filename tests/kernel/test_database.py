@@ -1,0 +1,467 @@
+"""The database gateway: what is atomic, what follows a commit, how each failure ends and how long that takes."""
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+
+from app.kernel.database import (
+    ConstraintViolated,
+    Database,
+    DatabaseUnavailable,
+    InvalidValue,
+    PoolExhausted,
+    TransactionConflict,
+    Tx,
+    retries_conflicts,
+)
+from app.kernel.embedded import EmbeddedPostgres
+from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
+from tests.kernel.conftest import OpenDatabase, frozen
+
+TABLES = """
+CREATE TABLE accounts (name text PRIMARY KEY, amount integer NOT NULL CONSTRAINT amount_positive CHECK (amount >= 0));
+INSERT INTO accounts VALUES ('a', 10), ('b', 10);
+"""
+ADD = "UPDATE accounts SET amount = amount + $2 WHERE name = $1"
+AMOUNTS = "SELECT array_agg(amount ORDER BY name) FROM accounts"
+
+
+@pytest.fixture
+async def accounts(connection: Connection) -> Connection:
+    """A connection beside the gateway's, to a database with the accounts a and b of 10 each."""
+    await connection.execute(TABLES)
+    return connection
+
+
+@pytest.fixture
+async def database(open_database: OpenDatabase, accounts: Connection) -> Database:
+    return await open_database(pool_size=4)
+
+
+async def pool_becomes_whole(database: Database) -> None:
+    """Every connection of the pool comes back to it."""
+    pool = database._pool
+    assert pool is not None
+    await eventually(lambda: pool.get_idle_size() == pool.get_size() > 0)
+
+
+class Committed:
+    """Notes what happened after commits."""
+
+    def __init__(self, database: Database) -> None:
+        self.batches: list[list[str]] = []
+        self.calls: list[str] = []
+        database.on_commit("topic", self.take)
+
+    async def take(self, items: list[str]) -> None:
+        self.batches.append(items)
+
+    def register(self, tx: Tx, name: str) -> None:
+        async def call() -> None:
+            self.calls.append(name)
+
+        tx.emit("topic", name)
+        tx.after_commit(call)
+
+
+async def test_transaction_commits_and_then_runs_its_work_once(database: Database, accounts: Connection) -> None:
+    committed = Committed(database)
+    async with database.transaction("test.unit") as tx:
+        await tx.execute(ADD, "a", 1)
+        committed.register(tx, "first")
+        committed.register(tx, "second")
+        assert await accounts.fetchval(AMOUNTS) == [10, 10]
+        assert committed.calls == []
+    assert await accounts.fetchval(AMOUNTS) == [11, 10]
+    assert committed.batches == [["first", "second"]]
+    assert committed.calls == ["first", "second"]
+
+
+async def test_rollback_leaves_nothing_behind(database: Database, accounts: Connection) -> None:
+    committed = Committed(database)
+    with pytest.raises(KeyError):
+        async with database.transaction("test.unit") as tx:
+            await tx.execute(ADD, "a", 1)
+            committed.register(tx, "never")
+            raise KeyError
+    assert await accounts.fetchval(AMOUNTS) == [10, 10]
+    assert (committed.batches, committed.calls) == ([], [])
+    await pool_becomes_whole(database)
+
+
+async def test_a_swallowed_failure_is_not_taken_for_success(database: Database, accounts: Connection) -> None:
+    committed = Committed(database)
+    with pytest.raises(RuntimeError, match=r"test\.unit: a transaction with a failed statement cannot be committed"):
+        async with database.transaction("test.unit") as tx:
+            await tx.execute(ADD, "a", 1)
+            committed.register(tx, "never")
+            with pytest.raises(ConstraintViolated):
+                await tx.execute(ADD, "a", -100)
+    assert await accounts.fetchval(AMOUNTS) == [10, 10]
+    assert committed.calls == []
+    await pool_becomes_whole(database)
+
+
+async def test_one_failing_callback_does_not_stop_the_others(database: Database) -> None:
+    committed = Committed(database)
+    async with database.transaction("test.unit") as tx:
+
+        async def fail() -> None:
+            raise OSError
+
+        tx.after_commit(fail)
+        committed.register(tx, "second")
+    assert committed.calls == ["second"]
+
+
+async def test_work_after_commit_survives_a_caller_that_goes_away(database: Database, accounts: Connection) -> None:
+    begun, proceed, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await proceed.wait()
+        done.set()
+
+    async def write() -> None:
+        async with database.transaction("test.unit") as tx:
+            await tx.execute(ADD, "a", 1)
+            tx.after_commit(work)
+
+    task = asyncio.create_task(write())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    proceed.set()
+    await asyncio.wait_for(done.wait(), 1)
+    assert await accounts.fetchval(AMOUNTS) == [11, 10]
+
+
+@pytest.mark.parametrize("unit", ["statement", "transaction"])
+async def test_whatever_committed_is_followed_by_its_work(database: Database, accounts: Connection, unit: str) -> None:
+    """A caller is cancelled at every step of the event loop in turn; a row without its work would be a stale cache."""
+    steps = 0
+    while True:
+        committed = Committed(database)
+
+        async def write(name: str, committed: Committed = committed) -> None:
+            async with getattr(database, unit)("test.unit") as tx:
+                committed.register(tx, name)
+                await tx.execute("INSERT INTO accounts VALUES ($1, 0)", name)
+
+        task = asyncio.create_task(write(f"{unit}{steps}"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        # A database answers between two steps too.
+        if steps % 2:
+            await asyncio.sleep(0.002)
+        finished = task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        stored = await accounts.fetchval("SELECT count(*) FROM accounts WHERE name = $1", f"{unit}{steps}")
+        assert not stored or committed.calls, f"cancelled after {steps} steps"
+        if finished and not steps % 2:
+            break
+        steps += 1
+    assert steps > 5
+    await pool_becomes_whole(database)
+
+
+async def test_statement_is_one_round_trip_and_only_one(database: Database, accounts: Connection) -> None:
+    committed = Committed(database)
+    with database.recorder() as seen:
+        async with database.statement("test.one") as tx:
+            assert await tx.execute(ADD, "a", 5) == "UPDATE 1"
+            committed.register(tx, "after")
+    assert [(statement.label, statement.sql) for statement in seen] == [("test.one", ADD)]
+    assert committed.calls == ["after"]
+    with pytest.raises(RuntimeError, match=r"test\.two: a single-statement unit cannot run a second statement"):
+        async with database.statement("test.two") as tx:
+            await tx.execute(ADD, "b", 1)
+            await tx.execute(ADD, "b", 1)
+    assert await accounts.fetchval(AMOUNTS) == [15, 11]
+
+
+async def test_recorder_sees_begin_and_commit(database: Database) -> None:
+    with database.recorder() as seen:
+        async with database.transaction("test.unit") as tx:
+            await tx.execute(ADD, "a", 1)
+        async with database.read("test.read") as conn:
+            assert await conn.fetchval("SELECT amount FROM accounts WHERE name = 'a'") == 11
+    assert [statement.sql.split()[0] for statement in seen] == ["BEGIN", "UPDATE", "COMMIT", "SELECT"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "constraint", "kind"),
+    [
+        ("INSERT INTO accounts VALUES ('a', 1)", "accounts_pkey", "unique"),
+        ("UPDATE accounts SET amount = -1", "amount_positive", "check"),
+        ("INSERT INTO accounts VALUES ('c', NULL)", "amount", "not_null"),
+        (
+            "INSERT INTO users.preferences (user_id) VALUES (gen_random_uuid())",
+            "preferences_user_id_fkey",
+            "foreign_key",
+        ),
+    ],
+)
+async def test_constraints_keep_their_names(database: Database, sql: str, constraint: str, kind: str) -> None:
+    with pytest.raises(ConstraintViolated) as raised:
+        async with database.transaction("test.unit") as tx:
+            await tx.execute(sql)
+    assert (raised.value.constraint, raised.value.kind) == (constraint, kind)
+    await pool_becomes_whole(database)
+
+
+@pytest.mark.parametrize(
+    ("sql", "argument"),
+    [
+        ("SELECT $1::text", "nul \0 inside"),
+        ("SELECT $1::int", 2**63),
+        ("SELECT $1::text::int", "no number"),
+        ("SELECT 1 / $1::int", 0),
+        ("SELECT $1::text", "\ud800"),
+    ],
+)
+async def test_values_that_cannot_be_stored_are_the_callers_error(
+    database: Database, sql: str, argument: object
+) -> None:
+    with pytest.raises(InvalidValue) as raised:
+        async with database.read("test.read") as conn:
+            await conn.fetchval(sql, argument)
+    assert (raised.value.status, raised.value.code) == (422, "invalid_value")
+    async with database.read("test.read") as conn:
+        assert await conn.fetchval("SELECT 1") == 1
+
+
+async def test_our_own_mistakes_stay_visible(database: Database) -> None:
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with database.read("test.read") as conn:
+            await conn.fetchval("SELECT 1 FROM nowhere")
+
+
+async def test_full_pool_answers_soon(open_database: OpenDatabase, accounts: Connection) -> None:
+    database = await open_database(pool_size=1, acquire_timeout=0.2)
+    async with database.read("test.holder"):
+        started = time.perf_counter()
+        with pytest.raises(PoolExhausted) as raised:
+            async with database.read("test.other"):
+                pass
+        assert 0.2 <= time.perf_counter() - started < 0.3
+    assert (raised.value.status, raised.value.code) == (503, "pool_exhausted")
+    assert raised.value.headers == {"Retry-After": "1"}
+    async with database.read("test.other") as conn:
+        assert await conn.fetchval("SELECT 1") == 1
+
+
+async def test_slow_statement_is_stopped_by_the_server(open_database: OpenDatabase, accounts: Connection) -> None:
+    database = await open_database(statement_timeout=0.2)
+    started = time.perf_counter()
+    with pytest.raises(DatabaseUnavailable):
+        async with database.transaction("test.slow") as tx:
+            await tx.execute(ADD, "a", 1)
+            await tx.fetchval("SELECT pg_sleep(5)")
+    assert time.perf_counter() - started < 0.6
+    assert await accounts.fetchval(AMOUNTS) == [10, 10]
+    assert await accounts.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(5)'") == 0
+    await pool_becomes_whole(database)
+
+
+async def test_lock_is_not_waited_for_long(open_database: OpenDatabase, accounts: Connection) -> None:
+    database = await open_database(lock_timeout=0.2)
+    async with accounts.transaction():
+        await accounts.execute(ADD, "a", 1)
+        started = time.perf_counter()
+        with pytest.raises(DatabaseUnavailable):
+            async with database.statement("test.blocked") as tx:
+                await tx.execute(ADD, "a", 100)
+        assert 0.2 <= time.perf_counter() - started < 0.6
+    assert await accounts.fetchval(AMOUNTS) == [11, 10]
+
+
+async def test_deadlock_is_retried_without_a_double_effect(database: Database, accounts: Connection) -> None:
+    await accounts.execute(
+        f"ALTER DATABASE {await accounts.fetchval('SELECT current_database()')} SET deadlock_timeout = '50ms'"
+    )
+    await database.close()
+    await database.open()
+    both_hold = asyncio.Barrier(2)
+    attempts: list[str] = []
+
+    @retries_conflicts
+    async def transfer(first: str, second: str) -> None:
+        attempts.append(first)
+        async with database.transaction("test.transfer") as tx:
+            await tx.execute(ADD, first, -1)
+            if len(attempts) <= 2:
+                await both_hold.wait()
+            await tx.execute(ADD, second, 1)
+
+    await asyncio.gather(transfer("a", "b"), transfer("b", "a"))
+    assert len(attempts) == 3
+    assert await accounts.fetchval(AMOUNTS) == [10, 10]
+    await pool_becomes_whole(database)
+
+
+async def test_serialization_failure_is_retried(database: Database, accounts: Connection) -> None:
+    attempts = 0
+
+    @retries_conflicts
+    async def add() -> None:
+        nonlocal attempts
+        attempts += 1
+        async with database.transaction("test.serial") as tx:
+            await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await tx.fetchval(AMOUNTS)
+            if attempts == 1:
+                await accounts.execute(ADD, "a", 100)
+            await tx.execute(ADD, "a", 1)
+
+    await add()
+    assert attempts == 2
+    assert await accounts.fetchval(AMOUNTS) == [111, 10]
+
+
+async def test_conflicts_without_end_become_503() -> None:
+    attempts = 0
+
+    @retries_conflicts
+    async def collide() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise TransactionConflict
+
+    with pytest.raises(TransactionConflict) as raised:
+        await collide()
+    assert attempts == 3
+    assert (raised.value.status, raised.value.code) == (503, "transaction_conflict")
+
+
+async def test_a_changed_schema_does_not_break_prepared_statements(database: Database, accounts: Connection) -> None:
+    @retries_conflicts
+    async def read() -> int:
+        async with database.transaction("test.plan") as tx:
+            row = await tx.fetchrow("SELECT * FROM accounts WHERE name = 'a'")
+            assert row is not None
+            return len(row)
+
+    assert await read() == 2
+    await accounts.execute("ALTER TABLE accounts ADD note text")
+    assert await read() == 3
+
+
+async def test_snapshot_sees_one_state(database: Database, accounts: Connection) -> None:
+    chunks: list[bytes] = []
+
+    async def write(data: bytes) -> None:
+        chunks.append(data)
+
+    async with database.snapshot("test.export") as conn:
+        assert await conn.fetchval(AMOUNTS) == [10, 10]
+        await accounts.execute(ADD, "a", 1)
+        assert await conn.fetchval(AMOUNTS) == [10, 10]
+        rows = [tuple(row) async for row in conn.cursor("SELECT name, amount FROM accounts ORDER BY name", prefetch=1)]
+        assert rows == [("a", 10), ("b", 10)]
+        sql = "SELECT name, amount FROM accounts WHERE amount >= $1 ORDER BY name"
+        assert await conn.copy_to(sql, 10, output=write, format="csv", header=True) == 2
+        # A write in it is our mistake, and stays one.
+        with pytest.raises(DatabaseUnavailable):
+            await conn.fetch("UPDATE accounts SET amount = 0")
+    assert b"".join(chunks) == b"name,amount\na,10\nb,10\n"
+    assert await accounts.fetchval(AMOUNTS) == [11, 10]
+
+
+async def test_direct_connection_keeps_session_locks(database: Database, accounts: Connection) -> None:
+    async with database.connect("test.leader") as conn:
+        assert await conn.fetchval("SELECT pg_try_advisory_lock(7)") is True
+        assert await accounts.fetchval("SELECT pg_try_advisory_lock(7)") is False
+        assert await conn.execute("SELECT 1") == "SELECT 1"
+        assert await conn.fetchval("SELECT current_setting('application_name')") == "onehop:test.leader"
+
+
+async def test_connections_carry_no_session_state(open_database: OpenDatabase, accounts: Connection) -> None:
+    database = await open_database(pool_size=1)
+    async with database.transaction("test.unit") as tx:
+        await tx.execute("SET LOCAL statement_timeout = 77")
+    async with database.read("test.read") as conn:
+        assert await conn.fetchval("SHOW statement_timeout") == "5s"
+        assert await conn.fetchval("SHOW TimeZone") == "UTC"
+    behind_a_pooler = await open_database(session_settings="false")
+    async with behind_a_pooler.read("test.read") as conn:
+        assert await conn.fetchval("SHOW statement_timeout") == "0"
+
+
+async def answers_again(database: Database, within: float) -> None:
+    async with asyncio.timeout(within):
+        while True:
+            try:
+                async with database.read("test.again") as conn:
+                    assert await conn.fetchval("SELECT 1") == 1
+                    return
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
+    database = await open_database(pool_size=4)
+    await answers_again(database, 1)
+    postgres.stop(mode="immediate")
+    try:
+        started = time.perf_counter()
+        outcomes = await asyncio.gather(*(answers_again(database, 0.2) for _ in range(8)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {TimeoutError}
+        with pytest.raises(DatabaseUnavailable) as raised:
+            async with database.transaction("test.unit") as tx:
+                await tx.fetchval("SELECT 1")
+        assert (raised.value.status, raised.value.code) == (503, "database_unavailable")
+        assert raised.value.headers == {"Retry-After": "1"}
+        assert time.perf_counter() - started < 1
+    finally:
+        postgres.start()
+    await answers_again(database, 2)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(answers_again(database, 2))
+    await pool_becomes_whole(database)
+
+
+async def test_frozen_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
+    database = await open_database(pool_size=2, statement_timeout=0.2, connect_timeout=0.3)
+    await answers_again(database, 1)
+    pid = postgres.pid()
+    assert pid is not None
+    with frozen(pid):
+        started = time.perf_counter()
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable):
+                async with database.transaction("test.unit") as tx:
+                    await tx.fetchval("SELECT 1")
+        # The statement's time-out and half a second for each, and the time to let the connection go.
+        assert time.perf_counter() - started < 2.5
+    await answers_again(database, 2)
+    await pool_becomes_whole(database)
+
+
+async def test_no_server_at_the_start(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
+    postgres.stop(mode="immediate")
+    try:
+        database = await open_database()
+        assert database.seconds_since_answer == float("inf")
+        with pytest.raises(DatabaseUnavailable):
+            async with database.read("test.read"):
+                pass
+    finally:
+        postgres.start()
+    await answers_again(database, 2)
+    assert database.seconds_since_answer < 2
+
+
+async def test_unopened_gateway_is_unavailable(database_url: str, open_database: OpenDatabase) -> None:
+    database = await open_database()
+    await database.close()
+    with pytest.raises(DatabaseUnavailable):
+        async with database.read("test.read"):
+            pass

@@ -1,0 +1,127 @@
+"""The Redis gateway: bounded, without retries, behind a breaker."""
+
+import asyncio
+import time
+
+import pytest
+import redis
+
+from app.kernel.embedded import EmbeddedValkey
+from app.kernel.redis import RedisGateway, RedisUnavailable
+from tests.kernel.conftest import OpenRedis, frozen
+
+
+async def ping(gateway: RedisGateway) -> bool:
+    return bool(await gateway.call(lambda client: client.ping()))
+
+
+def available(gateway: RedisGateway) -> bool:
+    return gateway.available
+
+
+async def fail(gateway: RedisGateway) -> float:
+    """Seconds until the gateway gave up."""
+    started = time.perf_counter()
+    with pytest.raises(RedisUnavailable):
+        await ping(gateway)
+    return time.perf_counter() - started
+
+
+async def test_answers(open_redis: OpenRedis) -> None:
+    gateway = await open_redis()
+    assert await ping(gateway)
+    assert await gateway.call(lambda client: client.incr("n")) == 1
+    assert (gateway.calls, available(gateway)) == (2, True)
+
+
+async def test_stopped_server(open_redis: OpenRedis, valkey: EmbeddedValkey) -> None:
+    gateway = await open_redis(breaker_threshold=3, breaker_cooldown=0.3)
+    assert await ping(gateway)
+    valkey.stop()
+    try:
+        for _ in range(3):
+            assert available(gateway)
+            assert await fail(gateway) < 0.3
+        calls = gateway.calls
+        # Open: refused without asking.
+        assert not available(gateway)
+        assert await fail(gateway) < 0.01
+        assert gateway.calls == calls
+        await asyncio.sleep(0.3)
+        # Half open: one probe, which fails, and closed again.
+        assert available(gateway)
+        await fail(gateway)
+        assert (gateway.calls, available(gateway)) == (calls + 1, False)
+    finally:
+        valkey.start()
+    await asyncio.sleep(0.3)
+    assert await ping(gateway)
+    assert available(gateway)
+
+
+async def test_only_one_probe_at_a_time(open_redis: OpenRedis, valkey: EmbeddedValkey) -> None:
+    gateway = await open_redis(breaker_threshold=1, breaker_cooldown=0.3)
+    pid = valkey.pid()
+    assert pid is not None
+    with frozen(pid):
+        await fail(gateway)
+        await asyncio.sleep(0.3)
+        calls = gateway.calls
+        outcomes = await asyncio.gather(*(ping(gateway) for _ in range(10)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {RedisUnavailable}
+        assert gateway.calls == calls + 1
+    await asyncio.sleep(0.3)
+    assert await ping(gateway)
+
+
+async def test_frozen_server(open_redis: OpenRedis, valkey: EmbeddedValkey) -> None:
+    gateway = await open_redis()
+    assert await ping(gateway)
+    pid = valkey.pid()
+    assert pid is not None
+    with frozen(pid):
+        # The operation's time-out, twice at most; also where a new connection is needed.
+        assert await fail(gateway) < 0.3
+        assert await fail(gateway) < 0.3
+        started = time.perf_counter()
+        with pytest.raises(RedisUnavailable):
+            await gateway.call(lambda client: client.ping(), timeout=0.02)
+        assert time.perf_counter() - started < 0.1
+    assert await ping(gateway)
+
+
+async def test_full_server_refuses_but_is_not_taken_for_lost(open_redis: OpenRedis, valkey: EmbeddedValkey) -> None:
+    gateway = await open_redis(breaker_threshold=2)
+    administrator = redis.Redis.from_url(valkey.url())
+    administrator.config_set("maxmemory", "1")
+    try:
+        for _ in range(5):
+            with pytest.raises(RedisUnavailable):
+                await gateway.call(lambda client: client.set("key", "value"))
+        assert available(gateway)
+        assert await gateway.call(lambda client: client.get("key")) is None
+    finally:
+        administrator.config_set("maxmemory", "0")
+        administrator.close()
+
+
+async def test_a_late_answer_is_not_given_to_the_next_caller(open_redis: OpenRedis, valkey: EmbeddedValkey) -> None:
+    """A connection that was given up in the middle of an answer must not be used again."""
+    gateway = await open_redis(pool_size=1)
+    await gateway.call(lambda client: client.mset({"a": "1", "b": "2"}))
+    pid = valkey.pid()
+    assert pid is not None
+    with frozen(pid), pytest.raises(RedisUnavailable):
+        await gateway.call(lambda client: client.get("a"))
+    assert await gateway.call(lambda client: client.get("b")) == b"2"
+
+
+async def test_more_callers_than_connections_wait_for_their_turn(open_redis: OpenRedis) -> None:
+    gateway = await open_redis(pool_size=2)
+    assert await asyncio.gather(*(ping(gateway) for _ in range(50))) == [True] * 50
+
+
+async def test_needs_an_address(open_redis: OpenRedis) -> None:
+    settings = (await open_redis())._settings.model_copy(update={"url": None})
+    with pytest.raises(ValueError, match="the Redis URL is not set"):
+        RedisGateway(settings)
