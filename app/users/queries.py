@@ -144,10 +144,10 @@ async def get_preferences(conn: ReadConn, user_id: UserId) -> Preferences | None
 
 
 LOCK_PREFERENCES = """
-    SELECT theme, language, email_notifications, weekly_report, extra, version
-    FROM users.preferences
-    WHERE user_id = $1
-    FOR NO KEY UPDATE
+    SELECT p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version
+    FROM users.preferences p JOIN users.users u ON u.id = p.user_id
+    WHERE p.user_id = $1 AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE OF p
 """
 
 
@@ -158,16 +158,18 @@ async def lock_preferences(tx: Tx, user_id: UserId) -> Preferences | None:
 
 
 UPDATE_PREFERENCES = """
-    UPDATE users.preferences
-    SET theme = COALESCE($2::jsonb ->> 'theme', theme),
-        language = COALESCE($2 ->> 'language', language),
-        email_notifications = COALESCE(($2 ->> 'email_notifications')::boolean, email_notifications),
-        weekly_report = COALESCE(($2 ->> 'weekly_report')::boolean, weekly_report),
-        extra = COALESCE($2 -> 'extra', extra),
-        version = version + ($2 <> '{}')::integer,
-        updated_at = CASE WHEN $2 = '{}' THEN updated_at ELSE now() END
-    WHERE user_id = $1 AND ($3::bigint[] IS NULL OR version = ANY($3))
-    RETURNING theme, language, email_notifications, weekly_report, extra, version
+    UPDATE users.preferences p
+    SET theme = COALESCE($2::jsonb ->> 'theme', p.theme),
+        language = COALESCE($2 ->> 'language', p.language),
+        email_notifications = COALESCE(($2 ->> 'email_notifications')::boolean, p.email_notifications),
+        weekly_report = COALESCE(($2 ->> 'weekly_report')::boolean, p.weekly_report),
+        extra = COALESCE($2 -> 'extra', p.extra),
+        version = p.version + ($2 <> '{}')::integer,
+        updated_at = CASE WHEN $2 = '{}' THEN p.updated_at ELSE now() END
+    FROM users.users u
+    WHERE p.user_id = $1 AND ($3::bigint[] IS NULL OR p.version = ANY($3))
+      AND u.id = p.user_id AND u.deleted_at IS NULL
+    RETURNING p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version
 """
 
 

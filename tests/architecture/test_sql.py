@@ -14,8 +14,8 @@ from tests.fixtures.servers import Connection
 
 SCHEMAS = {"kernel", "users", "identity", "jobs"}
 
-# The embedded server is set up through psql, and `doctor` asks any server for its version.
-OUTSIDE = {"app.kernel.embedded.postgres", "app.cli.doctor"}
+# The embedded server is set up through psql; the other two only ask a server whether and which it is.
+OUTSIDE = {"app.kernel.embedded.postgres", "app.cli.doctor", "app.core.health"}
 LITERAL = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 

@@ -204,6 +204,23 @@ async def test_there_is_no_such_user(person: Person) -> None:
     assert refused == {"path:user_id": "uuid_parsing"}
 
 
+async def test_who_is_deleted_is_not_there(person: Person, connection: Connection) -> None:
+    await connection.execute("UPDATE users.users SET deleted_at = now()")
+    preferences = f"{ME}/preferences"
+    for answer in (
+        await person.get(ME),
+        await person.patch(ME, json={"bio": "x"}),
+        await person.get(f"/v1/users/{person.id}"),
+        await person.get(preferences),
+        await person.put(preferences, json={}),
+        await person.patch(preferences, json={"theme": "dark"}),
+        await person.patch(preferences, json={"extra": {"a": 1}}),
+    ):
+        problem_of(answer, 404, "user_not_found")
+    lookup = await person.post(LOOKUP, json={"ids": [str(person.id)]})
+    assert body_of(lookup, LookupAnswer) == {"items": [], "missing": [str(person.id)]}
+
+
 async def test_lookup_of_a_hundred_is_one_statement(person: Person, connection: Connection, budget: Budget) -> None:
     ids = [new_id() for _ in range(100)]
     await connection.executemany(
