@@ -38,7 +38,7 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
             environment["REDIS_URL"] = addresses.redis_url
         settings = _with_addresses(settings, addresses.database_url, addresses.redis_url)
         if addresses.database_url is not None:
-            # Alembic and SQLAlchemy take half a second and 30 MB, which a process with an address of its own does not need.
+            # Alembic and SQLAlchemy take half a second and 30 MB, which a process with addresses of its own is spared.
             from app.kernel.migrations import upgrade  # noqa: PLC0415
 
             await upgrade(addresses.database_url)
