@@ -12,8 +12,10 @@ from time import monotonic
 from typing import Any
 
 from app.composition import close_resources, make_resources, open_resources
+from app.identity.api import IdentityTasks
 from app.jobs.api import JOB_KINDS, LANES, ArtifactStore, Executor, JobWatch, Relay
 from app.kernel.database import Database
+from app.kernel.mail import Mailer, make_transport
 from app.kernel.queue import JobKind, Queue
 from app.kernel.queue.consumer import consume
 from app.kernel.queue.slots import Runner
@@ -79,6 +81,8 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     watch = JobWatch(resources.bus)
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
+    mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
+    kinds = IdentityTasks(mailer, settings.identity, settings.public_url).kinds() | dict(kinds)
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
     executor = Executor(
         db,
@@ -91,7 +95,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         settings=jobs,
         worker_id=worker_id,
     )
-    relay = Relay(db, cache, queue, clock, jobs, tuple(LANES))
+    relay = Relay(db, cache, queue, resources.bus, clock=clock, settings=jobs, lanes=tuple(LANES))
     runner = Runner(executor, LANES, jobs.slots)
     await open_resources(resources)
     loops = [
@@ -99,7 +103,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         for loop in (
             executor.write_ends,
             executor.announce,
-            executor.maintain,
+            partial(executor.maintain, runner),
             relay.run,
             partial(consume, redis.url, queue, runner, executor),
         )
@@ -108,6 +112,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         yield Worker(settings, db, redis, queue, runner, relay, store)
     finally:
         await _stop(loops)
+        await mailer.close()
         await close_resources(resources)
 
 

@@ -115,8 +115,8 @@ async def test_the_jobs_of_a_killed_worker_finish_elsewhere_once(
     victim = await start_process()
     await enqueue("test.sleep", 20, seconds=1.5)
     await running(connection, 20)
-    await start_process()
     victim.kill()
+    await start_process()
     await all_succeed(connection, 20, 2 + 10)
     assert await effects(connection) == [1] * 20
     assert await connection.fetchval("SELECT count(*) FROM effects WHERE pid = $1", victim.pid) == 0
@@ -128,11 +128,13 @@ async def test_sigterm_ends_short_jobs_and_hands_long_ones_over(
     start_process: StartProcess, enqueue: Enqueue, connection: Connection
 ) -> None:
     leaving = await start_process(APP_JOBS_DRAIN="0.5")
+    staying = await start_process()
+    staying.send_signal(signal.SIGSTOP)
     (long,) = await enqueue("test.sleep", seconds=1.5)
     await running(connection, 1)
     (short,) = await enqueue("test.sleep", seconds=0.1)
     await running(connection, 2)
-    staying = await start_process()
+    staying.send_signal(signal.SIGCONT)
     began = await connection.fetchval("SELECT clock_timestamp()")
     leaving.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(leaving.wait(), 10) == 0

@@ -1,8 +1,8 @@
 """Jobs: the only truth about background work. Redis holds nothing but ids of rows that live here.
 
-`state` is 0 queued, 1 running, 2 succeeded, 3 failed, 4 cancelled. `dispatched_at` says since when an id is believed to be
-in Redis; null means that the relay has to bring it there. It is set by the insert itself, so that the usual job costs no
-second write. Queued rows carry two partial indexes, of which an ordinary insert touches one.
+`state` is 0 queued, 1 running, 2 succeeded, 3 failed, 4 cancelled. `dispatched_at` says since when an id is believed
+to be in Redis; null means that the relay has to bring it there. It is set by the insert itself, so that the usual job
+costs no second write. Queued rows carry two partial indexes, of which an ordinary insert touches one.
 """
 
 from alembic import op
@@ -62,6 +62,7 @@ def upgrade() -> None:
         CREATE INDEX jobs_dispatched_idx ON jobs.jobs (lane, dispatched_at)
         WHERE state = 0 AND dispatched_at IS NOT NULL
     """)
+    op.execute("CREATE INDEX jobs_running_idx ON jobs.jobs (user_id, lane) WHERE state = 1")
     op.execute("CREATE INDEX jobs_lease_idx ON jobs.jobs (lease_until) WHERE state = 1")
     op.execute("CREATE INDEX jobs_finished_idx ON jobs.jobs (finished_at) WHERE state >= 2")
     op.execute("""

@@ -7,6 +7,9 @@ from uuid import UUID
 import orjson
 
 from app.jobs.records import (
+    CAP_PAUSE,
+    CAPPED_LANES,
+    AdminJob,
     Artifact,
     Beat,
     ClaimedJob,
@@ -178,29 +181,39 @@ async def get_artifact(conn: ReadConn, job_id: UUID, user_id: UserId, name: str)
     return None if row is None else Artifact(**row)
 
 
-# Rows that another worker is claiming are skipped, so that two overlapping batches can never wait for each other.
+# Rows that another worker is claiming are skipped, so that two overlapping batches can never wait for each other. What
+# goes beyond a user's cap comes back a moment later; that two workers may exceed it together by a few does no harm.
 CLAIM_JOBS = """
-WITH picked AS (
-    SELECT id FROM jobs.jobs
+WITH locked AS (
+    SELECT id, user_id, lane, run_at FROM jobs.jobs
     WHERE id = ANY($1::uuid[]) AND state = 0 AND run_at <= now()
-      AND NOT EXISTS (SELECT 1 FROM jobs.lanes AS l WHERE l.lane = jobs.lane AND l.paused_at IS NOT NULL)
     FOR UPDATE SKIP LOCKED
+), ranked AS (
+    SELECT l.id, l.user_id IS NULL OR l.lane <> ALL($5::text[])
+           OR row_number() OVER (PARTITION BY l.user_id, l.lane ORDER BY l.id)
+              + (SELECT count(*) FROM jobs.jobs AS r WHERE r.user_id = l.user_id AND r.lane = l.lane AND r.state = 1)
+              <= $6::integer AS allowed
+    FROM locked AS l
+), put_off AS (
+    UPDATE jobs.jobs AS j
+    SET run_at = now() + make_interval(secs => $7::float8 + random() * ($8::float8 - $7::float8)), dispatched_at = NULL
+    FROM ranked AS r WHERE j.id = r.id AND NOT r.allowed
 )
 UPDATE jobs.jobs AS j
 SET state = 1, attempt = j.attempt + 1, run_token = $2, worker_id = $3, version = j.version + 1,
     started_at = now(), lease_until = now() + make_interval(secs => $4), dispatched_at = NULL, progress = NULL
-FROM picked
-WHERE j.id = picked.id
+FROM ranked AS r
+WHERE j.id = r.id AND r.allowed
 RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
           j.created_at, j.run_at AS ready_at, j.trace_parent
 """
 
 
 async def claim_jobs(
-    tx: Tx, ids: Sequence[UUID], *, run_token: UUID, worker_id: str, lease_seconds: float
+    tx: Tx, ids: Sequence[UUID], *, run_token: UUID, worker_id: str, lease_seconds: float, user_cap: int
 ) -> list[ClaimedJob]:
-    """Takes those of `ids` that are due and free."""
-    rows = await tx.fetch(CLAIM_JOBS, ids, run_token, worker_id, lease_seconds)
+    """Takes those of `ids` that are due and free, as far as their user's cap allows."""
+    rows = await tx.fetch(CLAIM_JOBS, ids, run_token, worker_id, lease_seconds, CAPPED_LANES, user_cap, *CAP_PAUSE)
     return [ClaimedJob(**row) for row in rows]
 
 
@@ -211,7 +224,6 @@ WITH wanted AS (
     SELECT p.id FROM wanted CROSS JOIN LATERAL (
         SELECT id FROM jobs.jobs
         WHERE lane = wanted.lane AND state = 0 AND run_at <= now()
-          AND NOT EXISTS (SELECT 1 FROM jobs.lanes AS l WHERE l.lane = wanted.lane AND l.paused_at IS NOT NULL)
         ORDER BY priority, run_at
         LIMIT wanted.count
         FOR UPDATE SKIP LOCKED
@@ -370,12 +382,12 @@ UPDATE jobs.jobs AS j
 SET state = CASE WHEN j.state = 0 THEN 4 ELSE j.state END,
     finished_at = CASE WHEN j.state = 0 THEN now() END,
     dispatched_at = NULL, cancel_requested_at = coalesce(j.cancel_requested_at, now()), version = j.version + 1
-WHERE j.id = $1 AND j.user_id = $2 AND j.state < 2
+WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state < 2
 RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
 """
 
 
-async def request_cancel(tx: Tx, job_id: UUID, user_id: UserId) -> Transition | None:
+async def request_cancel(tx: Tx, job_id: UUID, user_id: UserId | None) -> Transition | None:
     """Cancels a queued job at once, and asks a running one to stop. None: it is over, or not this user's."""
     row = await tx.fetchrow(REQUEST_CANCEL, job_id, user_id)
     return None if row is None else Transition(**row)
@@ -396,22 +408,49 @@ async def requeue_job(tx: Tx, job_id: UUID, user_id: UserId | None) -> Transitio
     return None if row is None else Transition(**row)
 
 
+# Users take turns: the first job of each, then the second of each. The recursion steps from one user to the next
+# through the index, however many jobs each has.
 TAKE_WAITING_JOBS = """
-WITH due AS (
-    SELECT id FROM jobs.jobs
-    WHERE lane = $1 AND state = 0 AND dispatched_at IS NULL AND run_at <= now()
-    ORDER BY priority, run_at
+WITH RECURSIVE turns AS (
+    (SELECT j.user_id, 1 AS number FROM jobs.jobs AS j
+     WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at IS NULL AND j.user_id > $3
+     ORDER BY j.user_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.user_id FROM jobs.jobs AS j
+            WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at IS NULL AND j.user_id > t.user_id
+            ORDER BY j.user_id LIMIT 1), t.number + 1
+    FROM turns AS t WHERE t.user_id IS NOT NULL AND t.number < $4
+), of_users AS (
+    SELECT p.id, p.user_id, p.priority, p.run_at FROM turns AS t CROSS JOIN LATERAL (
+        SELECT j.id, j.user_id, j.priority, j.run_at FROM jobs.jobs AS j
+        WHERE j.lane = $1 AND j.user_id = t.user_id AND j.state = 0 AND j.dispatched_at IS NULL AND j.run_at <= now()
+        ORDER BY j.priority, j.run_at
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ) AS p
+), of_the_system AS (
+    SELECT j.id, j.user_id, j.priority, j.run_at FROM jobs.jobs AS j
+    WHERE j.lane = $1 AND j.user_id IS NULL AND j.state = 0 AND j.dispatched_at IS NULL AND j.run_at <= now()
+    ORDER BY j.priority, j.run_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), due AS (
+    SELECT id, row_number() OVER (PARTITION BY user_id ORDER BY priority, run_at) AS turn FROM of_users
+    UNION ALL
+    SELECT id, 0 FROM of_the_system
+), chosen AS (
+    SELECT id, turn FROM due ORDER BY turn LIMIT $2
+), marked AS (
+    UPDATE jobs.jobs AS j SET dispatched_at = now() FROM chosen AS c WHERE j.id = c.id
+    RETURNING j.id, j.user_id, j.lane, j.priority, c.turn
 )
-UPDATE jobs.jobs AS j SET dispatched_at = now() FROM due WHERE j.id = due.id
-RETURNING j.id, j.user_id, j.lane, j.priority
+SELECT id, user_id, lane, priority FROM marked ORDER BY turn
 """
 
 
-async def take_waiting_jobs(tx: Tx, lane: str, limit: int) -> list[WaitingJob]:
-    """Marks due jobs of a lane as dispatched and returns them."""
-    return [WaitingJob(**row) for row in await tx.fetch(TAKE_WAITING_JOBS, lane, limit)]
+async def take_waiting_jobs(tx: Tx, lane: str, limit: int, *, after: UUID, users: int) -> list[WaitingJob]:
+    """Marks due jobs of a lane as dispatched, of up to `users` users whose ids lie behind `after`."""
+    return [WaitingJob(**row) for row in await tx.fetch(TAKE_WAITING_JOBS, lane, limit, after, users)]
 
 
 GET_NEXT_RUN_AT = """
@@ -490,15 +529,112 @@ async def set_epoch(tx: Tx, epoch: UUID) -> None:
 
 
 LIST_LANE_DEPTHS = """
-SELECT j.lane, count(*) AS waiting, min(j.run_at) AS oldest_run_at FROM jobs.jobs AS j
-WHERE j.state = 0 AND j.run_at <= now()
-GROUP BY j.lane
+WITH waiting AS (
+    SELECT lane, count(*) AS waiting, min(run_at) AS oldest_run_at FROM jobs.jobs
+    WHERE state = 0 AND run_at <= now() GROUP BY lane
+), running AS (
+    SELECT lane, count(*) AS running FROM jobs.jobs WHERE state = 1 GROUP BY lane
+), finished AS (
+    SELECT lane, count(*) AS finished FROM jobs.jobs
+    WHERE state >= 2 AND finished_at > now() - interval '1 minute' GROUP BY lane
+), known AS (
+    SELECT unnest($1::text[]) AS lane UNION SELECT lane FROM waiting UNION SELECT lane FROM running
+)
+SELECT k.lane, p.paused_at IS NOT NULL AS paused, coalesce(w.waiting, 0) AS waiting, w.oldest_run_at,
+       coalesce(r.running, 0) AS running, coalesce(f.finished, 0) AS finished
+FROM known AS k
+LEFT JOIN waiting AS w ON w.lane = k.lane
+LEFT JOIN running AS r ON r.lane = k.lane
+LEFT JOIN finished AS f ON f.lane = k.lane
+LEFT JOIN jobs.lanes AS p ON p.lane = k.lane
+ORDER BY k.lane
 """
 
 
-async def list_lane_depths(conn: ReadConn) -> list[LaneDepth]:
-    """How much waits in each lane that is not empty."""
-    return [LaneDepth(**row) for row in await conn.fetch(LIST_LANE_DEPTHS)]
+async def list_lane_depths(conn: ReadConn, lanes: Sequence[str]) -> list[LaneDepth]:
+    """These lanes, and all others in which something waits or runs."""
+    return [LaneDepth(**row) for row in await conn.fetch(LIST_LANE_DEPTHS, lanes)]
+
+
+LIST_PAUSED_LANES = """
+SELECT l.lane FROM jobs.lanes AS l WHERE l.paused_at IS NOT NULL
+"""
+
+
+async def list_paused_lanes(conn: ReadConn) -> list[str]:
+    return [row["lane"] for row in await conn.fetch(LIST_PAUSED_LANES)]
+
+
+SET_LANE_PAUSED = """
+INSERT INTO jobs.lanes AS l (lane, paused_at) VALUES ($1, CASE WHEN $2::boolean THEN now() END)
+ON CONFLICT (lane) DO UPDATE SET paused_at = CASE WHEN $2::boolean THEN coalesce(l.paused_at, now()) END
+"""
+
+
+async def set_lane_paused(tx: Tx, lane: str, *, paused: bool) -> None:
+    await tx.execute(SET_LANE_PAUSED, lane, paused)
+
+
+LIST_ALL_JOBS = """
+SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at, j.worker_id, j.error,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE ($1::uuid IS NULL OR j.id < $1)
+  AND ($2::smallint IS NULL OR j.state = $2)
+  AND ($3::boolean IS NULL OR (j.attempt > 0) = $3)
+  AND ($4::boolean IS NULL OR (j.run_at > $5) = $4)
+ORDER BY j.id DESC
+LIMIT $6
+"""
+
+
+async def list_all_jobs(
+    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, now: datetime, limit: int
+) -> list[AdminJob]:
+    """Everybody's jobs, newest first."""
+    rows = await conn.fetch(
+        LIST_ALL_JOBS,
+        before,
+        None if state is None else state.state,
+        None if state is None else state.attempted,
+        None if state is None else state.future,
+        now,
+        limit,
+    )
+    return [AdminJob(**row) for row in rows]
+
+
+GET_ANY_JOB = """
+SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at, j.worker_id, j.error,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE j.id = $1
+"""
+
+
+async def get_any_job(conn: ReadConn, job_id: UUID) -> AdminJob | None:
+    row = await conn.fetchrow(GET_ANY_JOB, job_id)
+    return None if row is None else AdminJob(**row)
+
+
+REQUEUE_FAILED_JOBS = """
+WITH failed AS (
+    SELECT id FROM jobs.jobs
+    WHERE state = 3 AND unique_key IS NULL AND ($1::text IS NULL OR kind = $1) AND finished_at >= $2
+    ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs.jobs AS j
+SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, error = NULL, result = NULL,
+    progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
+FROM failed
+WHERE j.id = failed.id
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
+"""
+
+
+async def requeue_failed_jobs(tx: Tx, *, kind: str | None, since: datetime, limit: int) -> list[Transition]:
+    """Starts failed jobs over, those that failed first first. One with a unique key is left to be retried singly."""
+    return [Transition(**row) for row in await tx.fetch(REQUEUE_FAILED_JOBS, kind, since, limit)]
 
 
 LIMIT_IDLE_SESSION = """

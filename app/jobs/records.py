@@ -27,6 +27,13 @@ LANES = {
     "bulk": LaneShare(weight=1, floor=2, ceiling=10),
 }
 
+# Where one user's jobs, each long, could keep everybody else waiting although turns are fair.
+CAPPED_LANES = ("bulk", "pdf")
+CAP_PAUSE = (1.0, 3.0)
+
+# Never refused, whatever waits.
+ALWAYS_ADMITTED = ("critical",)
+
 
 class State(IntEnum):
     """The stored states. `scheduled` and `retrying` are read off a queued row."""
@@ -236,8 +243,31 @@ class DispatchedJob:
 
 @dataclass(frozen=True, slots=True)
 class LaneDepth:
-    """How much of a lane waits, and since when its oldest runnable job does."""
+    """How much of a lane waits and since when, how much runs, and how much ended in the last minute."""
 
     lane: str
+    paused: bool
     waiting: int
     oldest_run_at: datetime | None
+    running: int
+    finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdminJob:
+    """A job as an administrator sees it."""
+
+    id: UUID
+    user_id: UserId | None
+    kind: str
+    lane: str
+    state: int
+    attempt: int
+    max_attempts: int
+    rescues: int
+    run_at: datetime
+    worker_id: str | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None

@@ -67,11 +67,9 @@ async def submit_job(
             resources.queue,
             resources.cache,
             runtime.kinds,
+            runtime.board,
             user_id=principal.user_id,
-            kind_name=body.kind,
-            args=body.args,
-            run_at=body.run_at,
-            unique_key=body.unique_key,
+            submission=submitting.Submission(body.kind, body.args, body.run_at, body.unique_key),
         )
         job = submitted.job
         return json_response(

@@ -18,7 +18,7 @@ class JobsSettings(Section):
     )
     backlog_limit: int = Field(50_000, ge=1, description="Waiting jobs of a lane beyond which submissions get 429.")
     backlog_age: int = Field(3600, ge=1, description="Age of a lane's oldest runnable job beyond which they get 429.")
-    user_running: int = Field(10, ge=1, description="Jobs of one user that run at a time, over all workers, per lane.")
+    user_running: int = Field(3, ge=1, description="Jobs of one user that run at a time in the lanes of long work.")
     retention_days: int = Field(30, ge=1, le=3650, description="Until a finished job is deleted.")
     artifact_url: str | None = Field(
         None,

@@ -54,6 +54,7 @@ _UNAVAILABLE_SECONDS = 3.0
 _PROGRESS_SECONDS = 0.5
 _DATABASE_RETRY_SECONDS = 0.5
 _BATCH = 500
+_LANES_SECONDS = 3.0
 
 
 class LeaseLost(Exception):
@@ -114,7 +115,12 @@ class Executor:
         """Those of `ids` that are this worker's now."""
         async with self.db.statement("jobs.claim") as tx:
             jobs = await queries.claim_jobs(
-                tx, ids, run_token=uuid4(), worker_id=self._worker_id, lease_seconds=self.settings.lease
+                tx,
+                ids,
+                run_token=uuid4(),
+                worker_id=self._worker_id,
+                lease_seconds=self.settings.lease,
+                user_cap=self.settings.user_running,
             )
         self._note_changes((job.id, job.user_id) for job in jobs)
         return jobs
@@ -177,10 +183,15 @@ class Executor:
                 await self.cache.forget_now(sorted(tags))
             await self._watch.publish([job_id for job_id, _ in changes])
 
-    async def maintain(self) -> None:
-        """Prolongs leases, writes progress and learns of cancels and lost leases, for ever."""
+    async def maintain(self, runner: Runner) -> None:
+        """Prolongs leases, writes progress, learns of cancels, lost leases and paused lanes, for ever."""
         next_beat = monotonic() + self.settings.heartbeat
+        next_lanes = 0.0
         while True:
+            if runner.lanes_changed or monotonic() >= next_lanes:
+                runner.lanes_changed = False
+                next_lanes = monotonic() + _LANES_SECONDS
+                await self._read_lanes(runner)
             await asyncio.sleep(min(_PROGRESS_SECONDS, self.settings.heartbeat))
             due = monotonic() >= next_beat
             runs = [run for run in self._runs.values() if (due or run.progress is not None) and not run.completed]
@@ -329,6 +340,14 @@ class Executor:
         """A job that was handed back goes straight to another worker."""
         if any(end.outcome.job_id == change.id and end.outcome.delay == 0 for end in batch):
             self.queue.redispatch(tx, JobRef(change.id, change.lane, change.user_id, change.priority))
+
+    async def _read_lanes(self, runner: Runner) -> None:
+        try:
+            async with self.db.read("jobs.lanes") as conn:
+                runner.paused = frozenset(await queries.list_paused_lanes(conn))
+        except Unavailable:
+            return
+        runner.wake()
 
     async def _beat(self, runs: list[_Run]) -> None:
         progress = [run.progress for run in runs]

@@ -14,8 +14,10 @@ from prometheus_client import Counter, Gauge
 
 from app.jobs import queries
 from app.jobs.records import MAX_RESCUES, State
+from app.jobs.service.lanes import publish_lanes
 from app.jobs.service.submitting import announce, ref_of
 from app.jobs.settings import JobsSettings
+from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database, DirectConn
@@ -28,7 +30,9 @@ _logger = get_logger(__name__)
 
 _redispatched_total = Counter("app_jobs_redispatched", "Ids brought to Redis by the relay.", ["reason"])
 _rescued_total = Counter("app_jobs_rescued", "Jobs taken from workers that let their lease end.")
-_depth = Gauge("app_jobs_depth_jobs", "Runnable jobs that wait.", ["lane"], multiprocess_mode="mostrecent")
+_depth = Gauge(
+    "app_jobs_depth_jobs", "Jobs that could run, and jobs that do.", ["lane", "state"], multiprocess_mode="mostrecent"
+)
 _oldest = Gauge(
     "app_jobs_oldest_runnable_seconds", "Age of the oldest runnable job.", ["lane"], multiprocess_mode="mostrecent"
 )
@@ -44,6 +48,8 @@ _FOLLOWER_SECONDS = 1.0
 _FROZEN_SECONDS = 10.0
 _LOST_AFTER = timedelta(seconds=15)
 _REFILL = 500
+_USERS_A_TURN = 200
+_NO_USER = UUID(int=0)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,17 +61,21 @@ class Relay:
         db: Database,
         cache: Cache,
         queue: Queue,
+        bus: Bus,
+        *,
         clock: Clock,
         settings: JobsSettings,
         lanes: Sequence[str],
     ) -> None:
         self._db = db
+        self._bus = bus
         self._cache = cache
         self._queue = queue
         self._clock = clock
         self._settings = settings
         self._lanes = tuple(lanes)
         self._swept_until = dict.fromkeys(lanes, _LONG_AGO)
+        self._last_user: dict[str, UUID] = {}
 
     async def run(self) -> None:
         """Leads whenever nobody else does, for ever."""
@@ -114,12 +124,17 @@ class Relay:
         async with self._db.read("jobs.waiting_lanes") as conn:
             lanes = await queries.list_waiting_lanes(conn)
         moved = 0
-        for lane in lanes:
+        for lane in sorted(set(lanes)):
             room = self._queue.window * self._queue.shards - sum(await self._queue.depths(lane))
             if room <= 0:
                 continue
             async with self._db.statement("jobs.refill") as tx:
-                jobs = await queries.take_waiting_jobs(tx, lane, min(room, _REFILL))
+                jobs = await queries.take_waiting_jobs(
+                    tx, lane, min(room, _REFILL), after=self._last_user.get(lane, _NO_USER), users=_USERS_A_TURN
+                )
+            # The next turn begins behind the last user of this one, or with the first user again.
+            users = {job.user_id for job in jobs if job.user_id is not None}
+            self._last_user[lane] = max(users) if len(users) >= _USERS_A_TURN else _NO_USER
             await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
             moved += len(jobs)
         return moved
@@ -169,15 +184,16 @@ class Relay:
         return True
 
     async def observe(self) -> None:
-        """Sets the gauges from one statement."""
+        """Sets the gauges from one statement, and tells the API processes."""
         async with self._db.read("jobs.depths") as conn:
-            depths = {depth.lane: depth for depth in await queries.list_lane_depths(conn)}
+            depths = await queries.list_lane_depths(conn, self._lanes)
         now = self._clock.now()
-        for lane in {*self._lanes, *depths}:
-            depth = depths.get(lane)
-            oldest = depth.oldest_run_at if depth is not None else None
-            _depth.labels(lane).set(depth.waiting if depth is not None else 0)
-            _oldest.labels(lane).set((now - oldest).total_seconds() if oldest is not None else 0)
+        for depth in depths:
+            oldest = depth.oldest_run_at
+            _depth.labels(depth.lane, "waiting").set(depth.waiting)
+            _depth.labels(depth.lane, "running").set(depth.running)
+            _oldest.labels(depth.lane).set((now - oldest).total_seconds() if oldest is not None else 0)
+        await publish_lanes(self._bus, depths, now)
 
     async def _dispatch(self, refs: Sequence[JobRef], reason: str) -> None:
         if not refs:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.jobs.service.lanes import LaneBoard
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
@@ -19,6 +20,7 @@ class JobsRuntime:
     settings: JobsSettings
     store: ArtifactStore
     watch: JobWatch
+    board: LaneBoard
     kinds: dict[str, JobKind[Any]]
 
     @classmethod
@@ -27,4 +29,4 @@ class JobsRuntime:
     ) -> "JobsRuntime":
         watch = JobWatch(bus)
         watch.attach(db)
-        return cls(settings, ArtifactStore(settings, data_dir), watch, kinds)
+        return cls(settings, ArtifactStore(settings, data_dir), watch, LaneBoard(bus, settings), kinds)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from app.jobs import queries
 from app.jobs.errors import InvalidArgs, JobFinished, JobNotFound, JobNotRetryable, UniqueKeyInUse, UnknownKind
 from app.jobs.records import STATE_FILTERS, ApiState, InsertedJob, Job, State, Transition
+from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
@@ -23,6 +24,16 @@ from app.kernel.queue import JobKind, JobRef, Queue
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
 _UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a caller asks for. `args` have not been looked at."""
+
+    kind: str
+    args: Mapping[str, Any]
+    run_at: datetime | None
+    unique_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +68,31 @@ async def submit(
     queue: Queue,
     cache: Cache,
     kinds: Kinds,
+    board: LaneBoard,
     *,
     user_id: UserId,
-    kind_name: str,
-    args: Mapping[str, Any],
-    run_at: datetime | None,
-    unique_key: str | None,
-    trace_parent: str | None = None,
+    submission: Submission,
 ) -> Submitted:
     """Adds a public job with one statement, or finds the living one that holds the unique key.
 
     Raises:
-        UnknownKind, InvalidArgs: nothing was written.
+        UnknownKind, InvalidArgs, BacklogFull: nothing was written.
     """
-    kind = kinds.get(kind_name)
+    kind = kinds.get(submission.kind)
     if kind is None or not kind.public:
         raise UnknownKind(errors=[FieldError("#/kind", "There is no such kind.", "unknown_kind")])
+    stored = parse_args(kind, submission.args)
+    board.admit(kind.lane)
     row = queue.new_job(
         kind.name,
-        parse_args(kind, args),
+        stored,
         user_id=user_id,
         lane=kind.lane,
-        run_at=run_at,
-        unique_key=unique_key,
+        run_at=submission.run_at,
+        unique_key=submission.unique_key,
         priority=kind.priority,
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
-        trace_parent=trace_parent,
     )
     # Before the statement, because it also counts when the statement's answer is lost.
     cache.forget(tx, f"jobs:{user_id}")

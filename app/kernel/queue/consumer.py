@@ -19,7 +19,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from app.kernel.errors import Unavailable
-from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, Queue
+from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, Queue
 from app.kernel.queue.slots import Executor, Runner
 from app.kernel.telemetry import get_logger
 
@@ -34,15 +34,19 @@ _COALESCE = 0.002
 _HIDDEN_MS = 10_000
 _REDIS_TIMEOUT = 1.0
 
-# KEYS: the queues in the order to serve them. ARGV: now, hidden until, how many in all, then how many of each queue.
-# Ids move behind all visible ones, so a queue whose head is being worked on never has to be scanned again, and the ids
-# of a worker that died between this script and its Postgres claim come back by themselves.
+# KEYS: the queues in the order to serve them. ARGV: now, hidden until, how many in all, the least score of what was
+# hidden, the score of what comes back, then how many of each queue. Ids move behind all visible ones, so a queue whose
+# head is being worked on never has to be scanned again, and the ids of a worker that died between this script and its
+# Postgres claim come back by themselves.
 _CLAIM = """
 local left = tonumber(ARGV[3])
 local claimed = {}
 for i, key in ipairs(KEYS) do
-    local want = math.min(tonumber(ARGV[3 + i]), left)
+    local want = math.min(tonumber(ARGV[5 + i]), left)
     if want > 0 then
+        for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, ARGV[4], ARGV[1], 'LIMIT', 0, 100)) do
+            redis.call('ZADD', key, 'XX', ARGV[5], id)
+        end
         local ids = redis.call('ZRANGEBYSCORE', key, '-inf', ARGV[1], 'LIMIT', 0, want)
         for _, id in ipairs(ids) do
             redis.call('ZADD', key, 'XX', ARGV[2], id)
@@ -133,6 +137,7 @@ class Consumer(Worker):
                 counts.append(count)
         now = int(time() * 1000)
         hidden_until = now + _HIDDEN_MS
+        limits = [now, hidden_until, self._runner.free, now - VISIBLE_UNTIL_MS, now - PAST_MS]
         done, self._done = self._done, []
         try:
             async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
@@ -140,7 +145,7 @@ class Consumer(Worker):
                     args = [value for _, job_id, score in done for value in (job_id, score)]
                     await self._forget(keys=[key for key, _, _ in done], args=args, client=pipe)
                 if keys:
-                    await self._script(keys=keys, args=[now, hidden_until, self._runner.free, *counts], client=pipe)
+                    await self._script(keys=keys, args=[*limits, *counts], client=pipe)
                 answers = await pipe.execute()
         except TimeoutError as error:
             raise RedisError("no answer in time") from error
@@ -154,7 +159,7 @@ class Consumer(Worker):
         now = int(time() * 1000)
         async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
             for key, job_id, _ in claimed:
-                pipe.zadd(key, {job_id: now}, xx=True)
+                pipe.zadd(key, {job_id: now - PAST_MS}, xx=True)
             await pipe.execute()
 
     async def _listen(self) -> None:
@@ -168,6 +173,8 @@ class Consumer(Worker):
                     verb, _, subject = message["data"].decode().partition(":")
                     if verb == "cancel":
                         self._runner.cancel(UUID(subject), "cancelled")
+                    elif verb == "lanes":
+                        self._runner.lanes_changed = True
                 self._runner.wake()
 
 

@@ -1,6 +1,5 @@
 """Putting work in: the row belongs to the caller's transaction, the id goes to Redis after its commit, best effort."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from time import monotonic
@@ -27,9 +26,41 @@ BELL_CHANNEL = "jobs:bell"
 CONTROL_CHANNEL = "jobs:control"
 
 _DISPATCH_TOPIC = "queue.dispatch"
+# The scores of visible ids lie this far in the past; those between `VISIBLE_UNTIL_MS` and now belong to ids that were
+# hidden by a worker that died.
+PAST_MS = 14 * 86_400_000
+VISIBLE_UNTIL_MS = 8 * 86_400_000
+
 _FULL_FOR_SECONDS = 0.25
 _PRIORITY_STEP_MS = 60_000
 _LOWEST_PRIORITY = 4
+_TURN_MS = 10_000
+
+# Start-time fair queueing: each user has a clock that every job of theirs moves on by one turn, and that never lies
+# behind the time of day. A job is scored by its user's clock, so ten jobs of a quiet user go before the thousandth of
+# a busy one, while a user who is alone gets everything. KEYS: queue and user clock of each job (the queue itself for
+# no user). ARGV: now, turn, past, latest clock, channel, then id and priority bonus of each job. Answers the depth of
+# each queue.
+_DISPATCH = """
+local now, turn, past, latest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local depths, seen = {}, {}
+for i = 1, #KEYS / 2 do
+    local queue, clock = KEYS[2 * i - 1], KEYS[2 * i]
+    local start = now
+    if clock ~= queue then
+        start = math.min(math.max(now, tonumber(redis.call('GET', clock) or 0)), latest)
+        redis.call('SET', clock, start + turn, 'PX', start + turn - now)
+    end
+    redis.call('ZADD', queue, start - past - tonumber(ARGV[5 + 2 * i]), ARGV[4 + 2 * i])
+    if not seen[queue] then
+        seen[queue] = true
+        depths[#depths + 1] = queue
+    end
+end
+for i, queue in ipairs(depths) do depths[i] = redis.call('ZCARD', queue) end
+redis.call('PUBLISH', ARGV[5], '')
+return depths
+"""
 
 
 class InsertJobs(Protocol):
@@ -60,6 +91,7 @@ class Queue:
         self._redis = redis
         self._clock = clock
         self._full_until: dict[str, float] = {}
+        self._dispatch_script = redis.client.register_script(_DISPATCH)
 
     def bind(self, db: Database) -> None:
         """Rings after the commits of `db`."""
@@ -160,22 +192,16 @@ class Queue:
         Raises:
             RedisUnavailable: nothing is lost; the relay comes back to these rows.
         """
-        score = int(self._clock.now().timestamp() * 1000)
-        by_key: dict[str, dict[str, int]] = defaultdict(dict)
+        now = int(self._clock.now().timestamp() * 1000)
+        latest = now + PAST_MS - VISIBLE_UNTIL_MS
+        keys: list[str] = []
+        args: list[str | int] = [now, _TURN_MS, PAST_MS, latest, BELL_CHANNEL]
         for ref in refs:
-            # A higher priority looks as if it had waited longer. Every score lies in the past, so that all are visible.
-            by_key[self.key_of(ref)][str(ref.id)] = score - (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS
-
-        async def send(client: Redis) -> list[Any]:
-            async with client.pipeline(transaction=False) as pipe:
-                for key, members in by_key.items():
-                    pipe.zadd(key, members)
-                    pipe.zcard(key)
-                pipe.publish(BELL_CHANNEL, b"")
-                return await pipe.execute()
-
-        answers = await self._redis.call(send)
-        for key, depth in zip(by_key, answers[1::2], strict=False):
+            key = self.key_of(ref)
+            keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.lane}:{ref.user_id}"]
+            args += [str(ref.id), (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS]
+        depths = await self._redis.call(lambda client: self._dispatch_script(keys=keys, args=args, client=client))
+        for key, depth in zip(dict.fromkeys(keys[::2]), depths, strict=True):
             if depth > self.window:
                 self._full_until[key] = monotonic() + _FULL_FOR_SECONDS
 

@@ -52,6 +52,7 @@ class Runner:
         self.lanes = dict(lanes)
         self.slots = slots
         self.paused: frozenset[str] = frozenset()
+        self.lanes_changed = False
         self.draining = False
         self.tasks: dict[UUID, asyncio.Task[None]] = {}
         self.reasons: dict[UUID, str] = {}
