@@ -16,8 +16,8 @@ from app.composition import close_resources, make_resources, open_resources
 from app.core import router as core
 from app.core.pages import DOCS_ASSETS
 from app.development import embedded_environment
-from app.identity import router as identity_router
 from app.identity.api import make_identity, run_identity
+from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs import router as jobs_router
 from app.jobs.api import JOB_KINDS, JobsRuntime
 from app.kernel.access_log import AccessLog
@@ -39,9 +39,9 @@ Errors are `application/problem+json` (RFC 9457). Lists are paged by cursor. Eve
 ROUTERS = (
     core.router,
     users_router.router,
-    identity_router.router,
-    identity_router.well_known,
+    *IDENTITY_ROUTERS,
     jobs_router.router,
+    jobs_router.admin_router,
 )
 CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
 
@@ -67,12 +67,16 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lambda app: _lifespan(app, settings),
     )
     app.state.has_docs = has_docs
-    app.state.has_mailbox = False
+    # Only what is not sent is kept, and nothing is kept in production.
+    has_mailbox = settings.mail.smtp_url is None and not settings.is_production
+    app.state.mailbox = settings.data_dir / "mailbox" if has_mailbox else None
     for router in ROUTERS:
         app.include_router(router)
     if has_docs:
         app.include_router(core.docs_router)
         app.mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS))
+    if has_mailbox:
+        app.include_router(core.mailbox_router)
     install_error_handlers(app)
     _check_routes(app)
     return app
@@ -86,11 +90,9 @@ async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         resources = make_resources(settings, application_name="onehop-api")
         identity = make_identity(
             settings.identity,
-            db=resources.db,
-            bus=resources.bus,
-            clock=resources.clock,
-            keys=resources.keys,
+            resources,
             public_url=settings.public_url,
+            is_production=settings.is_production,
         )
         app.state.resources = resources
         app.state.identity = identity

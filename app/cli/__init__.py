@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from app.cli.environment import environ, fail, servers_for_settings
+from app.cli.identity import keys, users
 from app.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ cli = typer.Typer(
 )
 migrate = typer.Typer(help="Change the database's schema.", no_args_is_help=True)
 cli.add_typer(migrate, name="migrate")
+cli.add_typer(users, name="users")
+cli.add_typer(keys, name="keys")
 
 
 def run() -> None:
@@ -35,7 +39,7 @@ def run() -> None:
     try:
         cli(prog_name="python -m app")
     except SettingsError as error:
-        _fail("The settings are wrong:\n  " + "\n  ".join(error.problems), code=EXIT_CONFIG)
+        fail("The settings are wrong:\n  " + "\n  ".join(error.problems), code=EXIT_CONFIG)
 
 
 @cli.command()
@@ -49,13 +53,13 @@ def dev(*, reload: Annotated[bool, typer.Option("--reload", help="Start the API 
 
     settings = load_settings()
     if settings.is_production:
-        _fail("APP_ENV is production: use `serve`, `worker` and `migrate up` there.", code=EXIT_CONFIG)
+        fail("APP_ENV is production: use `serve`, `worker` and `migrate up` there.", code=EXIT_CONFIG)
     if problem := port_problem(settings.host, settings.port):
-        _fail(f"{problem[0].upper()}{problem[1:]}. Choose another one: make run PORT=8001")
+        fail(f"{problem[0].upper()}{problem[1:]}. Choose another one: make run PORT=8001")
     try:
         run_everything(settings, reload=reload)
     except (EmbeddedServerError, ProgramFailed, ConnectionError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @cli.command()
@@ -87,7 +91,7 @@ def worker() -> None:
 
     from app.worker import run as run_worker
 
-    with _servers() as settings:
+    with servers_for_settings() as settings:
         uvloop.run(run_worker(settings))
 
 
@@ -98,7 +102,7 @@ def up(revision: Annotated[str, typer.Argument()] = "head") -> None:
 
     from app.kernel.migrations import upgrade
 
-    with _servers(valkey=False) as settings:
+    with servers_for_settings(valkey=False) as settings:
         asyncio.run(upgrade(_dsn(settings), revision))
 
 
@@ -109,7 +113,7 @@ def down(revision: Annotated[str, typer.Argument(help="A revision, -1 for one st
 
     from app.kernel.migrations import downgrade
 
-    with _servers(valkey=False) as settings:
+    with servers_for_settings(valkey=False) as settings:
         asyncio.run(downgrade(_dsn(settings), revision))
 
 
@@ -120,7 +124,7 @@ def status() -> None:
 
     from app.kernel.migrations import status as read_status
 
-    with _servers(valkey=False) as settings:
+    with servers_for_settings(valkey=False) as settings:
         current, newest = asyncio.run(read_status(_dsn(settings)))
     say(f"database: {current or 'empty'}\nnewest:   {newest}")
     raise typer.Exit(0 if current == newest else 1)
@@ -133,7 +137,7 @@ def seed() -> None:
 
     from app.demo import seed as add_demo_data
 
-    with _servers(valkey=False) as settings:
+    with servers_for_settings(valkey=False) as settings:
         _refuse_in_production(settings)
         for account in asyncio.run(add_demo_data(settings)):
             say(f"{account.email} / {account.password} ({account.role})")
@@ -170,7 +174,7 @@ def doctor() -> None:
     from app.cli.doctor import examine
 
     problems = 0
-    for finding in examine(_environ()):
+    for finding in examine(environ()):
         problems += not finding.is_good
         say(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.subject}: {finding.text}")
     raise typer.Exit(1 if problems else 0)
@@ -203,32 +207,6 @@ def config() -> None:
             say(f"{variable}={'' if item is None else item}")
 
 
-@contextmanager
-def _servers(*, valkey: bool = True) -> "Iterator[Settings]":
-    """The settings, with embedded servers running for the addresses they lack."""
-    from app.kernel.embedded import EmbeddedServerError, servers
-    from app.settings import load_settings
-
-    settings = load_settings()
-    postgres = settings.database.url is None
-    valkey = valkey and settings.redis.url is None
-    if not postgres and not valkey:
-        yield settings
-        return
-    try:
-        with servers(settings.data_dir, postgres=postgres, valkey=valkey) as started:
-            given = {"DATABASE_URL": started.database_url, "REDIS_URL": started.redis_url}
-            yield load_settings({**_environ(), **{name: url for name, url in given.items() if url is not None}})
-    except EmbeddedServerError as error:
-        _fail(str(error))
-
-
-def _environ() -> Mapping[str, str]:
-    from dotenv import dotenv_values
-
-    return {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
-
-
 def _dsn(settings: "Settings") -> str:
     url = settings.database.url
     if url is None:
@@ -238,9 +216,4 @@ def _dsn(settings: "Settings") -> str:
 
 def _refuse_in_production(settings: "Settings") -> None:
     if settings.is_production:
-        _fail("Demo data has no place in production.", code=EXIT_CONFIG)
-
-
-def _fail(text: str, *, code: int = 1) -> NoReturn:
-    typer.echo(text, err=True)
-    raise SystemExit(code)
+        fail("Demo data has no place in production.", code=EXIT_CONFIG)

@@ -20,8 +20,8 @@ DOCS_POLICY = (
 _STYLE = (
     "body{font:16px/1.6 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1.5rem;color:#1c2430;"
     "background:#fbfaf7}h1{font-size:2rem;margin:0 0 .5rem}a{color:#0b5cad}li{margin:.3rem 0}"
-    "code{background:#eceae3;padding:.1em .35em;border-radius:.25em}@media(prefers-color-scheme:dark)"
-    "{body{background:#14181f;color:#e6e8ec}a{color:#7db7ff}code{background:#232a35}}"
+    "pre{white-space:pre-wrap}code{background:#eceae3;padding:.1em .35em;border-radius:.25em}"
+    "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e6e8ec}a{color:#7db7ff}code{background:#232a35}}"
 )
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 PAGE_POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'"
@@ -38,7 +38,7 @@ def front_page(*, docs: bool, mailbox: bool) -> str:
         ("/.well-known/jwks.json", "the public keys of its tokens"),
     ]
     items = "".join(f'<li><a href="{url}"><code>{url}</code></a> - {text}</li>' for url, text in links)
-    return _page(
+    return page(
         "Onehop",
         "<p>Accounts, activity and background jobs in one fast process. The API is under <code>/v1</code>; "
         f"a request makes one hop.</p><ul>{items}</ul>",
@@ -52,7 +52,7 @@ def problem_page(code: str) -> str | None:
         return None
     explanation = (error_class.__doc__ or "").strip()
     details = f"<p>{escape(explanation)}</p>" if explanation else ""
-    return _page(
+    return page(
         error_class.title,
         f"<p>Status <code>{error_class.status}</code>, code <code>{escape(code)}</code>.</p>{details}"
         "<p>The <code>detail</code> and <code>errors</code> of the answer say more about the one case, and its "
@@ -90,7 +90,8 @@ def redoc_page() -> str:
     ).decode()
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """A whole page; `body` is HTML."""
     heading = escape(title)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{heading}</title>'

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.core import pages, service
+from app.core import mailbox, pages, service
 from app.core.health import check_health
 from app.core.schemas import OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
@@ -18,6 +18,7 @@ from app.users import api as users
 
 router = Router(tags=["core"])
 docs_router = Router(include_in_schema=False)
+mailbox_router = Router(prefix="/dev/mailbox", include_in_schema=False)
 
 _OVERVIEW_SCOPES = ("profile:read", "events:read", "jobs:read")
 
@@ -80,7 +81,7 @@ async def get_metrics(resources: ResourcesDep) -> Response:
 @router.get("/", dependencies=[Public], response_class=HTMLResponse)
 async def get_front_page(request: Request) -> Response:
     """A page that says what this is."""
-    text = pages.front_page(docs=request.app.state.has_docs, mailbox=request.app.state.has_mailbox)
+    text = pages.front_page(docs=request.app.state.has_docs, mailbox=request.app.state.mailbox is not None)
     return _html(text, pages.PAGE_POLICY)
 
 
@@ -111,6 +112,22 @@ async def get_redoc() -> Response:
 @docs_router.get("/openapi.json", dependencies=[Public])
 async def get_openapi(request: Request) -> Response:
     return json_response(request.app.openapi(), headers={"Cache-Control": "no-cache"})
+
+
+@mailbox_router.get("", dependencies=[Public])
+async def list_mailbox(request: Request) -> Response:
+    return _html(mailbox.list_page(await mailbox.list_mail(request.app.state.mailbox)), pages.PAGE_POLICY)
+
+
+@mailbox_router.get("/{name}", dependencies=[Public])
+async def get_mail(name: str, request: Request) -> Response:
+    return _html(mailbox.mail_page(await mailbox.read_mail(request.app.state.mailbox, name)), pages.PAGE_POLICY)
+
+
+@mailbox_router.get("/{name}/raw", dependencies=[Public])
+async def get_raw_mail(name: str, request: Request) -> Response:
+    mail = await mailbox.read_mail(request.app.state.mailbox, name)
+    return Response(mail.content, headers={"Cache-Control": "no-store"}, media_type="text/plain; charset=utf-8")
 
 
 def _html(text: str, policy: str) -> Response:

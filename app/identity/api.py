@@ -1,7 +1,21 @@
 """What other modules and the composition root may use of the identity module."""
 
+from app.identity.errors import WeakPassword
+from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
+from app.identity.service.key_rotation import rotate_signing_keys
 from app.identity.service.provisioning import provision_account
 from app.identity.service.runtime import Identity, make_identity, run_identity
+from app.identity.tasks import IdentityTasks
 
-__all__ = ["Identity", "PasswordHashing", "make_identity", "provision_account", "run_identity"]
+__all__ = [
+    "Identity",
+    "IdentityTasks",
+    "PasswordHashing",
+    "WeakPassword",
+    "export_identity",
+    "make_identity",
+    "provision_account",
+    "rotate_signing_keys",
+    "run_identity",
+]

@@ -70,3 +70,48 @@ class HashingOverloaded(Unavailable):
 class TooManyAttempts(TooManyRequests):
     code = "too_many_attempts"
     title = "Too many attempts"
+
+
+class InvalidMfaToken(Unauthenticated):
+    code = "invalid_mfa_token"
+    title = "The log-in that this belongs to is over"
+
+
+class InvalidCode(Unauthenticated):
+    code = "invalid_code"
+    title = "The code is wrong or has been used"
+
+
+class SecondFactorActive(Conflict):
+    code = "second_factor_active"
+    title = "The account has a second factor already"
+
+
+class SecondFactorMissing(Conflict):
+    code = "second_factor_missing"
+    title = "The account has no such second factor"
+
+
+class ApiKeyNotFound(NotFound):
+    code = "api_key_not_found"
+    title = "There is no such API key"
+
+
+class TooManyApiKeys(Conflict):
+    code = "too_many_api_keys"
+    title = "The account has as many API keys as it may have"
+
+
+class AccountNotFound(NotFound):
+    code = "account_not_found"
+    title = "There is no such account"
+
+
+class LastAdmin(Conflict):
+    code = "last_admin"
+    title = "The last administrator must stay one"
+
+
+class OwnAccount(Conflict):
+    code = "own_account"
+    title = "Administrators cannot do this to themselves"

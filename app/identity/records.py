@@ -5,12 +5,15 @@ from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from app.kernel.auth import SCOPES_OF_ROLE, Role
+import orjson
+
+from app.kernel.auth import Role
 from app.kernel.ids import UserId
 from app.users.api import User
 
 AccountStatus = Literal["active", "banned", "deleted"]
 SigningKeyState = Literal["next", "active", "retired"]
+TokenPurpose = Literal["verify_email", "reset_password", "change_email"]
 RevocationKind = Literal["session", "account", "api_key"]
 
 
@@ -27,14 +30,6 @@ class Account:
     version: int
     totp_enabled: bool
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("user",) if self.role == "user" else ("user", "admin")
-
-    @property
-    def scopes(self) -> frozenset[str]:
-        return SCOPES_OF_ROLE[self.role]
-
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -43,6 +38,15 @@ class Device:
     ip: str | None
     user_agent: str | None
     name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Somebody logged in who does something: whose account, in which session, from where."""
+
+    user_id: UserId
+    session_id: UUID | None
+    device: Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,22 @@ class Session:
     user_agent: str | None
     device_name: str | None
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsEnd:
+    """The end of one session, or of all but `except_id`. `is_noted`: with an audit entry of `reason`."""
+
+    user_id: UserId
+    event_id: UUID
+    session_id: UUID | None
+    except_id: UUID | None
+    now: datetime
+    reason: str
+    revocations_end: datetime
+    actor_id: UUID | None
+    device: Device
+    is_noted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +161,105 @@ class SignedIn:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminAccount:
+    """An account as administrators see it."""
+
+    user_id: UserId
+    email: str
+    email_verified_at: datetime | None
+    status: AccountStatus
+    role: Role
+    totp_enabled: bool
+    banned_at: datetime | None
+    ban_reason: str | None
+    last_login_at: datetime | None
+    created_at: datetime
+    deleted_at: datetime | None
+    purge_at: datetime | None
+
+    def view(self) -> dict[str, object]:
+        return {
+            "id": self.user_id,
+            "email": self.email,
+            "email_verified": self.email_verified_at is not None,
+            "status": self.status,
+            "role": self.role,
+            "totp_enabled": self.totp_enabled,
+            "banned_at": self.banned_at,
+            "ban_reason": self.ban_reason,
+            "last_login_at": self.last_login_at,
+            "created_at": self.created_at,
+            "deleted_at": self.deleted_at,
+            "purge_at": self.purge_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class OneTimeToken:
+    """A token that has just been used. `payload` is JSON text."""
+
+    user_id: UserId
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRow:
+    """An API key as its owner sees it; the key itself is not kept."""
+
+    id: UUID
+    name: str
+    scopes: list[str]
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    created_at: datetime
+
+    def view(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "scopes": self.scopes,
+            "expires_at": self.expires_at,
+            "last_used_at": self.last_used_at,
+            "created_at": self.created_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyOwner:
+    """What a request with an API key needs to know."""
+
+    secret_hash: bytes
+    scopes: list[str]
+    expires_at: datetime | None
+    role: Role
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class TotpFactor:
+    """A TOTP seed, sealed. `last_step` is the newest time step whose code was used."""
+
+    secret_sealed: bytes
+    last_step: int
+    confirmed_at: datetime | None
+    recovery_codes_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecurityEvent:
+    """An audit entry about to be stored. `data` is JSON text without secrets."""
+
+    user_id: UserId
+    id: UUID
+    action: str
+    actor_id: UUID | None
+    session_id: UUID | None
+    device: Device
+    created_at: datetime
+    data: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
 class SecurityEvent:
     """One entry of an account's audit trail. `data` is JSON text."""
 
@@ -152,6 +271,23 @@ class SecurityEvent:
     user_agent: str | None
     data: str
     created_at: datetime
+
+    def view(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "action": self.action,
+            "actor_id": self.actor_id,
+            "session_id": self.session_id,
+            "ip": self.ip,
+            "user_agent": self.user_agent,
+            "data": orjson.Fragment(self.data),
+            "created_at": self.created_at,
+        }
+
+
+def roles_of(role: Role) -> tuple[str, ...]:
+    """What the token's `roles` say of an account with `role`."""
+    return ("user",) if role == "user" else ("user", "admin")
 
 
 def canonical_email(email: str) -> str:

@@ -1,12 +1,12 @@
 """What the identity routes take and answer."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
-from app.kernel.http import Id, Schema, Timestamp
+from app.kernel.http import Id, PageQuery, Schema, Timestamp
 from app.users.api import DisplayName, Locale, Timezone
 
 MAX_SENT_PASSWORD = 1024
@@ -24,6 +24,18 @@ Email = Annotated[str, Field(min_length=3, max_length=254, examples=["ada@exampl
 AnyEmail = Annotated[str, Field(min_length=1, max_length=254, examples=["ada@example.com"])]
 SentPassword = Annotated[str, Field(min_length=1, max_length=MAX_SENT_PASSWORD, examples=["correct horse battery"])]
 RefreshTokenText = Annotated[str, Field(min_length=1, max_length=4096)]
+OneTimeTokenText = Annotated[str, Field(min_length=1, max_length=256)]
+Code = Annotated[str, Field(min_length=6, max_length=64, examples=["123456"])]
+Scope = Literal[
+    "profile:read",
+    "profile:write",
+    "events:read",
+    "events:write",
+    "jobs:read",
+    "jobs:write",
+    "webhooks:manage",
+    "admin",
+]
 DeviceName = Annotated[str, Field(min_length=1, max_length=100, examples=["Ada's laptop"])]
 
 
@@ -112,3 +124,211 @@ class JwkView(Schema):
 
 class JwksView(Schema):
     keys: list[JwkView]
+
+
+class SecondFactorNeededView(Schema):
+    mfa_required: Literal[True]
+    mfa_token: str
+    methods: list[str]
+
+
+class VerifySecondFactorBody(Schema):
+    mfa_token: Annotated[str, Field(min_length=1, max_length=1024)]
+    code: Code
+
+
+class AcceptedView(Schema):
+    status: Literal["accepted"]
+
+
+class EmailBody(Schema):
+    email: Email
+
+
+class OneTimeTokenBody(Schema):
+    token: OneTimeTokenText
+
+
+class ResetPasswordBody(Schema):
+    token: OneTimeTokenText
+    new_password: SentPassword
+
+
+class ChangePasswordBody(Schema):
+    current_password: SentPassword
+    new_password: SentPassword
+
+
+class ChangeEmailBody(Schema):
+    new_email: Email
+    current_password: SentPassword
+
+
+class CurrentPasswordBody(Schema):
+    current_password: SentPassword
+
+
+class CodeBody(Schema):
+    code: Code
+
+
+class PurgeView(Schema):
+    purge_at: Timestamp
+
+
+class VerifiedView(Schema):
+    status: Literal["verified"]
+
+
+class ChangedView(Schema):
+    status: Literal["changed"]
+
+
+class ApiKeyBody(Schema):
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S", examples=["nightly import"])]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=20, examples=[["events:write"]])]
+    expires_at: Timestamp | None = None
+
+
+class ApiKeyView(Schema):
+    id: Id
+    name: str
+    scopes: list[str]
+    expires_at: Timestamp | None
+    last_used_at: Timestamp | None
+    created_at: Timestamp
+
+
+class NewApiKeyView(ApiKeyView):
+    key: str
+
+
+class ApiKeyList(Schema):
+    items: list[ApiKeyView]
+    next_cursor: str | None
+
+
+class EnrolmentView(Schema):
+    secret: str
+    otpauth_uri: str
+    qr_svg: str
+
+
+class RecoveryCodesView(Schema):
+    recovery_codes: list[str]
+
+
+class SecondFactorView(Schema):
+    totp_enabled: bool
+    recovery_codes_left: int
+
+
+class SecurityEventView(Schema):
+    id: Id
+    action: str
+    actor_id: Id | None
+    session_id: Id | None
+    ip: str | None
+    user_agent: str | None
+    data: dict[str, Any]
+    created_at: Timestamp
+
+
+class SecurityEventPage(Schema):
+    items: list[SecurityEventView]
+    next_cursor: str | None
+
+
+FormText = Annotated[str, Field(max_length=4096)]
+
+
+class TokenForm(BaseModel):
+    """RFC 6749, sections 4.3 and 6. Unknown parameters are ignored, as section 3.2 demands."""
+
+    grant_type: FormText = ""
+    username: FormText = ""
+    password: FormText = ""
+    refresh_token: FormText = ""
+    scope: FormText = ""
+    client_id: FormText = ""
+    client_secret: FormText = ""
+
+
+class TokenOnlyForm(BaseModel):
+    """RFC 7662, section 2.1, and RFC 7009, section 2.1. The form of a token tells its type, so the hint is not
+    needed.
+    """
+
+    token: FormText = ""
+    token_type_hint: FormText = ""
+
+
+class IntrospectionView(BaseModel):
+    """RFC 7662, section 2.2."""
+
+    active: bool
+    sub: str | None = None
+    scope: str | None = None
+    jti: str | None = None
+    iss: str | None = None
+    aud: str | None = None
+    iat: int | None = None
+    exp: int | None = None
+    token_type: str | None = None
+
+
+class OAuthErrorView(Schema):
+    """RFC 6749, section 5.2."""
+
+    error: str
+    error_description: str
+
+
+class DiscoveryView(Schema):
+    """RFC 8414, as far as it applies here."""
+
+    issuer: str
+    jwks_uri: str
+    token_endpoint: str
+    introspection_endpoint: str
+    revocation_endpoint: str
+    grant_types_supported: list[str]
+    response_types_supported: list[str]
+    subject_types_supported: list[str]
+    id_token_signing_alg_values_supported: list[str]
+    token_endpoint_auth_methods_supported: list[str]
+    scopes_supported: list[str]
+
+
+class AdminAccountView(Schema):
+    id: Id
+    email: str
+    email_verified: bool
+    status: Literal["active", "banned", "deleted"]
+    role: Literal["user", "admin"]
+    totp_enabled: bool
+    banned_at: Timestamp | None
+    ban_reason: str | None
+    last_login_at: Timestamp | None
+    created_at: Timestamp
+    deleted_at: Timestamp | None
+    purge_at: Timestamp | None
+
+
+class AdminAccountPage(Schema):
+    items: list[AdminAccountView]
+    next_cursor: str | None
+
+
+class AdminAccountQuery(PageQuery):
+    q: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(None, description="Part of the address.")
+    status: Literal["active", "banned", "deleted"] | None = None
+    role: Literal["user", "admin"] | None = None
+
+
+class AdminAccountPatch(Schema):
+    role: Literal["user", "admin"]
+
+
+class BanBody(Schema):
+    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = None

@@ -20,6 +20,13 @@ class IdentitySettings(Section):
     hash_queue: int = Field(64, ge=0, le=10_000, description="Password hashes that may wait for a thread.")
     hash_memory_kib: int = Field(19 * 1024, ge=1024, description="argon2id m, the OWASP floor by default.")
     hash_iterations: int = Field(2, ge=1, le=20, description="argon2id t.")
+    network_failures: int | None = Field(
+        None, ge=1, description="Failed log-ins of a network an hour. None: 100, in development 100,000."
+    )
+    network_registrations: int | None = Field(
+        None, ge=1, description="New accounts and requests for e-mails of a network an hour. None: 100 or 100,000."
+    )
+    max_api_keys: int = Field(50, ge=1, le=1000, description="Of one account.")
     token_cache_size: int = Field(20_000, ge=0, le=1_000_000, description="Verified tokens kept by one process.")
     revocation_poll: float = Field(0.5, gt=0, le=5)
     verify_email_ttl: int = Field(86_400, ge=60)

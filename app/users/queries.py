@@ -111,6 +111,13 @@ async def update_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -
     return await tx.execute(UPDATE_EMAIL, user_id, email, verified) == "UPDATE 1"
 
 
+HIDE_USER = "UPDATE users.users SET deleted_at = now(), version = version + 1 WHERE id = $1 AND deleted_at IS NULL"
+
+
+async def hide_user(tx: Tx, user_id: UserId) -> None:
+    await tx.execute(HIDE_USER, user_id)
+
+
 ANONYMISE_USER = """
     WITH emptied AS (
         UPDATE users.preferences

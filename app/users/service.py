@@ -85,6 +85,12 @@ async def set_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -> N
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
 
+async def hide_user(tx: Tx, user_id: UserId) -> None:
+    """From now on nobody sees the user, though nothing of it is forgotten yet."""
+    await queries.hide_user(tx, user_id)
+    tx.emit(FORGET_TOPIC, profile_tag(user_id))
+
+
 async def anonymise_user(tx: Tx, user_id: UserId) -> None:
     """Keep the id and forget who it was. Their events go by `delete_events`; nothing happens the second time.
 

@@ -4,7 +4,8 @@ from datetime import datetime
 from uuid import UUID
 
 from app.identity.errors import EmailTaken
-from app.identity.records import Account
+from app.identity.records import Account, AdminAccount
+from app.kernel.auth import Role
 from app.kernel.database import ConstraintViolated, ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -61,3 +62,188 @@ SELECT user_id, email, email_verified_at, password_hash, status, role, version, 
 async def get_account(conn: ReadConn, user_id: UUID) -> Account | None:
     row = await conn.fetchrow(GET_ACCOUNT, user_id)
     return Account(**row) if row else None
+
+
+# Nothing happens for an address that is taken, and who asks cannot tell.
+INSERT_ACCOUNT_IF_NEW = """
+INSERT INTO identity.accounts (user_id, email, email_canonical, password_hash, created_at, password_changed_at)
+VALUES ($1, $2, $3, $4, $5, $5)
+ON CONFLICT (email_canonical) WHERE status <> 'deleted' DO NOTHING
+"""
+
+
+async def insert_account_if_new(
+    tx: Tx, *, user_id: UserId, email: str, email_canonical: str, password_hash: str, created_at: datetime
+) -> bool:
+    """Whether the account was made."""
+    tag = await tx.execute(INSERT_ACCOUNT_IF_NEW, user_id, email, email_canonical, password_hash, created_at)
+    return tag == "INSERT 0 1"
+
+
+SET_EMAIL_VERIFIED = """
+UPDATE identity.accounts
+   SET email_verified_at = COALESCE(email_verified_at, $2)
+ WHERE user_id = $1 AND status <> 'deleted'
+RETURNING email
+"""
+
+
+async def set_email_verified(tx: Tx, user_id: UserId, now: datetime) -> str | None:
+    """The address that is verified now; None if there is no such account."""
+    email: str | None = await tx.fetchval(SET_EMAIL_VERIFIED, user_id, now)
+    return email
+
+
+SET_PASSWORD = """
+UPDATE identity.accounts SET password_hash = $2, password_changed_at = $3 WHERE user_id = $1 AND status <> 'deleted'
+"""
+
+
+async def set_password(tx: Tx, user_id: UserId, password_hash: str, now: datetime) -> bool:
+    return await tx.execute(SET_PASSWORD, user_id, password_hash, now) == "UPDATE 1"
+
+
+# The old address comes from a sub-select, which sees the row as it was.
+SET_EMAIL = """
+UPDATE identity.accounts AS account
+   SET email = $2, email_canonical = $3, email_verified_at = $4
+  FROM (SELECT user_id, email FROM identity.accounts WHERE user_id = $1 FOR UPDATE) AS before
+ WHERE account.user_id = before.user_id AND account.status <> 'deleted'
+RETURNING before.email
+"""
+
+
+async def set_email(tx: Tx, user_id: UserId, email: str, email_canonical: str, now: datetime) -> str | None:
+    """The address until now. Raises `EmailTaken` if a living account has the new one."""
+    try:
+        old: str | None = await tx.fetchval(SET_EMAIL, user_id, email, email_canonical, now)
+    except ConstraintViolated as error:
+        if error.constraint == _EMAIL_KEY:
+            raise EmailTaken from error
+        raise
+    return old
+
+
+# Whoever changes what an administrator is takes these locks first, in one order, so that two of them cannot each leave
+# the other as the last one.
+LOCK_ADMINS = """
+SELECT user_id FROM identity.accounts WHERE role = 'admin' AND status = 'active' ORDER BY user_id FOR UPDATE
+"""
+
+
+async def lock_admins(tx: Tx) -> list[UUID]:
+    return [row["user_id"] for row in await tx.fetch(LOCK_ADMINS)]
+
+
+SET_ROLE = """
+UPDATE identity.accounts SET role = $2, version = version + 1
+ WHERE user_id = $1 AND status <> 'deleted'
+RETURNING version
+"""
+
+
+async def set_role(tx: Tx, user_id: UserId, role: Role) -> int | None:
+    """The account's new version; None if there is no such account."""
+    version: int | None = await tx.fetchval(SET_ROLE, user_id, role)
+    return version
+
+
+BAN_ACCOUNT = """
+UPDATE identity.accounts SET status = 'banned', banned_at = $2, ban_reason = $3, version = version + 1
+ WHERE user_id = $1 AND status IN ('active', 'banned')
+RETURNING version
+"""
+
+
+async def ban_account(tx: Tx, user_id: UserId, now: datetime, reason: str | None) -> int | None:
+    """The account's new version; None if there is no such account."""
+    version: int | None = await tx.fetchval(BAN_ACCOUNT, user_id, now, reason)
+    return version
+
+
+UNBAN_ACCOUNT = """
+UPDATE identity.accounts SET status = 'active', banned_at = NULL, ban_reason = NULL
+ WHERE user_id = $1 AND status IN ('active', 'banned')
+"""
+
+
+async def unban_account(tx: Tx, user_id: UserId) -> bool:
+    return await tx.execute(UNBAN_ACCOUNT, user_id) == "UPDATE 1"
+
+
+DELETE_ACCOUNT = """
+UPDATE identity.accounts SET status = 'deleted', deleted_at = $2, purge_at = $3, version = version + 1
+ WHERE user_id = $1 AND status <> 'deleted'
+RETURNING version
+"""
+
+
+async def delete_account(tx: Tx, user_id: UserId, now: datetime, purge_at: datetime) -> int | None:
+    """Marks the account; the answer is its new version, None if it is deleted already."""
+    version: int | None = await tx.fetchval(DELETE_ACCOUNT, user_id, now, purge_at)
+    return version
+
+
+# What says who it was goes; that there was an account, and when, stays.
+ANONYMISE_ACCOUNT = """
+WITH account AS (
+    UPDATE identity.accounts
+       SET email = 'deleted', email_canonical = 'deleted:' || user_id, password_hash = NULL, ban_reason = NULL,
+           purge_at = NULL
+     WHERE user_id = $1 AND status = 'deleted'
+ RETURNING user_id
+), sessions AS (
+    DELETE FROM identity.sessions WHERE user_id IN (SELECT user_id FROM account)
+), factors AS (
+    DELETE FROM identity.totp_factors WHERE user_id IN (SELECT user_id FROM account)
+), codes AS (
+    DELETE FROM identity.recovery_codes WHERE user_id IN (SELECT user_id FROM account)
+), tokens AS (
+    DELETE FROM identity.one_time_tokens WHERE user_id IN (SELECT user_id FROM account)
+), keys AS (
+    DELETE FROM identity.api_keys WHERE user_id IN (SELECT user_id FROM account)
+), trail AS (
+    UPDATE identity.security_events SET ip = NULL, user_agent = NULL, data = '{}'
+     WHERE user_id IN (SELECT user_id FROM account)
+)
+SELECT user_id FROM account
+"""
+
+
+async def anonymise_account(tx: Tx, user_id: UserId) -> bool:
+    """Whether there was a deleted account to anonymise."""
+    return await tx.fetchval(ANONYMISE_ACCOUNT, user_id) is not None
+
+
+GET_ADMIN_ACCOUNT = """
+SELECT user_id, email, email_verified_at, status, role, totp_enabled, banned_at, ban_reason, last_login_at, created_at,
+       deleted_at, purge_at
+  FROM identity.accounts
+ WHERE user_id = $1
+"""
+
+
+async def get_admin_account(conn: ReadConn, user_id: UUID) -> AdminAccount | None:
+    row = await conn.fetchrow(GET_ADMIN_ACCOUNT, user_id)
+    return AdminAccount(**row) if row else None
+
+
+# $1 is a LIKE pattern for the trigram index; ids are UUIDv7, so the newest come first.
+LIST_ADMIN_ACCOUNTS = """
+SELECT user_id, email, email_verified_at, status, role, totp_enabled, banned_at, ban_reason, last_login_at, created_at,
+       deleted_at, purge_at
+  FROM identity.accounts
+ WHERE ($1::text IS NULL OR email_canonical LIKE $1)
+   AND ($2::text IS NULL OR status = $2)
+   AND ($3::text IS NULL OR role = $3)
+   AND ($4::uuid IS NULL OR user_id < $4)
+ ORDER BY user_id DESC
+ LIMIT $5
+"""
+
+
+async def list_admin_accounts(
+    conn: ReadConn, *, pattern: str | None, status: str | None, role: str | None, before: UUID | None, limit: int
+) -> list[AdminAccount]:
+    rows = await conn.fetch(LIST_ADMIN_ACCOUNTS, pattern, status, role, before, limit)
+    return [AdminAccount(**row) for row in rows]

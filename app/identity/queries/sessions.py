@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import Device, NewSession, Revocation, Rotation, Session
+from app.identity.records import NewSession, Revocation, Rotation, Session, SessionsEnd
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -144,38 +144,27 @@ WITH ended AS (
 ), audit AS (
     INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
     SELECT $1, $2, $6, $8, $3, $9, $10, jsonb_build_object('sessions', (SELECT count(*) FROM ended)), $5
-     WHERE EXISTS (SELECT FROM ended)
+     WHERE $11 AND EXISTS (SELECT FROM ended)
 )
 SELECT id FROM ended
 """
 
 
-async def revoke_sessions(
-    tx: Tx,
-    user_id: UserId,
-    *,
-    event_id: UUID,
-    session_id: UUID | None,
-    except_id: UUID | None,
-    now: datetime,
-    reason: str,
-    revocations_end: datetime,
-    actor_id: UUID | None,
-    device: Device,
-) -> list[UUID]:
-    """Ends one session or all, and answers which have ended by this."""
+async def revoke_sessions(tx: Tx, end: SessionsEnd) -> list[UUID]:
+    """Which sessions have ended by this."""
     rows = await tx.fetch(
         REVOKE_SESSIONS,
-        user_id,
-        event_id,
-        session_id,
-        except_id,
-        now,
-        reason,
-        revocations_end,
-        actor_id,
-        device.ip,
-        device.user_agent,
+        end.user_id,
+        end.event_id,
+        end.session_id,
+        end.except_id,
+        end.now,
+        end.reason,
+        end.revocations_end,
+        end.actor_id,
+        end.device.ip,
+        end.device.user_agent,
+        end.is_noted,
     )
     return [row["id"] for row in rows]
 
@@ -197,3 +186,13 @@ DELETE_EXPIRED_REVOCATIONS = "DELETE FROM identity.revocations WHERE expires_at 
 
 async def delete_expired_revocations(tx: Tx, now: datetime) -> str:
     return await tx.execute(DELETE_EXPIRED_REVOCATIONS, now)
+
+
+INSERT_ACCOUNT_REVOCATION = """
+INSERT INTO identity.revocations (kind, subject, version, expires_at) VALUES ('account', $1, $2, $3)
+"""
+
+
+async def insert_account_revocation(tx: Tx, user_id: UserId, version: int, expires_at: datetime) -> None:
+    """Makes tokens of the account from before `version` stale."""
+    await tx.execute(INSERT_ACCOUNT_REVOCATION, user_id, version, expires_at)

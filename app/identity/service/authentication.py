@@ -2,19 +2,25 @@
 time.
 """
 
+import hmac
 from collections import OrderedDict
 from typing import NamedTuple
 from uuid import UUID
 
 from prometheus_client import Counter
 
+from app.identity.queries.api_keys import use_api_key
+from app.identity.records import roles_of
 from app.identity.service.revocation import RevocationFeed
-from app.identity.service.tokens import Claims, KeyRing, MalformedToken
-from app.kernel.auth import InvalidToken, Principal
+from app.identity.service.tokens import Claims, KeyRing, MalformedToken, decode_api_key, is_api_key
+from app.kernel.auth import SCOPES_OF_ROLE, InvalidToken, Principal
 from app.kernel.clock import Clock
+from app.kernel.database import Database
 from app.kernel.ids import UserId
 
 AUDIENCE = "onehop"
+# How long a process trusts what it has read of an API key; revocations do not wait for it.
+API_KEY_SECONDS = 600
 
 _verifications_total = Counter(
     "app_identity_token_verifications", "Access tokens that were not remembered.", ["outcome"]
@@ -42,10 +48,20 @@ class _Verified(NamedTuple):
 class TokenAuthenticator:
     """The `Authenticator` of the kernel. One per API process."""
 
-    def __init__(self, key_ring: KeyRing, feed: RevocationFeed, clock: Clock, *, issuer: str, remembered: int) -> None:
+    def __init__(
+        self,
+        key_ring: KeyRing,
+        feed: RevocationFeed,
+        clock: Clock,
+        db: Database,
+        *,
+        issuer: str,
+        remembered: int,
+    ) -> None:
         self._key_ring = key_ring
         self._feed = feed
         self._clock = clock
+        self._db = db
         self._issuer = issuer
         self._remembered = remembered
         # By the whole token: by its signature alone, a changed payload would be taken for the genuine one.
@@ -62,10 +78,13 @@ class TokenAuthenticator:
         """See `Authenticator`."""
         if not self._feed.is_complete:
             await self._feed.refresh()
-        verified = self._verified.get(token) or self._verify(token)
+        verified = self._verified.get(token) or await self._verify(token)
         if self._clock.timestamp() >= verified.expires_at:
             self._verified.pop(token, None)
-            raise TokenExpired
+            if verified.principal.kind == "api_key":
+                verified = await self._verify(token)
+            else:
+                raise TokenExpired
         if self._is_dead(verified):
             self._verified.pop(token, None)
             raise TokenRevoked
@@ -80,7 +99,9 @@ class TokenAuthenticator:
             version=verified.version,
         )
 
-    def _verify(self, token: str) -> _Verified:
+    async def _verify(self, token: str) -> _Verified:
+        if is_api_key(token):
+            return await self._verify_api_key(token)
         try:
             claims = self._key_ring.verify(token)
         except MalformedToken as error:
@@ -91,6 +112,30 @@ class TokenAuthenticator:
             raise InvalidToken
         _verifications_total.labels("good").inc()
         return _Verified(_principal_of(claims), claims.exp, claims.sid, None, claims.ver)
+
+    async def _verify_api_key(self, token: str) -> _Verified:
+        try:
+            key = decode_api_key(token)
+        except MalformedToken as error:
+            raise InvalidToken from error
+        async with self._db.statement("identity.use_api_key") as tx:
+            owner = await use_api_key(tx, key.user_id, key.id, self._clock.now())
+        if owner is None or not hmac.compare_digest(owner.secret_hash, key.secret_hash):
+            _verifications_total.labels("bad_api_key").inc()
+            raise InvalidToken
+        _verifications_total.labels("api_key").inc()
+        looks_again_at = self._clock.timestamp() + API_KEY_SECONDS
+        # A key can do no more than its owner can today.
+        principal = Principal(
+            user_id=key.user_id,
+            session_id=None,
+            scopes=frozenset(owner.scopes) & SCOPES_OF_ROLE[owner.role],
+            roles=frozenset(roles_of(owner.role)),
+            token_id=str(key.id),
+            kind="api_key",
+        )
+        ends_at = owner.expires_at.timestamp() if owner.expires_at else looks_again_at
+        return _Verified(principal, min(ends_at, looks_again_at), None, key.id, owner.version)
 
     def _remember(self, token: str, verified: _Verified) -> None:
         if self._remembered == 0:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import Tokens
+from app.identity.records import Tokens, roles_of
 from app.identity.service.authentication import AUDIENCE
 from app.identity.service.tokens import Claims, KeyRing, RefreshToken, RefreshTokens, epoch_seconds
 from app.kernel.auth import SCOPES_OF_ROLE, Role
@@ -19,7 +19,7 @@ class TokenIssuer:
     def __init__(self, key_ring: KeyRing, refresh_tokens: RefreshTokens, *, issuer: str, lifetime: int) -> None:
         self._key_ring = key_ring
         self._refresh_tokens = refresh_tokens
-        self._issuer = issuer
+        self.issuer = issuer
         self.lifetime = lifetime
 
     def issue(
@@ -35,7 +35,7 @@ class TokenIssuer:
         issued = epoch_seconds(issued_at)
         scope = " ".join(sorted(SCOPES_OF_ROLE[role]))
         claims = Claims(
-            iss=self._issuer,
+            iss=self.issuer,
             aud=AUDIENCE,
             sub=user_id,
             sid=session_id,
@@ -43,7 +43,7 @@ class TokenIssuer:
             iat=issued,
             exp=issued + self.lifetime,
             scope=scope,
-            roles=("user",) if role == "user" else ("user", "admin"),
+            roles=roles_of(role),
             ver=version,
         )
         refresh_token = self._refresh_tokens.encode(RefreshToken(user_id, session_id, generation))

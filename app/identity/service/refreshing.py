@@ -16,11 +16,11 @@ from prometheus_client import Counter
 from app.identity.errors import InvalidRefreshToken
 from app.identity.queries.sessions import get_rotation, rotate_session
 from app.identity.records import Device, Rotation, Tokens
+from app.identity.service.emails import mail_notice
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
 from app.identity.service.tokens import MalformedToken, RefreshToken
-from app.kernel.clock import Clock
-from app.kernel.database import Database
+from app.kernel.database import Database, retries_conflicts
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
 _MARKER_TTL_MS = 60_000
@@ -56,9 +56,7 @@ class _Arrival:
     device: Device
 
 
-async def refresh(
-    db: Database, redis: RedisGateway, identity: Identity, clock: Clock, request: RefreshRequest
-) -> Tokens:
+async def refresh(db: Database, redis: RedisGateway, identity: Identity, request: RefreshRequest) -> Tokens:
     """The successor of a refresh token, with a new access token.
 
     Raises:
@@ -71,7 +69,7 @@ async def refresh(
         _refreshes_total.labels("malformed").inc()
         raise InvalidRefreshToken from error
     retry_key = _retry_key(identity, request.idempotency_key)
-    now = clock.now()
+    now = identity.clock.now()
     async with db.statement("identity.rotate_session") as tx:
         rotation = await rotate_session(
             tx,
@@ -90,14 +88,13 @@ async def refresh(
         _refreshes_total.labels("rotated").inc()
         return tokens
     arrival = _Arrival(token, retry_key, arrived_at, request.device)
-    return await _repeat_or_end(db, redis, identity, clock, arrival)
+    return await _repeat_or_end(db, redis, identity, arrival)
 
 
-async def _repeat_or_end(
-    db: Database, redis: RedisGateway, identity: Identity, clock: Clock, arrival: _Arrival
-) -> Tokens:
+@retries_conflicts
+async def _repeat_or_end(db: Database, redis: RedisGateway, identity: Identity, arrival: _Arrival) -> Tokens:
     token, retry_key = arrival.token, arrival.retry_key
-    now = clock.now()
+    now = identity.clock.now()
     async with db.read("identity.rotation") as conn:
         rotation = await get_rotation(conn, token.user_id, token.session_id, now)
     if rotation is None or not rotation.alive or rotation.status != "active":
@@ -110,21 +107,22 @@ async def _repeat_or_end(
             and hmac.compare_digest(retry_key, rotation.rotation_key)
             and now - rotation.rotated_at <= timedelta(seconds=identity.settings.refresh_retry_ttl)
         )
-        if is_retry or await _came_before_answer(redis, token, rotation, arrival.at, clock):
+        if is_retry or await _came_before_answer(redis, token, rotation, arrival.at, identity):
             _refreshes_total.labels("repeated").inc()
             return _tokens(identity, token, rotation)
     _refreshes_total.labels("replayed").inc()
-    async with db.statement("identity.token_reuse") as tx:
-        await end_sessions(
+    async with db.transaction("identity.token_reuse") as tx:
+        ended = await end_sessions(
             tx,
             identity,
-            clock,
             token.user_id,
             arrival.device,
             reason="refresh_token_reused",
             actor_id=None,
             session_id=token.session_id,
         )
+        if ended:
+            await mail_notice(tx, identity.queue, token.user_id, "session_reused")
     raise InvalidRefreshToken
 
 
@@ -162,9 +160,9 @@ async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
 
 
 async def _came_before_answer(
-    redis: RedisGateway, token: RefreshToken, rotation: Rotation, arrived_at: int | None, clock: Clock
+    redis: RedisGateway, token: RefreshToken, rotation: Rotation, arrived_at: int | None, identity: Identity
 ) -> bool:
-    is_fresh = clock.now() - rotation.rotated_at <= _UNANSWERED_FOR
+    is_fresh = identity.clock.now() - rotation.rotated_at <= _UNANSWERED_FOR
     if arrived_at is None:
         return is_fresh
     try:

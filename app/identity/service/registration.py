@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from app.identity.errors import RegistrationClosed
-from app.identity.queries.accounts import insert_account
+from app.identity.queries.accounts import insert_account, insert_account_if_new
 from app.identity.records import Account, Device, SignedIn, canonical_email
+from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import open_session
-from app.kernel.clock import Clock
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.users import api as users
 
@@ -25,28 +25,38 @@ class Registration:
     timezone: str
 
 
-async def register(
-    db: Database, identity: Identity, clock: Clock, registration: Registration, device: Device
-) -> SignedIn:
-    """Makes account, user and a first session.
+async def register(db: Database, identity: Identity, registration: Registration, device: Device) -> SignedIn | None:
+    """Makes account and user; in `open` mode with a first session, in `verify` mode with an e-mail and nothing else.
+
+    None, in `verify` mode, for a new address and a known one alike.
 
     Raises:
         RegistrationClosed: new accounts are not wanted here.
         WeakPassword: the password is refused.
-        EmailTaken: somebody has the address.
+        EmailTaken: in `open` mode, somebody has the address.
+        TooManyAttempts: the network's quota is used up.
     """
     if identity.settings.registration == "closed":
         raise RegistrationClosed
     password = normalise_password(registration.password)
-    check_password(password)
+    check_password(password, about=(registration.email, registration.display_name))
+    limit = identity.registrations_per_network
+    await identity.throttle.reserve(identity.throttle.registration_buckets(device.ip, limit))
     # Hashed before a connection is taken: it needs longer than everything else together.
     password_hash = await identity.hashing.hash(password)
-    return await _store(db, identity, clock, registration, password_hash, device)
+    if identity.settings.registration == "verify":
+        await _store_unverified(db, identity, registration, password_hash)
+        return None
+    return await _store_open(db, identity, registration, password_hash, device)
 
 
 @retries_conflicts
-async def _store(
-    db: Database, identity: Identity, clock: Clock, registration: Registration, password_hash: str, device: Device
+async def _store_open(
+    db: Database,
+    identity: Identity,
+    registration: Registration,
+    password_hash: str,
+    device: Device,
 ) -> SignedIn:
     user_id = UserId(new_id())
     async with db.transaction("identity.register") as tx:
@@ -57,18 +67,10 @@ async def _store(
             email_canonical=canonical_email(registration.email),
             password_hash=password_hash,
             role="user",
-            created_at=clock.now(),
+            created_at=identity.clock.now(),
             email_verified_at=None,
         )
-        user = await users.create_user(
-            tx,
-            user_id=user_id,
-            email=registration.email,
-            display_name=registration.display_name,
-            locale=registration.locale,
-            timezone=registration.timezone,
-            email_verified=False,
-        )
+        user = await _create_user(tx, user_id, registration)
         account = Account(
             user_id=user_id,
             email=registration.email,
@@ -79,5 +81,36 @@ async def _store(
             version=1,
             totp_enabled=False,
         )
-        tokens = await open_session(tx, identity, clock, account, device, action="registered", methods=("pwd",))
+        tokens = await open_session(tx, identity, account, device, action="registered", methods=("pwd",))
+        await mail_registered(tx, identity.queue, registration.email)
     return SignedIn(user, tokens)
+
+
+@retries_conflicts
+async def _store_unverified(db: Database, identity: Identity, registration: Registration, password_hash: str) -> None:
+    user_id = UserId(new_id())
+    async with db.transaction("identity.register") as tx:
+        is_new = await insert_account_if_new(
+            tx,
+            user_id=user_id,
+            email=registration.email,
+            email_canonical=canonical_email(registration.email),
+            password_hash=password_hash,
+            created_at=identity.clock.now(),
+        )
+        if is_new:
+            await _create_user(tx, user_id, registration)
+        # One job in both cases; the worker finds out which e-mail it is.
+        await mail_registered(tx, identity.queue, registration.email)
+
+
+async def _create_user(tx: Tx, user_id: UserId, registration: Registration) -> users.User:
+    return await users.create_user(
+        tx,
+        user_id=user_id,
+        email=registration.email,
+        display_name=registration.display_name,
+        locale=registration.locale,
+        timezone=registration.timezone,
+        email_verified=False,
+    )

@@ -7,20 +7,26 @@ from dataclasses import dataclass
 
 from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
 from app.identity.service.authentication import TokenAuthenticator
+from app.identity.service.devices import Devices
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.issuing import TokenIssuer
 from app.identity.service.revocation import RevocationFeed
+from app.identity.service.throttling import Throttle
 from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
 from app.identity.settings import IdentitySettings
-from app.kernel.bus import Bus
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
 from app.kernel.keys import Keys
+from app.kernel.queue import Queue
+from app.kernel.resources import Resources
 from app.kernel.telemetry import get_logger
 
 _RELOAD_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
+_PRODUCTION_QUOTA = 100
+# Wide enough for a load test from one machine.
+_DEVELOPMENT_QUOTA = 100_000
 
 _logger = get_logger(__name__)
 
@@ -30,31 +36,45 @@ class Identity:
     """Open for as long as the process runs."""
 
     settings: IdentitySettings
+    clock: Clock
+    queue: Queue
     hashing: PasswordHashing
     key_ring: KeyRing
     refresh_tokens: RefreshTokens
     issuer: TokenIssuer
     feed: RevocationFeed
     authenticator: TokenAuthenticator
+    throttle: Throttle
+    devices: Devices
+    keys: Keys
+    registrations_per_network: int
 
 
 def make_identity(
-    settings: IdentitySettings, *, db: Database, bus: Bus, clock: Clock, keys: Keys, public_url: str
+    settings: IdentitySettings, resources: Resources, *, public_url: str, is_production: bool
 ) -> Identity:
     """The module's parts, wired; subscribes to the bus, which must not have been started yet."""
+    db, bus, clock, keys = resources.db, resources.bus, resources.clock, resources.keys
+    quota = _PRODUCTION_QUOTA if is_production else _DEVELOPMENT_QUOTA
     key_ring = KeyRing(keys)
     refresh_tokens = RefreshTokens(keys)
     feed = RevocationFeed(db, bus, clock, poll_seconds=settings.revocation_poll)
     return Identity(
         settings=settings,
+        clock=clock,
+        queue=resources.queue,
         hashing=PasswordHashing(settings),
         key_ring=key_ring,
         refresh_tokens=refresh_tokens,
         issuer=TokenIssuer(key_ring, refresh_tokens, issuer=public_url, lifetime=settings.access_token_ttl),
         feed=feed,
         authenticator=TokenAuthenticator(
-            key_ring, feed, clock, issuer=public_url, remembered=settings.token_cache_size
+            key_ring, feed, clock, db, issuer=public_url, remembered=settings.token_cache_size
         ),
+        throttle=Throttle(resources.redis, keys, clock, network_limit=settings.network_failures or quota),
+        devices=Devices(keys),
+        keys=keys,
+        registrations_per_network=settings.network_registrations or quota,
     )
 
 
@@ -86,6 +106,8 @@ async def load_signing_keys(key_ring: KeyRing, db: Database, keys: Keys) -> None
     if not any(row.state == "active" for row in rows):
         async with db.statement("identity.first_signing_key") as tx:
             await insert_first_signing_key(tx, new_signing_key(keys, "active"))
+        async with db.statement("identity.first_signing_key") as tx:
+            await insert_first_signing_key(tx, new_signing_key(keys, "next"))
         async with db.read("identity.signing_keys") as conn:
             rows = await list_signing_keys(conn)
     key_ring.load(rows)

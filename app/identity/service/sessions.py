@@ -5,11 +5,19 @@ from uuid import UUID
 
 from app.identity.errors import SessionNotFound
 from app.identity.queries.sessions import insert_session, list_sessions, revoke_sessions
-from app.identity.records import Account, Device, NewSession, Revocation, Session, Tokens, session_end
+from app.identity.records import (
+    Account,
+    Actor,
+    Device,
+    NewSession,
+    Revocation,
+    Session,
+    SessionsEnd,
+    Tokens,
+    session_end,
+)
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import MalformedToken
-from app.kernel.auth import Principal
-from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
 
@@ -20,7 +28,6 @@ _REVOCATION_MARGIN = timedelta(seconds=60)
 async def open_session(
     tx: Tx,
     identity: Identity,
-    clock: Clock,
     account: Account,
     device: Device,
     *,
@@ -30,7 +37,7 @@ async def open_session(
 ) -> Tokens:
     """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how somebody logged in."""
     settings = identity.settings
-    now = clock.now()
+    now = identity.clock.now()
     absolute_end = now + timedelta(seconds=settings.refresh_absolute_ttl)
     session = NewSession(
         user_id=account.user_id,
@@ -62,7 +69,6 @@ async def open_session(
 async def end_sessions(
     tx: Tx,
     identity: Identity,
-    clock: Clock,
     user_id: UserId,
     device: Device,
     *,
@@ -70,38 +76,42 @@ async def end_sessions(
     actor_id: UUID | None,
     session_id: UUID | None = None,
     except_id: UUID | None = None,
+    is_noted: bool = True,
 ) -> int:
     """Ends one session, or all but `except_id`, with one statement; the answer is how many have ended by this.
 
+    `is_noted` is off where the caller writes an audit entry that says more.
+
     When the caller's unit of work has committed, their tokens are dead in every process.
     """
-    now = clock.now()
+    now = identity.clock.now()
     revocations_end = now + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
     ended = await revoke_sessions(
         tx,
-        user_id,
-        event_id=new_id(),
-        session_id=session_id,
-        except_id=except_id,
-        now=now,
-        reason=reason,
-        revocations_end=revocations_end,
-        actor_id=actor_id,
-        device=device,
+        SessionsEnd(
+            user_id=user_id,
+            event_id=new_id(),
+            session_id=session_id,
+            except_id=except_id,
+            now=now,
+            reason=reason,
+            revocations_end=revocations_end,
+            actor_id=actor_id,
+            device=device,
+            is_noted=is_noted,
+        ),
     )
     identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
     return len(ended)
 
 
-async def list_own_sessions(db: Database, clock: Clock, principal: Principal) -> list[Session]:
+async def list_own_sessions(db: Database, identity: Identity, actor: Actor) -> list[Session]:
     """The living sessions, the last used one first."""
     async with db.read("identity.sessions") as conn:
-        return await list_sessions(conn, principal.user_id, clock.now())
+        return await list_sessions(conn, actor.user_id, identity.clock.now())
 
 
-async def end_own_session(
-    db: Database, identity: Identity, clock: Clock, principal: Principal, session_id: UUID, device: Device
-) -> None:
+async def end_own_session(db: Database, identity: Identity, actor: Actor, session_id: UUID) -> None:
     """Ends a session of the caller.
 
     Raises:
@@ -111,11 +121,10 @@ async def end_own_session(
         ended = await end_sessions(
             tx,
             identity,
-            clock,
-            principal.user_id,
-            device,
+            actor.user_id,
+            actor.device,
             reason="session_ended",
-            actor_id=principal.user_id,
+            actor_id=actor.user_id,
             session_id=session_id,
         )
     if not ended:
@@ -125,7 +134,6 @@ async def end_own_session(
 async def log_out(
     db: Database,
     identity: Identity,
-    clock: Clock,
     device: Device,
     *,
     access_token: str | None,
@@ -135,24 +143,21 @@ async def log_out(
     for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
         async with db.statement("identity.log_out") as tx:
             await end_sessions(
-                tx, identity, clock, user_id, device, reason="logged_out", actor_id=user_id, session_id=session_id
+                tx, identity, user_id, device, reason="logged_out", actor_id=user_id, session_id=session_id
             )
 
 
-async def end_other_sessions(
-    db: Database, identity: Identity, clock: Clock, principal: Principal, device: Device, *, keep_current: bool
-) -> int:
+async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, keep_current: bool) -> int:
     """Ends all sessions of the caller, but for the one that asks where it is to be kept."""
     async with db.statement("identity.log_out_all") as tx:
         return await end_sessions(
             tx,
             identity,
-            clock,
-            principal.user_id,
-            device,
+            actor.user_id,
+            actor.device,
             reason="logged_out_all",
-            actor_id=principal.user_id,
-            except_id=principal.session_id if keep_current else None,
+            actor_id=actor.user_id,
+            except_id=actor.session_id if keep_current else None,
         )
 
 

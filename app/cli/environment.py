@@ -1,0 +1,42 @@
+"""What the commands share: settings, servers for missing addresses, and how to fail."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+
+@contextmanager
+def servers_for_settings(*, valkey: bool = True) -> "Iterator[Settings]":
+    """The settings, with embedded servers running for the addresses they lack."""
+    from app.kernel.embedded import EmbeddedServerError, servers
+    from app.settings import load_settings
+
+    settings = load_settings()
+    postgres = settings.database.url is None
+    valkey = valkey and settings.redis.url is None
+    if not postgres and not valkey:
+        yield settings
+        return
+    try:
+        with servers(settings.data_dir, postgres=postgres, valkey=valkey) as started:
+            given = {"DATABASE_URL": started.database_url, "REDIS_URL": started.redis_url}
+            yield load_settings({**environ(), **{name: url for name, url in given.items() if url is not None}})
+    except EmbeddedServerError as error:
+        fail(str(error))
+
+
+def environ() -> Mapping[str, str]:
+    from dotenv import dotenv_values
+
+    return {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
+
+
+def fail(text: str, *, code: int = 1) -> NoReturn:
+    typer.echo(text, err=True)
+    raise SystemExit(code)

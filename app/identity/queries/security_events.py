@@ -1,0 +1,56 @@
+"""The audit trail."""
+
+from datetime import datetime
+from uuid import UUID
+
+from app.identity.records import NewSecurityEvent, SecurityEvent
+from app.kernel.database import ReadConn, Tx
+from app.kernel.ids import UserId
+
+INSERT_SECURITY_EVENT = """
+INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+
+
+async def insert_security_event(tx: Tx, event: NewSecurityEvent) -> None:
+    await tx.execute(
+        INSERT_SECURITY_EVENT,
+        event.user_id,
+        event.id,
+        event.action,
+        event.actor_id,
+        event.session_id,
+        event.device.ip,
+        event.device.user_agent,
+        event.data,
+        event.created_at,
+    )
+
+
+# One statement for a known address and an unknown one alike.
+INSERT_FAILED_LOGIN = """
+INSERT INTO identity.security_events (user_id, id, action, ip, user_agent, created_at)
+SELECT user_id, $2, 'login_failed', $3, $4, $5
+  FROM identity.accounts
+ WHERE email_canonical = $1 AND status <> 'deleted'
+"""
+
+
+async def insert_failed_login(
+    tx: Tx, email_canonical: str, event_id: UUID, ip: str | None, user_agent: str | None, now: datetime
+) -> None:
+    await tx.execute(INSERT_FAILED_LOGIN, email_canonical, event_id, ip, user_agent, now)
+
+
+LIST_SECURITY_EVENTS = """
+SELECT id, action, actor_id, session_id, ip, user_agent, data, created_at
+  FROM identity.security_events
+ WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2)
+ ORDER BY id DESC
+ LIMIT $3
+"""
+
+
+async def list_security_events(conn: ReadConn, user_id: UserId, before: UUID | None, limit: int) -> list[SecurityEvent]:
+    return [SecurityEvent(**row) for row in await conn.fetch(LIST_SECURITY_EVENTS, user_id, before, limit)]

@@ -1,0 +1,14 @@
+"""The identity routes, by what they are about."""
+
+from app.identity.router import accounts, admin, api_keys, oauth, second_factor, sessions
+
+ROUTERS = (
+    sessions.router,
+    oauth.router,
+    oauth.well_known,
+    accounts.router,
+    accounts.own_account,
+    api_keys.router,
+    second_factor.router,
+    admin.router,
+)

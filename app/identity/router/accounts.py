@@ -1,0 +1,174 @@
+"""Registration, addresses, passwords, and the end of an account."""
+
+from fastapi import Response
+
+from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.schemas import (
+    AcceptedView,
+    ChangedView,
+    ChangeEmailBody,
+    ChangePasswordBody,
+    CurrentPasswordBody,
+    EmailBody,
+    OneTimeTokenBody,
+    PurgeView,
+    RegisterBody,
+    ResetPasswordBody,
+    SignedInView,
+    TokensView,
+    VerifiedView,
+)
+from app.identity.service import addresses, passwords, registration, standing
+from app.kernel.auth import Public, SessionPrincipal
+from app.kernel.http import Router, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/auth", tags=["identity"])
+own_account = Router(prefix="/v1/users", tags=["identity"])
+
+_ACCEPTED = {"status": "accepted"}
+
+
+@router.post(
+    "/register",
+    status_code=201,
+    response_model=SignedInView,
+    dependencies=[Public],
+    responses=problem_responses(400, 403, 409, 413, 415, 422, 429, 503)
+    | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
+)
+async def register(body: RegisterBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep) -> Response:
+    """Make an account and, where addresses need not be verified first, open its first session."""
+    wanted = registration.Registration(body.email, body.password, body.display_name, body.locale, body.timezone)
+    signed_in = await registration.register(resources.db, identity, wanted, device)
+    if signed_in is None:
+        return json_response(_ACCEPTED, status=202)
+    return json_response(signed_in.view(), status=201)
+
+
+@router.post(
+    "/email/verify",
+    response_model=VerifiedView,
+    dependencies=[Public],
+    responses=problem_responses(400, 413, 415, 422, 503),
+)
+async def verify_email(
+    body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Prove an address by the token sent to it."""
+    await addresses.verify(resources.db, identity, body.token, device)
+    return json_response({"status": "verified"})
+
+
+@router.post(
+    "/email/resend",
+    status_code=202,
+    response_model=AcceptedView,
+    dependencies=[Public],
+    responses=problem_responses(400, 413, 415, 422, 429, 503),
+)
+async def resend_verification(
+    body: EmailBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Have the verification sent once more. The answer is the same for every address."""
+    await addresses.resend(resources.db, identity, body.email, device)
+    return json_response(_ACCEPTED, status=202)
+
+
+@router.post(
+    "/email/change",
+    status_code=202,
+    response_model=AcceptedView,
+    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
+)
+async def change_email(
+    body: ChangeEmailBody,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Have a confirmation sent to a new address; until it is used, the old one stays."""
+    actor = actor_of(principal, device)
+    await addresses.request_change(resources.db, identity, actor, body.new_email, body.current_password)
+    return json_response(_ACCEPTED, status=202)
+
+
+@router.post(
+    "/email/confirm",
+    response_model=ChangedView,
+    dependencies=[Public],
+    responses=problem_responses(400, 409, 413, 415, 422, 503),
+)
+async def confirm_email(
+    body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Make a new address the account's, by the token sent to it."""
+    await addresses.confirm_change(resources.db, identity, body.token, device)
+    return json_response({"status": "changed"})
+
+
+@router.post(
+    "/password/forgot",
+    status_code=202,
+    response_model=AcceptedView,
+    dependencies=[Public],
+    responses=problem_responses(400, 413, 415, 422, 429, 503),
+)
+async def forgot_password(
+    body: EmailBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Have a link for a new password sent. The answer is the same for every address."""
+    await passwords.forget(resources.db, identity, body.email, device)
+    return json_response(_ACCEPTED, status=202)
+
+
+@router.post(
+    "/password/reset",
+    status_code=204,
+    dependencies=[Public],
+    responses=problem_responses(400, 413, 415, 422, 503),
+)
+async def reset_password(
+    body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Set a new password by the token that was sent. All sessions end."""
+    await passwords.reset(resources.db, identity, body.token, body.new_password, device)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/password/change",
+    response_model=TokensView,
+    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
+)
+async def change_password(
+    body: ChangePasswordBody,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Set a new password. All sessions end; the answer opens a new one for the caller."""
+    actor = actor_of(principal, device)
+    tokens = await passwords.change(resources.db, identity, actor, body.current_password, body.new_password)
+    return json_response(tokens.view())
+
+
+@own_account.delete(
+    "/me",
+    status_code=202,
+    response_model=PurgeView,
+    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+)
+async def delete_me(
+    body: CurrentPasswordBody,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Close the own account. Sessions and keys end at once; the data go at `purge_at`."""
+    actor = actor_of(principal, device)
+    purge_at = await standing.delete_own(resources.db, identity, actor, body.current_password)
+    return json_response({"purge_at": purge_at}, status=202)

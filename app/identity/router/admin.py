@@ -1,0 +1,122 @@
+"""What administrators do with accounts."""
+
+from typing import Annotated
+
+from fastapi import Query, Response
+
+from app.identity.records import Actor
+from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.router.sessions import session_view
+from app.identity.schemas import (
+    AdminAccountPage,
+    AdminAccountPatch,
+    AdminAccountQuery,
+    AdminAccountView,
+    BanBody,
+    RevokedView,
+    SecurityEventPage,
+    SessionList,
+)
+from app.identity.service import administration, auditing, standing
+from app.kernel.auth import Principal, RequireRole
+from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
+from app.kernel.ids import UserId
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/admin/users", tags=["admin"])
+
+Admin = Annotated[Principal, RequireRole("admin")]
+
+
+@router.get("", response_model=AdminAccountPage, responses=problem_responses(400, 401, 403, 422, 503))
+async def list_accounts(_: Admin, resources: ResourcesDep, query: Annotated[AdminAccountQuery, Query()]) -> Response:
+    """Accounts, the newest first; `q` finds a part of the e-mail address."""
+    wanted = administration.AccountFilter(query.q, query.status, query.role)
+    found = await administration.find_accounts(
+        resources.db, resources.cursors, wanted, limit=query.limit, cursor=query.cursor
+    )
+    return json_response({"items": [item.view() for item in found.items], "next_cursor": found.next_cursor})
+
+
+@router.get("/{user_id}", response_model=AdminAccountView, responses=problem_responses(401, 403, 404, 422, 503))
+async def get_account(user_id: Id, _: Admin, resources: ResourcesDep) -> Response:
+    """One account."""
+    return json_response((await administration.read_account(resources.db, user_id)).view())
+
+
+@router.patch(
+    "/{user_id}",
+    response_model=AdminAccountView,
+    responses=problem_responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+)
+async def update_account(
+    user_id: Id,
+    body: AdminAccountPatch,
+    principal: Admin,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Give an account a role; its older access tokens stop working at once."""
+    admin = actor_of(principal, device)
+    await standing.change_role(resources.db, identity, admin, UserId(user_id), body.role)
+    return json_response((await administration.read_account(resources.db, user_id)).view())
+
+
+@router.post(
+    "/{user_id}/ban", status_code=204, responses=problem_responses(400, 401, 403, 404, 409, 413, 415, 422, 503)
+)
+async def ban_account(
+    user_id: Id,
+    principal: Admin,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+    body: BanBody | None = None,
+) -> Response:
+    """End all sessions of an account and let nobody log in to it."""
+    reason = body.reason if body else None
+    await standing.ban(resources.db, identity, actor_of(principal, device), UserId(user_id), reason)
+    return Response(status_code=204)
+
+
+@router.post("/{user_id}/unban", status_code=204, responses=problem_responses(401, 403, 404, 422, 503))
+async def unban_account(
+    user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Let the owner log in again."""
+    await standing.unban(resources.db, identity, actor_of(principal, device), UserId(user_id))
+    return Response(status_code=204)
+
+
+@router.get("/{user_id}/sessions", response_model=SessionList, responses=problem_responses(401, 403, 404, 422, 503))
+async def list_account_sessions(
+    user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep
+) -> Response:
+    """The living sessions of an account."""
+    found = await administration.read_sessions(resources.db, identity, UserId(user_id))
+    items = [session_view(session, is_current=session.id == principal.session_id) for session in found]
+    return json_response({"items": items, "next_cursor": None})
+
+
+@router.delete("/{user_id}/sessions", response_model=RevokedView, responses=problem_responses(401, 403, 404, 422, 503))
+async def revoke_account_sessions(
+    user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """End all sessions of an account."""
+    admin: Actor = actor_of(principal, device)
+    revoked = await administration.revoke_sessions(resources.db, identity, admin, UserId(user_id))
+    return json_response({"revoked": revoked})
+
+
+@router.get(
+    "/{user_id}/security-events",
+    response_model=SecurityEventPage,
+    responses=problem_responses(400, 401, 403, 404, 422, 503),
+)
+async def list_account_security_events(user_id: Id, _: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
+    """The audit trail of an account, the newest first."""
+    found = await auditing.read_security_events(
+        resources.db, resources.cursors, UserId(user_id), limit=page.limit, cursor=page.cursor
+    )
+    return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})

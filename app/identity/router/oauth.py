@@ -1,0 +1,153 @@
+"""What OAuth 2 clients expect: token, introspection, revocation, keys and discovery."""
+
+from typing import Annotated, Any
+
+from fastapi import Form, Request, Response
+
+from app.identity.errors import (
+    AccountBanned,
+    EmailNotVerified,
+    InvalidCredentials,
+    InvalidRefreshToken,
+)
+from app.identity.records import Tokens
+from app.identity.router.dependencies import DeviceDep, IdentityDep
+from app.identity.schemas import (
+    DiscoveryView,
+    IntrospectionView,
+    JwksView,
+    OAuthErrorView,
+    TokenForm,
+    TokenOnlyForm,
+    TokensView,
+)
+from app.identity.service import introspection, login, refreshing
+from app.identity.service.devices import COOKIE_NAME
+from app.identity.service.tokens import ALGORITHM
+from app.kernel.auth import SCOPES, CurrentPrincipal, Public
+from app.kernel.errors import OAuthError
+from app.kernel.http import Router, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/auth", tags=["identity"])
+well_known = Router(prefix="/.well-known", tags=["identity"])
+
+_OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
+    400: {"model": OAuthErrorView, "description": "An error of RFC 6749, section 5.2"}
+}
+
+
+@router.post(
+    "/token",
+    response_model=TokensView,
+    dependencies=[Public],
+    responses=problem_responses(413, 415, 422, 429, 503) | _OAUTH_ERROR,
+)
+async def issue_token(
+    form: Annotated[TokenForm, Form()],
+    request: Request,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """The token endpoint (RFC 6749) for first-party clients and for the Authorize button of the documentation."""
+    if form.grant_type == "refresh_token" and form.refresh_token:
+        key = request.headers.get("idempotency-key")
+        asked = refreshing.RefreshRequest(form.refresh_token, key, device)
+        tokens = await _by_refresh_token(resources, identity, asked)
+    elif form.grant_type == "password" and form.username and form.password:
+        credentials = login.Credentials(form.username, form.password, device, request.cookies.get(COOKIE_NAME))
+        tokens = await _by_password(resources, identity, credentials)
+    elif form.grant_type in ("password", "refresh_token", ""):
+        raise OAuthError("invalid_request", "A parameter of this grant is missing.")
+    else:
+        raise OAuthError("unsupported_grant_type", "Use password or refresh_token.")
+    return json_response(tokens.view(), headers={"Pragma": "no-cache"})
+
+
+async def _by_refresh_token(
+    resources: ResourcesDep, identity: IdentityDep, request: refreshing.RefreshRequest
+) -> Tokens:
+    try:
+        return await refreshing.refresh(resources.db, resources.redis, identity, request)
+    except InvalidRefreshToken as error:
+        raise OAuthError("invalid_grant", error.title) from error
+
+
+async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentials: login.Credentials) -> Tokens:
+    try:
+        outcome = await login.log_in(resources.db, identity, credentials)
+    except (InvalidCredentials, AccountBanned, EmailNotVerified) as error:
+        raise OAuthError("invalid_grant", error.title) from error
+    if isinstance(outcome, login.SecondFactorNeeded):
+        raise OAuthError("mfa_required", "The account has a second factor; log in at /v1/auth/login.")
+    return outcome.signed_in.tokens
+
+
+@router.post(
+    "/introspect",
+    response_model=IntrospectionView,
+    responses=problem_responses(401, 413, 415, 422, 503) | _OAUTH_ERROR,
+)
+async def introspect(
+    form: Annotated[TokenOnlyForm, Form()],
+    principal: CurrentPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+) -> Response:
+    """What a token is good for (RFC 7662): one's own, or for administrators anybody's."""
+    if not form.token:
+        raise OAuthError("invalid_request", "The token is missing.")
+    return json_response(await introspection.introspect(resources.db, identity, principal, form.token))
+
+
+@router.post("/revoke", dependencies=[Public], responses=problem_responses(413, 415, 422, 503) | _OAUTH_ERROR)
+async def revoke(
+    form: Annotated[TokenOnlyForm, Form()],
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """End a token by presenting it (RFC 7009). The answer is the same for tokens that are not known."""
+    if not form.token:
+        raise OAuthError("invalid_request", "The token is missing.")
+    await introspection.revoke(resources.db, identity, form.token, device)
+    return json_response({})
+
+
+@well_known.get("/jwks.json", response_model=JwksView, dependencies=[Public])
+async def get_jwks(identity: IdentityDep) -> Response:
+    """The public keys of access tokens (RFC 7517)."""
+    return json_response(identity.key_ring.public_jwks(), headers=_PUBLIC)
+
+
+@well_known.get("/openid-configuration", response_model=DiscoveryView, dependencies=[Public])
+async def get_discovery(identity: IdentityDep) -> Response:
+    """Where the OAuth endpoints are (RFC 8414)."""
+    return json_response(_discovery(identity), headers=_PUBLIC)
+
+
+@well_known.get("/oauth-authorization-server", response_model=DiscoveryView, dependencies=[Public])
+async def get_authorization_server(identity: IdentityDep) -> Response:
+    """Where the OAuth endpoints are (RFC 8414)."""
+    return json_response(_discovery(identity), headers=_PUBLIC)
+
+
+_PUBLIC = {"Cache-Control": "public, max-age=300"}
+
+
+def _discovery(identity: IdentityDep) -> dict[str, object]:
+    issuer = identity.issuer.issuer
+    return {
+        "issuer": issuer,
+        "jwks_uri": f"{issuer}/.well-known/jwks.json",
+        "token_endpoint": f"{issuer}/v1/auth/token",
+        "introspection_endpoint": f"{issuer}/v1/auth/introspect",
+        "revocation_endpoint": f"{issuer}/v1/auth/revoke",
+        "grant_types_supported": ["password", "refresh_token"],
+        "response_types_supported": [],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": [ALGORITHM],
+        "token_endpoint_auth_methods_supported": ["none"],
+        "scopes_supported": sorted(SCOPES),
+    }

@@ -1,0 +1,79 @@
+"""The second factor of an account."""
+
+from fastapi import Response
+
+from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.schemas import CodeBody, CurrentPasswordBody, EnrolmentView, RecoveryCodesView, SecondFactorView
+from app.identity.service import second_factor
+from app.kernel.auth import SessionPrincipal
+from app.kernel.http import Router, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/auth/mfa", tags=["identity"])
+
+
+@router.get("", response_model=SecondFactorView, responses=problem_responses(401, 403, 422, 503))
+async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep, device: DeviceDep) -> Response:
+    """Whether the account has a second factor, and how many recovery codes are left."""
+    status = await second_factor.read_status(resources.db, actor_of(principal, device))
+    return json_response({"totp_enabled": status.is_enabled, "recovery_codes_left": status.recovery_codes_left})
+
+
+@router.post(
+    "/totp",
+    status_code=201,
+    response_model=EnrolmentView,
+    responses=problem_responses(401, 403, 409, 413, 415, 422, 503),
+)
+async def enrol_totp(
+    principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Get a seed for an authenticator app. It counts once it has been activated by a code."""
+    enrolment = await second_factor.enrol(resources.db, identity, actor_of(principal, device))
+    return json_response(
+        {"secret": enrolment.secret, "otpauth_uri": enrolment.otpauth_uri, "qr_svg": enrolment.qr_svg}, status=201
+    )
+
+
+@router.post(
+    "/totp/activate",
+    response_model=RecoveryCodesView,
+    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+)
+async def activate_totp(
+    body: CodeBody, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Turn the second factor on with a first code. The recovery codes are shown in this answer and never again."""
+    codes = await second_factor.activate(resources.db, identity, actor_of(principal, device), body.code)
+    return json_response({"recovery_codes": codes})
+
+
+@router.delete("/totp", status_code=204, responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503))
+async def disable_totp(
+    body: CurrentPasswordBody,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Turn the second factor off, with the password once more."""
+    await second_factor.disable(resources.db, identity, actor_of(principal, device), body.current_password)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/recovery-codes",
+    response_model=RecoveryCodesView,
+    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+)
+async def renew_recovery_codes(
+    body: CurrentPasswordBody,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Get new recovery codes; the old ones stop working."""
+    actor = actor_of(principal, device)
+    codes = await second_factor.renew_recovery_codes(resources.db, identity, actor, body.current_password)
+    return json_response({"recovery_codes": codes})

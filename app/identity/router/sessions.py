@@ -1,0 +1,179 @@
+"""Log-in, refresh, log-out, and the list of sessions."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import Header, Request, Response
+
+from app.identity.records import Session
+from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.schemas import (
+    LoginBody,
+    LogoutAllBody,
+    LogoutBody,
+    RefreshBody,
+    RevokedView,
+    SecondFactorNeededView,
+    SecurityEventPage,
+    SessionList,
+    SignedInView,
+    TokensView,
+    VerifySecondFactorBody,
+)
+from app.identity.service import auditing, login, refreshing, sessions
+from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
+from app.kernel.auth import Public, SessionPrincipal
+from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/auth", tags=["identity"])
+
+
+@router.post(
+    "/login",
+    response_model=SignedInView | SecondFactorNeededView,
+    dependencies=[Public],
+    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
+)
+async def log_in(
+    body: LoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Open a session with e-mail address and password, or learn that a second factor is needed."""
+    outcome = await login.log_in(
+        resources.db,
+        identity,
+        login.Credentials(
+            body.email, body.password, replace(device, name=body.device_name), request.cookies.get(COOKIE_NAME)
+        ),
+    )
+    if isinstance(outcome, login.SecondFactorNeeded):
+        return json_response(
+            {"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": ["totp", "recovery_code"]}
+        )
+    return _signed_in(outcome, request)
+
+
+@router.post(
+    "/mfa/verify",
+    response_model=SignedInView,
+    dependencies=[Public],
+    responses=problem_responses(400, 401, 413, 415, 422, 429, 503),
+)
+async def verify_second_factor(
+    body: VerifySecondFactorBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """Finish a log-in with a code of the second factor, or with a recovery code."""
+    outcome = await login.verify_second_factor(
+        resources.db, identity, mfa_token=body.mfa_token, code=body.code, device=device
+    )
+    return _signed_in(outcome, request)
+
+
+def _signed_in(outcome: login.LoggedIn, request: Request) -> Response:
+    response = json_response(outcome.signed_in.view())
+    response.set_cookie(
+        COOKIE_NAME,
+        outcome.device_cookie,
+        max_age=COOKIE_SECONDS,
+        path="/v1/auth",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="lax",
+    )
+    return response
+
+
+@router.post(
+    "/refresh",
+    response_model=TokensView,
+    dependencies=[Public],
+    responses=problem_responses(400, 401, 413, 415, 422, 503),
+)
+async def refresh(
+    body: RefreshBody,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Response:
+    """Exchange a refresh token for its successor and a new access token. It works once."""
+    request = refreshing.RefreshRequest(body.refresh_token, idempotency_key, device)
+    tokens = await refreshing.refresh(resources.db, resources.redis, identity, request)
+    return json_response(tokens.view())
+
+
+@router.post("/logout", status_code=204, dependencies=[Public], responses=problem_responses(400, 413, 415, 422, 503))
+async def log_out(
+    request: Request,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+    body: LogoutBody | None = None,
+) -> Response:
+    """End the session of the access token, of the refresh token, or of both. Calling it again does no harm."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    await sessions.log_out(
+        resources.db,
+        identity,
+        device,
+        access_token=token.strip() if scheme.lower() == "bearer" else None,
+        refresh_token=body.refresh_token if body else None,
+    )
+    return Response(status_code=204)
+
+
+@router.post("/logout-all", response_model=RevokedView, responses=problem_responses(400, 401, 403, 413, 415, 422, 503))
+async def log_out_all(
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+    body: LogoutAllBody | None = None,
+) -> Response:
+    """End all sessions of the caller."""
+    revoked = await sessions.end_other_sessions(
+        resources.db, identity, actor_of(principal, device), keep_current=body.keep_current if body else False
+    )
+    return json_response({"revoked": revoked})
+
+
+@router.get("/sessions", response_model=SessionList, responses=problem_responses(401, 403, 422, 503))
+async def list_sessions(
+    principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """The caller's living sessions, the last used one first."""
+    found = await sessions.list_own_sessions(resources.db, identity, actor_of(principal, device))
+    items = [session_view(session, is_current=session.id == principal.session_id) for session in found]
+    return json_response({"items": items, "next_cursor": None})
+
+
+@router.delete("/sessions/{session_id}", status_code=204, responses=problem_responses(401, 403, 404, 422, 503))
+async def delete_session(
+    session_id: Id, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
+    """End one of the caller's sessions."""
+    await sessions.end_own_session(resources.db, identity, actor_of(principal, device), session_id)
+    return Response(status_code=204)
+
+
+@router.get("/security-events", response_model=SecurityEventPage, responses=problem_responses(400, 401, 403, 422, 503))
+async def list_security_events(principal: SessionPrincipal, resources: ResourcesDep, page: PageQueryDep) -> Response:
+    """What has happened to the caller's account, the newest first."""
+    found = await auditing.read_security_events(
+        resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
+    )
+    return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})
+
+
+def session_view(session: Session, *, is_current: bool) -> dict[str, object]:
+    """A session in the shape of the API."""
+    return {
+        "id": session.id,
+        "current": is_current,
+        "created_at": session.created_at,
+        "last_used_at": session.last_used_at,
+        "ip": session.ip,
+        "user_agent": session.user_agent,
+        "device_name": session.device_name,
+        "expires_at": session.expires_at,
+    }

@@ -1,0 +1,84 @@
+"""What administrators see of accounts."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.identity.errors import AccountNotFound
+from app.identity.queries.accounts import get_admin_account, list_admin_accounts
+from app.identity.queries.sessions import list_sessions
+from app.identity.records import AccountStatus, Actor, AdminAccount, Session
+from app.identity.service.runtime import Identity
+from app.identity.service.sessions import end_sessions
+from app.kernel.auth import Role
+from app.kernel.database import Database
+from app.kernel.ids import UserId
+from app.kernel.pagination import Cursors, Page
+
+_LIST = "admin_accounts"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFilter:
+    """Which accounts; `text` is part of the e-mail address."""
+
+    text: str | None
+    status: AccountStatus | None
+    role: Role | None
+
+
+async def find_accounts(
+    db: Database, cursors: Cursors, wanted: AccountFilter, *, limit: int, cursor: str | None
+) -> Page[AdminAccount]:
+    """One page, the newest account first.
+
+    Raises:
+        InvalidCursor
+    """
+    scope = (wanted.text, wanted.status, wanted.role)
+    before: UUID | None = cursors.decode(_LIST, scope, cursor, tuple[UUID])[0] if cursor else None
+    pattern = f"%{_escape_like(wanted.text.casefold())}%" if wanted.text else None
+    async with db.read("identity.admin_accounts") as conn:
+        found = await list_admin_accounts(
+            conn, pattern=pattern, status=wanted.status, role=wanted.role, before=before, limit=limit + 1
+        )
+    items = found[:limit]
+    more = len(found) > limit
+    return Page(items, cursors.encode(_LIST, scope, (items[-1].user_id,)) if more else None)
+
+
+async def read_account(db: Database, user_id: UUID) -> AdminAccount:
+    """Raises `AccountNotFound`."""
+    async with db.read("identity.admin_account") as conn:
+        account = await get_admin_account(conn, user_id)
+    if account is None:
+        raise AccountNotFound
+    return account
+
+
+async def read_sessions(db: Database, identity: Identity, user_id: UserId) -> list[Session]:
+    """The living sessions of an account.
+
+    Raises:
+        AccountNotFound
+    """
+    async with db.read("identity.admin_sessions") as conn:
+        if await get_admin_account(conn, user_id) is None:
+            raise AccountNotFound
+        return await list_sessions(conn, user_id, identity.clock.now())
+
+
+async def revoke_sessions(db: Database, identity: Identity, admin: Actor, user_id: UserId) -> int:
+    """Ends all sessions of an account; the answer is how many.
+
+    Raises:
+        AccountNotFound
+    """
+    await read_account(db, user_id)
+    async with db.statement("identity.admin_revoke_sessions") as tx:
+        return await end_sessions(
+            tx, identity, user_id, admin.device, reason="revoked_by_admin", actor_id=admin.user_id
+        )
+
+
+def _escape_like(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -1,0 +1,94 @@
+"""API keys: credentials for programs, with scopes of their own."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from app.identity.errors import ApiKeyNotFound, TooManyApiKeys
+from app.identity.queries.api_keys import insert_api_key, list_api_keys, revoke_api_keys
+from app.identity.records import Actor, ApiKeyRow
+from app.identity.service.authentication import API_KEY_SECONDS
+from app.identity.service.runtime import Identity
+from app.identity.service.tokens import new_api_key
+from app.kernel.auth import InsufficientScope
+from app.kernel.database import Database, Tx
+from app.kernel.errors import FieldError, Unprocessable
+from app.kernel.ids import UserId, new_id
+
+_REVOCATION_MARGIN = timedelta(seconds=60)
+
+
+async def create(
+    db: Database,
+    identity: Identity,
+    actor: Actor,
+    *,
+    name: str,
+    scopes: Sequence[str],
+    own_scopes: frozenset[str],
+    expires_at: datetime | None,
+) -> tuple[ApiKeyRow, str]:
+    """The key's row and the key itself, which nobody can read again.
+
+    Raises:
+        InsufficientScope: the caller lacks one of `scopes`.
+        Unprocessable: it would have expired already.
+        TooManyApiKeys
+    """
+    if not set(scopes) <= own_scopes:
+        raise InsufficientScope(set(scopes) - own_scopes)
+    now = identity.clock.now()
+    if expires_at is not None and expires_at <= now:
+        raise Unprocessable(errors=[FieldError("#/expires_at", "It is in the past.", "in_the_past")])
+    key = new_api_key(actor.user_id, new_id())
+    async with db.statement("identity.create_api_key") as tx:
+        row = await insert_api_key(
+            tx,
+            user_id=actor.user_id,
+            key_id=key.id,
+            name=name,
+            secret_hash=key.secret_hash,
+            scopes=sorted(set(scopes)),
+            expires_at=expires_at,
+            now=now,
+            event=(new_id(), actor.session_id, actor.device.ip, actor.device.user_agent),
+            limit=identity.settings.max_api_keys,
+        )
+    if row is None:
+        raise TooManyApiKeys
+    return row, key.encode()
+
+
+async def list_own(db: Database, user_id: UserId) -> list[ApiKeyRow]:
+    """The living keys, the newest first."""
+    async with db.read("identity.api_keys") as conn:
+        return await list_api_keys(conn, user_id)
+
+
+async def revoke(db: Database, identity: Identity, actor: Actor, key_id: UUID) -> None:
+    """Ends a key of the caller, in every process, before it returns.
+
+    Raises:
+        ApiKeyNotFound: the caller has no such living key.
+    """
+    async with db.statement("identity.revoke_api_key") as tx:
+        if not await end_api_keys(tx, identity, actor, actor.user_id, key_id=key_id):
+            raise ApiKeyNotFound
+
+
+async def end_api_keys(tx: Tx, identity: Identity, actor: Actor, user_id: UserId, *, key_id: UUID | None = None) -> int:
+    """Ends one key of `user_id`, or all; the answer is how many."""
+    now = identity.clock.now()
+    revocations = await revoke_api_keys(
+        tx,
+        user_id=user_id,
+        event_id=new_id(),
+        key_id=key_id,
+        now=now,
+        revocations_end=now + timedelta(seconds=API_KEY_SECONDS) + _REVOCATION_MARGIN,
+        actor_id=actor.user_id,
+        ip=actor.device.ip,
+        user_agent=actor.device.user_agent,
+    )
+    identity.feed.announce(tx, revocations)
+    return len(revocations)

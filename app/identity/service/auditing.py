@@ -1,0 +1,45 @@
+"""The audit trail of an account."""
+
+from uuid import UUID
+
+from app.identity.queries.security_events import insert_security_event, list_security_events
+from app.identity.records import Actor, NewSecurityEvent, SecurityEvent
+from app.identity.service.runtime import Identity
+from app.kernel.database import Database, Tx
+from app.kernel.ids import UserId, new_id
+from app.kernel.pagination import Cursors, Page
+
+_LIST = "security_events"
+
+
+async def note(
+    tx: Tx, identity: Identity, actor: Actor, action: str, *, user_id: UserId | None = None, data: str = "{}"
+) -> None:
+    """Adds an entry to the trail of `user_id`, or of the actor. `data` is JSON text without secrets."""
+    event = NewSecurityEvent(
+        user_id=user_id or actor.user_id,
+        id=new_id(),
+        action=action,
+        actor_id=actor.user_id,
+        session_id=actor.session_id,
+        device=actor.device,
+        created_at=identity.clock.now(),
+        data=data,
+    )
+    await insert_security_event(tx, event)
+
+
+async def read_security_events(
+    db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[SecurityEvent]:
+    """One page of the trail, the newest first.
+
+    Raises:
+        InvalidCursor
+    """
+    before: UUID | None = cursors.decode(_LIST, user_id, cursor, tuple[UUID])[0] if cursor else None
+    async with db.read("identity.security_events") as conn:
+        events = await list_security_events(conn, user_id, before, limit + 1)
+    more = len(events) > limit
+    items = events[:limit]
+    return Page(items, cursors.encode(_LIST, user_id, (items[-1].id,)) if more else None)

@@ -1,0 +1,46 @@
+"""Which e-mails are sent for what, as jobs. A job's arguments never hold a token; the worker makes it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from app.kernel.database import Tx
+from app.kernel.ids import UserId
+from app.kernel.queue import Queue
+
+LANE = "critical"
+KIND_REGISTERED = "identity.mail_registered"
+KIND_RESET = "identity.mail_reset"
+KIND_CHANGE = "identity.mail_change"
+KIND_NOTICE = "identity.mail_notice"
+KIND_PURGE = "users.purge"
+
+Notice = Literal[
+    "password_changed", "email_changed", "totp_enabled", "totp_disabled", "session_reused", "account_deleted"
+]
+
+
+async def mail_registered(tx: Tx, queue: Queue, email: str) -> None:
+    """To who registered with `email`: how to verify it, or that there is an account already."""
+    await _enqueue(tx, queue, KIND_REGISTERED, {"email": email}, None)
+
+
+async def mail_reset(tx: Tx, queue: Queue, email: str) -> None:
+    """How to set a new password, if `email` has an account."""
+    await _enqueue(tx, queue, KIND_RESET, {"email": email}, None)
+
+
+async def mail_change(tx: Tx, queue: Queue, user_id: UserId, new_email: str) -> None:
+    """To the new address: how to confirm it."""
+    await _enqueue(tx, queue, KIND_CHANGE, {"new_email": new_email}, user_id)
+
+
+async def mail_notice(tx: Tx, queue: Queue, user_id: UserId, notice: Notice, *, email: str | None = None) -> None:
+    """Tells an account's owner what has happened to it, at `email` or at the present address."""
+    await _enqueue(tx, queue, KIND_NOTICE, {"notice": notice, "email": email}, user_id)
+
+
+async def _enqueue(tx: Tx, queue: Queue, kind: str, args: Mapping[str, Any], user_id: UserId | None) -> None:
+    # Without an owner in the row: such jobs are nobody's to see in the job list.
+    await queue.enqueue(
+        tx, kind, {**args, "user_id": str(user_id) if user_id else None}, user_id=None, lane=LANE, priority=1
+    )

@@ -1,0 +1,24 @@
+"""All that this module knows about a person, for a copy of their data."""
+
+from typing import Any
+
+from app.identity.queries.accounts import get_admin_account
+from app.identity.queries.api_keys import list_api_keys
+from app.identity.queries.security_events import list_security_events
+from app.identity.queries.sessions import list_sessions
+from app.kernel.clock import Clock
+from app.kernel.database import ReadConn
+from app.kernel.ids import UserId
+
+_MAX_EVENTS = 100_000
+
+
+async def export_identity(conn: ReadConn, clock: Clock, user_id: UserId) -> dict[str, Any]:
+    """Account, sessions, API keys and audit trail, each as its owner may see it; no hash and no secret."""
+    account = await get_admin_account(conn, user_id)
+    return {
+        "account": account.view() if account else None,
+        "sessions": await list_sessions(conn, user_id, clock.now()),
+        "api_keys": [key.view() for key in await list_api_keys(conn, user_id)],
+        "security_events": [event.view() for event in await list_security_events(conn, user_id, None, _MAX_EVENTS)],
+    }

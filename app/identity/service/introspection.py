@@ -1,0 +1,82 @@
+"""Telling and ending tokens by the OAuth protocols (RFC 7662, RFC 7009)."""
+
+from typing import Any
+from uuid import UUID
+
+from app.identity.queries.sessions import get_rotation
+from app.identity.records import Actor, Device
+from app.identity.service.api_keys import end_api_keys
+from app.identity.service.authentication import AUDIENCE
+from app.identity.service.runtime import Identity
+from app.identity.service.sessions import end_sessions
+from app.identity.service.tokens import MalformedToken, is_api_key
+from app.kernel.auth import InvalidToken, Principal
+from app.kernel.database import Database
+from app.kernel.ids import UserId
+
+_INACTIVE: dict[str, Any] = {"active": False}
+
+
+async def introspect(db: Database, identity: Identity, caller: Principal, token: str) -> dict[str, Any]:
+    """What a token is good for; nothing but `active: false` of one that is dead or belongs to somebody else."""
+    found = await _introspect_refresh(db, identity, token) if token.startswith("rt_") else None
+    if found is None:
+        try:
+            principal = await identity.authenticator.authenticate(token)
+        except InvalidToken:
+            return _INACTIVE
+        found = {
+            "active": True,
+            "sub": str(principal.user_id),
+            "scope": " ".join(sorted(principal.scopes)),
+            "jti": principal.token_id,
+            "token_type": "Bearer",
+        }
+        if not is_api_key(token):
+            claims = identity.key_ring.verify(token)
+            found |= {"iss": claims.iss, "aud": AUDIENCE, "iat": claims.iat, "exp": claims.exp}
+    is_own = found.get("sub") == str(caller.user_id)
+    return found if is_own or caller.is_admin else _INACTIVE
+
+
+async def revoke(db: Database, identity: Identity, token: str, device: Device) -> None:
+    """Ends an API key, or the session of an access or refresh token. Says nothing about tokens it does not know."""
+    if is_api_key(token):
+        await _revoke_api_key(db, identity, token, device)
+        return
+    try:
+        if token.startswith("rt_"):
+            refresh_token = identity.refresh_tokens.decode(token)
+            user_id, session_id = refresh_token.user_id, refresh_token.session_id
+        else:
+            claims = identity.key_ring.verify(token)
+            user_id, session_id = UserId(claims.sub), claims.sid
+    except MalformedToken:
+        return
+    async with db.statement("identity.revoke_token") as tx:
+        await end_sessions(
+            tx, identity, user_id, device, reason="token_revoked", actor_id=user_id, session_id=session_id
+        )
+
+
+async def _introspect_refresh(db: Database, identity: Identity, token: str) -> dict[str, Any]:
+    try:
+        refresh_token = identity.refresh_tokens.decode(token)
+    except MalformedToken:
+        return _INACTIVE
+    async with db.read("identity.introspect") as conn:
+        rotation = await get_rotation(conn, refresh_token.user_id, refresh_token.session_id, identity.clock.now())
+    if rotation is None or not rotation.alive or rotation.generation != refresh_token.generation:
+        return _INACTIVE
+    return {"active": True, "sub": str(refresh_token.user_id), "token_type": "refresh_token"}
+
+
+async def _revoke_api_key(db: Database, identity: Identity, token: str, device: Device) -> None:
+    try:
+        principal = await identity.authenticator.authenticate(token)
+    except InvalidToken:
+        return
+    async with db.statement("identity.revoke_api_key") as tx:
+        await end_api_keys(
+            tx, identity, Actor(principal.user_id, None, device), principal.user_id, key_id=UUID(principal.token_id)
+        )

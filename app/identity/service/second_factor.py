@@ -1,0 +1,194 @@
+"""TOTP (RFC 6238) as a second factor, with recovery codes for who lost it."""
+
+import hmac
+import secrets
+from base64 import b32encode
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+
+import pyotp
+import segno
+
+from app.identity.errors import InvalidCode, SecondFactorActive, SecondFactorMissing
+from app.identity.queries.accounts import get_account
+from app.identity.queries.second_factor import (
+    confirm_totp,
+    delete_totp,
+    get_totp_factor,
+    replace_recovery_codes,
+    replace_totp_factor,
+    use_recovery_code,
+    use_totp_step,
+)
+from app.identity.records import Actor, TotpFactor
+from app.identity.service.auditing import note
+from app.identity.service.emails import mail_notice
+from app.identity.service.reauthentication import check_current_password
+from app.identity.service.runtime import Identity
+from app.kernel.database import Database, retries_conflicts
+from app.kernel.ids import UserId
+
+ISSUER = "Onehop"
+_STEP_SECONDS = 30
+_DIGITS = 6
+# A clock may be one step ahead or behind (RFC 6238, section 5.2).
+_DRIFT_STEPS = 1
+_RECOVERY_CODES = 10
+_RECOVERY_CODE_BYTES = 15
+_PURPOSE = "totp"
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What an authenticator app needs; shown once."""
+
+    secret: str
+    otpauth_uri: str
+    qr_svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactorStatus:
+    """Whether the account has a second factor, and how many recovery codes are left."""
+
+    is_enabled: bool
+    recovery_codes_left: int
+
+
+async def enrol(db: Database, identity: Identity, actor: Actor) -> Enrolment:
+    """A fresh seed, which counts from its first right code on.
+
+    Raises:
+        SecondFactorActive: the account has one.
+    """
+    secret = pyotp.random_base32()
+    sealed = identity.keys.seal(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
+    async with db.statement("identity.enrol_totp") as tx:
+        if not await replace_totp_factor(tx, actor.user_id, sealed, identity.keys.key_id, identity.clock.now()):
+            raise SecondFactorActive
+    async with db.read("identity.enrol_totp_account") as conn:
+        account = await get_account(conn, actor.user_id)
+    uri = pyotp.TOTP(secret).provisioning_uri(name=account.email if account else None, issuer_name=ISSUER)
+    drawing = BytesIO()
+    segno.make(uri, error="m").save(drawing, kind="svg", scale=4, xmldecl=False)
+    return Enrolment(secret, uri, drawing.getvalue().decode().strip())
+
+
+async def activate(db: Database, identity: Identity, actor: Actor, code: str) -> list[str]:
+    """Turns the second factor on; the answer is the recovery codes, shown once.
+
+    Raises:
+        InvalidCode: the code does not come from the seed.
+        SecondFactorMissing: there is no seed, or it is active already.
+        TooManyAttempts
+    """
+    buckets = identity.throttle.proof_buckets("totp", actor.user_id)
+    await identity.throttle.reserve(buckets)
+    factor = await _factor(db, actor.user_id)
+    if factor is None or factor.confirmed_at is not None:
+        raise SecondFactorMissing
+    step = _matching_step(identity, actor.user_id, factor, code)
+    if step is None:
+        raise InvalidCode
+    codes = _new_recovery_codes()
+    await _confirm(db, identity, actor, step, codes)
+    await identity.throttle.release(buckets)
+    return codes
+
+
+@retries_conflicts
+async def _confirm(db: Database, identity: Identity, actor: Actor, step: int, codes: list[str]) -> None:
+    async with db.transaction("identity.confirm_totp") as tx:
+        if not await confirm_totp(tx, actor.user_id, identity.clock.now(), step, [_hash(code) for code in codes]):
+            raise SecondFactorMissing
+        await note(tx, identity, actor, "totp_enabled")
+        await mail_notice(tx, identity.queue, actor.user_id, "totp_enabled")
+
+
+async def disable(db: Database, identity: Identity, actor: Actor, password: str) -> None:
+    """Turns the second factor off for somebody who proves the password once more.
+
+    Raises:
+        InvalidCurrentPassword, TooManyAttempts
+        SecondFactorMissing: there is none.
+    """
+    await check_current_password(db, identity, actor.user_id, password)
+    await _remove(db, identity, actor)
+
+
+@retries_conflicts
+async def _remove(db: Database, identity: Identity, actor: Actor) -> None:
+    async with db.transaction("identity.disable_totp") as tx:
+        if not await delete_totp(tx, actor.user_id):
+            raise SecondFactorMissing
+        await note(tx, identity, actor, "totp_disabled")
+        await mail_notice(tx, identity.queue, actor.user_id, "totp_disabled")
+
+
+async def renew_recovery_codes(db: Database, identity: Identity, actor: Actor, password: str) -> list[str]:
+    """New recovery codes in place of the old ones, shown once.
+
+    Raises:
+        InvalidCurrentPassword, TooManyAttempts
+        SecondFactorMissing: there is no second factor.
+    """
+    await check_current_password(db, identity, actor.user_id, password)
+    codes = _new_recovery_codes()
+    async with db.statement("identity.recovery_codes") as tx:
+        if not await replace_recovery_codes(tx, actor.user_id, [_hash(code) for code in codes]):
+            raise SecondFactorMissing
+    return codes
+
+
+async def read_status(db: Database, actor: Actor) -> SecondFactorStatus:
+    factor = await _factor(db, actor.user_id)
+    if factor is None or factor.confirmed_at is None:
+        return SecondFactorStatus(is_enabled=False, recovery_codes_left=0)
+    return SecondFactorStatus(is_enabled=True, recovery_codes_left=factor.recovery_codes_left)
+
+
+async def use_code(db: Database, identity: Identity, user_id: UserId, code: str) -> str:
+    """Spends a TOTP or recovery code; the answer is its RFC 8176 name.
+
+    Raises:
+        InvalidCode: it is wrong, or was used before.
+    """
+    if len(code) == _DIGITS and code.isascii() and code.isdigit():
+        factor = await _factor(db, user_id)
+        step = _matching_step(identity, user_id, factor, code) if factor and factor.confirmed_at else None
+        if step is not None:
+            async with db.statement("identity.use_totp") as tx:
+                if await use_totp_step(tx, user_id, step):
+                    return "otp"
+        raise InvalidCode
+    async with db.statement("identity.use_recovery_code") as tx:
+        if await use_recovery_code(tx, user_id, _hash(code), identity.clock.now()):
+            return "recovery"
+    raise InvalidCode
+
+
+async def _factor(db: Database, user_id: UserId) -> TotpFactor | None:
+    async with db.read("identity.totp") as conn:
+        return await get_totp_factor(conn, user_id)
+
+
+def _matching_step(identity: Identity, user_id: UserId, factor: TotpFactor, code: str) -> int | None:
+    """The time step that `code` belongs to, if it is near and newer than the last one used."""
+    secret = identity.keys.open(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()
+    totp = pyotp.TOTP(secret)
+    present = int(identity.clock.timestamp()) // _STEP_SECONDS
+    for step in range(present - _DRIFT_STEPS, present + _DRIFT_STEPS + 1):
+        if step > factor.last_step and hmac.compare_digest(totp.generate_otp(step), code):
+            return step
+    return None
+
+
+def _new_recovery_codes() -> list[str]:
+    """Of 120 bits each, so that a plain hash of them tells nothing (ASVS 6.5.2)."""
+    texts = [b32encode(secrets.token_bytes(_RECOVERY_CODE_BYTES)).decode().lower() for _ in range(_RECOVERY_CODES)]
+    return ["-".join(text[start : start + 6] for start in range(0, len(text), 6)) for text in texts]
+
+
+def _hash(code: str) -> bytes:
+    return sha256(code.strip().lower().replace("-", "").encode()).digest()

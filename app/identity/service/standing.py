@@ -1,0 +1,124 @@
+"""What becomes of an account: its role, a ban, its deletion. All of it is effective before the call returns."""
+
+from datetime import datetime, timedelta
+
+from app.identity.errors import AccountNotFound, LastAdmin, OwnAccount
+from app.identity.queries.accounts import ban_account, delete_account, lock_admins, set_role, unban_account
+from app.identity.queries.sessions import insert_account_revocation
+from app.identity.records import Actor, Revocation
+from app.identity.service.api_keys import end_api_keys
+from app.identity.service.auditing import note
+from app.identity.service.emails import KIND_PURGE, mail_notice
+from app.identity.service.reauthentication import check_current_password
+from app.identity.service.runtime import Identity
+from app.identity.service.sessions import end_sessions
+from app.kernel.auth import Role
+from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.ids import UserId
+from app.users import api as users
+
+_REVOCATION_MARGIN = timedelta(seconds=60)
+
+
+@retries_conflicts
+async def change_role(db: Database, identity: Identity, admin: Actor, user_id: UserId, role: Role) -> None:
+    """Gives an account a role; its older tokens stop working, so that the change is effective at once.
+
+    Raises:
+        AccountNotFound
+        LastAdmin: nobody would be left to administer.
+    """
+    async with db.transaction("identity.change_role") as tx:
+        if role != "admin":
+            await _keep_an_admin(tx, user_id)
+        version = await set_role(tx, user_id, role)
+        if version is None:
+            raise AccountNotFound
+        await _make_stale(tx, identity, user_id, version)
+        await note(tx, identity, admin, "role_changed", user_id=user_id, data=f'{{"role": "{role}"}}')
+
+
+@retries_conflicts
+async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, reason: str | None) -> None:
+    """Ends everything an account can do, until it is unbanned.
+
+    Raises:
+        AccountNotFound
+        OwnAccount: administrators cannot ban themselves.
+        LastAdmin: nobody would be left to administer.
+    """
+    if user_id == admin.user_id:
+        raise OwnAccount
+    async with db.transaction("identity.ban") as tx:
+        await _keep_an_admin(tx, user_id)
+        version = await ban_account(tx, user_id, identity.clock.now(), reason)
+        if version is None:
+            raise AccountNotFound
+        await _make_stale(tx, identity, user_id, version)
+        await end_sessions(tx, identity, user_id, admin.device, reason="banned", actor_id=admin.user_id, is_noted=False)
+        await note(tx, identity, admin, "banned", user_id=user_id)
+
+
+@retries_conflicts
+async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId) -> None:
+    """Lets the owner log in again.
+
+    Raises:
+        AccountNotFound
+    """
+    async with db.transaction("identity.unban") as tx:
+        if not await unban_account(tx, user_id):
+            raise AccountNotFound
+        await note(tx, identity, admin, "unbanned", user_id=user_id)
+
+
+async def delete_own(db: Database, identity: Identity, actor: Actor, current_password: str) -> datetime:
+    """Closes the caller's account at once; the answer is when its data go.
+
+    Raises:
+        InvalidCurrentPassword, TooManyAttempts
+        LastAdmin: nobody would be left to administer.
+    """
+    account = await check_current_password(db, identity, actor.user_id, current_password)
+    return await _delete(db, identity, actor, account.email)
+
+
+@retries_conflicts
+async def _delete(db: Database, identity: Identity, actor: Actor, email: str) -> datetime:
+    now = identity.clock.now()
+    purge_at = now + timedelta(seconds=identity.settings.deletion_grace)
+    async with db.transaction("identity.delete_account") as tx:
+        await _keep_an_admin(tx, actor.user_id)
+        version = await delete_account(tx, actor.user_id, now, purge_at)
+        if version is None:
+            raise AccountNotFound
+        await _make_stale(tx, identity, actor.user_id, version)
+        await end_sessions(
+            tx, identity, actor.user_id, actor.device, reason="account_deleted", actor_id=actor.user_id, is_noted=False
+        )
+        await end_api_keys(tx, identity, actor, actor.user_id)
+        await users.hide_user(tx, actor.user_id)
+        await note(tx, identity, actor, "account_deleted")
+        await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=email)
+        await identity.queue.enqueue(
+            tx,
+            KIND_PURGE,
+            {"user_id": str(actor.user_id)},
+            user_id=None,
+            run_at=purge_at,
+            unique_key=str(actor.user_id),
+            max_attempts=20,
+        )
+    return purge_at
+
+
+async def _keep_an_admin(tx: Tx, user_id: UserId) -> None:
+    """Locks all administrators, so that two of them cannot each leave the other as the last one."""
+    if await lock_admins(tx) == [user_id]:
+        raise LastAdmin
+
+
+async def _make_stale(tx: Tx, identity: Identity, user_id: UserId, version: int) -> None:
+    end = identity.clock.now() + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
+    await insert_account_revocation(tx, user_id, version, end)
+    identity.feed.announce(tx, [Revocation("account", user_id, version, end)])

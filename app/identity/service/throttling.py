@@ -1,0 +1,205 @@
+"""Brute force is slowed down before a password is hashed: one call reserves the attempt, so parallel ones cannot
+overrun.
+
+Buckets, by the HMAC of what they are about, alike for known and unknown addresses:
+
+- e-mail and network (/24, /64): five attempts, then a pause of 1, 2, 4 … 900 s after each;
+- e-mail, from anywhere: twenty in 15 minutes;
+- network: a quota for an hour;
+- account: a hundred failures in a row close it to strangers until the password is reset.
+
+Somebody with the device cookie of an earlier success has a bucket of their own instead of the first, second and
+fourth, so that a stranger cannot lock them out. A success gives back what it had reserved. Without Redis each process
+counts for itself, by the same rules.
+"""
+
+import hmac
+from base64 import urlsafe_b64encode
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import ip_network
+from math import ceil
+
+from prometheus_client import Counter
+
+from app.identity.errors import TooManyAttempts
+from app.kernel.clock import Clock
+from app.kernel.keys import Keys
+from app.kernel.redis import RedisGateway, RedisUnavailable
+
+_attempts_total = Counter("app_identity_attempts", "Attempts to prove who somebody is.", ["outcome"])
+_DAY = 86_400
+_MAX_LOCAL_BUCKETS = 10_000
+
+# Per bucket: key; limit, window, first pause, longest pause (seconds). A pause of 0 lasts until the window ends.
+# State: number of attempts, and until when there are no more. Answer: 0, or the microseconds to wait.
+_RESERVE_SCRIPT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local wait = 0
+for i, key in ipairs(KEYS) do
+  local blocked = tonumber(redis.call('HGET', key, 'until') or '0')
+  if blocked > now and blocked - now > wait then wait = blocked - now end
+end
+if wait > 0 then return wait end
+for i, key in ipairs(KEYS) do
+  local limit, window = tonumber(ARGV[i * 4 - 3]), tonumber(ARGV[i * 4 - 2])
+  local pause, longest = tonumber(ARGV[i * 4 - 1]), tonumber(ARGV[i * 4])
+  local n = redis.call('HINCRBY', key, 'n', 1)
+  if n == 1 or pause > 0 then redis.call('EXPIRE', key, window) end
+  if n >= limit then
+    local seconds = redis.call('TTL', key)
+    if pause > 0 then seconds = math.min(pause * 2 ^ (n - limit), longest) end
+    redis.call('HSET', key, 'until', string.format('%.0f', now + seconds * 1000000))
+  end
+end
+return 0
+"""
+
+# A success: the buckets of this person are emptied, shared ones get the one attempt back.
+_RELEASE_SCRIPT = """
+for i, key in ipairs(KEYS) do
+  if ARGV[i] == '1' then
+    redis.call('DEL', key)
+  elseif redis.call('EXISTS', key) == 1 then
+    redis.call('HINCRBY', key, 'n', -1)
+    redis.call('HDEL', key, 'until')
+  end
+end
+return 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """`limit` attempts in `window` seconds; beyond them a pause that doubles up to `longest_pause`, or the whole
+    window.
+
+    `is_personal`: emptied by a success, because nobody else's attempts are in it.
+    """
+
+    key: str
+    limit: int
+    window: int
+    first_pause: int
+    longest_pause: int
+    is_personal: bool
+
+
+class Throttle:
+    """One per process."""
+
+    def __init__(self, redis: RedisGateway, keys: Keys, clock: Clock, *, network_limit: int) -> None:
+        self._redis = redis
+        self._key = keys.derive("throttle")
+        self._clock = clock
+        self._network_limit = network_limit
+        self._reserve = redis.client.register_script(_RESERVE_SCRIPT)
+        self._release = redis.client.register_script(_RELEASE_SCRIPT)
+        self._local: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
+
+    def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[Bucket]:
+        """For a log-in of somebody who claims an address. `device_id` must have been verified."""
+        network = self._network(ip)
+        shared = self._bucket("network", network, self._network_limit, 3600, 0, 0, is_personal=False)
+        if device_id is not None:
+            return [self._bucket("device", device_id, 5, _DAY, 1, 900, is_personal=True), shared]
+        return [
+            self._bucket("pair", f"{email_canonical}|{network}", 5, _DAY, 1, 900, is_personal=True),
+            self._bucket("email", email_canonical, 20, 900, 0, 0, is_personal=False),
+            self._bucket("account", email_canonical, 100, 30 * _DAY, 0, 0, is_personal=True),
+            shared,
+        ]
+
+    def proof_buckets(self, purpose: str, subject: object) -> list[Bucket]:
+        """For somebody logged in, or half so, who proves it once more: current password, one-time code."""
+        return [self._bucket(purpose, str(subject), 5, _DAY, 1, 900, is_personal=True)]
+
+    def registration_buckets(self, ip: str | None, limit: int) -> list[Bucket]:
+        """For somebody who makes an account or asks for an e-mail."""
+        return [self._bucket("register", self._network(ip), limit, 3600, 0, 0, is_personal=False)]
+
+    def account_bucket(self, email_canonical: str) -> list[Bucket]:
+        """What a password reset opens again."""
+        return [bucket for bucket in self.login_buckets(email_canonical, None, None) if ":account:" in bucket.key]
+
+    async def reserve(self, buckets: Sequence[Bucket]) -> None:
+        """Takes one attempt from each bucket, or none.
+
+        Raises:
+            TooManyAttempts: with the seconds until the next one.
+        """
+        args: list[str | int] = [
+            value
+            for bucket in buckets
+            for value in (bucket.limit, bucket.window, bucket.first_pause, bucket.longest_pause)
+        ]
+        try:
+            wait = await self._redis.call(
+                lambda client: self._reserve(keys=[bucket.key for bucket in buckets], args=args, client=client)
+            )
+            seconds = ceil(int(wait) / 1_000_000)
+        except RedisUnavailable:
+            seconds = self._reserve_locally(buckets)
+        if seconds:
+            _attempts_total.labels("refused").inc()
+            raise TooManyAttempts(retry_after=seconds)
+        _attempts_total.labels("let_through").inc()
+
+    async def release(self, buckets: Sequence[Bucket]) -> None:
+        """After a success."""
+        args = ["1" if bucket.is_personal else "0" for bucket in buckets]
+        for bucket in buckets:
+            self._release_locally(bucket)
+        try:
+            await self._redis.call(
+                lambda client: self._release(keys=[bucket.key for bucket in buckets], args=args, client=client)
+            )
+        except RedisUnavailable:
+            return
+
+    def _reserve_locally(self, buckets: Sequence[Bucket]) -> int:
+        now = self._clock.timestamp()
+        states = [self._local.get(bucket.key, (0, 0.0, 0.0)) for bucket in buckets]
+        wait = max(until - now for _, until, _ in states)
+        if wait > 0:
+            return ceil(wait)
+        for bucket, (n, _, ends) in zip(buckets, states, strict=True):
+            count = 1 if ends <= now else n + 1
+            end = now + bucket.window if count == 1 or bucket.first_pause else ends
+            until = 0.0
+            if count >= bucket.limit:
+                pause = min(bucket.first_pause * 2.0 ** (count - bucket.limit), bucket.longest_pause)
+                until = now + pause if bucket.first_pause else end
+            self._local[bucket.key] = (count, until, end)
+            self._local.move_to_end(bucket.key)
+        while len(self._local) > _MAX_LOCAL_BUCKETS:
+            self._local.popitem(last=False)
+        return 0
+
+    def _release_locally(self, bucket: Bucket) -> None:
+        state = self._local.pop(bucket.key, None)
+        if state is not None and not bucket.is_personal:
+            self._local[bucket.key] = (state[0] - 1, 0.0, state[2])
+
+    def _bucket(
+        self,
+        kind: str,
+        subject: str,
+        limit: int,
+        window: int,
+        first_pause: int,
+        longest_pause: int,
+        *,
+        is_personal: bool,
+    ) -> Bucket:
+        name = urlsafe_b64encode(hmac.digest(self._key, f"{kind}|{subject}".encode(), sha256)[:18]).decode()
+        return Bucket(f"identity:attempts:{kind}:{name}", limit, window, first_pause, longest_pause, is_personal)
+
+    @staticmethod
+    def _network(ip: str | None) -> str:
+        if ip is None:
+            return "unknown"
+        return str(ip_network(f"{ip}/{64 if ':' in ip else 24}", strict=False))

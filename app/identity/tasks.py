@@ -1,0 +1,186 @@
+"""The module's background jobs: its e-mails, and the end of deleted accounts.
+
+Tokens are made here, by the worker that sends them, so that no job row and no queue ever holds one. A job that runs
+again makes another token, which takes the place of the one before.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+
+from app.identity.queries.accounts import anonymise_account, get_account, get_account_by_email
+from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens, replace_one_time_token
+from app.identity.records import Account, TokenPurpose, canonical_email
+from app.identity.service.addresses import EmailChange
+from app.identity.service.emails import (
+    KIND_CHANGE,
+    KIND_NOTICE,
+    KIND_PURGE,
+    KIND_REGISTERED,
+    KIND_RESET,
+    LANE,
+    Notice,
+)
+from app.identity.service.tokens import new_one_time_token
+from app.identity.settings import IdentitySettings
+from app.kernel.ids import UserId
+from app.kernel.mail import Mail, Mailer, MailRefused, Templates
+from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+from app.users import api as users
+
+_HOUR = 3600
+_MINUTE = 60
+_EVENTS_AT_A_TIME = 5_000
+_NOTICES: dict[Notice, tuple[str, str]] = {
+    "password_changed": ("Your password was changed", "the password of your Onehop account was changed."),
+    "email_changed": (
+        "Your e-mail address was changed",
+        "your Onehop account uses another e-mail address from now on; this one has no part in it any more.",
+    ),
+    "totp_enabled": ("Two-factor log-in is on", "a second factor was added to your Onehop account."),
+    "totp_disabled": ("Two-factor log-in is off", "the second factor of your Onehop account was removed."),
+    "session_reused": (
+        "A session was ended for your safety",
+        "a refresh token of your Onehop account was used twice, as happens when it was stolen; that session has ended.",
+    ),
+    "account_deleted": (
+        "Your account was closed",
+        "your Onehop account was closed, and its data will be gone in two weeks.",
+    ),
+}
+
+
+class EmailArgs(JobArgs):
+    """About an address, whether or not it has an account."""
+
+    email: str
+    user_id: str | None = None
+
+
+class ChangeArgs(JobArgs):
+    """A new address to be confirmed."""
+
+    user_id: str
+    new_email: str
+
+
+class NoticeArgs(JobArgs):
+    """Something that has happened to an account; told at `email` or at the account's address."""
+
+    user_id: str
+    notice: Notice
+    email: str | None = None
+
+
+class PurgeArgs(JobArgs):
+    """A deleted account whose time is over."""
+
+    user_id: str
+
+
+class IdentityTasks:
+    """The handlers. `public_url` is the base of links."""
+
+    def __init__(self, mailer: Mailer, settings: IdentitySettings, public_url: str) -> None:
+        self._mailer = mailer
+        self._settings = settings
+        self._public_url = public_url
+        self._templates = Templates(Path(__file__).parent / "templates")
+
+    def kinds(self) -> dict[str, JobKind[Any]]:
+        """The kinds of this module, by name."""
+        kinds: tuple[JobKind[Any], ...] = (
+            job(KIND_REGISTERED, args=EmailArgs, lane=LANE)(self._mail_registered),
+            job(KIND_RESET, args=EmailArgs, lane=LANE)(self._mail_reset),
+            job(KIND_CHANGE, args=ChangeArgs, lane=LANE)(self._mail_change),
+            job(KIND_NOTICE, args=NoticeArgs, lane=LANE)(self._mail_notice),
+            job(KIND_PURGE, args=PurgeArgs, max_attempts=20)(self._purge),
+        )
+        return {kind.name: kind for kind in kinds}
+
+    async def _mail_registered(self, ctx: JobContext, args: EmailArgs) -> None:
+        account = await _by_email(ctx, args.email)
+        if account is None:
+            return
+        if account.email_verified_at is None:
+            await self._send_link(ctx, account, account.email, "verify_email")
+        elif self._settings.registration == "verify":
+            await self._send(ctx, account.email, "account_exists", {"link": self._forgot_link})
+
+    async def _mail_reset(self, ctx: JobContext, args: EmailArgs) -> None:
+        account = await _by_email(ctx, args.email)
+        if account is not None and account.status == "active":
+            await self._send_link(ctx, account, account.email, "reset_password")
+
+    async def _mail_change(self, ctx: JobContext, args: ChangeArgs) -> None:
+        account = await _by_id(ctx, args.user_id)
+        if account is not None and account.status == "active":
+            payload = msgspec.json.encode(EmailChange(args.new_email)).decode()
+            await self._send_link(ctx, account, args.new_email, "change_email", payload)
+
+    async def _mail_notice(self, ctx: JobContext, args: NoticeArgs) -> None:
+        account = await _by_id(ctx, args.user_id)
+        to = args.email or (account.email if account else None)
+        if to is not None:
+            subject, what = _NOTICES[args.notice]
+            await self._send(ctx, to, "notice", {"subject": subject, "what": what, "link": self._forgot_link})
+
+    async def _purge(self, ctx: JobContext, args: PurgeArgs) -> None:
+        user_id = UserId(UUID(args.user_id))
+        account = await _by_id(ctx, args.user_id)
+        if account is None or account.status != "deleted":
+            return
+        deleted = _EVENTS_AT_A_TIME
+        while deleted == _EVENTS_AT_A_TIME:
+            async with ctx.db.statement("identity.purge_events") as tx:
+                deleted = await users.delete_events(tx, user_id, limit=_EVENTS_AT_A_TIME)
+        async with ctx.transaction("identity.purge") as tx:
+            await anonymise_account(tx, user_id)
+            await users.anonymise_user(tx, user_id)
+            await delete_expired_one_time_tokens(tx, ctx.clock.now())
+
+    async def _send_link(
+        self, ctx: JobContext, account: Account, to: str, purpose: TokenPurpose, payload: str = "{}"
+    ) -> None:
+        """A link with a fresh token, good for as long as the settings say."""
+        is_reset = purpose == "reset_password"
+        seconds = self._settings.reset_password_ttl if is_reset else self._settings.verify_email_ttl
+        token, token_hash = new_one_time_token()
+        now = ctx.clock.now()
+        async with ctx.db.statement("identity.one_time_token") as tx:
+            await replace_one_time_token(
+                tx,
+                user_id=account.user_id,
+                purpose=purpose,
+                token_hash=token_hash,
+                payload=payload,
+                now=now,
+                expires_at=now + timedelta(seconds=seconds),
+            )
+        link = f"{self._public_url}/{purpose.replace('_', '-')}?{urlencode({'token': token})}"
+        await self._send(ctx, to, purpose, {"link": link, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
+
+    async def _send(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> None:
+        subject, text, html = self._templates.render(template, data)
+        try:
+            await self._mailer.send(Mail(to, subject, text, html, reference=str(ctx.job_id)))
+        except MailRefused as error:
+            raise PermanentJobError("mail_refused", str(error)) from error
+
+    @property
+    def _forgot_link(self) -> str:
+        return f"{self._public_url}/forgot-password"
+
+
+async def _by_email(ctx: JobContext, email: str) -> Account | None:
+    async with ctx.db.read("identity.mail_account") as conn:
+        return await get_account_by_email(conn, canonical_email(email))
+
+
+async def _by_id(ctx: JobContext, user_id: str) -> Account | None:
+    async with ctx.db.read("identity.mail_account") as conn:
+        return await get_account(conn, UUID(user_id))
