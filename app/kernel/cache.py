@@ -150,6 +150,7 @@ class Cache:
             self._remove(key)
             return None
         _local_hit.inc()
+        self._entries.move_to_end(key)
         return entry.answer
 
     async def get_or_fill(

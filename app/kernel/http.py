@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form, Param
@@ -43,6 +43,8 @@ from app.kernel.telemetry import request_id_var
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
+# More than any model of ours takes, and less than what the parsers and serializers behind this can bear.
+MAX_JSON_DEPTH = 64
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 _INVALID_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _JSON_OPTIONS = orjson.OPT_UTC_Z
@@ -91,6 +93,9 @@ class PageQuery(BaseModel):
 
     limit: int = Field(20, ge=1, le=100, description="Items of one page.")
     cursor: str | None = Field(None, min_length=1, max_length=1024, description="`next_cursor` of the page before.")
+
+
+PageQueryDep = Annotated[PageQuery, Query()]
 
 
 class ProblemField(Schema):
@@ -223,6 +228,8 @@ def parse_json(body: bytes) -> Any:
         raise InvalidJson("The JSON is nested too deeply.") from error
     except ValueError as error:
         raise InvalidJson(None if isinstance(error, json.JSONDecodeError) else _reason(error)) from error
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_too_deep(value):
+        raise InvalidJson("The JSON is nested too deeply.")
     if "\\u" in text:
         errors = list(_unstorable_text(value, "#"))
         if errors:
@@ -259,6 +266,21 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _decoder = json.JSONDecoder(
     object_pairs_hook=_unique_pairs, parse_float=_finite_float, parse_constant=_refuse_constant, strict=True
 )
+
+
+def _is_too_deep(value: Any) -> bool:
+    # Level by level: what is deep enough would break a function that calls itself.
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _unstorable_text(value: Any, pointer: str) -> Iterable[FieldError]:

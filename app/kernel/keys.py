@@ -44,7 +44,8 @@ class Keys:
         """
         try:
             return AESGCM(self.derive(purpose)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
+            # ValueError: too short to be sealed bytes at all.
             raise SealBroken from error
 
     def _derive(self, purpose: str) -> bytes:

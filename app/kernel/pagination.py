@@ -42,7 +42,7 @@ class Cursors:
     def encode(self, list_name: str, owner: object, values: tuple[Any, ...]) -> str:
         """A cursor that continues after `values` (str, int, bool, None, UUID or aware datetime) in this list."""
         payload = msgspec.msgpack.encode(values)
-        return urlsafe_b64encode(self._sign(list_name, owner, payload) + payload).rstrip(b"=").decode()
+        return _text_of(self._sign(list_name, owner, payload) + payload)
 
     def decode(self, list_name: str, owner: object, cursor: str, types: type[Any]) -> Any:
         """The values of a cursor as `types`, for example `tuple[datetime, UUID]`.
@@ -55,10 +55,15 @@ class Cursors:
         except (Base64Error, ValueError) as error:
             raise InvalidCursor from error
         signature, payload = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(list_name, owner, payload)):
+        # Base64 has several texts for the same bytes, and Python's reads over foreign characters; only ours is taken.
+        if _text_of(raw) != cursor or not hmac.compare_digest(signature, self._sign(list_name, owner, payload)):
             raise InvalidCursor
         return msgspec.msgpack.decode(payload, type=types)
 
     def _sign(self, list_name: str, owner: object, payload: bytes) -> bytes:
         scope = f"{list_name}\0{owner}\0".encode()
         return hmac.digest(self._key, scope + payload, sha256)[:_SIGNATURE_BYTES]
+
+
+def _text_of(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()

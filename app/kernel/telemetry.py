@@ -87,6 +87,9 @@ def configure_logging(settings: LogSettings, *, production: bool) -> None:
         library = logging.getLogger(noisy)
         library.handlers.clear()
         library.propagate = noisy != "uvicorn.access"
+    for talkative in ("httpx", "httpcore"):
+        # They would write down whole addresses, and with them what is secret in those.
+        logging.getLogger(talkative).setLevel(max(level, logging.WARNING))
 
 
 def _to_json(event: Any, default: Any = None, **_: Any) -> str:

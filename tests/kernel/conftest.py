@@ -68,7 +68,7 @@ async def open_redis(redis_url: str) -> AsyncIterator[OpenRedis]:
 
 
 @pytest.fixture
-def planted(settings: Settings) -> Planted:
+def planted(settings: Settings, frozen_garbage: None) -> Planted:
     """Makes a context with a client of the application that also has the routes of `router`."""
 
     @asynccontextmanager

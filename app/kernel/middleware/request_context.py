@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.access_log import AccessLog
@@ -96,6 +97,10 @@ class RequestContext:
             exchange.status = exchange.status or _CLIENT_CLOSED_REQUEST
             _disconnects.inc()
             raise
+        except ClientDisconnect:
+            # The framework may have answered 500, which nobody is there to read.
+            exchange.status = _CLIENT_CLOSED_REQUEST
+            _disconnects.inc()
         except AppError as error:
             await exchange.answer_problem(error, scope, receive)
         except Exception as error:

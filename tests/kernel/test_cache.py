@@ -1,0 +1,311 @@
+"""The cache of finished answers: what it may never serve, and what it does without Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import redis
+
+from app.kernel.bus import Bus
+from app.kernel.cache import Cache, CachedAnswer
+from app.kernel.embedded import EmbeddedValkey
+from app.kernel.settings import CacheSettings
+from tests.fixtures.waiting import eventually
+from tests.kernel.conftest import OpenRedis
+
+TAGS = ("user:1", "events:1")
+
+
+class Source:
+    """Stands for the database: answers its present value after `delay`, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.value = b"0"
+        self.reads = 0
+        self.hold: asyncio.Event | None = None
+
+    async def read(self) -> CachedAnswer:
+        self.reads += 1
+        value = self.value
+        if self.hold is not None:
+            await self.hold.wait()
+        return answer_of(value)
+
+
+def answer_of(body: bytes) -> CachedAnswer:
+    return CachedAnswer([(b"content-type", b"text/plain")], b'"tag"', body)
+
+
+class Process:
+    """A cache with a connection of its own, as each process has one."""
+
+    def __init__(self, cache: Cache, bus: Bus, source: Source) -> None:
+        self.cache = cache
+        self.bus = bus
+        self.source = source
+
+    async def get(self, key: str = "key", tags: tuple[str, ...] = TAGS) -> bytes:
+        answer = self.cache.get_local(key) or await self.cache.get_or_fill(key, tags, self.source.read)
+        assert answer is not None
+        return answer.body
+
+    @property
+    def local(self) -> bytes | None:
+        answer = self.cache.get_local("key")
+        return answer.body if answer else None
+
+
+StartProcess = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[StartProcess]:
+    processes: list[Process] = []
+
+    async def start(**settings: object) -> Process:
+        gateway = await open_redis(breaker_cooldown=0.1)
+        bus = Bus(gateway)
+        process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus), bus, source)
+        await bus.start()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        await process.cache.close()
+        await process.bus.close()
+
+
+async def stored(valkey: EmbeddedValkey) -> list[str]:
+    """The cached entries in Redis."""
+    async with redis.asyncio.Redis.from_url(valkey.url()) as client:
+        return sorted(key.decode() for key in await client.keys("cache:entry:*"))
+
+
+async def test_fills_once_and_answers_from_memory(start_process: StartProcess, source: Source) -> None:
+    process = await start_process()
+    assert [await process.get() for _ in range(3)] == [b"0"] * 3
+    assert source.reads == 1
+    source.value = b"1"
+    assert await process.get() == b"0"
+    assert await process.get("another key") == b"1"
+
+
+async def test_other_process_finds_it_in_redis(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    first, second = await start_process(), await start_process()
+    await first.get()
+    await eventually(lambda: not first.cache._storing)
+    assert await second.get() == b"0"
+    assert source.reads == 1
+    assert second.local == b"0"
+    assert await stored(valkey) == ["cache:entry:key"]
+
+
+async def test_time_to_live_is_spread(start_process: StartProcess, valkey: EmbeddedValkey) -> None:
+    process = await start_process(ttl=100)
+    for number in range(40):
+        await process.get(f"key{number}", (f"tag{number}",))
+    await eventually(lambda: not process.cache._storing)
+    async with redis.asyncio.Redis.from_url(valkey.url()) as client:
+        left = [await client.pttl(f"cache:entry:key{number}") for number in range(40)]
+        tags = [await client.pttl(f"cache:tag:tag{number}") for number in range(40)]
+    assert 88_000 < min(left) < max(left) <= 110_000
+    assert max(left) - min(left) > 5_000
+    # A tag outlives every entry that names it.
+    assert min(tags) > 150_000
+    entries = process.cache._entries.values()
+    assert max(entry.expires_at for entry in entries) - min(entry.expires_at for entry in entries) > 5
+
+
+async def test_ends_by_its_time_to_live(start_process: StartProcess, source: Source) -> None:
+    process = await start_process(ttl=1)
+    await process.get()
+    source.value = b"1"
+    await eventually(lambda: process.local is None, within=1.5)
+    await asyncio.sleep(0.1)
+    assert await process.get() == b"1"
+
+
+@pytest.mark.parametrize("tag", TAGS)
+async def test_any_tag_ends_it_everywhere(start_process: StartProcess, source: Source, tag: str) -> None:
+    writer, reader = await start_process(), await start_process()
+    await writer.get()
+    await reader.get()
+    await reader.get("unrelated", ("user:2",))
+    source.value = b"1"
+    await writer.cache.forget_now([tag])
+    assert writer.local is None
+    await eventually(lambda: reader.local is None, within=0.05)
+    assert [await reader.get(), await writer.get()] == [b"1", b"1"]
+    assert await reader.get("unrelated", ("user:2",)) == b"0"
+
+
+async def test_those_who_ask_at_once_share_one_read(start_process: StartProcess, source: Source) -> None:
+    process = await start_process()
+    source.hold = asyncio.Event()
+    readers = [asyncio.create_task(process.get()) for _ in range(20)]
+    await eventually(lambda: source.reads == 1)
+    source.hold.set()
+    assert await asyncio.gather(*readers) == [b"0"] * 20
+    assert source.reads == 1
+
+
+@pytest.mark.parametrize("writer_is_another_process", [False, True])
+async def test_a_read_that_a_write_overtakes_is_not_kept(
+    start_process: StartProcess, source: Source, writer_is_another_process: bool, valkey: EmbeddedValkey
+) -> None:
+    reader = await start_process()
+    writer = await start_process() if writer_is_another_process else reader
+    source.hold = asyncio.Event()
+    early = asyncio.create_task(reader.get())
+    await eventually(lambda: source.reads == 1)
+    source.value = b"1"
+    await writer.cache.forget_now(["user:1"])
+    await eventually(lambda: reader.cache._forgotten_at.get("user:1") is not None)
+    # Who asks after the write does not join the read that began before it.
+    late = asyncio.create_task(reader.get())
+    await eventually(lambda: source.reads == 2)
+    source.hold.set()
+    assert [await early, await late] == [b"0", b"1"]
+    await eventually(lambda: not reader.cache._storing)
+    assert reader.local == b"1"
+    assert await writer.get() == b"1"
+
+
+async def test_a_failing_read_leaves_the_others_to_themselves(start_process: StartProcess, source: Source) -> None:
+    process = await start_process()
+    source.hold = asyncio.Event()
+
+    async def fail() -> CachedAnswer | None:
+        await asyncio.sleep(0.05)
+        raise OSError
+
+    failing = asyncio.create_task(process.cache.get_or_fill("key", TAGS, fail))
+    await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(process.cache.get_or_fill("key", TAGS, fail))
+    assert await waiting is None
+    with pytest.raises(OSError):  # noqa: PT011 - bare on purpose
+        await failing
+    source.hold = None
+    assert await process.get() == b"0"
+
+
+async def test_a_waiting_reader_may_go_away(start_process: StartProcess, source: Source) -> None:
+    process = await start_process()
+    source.hold = asyncio.Event()
+    first = asyncio.create_task(process.get())
+    await eventually(lambda: source.reads == 1)
+    second = asyncio.create_task(process.get())
+    await asyncio.sleep(0)
+    second.cancel()
+    source.hold.set()
+    assert await first == b"0"
+    assert second.cancelled() or second.cancelling()
+
+
+async def test_memory_is_bounded_by_number(start_process: StartProcess) -> None:
+    process = await start_process(local_entries=3)
+    for key in "abc":
+        await process.get(key)
+    assert process.cache.get_local("a") is not None
+    await process.get("d")
+    # What was not asked for the longest goes first.
+    assert [key for key in "abcd" if process.cache.get_local(key)] == ["a", "c", "d"]
+
+
+async def test_memory_is_bounded_by_bytes(start_process: StartProcess, source: Source) -> None:
+    process = await start_process(local_bytes=25)
+    source.value = b"x" * 10
+    for key in "abc":
+        await process.get(key)
+    assert [key for key in "abc" if process.cache.get_local(key)] == ["b", "c"]
+    assert process.cache._bytes == 20
+    source.value = b"x" * 26
+    assert await process.get("too large") == source.value
+    assert process.cache._bytes <= 25
+    await process.cache.forget_now(TAGS)
+    assert (process.cache._bytes, process.cache._entries, process.cache._keys_of_tag) == (0, {}, {})
+
+
+async def test_without_redis_everything_is_read_anew(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    process = await start_process()
+    await process.get()
+    valkey.stop()
+    try:
+        # Messages of other processes may be missed, so nothing in memory counts.
+        await eventually(lambda: process.local is None, within=1)
+        source.value = b"1"
+        assert await process.get() == b"1"
+        await process.cache.forget_now(["user:1"])
+        source.value = b"2"
+        assert await process.get() == b"2"
+        assert process.local is None
+    finally:
+        valkey.start()
+    await eventually(lambda: process.bus.is_connected)
+    await eventually(lambda: not process.cache._pending)
+    assert await process.get() == b"2"
+    assert process.local == b"2"
+
+
+async def test_what_could_not_be_forgotten_is_not_read_from_redis(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    """Redis is up again with its old entries before the tag of the write could be forgotten there."""
+    process = await start_process()
+    await process.get()
+    await eventually(lambda: not process.cache._storing)
+    process.cache._forget_local(["user:1"])
+    process.cache._pending.add("user:1")
+    source.value = b"1"
+    assert await process.get() == b"1"
+    process.cache._pending.clear()
+
+
+async def test_lost_messages_are_made_up_for(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    writer, reader = await start_process(), await start_process()
+    await reader.get()
+    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
+        await administrator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    source.value = b"1"
+    await writer.cache.forget_now(["user:1"])
+    await eventually(lambda: reader.local is None, within=0.3)
+    assert await reader.get() == b"1"
+
+
+async def test_an_entry_without_its_tags_is_no_answer(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    """Redis may evict a tag before the entries that name it."""
+    first, second = await start_process(), await start_process()
+    await first.get()
+    await eventually(lambda: not first.cache._storing)
+    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
+        assert await administrator.delete("cache:tag:user:1") == 1
+    source.value = b"1"
+    assert await second.get() == b"1"
+
+
+async def test_switched_off(start_process: StartProcess, source: Source, valkey: EmbeddedValkey) -> None:
+    process = await start_process(enabled=False)
+    assert [await process.get(), await process.get()] == [b"0", b"0"]
+    assert source.reads == 2
+    assert (process.local, await stored(valkey)) == (None, [])
+
+
+async def test_one_message_that_is_no_message_does_no_harm(start_process: StartProcess, source: Source) -> None:
+    process = await start_process()
+    await process.bus.publish("onehop:cache:forget", b"\xc1 not msgpack")
+    await process.cache.forget_now(["user:1"])
+    assert await process.get() == b"0"

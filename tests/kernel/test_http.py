@@ -1,0 +1,430 @@
+"""The HTTP edge: strict JSON, problems, entity tags."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+import httpx
+import orjson
+import pytest
+from asyncpg.pgproto import pgproto
+from fastapi import Form, HTTPException, Query, Request, Response
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.kernel.auth import Public
+from app.kernel.errors import (
+    AppError,
+    Conflict,
+    FieldError,
+    TooManyRequests,
+    Unprocessable,
+)
+from app.kernel.http import (
+    Id,
+    InvalidJson,
+    PageQuery,
+    Router,
+    Schema,
+    Timestamp,
+    body_etag,
+    dump_json,
+    escape_pointer,
+    etag_of,
+    if_match,
+    json_fragment,
+    json_response,
+    matches_any,
+    parse_json,
+)
+from tests.fixtures.answers import problem_of
+from tests.kernel.conftest import Planted
+
+router = Router(prefix="/test", dependencies=[])
+
+
+class Thing(Schema):
+    name: str
+    size: int = 0
+    at: Timestamp | None = None
+    id: Id | None = None
+    anything: Any = None
+
+
+@router.post("/things", dependencies=[Public])
+async def make_thing(body: Thing) -> Response:
+    return json_response({"got": body.model_dump(mode="json")}, status=201)
+
+
+class Filter(PageQuery):
+    kind: str | None = None
+
+
+@router.get("/things", dependencies=[Public])
+async def list_things(query: Annotated[Filter, Query()]) -> Response:
+    return json_response({"limit": query.limit, "kind": query.kind})
+
+
+@router.get("/things/{name}", dependencies=[Public])
+async def get_thing(name: str) -> Response:
+    return json_response({"name": name}, etag='"own-tag"' if name == "tagged" else None)
+
+
+@router.delete("/things/{name}", dependencies=[Public])
+async def delete_thing(name: str) -> Response:
+    return Response(status_code=204)
+
+
+@router.post("/form", dependencies=[Public])
+async def send_form(grant: Annotated[str, Form()]) -> Response:
+    return json_response({"grant": grant})
+
+
+@router.get("/fail/{what}", dependencies=[Public])
+async def fail(what: str) -> Response:
+    match what:
+        case "conflict":
+            raise Conflict("It is taken.", errors=[FieldError("#/a~1b", "Taken.", "taken")])
+        case "quota":
+            raise TooManyRequests(retry_after=7)
+        case "framework":
+            raise HTTPException(403, "the framework's words")
+        case "teapot":
+            raise HTTPException(418)
+        case _:
+            raise ValueError("SELECT secret FROM somewhere")
+
+
+@pytest.fixture
+async def planted_client(planted: Planted) -> AsyncIterator[httpx.AsyncClient]:
+    async with planted(router) as client:
+        yield client
+
+
+async def post(client: httpx.AsyncClient, body: bytes, content_type: str | None = "application/json") -> httpx.Response:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    return await client.post("/test/things", content=body, headers=headers)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), inner)
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.booleans())
+def test_reads_whatever_is_json(value: object, ascii_only: bool) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@given(st.binary(max_size=40))
+@example(b'{"a":1}x')
+@example(b"\xff")
+def test_never_fails_in_another_way(body: bytes) -> None:
+    try:
+        parse_json(body)
+    except AppError as error:
+        assert error.status in {400, 422}  # noqa: PT017 - both outcomes are right
+
+
+def test_a_byte_order_mark_is_read_over() -> None:
+    assert parse_json(b"\xef\xbb\xbf{}") == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"a": 1, "a": 2}', "An object names a key twice."),
+        (b'{"a": {"b": 1, "b": 1}}', "An object names a key twice."),
+        (b'[{"\\u0061": 1, "a": 1}]', "An object names a key twice."),
+        (b"NaN", "A number is not finite."),
+        (b"[-Infinity]", "A number is not finite."),
+        (b"1e400", "A number is not finite."),
+        (b"-1.5e99999", "A number is not finite."),
+        (b"[" * 5_000 + b"]" * 5_000, "The JSON is nested too deeply."),
+        (b'{"a":' * 1_000_000, "The JSON is nested too deeply."),
+        (b"[" * 1_000_000, "The JSON is nested too deeply."),
+        (b"9" * 5_000, None),
+        (b'"\x00"', None),
+        (b'"\x1f"', None),
+        (b'"\xff"', None),
+        (b'"\xed\xa0\x80"', None),
+        ('{"a":1}'.encode("utf-16"), None),
+        (b"{'a': 1}", None),
+        (b"[1,]", None),
+        (b"01", None),
+        (b"+1", None),
+        (b"1.", None),
+        (b'"\\x"', None),
+        (b"// comment\n1", None),
+        (b"undefined", None),
+        (b" ", None),
+    ],
+)
+def test_refuses_what_is_not_definite_json(body: bytes, detail: str | None) -> None:
+    with pytest.raises(InvalidJson) as raised:
+        parse_json(body)
+    assert raised.value.detail == detail
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (b'"\\u0000"', ["#"]),
+        (b'"\\ud800"', ["#"]),
+        (b'"\\udc00\\ud800"', ["#"]),
+        (b'{"a": ["x", "\\u0000"], "b/~": {"c": "\\udfff"}}', ["#/a/1", "#/b~1~0/c"]),
+        (b'{"a": {"\\u0000": 1}}', ["#/a"]),
+    ],
+)
+def test_refuses_text_that_cannot_be_stored(body: bytes, pointers: list[str]) -> None:
+    with pytest.raises(Unprocessable) as raised:
+        parse_json(body)
+    assert [error.pointer for error in raised.value.errors] == pointers
+    assert {error.code for error in raised.value.errors} == {"invalid_text"}
+
+
+@pytest.mark.parametrize(("depth", "status"), [(63, 201), (64, 400), (300, 400), (600, 400), (900, 400), (990, 400)])
+async def test_sixty_four_levels_and_no_more(planted_client: httpx.AsyncClient, depth: int, status: int) -> None:
+    """What comes after the parser could not bear as much as the parser itself."""
+    for opening, closing in ((b"[", b"]"), (b'{"\\u0041":', b"}")):
+        nested = opening * depth + b'"\\u0041"' + closing * depth
+        answer = await post(planted_client, b'{"name": "n", "anything": ' + nested + b"}")
+        assert answer.status_code == status, answer.text
+
+
+def test_pairs_of_surrogates_are_text() -> None:
+    assert parse_json(b'"\\ud83d\\ude00 \\u0041"') == "😀 A"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 201),
+        ("application/json; charset=utf-8", 201),
+        ("Application/JSON;charset=UTF-8", 201),
+        ("application/merge-patch+json", 201),
+        ("application/json; charset=us-ascii", 201),
+        ("application/json; charset=utf-16", 415),
+        ("application/json; charset=latin-1", 415),
+        ("text/json", 415),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/jsonx", 415),
+        ("", 415),
+        (None, 415),
+    ],
+)
+async def test_media_types(planted_client: httpx.AsyncClient, content_type: str | None, status: int) -> None:
+    answer = await post(planted_client, b'{"name": "x"}', content_type)
+    assert answer.status_code == status, answer.text
+    if status == 415:
+        problem_of(answer, 415, "unsupported_media_type")
+
+
+async def test_forms(planted_client: httpx.AsyncClient) -> None:
+    assert (await planted_client.post("/test/form", data={"grant": "ü"})).json() == {"grant": "ü"}
+    problem_of(await planted_client.post("/test/form", json={"grant": "x"}), 415, "unsupported_media_type")
+    answer = await planted_client.post("/test/form", data={"other": "x"})
+    assert problem_of(answer, 422, "validation_failed") == {"#/grant": "missing"}
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ({}, {"#/name": "missing"}),
+        ({"name": 5}, {"#/name": "string_type"}),
+        ({"name": "x", "size": "5"}, {"#/size": "int_type"}),
+        ({"name": "x", "size": 5.0}, {"#/size": "int_type"}),
+        ({"name": "x", "size": True}, {"#/size": "int_type"}),
+        ({"name": "x", "more": 1}, {"#/more": "extra_forbidden"}),
+        ({"name": "x", "a/b~c": 1}, {"#/a~1b~0c": "extra_forbidden"}),
+        ({"name": "x", "id": "nonsense"}, {"#/id": "uuid_parsing"}),
+        ({"name": "x", "id": 7}, {"#/id": "uuid_type"}),
+        ({"name": "x", "at": "2026-01-01T00:00:00"}, {"#/at": "timezone_aware"}),
+        ({"name": "x", "at": 1_700_000_000}, {"#/at": "datetime_type"}),
+        ({"name": "x", "at": "1700000000"}, {"#/at": "datetime_type"}),
+        ({"name": "x", "at": "9999-12-31T23:00:00-05:00"}, {"#/at": "datetime_range"}),
+        ([], {"#": "model_attributes_type"}),
+        (None, {"#": "missing"}),
+    ],
+)
+async def test_schemas_are_strict(planted_client: httpx.AsyncClient, body: object, refused: dict[str, str]) -> None:
+    answer = await planted_client.post("/test/things", json=body)
+    assert problem_of(answer, 422, "validation_failed") == refused
+
+
+async def test_times_come_in_any_offset_and_go_out_in_utc(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.post("/test/things", json={"name": "x", "at": "2026-01-01T01:30:00+01:30"})
+    assert answer.json()["got"]["at"] == "2026-01-01T00:00:00Z"
+
+
+async def test_at_most_twenty_errors_are_told(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.post("/test/things", json={"name": "x"} | {f"f{n}": n for n in range(50)})
+    assert len(answer.json()["errors"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("query", "refused"),
+    [
+        ("limit=0", {"query:limit": "greater_than_equal"}),
+        ("limit=101", {"query:limit": "less_than_equal"}),
+        ("limit=x", {"query:limit": "int_parsing"}),
+        ("cursor=", {"query:cursor": "string_too_short"}),
+        ("colour=red", {"query": "unknown_parameter"}),
+        ("limit=1&limit=2", {"query:limit": "repeated_parameter"}),
+        ("kind=%00", {"query": "invalid_text"}),
+    ],
+)
+async def test_queries_are_strict(planted_client: httpx.AsyncClient, query: str, refused: dict[str, str]) -> None:
+    assert problem_of(await planted_client.get(f"/test/things?{query}"), 422, "validation_failed") == refused
+
+
+@pytest.mark.parametrize("text", ["%", "%G1", "%ff", "%ed%a0%80", "%c0%80"])
+async def test_addresses_that_cannot_be_read(planted_client: httpx.AsyncClient, text: str) -> None:
+    url = httpx.URL("http://localhost/test/things", query=f"kind={text}".encode())
+    problem_of(await planted_client.get(url), 400, "invalid_encoding")
+    url = httpx.URL("http://localhost").copy_with(raw_path=f"/test/things/{text}".encode())
+    problem_of(await planted_client.get(url), 400, "invalid_encoding")
+
+
+async def test_every_kind_of_error_is_a_problem(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.get("/test/fail/conflict", headers={"X-Request-ID": "abc"})
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json() == {
+        "type": "/problems/conflict",
+        "title": "The request conflicts with the present state",
+        "status": 409,
+        "detail": "It is taken.",
+        "instance": "urn:onehop:request:abc",
+        "code": "conflict",
+        "request_id": "abc",
+        "errors": [{"pointer": "#/a~1b", "detail": "Taken.", "code": "taken"}],
+    }
+    quota = await planted_client.get("/test/fail/quota")
+    problem_of(quota, 429, "too_many_requests")
+    assert quota.headers["retry-after"] == "7"
+    framework = await planted_client.get("/test/fail/framework")
+    problem_of(framework, 403, "forbidden")
+    assert "words" not in framework.text
+    problem_of(await planted_client.get("/nowhere"), 404, "not_found")
+
+
+async def test_an_unforeseen_failure_tells_nothing(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.get("/test/fail/unforeseen")
+    problem_of(answer, 500, "internal_error")
+    assert answer.json()["detail"] == "Internal server error"
+    assert "SELECT" not in answer.text
+
+
+async def test_a_status_we_have_no_error_for(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.get("/test/fail/teapot")
+    assert answer.status_code == answer.json()["status"]
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_method_that_is_not_there(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.put("/test/things/x")
+    problem_of(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "DELETE, GET, HEAD"
+    answer = await planted_client.request("OPTIONS", "/test/things")
+    problem_of(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+
+
+async def test_no_redirect_for_a_slash(planted_client: httpx.AsyncClient) -> None:
+    problem_of(await planted_client.get("/test/things/"), 404, "not_found")
+    problem_of(await planted_client.get("/v1/overview/"), 404, "not_found")
+
+
+async def test_reads_have_entity_tags(planted_client: httpx.AsyncClient) -> None:
+    answer = await planted_client.get("/test/things/x")
+    tag = answer.headers["etag"]
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert tag == body_etag(answer.content).decode()
+    for sent in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = await planted_client.get("/test/things/x", headers={"If-None-Match": sent})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert again.headers["cache-control"] == "private, no-cache"
+    assert (await planted_client.get("/test/things/x", headers={"If-None-Match": '"other"'})).status_code == 200
+    assert (await planted_client.get("/test/things/tagged")).headers["etag"] == '"own-tag"'
+
+
+async def test_head_is_get_without_its_body(planted_client: httpx.AsyncClient) -> None:
+    read, head = [await planted_client.request(method, "/test/things/x") for method in ("GET", "HEAD")]
+    assert head.content == b""
+    kept = ["content-type", "content-length", "etag", "cache-control"]
+    assert [head.headers[name] for name in kept] == [read.headers[name] for name in kept]
+    missing = await planted_client.head("/nowhere")
+    assert (missing.status_code, missing.content) == (404, b"")
+
+
+async def test_other_answers_are_not_stored(planted_client: httpx.AsyncClient) -> None:
+    for answer in (
+        await planted_client.post("/test/things", json={"name": "x"}),
+        await planted_client.delete("/test/things/x"),
+        await planted_client.get("/nowhere"),
+        await planted_client.get("/v1/auth/sessions"),
+    ):
+        assert answer.headers["cache-control"] == "no-store"
+        assert "etag" not in answer.headers
+
+
+@dataclass
+class Record:
+    id: UUID
+    at: datetime
+    text: orjson.Fragment
+
+
+def test_json_out() -> None:
+    identifier = UUID(int=5)
+    record = Record(identifier, datetime(2026, 1, 1, tzinfo=UTC), json_fragment('{"a":1}'))
+    assert dump_json(record) == b'{"id":"%s","at":"2026-01-01T00:00:00Z","text":{"a":1}}' % str(identifier).encode()
+    content = [
+        pgproto.UUID(str(identifier)),
+        Decimal("1.20"),
+        frozenset({"b", "a"}),
+        (2, 1),
+        datetime(2026, 1, 1, tzinfo=UTC),
+    ]
+    assert orjson.loads(dump_json(content)) == [str(identifier), "1.20", ["a", "b"], [2, 1], "2026-01-01T00:00:00Z"]
+    with pytest.raises(TypeError):
+        dump_json(object())
+
+
+def test_entity_tags_of_parts() -> None:
+    assert etag_of("a", 1) == etag_of("a", 1) != etag_of("a", 2)
+    assert etag_of("ab", "c") != etag_of("a", "bc")
+    assert matches_any(b'"a"', b'"a"')
+    assert not matches_any(b'"a"', b'"b"')
+
+
+def request_with(**headers: str) -> Request:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": raw})
+
+
+def test_if_match() -> None:
+    assert if_match(request_with()) is None
+    assert if_match(request_with(if_match="*")) is None
+    assert if_match(request_with(if_match='"a", W/"b"')) == frozenset({'"a"', 'W/"b"'})
+
+
+def test_escaped_pointers() -> None:
+    assert escape_pointer("a/b~c") == "a~1b~0c"

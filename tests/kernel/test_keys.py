@@ -1,0 +1,100 @@
+"""Derived keys, sealing, ids, the clock, and the client's address."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from starlette.requests import Request
+
+from app.kernel.client import client_address, user_agent
+from app.kernel.clock import ManualClock, SystemClock
+from app.kernel.ids import new_id
+from app.kernel.keys import Keys, SealBroken
+
+SECRET = "a secret of the installation, long enough"
+
+
+def test_each_purpose_has_its_own_key() -> None:
+    keys = Keys(SECRET)
+    purposes = ["cursor", "idempotency", "key-id", ""]
+    assert len({keys.derive(purpose) for purpose in purposes}) == 4
+    assert {len(keys.derive(purpose)) for purpose in purposes} == {32}
+    assert Keys(SECRET).derive("cursor") == keys.derive("cursor")
+    assert Keys(SECRET + "x").derive("cursor") != keys.derive("cursor")
+    assert Keys(SECRET).key_id == keys.key_id != Keys(SECRET + "x").key_id
+
+
+def test_derivation_is_hkdf_sha256() -> None:
+    """Computed apart from our code with HMAC, after RFC 5869, section 2."""
+    assert Keys("secret").derive("cursor").hex() == "f22a356f7a26e89d77b3defb65825d675cbb4124215ea98e322544e05ff4fc66"
+
+
+def test_seal_opens_with_the_same_purpose_and_context_only() -> None:
+    keys = Keys(SECRET)
+    sealed = keys.seal("mail", b"plain", context=b"row 1")
+    assert keys.open("mail", sealed, context=b"row 1") == b"plain"
+    assert b"plain" not in sealed
+    assert keys.seal("mail", b"plain", context=b"row 1") != sealed
+    changed = bytes([sealed[0] ^ 1]) + sealed[1:]
+    for opener, purpose, data, context in [
+        (keys, "other", sealed, b"row 1"),
+        (keys, "mail", sealed, b"row 2"),
+        (keys, "mail", changed, b"row 1"),
+        (keys, "mail", sealed[:-1], b"row 1"),
+        (keys, "mail", b"", b"row 1"),
+        (Keys(SECRET + "x"), "mail", sealed, b"row 1"),
+    ]:
+        with pytest.raises(SealBroken):
+            opener.open(purpose, data, context=context)
+
+
+def test_ids_are_uuid7_in_order() -> None:
+    before = datetime.now(UTC)
+    ids = [new_id() for _ in range(5_000)]
+    assert {(identifier.version, identifier.variant) for identifier in ids} == {(7, "specified in RFC 4122")}
+    assert all(first < second for first, second in pairwise(ids))
+    made_at = datetime.fromtimestamp((ids[0].int >> 80) / 1000, UTC)
+    assert abs(made_at - before) < timedelta(seconds=1)
+
+
+def test_clocks() -> None:
+    assert abs(SystemClock().now() - datetime.now(UTC)) < timedelta(seconds=1)
+    assert SystemClock().timestamp() == pytest.approx(datetime.now(UTC).timestamp(), abs=1)
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    clock.advance(1.5)
+    assert clock.now() == datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
+    assert clock.timestamp() == clock.now().timestamp()
+
+
+def request_from(peer: str | None, *forwarded: str, **headers: str) -> Request:
+    raw = [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    raw += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": raw, "client": (peer, 1) if peer else None})
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "trusted", "address"),
+    [
+        ("203.0.113.9", [], (), "203.0.113.9"),
+        # Nobody is believed without being trusted.
+        ("203.0.113.9", ["198.51.100.1"], (), "203.0.113.9"),
+        ("203.0.113.9", ["198.51.100.1"], ("10.0.0.0/8",), "203.0.113.9"),
+        ("10.0.0.1", ["198.51.100.1"], ("10.0.0.0/8",), "198.51.100.1"),
+        # What the client itself wrote stands further to the left.
+        ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], ("10.0.0.0/8",), "198.51.100.1"),
+        ("10.0.0.1", ["1.1.1.1", "198.51.100.1, 10.0.0.2"], ("10.0.0.0/8",), "198.51.100.1"),
+        ("10.0.0.1", ["10.0.0.3, 10.0.0.2"], ("10.0.0.0/8",), "10.0.0.3"),
+        ("10.0.0.1", ["<script>"], ("10.0.0.0/8",), None),
+        ("::ffff:10.0.0.1", ["198.51.100.1"], ("10.0.0.0/8",), "198.51.100.1"),
+        ("2001:db8::1", [], ("10.0.0.0/8",), "2001:db8::1"),
+        (None, ["198.51.100.1"], ("10.0.0.0/8",), None),
+        ("unix", [], (), None),
+    ],
+)
+def test_client_address(peer: str | None, forwarded: list[str], trusted: tuple[str, ...], address: str | None) -> None:
+    assert client_address(request_from(peer, *forwarded), trusted) == address
+
+
+def test_user_agent_is_shortened() -> None:
+    assert user_agent(request_from(None, user_agent="x" * 600)) == "x" * 512
+    assert user_agent(request_from(None)) is None
