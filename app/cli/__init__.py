@@ -1,11 +1,8 @@
 """`python -m app`: what one does with Onehop from a terminal."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
