@@ -325,6 +325,8 @@ CREATE INDEX jobs_lease_idx ON jobs.jobs USING btree (lease_until) WHERE (state 
 
 CREATE INDEX jobs_list_idx ON jobs.jobs USING btree (user_id, id DESC) INCLUDE (state);
 
+CREATE INDEX jobs_running_idx ON jobs.jobs USING btree (user_id, lane) WHERE (state = 1);
+
 CREATE UNIQUE INDEX jobs_unique_key_key ON jobs.jobs USING btree (user_id, kind, unique_key) NULLS NOT DISTINCT WHERE ((unique_key IS NOT NULL) AND (state < 2));
 
 CREATE INDEX jobs_waiting_idx ON jobs.jobs USING btree (lane, user_id, priority, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL));
