@@ -43,6 +43,11 @@ class UniqueKeyInUse(Conflict):
     title = "Another unfinished job has the same unique key"
 
 
+class LaneNotFound(NotFound):
+    code = "lane_not_found"
+    title = "There is no such lane"
+
+
 class BacklogFull(TooManyRequests):
     code = "backlog_full"
     title = "Too much work of this kind is waiting"

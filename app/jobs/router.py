@@ -1,4 +1,4 @@
-"""`/v1/jobs`."""
+"""`/v1/jobs`, and the administration of lanes and jobs."""
 
 import re
 from collections.abc import AsyncIterator
@@ -11,11 +11,20 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.jobs.records import Artifact, Job, State, api_state
-from app.jobs.schemas import JobList, JobPage, JobView, SubmitJob
-from app.jobs.service import artifacts, submitting, watching
+from app.jobs.records import AdminJob, Artifact, Job, LaneDepth, State, api_state
+from app.jobs.schemas import (
+    AdminJobList,
+    AdminJobPage,
+    AdminJobView,
+    JobList,
+    JobPage,
+    JobView,
+    QueueList,
+    SubmitJob,
+)
+from app.jobs.service import administration, artifacts, submitting, watching
 from app.jobs.service.runtime import JobsRuntime
-from app.kernel.auth import Principal, Require
+from app.kernel.auth import Principal, Require, RequireRole
 from app.kernel.database import Tx
 from app.kernel.errors import RangeNotSatisfiable
 from app.kernel.http import (
@@ -32,9 +41,11 @@ from app.kernel.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
+admin_router = Router(prefix="/v1/admin", tags=["admin"])
 
 JobReader = Annotated[Principal, Require("jobs:read")]
 JobWriter = Annotated[Principal, Require("jobs:write")]
+Admin = Annotated[Principal, RequireRole("admin")]
 
 MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
@@ -86,17 +97,16 @@ async def submit_job(
 @router.get("", response_model=JobPage, responses=problem_responses(400, 401, 403, 422))
 async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annotated[JobList, Query()]) -> Response:
     """The own jobs, the newest first."""
-    async with resources.db.read("jobs.list") as conn:
-        page = await submitting.list_jobs(
-            conn,
-            resources.cursors,
-            resources.clock,
-            principal.user_id,
-            state=query.state,
-            kind=query.kind,
-            limit=query.limit,
-            cursor=query.cursor,
-        )
+    page = await submitting.list_jobs(
+        resources.db,
+        resources.cursors,
+        resources.clock,
+        principal.user_id,
+        state=query.state,
+        kind=query.kind,
+        limit=query.limit,
+        cursor=query.cursor,
+    )
     now = resources.clock.now()
     return json_response({"items": [_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
 
@@ -119,10 +129,9 @@ async def get_job(
     return json_response(view, headers=headers, etag=etag_of(job.id, job.version, view["state"]))
 
 
-async def _existing(principal: JobReader, resources: ResourcesDep, job_id: Id) -> UUID:
+async def _existing(principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> UUID:
     """Answers 404 before a stream begins, because afterwards it is too late for a status."""
-    async with resources.db.read("jobs.watch") as conn:
-        return (await submitting.get_job(conn, job_id, principal.user_id)).id
+    return (await watching.wait_for_job(resources.db, runtime.watch, job_id, principal.user_id, seconds=0)).id
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse, responses=problem_responses(401, 403, 404, 422))
@@ -186,8 +195,7 @@ async def download_artifact(
     name: str,
 ) -> Response:
     """A file that a job made."""
-    async with resources.db.read("jobs.artifact") as conn:
-        artifact = await artifacts.get_artifact(conn, resources.clock, job_id, principal.user_id, name)
+    artifact = await artifacts.get_artifact(resources.db, resources.clock, job_id, principal.user_id, name)
     etag = f'"{artifact.sha256.hex()}"'
     headers = _file_headers(artifact, etag)
     if matches_any(request.headers.get("if-none-match", "").encode(), etag.encode()):
@@ -200,6 +208,80 @@ async def download_artifact(
     body = await artifacts.open_artifact(runtime.store, artifact, start, end)
     status = 200 if "Content-Range" not in headers else 206
     return StreamingResponse(body, status, headers, artifact.content_type)
+
+
+@admin_router.get("/queues", response_model=QueueList, responses=problem_responses(401, 403))
+async def list_queues(_: Admin, resources: ResourcesDep) -> Response:
+    """Every lane, with what waits and runs in it."""
+    lanes = await administration.list_lanes(resources.db)
+    now = resources.clock.now()
+    return json_response({"items": [_lane_view(lane, now) for lane in lanes]})
+
+
+@admin_router.post("/queues/{lane}/pause", status_code=204, responses=problem_responses(401, 403, 404))
+async def pause_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
+    """Start no more jobs of a lane."""
+    await administration.pause_lane(resources.db, resources.queue, lane, paused=True)
+    return Response(status_code=204)
+
+
+@admin_router.post("/queues/{lane}/resume", status_code=204, responses=problem_responses(401, 403, 404))
+async def resume_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
+    """Start jobs of a lane again."""
+    await administration.pause_lane(resources.db, resources.queue, lane, paused=False)
+    return Response(status_code=204)
+
+
+@admin_router.get("/jobs", response_model=AdminJobPage, responses=problem_responses(400, 401, 403, 422))
+async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[AdminJobList, Query()]) -> Response:
+    """Everybody's jobs, the newest first."""
+    page = await administration.list_all_jobs(
+        resources.db, resources.cursors, resources.clock, state=query.state, limit=query.limit, cursor=query.cursor
+    )
+    now = resources.clock.now()
+    return json_response({"items": [_admin_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
+
+
+@admin_router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_model=AdminJobView,
+    responses=problem_responses(401, 403, 404, 409),
+)
+async def retry_any_job(_: Admin, resources: ResourcesDep, job_id: Id) -> Response:
+    """Run anybody's failed or cancelled job again."""
+    job = await administration.retry_any_job(resources.db, resources.queue, resources.cache, job_id)
+    return json_response(_admin_view(job, resources.clock.now()), status=202)
+
+
+def _lane_view(lane: LaneDepth, now: datetime) -> dict[str, Any]:
+    oldest = lane.oldest_run_at
+    return {
+        "lane": lane.lane,
+        "paused": lane.paused,
+        "waiting": lane.waiting,
+        "running": lane.running,
+        "finished_last_minute": lane.finished,
+        "oldest_seconds": max(0.0, (now - oldest).total_seconds()) if oldest is not None else None,
+    }
+
+
+def _admin_view(job: AdminJob, now: datetime) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "user_id": job.user_id,
+        "kind": job.kind,
+        "lane": job.lane,
+        "state": api_state(job.state, job.attempt, job.run_at, now),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "rescues": job.rescues,
+        "worker_id": job.worker_id,
+        "error": _fragment(job.error),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
 
 
 def _view(job: Job, now: datetime) -> dict[str, Any]:

@@ -75,3 +75,51 @@ class JobPage(Schema):
 
     items: list[JobView]
     next_cursor: str | None
+
+
+class QueueView(Schema):
+    """A lane. `oldest_seconds` is the age of its oldest job that could run."""
+
+    lane: str
+    paused: bool
+    waiting: int
+    running: int
+    finished_last_minute: int
+    oldest_seconds: float | None
+
+
+class QueueList(Schema):
+    """All lanes."""
+
+    items: list[QueueView]
+
+
+class AdminJobList(PageQuery):
+    """Filter of the list of everybody's jobs."""
+
+    state: ApiState | None = None
+
+
+class AdminJobView(Schema):
+    """A job, as an administrator sees it."""
+
+    id: UUID
+    user_id: UUID | None
+    kind: str
+    lane: str
+    state: ApiState
+    attempt: int
+    max_attempts: int
+    rescues: int
+    worker_id: str | None
+    error: JobError | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class AdminJobPage(Schema):
+    """Everybody's jobs, newest first."""
+
+    items: list[AdminJobView]
+    next_cursor: str | None

@@ -4,11 +4,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import asyncpg
 import pytest
 
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import Steps, kinds_of
+
+
+@pytest.fixture
+async def person(make_person: MakePerson, connection: "asyncpg.Connection[asyncpg.Record]") -> Person:
+    """Somebody without any job; registering leaves some behind."""
+    person = await make_person()
+    await connection.execute("DELETE FROM jobs.jobs")
+    return person
 
 
 @pytest.fixture

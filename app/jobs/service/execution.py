@@ -123,7 +123,8 @@ class Executor:
                 user_cap=self.settings.user_running,
             )
         self._note_changes((job.id, job.user_id) for job in jobs)
-        return jobs
+        turn = {job_id: number for number, job_id in enumerate(ids)}
+        return sorted(jobs, key=lambda job: turn[job.id])
 
     async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
         """Due jobs of the wanted lanes, found without Redis."""

@@ -128,7 +128,7 @@ async def get_job(conn: ReadConn, job_id: UUID, user_id: UserId) -> Job:
 
 
 async def list_jobs(
-    conn: ReadConn,
+    db: Database,
     cursors: Cursors,
     clock: Clock,
     user_id: UserId,
@@ -141,15 +141,16 @@ async def list_jobs(
     """A page of a user's jobs, newest first. Raises InvalidCursor."""
     scope = f"{user_id}|{state}|{kind}"
     before = cursors.decode("jobs", scope, cursor, tuple[UUID])[0] if cursor is not None else None
-    found = await queries.list_jobs(
-        conn,
-        user_id,
-        before=before,
-        kind=kind,
-        state=STATE_FILTERS[state] if state is not None else None,
-        now=clock.now(),
-        limit=limit + 1,
-    )
+    async with db.read("jobs.list") as conn:
+        found = await queries.list_jobs(
+            conn,
+            user_id,
+            before=before,
+            kind=kind,
+            state=STATE_FILTERS[state] if state is not None else None,
+            now=clock.now(),
+            limit=limit + 1,
+        )
     items = found[:limit]
     return Page(items, cursors.encode("jobs", scope, (items[-1].id,)) if len(found) > limit else None)
 
@@ -163,14 +164,8 @@ async def cancel_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, use
         JobFinished: it is over.
     """
     async with db.transaction("jobs.cancel") as tx:
-        changed = await queries.request_cancel(tx, job_id, user_id)
-        job = await get_job(tx, job_id, user_id)
-        if changed is None:
-            raise JobFinished
-        announce(tx, cache, changed)
-        if changed.state == State.RUNNING:
-            tx.after_commit(lambda: queue.control(f"cancel:{job_id}"))
-    return job
+        await cancel(tx, queue, cache, job_id, user_id)
+        return await get_job(tx, job_id, user_id)
 
 
 @retries_conflicts
@@ -180,20 +175,33 @@ async def retry_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, user
     Raises:
         JobNotFound, JobNotRetryable, UniqueKeyInUse: nothing was changed.
     """
+    async with db.transaction("jobs.retry") as tx:
+        await requeue(tx, queue, cache, job_id, user_id)
+        return await get_job(tx, job_id, user_id)
+
+
+async def cancel(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None) -> None:
+    """Cancels a job; `user_id` None is an administrator. Raises as `cancel_job` does."""
+    changed = await queries.request_cancel(tx, job_id, user_id)
+    if changed is None:
+        raise JobFinished if await queries.exists(tx, job_id, user_id) else JobNotFound
+    announce(tx, cache, changed)
+    if changed.state == State.RUNNING:
+        tx.after_commit(lambda: queue.control(f"cancel:{job_id}"))
+
+
+async def requeue(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None) -> None:
+    """Starts a failed or cancelled job over; `user_id` None is an administrator. Raises as `retry_job` does."""
     try:
-        async with db.transaction("jobs.retry") as tx:
-            changed = await queries.requeue_job(tx, job_id, user_id)
-            if changed is None:
-                if not await queries.exists(tx, job_id, user_id):
-                    raise JobNotFound
-                raise JobNotRetryable
-            announce(tx, cache, changed)
-            queue.redispatch(tx, ref_of(changed))
-            return await get_job(tx, job_id, user_id)
+        changed = await queries.requeue_job(tx, job_id, user_id)
     except ConstraintViolated as violation:
         if violation.constraint == _UNIQUE_KEY_CONSTRAINT:
             raise UniqueKeyInUse from violation
         raise
+    if changed is None:
+        raise JobNotRetryable if await queries.exists(tx, job_id, user_id) else JobNotFound
+    announce(tx, cache, changed)
+    queue.redispatch(tx, ref_of(changed))
 
 
 def announce(tx: Tx, cache: Cache, *changes: Transition) -> None:

@@ -1,0 +1,82 @@
+"""What administrators do with lanes and with everybody's jobs."""
+
+from datetime import datetime
+from uuid import UUID
+
+from app.jobs import queries
+from app.jobs.errors import JobNotFound, LaneNotFound
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, LaneDepth
+from app.jobs.service.submitting import announce, cancel, ref_of, requeue
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock
+from app.kernel.database import Database, retries_conflicts
+from app.kernel.pagination import Cursors, Page
+from app.kernel.queue import Queue
+
+
+async def list_lanes(db: Database) -> list[LaneDepth]:
+    """Every lane, with what waits and runs in it."""
+    async with db.read("jobs.lanes") as conn:
+        return await queries.list_lane_depths(conn, list(LANES))
+
+
+async def pause_lane(db: Database, queue: Queue, lane: str, *, paused: bool) -> None:
+    """Keeps all workers from starting jobs of a lane, or lets them again; what runs goes on.
+
+    Raises:
+        LaneNotFound: there is no such lane.
+    """
+    if lane not in LANES:
+        raise LaneNotFound
+    async with db.statement("jobs.pause_lane") as tx:
+        await queries.set_lane_paused(tx, lane, paused=paused)
+        tx.after_commit(lambda: queue.control("lanes"))
+
+
+async def list_all_jobs(
+    db: Database, cursors: Cursors, clock: Clock, *, state: ApiState | None, limit: int, cursor: str | None
+) -> Page[AdminJob]:
+    """A page of everybody's jobs, newest first. Raises InvalidCursor."""
+    before = cursors.decode("jobs.all", state, cursor, tuple[UUID])[0] if cursor is not None else None
+    wanted = STATE_FILTERS[state] if state is not None else None
+    async with db.read("jobs.list_all") as conn:
+        found = await queries.list_all_jobs(conn, before=before, state=wanted, now=clock.now(), limit=limit + 1)
+    items = found[:limit]
+    return Page(items, cursors.encode("jobs.all", state, (items[-1].id,)) if len(found) > limit else None)
+
+
+async def get_any_job(db: Database, job_id: UUID) -> AdminJob:
+    """Anybody's job. Raises JobNotFound."""
+    async with db.read("jobs.get_any") as conn:
+        job = await queries.get_any_job(conn, job_id)
+    if job is None:
+        raise JobNotFound
+    return job
+
+
+@retries_conflicts
+async def retry_any_job(db: Database, queue: Queue, cache: Cache, job_id: UUID) -> AdminJob:
+    """Starts anybody's failed or cancelled job over. Raises JobNotFound, JobNotRetryable or UniqueKeyInUse."""
+    async with db.transaction("jobs.retry_any") as tx:
+        await requeue(tx, queue, cache, job_id, None)
+    return await get_any_job(db, job_id)
+
+
+@retries_conflicts
+async def cancel_any_job(db: Database, queue: Queue, cache: Cache, job_id: UUID) -> AdminJob:
+    """Cancels anybody's job. Raises JobNotFound or JobFinished."""
+    async with db.transaction("jobs.cancel_any") as tx:
+        await cancel(tx, queue, cache, job_id, None)
+    return await get_any_job(db, job_id)
+
+
+async def retry_failed_jobs(
+    db: Database, queue: Queue, cache: Cache, *, kind: str | None, since: datetime, limit: int
+) -> int:
+    """Starts failed jobs over in bulk; answers how many."""
+    async with db.statement("jobs.retry_failed") as tx:
+        changes = await queries.requeue_failed_jobs(tx, kind=kind, since=since, limit=limit)
+        announce(tx, cache, *changes)
+        for change in changes:
+            queue.redispatch(tx, ref_of(change))
+    return len(changes)
