@@ -54,7 +54,7 @@ def _install(name: str) -> int:
     _say(f"Installing {total} packages of {lock.relative_to(FOLDER.parent)} (checked by hash)")
     for old in LOCKS:
         (VENV / f"{old}.lock").unlink(missing_ok=True)
-    command = [PYTHON, "-m", "pip", "install", "--require-hashes", "--disable-pip-version-check"]
+    command: list[str | Path] = [PYTHON, "-m", "pip", "install", "--require-hashes", "--disable-pip-version-check"]
     if name != "dev":
         # Nothing is built on a machine that only runs Onehop; one tool of the tests exists as source alone.
         command.append("--only-binary=:all:")

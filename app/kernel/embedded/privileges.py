@@ -79,11 +79,11 @@ def become(user: ServerUser | None, *, death_signal: int | None = None) -> Calla
         return None
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
-    def check(result: int) -> None:
+    def check(result: int) -> None:  # pragma: no cover - as `prepare`.
         if result != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
-    def prepare() -> None:
+    def prepare() -> None:  # pragma: no cover - runs in a child that becomes another program before it can report.
         capability = None if user is None or libc is None else user.capability
         if libc is not None and capability is not None:
             check(libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
