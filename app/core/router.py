@@ -1,5 +1,6 @@
 """The routes that belong to no module."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import Request, Response
@@ -72,10 +73,13 @@ async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def get_metrics(resources: ResourcesDep) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Metrics of all API processes in the text format of Prometheus."""
-    resources.db.observe_pool()
-    return Response(render_metrics(), headers={"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store"})
+    for sample in request.app.state.samplers:
+        sample()
+    # It reads files: of this process, and of the others.
+    text = await asyncio.to_thread(render_metrics)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store"})
 
 
 @router.get("/", dependencies=[Public], response_class=HTMLResponse)

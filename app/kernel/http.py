@@ -462,7 +462,7 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 
 def _from_http_exception(app: FastAPI, request: Request, error: HTTPException) -> AppError:
     if error.status_code == 413:  # noqa: PLR2004 - the framework's own body limit
-        return PayloadTooLarge(headers={"Connection": "close"})
+        return PayloadTooLarge()
     known = _CLASSES.get(error.status_code, AppError)
     if error.status_code == 405:  # noqa: PLR2004
         headers = {"Allow": ", ".join(_allowed_methods(app, request))}

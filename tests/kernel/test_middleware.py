@@ -209,7 +209,6 @@ async def test_places_come_back_whatever_happens(planted_client: httpx.AsyncClie
 async def test_a_body_beyond_the_limit_is_refused_by_its_length(planted_client: httpx.AsyncClient) -> None:
     answer = await planted_client.post("/test/echo", content=b"x" * (1024 * 1024 + 1))
     problem_of(answer, 413, "payload_too_large")
-    assert answer.headers["connection"] == "close"
     assert (await planted_client.post("/test/echo", content=b"x" * 1024 * 1024)).json() == {"bytes": 1024 * 1024}
 
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.access_log import AccessLog
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import problem_response
+from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 
@@ -38,14 +39,6 @@ _active = Gauge("http_server_active_requests", "Requests under way.", multiproce
 _disconnects = Counter("http_server_client_disconnects", "Clients that went away before their answer.")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_ANY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-]
-_API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
-
 
 class RequestContext:
     """`routes` maps an endpoint function to its path template, which is the label of its metrics."""
@@ -56,12 +49,17 @@ class RequestContext:
         self._app = app
         self._timeout = settings.request_timeout
         self._max_body_bytes = settings.max_body_bytes
-        self._headers = [*_ANY_HEADERS, *([_HSTS] if settings.hsts else [])]
+        self._security = SecurityHeaders(settings)
         self._access_log = access_log
         self._routes = routes
         self._prefix = os.urandom(6).hex()
         self._numbers = count(1)
         self._observers: dict[tuple[str, str, int], Any] = {}
+        self._active = 0
+
+    def sample(self) -> None:
+        """Sets the gauges."""
+        _active.set(self._active)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,25 +71,26 @@ class RequestContext:
         request_id = self._request_id(found)
         request_id_var.set(request_id.decode())
         trace_parent = found.get(b"traceparent")
-        if trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent):
-            trace_parent_var.set(trace_parent.decode())
+        is_traced = trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent)
+        trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
-        exchange = _Exchange(send, [(b"x-request-id", request_id), *self._headers], is_head=is_head)
-        _active.inc()
+        exchange = _Exchange(send, (b"x-request-id", request_id), is_head=is_head)
+        self._active += 1
         try:
             await self._answer(scope, receive, exchange, found)
         finally:
-            _active.dec()
+            self._active -= 1
             self._record(scope, exchange, perf_counter() - started, is_head=is_head)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange", found: dict[bytes, bytes]) -> None:
         try:
             length = found.get(b"content-length")
             if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
-                # Refused before a byte of it is read; the connection is closed because the body is still coming.
-                raise PayloadTooLarge(headers={"Connection": "close"})  # noqa: TRY301
+                # Refused before a byte of it is read. The server reads over the rest: were the connection closed instead,
+                # the client would often see a reset before the answer.
+                raise PayloadTooLarge  # noqa: TRY301
             await self._app(scope, receive, exchange.send)
         except asyncio.CancelledError:
             exchange.status = exchange.status or _CLIENT_CLOSED_REQUEST
@@ -102,14 +101,18 @@ class RequestContext:
             exchange.status = _CLIENT_CLOSED_REQUEST
             _disconnects.inc()
         except AppError as error:
-            await exchange.answer_problem(error, scope, receive)
+            await self._answer_problem(error, scope, receive, exchange)
         except Exception as error:
             _logger.exception("a request failed", method=scope["method"], path=scope["path"])
             if exchange.status == 0:
-                await exchange.answer_problem(AppError(), scope, receive)
+                await self._answer_problem(AppError(), scope, receive, exchange)
             elif exchange.status != _SERVER_ERROR:
                 # Half an answer is out; only a broken connection tells the client that the rest is missing.
                 raise error  # noqa: TRY201
+
+    async def _answer_problem(self, error: AppError, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
+        """A problem of a layer outside the one that adds the security headers."""
+        await problem_response(error)(scope, receive, self._security.wrap(exchange.send))
 
     def _request_id(self, found: dict[bytes, bytes]) -> bytes:
         given = found.get(b"x-request-id")
@@ -132,24 +135,19 @@ class RequestContext:
 class _Exchange:
     """One answer on its way out."""
 
-    __slots__ = ("_headers", "_is_head", "_send", "status")
+    __slots__ = ("_is_head", "_request_id", "_send", "status")
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], *, is_head: bool) -> None:
+    def __init__(self, send: Send, request_id: tuple[bytes, bytes], *, is_head: bool) -> None:
         self._send = send
-        self._headers = headers
+        self._request_id = request_id
         self._is_head = is_head
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = message["headers"]
-            message["headers"] = [*headers, *self._headers]
-            if not any(name == b"content-security-policy" for name, _ in headers):
-                message["headers"].append(_API_POLICY)
+            # Not in place: the list may be that of a cached answer.
+            message["headers"] = [*message["headers"], self._request_id]
         elif self._is_head and message["type"] == "http.response.body":
             message = {**message, "body": b""}
         await self._send(message)
-
-    async def answer_problem(self, error: AppError, scope: Scope, receive: Receive) -> None:
-        await problem_response(error)(scope, receive, self.send)
