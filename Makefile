@@ -84,7 +84,7 @@ audit: install-dev ## Known vulnerabilities in what the image installs
 
 load: install-dev ## A minute of mixed load against a running system (LOAD_HOST, LOAD_USERS, LOAD_SECONDS, ARGS)
 	@mkdir -p reports
-	@status=0; $(VENV)/python -m locust --headless --only-summary --skip-log-setup --host $(LOAD_HOST) \
+	@status=0; $(VENV)/python -m locust --headless --only-summary --loglevel WARNING --host $(LOAD_HOST) \
 		--users $(LOAD_USERS) --spawn-rate $(LOAD_USERS) --run-time $(LOAD_SECONDS)s \
 		--html reports/load.html --csv reports/load $(ARGS) || status=$$?; \
 		echo "Report: reports/load.html"; exit $$status
