@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.composition import close_resources, make_resources, open_resources
 from app.core import router as core
@@ -21,12 +21,14 @@ from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs import router as jobs_router
 from app.jobs.api import JOB_KINDS, JobsRuntime
 from app.kernel.access_log import AccessLog
+from app.kernel.cache import Cache
 from app.kernel.http import StrictRoute, install_error_handlers, operation_id
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.deadline import Deadline
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import ResponseCache
+from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.telemetry import configure_logging
 from app.settings import Settings, load_settings
 from app.users import router as users_router
@@ -35,6 +37,8 @@ DESCRIPTION = """Accounts, activity and background jobs.
 
 Errors are `application/problem+json` (RFC 9457). Lists are paged by cursor. Every answer carries `X-Request-ID`.
 """
+
+_SAMPLE_SECONDS = 1.0
 
 ROUTERS = (
     core.router,
@@ -46,14 +50,30 @@ ROUTERS = (
 CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
 
 
-def create_app(settings: Settings) -> FastAPI:
+class Onehop(FastAPI):
+    """FastAPI behind our own layers: most requests are answered before the framework and its telemetry run."""
+
+    entry: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.entry is None or scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        else:
+            await self.entry(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The innermost layer."""
+        await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings) -> Onehop:
     """The application of `settings`; nothing is opened before its lifespan begins.
 
     Raises:
         RuntimeError: a route does not declare who may call it.
     """
     has_docs = settings.http.docs if settings.http.docs is not None else not settings.is_production
-    app = FastAPI(
+    app = Onehop(
         title="Onehop",
         version="0.1.0",
         description=DESCRIPTION,
@@ -83,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
     configure_logging(settings.log, production=settings.is_production)
     async with AsyncExitStack() as stack:
         settings = await stack.enter_async_context(embedded_environment(settings))
@@ -103,26 +123,27 @@ async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         await open_resources(resources)
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
         access_log = _start_access_log(settings, stack)
-        framework = app.middleware_stack or app.build_middleware_stack()
-        # From here on requests pass our layers first; the framework's own stack stays the innermost one.
-        app.middleware_stack = _layers(app, framework, settings, access_log)
+        app.entry = _layers(app, settings, access_log)
+        sampler = asyncio.create_task(_sample_for_ever(app))
         try:
             # What lives from now on is what requests make; the collector need not look at the program itself again.
             gc.collect()
             gc.freeze()
             yield
         finally:
-            app.middleware_stack = framework
+            app.entry = None
+            sampler.cancel()
             gc.unfreeze()
 
 
-def _layers(app: FastAPI, framework: ASGIApp, settings: Settings, access_log: AccessLog | None) -> ASGIApp:
-    stack: ASGIApp = Deadline(framework, settings.http)
-    if settings.cache.enabled:
-        stack = ResponseCache(stack, app.state.resources.cache, CACHED_READS)
+def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
+    cache: Cache = app.state.resources.cache
+    stack: ASGIApp = SecurityHeadersLayer(Deadline(app.framework, settings.http), settings.http)
+    stack = ResponseCache(stack, cache, CACHED_READS if settings.cache.enabled else ())
     stack = Authentication(stack, app.state.identity.authenticator)
-    stack = Admission(stack, settings.http)
-    stack = RequestContext(stack, settings.http, access_log, _templates(app))
+    stack = admission = Admission(stack, settings.http)
+    stack = context = RequestContext(stack, settings.http, access_log, _templates(app))
+    app.state.samplers = (context.sample, admission.sample, cache.sample, app.state.resources.db.observe_pool)
     if settings.http.cors_origins:
         stack = CORSMiddleware(
             stack,
@@ -134,6 +155,14 @@ def _layers(app: FastAPI, framework: ASGIApp, settings: Settings, access_log: Ac
             max_age=600,
         )
     return stack
+
+
+async def _sample_for_ever(app: FastAPI) -> None:
+    """Gauges follow once a second instead of with each request."""
+    while True:
+        for sample in app.state.samplers:
+            sample()
+        await asyncio.sleep(_SAMPLE_SECONDS)
 
 
 def _start_access_log(settings: Settings, stack: AsyncExitStack) -> AccessLog | None:

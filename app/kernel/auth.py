@@ -89,12 +89,12 @@ class SessionRequired(Forbidden):
 class Authenticator(Protocol):
     """Turns a bearer token into a `Principal`; plugged in by the composition root."""
 
-    def recall(self, token: str) -> Principal | None:
-        """The caller of a token that was verified before and is still good; no I/O."""
+    def recall(self, header: bytes) -> Principal | None:
+        """The caller behind an `Authorization` header that was verified before and is still good; no I/O."""
         ...
 
-    async def authenticate(self, token: str) -> Principal:
-        """The caller of a token not seen before.
+    async def authenticate(self, token: str, header: bytes | None = None) -> Principal:
+        """The caller of a token not seen before, remembered under `header`.
 
         Raises:
             InvalidToken: the token is not good.

@@ -14,14 +14,14 @@ process at once, the others by a message, before the writer gets its answer. Wha
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 import msgspec
 from prometheus_client import Counter
 
+from app.kernel.background import Background
 from app.kernel.bus import Bus
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
@@ -118,6 +118,7 @@ class Cache:
         self._origin = new_id().bytes
         self._entries: OrderedDict[str, _LocalEntry] = OrderedDict()
         self._bytes = 0
+        self._local_hits = 0
         self._keys_of_tag: dict[str, set[str]] = {}
         # Orders local writes and fills: a fill is kept only if none of its tags was forgotten after it began.
         self._counter = 0
@@ -127,7 +128,7 @@ class Cache:
         self._retry_task: asyncio.Task[None] | None = None
         self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
         self._flights_of_tag: dict[str, set[str]] = {}
-        self._storing: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._store = redis.client.register_script(_STORE_SCRIPT)
         self._forget = redis.client.register_script(_FORGET_SCRIPT)
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._drop_all, on_down=self._drop_all)
@@ -140,6 +141,11 @@ class Cache:
         """After the commit of `tx`, nothing cached under `tags` is served any more."""
         for tag in tags:
             tx.emit(FORGET_TOPIC, tag)
+
+    def sample(self) -> None:
+        """Adds what was counted since the last call to the metrics; a hit itself is too cheap to be counted there."""
+        _local_hit.inc(self._local_hits)
+        self._local_hits = 0
 
     def get_local(self, key: str) -> CachedAnswer | None:
         """The answer in this process's memory."""
@@ -174,7 +180,7 @@ class Cache:
                 if answer is not None:
                     self._keep(ticket, answer)
                     # Nobody waits for Redis to take it.
-                    self._in_background(self._store_remote(ticket, answer))
+                    self._background.spawn(self._store_remote(ticket, answer))
         finally:
             if self._flights.get(key) is flight:
                 self._end_flight(key, tags)
@@ -197,13 +203,10 @@ class Cache:
                     "too many cache tags wait for redis; they end by their time to live", tags=len(tags)
                 )
             if self._retry_task is None or self._retry_task.done():
-                self._retry_task = asyncio.create_task(self._retry_pending())
+                self._retry_task = self._background.spawn(self._retry_pending())
 
     async def close(self) -> None:
-        tasks = [*self._storing, *([self._retry_task] if self._retry_task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.close()
 
     async def _get_remote(self, key: str, tags: tuple[str, ...]) -> tuple[CachedAnswer | None, _Ticket]:
         """The answer in Redis, or None; and the ticket with which a fresh one may be kept."""
@@ -249,11 +252,6 @@ class Cache:
                 keys.discard(key)
                 if not keys:
                     del self._flights_of_tag[tag]
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
 
     async def _forget_remote(self, tags: Sequence[str]) -> None:
         keys = [_TAG_PREFIX + tag for tag in tags]

@@ -23,6 +23,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import asyncpg
 from prometheus_client import Counter, Gauge, Histogram
 
+from app.kernel.background import Background
 from app.kernel.errors import Unavailable, Unprocessable
 from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger
@@ -261,7 +262,7 @@ class Database:
         self._export_pool: asyncpg.Pool[Row] | None = None
         self._handlers: dict[str, Callable[[list[Any]], Awaitable[None]]] = {}
         self._recordings: list[list[Statement]] = []
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._seen_at = 0.0
 
     async def open(self) -> None:
@@ -269,13 +270,11 @@ class Database:
         command_timeout = self._settings.statement_timeout + 0.5
         self._pool = await self._create_pool(self._settings.pool_size, command_timeout)
         self._export_pool = await self._create_pool(self._settings.export_pool_size, None)
-        self._spawn(self._warm_up())
+        self._background.spawn(self._warm_up())
 
     async def close(self) -> None:
         """Waits for the units under way, at most five seconds, then closes all connections."""
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.close()
         for pool in (self._pool, self._export_pool):
             if pool is None:
                 continue
@@ -428,7 +427,7 @@ class Database:
     def _expire_pool(self) -> None:
         for pool in (self._pool, self._export_pool):
             if pool is not None:
-                self._spawn(pool.expire_connections())
+                self._background.spawn(pool.expire_connections())
 
     @asynccontextmanager
     async def _connection(self, unit: str, pool: "asyncpg.Pool[Row] | None" = None) -> AsyncIterator[Any]:
@@ -469,12 +468,14 @@ class Database:
     async def _settle(self, tx: Tx) -> None:
         if tx.has_after_commit_work:
             # A caller that goes away now must not take the after-commit work with it.
-            await asyncio.shield(self._spawn(tx.run_after_commit(self._handlers)))
+            await asyncio.shield(self._background.spawn(tx.run_after_commit(self._handlers)))
 
     def _settle_alone(self, tx: Tx | None) -> None:
         """The same where the caller is no longer there to wait: it was cancelled, or cut off, after the commit."""
         if tx is not None and tx.has_after_commit_work and tx.may_have_committed:
-            self._spawn(tx.run_after_commit(self._handlers) if tx.has_committed else self._settle_unknown(tx))
+            self._background.spawn(
+                tx.run_after_commit(self._handlers) if tx.has_committed else self._settle_unknown(tx)
+            )
 
     async def _settle_unknown(self, tx: Tx) -> None:
         """Nobody knows whether a cut-off commit took place; forgetting and ringing once too often does no harm."""
@@ -482,12 +483,6 @@ class Database:
         # The server may have been at work on it until now.
         await asyncio.sleep(self._settings.statement_timeout)
         await tx.run_after_commit(self._handlers)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
     async def _warm_up(self) -> None:
         """Fills the pool, so that the first requests need not wait for connections."""

@@ -64,31 +64,30 @@ class TokenAuthenticator:
         self._db = db
         self._issuer = issuer
         self._remembered = remembered
-        # By the whole token: by its signature alone, a changed payload would be taken for the genuine one.
-        self._verified: OrderedDict[str, _Verified] = OrderedDict()
+        # By the whole header: by its signature alone, a changed payload would be taken for the genuine one.
+        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
 
-    def recall(self, token: str) -> Principal | None:
+    def recall(self, header: bytes) -> Principal | None:
         """See `Authenticator`."""
-        verified = self._verified.get(token)
+        verified = self._verified.get(header)
         if verified is None or not self._feed.is_complete or self._is_dead(verified):
             return None
         return verified.principal
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, header: bytes | None = None) -> Principal:
         """See `Authenticator`."""
         if not self._feed.is_complete:
             await self._feed.refresh()
-        verified = self._verified.get(token) or await self._verify(token)
+        verified = self._verified.pop(header, None) if header is not None else None
+        if verified is None or self._clock.timestamp() >= verified.expires_at:
+            # What is remembered of an API key ends long before the key.
+            verified = await self._verify(token)
         if self._clock.timestamp() >= verified.expires_at:
-            self._verified.pop(token, None)
-            if verified.principal.kind == "api_key":
-                verified = await self._verify(token)
-            else:
-                raise TokenExpired
+            raise TokenExpired
         if self._is_dead(verified):
-            self._verified.pop(token, None)
             raise TokenRevoked
-        self._remember(token, verified)
+        if header is not None:
+            self._remember(header, verified)
         return verified.principal
 
     def _is_dead(self, verified: _Verified) -> bool:
@@ -137,10 +136,10 @@ class TokenAuthenticator:
         ends_at = owner.expires_at.timestamp() if owner.expires_at else looks_again_at
         return _Verified(principal, min(ends_at, looks_again_at), None, key.id, owner.version)
 
-    def _remember(self, token: str, verified: _Verified) -> None:
+    def _remember(self, header: bytes, verified: _Verified) -> None:
         if self._remembered == 0:
             return
-        self._verified[token] = verified
+        self._verified[header] = verified
         if len(self._verified) > self._remembered:
             self._verified.popitem(last=False)
 

@@ -5,16 +5,17 @@ A revocation is a row, written in the transaction of its cause. After the commit
 process says that it has it; only then does the request answer. Nets under that, each for the failure of the one above:
 
 - Every process reads new rows twice a second. Whoever is not acknowledged waits that long before it answers.
-- While the bus is down in a process, none of its requests is trusted without a read of the rows that began after the
-  request came; requests that wait at the same time share one read.
+- While the bus is down in a process, or nobody knows what it has missed (it was just connected, or the process stood
+  still), none of its requests is trusted without a read of the rows that began after the request came; requests that
+  wait at the same time share one read.
 - If Postgres cannot be asked then, the answer is 503, never a guess.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime
+from time import monotonic
 from uuid import UUID
 
 import msgspec
@@ -22,6 +23,7 @@ from prometheus_client import Counter, Histogram
 
 from app.identity.queries.sessions import delete_expired_revocations, list_revocations
 from app.identity.records import Revocation
+from app.kernel.background import Background
 from app.kernel.bus import Bus
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
@@ -34,9 +36,12 @@ _CHANNEL = "onehop:revocations"
 _ACK_CHANNEL = "onehop:revocations:ack"
 _ACK_SECONDS = 0.25
 _CLEANUP_SECONDS = 300.0
-# Rows are read again for so long, because a transaction may commit after a younger one.
-_OVERLAP = timedelta(seconds=30)
-_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+# Rows are read again for so many seconds, because a transaction may commit after a younger one.
+_OVERLAP = 30.0
+_FROM_THE_BEGINNING = 1e9
+# A process that stood still for longer, as a paused container does, may wake up with requests before news.
+_BEAT_SECONDS = 0.25
+_LONGEST_BEAT = 1.0
 
 _logger = get_logger(__name__)
 _acknowledged_seconds = Histogram("app_identity_revocation_seconds", "Until all processes knew of a revocation.")
@@ -60,26 +65,31 @@ class RevocationFeed:
         self._api_keys: dict[UUID, datetime] = {}
         self._versions: dict[UUID, tuple[int, datetime]] = {}
         self._acks: dict[UUID, tuple[int, asyncio.Future[None]]] = {}
-        self._read_until: datetime | None = None
+        # When the newest complete read began, and what it was good for: the bus connected, the process awake.
+        self._read_at: float | None = None
+        self._beat_at = monotonic()
+        self._epoch = 0
+        self._complete_epoch = -1
         self._reading: asyncio.Task[None] | None = None
         self._reads_begun = 0
         self._reads_done = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        bus.subscribe(_CHANNEL, self._on_announcement)
+        self._background = Background()
+        self._next_beat: asyncio.TimerHandle | None = None
+        bus.subscribe(_CHANNEL, self._on_announcement, on_up=self._begin_epoch)
         bus.subscribe(_ACK_CHANNEL, self._on_ack)
 
     def start(self) -> None:
-        self._spawn(self._poll_for_ever())
+        self._background.spawn(self._poll_for_ever())
+        self._beat_at = monotonic()
+        self._beat()
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
 
     @property
     def is_complete(self) -> bool:
         """Whether what this process knows is all there is, without asking."""
-        return self._bus.is_connected and self._read_until is not None
+        return self._bus.is_connected and self._complete_epoch == self._epoch
 
     def is_revoked(self, *, session_id: UUID | None, api_key_id: UUID | None, user_id: UUID, version: int) -> bool:
         """Whether a token of this session or key, issued at `version` of its account, is dead."""
@@ -98,7 +108,7 @@ class RevocationFeed:
         while self._reads_done < wanted:
             # A read under way may miss what was written since it began, so another follows; all who wait share it.
             if self._reading is None:
-                self._reading = self._spawn(self._read())
+                self._reading = self._background.spawn(self._read())
             await asyncio.shield(self._reading)
 
     def announce(self, tx: Tx, revocations: Sequence[Revocation]) -> None:
@@ -133,7 +143,7 @@ class RevocationFeed:
     def _on_announcement(self, payload: bytes) -> None:
         announcement = msgspec.msgpack.decode(payload, type=_Announcement)
         self._apply(announcement.revocations)
-        self._spawn(self._acknowledge(announcement.id))
+        self._background.spawn(self._acknowledge(announcement.id))
 
     async def _acknowledge(self, announcement_id: UUID) -> None:
         with suppress(RedisUnavailable):
@@ -163,12 +173,14 @@ class RevocationFeed:
     async def _read(self) -> None:
         self._reads_begun += 1
         number = self._reads_begun
-        now = self._clock.now()
-        since = self._read_until - _OVERLAP if self._read_until else _BEGINNING
+        epoch = self._epoch
+        began_at = monotonic()
+        age = began_at - self._read_at + _OVERLAP if self._read_at is not None else _FROM_THE_BEGINNING
         try:
             async with self._db.read("identity.revocations") as conn:
-                self._apply(await list_revocations(conn, since, now))
-            self._read_until = now
+                self._apply(await list_revocations(conn, age, self._clock.now()))
+            self._read_at = began_at
+            self._complete_epoch = epoch
             self._reads_done = number
         finally:
             self._reading = None
@@ -198,8 +210,14 @@ class RevocationFeed:
         async with self._db.statement("identity.clean_revocations") as tx:
             await delete_expired_revocations(tx, now)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _begin_epoch(self) -> None:
+        """From here on, only a read that has yet to begin tells what was missed."""
+        self._epoch += 1
+
+    def _beat(self) -> None:
+        # A timer runs before the tasks that waiting requests become, so a late one is noticed before they are served.
+        now = monotonic()
+        if now - self._beat_at > _LONGEST_BEAT:
+            self._begin_epoch()
+        self._beat_at = now
+        self._next_beat = asyncio.get_running_loop().call_later(_BEAT_SECONDS, self._beat)

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
-from app.identity.service.authentication import TokenAuthenticator
+from app.identity.service.authentication import API_KEY_SECONDS, TokenAuthenticator
 from app.identity.service.devices import Devices
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.issuing import TokenIssuer
@@ -14,6 +15,7 @@ from app.identity.service.revocation import RevocationFeed
 from app.identity.service.throttling import Throttle
 from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
 from app.identity.settings import IdentitySettings
+from app.kernel.background import Background
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
@@ -22,6 +24,8 @@ from app.kernel.queue import Queue
 from app.kernel.resources import Resources
 from app.kernel.telemetry import get_logger
 
+# Revocations outlive everything they refuse, clocks that differ included.
+_REVOCATION_MARGIN = 60
 _RELOAD_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 _PRODUCTION_QUOTA = 100
@@ -48,6 +52,11 @@ class Identity:
     devices: Devices
     keys: Keys
     registrations_per_network: int
+
+    def revocations_end(self) -> datetime:
+        """When nothing that a process may remember of a token or key of now is trusted any more."""
+        seconds = max(self.issuer.lifetime, API_KEY_SECONDS) + _REVOCATION_MARGIN
+        return self.clock.now() + timedelta(seconds=seconds)
 
 
 def make_identity(
@@ -82,7 +91,8 @@ def make_identity(
 async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIterator[None]:
     """Loads keys and revocations and keeps them fresh. Postgres need not be there yet; until then nobody is let in."""
     loaded = asyncio.Event()
-    task = asyncio.create_task(_load_keys_for_ever(identity.key_ring, db, keys, loaded))
+    background = Background()
+    background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded))
     identity.feed.start()
     try:
         async with asyncio.timeout(2):
@@ -93,8 +103,7 @@ async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIte
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await background.close()
         await identity.feed.close()
         identity.hashing.close()
 

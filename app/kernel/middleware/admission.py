@@ -34,6 +34,10 @@ class Admission:
         self._used = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    def sample(self) -> None:
+        """Sets the gauge."""
+        _in_flight.set(self._used)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ADMITTED:
             await self._app(scope, receive, send)
@@ -42,11 +46,9 @@ class Admission:
             await self._wait_for_place()
         else:
             self._used += 1
-        _in_flight.inc()
         try:
             await self._app(scope, receive, send)
         finally:
-            _in_flight.dec()
             self._leave()
 
     async def _wait_for_place(self) -> None:

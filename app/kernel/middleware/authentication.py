@@ -19,7 +19,11 @@ class Authentication:
         if scope["type"] == "http":
             header = scope["found_headers"].get(b"authorization")
             if header is not None:
-                await self._authenticate(scope, header)
+                principal = self._authenticator.recall(header)
+                if principal is not None:
+                    scope["principal"] = principal
+                else:
+                    await self._authenticate(scope, header)
         await self._app(scope, receive, send)
 
     async def _authenticate(self, scope: Scope, header: bytes) -> None:
@@ -27,11 +31,7 @@ class Authentication:
             scope["authentication_error"] = InvalidToken("Only bearer tokens are accepted.")
             return
         token = header[7:].strip().decode("latin-1")
-        principal = self._authenticator.recall(token)
-        if principal is None:
-            try:
-                principal = await self._authenticator.authenticate(token)
-            except AppError as error:
-                scope["authentication_error"] = error
-                return
-        scope["principal"] = principal
+        try:
+            scope["principal"] = await self._authenticator.authenticate(token, header)
+        except AppError as error:
+            scope["authentication_error"] = error

@@ -88,7 +88,7 @@ class RequestContext:
         try:
             length = found.get(b"content-length")
             if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
-                # Refused before a byte of it is read. The server reads over the rest: were the connection closed instead,
+                # Refused before a byte of it is read. The server reads over the rest: were the connection closed,
                 # the client would often see a reset before the answer.
                 raise PayloadTooLarge  # noqa: TRY301
             await self._app(scope, receive, exchange.send)

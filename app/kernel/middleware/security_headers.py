@@ -1,0 +1,42 @@
+"""What a browser must not do with our answers; behind the response cache, so that a cached answer has it already."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.kernel.settings import HttpSettings
+
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+# For JSON and files; a page brings a policy of its own.
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_REFERRER = (b"referrer-policy", b"no-referrer")
+_HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
+
+
+class SecurityHeaders:
+    """The headers. `wrap` is for answers that do not pass the layer."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._headers = [_NOSNIFF, _REFERRER, *([_HSTS] if settings.hsts else [])]
+
+    def wrap(self, send: Send) -> Send:
+        """`send`, with the headers added to the start of the answer."""
+
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name for name, _ in message["headers"]}
+                policy = [] if _POLICY[0] in present else [_POLICY]
+                missing = [header for header in (*self._headers, *policy) if header[0] not in present]
+                message["headers"] = [*message["headers"], *missing]
+            await send(message)
+
+        return send_secured
+
+
+class SecurityHeadersLayer:
+    """Adds them to what the framework answers."""
+
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+        self._app = app
+        self._headers = SecurityHeaders(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, self._headers.wrap(send))
