@@ -29,7 +29,7 @@ async def is_newest(dsn: str) -> bool:
     try:
         connection = await asyncpg.connect(dsn, timeout=10)
     except (OSError, asyncpg.PostgresError) as error:
-        raise ConnectionError(f"PostgreSQL cannot be reached: {error or type(error).__name__}") from error
+        raise ConnectionError(f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}") from error
     try:
         return bool(await connection.fetchval(CURRENT_REVISION) == newest_revision())
     except asyncpg.UndefinedTableError:
