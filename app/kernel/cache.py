@@ -155,7 +155,7 @@ class Cache:
         if entry.expires_at < monotonic():
             self._remove(key)
             return None
-        _local_hit.inc()
+        self._local_hits += 1
         self._entries.move_to_end(key)
         return entry.answer
 
