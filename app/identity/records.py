@@ -1,5 +1,6 @@
 """What the module's tables hold, and the pure rules about it."""
 
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -291,8 +292,8 @@ def roles_of(role: Role) -> tuple[str, ...]:
 
 
 def canonical_email(email: str) -> str:
-    """The form in which addresses are compared: case does not make another mailbox."""
-    return email.strip().casefold()
+    """The form in which addresses are compared: neither case nor the way a letter is composed makes another mailbox."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", email.strip()).casefold())
 
 
 def session_end(now: datetime, idle_ttl: int, absolute_end: datetime) -> datetime:

@@ -165,6 +165,12 @@ class SmtpTransport:
         try:
             async with self._connection() as client:
                 await client.send_message(message)
+        except (aiosmtplib.SMTPNotSupported, UnicodeError) as error:
+            # A letter of the address that this server cannot carry.
+            raise MailRefused(type(error).__name__) from error
+        except aiosmtplib.SMTPSenderRefused as error:
+            # The sender is a setting; this message is as good as any other.
+            raise MailUnavailable(f"SMTP {error.code}") from error
         except aiosmtplib.SMTPRecipientsRefused as error:
             raise _classify(max(refusal.code for refusal in error.recipients), error) from error
         except aiosmtplib.SMTPResponseException as error:
@@ -214,7 +220,12 @@ class SmtpTransport:
             start_tls=self._start_tls,
             timeout=self._timeout,
         )
-        await client.connect()
+        try:
+            await client.connect()
+        except aiosmtplib.SMTPException as error:
+            # Whatever the code: who is refused here is this program, by its password or network, not the message.
+            client.close()
+            raise MailUnavailable(type(error).__name__) from error
         return client
 
 

@@ -94,13 +94,18 @@ async def set_email_verified(tx: Tx, user_id: UserId, now: datetime) -> str | No
     return email
 
 
+# The new version is what a log-in under way with the old password fails by.
 SET_PASSWORD = """
-UPDATE identity.accounts SET password_hash = $2, password_changed_at = $3 WHERE user_id = $1 AND status <> 'deleted'
+UPDATE identity.accounts SET password_hash = $2, password_changed_at = $3, version = version + 1
+ WHERE user_id = $1 AND version = $4 AND status <> 'deleted'
+RETURNING version
 """
 
 
-async def set_password(tx: Tx, user_id: UserId, password_hash: str, now: datetime) -> bool:
-    return await tx.execute(SET_PASSWORD, user_id, password_hash, now) == "UPDATE 1"
+async def set_password(tx: Tx, user_id: UserId, password_hash: str, now: datetime, version: int) -> int | None:
+    """The account's new version; None if it is not at `version` any more."""
+    new_version: int | None = await tx.fetchval(SET_PASSWORD, user_id, password_hash, now, version)
+    return new_version
 
 
 # The old address comes from a sub-select, which sees the row as it was.

@@ -54,7 +54,7 @@ WITH factor AS (
     INSERT INTO identity.recovery_codes (user_id, code_hash)
     SELECT factor.user_id, code FROM factor, unnest($4::bytea[]) AS code
 )
-UPDATE identity.accounts SET totp_enabled = true WHERE user_id IN (SELECT user_id FROM factor)
+UPDATE identity.accounts SET totp_enabled = true, version = version + 1 WHERE user_id IN (SELECT user_id FROM factor)
 """
 
 

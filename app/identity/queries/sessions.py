@@ -9,16 +9,18 @@ from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 # One statement, so that a log-in needs no transaction: the session, the account's last log-in with a password hash of
-# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit.
+# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit. None of it happens if
+# the account has changed since the password was checked, for who knew an old password must not come in after its end.
 INSERT_SESSION = """
 WITH account AS (
     UPDATE identity.accounts
        SET last_login_at = $4, password_hash = COALESCE($11, password_hash)
-     WHERE user_id = $1
+     WHERE user_id = $1 AND version = $15 AND status = 'active'
+ RETURNING user_id
 ), surplus AS (
     UPDATE identity.sessions
        SET revoked_at = $4, revoke_reason = 'session_limit'
-     WHERE user_id = $1 AND id IN (
+     WHERE user_id IN (SELECT user_id FROM account) AND id IN (
            SELECT id FROM identity.sessions
             WHERE user_id = $1 AND revoked_at IS NULL
             ORDER BY last_used_at DESC OFFSET $12 - 1)
@@ -28,13 +30,13 @@ WITH account AS (
     SELECT 'session', id, $13 FROM surplus
 ), audit AS (
     INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, created_at)
-    VALUES ($1, $3, $14, $1, $2, $8, $9, $4)
+    SELECT user_id, $3, $14, user_id, $2, $8, $9, $4 FROM account
 ), session AS (
     INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
                                    idle_expires_at, expires_at, methods, ip, user_agent, device_name)
-    VALUES ($1, $2, $4, $4, $4, $4, $5, $6, $7, $8, $9, $10)
+    SELECT user_id, $2, $4, $4, $4, $4, $5, $6, $7, $8, $9, $10 FROM account
 )
-SELECT id FROM surplus
+SELECT (SELECT count(*) FROM account) AS opened, ARRAY(SELECT id FROM surplus) AS ended
 """
 
 
@@ -47,9 +49,10 @@ async def insert_session(
     new_password_hash: str | None,
     limit: int,
     revocations_end: datetime,
-) -> list[UUID]:
-    """The sessions that had to end because the account has more than `limit` of them."""
-    rows = await tx.fetch(
+    version: int,
+) -> list[UUID] | None:
+    """The sessions that had to end because the account has more than `limit` of them; None if it has left `version`."""
+    row = await tx.fetchrow(
         INSERT_SESSION,
         session.user_id,
         session.id,
@@ -65,8 +68,9 @@ async def insert_session(
         limit,
         revocations_end,
         action,
+        version,
     )
-    return [row["id"] for row in rows]
+    return list(row["ended"]) if row and row["opened"] else None
 
 
 # Compare and swap: of all who bring one generation, one turns it into the next.
@@ -169,16 +173,17 @@ async def revoke_sessions(tx: Tx, end: SessionsEnd) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
+# The age is measured by the clock that wrote the rows; that of this machine may differ from it by minutes.
 LIST_REVOCATIONS = """
 SELECT kind, subject, version, expires_at
   FROM identity.revocations
- WHERE created_at > $1 AND expires_at > $2
+ WHERE created_at > clock_timestamp() - make_interval(secs => $1) AND expires_at > $2
 """
 
 
-async def list_revocations(conn: ReadConn, since: datetime, now: datetime) -> Sequence[Revocation]:
-    """Those written after `since` that still matter at `now`."""
-    return [Revocation(**row) for row in await conn.fetch(LIST_REVOCATIONS, since, now)]
+async def list_revocations(conn: ReadConn, age: float, now: datetime) -> Sequence[Revocation]:
+    """Those written in the last `age` seconds that still matter at `now`."""
+    return [Revocation(**row) for row in await conn.fetch(LIST_REVOCATIONS, age, now)]
 
 
 DELETE_EXPIRED_REVOCATIONS = "DELETE FROM identity.revocations WHERE expires_at < $1"

@@ -17,7 +17,7 @@ from app.identity.schemas import (
     SecurityEventPage,
     SessionList,
 )
-from app.identity.service import administration, auditing, standing
+from app.identity.service import administration, standing
 from app.kernel.auth import Principal, RequireRole
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
 from app.kernel.ids import UserId
@@ -116,7 +116,7 @@ async def revoke_account_sessions(
 )
 async def list_account_security_events(user_id: Id, _: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """The audit trail of an account, the newest first."""
-    found = await auditing.read_security_events(
+    found = await administration.read_security_events(
         resources.db, resources.cursors, UserId(user_id), limit=page.limit, cursor=page.cursor
     )
     return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})

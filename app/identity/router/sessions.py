@@ -50,7 +50,7 @@ async def log_in(
         return json_response(
             {"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": ["totp", "recovery_code"]}
         )
-    return _signed_in(outcome, request)
+    return _signed_in(outcome, identity)
 
 
 @router.post(
@@ -60,23 +60,23 @@ async def log_in(
     responses=problem_responses(400, 401, 413, 415, 422, 429, 503),
 )
 async def verify_second_factor(
-    body: VerifySecondFactorBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: VerifySecondFactorBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Finish a log-in with a code of the second factor, or with a recovery code."""
     outcome = await login.verify_second_factor(
         resources.db, identity, mfa_token=body.mfa_token, code=body.code, device=device
     )
-    return _signed_in(outcome, request)
+    return _signed_in(outcome, identity)
 
 
-def _signed_in(outcome: login.LoggedIn, request: Request) -> Response:
+def _signed_in(outcome: login.LoggedIn, identity: IdentityDep) -> Response:
     response = json_response(outcome.signed_in.view())
     response.set_cookie(
         COOKIE_NAME,
         outcome.device_cookie,
         max_age=COOKIE_SECONDS,
         path="/v1/auth",
-        secure=request.url.scheme == "https",
+        secure=identity.issuer.issuer.startswith("https:"),
         httponly=True,
         samesite="lax",
     )

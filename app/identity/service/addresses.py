@@ -44,10 +44,12 @@ async def resend(db: Database, identity: Identity, email: str, device: Device) -
     """Has another verification link sent, if there is something to verify. Nothing is looked up here.
 
     Raises:
-        TooManyAttempts: the network's quota is used up.
+        TooManyAttempts: the network's quota is used up. Of the address's quota nobody is told anything.
     """
     limit = identity.registrations_per_network
     await identity.throttle.reserve(identity.throttle.registration_buckets(device.ip, limit))
+    if not await identity.throttle.may_mail(canonical_email(email)):
+        return
     async with db.statement("identity.resend_verification") as tx:
         await mail_registered(tx, identity.queue, email)
 
@@ -59,6 +61,8 @@ async def request_change(db: Database, identity: Identity, actor: Actor, new_ema
         InvalidCurrentPassword, TooManyAttempts
     """
     await check_current_password(db, identity, actor.user_id, current_password)
+    if not await identity.throttle.may_mail(canonical_email(new_email)):
+        return
     async with db.statement("identity.change_email") as tx:
         await mail_change(tx, identity.queue, actor.user_id, new_email)
 

@@ -6,7 +6,8 @@ from uuid import UUID
 from app.identity.errors import AccountNotFound
 from app.identity.queries.accounts import get_admin_account, list_admin_accounts
 from app.identity.queries.sessions import list_sessions
-from app.identity.records import AccountStatus, Actor, AdminAccount, Session
+from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEvent, Session
+from app.identity.service import auditing
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
 from app.kernel.auth import Role
@@ -65,6 +66,18 @@ async def read_sessions(db: Database, identity: Identity, user_id: UserId) -> li
         if await get_admin_account(conn, user_id) is None:
             raise AccountNotFound
         return await list_sessions(conn, user_id, identity.clock.now())
+
+
+async def read_security_events(
+    db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[SecurityEvent]:
+    """One page of an account's audit trail, the newest first.
+
+    Raises:
+        AccountNotFound, InvalidCursor
+    """
+    await read_account(db, user_id)
+    return await auditing.read_security_events(db, cursors, user_id, limit=limit, cursor=cursor)
 
 
 async def revoke_sessions(db: Database, identity: Identity, admin: Actor, user_id: UserId) -> int:

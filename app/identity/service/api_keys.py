@@ -1,21 +1,18 @@
 """API keys: credentials for programs, with scopes of their own."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from app.identity.errors import ApiKeyNotFound, TooManyApiKeys
 from app.identity.queries.api_keys import insert_api_key, list_api_keys, revoke_api_keys
 from app.identity.records import Actor, ApiKeyRow
-from app.identity.service.authentication import API_KEY_SECONDS
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import new_api_key
 from app.kernel.auth import InsufficientScope
 from app.kernel.database import Database, Tx
 from app.kernel.errors import FieldError, Unprocessable
 from app.kernel.ids import UserId, new_id
-
-_REVOCATION_MARGIN = timedelta(seconds=60)
 
 
 async def create(
@@ -78,14 +75,13 @@ async def revoke(db: Database, identity: Identity, actor: Actor, key_id: UUID) -
 
 async def end_api_keys(tx: Tx, identity: Identity, actor: Actor, user_id: UserId, *, key_id: UUID | None = None) -> int:
     """Ends one key of `user_id`, or all; the answer is how many."""
-    now = identity.clock.now()
     revocations = await revoke_api_keys(
         tx,
         user_id=user_id,
         event_id=new_id(),
         key_id=key_id,
-        now=now,
-        revocations_end=now + timedelta(seconds=API_KEY_SECONDS) + _REVOCATION_MARGIN,
+        now=identity.clock.now(),
+        revocations_end=identity.revocations_end(),
         actor_id=actor.user_id,
         ip=actor.device.ip,
         user_agent=actor.device.user_agent,

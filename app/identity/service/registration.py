@@ -89,6 +89,7 @@ async def _store_open(
 @retries_conflicts
 async def _store_unverified(db: Database, identity: Identity, registration: Registration, password_hash: str) -> None:
     user_id = UserId(new_id())
+    may_mail = await identity.throttle.may_mail(canonical_email(registration.email))
     async with db.transaction("identity.register") as tx:
         is_new = await insert_account_if_new(
             tx,
@@ -101,7 +102,8 @@ async def _store_unverified(db: Database, identity: Identity, registration: Regi
         if is_new:
             await _create_user(tx, user_id, registration)
         # One job in both cases; the worker finds out which e-mail it is.
-        await mail_registered(tx, identity.queue, registration.email)
+        if may_mail:
+            await mail_registered(tx, identity.queue, registration.email)
 
 
 async def _create_user(tx: Tx, user_id: UserId, registration: Registration) -> users.User:

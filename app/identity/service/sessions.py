@@ -3,7 +3,7 @@
 from datetime import timedelta
 from uuid import UUID
 
-from app.identity.errors import SessionNotFound
+from app.identity.errors import InvalidCredentials, SessionNotFound
 from app.identity.queries.sessions import insert_session, list_sessions, revoke_sessions
 from app.identity.records import (
     Account,
@@ -21,9 +21,6 @@ from app.identity.service.tokens import MalformedToken
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
 
-# Revocations outlive every token they refuse, clocks that differ included.
-_REVOCATION_MARGIN = timedelta(seconds=60)
-
 
 async def open_session(
     tx: Tx,
@@ -35,7 +32,11 @@ async def open_session(
     methods: tuple[str, ...],
     new_password_hash: str | None = None,
 ) -> Tokens:
-    """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how somebody logged in."""
+    """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how somebody logged in.
+
+    Raises:
+        InvalidCredentials: the account is not what it was when they were checked.
+    """
     settings = identity.settings
     now = identity.clock.now()
     absolute_end = now + timedelta(seconds=settings.refresh_absolute_ttl)
@@ -52,7 +53,7 @@ async def open_session(
     tokens = identity.issuer.issue(
         account.user_id, session.id, generation=0, issued_at=now, role=account.role, version=account.version
     )
-    revocations_end = now + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
+    revocations_end = identity.revocations_end()
     surplus = await insert_session(
         tx,
         session,
@@ -61,7 +62,10 @@ async def open_session(
         new_password_hash=new_password_hash,
         limit=settings.max_sessions,
         revocations_end=revocations_end,
+        version=account.version,
     )
+    if surplus is None:
+        raise InvalidCredentials
     identity.feed.announce(tx, [Revocation("session", ended, 0, revocations_end) for ended in surplus])
     return tokens
 
@@ -84,8 +88,7 @@ async def end_sessions(
 
     When the caller's unit of work has committed, their tokens are dead in every process.
     """
-    now = identity.clock.now()
-    revocations_end = now + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
+    revocations_end = identity.revocations_end()
     ended = await revoke_sessions(
         tx,
         SessionsEnd(
@@ -93,7 +96,7 @@ async def end_sessions(
             event_id=new_id(),
             session_id=session_id,
             except_id=except_id,
-            now=now,
+            now=identity.clock.now(),
             reason=reason,
             revocations_end=revocations_end,
             actor_id=actor_id,
@@ -142,9 +145,13 @@ async def log_out(
     """Ends the session of either token, expired ones included. Says nothing when there is none to end."""
     for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
         async with db.statement("identity.log_out") as tx:
-            await end_sessions(
+            ended = await end_sessions(
                 tx, identity, user_id, device, reason="logged_out", actor_id=user_id, session_id=session_id
             )
+            if not ended:
+                # Another request has just ended it, and need not have told everybody yet; or the session is over,
+                # and its last access token is not.
+                identity.feed.announce(tx, [Revocation("session", session_id, 0, identity.revocations_end())])
 
 
 async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, keep_current: bool) -> int:

@@ -17,8 +17,6 @@ from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 from app.users import api as users
 
-_REVOCATION_MARGIN = timedelta(seconds=60)
-
 
 @retries_conflicts
 async def change_role(db: Database, identity: Identity, admin: Actor, user_id: UserId, role: Role) -> None:
@@ -119,6 +117,6 @@ async def _keep_an_admin(tx: Tx, user_id: UserId) -> None:
 
 
 async def _make_stale(tx: Tx, identity: Identity, user_id: UserId, version: int) -> None:
-    end = identity.clock.now() + timedelta(seconds=identity.issuer.lifetime) + _REVOCATION_MARGIN
+    end = identity.revocations_end()
     await insert_account_revocation(tx, user_id, version, end)
     identity.feed.announce(tx, [Revocation("account", user_id, version, end)])

@@ -6,7 +6,8 @@ Buckets, by the HMAC of what they are about, alike for known and unknown address
 - e-mail and network (/24, /64): five attempts, then a pause of 1, 2, 4 … 900 s after each;
 - e-mail, from anywhere: twenty in 15 minutes;
 - network: a quota for an hour;
-- account: a hundred failures in a row close it to strangers until the password is reset.
+- account: a hundred failures in 30 days close it to strangers until the password is reset;
+- mail: ten e-mails an hour to one address at the wish of people who need not own it; the rest is dropped in silence.
 
 Somebody with the device cookie of an earlier success has a bucket of their own instead of the first, second and
 fourth, so that a stranger cannot lock them out. A success gives back what it had reserved. Without Redis each process
@@ -31,6 +32,7 @@ from app.kernel.redis import RedisGateway, RedisUnavailable
 
 _attempts_total = Counter("app_identity_attempts", "Attempts to prove who somebody is.", ["outcome"])
 _DAY = 86_400
+_MAILS_AN_HOUR = 10
 _MAX_LOCAL_BUCKETS = 10_000
 
 # Per bucket: key; limit, window, first pause, longest pause (seconds). A pause of 0 lasts until the window ends.
@@ -148,6 +150,14 @@ class Throttle:
             raise TooManyAttempts(retry_after=seconds)
         _attempts_total.labels("let_through").inc()
 
+    async def may_mail(self, email_canonical: str) -> bool:
+        """Whether an address may be sent one more e-mail at the wish of somebody who need not be its owner."""
+        try:
+            await self.reserve([self._bucket("mail", email_canonical, _MAILS_AN_HOUR, 3600, 0, 0, is_personal=False)])
+        except TooManyAttempts:
+            return False
+        return True
+
     async def release(self, buckets: Sequence[Bucket]) -> None:
         """After a success."""
         args = ["1" if bucket.is_personal else "0" for bucket in buckets]
@@ -202,4 +212,5 @@ class Throttle:
     def _network(ip: str | None) -> str:
         if ip is None:
             return "unknown"
-        return str(ip_network(f"{ip}/{64 if ':' in ip else 24}", strict=False))
+        address = ip.partition("%")[0]
+        return str(ip_network(f"{address}/{64 if ':' in address else 24}", strict=False))

@@ -1,0 +1,133 @@
+"""Letters that arrive, time that a test decides, administrators, and log-ins of everybody."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.composition import make_resources
+from app.identity.api import Identity
+from app.kernel.clock import ManualClock
+from app.kernel.resources import Resources
+from app.settings import Settings
+from app.worker import Worker, open_worker
+from tests.fixtures.people import MakePerson, Person
+from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Letter:
+    """An e-mail as its reader sees it."""
+
+    to: str
+    subject: str
+    text: str
+    html: str
+    id: str
+
+    @property
+    def token(self) -> str:
+        """What the link of the letter carries."""
+        (link,) = re.findall(r"https?://\S+", self.text)
+        return parse_qs(urlsplit(link).query)["token"][0]
+
+
+class Mailbox:
+    """The development mailbox."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def letters(self, to: str) -> list[Letter]:
+        """All to this address, the oldest first."""
+        files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)
+        letters = [_letter(message_from_bytes(file.read_bytes(), policy=policy.default)) for file in files]
+        return [letter for letter in letters if letter.to == to]
+
+    async def letter(self, to: str, subject: str, *, number: int = 1) -> Letter:
+        """The `number`th letter of this subject to this address, once it has come."""
+        found: list[Letter] = []
+
+        def has_come() -> bool:
+            found[:] = [letter for letter in self.letters(to) if letter.subject == subject]
+            return len(found) >= number
+
+        await eventually(has_come, within=10)
+        return found[number - 1]
+
+
+def _letter(message: EmailMessage) -> Letter:
+    parts = {part.get_content_type(): part.get_content() for part in message.walk() if not part.is_multipart()}
+    return Letter(
+        message["To"], message["Subject"], parts["text/plain"], parts["text/html"], message["Message-ID"].strip("<>")
+    )
+
+
+@pytest.fixture
+async def worker(settings: Settings) -> AsyncIterator[Worker]:
+    """A worker of this test, in its process."""
+    jobs = settings.jobs.model_copy(update={"drain": 0.1})
+    async with open_worker(settings.model_copy(update={"jobs": jobs})) as worker:
+        yield worker
+
+
+@pytest.fixture
+def mailbox(settings: Settings, worker: Worker) -> Mailbox:
+    return Mailbox(settings.data_dir / "mailbox")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """The clock of the application; a test names this fixture before `client`."""
+    clock = ManualClock(datetime.now(UTC))
+    monkeypatch.setattr("app.main.make_resources", partial(make_resources, clock=clock))
+    return clock
+
+
+@pytest.fixture
+def identity(app: FastAPI) -> Identity:
+    """What the process under test holds."""
+    identity: Identity = app.state.identity
+    return identity
+
+
+LogIn = Callable[..., Awaitable[Person]]
+
+
+@pytest.fixture
+def log_in(client: httpx.AsyncClient) -> LogIn:
+    """Makes a coroutine that opens one more session of somebody; fields go into the request."""
+
+    async def log_in(person: Person, **fields: str) -> Person:
+        body = {"email": person.email, "password": person.password} | fields
+        answer = await client.post("/v1/auth/login", json=body)
+        client.cookies.clear()
+        assert answer.status_code == 200, answer.text
+        return replace(person, password=body["password"], email=body["email"], tokens=answer.json()["tokens"])
+
+    return log_in
+
+
+@pytest.fixture
+async def admin(make_person: MakePerson, log_in: LogIn, connection: Connection) -> Person:
+    """An administrator: the first one comes from an operator, not from the API."""
+    person = await make_person(email="admin@example.com")
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
+    return await log_in(person)
+
+
+@pytest.fixture
+def resources(app: FastAPI) -> Resources:
+    """What the process under test shares."""
+    resources: Resources = app.state.resources
+    return resources

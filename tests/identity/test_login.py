@@ -1,0 +1,306 @@
+"""Log-in: what is told to whom, what it costs, and what happens when much of it comes at once."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+
+import asyncpg
+import httpx
+import pytest
+from argon2 import PasswordHasher
+
+from app.identity.api import Identity
+from app.identity.queries.security_events import INSERT_FAILED_LOGIN
+from app.identity.schemas import SignedInView
+from app.kernel.clock import ManualClock
+from app.kernel.embedded import EmbeddedValkey
+from app.kernel.resources import Resources
+from tests.fixtures.answers import body_of, problem_of
+from tests.fixtures.application import Budget
+from tests.fixtures.people import PASSWORD, MakePerson, Person
+from tests.fixtures.servers import Connection
+from tests.identity.conftest import LogIn
+
+
+def without_request_id(answer: httpx.Response) -> tuple[int, object, list[tuple[str, str]]]:
+    body = answer.json()
+    body.pop("request_id", None)
+    headers = [(name, value) for name, value in answer.headers.items() if name != "x-request-id"]
+    return answer.status_code, body, headers
+
+
+async def test_login_answers_user_and_tokens(client: httpx.AsyncClient, person: Person) -> None:
+    answer = await client.post(
+        "/v1/auth/login", json={"email": f" {person.email.upper()} ", "password": PASSWORD, "device_name": "phone"}
+    )
+    body = body_of(answer, SignedInView)
+    assert body["user"] == (await person.get("/v1/users/me")).json()
+    assert body["tokens"]["expires_in"] == 600
+    assert body["tokens"]["token_type"] == "Bearer"
+    assert body["tokens"]["refresh_token"].startswith("rt_")
+    assert answer.headers["cache-control"] == "no-store"
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith("onehop_device=")
+    assert cookie.endswith("; HttpOnly; Max-Age=31536000; Path=/v1/auth; SameSite=lax")
+    sessions = (await person.get("/v1/auth/sessions")).json()["items"]
+    assert [(item["device_name"], item["current"]) for item in sessions] == [("phone", False), (None, True)]
+
+
+@pytest.mark.settings(APP_PUBLIC_URL="https://api.example.com")
+async def test_the_device_cookie_is_secure_where_the_service_is(client: httpx.AsyncClient, person: Person) -> None:
+    answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    assert "; Secure" in answer.headers["set-cookie"]
+
+
+async def test_login_costs_three_statements_and_an_authenticated_request_nothing(
+    client: httpx.AsyncClient, person: Person, budget: Budget, identity: Identity, resources: Resources
+) -> None:
+    with budget(3) as seen:
+        answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    assert answer.status_code == 200
+    assert [statement.label for statement in seen] == ["identity.login", "identity.login_user", "identity.open_session"]
+    headers = {"Authorization": f"Bearer {answer.json()['tokens']['access_token']}"}
+    await client.get("/v1/users/me", headers=headers)
+    calls = resources.redis.calls
+    with budget(0):
+        answers = [await client.get("/v1/users/me", headers=headers) for _ in range(50)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert resources.redis.calls == calls
+
+
+async def test_the_cost_of_a_login_as_postgres_counts_it(
+    client: httpx.AsyncClient, person: Person, connection: Connection
+) -> None:
+    try:
+        await connection.execute("CREATE EXTENSION pg_stat_statements")
+        await connection.execute("SELECT pg_stat_statements_reset()")
+    except asyncpg.PostgresError:
+        pytest.skip("the test's server was started without pg_stat_statements")
+    await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    calls = await connection.fetch("""
+        SELECT query, calls FROM pg_stat_statements
+         WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND query ~ 'identity|users' AND query !~ 'revocations[\\s\\n]+WHERE|pg_stat|signing_keys'
+    """)
+    assert sum(row["calls"] for row in calls) == 3, calls
+
+
+async def test_an_unknown_address_is_answered_like_a_wrong_password(client: httpx.AsyncClient, person: Person) -> None:
+    wrong = await client.post("/v1/auth/login", json={"email": person.email, "password": "not it at all"})
+    unknown = await client.post("/v1/auth/login", json={"email": "nobody@example.com", "password": "not it at all"})
+    problem_of(wrong, 401, "invalid_credentials")
+    assert wrong.headers["www-authenticate"] == "Bearer"
+    assert without_request_id(unknown) == without_request_id(wrong)
+
+
+async def test_both_kinds_of_failure_hash_once_and_are_noted_without_waiting_for_the_disk(
+    client: httpx.AsyncClient, person: Person, identity: Identity, connection: Connection
+) -> None:
+    for email in (person.email, "nobody@example.com"):
+        before = identity.hashing.count
+        await client.post("/v1/auth/login", json={"email": email, "password": "not it at all"})
+        assert identity.hashing.count == before + 1
+    rows = await connection.fetch("SELECT user_id FROM identity.security_events WHERE action = 'login_failed'")
+    assert [row["user_id"] for row in rows] == [person.id]
+    assert "set_config('synchronous_commit', 'off', true)" in INSERT_FAILED_LOGIN
+
+
+async def test_a_ban_is_told_only_to_who_knows_the_password(
+    client: httpx.AsyncClient, person: Person, connection: Connection
+) -> None:
+    await connection.execute("UPDATE identity.accounts SET status = 'banned' WHERE user_id = $1", person.id)
+    wrong = await client.post("/v1/auth/login", json={"email": person.email, "password": "not it at all"})
+    problem_of(wrong, 401, "invalid_credentials")
+    right = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    problem_of(right, 403, "account_banned")
+    assert await connection.fetchval("SELECT count(*) FROM identity.sessions WHERE user_id = $1", person.id) == 1
+
+
+async def test_parallel_wrong_logins_hardly_reach_the_hash(
+    client: httpx.AsyncClient, person: Person, identity: Identity
+) -> None:
+    before = identity.hashing.count
+    body = {"email": person.email, "password": "not it at all"}
+    answers = await asyncio.gather(*(client.post("/v1/auth/login", json=body) for _ in range(30)))
+    assert Counter(answer.status_code for answer in answers) == {401: 5, 429: 25}
+    assert identity.hashing.count - before == 5
+    # The right password does no better, so the answer tells nothing of it.
+    refused = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    problem_of(refused, 429, "too_many_attempts")
+    assert refused.headers["retry-after"] == "1"
+
+
+async def test_pauses_double_and_end_with_a_success(
+    client: httpx.AsyncClient, person: Person, resources: Resources
+) -> None:
+    wrong = {"email": person.email, "password": "not it at all"}
+    for _ in range(5):
+        problem_of(await client.post("/v1/auth/login", json=wrong), 401, "invalid_credentials")
+    redis = resources.redis.client
+    (pair,) = await redis.keys("identity:attempts:pair:*")
+    pauses = []
+    for _ in range(12):
+        pauses.append(int((await client.post("/v1/auth/login", json=wrong)).headers["retry-after"]))
+        for key in await redis.keys("identity:attempts:*"):
+            await redis.hdel(key, "until")
+        await client.post("/v1/auth/login", json=wrong)
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900]
+    for key in await redis.keys("identity:attempts:*"):
+        await redis.hdel(key, "until")
+    assert (await client.post("/v1/auth/login", json=wrong | {"password": PASSWORD})).status_code == 200
+    assert not await redis.exists(pair)
+
+
+async def test_the_owner_s_device_is_not_locked_out(client: httpx.AsyncClient, person: Person) -> None:
+    right = {"email": person.email, "password": PASSWORD}
+    assert (await client.post("/v1/auth/login", json=right)).status_code == 200
+    cookie = {"onehop_device": client.cookies["onehop_device"]}
+    client.cookies.clear()
+    for _ in range(6):
+        stranger = await client.post("/v1/auth/login", json=right | {"password": "not it at all"})
+    problem_of(stranger, 429, "too_many_attempts")
+    problem_of(await client.post("/v1/auth/login", json=right), 429, "too_many_attempts")
+    client.cookies.update(cookie)
+    assert (await client.post("/v1/auth/login", json=right)).status_code == 200
+
+
+async def test_a_device_cookie_counts_for_its_own_address_only_and_is_braked_itself(
+    client: httpx.AsyncClient, make_person: MakePerson, identity: Identity
+) -> None:
+    mallory, victim = await make_person(), await make_person()
+    await client.post("/v1/auth/login", json={"email": mallory.email, "password": PASSWORD})
+    wrong = {"email": victim.email, "password": "not it at all"}
+    answers = [await client.post("/v1/auth/login", json=wrong) for _ in range(7)]
+    assert [answer.status_code for answer in answers] == [401] * 5 + [429] * 2
+    before = identity.hashing.count
+    own = [await client.post("/v1/auth/login", json=wrong | {"email": mallory.email}) for _ in range(7)]
+    assert [answer.status_code for answer in own] == [401] * 5 + [429] * 2
+    assert identity.hashing.count - before == 5
+
+
+@pytest.mark.parametrize("cookie", ["", "x", "é", "A" * 43, "A" * 4000])
+async def test_a_forged_device_cookie_is_none(client: httpx.AsyncClient, person: Person, cookie: str) -> None:
+    header = (b"cookie", b"onehop_device=" + cookie.encode("latin-1"))
+    body = {"email": person.email, "password": "not it at all"}
+    answers = [await client.post("/v1/auth/login", json=body, headers=[header]) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [401] * 5 + [429]
+
+
+async def test_the_brake_works_without_redis(
+    client: httpx.AsyncClient, person: Person, valkey: EmbeddedValkey, identity: Identity
+) -> None:
+    await asyncio.to_thread(valkey.stop)
+    try:
+        before = identity.hashing.count
+        body = {"email": person.email, "password": "not it at all"}
+        answers = [await client.post("/v1/auth/login", json=body) for _ in range(8)]
+        assert [answer.status_code for answer in answers] == [401] * 5 + [429] * 3
+        assert answers[-1].headers["retry-after"] == "1"
+        assert identity.hashing.count - before == 5
+    finally:
+        await asyncio.to_thread(valkey.start)
+
+
+@pytest.mark.settings(APP_IDENTITY_NETWORK_FAILURES="7")
+async def test_a_network_has_a_quota_that_successes_do_not_use_up(
+    client: httpx.AsyncClient, person: Person, log_in: LogIn
+) -> None:
+    for number in range(6):
+        body = {"email": f"nobody{number}@example.com", "password": "not it at all"}
+        problem_of(await client.post("/v1/auth/login", json=body), 401, "invalid_credentials")
+    for _ in range(3):
+        await log_in(person)
+    problem_of(await client.post("/v1/auth/login", json=body), 401, "invalid_credentials")
+    refused = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    problem_of(refused, 429, "too_many_attempts")
+    assert 3590 <= int(refused.headers["retry-after"]) <= 3600
+
+
+async def test_an_old_hash_is_replaced_at_login(
+    client: httpx.AsyncClient, person: Person, log_in: LogIn, connection: Connection
+) -> None:
+    weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
+    await connection.execute("UPDATE identity.accounts SET password_hash = $1", weak)
+    await log_in(person)
+    stored = await connection.fetchval("SELECT password_hash FROM identity.accounts")
+    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    await log_in(person)
+    assert await connection.fetchval("SELECT password_hash FROM identity.accounts") == stored
+
+
+@pytest.mark.settings(APP_IDENTITY_MAX_SESSIONS="3")
+async def test_the_longest_unused_session_gives_way(
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, log_in: LogIn
+) -> None:
+    people = [person]
+    for _ in range(2):
+        clock.advance(1)
+        people.append(await log_in(person))
+    clock.advance(1)
+    refreshed = await client.post("/v1/auth/refresh", json={"refresh_token": people[0].tokens["refresh_token"]})
+    assert refreshed.status_code == 200
+    clock.advance(1)
+    people.append(await log_in(person))
+    answers = [await each.get("/v1/auth/sessions") for each in people]
+    assert [answer.status_code for answer in answers] == [200, 401, 200, 200]
+    assert len(answers[0].json()["items"]) == 3
+
+
+async def test_a_session_lists_when_it_ends(
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, log_in: LogIn
+) -> None:
+    (item,) = (await person.get("/v1/auth/sessions")).json()["items"]
+    assert item["expires_at"] == (clock.now() + timedelta(days=14)).isoformat().replace("+00:00", "Z")
+    clock.advance(14 * 86_400)
+    problem_of(await person.get("/v1/auth/sessions"), 401, "token_expired")
+    answer = await client.post("/v1/auth/refresh", json={"refresh_token": person.tokens["refresh_token"]})
+    problem_of(answer, 401, "invalid_refresh_token")
+
+
+async def test_a_login_that_began_before_a_password_change_opens_nothing_after_it(
+    client: httpx.AsyncClient, person: Person, connection: Connection, database_url: str
+) -> None:
+    """The log-in has read the account and hashes; meanwhile the password is changed."""
+    blocker = connection.transaction()
+    await blocker.start()
+    # Stands in the way of the log-in's last statement as the change's own transaction does.
+    await connection.execute("UPDATE identity.accounts SET version = version + 1 WHERE user_id = $1", person.id)
+    login = asyncio.create_task(client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD}))
+    await waits_for_a_lock(database_url)
+    await blocker.commit()
+    problem_of(await login, 401, "invalid_credentials")
+    assert await connection.fetchval("SELECT count(*) FROM identity.sessions") == 1
+
+
+async def waits_for_a_lock(database_url: str) -> None:
+    """Returns once somebody waits for a lock in this database."""
+    observer = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(5):
+            while not await observer.fetchval(  # noqa: ASYNC110
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            ):
+                await asyncio.sleep(0.01)
+    finally:
+        await observer.close()
+
+
+async def test_addresses_that_differ_only_in_how_letters_are_composed_are_one(
+    client: httpx.AsyncClient, make_person: MakePerson
+) -> None:
+    await make_person(email="zo\u00eb@example.com")
+    answer = await client.post("/v1/auth/login", json={"email": "ZOE\u0308@example.com", "password": PASSWORD})
+    assert answer.status_code == 200
+
+
+async def test_a_password_typed_in_another_form_is_the_same(client: httpx.AsyncClient, make_person: MakePerson) -> None:
+    person = await make_person(password="caf\u00e9 au lait 77")
+    body = {"email": person.email, "password": "cafe\u0301 au lait 77"}
+    assert (await client.post("/v1/auth/login", json=body)).status_code == 200
+
+
+async def test_nothing_is_cut_off_a_password(client: httpx.AsyncClient, make_person: MakePerson) -> None:
+    person = await make_person(password="long " * 25 + "end")
+    for password, status in ((person.password, 200), (person.password + "x", 401), (person.password[:72], 401)):
+        answer = await client.post("/v1/auth/login", json={"email": person.email, "password": password})
+        assert answer.status_code == status
