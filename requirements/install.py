@@ -4,6 +4,7 @@ Needs only the standard library. Does nothing when the lock is the one that was 
 of progress otherwise.
 """
 
+import fcntl
 import os
 import re
 import subprocess
@@ -19,6 +20,13 @@ LOCKS = ("production", "run", "dev")
 
 
 def main(name: str) -> int:
+    with Path(__file__).open("rb") as itself:
+        # Two terminals must not fill one folder at a time; the second then finds it done.
+        fcntl.flock(itself, fcntl.LOCK_EX)
+        return _prepare(name)
+
+
+def _prepare(name: str) -> int:
     if _is_usable() and any(_is_installed(lock) for lock in LOCKS[LOCKS.index(name) :]):
         return 0
     if not _is_usable():
