@@ -13,7 +13,7 @@ from typing import Any
 
 from app.composition import close_resources, make_resources, open_resources
 from app.identity.api import IdentityTasks
-from app.jobs.api import JOB_KINDS, LANES, ArtifactStore, Executor, JobWatch, Relay
+from app.jobs.api import JOB_KINDS, LANES, SCHEDULES, ArtifactStore, Executor, JobsTasks, JobWatch, Relay
 from app.kernel.database import Database
 from app.kernel.mail import Mailer, make_transport
 from app.kernel.queue import JobKind, Queue
@@ -82,7 +82,11 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
-    kinds = IdentityTasks(mailer, settings.identity, settings.public_url).kinds() | dict(kinds)
+    kinds = {
+        **IdentityTasks(mailer, settings.identity, settings.public_url).kinds(),
+        **JobsTasks(store, jobs).kinds(),
+        **kinds,
+    }
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
     executor = Executor(
         db,
@@ -95,7 +99,17 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         settings=jobs,
         worker_id=worker_id,
     )
-    relay = Relay(db, cache, queue, resources.bus, clock=clock, settings=jobs, lanes=tuple(LANES))
+    relay = Relay(
+        db,
+        cache,
+        queue,
+        resources.bus,
+        clock=clock,
+        settings=jobs,
+        lanes=tuple(LANES),
+        kinds=kinds,
+        schedules=SCHEDULES,
+    )
     runner = Runner(executor, LANES, jobs.slots)
     await open_resources(resources)
     loops = [

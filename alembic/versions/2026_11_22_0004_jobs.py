@@ -84,11 +84,25 @@ def upgrade() -> None:
             PRIMARY KEY (job_id, name)
         )
     """)
+    op.execute("CREATE UNIQUE INDEX artifacts_storage_key_key ON jobs.artifacts (storage_key)")
     op.execute("CREATE INDEX artifacts_expires_idx ON jobs.artifacts (expires_at) WHERE deleted_at IS NULL")
     op.execute("""
         CREATE TABLE jobs.lanes (
             lane      text PRIMARY KEY,
             paused_at timestamptz
+        )
+    """)
+    op.execute("""
+        CREATE TABLE jobs.schedules (
+            name        text PRIMARY KEY,
+            kind        text NOT NULL,
+            args        jsonb NOT NULL,
+            cron        text NOT NULL,
+            timezone    text NOT NULL,
+            catch_up    text NOT NULL,
+            next_run_at timestamptz NOT NULL,
+            last_run_at timestamptz,
+            CONSTRAINT schedules_catch_up_check CHECK (catch_up IN ('none', 'one', 'all'))
         )
     """)
     # The one row is compared with a copy in Redis: when they differ, Redis was emptied or replaced.
@@ -103,6 +117,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DROP TABLE jobs.epoch")
+    op.execute("DROP TABLE jobs.schedules")
     op.execute("DROP TABLE jobs.lanes")
     op.execute("DROP TABLE jobs.artifacts")
     op.execute("DROP TABLE jobs.jobs")

@@ -8,14 +8,17 @@ from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
+from app.jobs.tasks import SCHEDULES, JobsTasks
 
 __all__ = [
     "JOB_KINDS",
     "LANES",
+    "SCHEDULES",
     "ArtifactStore",
     "Executor",
     "JobWatch",
     "JobsRuntime",
+    "JobsTasks",
     "Overview",
     "Relay",
     "insert_jobs",

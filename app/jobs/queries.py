@@ -14,12 +14,14 @@ from app.jobs.records import (
     Beat,
     ClaimedJob,
     DispatchedJob,
+    DueSchedule,
     InsertedJob,
     Job,
     LaneDepth,
     NewArtifact,
     Outcome,
     Overview,
+    ScheduleRow,
     StateFilter,
     Transition,
     WaitingJob,
@@ -635,6 +637,111 @@ RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
 async def requeue_failed_jobs(tx: Tx, *, kind: str | None, since: datetime, limit: int) -> list[Transition]:
     """Starts failed jobs over, those that failed first first. One with a unique key is left to be retried singly."""
     return [Transition(**row) for row in await tx.fetch(REQUEUE_FAILED_JOBS, kind, since, limit)]
+
+
+STORE_SCHEDULES = """
+INSERT INTO jobs.schedules AS s (name, kind, args, cron, timezone, catch_up, next_run_at)
+SELECT n.name, n.kind, n.args, n.cron, n.timezone, n.catch_up, n.next_run_at
+FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+     AS n(name, kind, args, cron, timezone, catch_up, next_run_at)
+ON CONFLICT (name) DO UPDATE
+SET kind = excluded.kind, args = excluded.args, cron = excluded.cron, timezone = excluded.timezone,
+    catch_up = excluded.catch_up,
+    next_run_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_run_at
+                       ELSE excluded.next_run_at END
+"""
+
+
+async def store_schedules(tx: Tx, rows: Sequence[ScheduleRow]) -> None:
+    """Adds or changes schedules; one whose times stay the same keeps its next one."""
+    await tx.execute(
+        STORE_SCHEDULES,
+        [row.name for row in rows],
+        [row.kind for row in rows],
+        [orjson.dumps(row.args).decode() for row in rows],
+        [row.cron for row in rows],
+        [row.timezone for row in rows],
+        [row.catch_up for row in rows],
+        [row.next_run_at for row in rows],
+    )
+
+
+DELETE_OTHER_SCHEDULES = """
+DELETE FROM jobs.schedules WHERE name <> ALL($1::text[])
+"""
+
+
+async def delete_other_schedules(tx: Tx, names: Sequence[str]) -> None:
+    await tx.execute(DELETE_OTHER_SCHEDULES, names)
+
+
+LOCK_DUE_SCHEDULES = """
+SELECT s.name, s.kind, s.args, s.cron, s.timezone, s.catch_up, s.next_run_at FROM jobs.schedules AS s
+WHERE s.next_run_at <= $1
+ORDER BY s.name
+FOR UPDATE SKIP LOCKED
+"""
+
+
+async def lock_due_schedules(tx: Tx, now: datetime) -> list[DueSchedule]:
+    """Schedules that nobody else steps on at this moment."""
+    return [DueSchedule(**row) for row in await tx.fetch(LOCK_DUE_SCHEDULES, now)]
+
+
+SET_NEXT_RUN = """
+UPDATE jobs.schedules SET last_run_at = next_run_at, next_run_at = $2 WHERE name = $1
+"""
+
+
+async def set_next_run(tx: Tx, name: str, next_run_at: datetime) -> None:
+    await tx.execute(SET_NEXT_RUN, name, next_run_at)
+
+
+LIST_EXPIRED_ARTIFACTS = """
+SELECT a.storage_key FROM jobs.artifacts AS a
+WHERE a.deleted_at IS NULL AND a.expires_at <= now()
+ORDER BY a.expires_at LIMIT $1
+"""
+
+
+async def list_expired_artifacts(conn: ReadConn, limit: int) -> list[str]:
+    """Storage keys of files whose time is over."""
+    return [row["storage_key"] for row in await conn.fetch(LIST_EXPIRED_ARTIFACTS, limit)]
+
+
+MARK_ARTIFACTS_DELETED = """
+UPDATE jobs.artifacts SET deleted_at = now() WHERE storage_key = ANY($1::text[]) AND expires_at <= now()
+"""
+
+
+async def mark_artifacts_deleted(tx: Tx, keys: Sequence[str]) -> None:
+    await tx.execute(MARK_ARTIFACTS_DELETED, keys)
+
+
+DELETE_OLD_JOBS = """
+DELETE FROM jobs.jobs WHERE id IN (
+    SELECT j.id FROM jobs.jobs AS j
+    WHERE j.state >= 2 AND j.finished_at < now() - make_interval(days => $1)
+      AND NOT EXISTS (SELECT 1 FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL)
+    ORDER BY j.finished_at LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+"""
+
+
+async def delete_old_jobs(tx: Tx, days: int, limit: int) -> int:
+    """Deletes up to `limit` jobs that ended more than `days` days ago and have no file left; answers how many."""
+    return int((await tx.execute(DELETE_OLD_JOBS, days, limit)).removeprefix("DELETE "))
+
+
+LIST_PUBLISHED_KEYS = """
+SELECT a.storage_key FROM jobs.artifacts AS a WHERE a.storage_key = ANY($1::text[])
+"""
+
+
+async def list_published_keys(conn: ReadConn, keys: Sequence[str]) -> list[str]:
+    """Those of `keys` that a job has published."""
+    return [row["storage_key"] for row in await conn.fetch(LIST_PUBLISHED_KEYS, keys)]
 
 
 LIMIT_IDLE_SESSION = """

@@ -7,8 +7,10 @@ import random
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
+
+import orjson
 
 from app.kernel.ids import UserId
 from app.kernel.queue.slots import LaneShare
@@ -271,3 +273,33 @@ class AdminJob:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRow:
+    """A schedule as it is stored."""
+
+    name: str
+    kind: str
+    args: dict[str, Any]
+    cron: str
+    timezone: str
+    catch_up: str
+    next_run_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DueSchedule:
+    """A schedule one of whose times has come; `args` is JSON text."""
+
+    name: str
+    kind: str
+    args: str
+    cron: str
+    timezone: str
+    catch_up: str
+    next_run_at: datetime
+
+    def parsed_args(self) -> dict[str, Any]:
+        args: dict[str, Any] = orjson.loads(self.args)
+        return args

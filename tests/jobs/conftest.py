@@ -7,10 +7,15 @@ from typing import Any
 import asyncpg
 import pytest
 
+from app.jobs.api import insert_jobs
+from app.kernel.clock import SystemClock
+from app.kernel.database import Database
+from app.kernel.queue import Queue
+from app.kernel.redis import RedisGateway
 from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.people import MakePerson, Person
-from tests.jobs.kinds import Steps, kinds_of
+from tests.jobs.kinds import Producer, Steps, kinds_of
 
 
 @pytest.fixture
@@ -19,6 +24,18 @@ async def person(make_person: MakePerson, connection: "asyncpg.Connection[asyncp
     person = await make_person()
     await connection.execute("DELETE FROM jobs.jobs")
     return person
+
+
+@pytest.fixture
+async def producer(settings: Settings) -> AsyncIterator[Producer]:
+    db = Database(settings.database)
+    redis = RedisGateway(settings.redis)
+    queue = Queue(insert_jobs, redis, SystemClock(), window=3)
+    queue.bind(db)
+    await db.open()
+    yield Producer(db, redis, queue)
+    await db.close()
+    await redis.close()
 
 
 @pytest.fixture

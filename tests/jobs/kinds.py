@@ -1,11 +1,23 @@
-"""Kinds of jobs that only tests know."""
+"""Kinds of jobs that only tests know, and the like."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, SnoozeJob, job
+from app.kernel.database import Database
+from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, Queue, SnoozeJob, job
+from app.kernel.redis import RedisGateway
+
+
+@dataclass
+class Producer:
+    """A process that only enqueues."""
+
+    db: Database
+    redis: RedisGateway
+    queue: Queue
 
 
 class Steps:

@@ -1,42 +1,14 @@
 """The producer's side: one statement, one round trip, and nothing before the commit."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import asyncpg
 import pytest
 
-from app.jobs.api import insert_jobs
-from app.kernel.clock import SystemClock
-from app.kernel.database import Database
 from app.kernel.embedded import EmbeddedValkey
-from app.kernel.queue import Queue
-from app.kernel.redis import RedisGateway
-from app.settings import Settings
+from tests.jobs.kinds import Producer
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-
-
-@dataclass
-class Producer:
-    """A process that only enqueues."""
-
-    db: Database
-    redis: RedisGateway
-    queue: Queue
-
-
-@pytest.fixture
-async def producer(settings: Settings) -> AsyncIterator[Producer]:
-    db = Database(settings.database)
-    redis = RedisGateway(settings.redis)
-    queue = Queue(insert_jobs, redis, SystemClock(), window=3)
-    queue.bind(db)
-    await db.open()
-    yield Producer(db, redis, queue)
-    await db.close()
-    await redis.close()
 
 
 async def test_enqueue_is_one_statement_and_one_round_trip(producer: Producer, connection: Connection) -> None:

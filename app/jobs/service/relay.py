@@ -15,7 +15,8 @@ from prometheus_client import Counter, Gauge
 from app.jobs import queries
 from app.jobs.records import MAX_RESCUES, State
 from app.jobs.service.lanes import publish_lanes
-from app.jobs.service.submitting import announce, ref_of
+from app.jobs.service.scheduling import Schedule, run_schedules, store_schedules
+from app.jobs.service.submitting import Kinds, announce, ref_of
 from app.jobs.settings import JobsSettings
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
@@ -44,6 +45,7 @@ _EPOCH_SECONDS = 1.0
 _RESCUE_SECONDS = 5.0
 _SWEEP_SECONDS = 15.0
 _GAUGE_SECONDS = 5.0
+_SCHEDULES_SECONDS = 1.0
 _FOLLOWER_SECONDS = 1.0
 _FROZEN_SECONDS = 10.0
 _LOST_AFTER = timedelta(seconds=15)
@@ -66,6 +68,8 @@ class Relay:
         clock: Clock,
         settings: JobsSettings,
         lanes: Sequence[str],
+        kinds: Kinds,
+        schedules: Sequence[Schedule],
     ) -> None:
         self._db = db
         self._bus = bus
@@ -74,6 +78,8 @@ class Relay:
         self._clock = clock
         self._settings = settings
         self._lanes = tuple(lanes)
+        self._kinds = kinds
+        self._schedules = schedules
         self._swept_until = dict.fromkeys(lanes, _LONG_AGO)
         self._last_user: dict[str, UUID] = {}
 
@@ -99,7 +105,8 @@ class Relay:
         _logger.info("jobs.relay_leads")
         # Workers that outlived an outage of Postgres get time for a heartbeat before their jobs are taken away.
         next_rescue = monotonic() + min(2 * self._settings.heartbeat, self._settings.lease)
-        next_epoch = next_sweep = next_gauges = 0.0
+        next_epoch = next_sweep = next_gauges = next_schedules = 0.0
+        await store_schedules(self._db, self._clock, self._schedules)
         while True:
             now = monotonic()
             if now >= next_epoch:
@@ -111,6 +118,9 @@ class Relay:
             if now >= next_sweep:
                 next_sweep = now + _SWEEP_SECONDS
                 await self._unless_redis_is_away(self.sweep())
+            if now >= next_schedules:
+                next_schedules = now + _SCHEDULES_SECONDS
+                await run_schedules(self._db, self._queue, self._clock, self._kinds)
             if now >= next_gauges:
                 next_gauges = now + _GAUGE_SECONDS
                 await self.observe()

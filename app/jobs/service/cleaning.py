@@ -1,0 +1,55 @@
+"""What is over its time goes: files, finished jobs, and files that belong to nothing."""
+
+from datetime import timedelta
+
+from app.jobs import queries
+from app.jobs.service.storage import ArtifactStore
+from app.kernel.clock import Clock
+from app.kernel.database import Database
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
+
+_BATCH = 500
+# An upload may take as long as its job; what is younger may still be published.
+_ORPHAN_AGE = timedelta(hours=24)
+
+
+async def expire_artifacts(db: Database, store: ArtifactStore) -> int:
+    """Deletes files whose time is over; answers how many. A crash in between repeats the last batch."""
+    total = 0
+    while True:
+        async with db.read("jobs.expired_artifacts") as conn:
+            keys = await queries.list_expired_artifacts(conn, _BATCH)
+        if not keys:
+            return total
+        await store.delete(keys)
+        async with db.statement("jobs.expire_artifacts") as tx:
+            await queries.mark_artifacts_deleted(tx, keys)
+        total += len(keys)
+
+
+async def prune_jobs(db: Database, retention_days: int) -> int:
+    """Deletes jobs that ended long ago and have no file left; answers how many."""
+    total = deleted = 0
+    while deleted == _BATCH or total == 0:
+        async with db.statement("jobs.prune") as tx:
+            deleted = await queries.delete_old_jobs(tx, retention_days, _BATCH)
+        total += deleted
+        if not deleted:
+            break
+    return total
+
+
+async def delete_orphans(db: Database, store: ArtifactStore, clock: Clock) -> int:
+    """Deletes files that no job has published, as a crash leaves them; answers how many."""
+    total = 0
+    async for keys in store.list_before(clock.now() - _ORPHAN_AGE):
+        async with db.read("jobs.orphans") as conn:
+            published = set(await queries.list_published_keys(conn, keys))
+        orphans = [key for key in keys if key not in published]
+        await store.delete(orphans)
+        total += len(orphans)
+    if total:
+        _logger.info("jobs.orphans_deleted", count=total)
+    return total

@@ -1,0 +1,114 @@
+"""Jobs that come by the clock.
+
+A schedule is declared in code and kept in Postgres, where one row and one lock decide that each of its times makes one
+job, whoever the leader is. Times are those of the schedule's zone: where a clock goes forward over one, it comes at
+once afterwards; where an hour happens twice, it comes once.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from app.jobs import queries
+from app.jobs.records import DueSchedule, ScheduleRow
+from app.jobs.service.submitting import Kinds
+from app.kernel.clock import Clock
+from app.kernel.database import Database, retries_conflicts
+from app.kernel.queue import Queue
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
+
+CatchUp = Literal["none", "one", "all"]
+
+# A time that is not older than this was not missed.
+_GRACE = timedelta(minutes=1)
+_MAX_CAUGHT_UP = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a kind runs. `catch_up`: which of the times run that passed while no worker was there."""
+
+    name: str
+    kind: str
+    cron: str
+    timezone: str = "UTC"
+    args: Mapping[str, Any] = field(default_factory=dict)
+    catch_up: CatchUp = "one"
+
+
+def next_time(cron: str, timezone: str, after: datetime) -> datetime:
+    """The first time of `cron` behind `after`, in UTC."""
+    found: datetime = next(CronSim(cron, after.astimezone(ZoneInfo(timezone))))
+    return found.astimezone(after.tzinfo)
+
+
+def due_times(schedule: DueSchedule, now: datetime) -> list[datetime]:
+    """The times that have come, the oldest first, as far as the schedule's catch-up wants them."""
+    times = [schedule.next_run_at]
+    while (following := next_time(schedule.cron, schedule.timezone, times[-1])) <= now:
+        times.append(following)
+        if len(times) > _MAX_CAUGHT_UP:
+            del times[0]
+    match schedule.catch_up:
+        case "all":
+            return times[-_MAX_CAUGHT_UP:]
+        case "one":
+            return times[-1:]
+        case _:
+            return [time for time in times[-1:] if now - time <= _GRACE]
+
+
+@retries_conflicts
+async def store_schedules(db: Database, clock: Clock, schedules: Sequence[Schedule]) -> None:
+    """Makes the table hold exactly `schedules`; one whose times have changed starts afresh."""
+    now = clock.now()
+    # The rules of a time zone are read from a file.
+    rows = await asyncio.to_thread(lambda: [_row_of(schedule, now) for schedule in schedules])
+    async with db.transaction("jobs.store_schedules") as tx:
+        await queries.store_schedules(tx, rows)
+        await queries.delete_other_schedules(tx, [row.name for row in rows])
+
+
+@retries_conflicts
+async def run_schedules(db: Database, queue: Queue, clock: Clock, kinds: Kinds) -> int:
+    """Enqueues what is due, together with the step to each schedule's next time; answers how many jobs."""
+    now = clock.now()
+    made = 0
+    async with db.transaction("jobs.run_schedules") as tx:
+        for schedule in await queries.lock_due_schedules(tx, now):
+            kind = kinds.get(schedule.kind)
+            if kind is None:
+                _logger.error("jobs.schedule_of_unknown_kind", schedule=schedule.name, kind=schedule.kind)
+            times = await asyncio.to_thread(due_times, schedule, now) if kind is not None else []
+            for time in times:
+                await queue.enqueue(
+                    tx,
+                    schedule.kind,
+                    {**schedule.parsed_args(), "scheduled_at": time.isoformat()},
+                    user_id=None,
+                    lane=kind.lane if kind is not None else "default",
+                    unique_key=f"{schedule.name}@{time.isoformat()}",
+                )
+            made += len(times)
+            following = await asyncio.to_thread(next_time, schedule.cron, schedule.timezone, now)
+            await queries.set_next_run(tx, schedule.name, following)
+    return made
+
+
+def _row_of(schedule: Schedule, now: datetime) -> ScheduleRow:
+    return ScheduleRow(
+        name=schedule.name,
+        kind=schedule.kind,
+        args=dict(schedule.args),
+        cron=schedule.cron,
+        timezone=schedule.timezone,
+        catch_up=schedule.catch_up,
+        next_run_at=next_time(schedule.cron, schedule.timezone, now),
+    )

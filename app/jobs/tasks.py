@@ -1,0 +1,51 @@
+"""The module's own housekeeping, by the clock. What users ask for is in `handlers`."""
+
+from datetime import datetime
+from typing import Any
+
+from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs
+from app.jobs.service.scheduling import Schedule
+from app.jobs.service.storage import ArtifactStore
+from app.jobs.settings import JobsSettings
+from app.kernel.idempotency import delete_expired_keys
+from app.kernel.queue import JobArgs, JobContext, JobKind, job
+
+KIND_CLEAN = "jobs.clean"
+
+SCHEDULES = (Schedule(name="jobs.clean", kind=KIND_CLEAN, cron="17 * * * *"),)
+
+_KEYS_AT_A_TIME = 5_000
+
+
+class CleanArgs(JobArgs):
+    """The time this run stands for."""
+
+    scheduled_at: datetime | None = None
+
+
+class JobsTasks:
+    """The handlers that need more than their context."""
+
+    def __init__(self, store: ArtifactStore, settings: JobsSettings) -> None:
+        self._store = store
+        self._settings = settings
+
+    def kinds(self) -> dict[str, JobKind[Any]]:
+        """The kinds, by name."""
+        kinds: tuple[JobKind[Any], ...] = (job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),)
+        return {kind.name: kind for kind in kinds}
+
+    async def _clean(self, ctx: JobContext, _: CleanArgs) -> dict[str, int]:
+        """Answers how much of each was removed."""
+        keys = 0
+        removed = _KEYS_AT_A_TIME
+        while removed == _KEYS_AT_A_TIME:
+            async with ctx.db.statement("jobs.idempotency_keys") as tx:
+                removed = await delete_expired_keys(tx, ctx.clock.now())
+            keys += removed
+        return {
+            "artifacts": await expire_artifacts(ctx.db, self._store),
+            "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),
+            "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
+            "idempotency_keys": keys,
+        }

@@ -1,0 +1,100 @@
+"""Files and jobs go when their time is over, and nothing else does."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs
+from app.kernel.clock import SystemClock
+from app.kernel.ids import UserId, new_id
+from app.worker import Worker
+from tests.jobs.kinds import Steps, eventually
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+async def make_file(worker: Worker, connection: Connection, steps: Steps) -> UUID:
+    steps.gate.set()
+    async with worker.db.statement("test.enqueue") as tx:
+        job_id = await worker.queue.enqueue(tx, "test.file", {"number": 9}, user_id=UserId(new_id()))
+
+    async def is_over() -> bool:
+        return bool(await connection.fetchval("SELECT state FROM jobs.jobs WHERE id = $1", job_id) == 2)
+
+    await eventually(is_over)
+    return job_id
+
+
+def files(worker: Worker) -> list[Path]:
+    return sorted(path for path in (worker.settings.data_dir / "artifacts").rglob("*") if path.is_file())
+
+
+async def test_a_file_is_deleted_when_its_time_is_over(worker: Worker, connection: Connection, steps: Steps) -> None:
+    old, young = [await make_file(worker, connection, steps) for _ in range(2)]
+    assert len(files(worker)) == 2
+    await connection.execute("UPDATE jobs.artifacts SET expires_at = now() WHERE job_id = $1", old)
+    assert await expire_artifacts(worker.db, worker.store) == 1
+    assert await expire_artifacts(worker.db, worker.store) == 0
+    assert [path.parts[-3] for path in files(worker)] == [str(young)]
+    rows = await connection.fetch("SELECT job_id, deleted_at IS NULL AS is_there FROM jobs.artifacts")
+    assert {row["job_id"]: row["is_there"] for row in rows} == {old: False, young: True}
+
+
+async def test_old_jobs_are_deleted_once_their_files_are(worker: Worker, connection: Connection, steps: Steps) -> None:
+    with_file, without_file, young = [await make_file(worker, connection, steps) for _ in range(3)]
+    await connection.execute(
+        "UPDATE jobs.jobs SET finished_at = now() - interval '31 days' WHERE id = ANY($1::uuid[])",
+        [with_file, without_file],
+    )
+    await connection.execute("UPDATE jobs.artifacts SET deleted_at = now() WHERE job_id = $1", without_file)
+    assert await prune_jobs(worker.db, 30) == 1
+    left = {row["id"] for row in await connection.fetch("SELECT id FROM jobs.jobs WHERE kind = 'test.file'")}
+    assert left == {with_file, young}
+
+
+async def test_what_a_crash_left_behind_is_found(worker: Worker, connection: Connection, steps: Steps) -> None:
+    await make_file(worker, connection, steps)
+    (published,) = files(worker)
+
+    async def leave(name: str) -> Path:
+        async with worker.store.create(uuid4(), uuid4(), name) as (_, file):
+            await file.write(b"half")
+        return next(path for path in files(worker) if path.name == name)
+
+    old, young = await leave("old"), await leave("young")
+    yesterday = time.time() - 90_000
+    for path in (old, published):
+        os.utime(path, (yesterday, yesterday))
+    assert await delete_orphans(worker.db, worker.store, SystemClock()) == 1
+    assert files(worker) == sorted([published, young])
+
+
+async def test_a_run_that_fails_leaves_no_file(worker: Worker, connection: Connection, steps: Steps) -> None:
+    async with worker.db.statement("test.enqueue") as tx:
+        job_id = await worker.queue.enqueue(tx, "test.file", {"number": 9}, user_id=None)
+    await eventually(lambda: steps.started == [job_id])
+    worker.runner.cancel(job_id, "cancelled")
+    await eventually(lambda: worker.runner.tasks == {})
+    assert files(worker) == []
+    assert await connection.fetchval("SELECT count(*) FROM jobs.artifacts") == 0
+
+
+async def test_the_housekeeping_job_runs_by_the_clock(worker: Worker, connection: Connection) -> None:
+    async def is_scheduled() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM jobs.schedules WHERE name = 'jobs.clean'"))
+
+    await eventually(is_scheduled)
+    await connection.execute("UPDATE jobs.schedules SET next_run_at = now()")
+
+    async def result() -> Any:
+        return await connection.fetchval("SELECT result FROM jobs.jobs WHERE kind = 'jobs.clean' AND state = 2")
+
+    async def has_run() -> bool:
+        return await result() is not None
+
+    await eventually(has_run)
+    assert await result() == '{"jobs": 0, "orphans": 0, "artifacts": 0, "idempotency_keys": 0}'

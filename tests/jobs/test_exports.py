@@ -1,0 +1,157 @@
+"""`export.events` in its four formats, compared with the table row for row."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+from xml.etree import ElementTree as ET
+from zipfile import ZipFile
+
+import asyncpg
+import pytest
+from pyarrow import parquet
+
+from app.jobs.api import JOB_KINDS
+from app.jobs.service import exporting
+from app.settings import Settings
+from app.worker import open_worker
+from tests.fixtures.people import Person
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Row = tuple[str, str, datetime, Any, datetime]
+
+HOSTILE = ["=1+1", "@cmd", "+x", "-x", "\t=x", 'a"b,c\nd', "<b>&amp;</b>", "עברית", "🦄", "{}", ""]
+
+
+async def insert_events(connection: Connection, person: Person, count: int) -> list[Row]:
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    rows = [
+        (person.id, now + timedelta(seconds=n), json.dumps({"n": n, "text": HOSTILE[n % len(HOSTILE)]}))
+        for n in range(count)
+    ]
+    await connection.executemany(
+        """
+        INSERT INTO users.events (user_id, id, kind, occurred_at, properties, created_at)
+        VALUES ($1, gen_random_uuid(), 'page.viewed', $2, $3, $2)
+        """,
+        rows,
+    )
+    stored = await connection.fetch(
+        """
+        SELECT id::text, kind, occurred_at, properties, created_at FROM users.events WHERE user_id = $1
+        ORDER BY created_at, id
+        """,
+        person.id,
+    )
+    return [(row[0], row[1], row[2], json.loads(row[3]), row[4]) for row in stored]
+
+
+def read_csv(content: bytes) -> list[Row]:
+    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    assert rows[0] == ["id", "kind", "occurred_at", "properties", "created_at"]
+    return [
+        (row[0], row[1], datetime.fromisoformat(row[2]), json.loads(row[3]), datetime.fromisoformat(row[4]))
+        for row in rows[1:]
+    ]
+
+
+def read_ndjson(content: bytes) -> list[Row]:
+    events = [json.loads(line) for line in content.splitlines()]
+    return [
+        (
+            event["id"],
+            event["kind"],
+            datetime.fromisoformat(event["occurred_at"]),
+            event["properties"],
+            datetime.fromisoformat(event["created_at"]),
+        )
+        for event in events
+    ]
+
+
+def read_parquet(content: bytes) -> list[Row]:
+    events = parquet.read_table(io.BytesIO(content)).to_pylist()
+    return [
+        (event["id"], event["kind"], event["occurred_at"], json.loads(event["properties"]), event["created_at"])
+        for event in events
+    ]
+
+
+def sheets_of(content: bytes) -> list[list[list[str]]]:
+    """The cells of each sheet; every one must be text or a number, never a formula."""
+    space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+    sheets = []
+    with ZipFile(io.BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if name.startswith("xl/worksheets/sheet")]
+        for name in sorted(names, key=len):
+            root = ET.fromstring(archive.read(name))  # noqa: S314 - our own file
+            assert root.find(f".//{space}f") is None
+            sheets.append(
+                [["".join(cell.itertext()) for cell in row.iter(f"{space}c")] for row in root.iter(f"{space}row")]
+            )
+    return sheets
+
+
+def read_xlsx(content: bytes) -> list[Row]:
+    (sheet,) = sheets_of(content)
+    assert sheet[0] == ["id", "kind", "occurred_at", "properties", "created_at"]
+
+    def moment(serial: str) -> datetime:
+        value = datetime(1899, 12, 30, tzinfo=UTC) + timedelta(days=float(serial))
+        return (value + timedelta(microseconds=500)).replace(microsecond=value.microsecond // 1000 * 1000)
+
+    return [
+        (
+            row[0],
+            row[1],
+            moment(row[2]).replace(microsecond=0),
+            json.loads(row[3]),
+            moment(row[4]).replace(microsecond=0),
+        )
+        for row in sheet[1:]
+    ]
+
+
+READERS = {"csv": read_csv, "ndjson": read_ndjson, "parquet": read_parquet, "xlsx": read_xlsx}
+
+
+async def export(person: Person, **args: Any) -> tuple[dict[str, Any], bytes]:
+    submitted = await person.post("/v1/jobs", json={"kind": "export.events", "args": args})
+    assert submitted.status_code == 202, submitted.text
+    job = (await person.get(f"/v1/jobs/{submitted.json()['id']}", headers={"Prefer": "wait=20"})).json()
+    assert job["state"] == "succeeded", job
+    file = await person.get(f"/v1/jobs/{job['id']}/artifacts/events.{args['format']}")
+    assert file.status_code == 200
+    return job, file.content
+
+
+@pytest.mark.parametrize("format_name", list(READERS))
+async def test_a_format_agrees_with_the_table(
+    person: Person, connection: Connection, settings: Settings, format_name: str
+) -> None:
+    expected = await insert_events(connection, person, 300)
+    async with open_worker(settings, JOB_KINDS):
+        job, content = await export(person, format=format_name)
+        assert job["result"] == {"rows": 300}
+        assert READERS[format_name](content) == expected
+        _, part = await export(
+            person, format=format_name, since="2026-03-01T00:00:10Z", until="2026-03-01T00:00:20+00:00"
+        )
+        assert READERS[format_name](part) == expected[10:20]
+        _, nothing = await export(person, format=format_name, since="2027-01-01T00:00:00Z")
+        assert READERS[format_name](nothing) == []
+
+
+async def test_a_workbook_goes_on_in_another_sheet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(exporting, "XLSX_ROWS_PER_SHEET", 5)
+    book = exporting._Workbook(tmp_path / "book.xlsx", [exporting.Column("n", "text")])
+    book.append([[str(n)] for n in range(10)])
+    book.close()
+    sheets = sheets_of((tmp_path / "book.xlsx").read_bytes())
+    assert sheets == [
+        [["n"], ["0"], ["1"], ["2"], ["3"]],
+        [["n"], ["4"], ["5"], ["6"], ["7"]],
+        [["n"], ["8"], ["9"]],
+    ]
