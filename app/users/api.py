@@ -1,7 +1,7 @@
 """What other modules may use of the users module."""
 
 from app.users.queries import get_event_total as count_events
-from app.users.queries import get_user, stream_events
+from app.users.queries import get_user, iterate_events, stream_events
 from app.users.records import (
     DisplayName,
     Event,
@@ -19,6 +19,7 @@ from app.users.service import (
     anonymise_user,
     create_user,
     delete_events,
+    event_group_commit,
     events_tag,
     export_user,
     hide_user,
@@ -45,10 +46,12 @@ __all__ = [
     "count_events",
     "create_user",
     "delete_events",
+    "event_group_commit",
     "events_tag",
     "export_user",
     "get_user",
     "hide_user",
+    "iterate_events",
     "profile_tag",
     "read_overview",
     "record_events",

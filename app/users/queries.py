@@ -1,6 +1,6 @@
 """The SQL of the module: one statement, one function over it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -11,9 +11,9 @@ from app.kernel.ids import UserId
 from app.users.records import (
     Bucket,
     Event,
+    EventBatch,
     EventCount,
     EventFilter,
-    NewEvent,
     OverviewPart,
     Preferences,
     PublicUser,
@@ -190,17 +190,18 @@ async def update_preferences(
 
 INSERT_EVENTS = """
     INSERT INTO users.events (user_id, id, kind, occurred_at, properties)
-    SELECT $1, e.id, e.kind, COALESCE(e.occurred_at, now()), e.properties
-    FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::jsonb[])
-        AS e (id, kind, occurred_at, properties)
+    SELECT e.user_id, e.id, e.kind, COALESCE(e.occurred_at, now()), e.properties
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::jsonb[])
+        AS e (user_id, id, kind, occurred_at, properties)
 """
 
 
-async def insert_events(tx: Tx, user_id: UserId, ids: Sequence[UUID], events: Sequence[NewEvent]) -> None:
+async def insert_events(tx: Tx, batches: Sequence[EventBatch]) -> None:
+    events = [event for batch in batches for event in batch.events]
     await tx.execute(
         INSERT_EVENTS,
-        user_id,
-        ids,
+        [batch.user_id for batch in batches for _ in batch.ids],
+        [event_id for batch in batches for event_id in batch.ids],
         [event.kind for event in events],
         [event.occurred_at for event in events],
         [event.properties for event in events],
@@ -287,6 +288,14 @@ async def stream_events(
 ) -> int:
     """CSV with a header, the oldest first, in pieces as they come; the answer is the number of events."""
     return await conn.copy_to(EVENTS_EXPORT, user_id, since, until, output=output, format="csv", header=True)
+
+
+async def iterate_events(
+    conn: CopyConn, user_id: UserId, since: datetime | None, until: datetime | None
+) -> AsyncIterator[Row]:
+    """The rows of `stream_events` one by one, for formats that Postgres does not write."""
+    async for row in conn.cursor(EVENTS_EXPORT, user_id, since, until):
+        yield row
 
 
 DELETE_EVENTS = """
