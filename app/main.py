@@ -31,6 +31,7 @@ from app.kernel.middleware.response_cache import ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.telemetry import configure_logging
 from app.settings import Settings, load_settings
+from app.users import api as users
 from app.users import router as users_router
 
 DESCRIPTION = """Accounts, activity and background jobs.
@@ -116,10 +117,12 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         )
         app.state.resources = resources
         app.state.identity = identity
+        stack.push_async_callback(close_resources, resources)
+        app.state.events = users.event_group_commit(resources.db)
+        stack.push_async_callback(app.state.events.close)
         app.state.jobs = JobsRuntime.create(
             settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS)
         )
-        stack.push_async_callback(close_resources, resources)
         await open_resources(resources)
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
         access_log = _start_access_log(settings, stack)

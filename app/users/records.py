@@ -1,6 +1,7 @@
 """What the module's tables hold, and the pure rules about it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -141,6 +142,15 @@ class NewEvent:
     occurred_at: datetime | None
     properties: str
     place: str = "#"
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Events of one user about to be stored under `ids`."""
+
+    user_id: UserId
+    ids: list[UUID]
+    events: Sequence[NewEvent]
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,9 @@ async def record_events(
 ) -> Response:
     """Store one event or many; they are durable when the answer arrives."""
     events = body.new_events()
+    if "idempotency-key" not in request.headers:
+        ids = await service.ingest_events(request.app.state.events, resources.clock, principal.user_id, events)
+        return json_response({"accepted": len(ids), "ids": ids}, status=201)
 
     async def store(tx: Tx) -> Response:
         ids = await service.record_events(tx, resources.clock, principal.user_id, events)

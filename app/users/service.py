@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
+from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import Cursors, Page
 from app.users import queries
@@ -23,6 +24,7 @@ from app.users.records import (
     MAX_EXTRA_DEPTH,
     Bucket,
     Event,
+    EventBatch,
     EventFilter,
     EventSummary,
     NewEvent,
@@ -235,14 +237,46 @@ async def record_events(tx: Tx, clock: Clock, user_id: UserId, events: Sequence[
     Raises:
         InvalidEvent: one of them lies in the future.
     """
+    batch = _new_batch(clock, user_id, events)
+    await _insert_batches(tx, [batch])
+    return batch.ids
+
+
+async def ingest_events(
+    group: GroupCommit[EventBatch], clock: Clock, user_id: UserId, events: Sequence[NewEvent]
+) -> list[UUID]:
+    """Store events in one commit with those of other requests; the answer is their ids in the same order.
+
+    Raises:
+        InvalidEvent: one of them lies in the future.
+    """
+    batch = _new_batch(clock, user_id, events)
+    await group.submit(batch)
+    return batch.ids
+
+
+def event_group_commit(db: Database) -> GroupCommit[EventBatch]:
+    """What `ingest_events` needs; one per process."""
+
+    async def write(batches: Sequence[EventBatch]) -> None:
+        async with db.statement("users.ingest_events") as tx:
+            await _insert_batches(tx, batches)
+
+    return GroupCommit(write, weight=lambda batch: len(batch.ids))
+
+
+async def _insert_batches(tx: Tx, batches: Sequence[EventBatch]) -> None:
+    for batch in batches:
+        tx.emit(FORGET_TOPIC, events_tag(batch.user_id))
+    await queries.insert_events(tx, batches)
+
+
+def _new_batch(clock: Clock, user_id: UserId, events: Sequence[NewEvent]) -> EventBatch:
     latest = clock.now() + CLOCK_SKEW
     for event in events:
         if event.occurred_at is not None and event.occurred_at > latest:
             raise InvalidEvent(event.place)
-    ids = [new_id() for _ in events]
-    tx.emit(FORGET_TOPIC, events_tag(user_id))
-    await queries.insert_events(tx, user_id, ids, events)
-    return ids
+    return EventBatch(user_id, [new_id() for _ in events], events)
 
 
 async def list_events(

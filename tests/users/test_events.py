@@ -8,7 +8,7 @@ from uuid import UUID
 from app.kernel.ids import new_id
 from app.users.schemas import EventPage, EventsAccepted, SummaryAnswer
 from tests.fixtures.answers import body_of, problem_of
-from tests.fixtures.application import Budget
+from tests.fixtures.application import Budget, Recorder
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
 
@@ -310,3 +310,20 @@ async def test_summary_refuses(person: Person) -> None:
     for query, refused in REFUSED_SUMMARIES:
         answer = await person.get(SUMMARY, params=query)
         assert problem_of(answer, 422, "validation_failed") == refused, query
+
+
+async def test_events_of_one_moment_share_statements_and_each_user_sees_the_own_ones(
+    make_person: MakePerson, statements: Recorder
+) -> None:
+    people = [await make_person() for _ in range(4)]
+    for person in people:
+        assert body_of(await person.get(MINE), EventPage)["items"] == []
+    with statements() as seen:
+        answers = await asyncio.gather(
+            *(person.post(EVENTS, json={"kind": f"kind{n}"}) for n in range(5) for person in people)
+        )
+    assert len([statement for statement in seen if "INSERT INTO users.events" in statement.sql]) < len(answers)
+    for index, person in enumerate(people):
+        stored = [body_of(answer, EventsAccepted, 201)["ids"][0] for answer in answers[index :: len(people)]]
+        page = body_of(await person.get(MINE), EventPage)
+        assert sorted(event["id"] for event in page["items"]) == sorted(stored)
