@@ -119,11 +119,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """
     if environ is None:
         environ = {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
-    values = read_environment(environ)
+    values, problems = read_environment(environ)
     for short, name in _SHORT_NAMES.items():
         if values.get(short):
             values.setdefault(name, values[short])
-    problems = [f"{name}: there is no such setting" for name in values if not _is_known(name)]
+    problems += [f"{name}: there is no such setting" for name in values if not _is_known(name)]
     try:
         tree = _Environment(values)()
     except PydanticSettingsError as error:
@@ -135,7 +135,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     try:
         settings = Settings(**tree)
     except ValidationError as error:
-        for item in error.errors(include_input=False, include_url=False):
+        # What production needs is told below, in words that fit.
+        wrong = (
+            item
+            for item in error.errors(include_input=False, include_url=False)
+            if not (production and item["type"] == "missing")
+        )
+        for item in wrong:
             location = [str(part) for part in item["loc"]]
             problems.append(f"{variable_name(*location)}: {item['msg']}")
     if production:

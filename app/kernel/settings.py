@@ -106,11 +106,10 @@ class LogSettings(Section):
     access: bool = Field(default=True, description="One line a request.")
 
 
-def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """`environ` with every `NAME_FILE` of ours replaced by `NAME` holding the file's text.
 
-    Raises:
-        SettingsError: a named file cannot be read, or both forms are given.
+    The second part of the answer says which files cannot be read, and which names are given in both forms.
     """
     values: dict[str, str] = {}
     problems: list[str] = []
@@ -126,6 +125,4 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, str]:
             values[target] = Path(value).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{name}: cannot be read ({type(error).__name__})")
-    if problems:
-        raise SettingsError(problems)
-    return values
+    return values, problems

@@ -1,0 +1,122 @@
+"""Health, metrics, and the pages for people."""
+
+import re
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+
+import httpx
+import pytest
+
+from app.core.schemas import ReadyView
+from app.kernel.embedded import EmbeddedValkey
+from app.main import create_app
+from app.settings import Settings
+from tests.fixtures.answers import body_of, problem_of
+from tests.fixtures.application import Budget
+from tests.kernel.conftest import client_of
+
+
+@pytest.fixture
+async def unguarded_client(settings: Settings, frozen_garbage: None) -> AsyncIterator[httpx.AsyncClient]:
+    """For what blocks on purpose: the files of the documentation, and a test that stops a server."""
+    async with client_of(create_app(settings)) as client:
+        yield client
+
+
+class Links(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, _: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attributes if name in {"href", "src"} and value]
+
+
+async def test_front_page_leads_to_what_is_there(unguarded_client: httpx.AsyncClient) -> None:
+    client = unguarded_client
+    answer = await client.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "Onehop" in answer.text
+    links = Links(answer.text).found
+    assert {"/docs", "/readyz", "/metrics", "/.well-known/jwks.json"} <= set(links)
+    for link in links:
+        assert (await client.get(link)).status_code == 200, link
+
+
+async def test_documentation_loads_nothing_from_elsewhere(unguarded_client: httpx.AsyncClient) -> None:
+    client = unguarded_client
+    for path in ("/docs", "/redoc"):
+        answer = await client.get(path)
+        assert answer.status_code == 200
+        addresses = Links(answer.text).found
+        assert addresses
+        for address in addresses:
+            assert address.startswith("/"), address
+            asset = await client.get(address)
+            assert asset.status_code == 200, address
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    document = (await client.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    assert "/v1/overview" in document["paths"]
+    identifiers = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.settings(APP_HTTP_DOCS="false")
+async def test_documentation_can_be_switched_off(client: httpx.AsyncClient) -> None:
+    for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css"):
+        problem_of(await client.get(path), 404, "not_found")
+    assert "/docs" not in Links((await client.get("/")).text).found
+
+
+async def test_problem_types_lead_to_an_explanation(client: httpx.AsyncClient) -> None:
+    problem = (await client.get("/nowhere")).json()
+    page = await client.get(problem["type"])
+    assert page.status_code == 200
+    assert problem["title"] in page.text
+    problem_of(await client.get("/problems/<script>"), 404, "not_found")
+
+
+async def test_alive_without_any_statement(client: httpx.AsyncClient, budget: Budget) -> None:
+    with budget(0):
+        answer = await client.get("/livez")
+    assert (answer.status_code, answer.json(), answer.headers["cache-control"]) == (
+        200,
+        {"status": "alive"},
+        "no-store",
+    )
+
+
+async def test_ready(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/readyz")
+    checks = {"database": "ok", "redis": "ok", "signing_key": "ok"}
+    assert body_of(answer, ReadyView) == {"status": "ready", "checks": checks}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_a_lost_redis_only_degrades(unguarded_client: httpx.AsyncClient, valkey: EmbeddedValkey) -> None:
+    valkey.stop()
+    try:
+        answer = await unguarded_client.get("/readyz")
+        assert (answer.status_code, answer.json()["checks"]["redis"]) == (200, "degraded")
+    finally:
+        valkey.start()
+
+
+async def test_metrics_name_routes_and_not_addresses(client: httpx.AsyncClient) -> None:
+    await client.get("/v1/users/0198f000-0000-7000-8000-000000000000")
+    await client.get("/nowhere/at-all")
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    routes = set(re.findall(r'http_route="([^"]*)"', answer.text))
+    assert {"/v1/users/{user_id}", "unmatched"} <= routes
+    assert not any("0198f000" in route or "nowhere" in route for route in routes)
+    for name in (
+        "app_database_statements_total",
+        "app_database_pool_connections",
+        "app_cache_requests_total",
+        "app_redis_calls_total",
+    ):
+        assert f"# TYPE {name.removesuffix('_total') if name not in answer.text else name}" in answer.text, name

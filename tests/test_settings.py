@@ -1,0 +1,194 @@
+"""Settings: read once, every error at once, secrets from files, nothing weak in production."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.kernel.settings import SettingsError
+from app.settings import load_settings, variable_name
+from tests.fixtures.application import ROOT
+
+SECRET = "V7m2x9Qp4LrT6wZs8KdN1hJb5YcG3fUe"
+DEVELOPMENT = {"APP_SECRET_KEY": SECRET}
+PRODUCTION = {
+    "APP_ENV": "production",
+    "APP_SECRET_KEY": SECRET,
+    "APP_PUBLIC_URL": "https://api.example.com",
+    "DATABASE_URL": "postgresql://app:kT9vQ2xL@db.example.com/onehop",
+    "REDIS_URL": "redis://cache.example.com",
+    "APP_MAIL_SMTP_URL": "smtps://mailer:pW3xR7@mail.example.com",
+}
+
+
+def problems_of(environ: dict[str, str]) -> list[str]:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(environ)
+    return raised.value.problems
+
+
+def test_variables_reach_their_sections() -> None:
+    settings = load_settings(
+        DEVELOPMENT
+        | {
+            "DATABASE_URL": "postgresql://one/x",
+            "PORT": "8123",
+            "HOST": "0.0.0.0",  # noqa: S104 - a value to be read
+            "APP_WORKERS": "3",
+            "APP_DATABASE_POOL_SIZE": "7",
+            "APP_HTTP_CORS_ORIGINS": "https://a.example.com, https://b.example.com,",
+            "APP_CACHE_ENABLED": "false",
+            "UNRELATED": "x",
+        }
+    )
+    assert settings.database.url is not None
+    assert settings.database.url.get_secret_value() == "postgresql://one/x"
+    assert (settings.port, settings.host, settings.workers, settings.database.pool_size) == (8123, "0.0.0.0", 3, 7)  # noqa: S104
+    assert settings.http.cors_origins == ("https://a.example.com", "https://b.example.com")
+    assert settings.cache.enabled is False
+    assert settings.redis.url is None
+
+
+def test_the_long_name_wins() -> None:
+    settings = load_settings(DEVELOPMENT | {"PORT": "1", "APP_PORT": "2"})
+    assert settings.port == 2
+
+
+def test_an_empty_variable_is_an_absent_one() -> None:
+    assert load_settings(DEVELOPMENT | {"APP_PORT": "", "DATABASE_URL": ""}).port == 8000
+
+
+def test_settings_never_change() -> None:
+    settings = load_settings(DEVELOPMENT)
+    with pytest.raises(ValidationError):
+        settings.port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        settings.http.max_waiting = 1  # type: ignore[misc]
+
+
+def test_secrets_do_not_show() -> None:
+    settings = load_settings(PRODUCTION)
+    assert SECRET not in repr(settings)
+    assert "kT9vQ2xL" not in repr(settings)
+
+
+def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
+    problems = problems_of(
+        DEVELOPMENT
+        | {
+            "APP_PORT": "70000",
+            "APP_DATABASE_POOL_SIZE": "many",
+            "APP_HTTP_COLOUR": "red",
+            "APP_TYPO": "1",
+            "APP_LOG_LEVEL": "loud",
+            "REDIS_URL_FILE": str(tmp_path / "missing"),
+        }
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "APP_DATABASE_POOL_SIZE",
+        "APP_HTTP_COLOUR",
+        "APP_LOG_LEVEL",
+        "APP_PORT",
+        "APP_TYPO",
+        "REDIS_URL_FILE",
+    ]
+
+
+def test_values_are_not_told() -> None:
+    assert "a-secret-in-the-wrong-place" not in str(
+        problems_of(DEVELOPMENT | {"APP_PORT": "a-secret-in-the-wrong-place"})
+    )
+
+
+def test_secrets_from_files(tmp_path: Path) -> None:
+    key, database = tmp_path / "key", tmp_path / "database"
+    key.write_text(f"{SECRET}\n")
+    database.write_text("postgresql://file/x\n")
+    settings = load_settings({"APP_SECRET_KEY_FILE": str(key), "DATABASE_URL_FILE": str(database)})
+    assert settings.secret_key.get_secret_value() == SECRET
+    assert settings.database.url is not None
+    assert settings.database.url.get_secret_value() == "postgresql://file/x"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    (problem,) = problems_of({"APP_SECRET_KEY_FILE": str(path), "APP_DATA_DIR": str(tmp_path)})
+    assert problem.startswith("APP_SECRET_KEY_FILE: cannot be read")
+
+
+def test_a_secret_given_twice(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(SECRET)
+    assert problems_of({"APP_SECRET_KEY": SECRET, "APP_SECRET_KEY_FILE": str(key)}) == [
+        "APP_SECRET_KEY_FILE: APP_SECRET_KEY is set too; give one of them"
+    ]
+
+
+def test_development_makes_a_secret_and_keeps_it(tmp_path: Path) -> None:
+    environ = {"APP_DATA_DIR": str(tmp_path / "data")}
+    first = load_settings(environ).secret_key.get_secret_value()
+    assert len(first) >= 48
+    assert load_settings(environ).secret_key.get_secret_value() == first
+    assert (tmp_path / "data" / "development-secret").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["development-secret"]
+
+
+def test_production_with_everything_it_needs() -> None:
+    assert load_settings(PRODUCTION).is_production
+
+
+def test_production_names_everything_that_is_missing() -> None:
+    problems = problems_of({"APP_ENV": "production"})
+    assert {problem.split(":")[0] for problem in problems} == {
+        "APP_SECRET_KEY",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "APP_PUBLIC_URL",
+        "APP_MAIL_SMTP_URL",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"APP_SECRET_KEY": "short"}, "APP_SECRET_KEY"),
+        ({"APP_SECRET_KEY": "a" * 64}, "APP_SECRET_KEY"),
+        ({"APP_SECRET_KEY": "changeme-" + SECRET}, "APP_SECRET_KEY"),
+        ({"DATABASE_URL": "postgresql://app:postgres@db/onehop"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "postgresql://app@db/onehop"}, "DATABASE_URL"),
+        ({"APP_PUBLIC_URL": "http://api.example.com"}, "APP_PUBLIC_URL"),
+        ({"APP_DEBUG": "true"}, "APP_DEBUG"),
+        ({"APP_HTTP_CORS_ORIGINS": "*", "APP_HTTP_CORS_CREDENTIALS": "true"}, "APP_HTTP_CORS_ORIGINS"),
+    ],
+)
+def test_production_refuses_what_is_weak(changes: dict[str, str], variable: str) -> None:
+    (problem,) = problems_of(PRODUCTION | changes)
+    assert problem.startswith(f"{variable}: ")
+    assert not any(value in problem for value in changes.values() if len(value) > 10)
+
+
+def test_production_takes_a_socket_without_password() -> None:
+    assert load_settings(PRODUCTION | {"DATABASE_URL": "postgresql://app@/onehop?host=/run/postgresql"}).is_production
+
+
+def test_production_exits_with_one_message() -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+    environ = inherited | {"APP_ENV": "production", "APP_DEBUG": "1", "APP_PORT": "x"}
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 78
+    for name in ("APP_SECRET_KEY", "DATABASE_URL", "REDIS_URL", "APP_PUBLIC_URL", "APP_PORT"):
+        assert done.stderr.count(f"{name}: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_names_of_variables() -> None:
+    assert variable_name("database", "pool_size") == "APP_DATABASE_POOL_SIZE"
+    assert variable_name("port") == "APP_PORT"
