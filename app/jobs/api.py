@@ -1,7 +1,7 @@
 """What other modules and the composition roots may use of jobs."""
 
 from app.jobs.handlers import JOB_KINDS
-from app.jobs.queries import insert_jobs, read_overview
+from app.jobs.queries.submitting import insert_jobs, read_overview
 from app.jobs.records import LANES, Overview
 from app.jobs.service.execution import Executor
 from app.jobs.service.relay import Relay

@@ -3,8 +3,9 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.jobs import queries
 from app.jobs.errors import JobNotFound, LaneNotFound
+from app.jobs.queries import administration as queries
+from app.jobs.queries.relay import list_lane_depths
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, LaneDepth
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
@@ -17,7 +18,7 @@ from app.kernel.queue import Queue
 async def list_lanes(db: Database) -> list[LaneDepth]:
     """Every lane, with what waits and runs in it."""
     async with db.read("jobs.lanes") as conn:
-        return await queries.list_lane_depths(conn, list(LANES))
+        return await list_lane_depths(conn, list(LANES))
 
 
 async def pause_lane(db: Database, queue: Queue, lane: str, *, paused: bool) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from app.jobs import queries
 from app.jobs.errors import ArtifactExpired, ArtifactNotFound
+from app.jobs.queries import submitting as queries
 from app.jobs.records import Artifact
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock

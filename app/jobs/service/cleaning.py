@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from app.jobs import queries
+from app.jobs.queries import cleaning as queries
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
 from app.kernel.database import Database

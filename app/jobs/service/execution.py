@@ -18,7 +18,7 @@ import orjson
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 
-from app.jobs import queries
+from app.jobs.queries import execution as queries
 from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, Transition, retry_delay
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds

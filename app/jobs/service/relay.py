@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from prometheus_client import Counter, Gauge
 
-from app.jobs import queries
+from app.jobs.queries import relay as queries
 from app.jobs.records import MAX_RESCUES, State
 from app.jobs.service.lanes import publish_lanes
 from app.jobs.service.scheduling import Schedule, run_schedules, store_schedules

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from app.jobs import queries
+from app.jobs.queries import scheduling as queries
 from app.jobs.records import DueSchedule, ScheduleRow
 from app.jobs.service.submitting import Kinds
 from app.kernel.clock import Clock

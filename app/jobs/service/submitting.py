@@ -9,8 +9,8 @@ from uuid import UUID
 import orjson
 from pydantic import ValidationError
 
-from app.jobs import queries
 from app.jobs.errors import InvalidArgs, JobFinished, JobNotFound, JobNotRetryable, UniqueKeyInUse, UnknownKind
+from app.jobs.queries import submitting as queries
 from app.jobs.records import STATE_FILTERS, ApiState, InsertedJob, Job, State, Transition
 from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache

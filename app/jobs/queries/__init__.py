@@ -1,0 +1,1 @@
+"""The statements of the module, by the use case they belong to."""

@@ -1,0 +1,82 @@
+"""Lanes and everybody's jobs."""
+
+from datetime import datetime
+from uuid import UUID
+
+from app.jobs.records import (
+    AdminJob,
+    StateFilter,
+    Transition,
+)
+from app.kernel.database import ReadConn, Tx
+
+SET_LANE_PAUSED = """
+INSERT INTO jobs.lanes AS l (lane, paused_at) VALUES ($1, CASE WHEN $2::boolean THEN now() END)
+ON CONFLICT (lane) DO UPDATE SET paused_at = CASE WHEN $2::boolean THEN coalesce(l.paused_at, now()) END
+"""
+
+
+async def set_lane_paused(tx: Tx, lane: str, *, paused: bool) -> None:
+    await tx.execute(SET_LANE_PAUSED, lane, paused)
+
+
+LIST_ALL_JOBS = """
+SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at, j.worker_id, j.error,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE ($1::uuid IS NULL OR j.id < $1)
+  AND ($2::smallint IS NULL OR j.state = $2)
+  AND ($3::boolean IS NULL OR (j.attempt > 0) = $3)
+  AND ($4::boolean IS NULL OR (j.run_at > $5) = $4)
+ORDER BY j.id DESC
+LIMIT $6
+"""
+
+
+async def list_all_jobs(
+    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, now: datetime, limit: int
+) -> list[AdminJob]:
+    """Everybody's jobs, newest first."""
+    rows = await conn.fetch(
+        LIST_ALL_JOBS,
+        before,
+        None if state is None else state.state,
+        None if state is None else state.attempted,
+        None if state is None else state.future,
+        now,
+        limit,
+    )
+    return [AdminJob(**row) for row in rows]
+
+
+GET_ANY_JOB = """
+SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at, j.worker_id, j.error,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE j.id = $1
+"""
+
+
+async def get_any_job(conn: ReadConn, job_id: UUID) -> AdminJob | None:
+    row = await conn.fetchrow(GET_ANY_JOB, job_id)
+    return None if row is None else AdminJob(**row)
+
+
+REQUEUE_FAILED_JOBS = """
+WITH failed AS (
+    SELECT id FROM jobs.jobs
+    WHERE state = 3 AND unique_key IS NULL AND ($1::text IS NULL OR kind = $1) AND finished_at >= $2
+    ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs.jobs AS j
+SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, error = NULL, result = NULL,
+    progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
+FROM failed
+WHERE j.id = failed.id
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
+"""
+
+
+async def requeue_failed_jobs(tx: Tx, *, kind: str | None, since: datetime, limit: int) -> list[Transition]:
+    """Starts failed jobs over, those that failed first first. One with a unique key is left to be retried singly."""
+    return [Transition(**row) for row in await tx.fetch(REQUEUE_FAILED_JOBS, kind, since, limit)]

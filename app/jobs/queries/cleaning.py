@@ -1,0 +1,51 @@
+"""What is over its time."""
+
+from collections.abc import Sequence
+
+from app.kernel.database import ReadConn, Tx
+
+LIST_EXPIRED_ARTIFACTS = """
+SELECT a.storage_key FROM jobs.artifacts AS a
+WHERE a.deleted_at IS NULL AND a.expires_at <= now()
+ORDER BY a.expires_at LIMIT $1
+"""
+
+
+async def list_expired_artifacts(conn: ReadConn, limit: int) -> list[str]:
+    """Storage keys of files whose time is over."""
+    return [row["storage_key"] for row in await conn.fetch(LIST_EXPIRED_ARTIFACTS, limit)]
+
+
+MARK_ARTIFACTS_DELETED = """
+UPDATE jobs.artifacts SET deleted_at = now() WHERE storage_key = ANY($1::text[]) AND expires_at <= now()
+"""
+
+
+async def mark_artifacts_deleted(tx: Tx, keys: Sequence[str]) -> None:
+    await tx.execute(MARK_ARTIFACTS_DELETED, keys)
+
+
+DELETE_OLD_JOBS = """
+DELETE FROM jobs.jobs WHERE id IN (
+    SELECT j.id FROM jobs.jobs AS j
+    WHERE j.state >= 2 AND j.finished_at < now() - make_interval(days => $1)
+      AND NOT EXISTS (SELECT 1 FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL)
+    ORDER BY j.finished_at LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+"""
+
+
+async def delete_old_jobs(tx: Tx, days: int, limit: int) -> int:
+    """Deletes up to `limit` jobs that ended more than `days` days ago and have no file left; answers how many."""
+    return int((await tx.execute(DELETE_OLD_JOBS, days, limit)).removeprefix("DELETE "))
+
+
+LIST_PUBLISHED_KEYS = """
+SELECT a.storage_key FROM jobs.artifacts AS a WHERE a.storage_key = ANY($1::text[])
+"""
+
+
+async def list_published_keys(conn: ReadConn, keys: Sequence[str]) -> list[str]:
+    """Those of `keys` that a job has published."""
+    return [row["storage_key"] for row in await conn.fetch(LIST_PUBLISHED_KEYS, keys)]

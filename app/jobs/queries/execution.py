@@ -1,0 +1,195 @@
+"""Claiming, running and finishing jobs."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.jobs.records import (
+    CAP_PAUSE,
+    CAPPED_LANES,
+    Beat,
+    ClaimedJob,
+    NewArtifact,
+    Outcome,
+    Transition,
+)
+from app.kernel.database import ReadConn, Tx
+
+# Rows that another worker is claiming are skipped, so that two overlapping batches can never wait for each other. What
+# goes beyond a user's cap comes back a moment later; that two workers may exceed it together by a few does no harm.
+CLAIM_JOBS = """
+WITH locked AS (
+    SELECT id, user_id, lane, run_at FROM jobs.jobs
+    WHERE id = ANY($1::uuid[]) AND state = 0 AND run_at <= now()
+    FOR UPDATE SKIP LOCKED
+), ranked AS (
+    SELECT l.id, l.user_id IS NULL OR l.lane <> ALL($5::text[])
+           OR row_number() OVER (PARTITION BY l.user_id, l.lane ORDER BY l.id)
+              + (SELECT count(*) FROM jobs.jobs AS r WHERE r.user_id = l.user_id AND r.lane = l.lane AND r.state = 1)
+              <= $6::integer AS allowed
+    FROM locked AS l
+), put_off AS (
+    UPDATE jobs.jobs AS j
+    SET run_at = now() + make_interval(secs => $7::float8 + random() * ($8::float8 - $7::float8)), dispatched_at = NULL
+    FROM ranked AS r WHERE j.id = r.id AND NOT r.allowed
+)
+UPDATE jobs.jobs AS j
+SET state = 1, attempt = j.attempt + 1, run_token = $2, worker_id = $3, version = j.version + 1,
+    started_at = now(), lease_until = now() + make_interval(secs => $4), dispatched_at = NULL, progress = NULL
+FROM ranked AS r
+WHERE j.id = r.id AND r.allowed
+RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
+          j.created_at, j.run_at AS ready_at, j.trace_parent
+"""
+
+
+async def claim_jobs(
+    tx: Tx, ids: Sequence[UUID], *, run_token: UUID, worker_id: str, lease_seconds: float, user_cap: int
+) -> list[ClaimedJob]:
+    """Takes those of `ids` that are due and free, as far as their user's cap allows."""
+    rows = await tx.fetch(CLAIM_JOBS, ids, run_token, worker_id, lease_seconds, CAPPED_LANES, user_cap, *CAP_PAUSE)
+    return [ClaimedJob(**row) for row in rows]
+
+
+CLAIM_NEXT_JOBS = """
+WITH wanted AS (
+    SELECT lane, count FROM unnest($1::text[], $2::integer[]) AS w(lane, count)
+), picked AS (
+    SELECT p.id FROM wanted CROSS JOIN LATERAL (
+        SELECT id FROM jobs.jobs
+        WHERE lane = wanted.lane AND state = 0 AND run_at <= now()
+        ORDER BY priority, run_at
+        LIMIT wanted.count
+        FOR UPDATE SKIP LOCKED
+    ) AS p
+    LIMIT $3
+)
+UPDATE jobs.jobs AS j
+SET state = 1, attempt = j.attempt + 1, run_token = $4, worker_id = $5, version = j.version + 1,
+    started_at = now(), lease_until = now() + make_interval(secs => $6), dispatched_at = NULL, progress = NULL
+FROM picked
+WHERE j.id = picked.id
+RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
+          j.created_at, j.run_at AS ready_at, j.trace_parent
+"""
+
+
+async def claim_next_jobs(
+    tx: Tx,
+    wants: Sequence[tuple[str, int]],
+    total: int,
+    *,
+    run_token: UUID,
+    worker_id: str,
+    lease_seconds: float,
+) -> list[ClaimedJob]:
+    """Takes up to `total` due jobs of the wanted lanes without any help of Redis."""
+    lanes = [lane for lane, _ in wants]
+    counts = [count for _, count in wants]
+    rows = await tx.fetch(CLAIM_NEXT_JOBS, lanes, counts, total, run_token, worker_id, lease_seconds)
+    return [ClaimedJob(**row) for row in rows]
+
+
+# A cancel that was asked for while the job ran wins over another attempt, but not over a result.
+FINISH_JOBS = """
+WITH outcome AS (
+    SELECT id, run_token, state, result, error, delay, give_back, rescued
+    FROM unnest($1::uuid[], $2::uuid[], $3::smallint[], $4::jsonb[], $5::jsonb[], $6::float8[], $7::boolean[],
+                $8::boolean[])
+         AS o(id, run_token, state, result, error, delay, give_back, rescued)
+), locked AS (
+    SELECT j.id, CASE WHEN o.state = 0 AND j.cancel_requested_at IS NOT NULL THEN 4::smallint ELSE o.state END AS state,
+           o.result, o.error, o.delay, o.give_back, o.rescued
+    FROM jobs.jobs AS j JOIN outcome AS o ON o.id = j.id AND o.run_token = j.run_token
+    WHERE j.state = 1
+    ORDER BY j.id
+    FOR UPDATE OF j
+), finished AS (
+    UPDATE jobs.jobs AS j
+    SET state = l.state, result = l.result, error = coalesce(l.error, j.error), version = j.version + 1,
+        attempt = j.attempt - l.give_back::integer, rescues = j.rescues + l.rescued::integer,
+        run_at = CASE WHEN l.state = 0 THEN now() + make_interval(secs => l.delay) ELSE j.run_at END,
+        finished_at = CASE WHEN l.state >= 2 THEN now() END,
+        dispatched_at = CASE WHEN l.state = 0 AND l.delay = 0 THEN now() END,
+        run_token = NULL, worker_id = NULL, lease_until = NULL
+    FROM locked AS l
+    WHERE j.id = l.id
+    RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
+), published AS (
+    INSERT INTO jobs.artifacts (job_id, name, user_id, content_type, size, sha256, storage_key, expires_at)
+    SELECT a.job_id, a.name, f.user_id, a.content_type, a.size, a.sha256, a.storage_key, a.expires_at
+    FROM unnest($9::uuid[], $10::text[], $11::text[], $12::bigint[], $13::bytea[], $14::text[], $15::timestamptz[])
+         AS a(job_id, name, content_type, size, sha256, storage_key, expires_at)
+    JOIN finished AS f ON f.id = a.job_id AND f.state = 2
+    ON CONFLICT (job_id, name) DO UPDATE
+    SET content_type = excluded.content_type, size = excluded.size, sha256 = excluded.sha256,
+        storage_key = excluded.storage_key, created_at = now(), expires_at = excluded.expires_at, deleted_at = NULL
+)
+SELECT id, user_id, kind, lane, priority, state FROM finished
+"""
+
+
+async def finish_jobs(tx: Tx, outcomes: Sequence[Outcome], artifacts: Sequence[NewArtifact] = ()) -> list[Transition]:
+    """Ends runs and publishes their files. A run that no longer owns its job is missing from the answer."""
+    rows = await tx.fetch(
+        FINISH_JOBS,
+        [outcome.job_id for outcome in outcomes],
+        [outcome.run_token for outcome in outcomes],
+        [outcome.state for outcome in outcomes],
+        [outcome.result for outcome in outcomes],
+        [outcome.error for outcome in outcomes],
+        [outcome.delay for outcome in outcomes],
+        [outcome.give_back for outcome in outcomes],
+        [outcome.rescued for outcome in outcomes],
+        [artifact.job_id for artifact in artifacts],
+        [artifact.name for artifact in artifacts],
+        [artifact.content_type for artifact in artifacts],
+        [artifact.size for artifact in artifacts],
+        [artifact.sha256 for artifact in artifacts],
+        [artifact.storage_key for artifact in artifacts],
+        [artifact.expires_at for artifact in artifacts],
+    )
+    return [Transition(**row) for row in rows]
+
+
+LOCK_RUN = """
+SELECT j.id FROM jobs.jobs AS j WHERE j.id = $1 AND j.run_token = $2 AND j.state = 1 FOR UPDATE
+"""
+
+
+async def lock_run(tx: Tx, job_id: UUID, run_token: UUID) -> bool:
+    """Whether this run still owns its job; if so, nobody can take it before `tx` ends."""
+    return await tx.fetchval(LOCK_RUN, job_id, run_token) is not None
+
+
+BEAT = """
+WITH held AS (
+    SELECT h.id, h.run_token, h.progress
+    FROM unnest($1::uuid[], $2::uuid[], $3::jsonb[]) AS h(id, run_token, progress)
+), locked AS (
+    SELECT j.id, h.progress FROM jobs.jobs AS j JOIN held AS h ON h.id = j.id AND h.run_token = j.run_token
+    WHERE j.state = 1 ORDER BY j.id FOR UPDATE OF j
+)
+UPDATE jobs.jobs AS j
+SET lease_until = now() + make_interval(secs => $4), progress = coalesce(l.progress, j.progress),
+    version = j.version + (l.progress IS NOT NULL)::integer
+FROM locked AS l
+WHERE j.id = l.id
+RETURNING j.id, (j.cancel_requested_at IS NOT NULL) AS cancel_requested
+"""
+
+
+async def beat(
+    tx: Tx, runs: Sequence[tuple[UUID, UUID]], progress: Sequence[str | None], *, lease_seconds: float
+) -> list[Beat]:
+    """Prolongs the leases of `(job id, run token)` and writes new progress. Lost runs are missing from the answer."""
+    rows = await tx.fetch(BEAT, [job_id for job_id, _ in runs], [token for _, token in runs], progress, lease_seconds)
+    return [Beat(**row) for row in rows]
+
+
+LIST_PAUSED_LANES = """
+SELECT l.lane FROM jobs.lanes AS l WHERE l.paused_at IS NOT NULL
+"""
+
+
+async def list_paused_lanes(conn: ReadConn) -> list[str]:
+    return [row["lane"] for row in await conn.fetch(LIST_PAUSED_LANES)]

@@ -1,0 +1,69 @@
+"""Schedules."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import orjson
+
+from app.jobs.records import (
+    DueSchedule,
+    ScheduleRow,
+)
+from app.kernel.database import Tx
+
+STORE_SCHEDULES = """
+INSERT INTO jobs.schedules AS s (name, kind, args, cron, timezone, catch_up, next_run_at)
+SELECT n.name, n.kind, n.args, n.cron, n.timezone, n.catch_up, n.next_run_at
+FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+     AS n(name, kind, args, cron, timezone, catch_up, next_run_at)
+ON CONFLICT (name) DO UPDATE
+SET kind = excluded.kind, args = excluded.args, cron = excluded.cron, timezone = excluded.timezone,
+    catch_up = excluded.catch_up,
+    next_run_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_run_at
+                       ELSE excluded.next_run_at END
+"""
+
+
+async def store_schedules(tx: Tx, rows: Sequence[ScheduleRow]) -> None:
+    """Adds or changes schedules; one whose times stay the same keeps its next one."""
+    await tx.execute(
+        STORE_SCHEDULES,
+        [row.name for row in rows],
+        [row.kind for row in rows],
+        [orjson.dumps(row.args).decode() for row in rows],
+        [row.cron for row in rows],
+        [row.timezone for row in rows],
+        [row.catch_up for row in rows],
+        [row.next_run_at for row in rows],
+    )
+
+
+DELETE_OTHER_SCHEDULES = """
+DELETE FROM jobs.schedules WHERE name <> ALL($1::text[])
+"""
+
+
+async def delete_other_schedules(tx: Tx, names: Sequence[str]) -> None:
+    await tx.execute(DELETE_OTHER_SCHEDULES, names)
+
+
+LOCK_DUE_SCHEDULES = """
+SELECT s.name, s.kind, s.args, s.cron, s.timezone, s.catch_up, s.next_run_at FROM jobs.schedules AS s
+WHERE s.next_run_at <= $1
+ORDER BY s.name
+FOR UPDATE SKIP LOCKED
+"""
+
+
+async def lock_due_schedules(tx: Tx, now: datetime) -> list[DueSchedule]:
+    """Schedules that nobody else steps on at this moment."""
+    return [DueSchedule(**row) for row in await tx.fetch(LOCK_DUE_SCHEDULES, now)]
+
+
+SET_NEXT_RUN = """
+UPDATE jobs.schedules SET last_run_at = next_run_at, next_run_at = $2 WHERE name = $1
+"""
+
+
+async def set_next_run(tx: Tx, name: str, next_run_at: datetime) -> None:
+    await tx.execute(SET_NEXT_RUN, name, next_run_at)

@@ -1,0 +1,202 @@
+"""Jobs as their owners put them in and see them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import orjson
+
+from app.jobs.records import (
+    Artifact,
+    InsertedJob,
+    Job,
+    Overview,
+    StateFilter,
+    Transition,
+)
+from app.kernel.database import ReadConn, Tx
+from app.kernel.ids import UserId
+from app.kernel.queue import NewJob
+
+# The conflict arm changes nothing; it makes the statement return the living job that holds the key, and `xmax` is zero
+# exactly for a row that was inserted just now.
+INSERT_JOBS = """
+INSERT INTO jobs.jobs AS j (id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at,
+                            trace_parent, created_at, dispatched_at)
+SELECT n.id, n.user_id, n.kind, n.lane, n.priority, n.args, n.unique_key, n.max_attempts, n.timeout_seconds,
+       coalesce(n.run_at, n.created_at), n.trace_parent, n.created_at, CASE WHEN n.dispatch THEN n.created_at END
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::jsonb[], $7::text[], $8::smallint[],
+            $9::integer[], $10::timestamptz[], $11::text[], $12::timestamptz[], $13::boolean[])
+     AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
+          created_at, dispatch)
+ON CONFLICT (user_id, kind, unique_key) WHERE unique_key IS NOT NULL AND state < 2
+DO UPDATE SET unique_key = excluded.unique_key
+RETURNING j.id, (j.xmax = 0) AS created, j.state, j.version, j.attempt, j.max_attempts, j.run_at, j.progress, j.error,
+          j.created_at, j.started_at
+"""
+
+
+async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob]:
+    """Writes the rows; answers in their order."""
+    records = await tx.fetch(
+        INSERT_JOBS,
+        [row.id for row in rows],
+        [row.user_id for row in rows],
+        [row.kind for row in rows],
+        [row.lane for row in rows],
+        [row.priority for row in rows],
+        [orjson.dumps(row.args).decode() for row in rows],
+        [row.unique_key for row in rows],
+        [row.max_attempts for row in rows],
+        [row.timeout_seconds for row in rows],
+        [row.run_at for row in rows],
+        [row.trace_parent for row in rows],
+        [row.created_at for row in rows],
+        [row.dispatch for row in rows],
+    )
+    return [InsertedJob(**record) for record in records]
+
+
+GET_JOB = """
+SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at, j.progress, j.result, j.error,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
+                                                     'sha256', encode(a.sha256, 'hex'),
+                                                     'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
+                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+                                  ORDER BY a.name), '[]')
+        FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE j.id = $1 AND j.user_id = $2
+"""
+
+
+async def get_job(conn: ReadConn, job_id: UUID, user_id: UserId) -> Job | None:
+    row = await conn.fetchrow(GET_JOB, job_id, user_id)
+    return None if row is None else Job(**row)
+
+
+EXISTS = """
+SELECT j.id FROM jobs.jobs AS j WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2)
+"""
+
+
+async def exists(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> bool:
+    return await conn.fetchval(EXISTS, job_id, user_id) is not None
+
+
+LIST_JOBS = """
+SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at, j.progress, j.result, j.error,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
+                                                     'sha256', encode(a.sha256, 'hex'),
+                                                     'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
+                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+                                  ORDER BY a.name), '[]')
+        FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE j.user_id = $1
+  AND ($2::uuid IS NULL OR j.id < $2)
+  AND ($3::text IS NULL OR j.kind = $3)
+  AND ($4::smallint IS NULL OR j.state = $4)
+  AND ($5::boolean IS NULL OR (j.attempt > 0) = $5)
+  AND ($6::boolean IS NULL OR (j.run_at > $7) = $6)
+ORDER BY j.id DESC
+LIMIT $8
+"""
+
+
+async def list_jobs(
+    conn: ReadConn,
+    user_id: UserId,
+    *,
+    before: UUID | None,
+    kind: str | None,
+    state: StateFilter | None,
+    now: datetime,
+    limit: int,
+) -> list[Job]:
+    """A user's jobs, newest first."""
+    rows = await conn.fetch(
+        LIST_JOBS,
+        user_id,
+        before,
+        kind,
+        None if state is None else state.state,
+        None if state is None else state.attempted,
+        None if state is None else state.future,
+        now,
+        limit,
+    )
+    return [Job(**row) for row in rows]
+
+
+READ_OVERVIEW = """
+SELECT count(*) FILTER (WHERE state = 0) AS queued,
+       count(*) FILTER (WHERE state = 1) AS running,
+       count(*) FILTER (WHERE state = 2) AS succeeded,
+       count(*) FILTER (WHERE state = 3) AS failed,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                   'id', r.id, 'kind', r.kind,
+                   'state', CASE WHEN r.state = 0 AND r.attempt > 0 THEN 'retrying'
+                                 WHEN r.state = 0 AND r.run_at > now() THEN 'scheduled'
+                                 ELSE (ARRAY['queued', 'running', 'succeeded', 'failed', 'cancelled'])[r.state + 1] END,
+                   'created_at', to_char(r.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                   'finished_at', to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+                   ORDER BY r.id DESC), '[]')
+        FROM (SELECT id, kind, state, attempt, run_at, created_at, finished_at FROM jobs.jobs
+              WHERE user_id = $1 ORDER BY id DESC LIMIT 5) AS r) AS recent
+FROM jobs.jobs
+WHERE user_id = $1
+"""
+
+
+async def read_overview(conn: ReadConn, user_id: UserId) -> Overview:
+    """Counts by state and the five newest jobs, in one statement."""
+    row = await conn.fetchrow(READ_OVERVIEW, user_id)
+    if row is None:
+        raise LookupError("an aggregate always has a row")
+    return Overview(**row)
+
+
+GET_ARTIFACT = """
+SELECT a.name, a.content_type, a.size, a.sha256, a.storage_key, a.created_at, a.expires_at, a.deleted_at
+FROM jobs.artifacts AS a JOIN jobs.jobs AS j ON j.id = a.job_id
+WHERE a.job_id = $1 AND a.name = $3 AND j.user_id = $2
+"""
+
+
+async def get_artifact(conn: ReadConn, job_id: UUID, user_id: UserId, name: str) -> Artifact | None:
+    row = await conn.fetchrow(GET_ARTIFACT, job_id, user_id, name)
+    return None if row is None else Artifact(**row)
+
+
+REQUEST_CANCEL = """
+UPDATE jobs.jobs AS j
+SET state = CASE WHEN j.state = 0 THEN 4 ELSE j.state END,
+    finished_at = CASE WHEN j.state = 0 THEN now() END,
+    dispatched_at = NULL, cancel_requested_at = coalesce(j.cancel_requested_at, now()), version = j.version + 1
+WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state < 2
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
+"""
+
+
+async def request_cancel(tx: Tx, job_id: UUID, user_id: UserId | None) -> Transition | None:
+    """Cancels a queued job at once, and asks a running one to stop. None: it is over, or not this user's."""
+    row = await tx.fetchrow(REQUEST_CANCEL, job_id, user_id)
+    return None if row is None else Transition(**row)
+
+
+REQUEUE_JOB = """
+UPDATE jobs.jobs AS j
+SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, error = NULL, result = NULL,
+    progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
+WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state IN (3, 4)
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
+"""
+
+
+async def requeue_job(tx: Tx, job_id: UUID, user_id: UserId | None) -> Transition | None:
+    """Starts a failed or cancelled job over. Raises ConstraintViolated when a living job holds its unique key."""
+    row = await tx.fetchrow(REQUEUE_JOB, job_id, user_id)
+    return None if row is None else Transition(**row)
