@@ -1,0 +1,67 @@
+"""The wiring of the application."""
+
+import asyncio
+import gc
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute, iter_route_contexts
+
+from app import main
+from app.kernel.auth import declared_permission
+from app.kernel.http import StrictRoute
+from app.settings import Settings
+from tests.fixtures.answers import problem_of
+from tests.fixtures.application import Lifespan
+from tests.fixtures.waiting import eventually
+
+
+def test_every_route_declares_who_may_call_it(settings: Settings) -> None:
+    app = main.create_app(settings)
+    routes = [context.original_route for context in iter_route_contexts(app.routes)]
+    ours = [route for route in routes if isinstance(route, APIRoute)]
+    assert len(ours) > 50
+    for route in ours:
+        assert isinstance(route, StrictRoute)
+        assert declared_permission(route.dependant) is not None, route.path
+
+
+def test_cached_reads_are_routes_with_the_same_scopes(settings: Settings) -> None:
+    """A hit skips the route, so what the route demands has to stand in the declaration."""
+    app = main.create_app(settings)
+    routes = {
+        context.path_format: context.original_route
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, APIRoute) and "GET" in (context.methods or ())
+    }
+    for read in main.CACHED_READS:
+        route = routes[read.path]
+        assert isinstance(route, APIRoute)
+        permission = declared_permission(route.dependant)
+        assert permission is not None
+        assert (permission.scopes, permission.role, permission.is_public) == (read.scopes, None, False), read.path
+
+
+def test_names_that_are_not_there() -> None:
+    with pytest.raises(AttributeError):
+        main.nothing_of_this_name  # noqa: B018
+
+
+@pytest.mark.settings(APP_CACHE_ENABLED="false")
+async def test_without_the_cache_everything_is_read(settings: Settings, frozen_garbage: None) -> None:
+    app = main.create_app(settings)
+    async with Lifespan(app).running() as running:
+        transport = httpx.ASGITransport(running)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            problem_of(await client.get("/v1/overview"), 401, "unauthenticated")
+            assert (await client.get("/livez")).status_code == 200
+
+
+async def test_starting_and_stopping_leaves_nothing_behind(settings: Settings, frozen_garbage: None) -> None:
+    before = asyncio.all_tasks()
+    app = main.create_app(settings)
+    for _ in range(2):
+        async with Lifespan(app).running():
+            assert app.state.resources.bus.is_connected
+        await eventually(lambda: asyncio.all_tasks() <= before)
+    gc.collect()
