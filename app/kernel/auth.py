@@ -18,7 +18,6 @@ from uuid import UUID
 from fastapi import Depends, Request, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.security import OAuth2PasswordBearer
-from starlette.requests import HTTPConnection
 
 from app.kernel.errors import Forbidden, Unauthenticated
 from app.kernel.ids import UserId
@@ -103,16 +102,6 @@ class Authenticator(Protocol):
         ...
 
 
-class _BearerScheme(OAuth2PasswordBearer):
-    """Documents how to authenticate. The middleware has done the work before the framework runs."""
-
-    async def __call__(self, request: HTTPConnection) -> None:  # noqa: ARG002 - FastAPI's signature
-        return None
-
-
-_bearer = _BearerScheme(tokenUrl="/v1/auth/token", refreshUrl="/v1/auth/token", scopes=SCOPES, auto_error=False)
-
-
 def principal_of(request: Request) -> Principal:
     """The caller of `request`.
 
@@ -154,13 +143,23 @@ class Permission:
             raise SessionRequired
 
 
-class _Demand:
-    """The dependency that carries a `Permission` in a route's signature and hands over the caller."""
+class _Demand(OAuth2PasswordBearer):
+    """The dependency that carries a `Permission` in a route's signature and hands over the caller.
+
+    It is the security scheme of the documentation too; the middleware has read the header before the framework runs.
+    """
 
     def __init__(self, permission: Permission) -> None:
+        super().__init__(
+            tokenUrl="/v1/auth/token",
+            refreshUrl="/v1/auth/token",
+            scheme_name="BearerToken",
+            scopes=SCOPES,
+            description="An access token or an API key.",
+        )
         self.permission = permission
 
-    async def __call__(self, request: Request, _: Annotated[None, Depends(_bearer)]) -> Principal:
+    async def __call__(self, request: Request) -> Principal:  # type: ignore[override]  # FastAPI asks for no base type
         return principal_of(request)
 
 

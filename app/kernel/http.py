@@ -364,7 +364,9 @@ class Router(APIRouter):
     """The router class of all modules."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(route_class=StrictRoute, redirect_slashes=False, **options)
+        super().__init__(
+            route_class=StrictRoute, redirect_slashes=False, generate_unique_id_function=operation_id, **options
+        )
 
 
 def _body_kind(route: APIRoute) -> Literal["json", "form"] | None:
