@@ -32,6 +32,8 @@ from app.kernel.mail import Mail, Mailer, MailRefused, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 from app.users import api as users
 
+# Read as the program starts, because a handler must not wait for the disk.
+_TEMPLATES = Templates(Path(__file__).parent / "templates")
 _HOUR = 3600
 _MINUTE = 60
 _EVENTS_AT_A_TIME = 5_000
@@ -89,7 +91,6 @@ class IdentityTasks:
         self._mailer = mailer
         self._settings = settings
         self._public_url = public_url
-        self._templates = Templates(Path(__file__).parent / "templates")
 
     def kinds(self) -> dict[str, JobKind[Any]]:
         """The kinds of this module, by name."""
@@ -165,7 +166,7 @@ class IdentityTasks:
         await self._send(ctx, to, purpose, {"link": link, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
 
     async def _send(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> None:
-        subject, text, html = self._templates.render(template, data)
+        subject, text, html = _TEMPLATES.render(template, data)
         try:
             await self._mailer.send(Mail(to, subject, text, html, reference=str(ctx.job_id)))
         except MailRefused as error:

@@ -19,7 +19,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
-from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from prometheus_client import Counter
 
@@ -120,11 +120,14 @@ class Mailer:
 
 
 class Templates:
-    """Templates of one module: `name.txt`, whose first line is the subject, and `name.html`, which escapes its data."""
+    """Templates of one module: `name.txt`, whose first line is the subject, and `name.html`, which escapes its data.
+
+    All are read when this is made, so make it while the program starts.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._environment = ImmutableSandboxedEnvironment(
-            loader=FileSystemLoader(folder),
+            loader=DictLoader({file.name: file.read_text("utf-8") for file in folder.iterdir()}),
             autoescape=lambda name: bool(name) and str(name).endswith(".html"),
             undefined=StrictUndefined,
             trim_blocks=True,

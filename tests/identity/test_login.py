@@ -24,7 +24,8 @@ from tests.identity.conftest import LogIn
 
 def without_request_id(answer: httpx.Response) -> tuple[int, object, list[tuple[str, str]]]:
     body = answer.json()
-    body.pop("request_id", None)
+    for name in ("request_id", "instance"):
+        body.pop(name, None)
     headers = [(name, value) for name, value in answer.headers.items() if name != "x-request-id"]
     return answer.status_code, body, headers
 

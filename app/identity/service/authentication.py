@@ -79,8 +79,8 @@ class TokenAuthenticator:
         if not self._feed.is_complete:
             await self._feed.refresh()
         verified = self._verified.pop(header, None) if header is not None else None
-        if verified is None or self._clock.timestamp() >= verified.expires_at:
-            # What is remembered of an API key ends long before the key.
+        if verified is None or self._is_dead(verified):
+            # What is remembered of an API key ends long before the key, and with its owner's role of then.
             verified = await self._verify(token)
         if self._clock.timestamp() >= verified.expires_at:
             raise TokenExpired

@@ -10,6 +10,7 @@ import hmac
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from time import monotonic
 
 from prometheus_client import Counter
 
@@ -48,7 +49,7 @@ class RefreshRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """A request that did not win; `at` is its moment by the clock of Redis."""
+    """A request that did not win. `at`: when it came, in microseconds of the clock of Redis, or None."""
 
     token: RefreshToken
     retry_key: bytes | None
@@ -62,13 +63,14 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
     Raises:
         InvalidRefreshToken: one error for every reason. If the token had been used before, its session has ended.
     """
-    arrived_at = await _redis_time(redis)
+    came_at = monotonic()
     try:
         token = identity.refresh_tokens.decode(request.refresh_token)
     except MalformedToken as error:
         _refreshes_total.labels("malformed").inc()
         raise InvalidRefreshToken from error
     retry_key = _retry_key(identity, request.idempotency_key)
+    has_redis = await identity.redis_clock.measure()
     now = identity.clock.now()
     async with db.statement("identity.rotate_session") as tx:
         rotation = await rotate_session(
@@ -87,6 +89,7 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
         await _mark_answered(redis, token)
         _refreshes_total.labels("rotated").inc()
         return tokens
+    arrived_at = identity.redis_clock.microseconds(came_at) if has_redis else None
     arrival = _Arrival(token, retry_key, arrived_at, request.device)
     return await _repeat_or_end(db, redis, identity, arrival)
 
@@ -141,15 +144,6 @@ def _retry_key(identity: Identity, idempotency_key: str | None) -> bytes | None:
     if idempotency_key is None or identity.settings.refresh_retry_ttl == 0:
         return None
     return sha256(idempotency_key.encode()).digest()
-
-
-async def _redis_time(redis: RedisGateway) -> int | None:
-    """Microseconds by the clock of Redis, or None without it."""
-    try:
-        seconds, microseconds = await redis.call(lambda client: client.time())
-    except RedisUnavailable:
-        return None
-    return int(seconds) * 1_000_000 + int(microseconds)
 
 
 async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:

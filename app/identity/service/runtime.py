@@ -11,6 +11,7 @@ from app.identity.service.authentication import API_KEY_SECONDS, TokenAuthentica
 from app.identity.service.devices import Devices
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.issuing import TokenIssuer
+from app.identity.service.redis_clock import RedisClock
 from app.identity.service.revocation import RevocationFeed
 from app.identity.service.throttling import Throttle
 from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
@@ -45,6 +46,7 @@ class Identity:
     hashing: PasswordHashing
     key_ring: KeyRing
     refresh_tokens: RefreshTokens
+    redis_clock: RedisClock
     issuer: TokenIssuer
     feed: RevocationFeed
     authenticator: TokenAuthenticator
@@ -75,6 +77,7 @@ def make_identity(
         hashing=PasswordHashing(settings),
         key_ring=key_ring,
         refresh_tokens=refresh_tokens,
+        redis_clock=RedisClock(resources.redis),
         issuer=TokenIssuer(key_ring, refresh_tokens, issuer=public_url, lifetime=settings.access_token_ttl),
         feed=feed,
         authenticator=TokenAuthenticator(
