@@ -1,0 +1,23 @@
+"""`python -m benchmarks.limits [--smoke]`: the limits alone."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.limits.measures import Limits, Sizes
+from benchmarks.product import Bench
+
+
+async def main(directory: Path) -> None:
+    sizes = Sizes(1, 1, 3000, 20_000) if "--smoke" in sys.argv else Sizes(2, 3, 20_000, 1_000_000)
+    async with Bench(directory) as bench:
+        await bench.fill(sizes.people, 20)
+        await Limits(bench, sizes, print).run()
+
+
+if __name__ == "__main__":
+    Path(".data").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=".data") as folder:
+        uvloop.run(main(Path(folder).absolute()))
