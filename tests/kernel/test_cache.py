@@ -49,6 +49,10 @@ class Process:
         assert answer is not None
         return answer.body
 
+    async def stored(self) -> None:
+        """Returns when what was filled is in Redis, for which nobody waits otherwise."""
+        await eventually(lambda: not self.cache._background._tasks)
+
     @property
     def local(self) -> bytes | None:
         answer = self.cache.get_local("key")
@@ -81,7 +85,7 @@ async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[
         await process.bus.close()
 
 
-async def stored(valkey: EmbeddedValkey) -> list[str]:
+async def entries(valkey: EmbeddedValkey) -> list[str]:
     """The cached entries in Redis."""
     async with redis.asyncio.Redis.from_url(valkey.url()) as client:
         return sorted(key.decode() for key in await client.keys("cache:entry:*"))
@@ -101,18 +105,18 @@ async def test_other_process_finds_it_in_redis(
 ) -> None:
     first, second = await start_process(), await start_process()
     await first.get()
-    await eventually(lambda: not first.cache._storing)
+    await first.stored()
     assert await second.get() == b"0"
     assert source.reads == 1
     assert second.local == b"0"
-    assert await stored(valkey) == ["cache:entry:key"]
+    assert await entries(valkey) == ["cache:entry:key"]
 
 
 async def test_time_to_live_is_spread(start_process: StartProcess, valkey: EmbeddedValkey) -> None:
     process = await start_process(ttl=100)
     for number in range(40):
         await process.get(f"key{number}", (f"tag{number}",))
-    await eventually(lambda: not process.cache._storing)
+    await process.stored()
     async with redis.asyncio.Redis.from_url(valkey.url()) as client:
         left = [await client.pttl(f"cache:entry:key{number}") for number in range(40)]
         tags = [await client.pttl(f"cache:tag:tag{number}") for number in range(40)]
@@ -174,7 +178,7 @@ async def test_a_read_that_a_write_overtakes_is_not_kept(
     await eventually(lambda: source.reads == 2)
     source.hold.set()
     assert [await early, await late] == [b"0", b"1"]
-    await eventually(lambda: not reader.cache._storing)
+    await reader.stored()
     assert reader.local == b"1"
     assert await writer.get() == b"1"
 
@@ -263,7 +267,7 @@ async def test_what_could_not_be_forgotten_is_not_read_from_redis(
     """Redis is up again with its old entries before the tag of the write could be forgotten there."""
     process = await start_process()
     await process.get()
-    await eventually(lambda: not process.cache._storing)
+    await process.stored()
     process.cache._forget_local(["user:1"])
     process.cache._pending.add("user:1")
     source.value = b"1"
@@ -290,7 +294,7 @@ async def test_an_entry_without_its_tags_is_no_answer(
     """Redis may evict a tag before the entries that name it."""
     first, second = await start_process(), await start_process()
     await first.get()
-    await eventually(lambda: not first.cache._storing)
+    await first.stored()
     async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
         assert await administrator.delete("cache:tag:user:1") == 1
     source.value = b"1"
@@ -301,7 +305,7 @@ async def test_switched_off(start_process: StartProcess, source: Source, valkey:
     process = await start_process(enabled=False)
     assert [await process.get(), await process.get()] == [b"0", b"0"]
     assert source.reads == 2
-    assert (process.local, await stored(valkey)) == (None, [])
+    assert (process.local, await entries(valkey)) == (None, [])
 
 
 async def test_one_message_that_is_no_message_does_no_harm(start_process: StartProcess, source: Source) -> None:

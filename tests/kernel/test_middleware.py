@@ -116,7 +116,6 @@ async def test_security_headers_are_everywhere(planted_client: httpx.AsyncClient
     headers = (await planted_client.get(path)).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
-    assert headers["cross-origin-resource-policy"] == "same-origin"
     assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
     assert "strict-transport-security" not in headers
     assert "server" not in headers
