@@ -1,0 +1,40 @@
+"""The only way to Postgres: one gateway over one asyncpg pool, with a bound on every wait.
+
+A service opens a unit of work and the gateway decides what it costs and how it fails:
+
+    async with db.read("users.profile") as conn: ...          # statements on one connection, no transaction
+    async with db.statement("users.rename") as tx: ...        # exactly one statement: atomic by itself, one round trip
+    async with db.transaction("identity.register") as tx: ... # BEGIN … COMMIT
+    async with db.snapshot("jobs.export") as conn: ...        # one REPEATABLE READ view, for long exports
+
+No driver exception leaves this package. No session state is left on a connection, so that PgBouncer may stand in
+between and so that a released connection needs no reset statement.
+"""
+
+from app.kernel.database.failures import (
+    ConstraintViolated,
+    DatabaseUnavailable,
+    InvalidValue,
+    PoolExhausted,
+    TransactionConflict,
+)
+from app.kernel.database.gateway import Database, Statement
+from app.kernel.database.retrying import MAX_CONFLICT_RETRIES, retries_conflicts
+from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Row, Tx
+
+__all__ = [
+    "MAX_CONFLICT_RETRIES",
+    "ConstraintViolated",
+    "CopyConn",
+    "Database",
+    "DatabaseUnavailable",
+    "DirectConn",
+    "InvalidValue",
+    "PoolExhausted",
+    "ReadConn",
+    "Row",
+    "Statement",
+    "TransactionConflict",
+    "Tx",
+    "retries_conflicts",
+]

@@ -1,0 +1,92 @@
+"""What a driver error means to us: the map of `docs/operations.md`."""
+
+from typing import Literal
+
+import asyncpg
+
+from app.kernel.errors import Unavailable, Unprocessable
+from app.kernel.telemetry import get_logger
+
+ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "exclusion"]
+
+_logger = get_logger(__name__)
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "database_unavailable"
+    title = "The database cannot answer at the moment"
+
+
+class PoolExhausted(Unavailable):
+    code = "pool_exhausted"
+    title = "All database connections are busy"
+
+
+class TransactionConflict(Unavailable):
+    """Concurrent transactions collided (SQLSTATE 40001, 40P01, or a plan invalidated by DDL); a retry may succeed."""
+
+    code = "transaction_conflict"
+    title = "Concurrent changes collided"
+
+
+class InvalidValue(Unprocessable):
+    """Postgres refused a value that the edge let through."""
+
+    code = "invalid_value"
+    title = "A value is outside what can be stored"
+
+
+class ConstraintViolated(Exception):
+    """A statement broke a constraint. `queries.py` turns the constraint's name into the module's own error."""
+
+    def __init__(self, constraint: str, kind: ConstraintKind) -> None:
+        super().__init__(f"{kind}: {constraint}")
+        self.constraint = constraint
+        self.kind = kind
+
+
+def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read from top to bottom
+    """The error of ours that a driver error means (the map of `docs/operations.md`)."""
+    if isinstance(error, asyncpg.IntegrityConstraintViolationError):
+        return ConstraintViolated(error.constraint_name or error.column_name or "", _constraint_kind(error))
+    if isinstance(error, asyncpg.DataError):
+        return InvalidValue()
+    if isinstance(
+        error,
+        asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.InvalidCachedStatementError,
+    ):
+        return TransactionConflict()
+    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError):
+        return DatabaseUnavailable("The statement took too long.")
+    if isinstance(error, asyncpg.InsufficientResourcesError):
+        _logger.error("postgres is out of resources", error=type(error).__name__)
+        return DatabaseUnavailable()
+    if is_lost_session(error) or isinstance(error, _LOST_ANSWER_ERRORS):
+        return DatabaseUnavailable()
+    return error
+
+
+def is_lost_session(error: Exception) -> bool:
+    """Whether the server ended the session, is going away, or has become read-only."""
+    return isinstance(error, _LOST_SESSION_ERRORS)
+
+
+_LOST_SESSION_ERRORS = (
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.PostgresConnectionError,
+)
+_LOST_ANSWER_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+_CONSTRAINT_KINDS: tuple[tuple[type[asyncpg.PostgresError], ConstraintKind], ...] = (
+    (asyncpg.UniqueViolationError, "unique"),
+    (asyncpg.ForeignKeyViolationError, "foreign_key"),
+    (asyncpg.CheckViolationError, "check"),
+    (asyncpg.NotNullViolationError, "not_null"),
+    (asyncpg.ExclusionViolationError, "exclusion"),
+)
+
+
+def _constraint_kind(error: asyncpg.PostgresError) -> ConstraintKind:
+    return next((kind for known, kind in _CONSTRAINT_KINDS if isinstance(error, known)), "check")

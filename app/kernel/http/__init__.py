@@ -1,0 +1,42 @@
+"""The HTTP edge that all routers share: strict input, answers from bytes, problems, entity tags.
+
+Input is refused before it reaches a model: JSON that is not RFC 8259 (NaN, duplicate keys, invalid UTF-8), text that
+Postgres cannot store (NUL, lone surrogates), unknown query parameters, another media type. Output is built from our own
+records with orjson; the response models only document it, and the tests hold the two together.
+"""
+
+from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
+from app.kernel.http.json_input import MAX_ERRORS, MAX_JSON_DEPTH, InvalidJson, escape_pointer, parse_json
+from app.kernel.http.problems import PROBLEM_MEDIA_TYPE, install_error_handlers, problem_response, problem_responses
+from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operation_id
+from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp
+
+__all__ = [
+    "MAX_ERRORS",
+    "MAX_JSON_DEPTH",
+    "PROBLEM_MEDIA_TYPE",
+    "Id",
+    "InvalidEncoding",
+    "InvalidJson",
+    "PageQuery",
+    "PageQueryDep",
+    "Problem",
+    "ProblemField",
+    "Router",
+    "Schema",
+    "StrictRoute",
+    "Timestamp",
+    "body_etag",
+    "dump_json",
+    "escape_pointer",
+    "etag_of",
+    "if_match",
+    "install_error_handlers",
+    "json_fragment",
+    "json_response",
+    "matches_any",
+    "operation_id",
+    "parse_json",
+    "problem_response",
+    "problem_responses",
+]

@@ -1,0 +1,118 @@
+"""JSON as RFC 8259 has it, with nothing tolerated that could be read in two ways or not be stored."""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from app.kernel.errors import (
+    BadRequest,
+    FieldError,
+    Unprocessable,
+)
+
+# More than any model of ours takes, and less than what the parsers and serializers behind this can bear.
+MAX_JSON_DEPTH = 64
+MAX_ERRORS = 20
+
+
+class InvalidJson(BadRequest):
+    code = "invalid_json"
+    title = "The request body is not valid JSON"
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON text, by RFC 8259 with nothing tolerated that could be read in two ways.
+
+    Raises:
+        InvalidJson: it is not UTF-8, not JSON, nested too deeply, holds a number that is not finite, or names a key
+        twice. Unprocessable: a string holds NUL or a lone surrogate, which neither UTF-8 nor Postgres can hold.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+        value = _decoder.decode(text)
+    except RecursionError as error:
+        raise InvalidJson("The JSON is nested too deeply.") from error
+    except ValueError as error:
+        raise InvalidJson(None if isinstance(error, json.JSONDecodeError) else _reason(error)) from error
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_too_deep(value):
+        raise InvalidJson("The JSON is nested too deeply.")
+    if "\\u" in text:
+        errors = list(_unstorable_text(value, "#"))
+        if errors:
+            raise Unprocessable("Some text cannot be stored.", errors=errors[:MAX_ERRORS])
+    return value
+
+
+class _RefusedJson(ValueError):
+    """JSON that parses but means nothing definite."""
+
+
+def _reason(error: ValueError) -> str | None:
+    return str(error) if isinstance(error, _RefusedJson) else None
+
+
+def _refuse_constant(_: str) -> Any:
+    raise _RefusedJson("A number is not finite.")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _RefusedJson("A number is not finite.")
+    return value
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise _RefusedJson("An object names a key twice.")
+    return value
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique_pairs, parse_float=_finite_float, parse_constant=_refuse_constant, strict=True
+)
+
+
+def _is_too_deep(value: Any) -> bool:
+    # Level by level: what is deep enough would break a function that calls itself.
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
+
+
+def _unstorable_text(value: Any, pointer: str) -> Iterable[FieldError]:
+    if isinstance(value, str):
+        if "\0" in value or not _is_encodable(value):
+            yield FieldError(pointer, "The text holds NUL or a lone surrogate.", "invalid_text")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unstorable_text(item, f"{pointer}/{index}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if "\0" in key or not _is_encodable(key):
+                yield FieldError(pointer, "A key holds NUL or a lone surrogate.", "invalid_text")
+            else:
+                yield from _unstorable_text(item, f"{pointer}/{escape_pointer(key)}")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def escape_pointer(part: object) -> str:
+    """One part of a JSON pointer (RFC 6901, section 3)."""
+    return str(part).replace("~", "~0").replace("/", "~1")

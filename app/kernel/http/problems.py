@@ -1,0 +1,136 @@
+"""Errors as problems (RFC 9457), whoever raised them."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
+from starlette.exceptions import HTTPException
+
+from app.kernel.errors import (
+    AppError,
+    FieldError,
+    OAuthError,
+    PayloadTooLarge,
+    Unprocessable,
+)
+from app.kernel.http.json_input import MAX_ERRORS, escape_pointer
+from app.kernel.http.schemas import Problem
+from app.kernel.telemetry import request_id_var
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route for these statuses."""
+    return {
+        status: {
+            "model": Problem,
+            "description": _TITLES[status],
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def problem_response(error: AppError) -> Response:
+    """The answer that tells a caller of `error`."""
+    if isinstance(error, OAuthError):
+        oauth = {"error": error.oauth_code, "error_description": error.detail}
+        return Response(orjson.dumps(oauth), error.status, error.headers, "application/json")
+    request_id = request_id_var.get() or "unknown"
+    content: dict[str, Any] = {
+        "type": f"/problems/{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail or error.title,
+        "instance": f"urn:onehop:request:{request_id}",
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.errors:
+        content["errors"] = error.errors
+    headers = {"Cache-Control": "no-store", **error.headers}
+    return Response(orjson.dumps(content), error.status, headers, PROBLEM_MEDIA_TYPE)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Makes every answer of status 400 and above a problem (RFC 9457), whoever raised it."""
+
+    async def on_app_error(_: Request, error: Exception) -> Response:
+        return problem_response(cast("AppError", error))
+
+    async def on_invalid_request(_: Request, error: Exception) -> Response:
+        return problem_response(Unprocessable(errors=_field_errors(cast("RequestValidationError", error))))
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        return problem_response(_from_http_exception(app, request, cast("HTTPException", error)))
+
+    async def on_failure(_: Request, __: Exception) -> Response:
+        return problem_response(AppError())
+
+    app.add_exception_handler(AppError, on_app_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_failure)
+
+
+def _field_errors(error: RequestValidationError) -> list[FieldError]:
+    return [
+        FieldError(_pointer(item["loc"]), item["msg"], str(item["type"]).replace(".", "_"))
+        for item in error.errors()[:MAX_ERRORS]
+    ]
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    place, *path = location
+    if place == "body":
+        return "#" + "".join(f"/{escape_pointer(part)}" for part in path)
+    return f"{place}:{'.'.join(map(str, path))}" if path else str(place)
+
+
+def _from_http_exception(app: FastAPI, request: Request, error: HTTPException) -> AppError:
+    if error.status_code == 413:  # noqa: PLR2004 - the framework's own body limit
+        return PayloadTooLarge()
+    known = _CLASSES.get(error.status_code, AppError)
+    if error.status_code == 405:  # noqa: PLR2004
+        headers = {"Allow": ", ".join(_allowed_methods(app, request))}
+    else:
+        headers = dict(error.headers or {})
+    return known(headers=headers)
+
+
+def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """All methods of the path; the router itself names only those of the first route that matches."""
+    path = request.scope["path"]
+    methods: set[str] = set()
+    for context in iter_route_contexts(app.routes):
+        if context.methods and context.path_regex.match(path):
+            methods |= context.methods
+    if "GET" in methods:
+        methods.add("HEAD")
+    return sorted(methods)
+
+
+class _MethodNotAllowed(AppError):
+    status = 405
+    code = "method_not_allowed"
+    title = "This resource does not take this method"
+
+
+def _error_classes() -> dict[int, type[AppError]]:
+    classes: dict[int, type[AppError]] = {405: _MethodNotAllowed}
+    for error_class in AppError.__subclasses__():
+        if error_class.__module__ == AppError.__module__:
+            classes.setdefault(error_class.status, error_class)
+    return classes
+
+
+_CLASSES = _error_classes()
+_TITLES: Mapping[int, str] = {
+    429: "The caller's quota is used up",
+    503: "The service cannot answer at the moment",
+    504: "The request took too long",
+} | {status: error_class.title for status, error_class in _CLASSES.items() if "title" in vars(error_class)}

@@ -1,0 +1,70 @@
+"""The types that all request and response models are made of."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Query
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic_core import PydanticCustomError
+
+_DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
+
+
+class Schema(BaseModel):
+    """Base of all request and response models: no unknown fields, no conversion between types."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def _refuse_numbers(value: Any) -> Any:
+    # pydantic would read a number as seconds since 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and _DATE_AND_TIME.match(value)):
+        return value
+    raise PydanticCustomError("datetime_type", "Not a date and time as in RFC 3339.")
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise PydanticCustomError("datetime_range", "Not between the years 1 and 9999 in UTC.") from error
+
+
+# Strictness is lifted for these two because JSON has no type of its own for them.
+Id = Annotated[UUID, Strict(strict=False)]
+Timestamp = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
+
+
+class PageQuery(BaseModel):
+    """The query of every list. Subclass it to add filters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(20, ge=1, le=100, description="Items of one page.")
+    cursor: str | None = Field(None, min_length=1, max_length=1024, description="`next_cursor` of the page before.")
+
+
+PageQueryDep = Annotated[PageQuery, Query()]
+
+
+class ProblemField(Schema):
+    """One refused place of a request."""
+
+    pointer: str
+    detail: str
+    code: str
+
+
+class Problem(Schema):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str
+    code: str
+    request_id: str
+    errors: list[ProblemField] | None = None
