@@ -252,10 +252,9 @@ async def test_queries(admin: Person, operations: list[Operation]) -> None:
             answer = await admin.request(operation.method, f"{operation.path}?{name}=1&{name}=2")
             findings.check(f"{operation} {name} twice", answer, 422)
             if schema.get("type") == "integer":
-                for number in ("", "x", "0", "-1", "1.5", "1e2", "NaN", "9" * 400, str(2**63), "0x10", " 5", "٣"):
+                for number in ("", "x", "0", "-1", "1.5", "1e2", "NaN", "9" * 400, str(2**63), "0x10", "x5", "٣"):
                     answer = await admin.request(operation.method, operation.path, params={name: number})
-                    if not (number == " 5" and answer.status_code == 200):
-                        findings.check(f"{operation} {name}={number[:20]}", answer, 422)
+                    findings.check(f"{operation} {name}={number[:20]}", answer, 422)
     assert findings.wrong == []
 
 
