@@ -18,9 +18,10 @@ from app.core.pages import DOCS_ASSETS
 from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
-from app.jobs import router as jobs_router
 from app.jobs.api import JOB_KINDS, JobsRuntime
+from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
+from app.kernel.background import Background
 from app.kernel.cache import Cache
 from app.kernel.http import StrictRoute, install_error_handlers
 from app.kernel.middleware.admission import Admission
@@ -45,8 +46,7 @@ ROUTERS = (
     core.router,
     users_router.router,
     *IDENTITY_ROUTERS,
-    jobs_router.router,
-    jobs_router.admin_router,
+    *JOBS_ROUTERS,
 )
 CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
 
@@ -128,7 +128,9 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
         access_log = _start_access_log(settings, stack)
         app.entry = _layers(app, settings, access_log)
-        sampler = asyncio.create_task(_sample_for_ever(app))
+        background = Background()
+        background.spawn(_sample_for_ever(app))
+        stack.push_async_callback(background.close)
         try:
             # What lives from now on is what requests make; the collector need not look at the program itself again.
             gc.collect()
@@ -136,7 +138,6 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             yield
         finally:
             app.entry = None
-            sampler.cancel()
             gc.unfreeze()
 
 
