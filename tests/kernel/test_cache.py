@@ -133,7 +133,8 @@ async def test_ends_by_its_time_to_live(start_process: StartProcess, source: Sou
     await process.get()
     source.value = b"1"
     await eventually(lambda: process.local is None, within=1.5)
-    await asyncio.sleep(0.1)
+    # The copy in Redis has a spread of its own: it may live up to a fifth of a second longer.
+    await asyncio.sleep(0.3)
     assert await process.get() == b"1"
 
 
