@@ -13,7 +13,7 @@ from typing import Any
 
 from app.composition import close_resources, make_resources, open_resources
 from app.identity.api import IdentityTasks
-from app.jobs.api import JOB_KINDS, LANES, SCHEDULES, ArtifactStore, Executor, JobsTasks, JobWatch, Relay
+from app.jobs.api import JOB_KINDS, LANES, SCHEDULES, ArtifactStore, Executor, JobsTasks, JobWatch, Relay, WebhookSender
 from app.kernel.database import Database
 from app.kernel.mail import Mailer, make_transport
 from app.kernel.queue import JobKind, Queue
@@ -82,9 +82,10 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
+    sender = WebhookSender(jobs)
     kinds = {
         **IdentityTasks(mailer, settings.identity, settings.public_url).kinds(),
-        **JobsTasks(store, jobs).kinds(),
+        **JobsTasks(store, mailer, sender, resources.keys, jobs).kinds(),
         **kinds,
     }
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
@@ -127,6 +128,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     finally:
         await _stop(loops)
         await mailer.close()
+        await sender.close()
         await close_resources(resources)
 
 

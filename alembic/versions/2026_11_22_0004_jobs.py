@@ -105,6 +105,80 @@ def upgrade() -> None:
             CONSTRAINT schedules_catch_up_check CHECK (catch_up IN ('none', 'one', 'all'))
         )
     """)
+    op.execute("""
+        CREATE TABLE jobs.invoices (
+            user_id          uuid NOT NULL,
+            id               uuid NOT NULL,
+            number           text NOT NULL,
+            order_id         text NOT NULL,
+            customer         jsonb NOT NULL,
+            currency         text NOT NULL,
+            lines            jsonb NOT NULL,
+            tax_rate_percent text NOT NULL,
+            notes            text,
+            subtotal_minor   bigint NOT NULL,
+            tax_minor        bigint NOT NULL,
+            total_minor      bigint NOT NULL,
+            status           text NOT NULL,
+            job_id           uuid NOT NULL,
+            created_at       timestamptz NOT NULL DEFAULT now(),
+            PRIMARY KEY (user_id, id),
+            CONSTRAINT invoices_number_key UNIQUE (user_id, number),
+            CONSTRAINT invoices_status_check CHECK (status IN ('pending', 'issued', 'sent', 'failed')),
+            CONSTRAINT invoices_total_minor_check CHECK (total_minor = subtotal_minor + tax_minor)
+        )
+    """)
+    # A message is stored once, as the bytes that are signed; each endpoint that wants it has a delivery.
+    op.execute("""
+        CREATE TABLE jobs.webhook_endpoints (
+            user_id          uuid NOT NULL,
+            id               uuid NOT NULL,
+            url              text NOT NULL,
+            event_types      text[] NOT NULL,
+            description      text,
+            secret           bytea NOT NULL,
+            old_secret       bytea,
+            old_secret_until timestamptz,
+            disabled_at      timestamptz,
+            disabled_reason  text,
+            failing_since    timestamptz,
+            failures         integer NOT NULL DEFAULT 0,
+            open_until       timestamptz,
+            created_at       timestamptz NOT NULL DEFAULT now(),
+            PRIMARY KEY (user_id, id)
+        )
+    """)
+    op.execute("""
+        CREATE TABLE jobs.webhook_messages (
+            user_id    uuid NOT NULL,
+            id         uuid NOT NULL,
+            event_type text NOT NULL,
+            payload    text NOT NULL,
+            created_at timestamptz NOT NULL DEFAULT now(),
+            PRIMARY KEY (user_id, id)
+        )
+    """)
+    op.execute("""
+        CREATE TABLE jobs.webhook_deliveries (
+            user_id       uuid NOT NULL,
+            id            uuid NOT NULL,
+            endpoint_id   uuid NOT NULL,
+            message_id    uuid NOT NULL,
+            state         text NOT NULL DEFAULT 'pending',
+            attempts      integer NOT NULL DEFAULT 0,
+            last_status   integer,
+            last_error    text,
+            last_response text,
+            last_ms       integer,
+            next_at       timestamptz,
+            created_at    timestamptz NOT NULL DEFAULT now(),
+            delivered_at  timestamptz,
+            PRIMARY KEY (user_id, id),
+            CONSTRAINT webhook_deliveries_message_key UNIQUE (user_id, message_id, endpoint_id),
+            CONSTRAINT webhook_deliveries_state_check CHECK (state IN ('pending', 'delivered', 'failed'))
+        )
+    """)
+    op.execute("CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries (user_id, endpoint_id, id DESC)")
     # The one row is compared with a copy in Redis: when they differ, Redis was emptied or replaced.
     op.execute("""
         CREATE TABLE jobs.epoch (
@@ -118,6 +192,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP TABLE jobs.epoch")
     op.execute("DROP TABLE jobs.schedules")
+    op.execute("DROP TABLE jobs.webhook_deliveries")
+    op.execute("DROP TABLE jobs.webhook_messages")
+    op.execute("DROP TABLE jobs.webhook_endpoints")
+    op.execute("DROP TABLE jobs.invoices")
     op.execute("DROP TABLE jobs.lanes")
     op.execute("DROP TABLE jobs.artifacts")
     op.execute("DROP TABLE jobs.jobs")

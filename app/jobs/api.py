@@ -6,6 +6,7 @@ from app.jobs.records import LANES, Overview
 from app.jobs.service.execution import Executor
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
+from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
 from app.jobs.tasks import SCHEDULES, JobsTasks
@@ -21,6 +22,7 @@ __all__ = [
     "JobsTasks",
     "Overview",
     "Relay",
+    "WebhookSender",
     "insert_jobs",
     "read_overview",
 ]

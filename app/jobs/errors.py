@@ -48,6 +48,41 @@ class LaneNotFound(NotFound):
     title = "There is no such lane"
 
 
+class InvoiceNotFound(NotFound):
+    code = "invoice_not_found"
+    title = "There is no such invoice"
+
+
+class InvoiceNumberTaken(Conflict):
+    code = "invoice_number_taken"
+    title = "Another invoice has this number"
+
+
+class InvoiceNotReady(Conflict):
+    code = "not_ready"
+    title = "The file has not been made yet"
+
+
+class EndpointNotFound(NotFound):
+    code = "endpoint_not_found"
+    title = "There is no such webhook endpoint"
+
+
+class DeliveryNotFound(NotFound):
+    code = "delivery_not_found"
+    title = "There is no such delivery"
+
+
+class UrlBlocked(Unprocessable):
+    code = "url_blocked"
+    title = "Webhooks cannot be sent to this address"
+
+
+class TooManyEndpoints(Conflict):
+    code = "too_many_endpoints"
+    title = "There are as many webhook endpoints as one account may have"
+
+
 class BacklogFull(TooManyRequests):
     code = "backlog_full"
     title = "Too much work of this kind is waiting"

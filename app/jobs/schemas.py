@@ -1,13 +1,15 @@
 """Requests and answers of the jobs module."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, EmailStr, Field, model_validator
 
 from app.jobs.records import ApiState
-from app.kernel.http import PageQuery, Schema, Timestamp
+from app.jobs.records.invoices import CURRENCY_DIGITS, MAX_MINOR, InvoiceStatus
+from app.jobs.records.webhooks import ALL_EVENTS, EVENT_TYPES
+from app.kernel.http import Id, PageQuery, Schema, Timestamp
 
 
 class SubmitJob(Schema):
@@ -122,4 +124,174 @@ class AdminJobPage(Schema):
     """Everybody's jobs, newest first."""
 
     items: list[AdminJobView]
+    next_cursor: str | None
+
+
+def _known_currency(code: str) -> str:
+    if code not in CURRENCY_DIGITS:
+        raise ValueError("This is no active currency code of ISO 4217")
+    return code
+
+
+class Customer(Schema):
+    """Who pays."""
+
+    name: str = Field(min_length=1, max_length=200)
+    email: EmailStr = Field(max_length=254)
+    address: str = Field(min_length=1, max_length=1000)
+
+
+class InvoiceLine(Schema):
+    """A line; the price is in the currency's minor unit."""
+
+    description: str = Field(min_length=1, max_length=500)
+    quantity: int = Field(ge=1, le=1_000_000)
+    unit_price_minor: int = Field(ge=0, le=1_000_000_000)
+
+
+class IssueInvoice(Schema):
+    """An invoice to be made. Tax is taken on the subtotal and rounded half up to the minor unit."""
+
+    number: str = Field(min_length=1, max_length=64)
+    order_id: str = Field(min_length=1, max_length=64)
+    customer: Customer
+    currency: Annotated[str, AfterValidator(_known_currency)] = Field(examples=["EUR"])
+    lines: list[InvoiceLine] = Field(min_length=1, max_length=200)
+    tax_rate_percent: str = Field("0", pattern=r"^(100(\.0{1,4})?|[0-9]{1,2}(\.[0-9]{1,4})?)$", examples=["19", "7.7"])
+    notes: str | None = Field(None, max_length=2000)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "IssueInvoice":
+        if sum(line.quantity * line.unit_price_minor for line in self.lines) > MAX_MINOR:
+            raise ValueError("The total is too large")
+        return self
+
+
+class InvoiceView(Schema):
+    """A stored invoice."""
+
+    id: UUID
+    number: str
+    order_id: str
+    customer: Customer
+    currency: str
+    lines: list[InvoiceLine]
+    tax_rate_percent: str
+    notes: str | None
+    subtotal_minor: int
+    tax_minor: int
+    total_minor: int
+    status: InvoiceStatus
+    created_at: datetime
+
+
+class InvoiceAccepted(Schema):
+    """The invoice, and the job that makes it."""
+
+    invoice: InvoiceView
+    job: JobView
+
+
+class InvoicePage(Schema):
+    """Invoices, newest first."""
+
+    items: list[InvoiceView]
+    next_cursor: str | None
+
+
+def _known_event(name: str) -> str:
+    if name != ALL_EVENTS and name not in EVENT_TYPES:
+        raise ValueError("There is no such event type")
+    return name
+
+
+EventTypes = Annotated[list[Annotated[str, AfterValidator(_known_event)]], Field(min_length=1, max_length=50)]
+
+
+class CreateEndpoint(Schema):
+    """Where events go; `*` asks for all of them."""
+
+    url: str = Field(min_length=1, max_length=2048)
+    event_types: EventTypes
+    description: str | None = Field(None, max_length=500)
+
+
+class PatchEndpoint(Schema):
+    """A JSON merge patch; only the description can be null."""
+
+    url: str = Field("", min_length=1, max_length=2048)
+    event_types: EventTypes = Field(default_factory=list)
+    description: str | None = Field(None, max_length=500)
+
+
+class EndpointView(Schema):
+    """An endpoint."""
+
+    id: UUID
+    url: str
+    event_types: list[str]
+    description: str | None
+    status: Literal["active", "disabled"]
+    disabled_reason: str | None
+    disabled_at: datetime | None
+    created_at: datetime
+
+
+class EndpointCreated(EndpointView):
+    """An endpoint with its secret, which is shown only here."""
+
+    secret: str
+
+
+class EndpointList(Schema):
+    """All endpoints."""
+
+    items: list[EndpointView]
+
+
+class EventType(Schema):
+    """Something that endpoints can ask for."""
+
+    type: str
+    description: str
+
+
+class EventTypeList(Schema):
+    """The catalogue."""
+
+    items: list[EventType]
+
+
+DeliveryState = Literal["pending", "delivered", "failed"]
+
+
+class DeliveryList(PageQuery):
+    """Filters of the list of deliveries."""
+
+    endpoint_id: Id | None = None
+    state: DeliveryState | None = None
+
+
+class DeliveryView(Schema):
+    """A message on its way to an endpoint."""
+
+    id: UUID
+    endpoint_id: UUID
+    message_id: UUID
+    event_type: str
+    state: DeliveryState
+    attempts: int
+    last_status: int | None
+    last_error: str | None
+    last_response: str | None
+    last_ms: int | None
+    next_at: datetime | None
+    created_at: datetime
+    delivered_at: datetime | None
+
+
+class DeliveryPage(Schema):
+    """Deliveries, newest first."""
+
+    items: list[DeliveryView]
     next_cursor: str | None

@@ -29,9 +29,13 @@ class JobsSettings(Section):
     artifact_s3_secret: SecretStr | None = None
     artifact_s3_region: str = "us-east-1"
     artifact_days: int = Field(7, ge=1, le=3650, description="Until a file is deleted.")
+    webhook_allow: tuple[str, ...] = Field(
+        (), description="CIDRs that webhooks may reach although they are not public, such as a test receiver's."
+    )
+    webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
     redis_urls: tuple[str, ...] = Field((), description="Further Redis servers that shards are spread over.")
 
-    @field_validator("redis_urls", mode="before")
+    @field_validator("redis_urls", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

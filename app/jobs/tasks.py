@@ -3,11 +3,16 @@
 from datetime import datetime
 from typing import Any
 
+from app.jobs.handlers.invoice_email import invoice_email_kind
+from app.jobs.handlers.webhook_deliver import WebhookDeliverer
 from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs
 from app.jobs.service.scheduling import Schedule
+from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.settings import JobsSettings
 from app.kernel.idempotency import delete_expired_keys
+from app.kernel.keys import Keys
+from app.kernel.mail import Mailer
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
 
 KIND_CLEAN = "jobs.clean"
@@ -26,13 +31,21 @@ class CleanArgs(JobArgs):
 class JobsTasks:
     """The handlers that need more than their context."""
 
-    def __init__(self, store: ArtifactStore, settings: JobsSettings) -> None:
+    def __init__(
+        self, store: ArtifactStore, mailer: Mailer, sender: WebhookSender, keys: Keys, settings: JobsSettings
+    ) -> None:
         self._store = store
+        self._mailer = mailer
+        self._deliverer = WebhookDeliverer(sender, keys)
         self._settings = settings
 
     def kinds(self) -> dict[str, JobKind[Any]]:
         """The kinds, by name."""
-        kinds: tuple[JobKind[Any], ...] = (job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),)
+        kinds: tuple[JobKind[Any], ...] = (
+            job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),
+            invoice_email_kind(self._mailer, self._store),
+            self._deliverer.kind(),
+        )
         return {kind.name: kind for kind in kinds}
 
     async def _clean(self, ctx: JobContext, _: CleanArgs) -> dict[str, int]:

@@ -75,7 +75,9 @@ async def test_each_time_makes_one_job_whoever_leads(producer: Producer, connect
     assert rows[0]["args"] == '{"number": 5, "scheduled_at": "2026-01-01T01:00:00+00:00"}'
 
 
-async def test_each_time_makes_one_job_whoever_leads(producer: Producer, connection: Connection, steps: Steps) -> None:
+async def test_a_changed_schedule_starts_afresh_and_a_removed_one_ends(
+    producer: Producer, connection: Connection
+) -> None:
     clock = ManualClock(utc("2026-01-01T00:30:00"))
     first = Schedule("one", "test.noop", "0 * * * *")
     await store_schedules(producer.db, clock, [first, replace(first, name="two")])

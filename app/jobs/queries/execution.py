@@ -113,7 +113,7 @@ WITH outcome AS (
         run_token = NULL, worker_id = NULL, lease_until = NULL
     FROM locked AS l
     WHERE j.id = l.id
-    RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state
+    RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
 ), published AS (
     INSERT INTO jobs.artifacts (job_id, name, user_id, content_type, size, sha256, storage_key, expires_at)
     SELECT a.job_id, a.name, f.user_id, a.content_type, a.size, a.sha256, a.storage_key, a.expires_at
@@ -124,7 +124,7 @@ WITH outcome AS (
     SET content_type = excluded.content_type, size = excluded.size, sha256 = excluded.sha256,
         storage_key = excluded.storage_key, created_at = now(), expires_at = excluded.expires_at, deleted_at = NULL
 )
-SELECT id, user_id, kind, lane, priority, state FROM finished
+SELECT id, user_id, kind, lane, priority, state, version FROM finished
 """
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from time import monotonic
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import orjson
 from prometheus_client import Counter, Histogram
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from app.jobs.queries import execution as queries
 from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, Transition, retry_delay
+from app.jobs.service.publishing import Event, publish_events
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
 from app.jobs.service.watching import JobWatch
@@ -29,7 +30,7 @@ from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, InvalidValue, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
-from app.kernel.queue import JobRef, PermanentJobError, Queue, SnoozeJob
+from app.kernel.queue import JobRef, PermanentJobError, Queue, RetryJob, SnoozeJob
 from app.kernel.queue.slots import Runner
 from app.kernel.telemetry import get_logger
 
@@ -54,6 +55,7 @@ _UNAVAILABLE_SECONDS = 3.0
 _PROGRESS_SECONDS = 0.5
 _DATABASE_RETRY_SECONDS = 0.5
 _BATCH = 500
+_EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILED: "job.failed"}
 _LANES_SECONDS = 3.0
 
 
@@ -63,6 +65,7 @@ class LeaseLost(Exception):
 
 @dataclass(slots=True)
 class _End:
+    kind: str
     outcome: Outcome
     artifacts: list[NewArtifact]
     written: "asyncio.Future[bool]"
@@ -151,7 +154,7 @@ class Executor:
             if outcome is None:
                 return
             _run_seconds.labels(job.kind).observe(monotonic() - started)
-            end = _End(outcome, run.artifacts if outcome.state is State.SUCCEEDED else [], _new_future())
+            end = _End(job.kind, outcome, run.artifacts if outcome.state is State.SUCCEEDED else [], _new_future())
             self._ends.append(end)
             self._ends_ready.set()
             kept = await asyncio.shield(end.written)
@@ -233,7 +236,7 @@ class Executor:
                 result = await kind.handler(RunContext(self, run), args)
         except asyncio.CancelledError:
             return self._stopped(run)
-        except (LeaseLost, SnoozeJob, PermanentJobError, Unavailable) as signal:
+        except (LeaseLost, SnoozeJob, RetryJob, PermanentJobError, Unavailable) as signal:
             return None if run.completed else self._signalled(run, signal)
         except Exception as error:
             if run.completed:
@@ -267,6 +270,8 @@ class Executor:
                 return None
             case SnoozeJob():
                 return self._again(job, signal.seconds, give_back=True)
+            case RetryJob():
+                return self._retry(run, signal.code, str(signal), delay=signal.seconds)
             case PermanentJobError():
                 return self._failed(job, signal.code, str(signal))
             case _:
@@ -279,12 +284,13 @@ class Executor:
                     return replace(outcome, rescued=True)
                 return self._retry(run, "unavailable", "Something this job needs did not answer.")
 
-    def _retry(self, run: _Run, code: str, message: str) -> Outcome:
+    def _retry(self, run: _Run, code: str, message: str, *, delay: float | None = None) -> Outcome:
         job = run.job
         if job.attempt >= job.max_attempts:
             return self._failed(job, code, message)
         kind = self._kinds[job.kind]
-        delay = retry_delay(job.attempt, kind.backoff_base, kind.backoff_cap)
+        if delay is None:
+            delay = retry_delay(job.attempt, kind.backoff_base, kind.backoff_cap)
         error = _to_json({"code": code, "message": message})
         return Outcome(job.id, job.run_token, State.QUEUED, error=error, delay=delay)
 
@@ -314,8 +320,11 @@ class Executor:
         artifacts = [file for end in batch for file in end.artifacts]
         while True:
             try:
-                async with self.db.statement("jobs.finish") as tx:
+                # Only the end of what a user asked for is an event; all others are one statement.
+                unit = self.db.transaction if self._may_be_event(batch) else self.db.statement
+                async with unit("jobs.finish") as tx:
                     changes = await queries.finish_jobs(tx, [end.outcome for end in batch], artifacts)
+                    await self._publish(tx, changes)
                     for change in changes:
                         if change.state == State.QUEUED:
                             self._redispatch(tx, change, batch)
@@ -327,6 +336,23 @@ class Executor:
                 if not isinstance(error, Unavailable):
                     _logger.exception("jobs.ends_not_written", count=len(batch))
                 await asyncio.sleep(_DATABASE_RETRY_SECONDS)
+
+    def _may_be_event(self, batch: list[_End]) -> bool:
+        return any(end.outcome.state in _EVENT_OF_STATE and self._is_public(end.kind) for end in batch)
+
+    async def _publish(self, tx: Tx, changes: list[Transition]) -> None:
+        events = [
+            Event(
+                uuid5(change.id, str(change.version)), change.user_id, _EVENT_OF_STATE[change.state], _data_of(change)
+            )
+            for change in changes
+            if change.user_id is not None and change.state in _EVENT_OF_STATE and self._is_public(change.kind)
+        ]
+        if events:
+            await publish_events(tx, self.queue, events, self.clock.now())
+
+    def _is_public(self, kind: str) -> bool:
+        return kind in self._kinds and self._kinds[kind].public
 
     async def _write_one_by_one(self, batch: list[_End]) -> None:
         """One result that Postgres refuses must not keep the others from being written."""
@@ -443,6 +469,10 @@ class RunContext:
 
 def _to_json(value: Mapping[str, Any] | None) -> str | None:
     return None if value is None else orjson.dumps(value).decode()
+
+
+def _data_of(change: Transition) -> dict[str, Any]:
+    return {"job_id": str(change.id), "kind": change.kind}
 
 
 def _new_future() -> "asyncio.Future[bool]":

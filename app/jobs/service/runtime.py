@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.service.lanes import LaneBoard
+from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
@@ -21,6 +22,7 @@ class JobsRuntime:
     store: ArtifactStore
     watch: JobWatch
     board: LaneBoard
+    sender: WebhookSender
     kinds: dict[str, JobKind[Any]]
 
     @classmethod
@@ -29,4 +31,6 @@ class JobsRuntime:
     ) -> "JobsRuntime":
         watch = JobWatch(bus)
         watch.attach(db)
-        return cls(settings, ArtifactStore(settings, data_dir), watch, LaneBoard(bus, settings), kinds)
+        return cls(
+            settings, ArtifactStore(settings, data_dir), watch, LaneBoard(bus, settings), WebhookSender(settings), kinds
+        )

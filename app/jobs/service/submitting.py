@@ -19,7 +19,7 @@ from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retr
 from app.kernel.errors import FieldError
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
-from app.kernel.queue import JobKind, JobRef, Queue
+from app.kernel.queue import JobKind, JobRef, NewJob, Queue
 
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
@@ -94,6 +94,12 @@ async def submit(
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
     )
+    return await submit_row(tx, queue, cache, row)
+
+
+async def submit_row(tx: Tx, queue: Queue, cache: Cache, row: NewJob) -> Submitted:
+    """Adds a row, and tells what became of it."""
+    user_id = row.user_id
     # Before the statement, because it also counts when the statement's answer is lost.
     cache.forget(tx, f"jobs:{user_id}")
     (done,) = await queue.enqueue_rows(tx, [row])

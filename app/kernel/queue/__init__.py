@@ -5,7 +5,16 @@ importer of arq beside `app.worker`; it is not imported here, so that an API pro
 """
 
 from app.kernel.queue.contracts import Enqueued, JobRef, NewJob
-from app.kernel.queue.kinds import ArtifactWriter, JobArgs, JobContext, JobKind, PermanentJobError, SnoozeJob, job
+from app.kernel.queue.kinds import (
+    ArtifactWriter,
+    JobArgs,
+    JobContext,
+    JobKind,
+    PermanentJobError,
+    RetryJob,
+    SnoozeJob,
+    job,
+)
 from app.kernel.queue.producer import CONTROL_CHANNEL, EPOCH_KEY, InsertJobs, Queue
 
 __all__ = [
@@ -21,6 +30,7 @@ __all__ = [
     "NewJob",
     "PermanentJobError",
     "Queue",
+    "RetryJob",
     "SnoozeJob",
     "job",
 ]

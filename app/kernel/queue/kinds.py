@@ -38,6 +38,15 @@ class SnoozeJob(Exception):
         self.seconds = seconds
 
 
+class RetryJob(Exception):
+    """The attempt failed; the next one comes after `seconds` instead of after the kind's own delay."""
+
+    def __init__(self, seconds: float, code: str, message: str) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        self.code = code
+
+
 class ArtifactWriter(Protocol):
     """A file in the making. It becomes visible when, and only when, the job has succeeded."""
 

@@ -1,63 +1,42 @@
-"""`/v1/jobs`, and the administration of lanes and jobs."""
+"""`/v1/jobs`."""
 
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.jobs.records import AdminJob, Artifact, Job, LaneDepth, State, api_state
+from app.jobs.records import Job, State, api_state
+from app.jobs.router.access import JobReader, JobWriter, Runtime, fragment
+from app.jobs.router.files import file_response
 from app.jobs.schemas import (
-    AdminJobList,
-    AdminJobPage,
-    AdminJobView,
     JobList,
     JobPage,
     JobView,
-    QueueList,
     SubmitJob,
 )
-from app.jobs.service import administration, artifacts, submitting, watching
-from app.jobs.service.runtime import JobsRuntime
-from app.kernel.auth import Principal, Require, RequireRole
+from app.jobs.service import artifacts, submitting, watching
+from app.kernel.auth import Principal
 from app.kernel.database import Tx
-from app.kernel.errors import RangeNotSatisfiable
 from app.kernel.http import (
     Id,
     Router,
     dump_json,
     etag_of,
-    json_fragment,
     json_response,
-    matches_any,
     problem_responses,
 )
 from app.kernel.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
-admin_router = Router(prefix="/v1/admin", tags=["admin"])
-
-JobReader = Annotated[Principal, Require("jobs:read")]
-JobWriter = Annotated[Principal, Require("jobs:write")]
-Admin = Annotated[Principal, RequireRole("admin")]
 
 MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
-
-
-async def _runtime(request: Request) -> JobsRuntime:
-    runtime: JobsRuntime = request.app.state.jobs
-    return runtime
-
-
-Runtime = Annotated[JobsRuntime, Depends(_runtime)]
 
 
 @router.post(
@@ -84,7 +63,7 @@ async def submit_job(
         )
         job = submitted.job
         return json_response(
-            _view(job, resources.clock.now()),
+            job_view(job, resources.clock.now()),
             status=202 if submitted.created else 200,
             headers={"Location": f"/v1/jobs/{job.id}"},
         )
@@ -108,7 +87,7 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
         cursor=query.cursor,
     )
     now = resources.clock.now()
-    return json_response({"items": [_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
+    return json_response({"items": [job_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
 
 
 @router.get("/{job_id}", response_model=JobView, responses=problem_responses(401, 403, 404, 422))
@@ -124,7 +103,7 @@ async def get_job(
     """One of the own jobs."""
     seconds = _wait_of(prefer)
     job = await watching.wait_for_job(resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds)
-    view = _view(job, resources.clock.now())
+    view = job_view(job, resources.clock.now())
     headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}
     return json_response(view, headers=headers, etag=etag_of(job.id, job.version, view["state"]))
 
@@ -168,7 +147,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
     """Stop a job that is not over."""
     job = await submitting.cancel_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
     status = 202 if job.state == State.RUNNING else 200
-    return json_response(_view(job, resources.clock.now()), status=status)
+    return json_response(job_view(job, resources.clock.now()), status=status)
 
 
 @router.post(
@@ -177,7 +156,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 async def retry_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
     """Run a failed or cancelled job again, from the start."""
     job = await submitting.retry_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
-    return json_response(_view(job, resources.clock.now()), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
+    return json_response(job_view(job, resources.clock.now()), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
 @router.get(
@@ -196,118 +175,30 @@ async def download_artifact(
 ) -> Response:
     """A file that a job made."""
     artifact = await artifacts.get_artifact(resources.db, resources.clock, job_id, principal.user_id, name)
-    etag = f'"{artifact.sha256.hex()}"'
-    headers = _file_headers(artifact, etag)
-    if matches_any(request.headers.get("if-none-match", "").encode(), etag.encode()):
-        return Response(status_code=304, headers={"ETag": etag})
-    part = None if request.headers.get("if-range", etag) != etag else request.headers.get("range")
-    start, end = _range_of(part, artifact.size)
-    headers["Content-Length"] = str(end - start)
-    if end - start != artifact.size:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
-    body = await artifacts.open_artifact(runtime.store, artifact, start, end)
-    status = 200 if "Content-Range" not in headers else 206
-    return StreamingResponse(body, status, headers, artifact.content_type)
+    return await file_response(request, runtime, artifact, artifact.name)
 
 
-@admin_router.get("/queues", response_model=QueueList, responses=problem_responses(401, 403))
-async def list_queues(_: Admin, resources: ResourcesDep) -> Response:
-    """Every lane, with what waits and runs in it."""
-    lanes = await administration.list_lanes(resources.db)
-    now = resources.clock.now()
-    return json_response({"items": [_lane_view(lane, now) for lane in lanes]})
-
-
-@admin_router.post("/queues/{lane}/pause", status_code=204, responses=problem_responses(401, 403, 404))
-async def pause_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
-    """Start no more jobs of a lane."""
-    await administration.pause_lane(resources.db, resources.queue, lane, paused=True)
-    return Response(status_code=204)
-
-
-@admin_router.post("/queues/{lane}/resume", status_code=204, responses=problem_responses(401, 403, 404))
-async def resume_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
-    """Start jobs of a lane again."""
-    await administration.pause_lane(resources.db, resources.queue, lane, paused=False)
-    return Response(status_code=204)
-
-
-@admin_router.get("/jobs", response_model=AdminJobPage, responses=problem_responses(400, 401, 403, 422))
-async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[AdminJobList, Query()]) -> Response:
-    """Everybody's jobs, the newest first."""
-    page = await administration.list_all_jobs(
-        resources.db, resources.cursors, resources.clock, state=query.state, limit=query.limit, cursor=query.cursor
-    )
-    now = resources.clock.now()
-    return json_response({"items": [_admin_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
-
-
-@admin_router.post(
-    "/jobs/{job_id}/retry",
-    status_code=202,
-    response_model=AdminJobView,
-    responses=problem_responses(401, 403, 404, 409),
-)
-async def retry_any_job(_: Admin, resources: ResourcesDep, job_id: Id) -> Response:
-    """Run anybody's failed or cancelled job again."""
-    job = await administration.retry_any_job(resources.db, resources.queue, resources.cache, job_id)
-    return json_response(_admin_view(job, resources.clock.now()), status=202)
-
-
-def _lane_view(lane: LaneDepth, now: datetime) -> dict[str, Any]:
-    oldest = lane.oldest_run_at
-    return {
-        "lane": lane.lane,
-        "paused": lane.paused,
-        "waiting": lane.waiting,
-        "running": lane.running,
-        "finished_last_minute": lane.finished,
-        "oldest_seconds": max(0.0, (now - oldest).total_seconds()) if oldest is not None else None,
-    }
-
-
-def _admin_view(job: AdminJob, now: datetime) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "user_id": job.user_id,
-        "kind": job.kind,
-        "lane": job.lane,
-        "state": api_state(job.state, job.attempt, job.run_at, now),
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "rescues": job.rescues,
-        "worker_id": job.worker_id,
-        "error": _fragment(job.error),
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-    }
-
-
-def _view(job: Job, now: datetime) -> dict[str, Any]:
+def job_view(job: Job, now: datetime) -> dict[str, Any]:
+    """The job as its owner sees it."""
     return {
         "id": job.id,
         "kind": job.kind,
         "state": api_state(job.state, job.attempt, job.run_at, now),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "progress": _fragment(job.progress),
-        "result": _fragment(job.result),
-        "error": _fragment(job.error),
-        "artifacts": _fragment(job.artifacts),
+        "progress": fragment(job.progress),
+        "result": fragment(job.result),
+        "error": fragment(job.error),
+        "artifacts": fragment(job.artifacts),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
     }
-
-
-def _fragment(text: str | None) -> Any:
-    return None if text is None else json_fragment(text)
 
 
 def _events(before: Job | None, job: Job, now: datetime) -> list[ServerSentEvent]:
     """What is new in `job`. Only the last event names the version: whoever missed one gets all of them again."""
-    view = dump_json(_view(job, now)).decode()
+    view = dump_json(job_view(job, now)).decode()
     parts: list[tuple[str, str]] = []
     if before is None or (before.state, before.attempt) != (job.state, job.attempt):
         parts.append(("state", view))
@@ -328,35 +219,3 @@ def _wait_of(prefer: str | None) -> int:
     """Seconds to wait, by RFC 7240; a preference that makes no sense is ignored."""
     found = _WAIT.search(prefer) if prefer else None
     return min(int(found[1]), MAX_WAIT_SECONDS) if found else 0
-
-
-def _range_of(header: str | None, size: int) -> tuple[int, int]:
-    """First byte and the one behind the last, by RFC 9110, section 14. What is no single range of bytes is ignored.
-
-    Raises:
-        RangeNotSatisfiable: the range lies outside of the file.
-    """
-    found = _RANGE.fullmatch(header.strip()) if header else None
-    if found is None or found[0] == "bytes=-":
-        return 0, size
-    first, last = found[1], found[2]
-    if not first:
-        start, end = max(0, size - int(last)), size
-    else:
-        start, end = int(first), min(int(last) + 1, size) if last else size
-        if last and int(last) < start:
-            return 0, size
-    if start >= end:
-        raise RangeNotSatisfiable(headers={"Content-Range": f"bytes */{size}"})
-    return start, end
-
-
-def _file_headers(artifact: Artifact, etag: str) -> dict[str, str]:
-    name = artifact.name
-    return {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", name)}"; '
-        f"filename*=UTF-8''{quote(name, safe='')}",
-    }

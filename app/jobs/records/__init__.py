@@ -201,6 +201,7 @@ class Transition:
     lane: str
     priority: int
     state: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,62 @@
+"""The kind `invoice.email`: the second link of an invoice's chain, and the announcement that ends it."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.jobs.handlers.invoice_pdf import KIND_EMAIL, InvoiceArgs
+from app.jobs.queries.invoices import set_invoice_status
+from app.jobs.records.invoices import Invoice, format_minor
+from app.jobs.service.invoicing import get_pdf
+from app.jobs.service.publishing import publish_event
+from app.jobs.service.storage import ArtifactStore
+from app.kernel.mail import Attachment, Mail, Mailer, MailRefused, Templates
+from app.kernel.queue import JobContext, JobKind, PermanentJobError, job
+
+_templates = Templates(Path(__file__).parents[1] / "templates")
+
+
+def invoice_email_kind(mailer: Mailer, store: ArtifactStore) -> JobKind[Any]:
+    """The kind, bound to where mail goes and where files are."""
+
+    @job(KIND_EMAIL, args=InvoiceArgs)
+    async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> None:
+        if ctx.user_id is None:
+            raise ValueError("an invoice belongs to a user")
+        invoice, artifact = await get_pdf(ctx.db, ctx.clock, ctx.user_id, args.invoice_id)
+        customer = orjson.loads(invoice.customer)
+        subject, text, html = _templates.render(
+            "invoice_mail",
+            {
+                "number": invoice.number,
+                "name": customer["name"],
+                "total": format_minor(invoice.total_minor, invoice.currency),
+                "currency": invoice.currency,
+            },
+        )
+        pdf = Attachment("invoice.pdf", artifact.content_type, await store.read_all(artifact.storage_key))
+        try:
+            await mailer.send(Mail(customer["email"], subject, text, html, str(ctx.job_id), (pdf,)))
+        except MailRefused as error:
+            async with ctx.transaction("jobs.invoice_refused") as tx:
+                await set_invoice_status(tx, ctx.user_id, invoice.id, "failed")
+            raise PermanentJobError("mail_refused", "The customer's mail server refused the message.") from error
+        async with ctx.transaction("jobs.invoice_sent") as tx:
+            await set_invoice_status(tx, ctx.user_id, invoice.id, "sent")
+            await publish_event(
+                tx, ctx.queue, ctx.user_id, "invoice.issued", _event(invoice), event_id=invoice.id, now=ctx.clock.now()
+            )
+            await ctx.complete(tx, {"invoice_id": str(invoice.id)})
+
+    return invoice_email
+
+
+def _event(invoice: Invoice) -> dict[str, Any]:
+    return {
+        "invoice_id": str(invoice.id),
+        "number": invoice.number,
+        "order_id": invoice.order_id,
+        "currency": invoice.currency,
+        "total_minor": invoice.total_minor,
+    }

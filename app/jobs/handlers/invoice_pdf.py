@@ -1,0 +1,35 @@
+"""The kind `invoice.pdf`: the first link of an invoice's chain."""
+
+import asyncio
+from uuid import UUID
+
+from pydantic import Field
+
+from app.jobs.queries.invoices import set_invoice_status
+from app.jobs.service.invoicing import PDF_NAME, get_invoice, render_pdf
+from app.kernel.queue import JobArgs, JobContext, job
+
+KIND_EMAIL = "invoice.email"
+
+
+class InvoiceArgs(JobArgs):
+    """Which invoice of the job's owner."""
+
+    invoice_id: UUID = Field(strict=False)
+
+
+@job("invoice.pdf", args=InvoiceArgs, lane="pdf", timeout=60)
+async def invoice_pdf(ctx: JobContext, args: InvoiceArgs) -> None:
+    """The file, the invoice's status and the next link become visible together."""
+    if ctx.user_id is None:
+        raise ValueError("an invoice belongs to a user")
+    async with ctx.db.read("jobs.invoice") as conn:
+        invoice = await get_invoice(conn, ctx.user_id, args.invoice_id)
+    async with ctx.artifact(PDF_NAME, "application/pdf") as file:
+        await file.write(await asyncio.to_thread(render_pdf, invoice))
+    async with ctx.transaction("jobs.invoice_issued") as tx:
+        await set_invoice_status(tx, ctx.user_id, invoice.id, "issued")
+        await ctx.queue.enqueue(
+            tx, KIND_EMAIL, {"invoice_id": str(invoice.id)}, user_id=ctx.user_id, unique_key=str(invoice.id)
+        )
+        await ctx.complete(tx, {"invoice_id": str(invoice.id)})

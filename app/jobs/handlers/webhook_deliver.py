@@ -1,0 +1,172 @@
+"""The kinds `webhook.deliver` and `webhook.publish`: one attempt to bring a message to an endpoint, and its fan-out."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from prometheus_client import Counter as Metric
+from pydantic import Field
+
+from app.jobs.queries import webhooks as queries
+from app.jobs.records.webhooks import (
+    BREAKER_SHORTEST,
+    DISABLED_AFTER,
+    MAX_ATTEMPTS,
+    Delivery,
+    Endpoint,
+    Message,
+    breaker_pause,
+    retry_after,
+)
+from app.jobs.service.endpoints import SEAL_PURPOSE
+from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_event
+from app.jobs.service.sending import Answer, WebhookSender
+from app.kernel.ids import UserId
+from app.kernel.keys import Keys
+from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, RetryJob, SnoozeJob, job
+
+_attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
+_MAX_IN_FLIGHT = 4
+_BUSY_SECONDS = 0.5
+_GONE = 410
+
+
+class DeliverArgs(JobArgs):
+    """Which delivery of the job's owner."""
+
+    delivery_id: UUID = Field(strict=False)
+
+
+class PublishArgs(JobArgs):
+    """An event of the job's owner. Modules below this one publish by enqueuing this kind."""
+
+    event_id: UUID = Field(strict=False)
+    event_type: str
+    data: dict[str, Any]
+
+
+@job("webhook.publish", args=PublishArgs, lane=LANE)
+async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
+    """Brings an event to the endpoints that want it."""
+    if ctx.user_id is None:
+        raise ValueError("an event belongs to a user")
+    async with ctx.transaction("jobs.publish") as tx:
+        await publish_event(
+            tx, ctx.queue, ctx.user_id, args.event_type, args.data, event_id=args.event_id, now=ctx.clock.now()
+        )
+        await ctx.complete(tx)
+
+
+class WebhookDeliverer:
+    """The handler of `webhook.deliver`. A slow receiver never holds more than a few slots of a process."""
+
+    def __init__(self, sender: WebhookSender, keys: Keys) -> None:
+        self._sender = sender
+        self._keys = keys
+        self._in_flight: Counter[UUID] = Counter()
+
+    def kind(self) -> JobKind[Any]:
+        return job(KIND_DELIVER, args=DeliverArgs, lane=LANE, max_attempts=MAX_ATTEMPTS, timeout=DELIVERY_TIMEOUT)(
+            self._deliver
+        )
+
+    async def _deliver(self, ctx: JobContext, args: DeliverArgs) -> dict[str, Any] | None:
+        if ctx.user_id is None:
+            raise ValueError("a delivery belongs to a user")
+        async with ctx.db.read("jobs.delivery") as conn:
+            delivery = await queries.get_delivery(conn, ctx.user_id, args.delivery_id)
+            if delivery is None:
+                return None
+            endpoint = await queries.get_endpoint(conn, ctx.user_id, delivery.endpoint_id)
+            message = await queries.get_message(conn, ctx.user_id, delivery.message_id)
+        if endpoint is None or message is None or endpoint.disabled_at is not None:
+            await self._give_up(ctx, ctx.user_id, delivery.id, "endpoint_disabled")
+            return None
+        await self._wait_for_breaker(ctx, endpoint)
+        if self._in_flight[endpoint.id] >= _MAX_IN_FLIGHT:
+            raise SnoozeJob(_BUSY_SECONDS)
+        self._in_flight[endpoint.id] += 1
+        try:
+            answer = await self._send(ctx, endpoint, message)
+        finally:
+            self._in_flight[endpoint.id] -= 1
+            if not self._in_flight[endpoint.id]:
+                del self._in_flight[endpoint.id]
+        _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
+        return await self._settle(ctx, endpoint, delivery, answer)
+
+    async def _wait_for_breaker(self, ctx: JobContext, endpoint: Endpoint) -> None:
+        """Lets one delivery through when the pause is over, as a probe; the others wait without using an attempt."""
+        if endpoint.open_until is None:
+            return
+        now = ctx.clock.now()
+        if endpoint.open_until > now:
+            raise SnoozeJob((endpoint.open_until - now).total_seconds() + _BUSY_SECONDS)
+        async with ctx.db.statement("jobs.webhook_probe") as tx:
+            if not await queries.take_probe(tx, endpoint.user_id, endpoint.id, now, now + BREAKER_SHORTEST):
+                raise SnoozeJob(BREAKER_SHORTEST.total_seconds())
+
+    async def _send(self, ctx: JobContext, endpoint: Endpoint, message: Message) -> Answer:
+        now = ctx.clock.now()
+        secrets = [self._keys.open(SEAL_PURPOSE, endpoint.secret, context=endpoint.id.bytes)]
+        old, until = endpoint.old_secret, endpoint.old_secret_until
+        if old is not None and until is not None and until > now:
+            secrets.append(self._keys.open(SEAL_PURPOSE, old, context=endpoint.id.bytes))
+        return await self._sender.send(
+            endpoint.url, str(message.id), int(now.timestamp()), message.payload.encode(), secrets
+        )
+
+    async def _settle(
+        self, ctx: JobContext, endpoint: Endpoint, delivery: Delivery, answer: Answer
+    ) -> dict[str, Any] | None:
+        now = ctx.clock.now()
+        user_id = endpoint.user_id
+        if answer.is_success:
+            async with ctx.transaction("jobs.webhook_delivered") as tx:
+                await self._record(tx, user_id, delivery.id, answer, "delivered", None)
+                await queries.record_success(tx, user_id, endpoint.id)
+                await ctx.complete(tx, {"status": answer.status})
+            return None
+        is_last = ctx.attempt >= MAX_ATTEMPTS or answer.status == _GONE
+        delay = retry_after(ctx.attempt, answer.retry_after)
+        reason = None
+        if answer.status == _GONE:
+            reason = "gone"
+        elif endpoint.failing_since is not None and now - endpoint.failing_since > DISABLED_AFTER:
+            reason = "failing"
+        pause = breaker_pause(endpoint.failures + 1)
+        async with ctx.transaction("jobs.webhook_failed") as tx:
+            next_at = None if is_last else now + timedelta(seconds=delay)
+            await self._record(tx, user_id, delivery.id, answer, "failed" if is_last else "pending", next_at)
+            await queries.record_failure(
+                tx,
+                user_id,
+                endpoint.id,
+                open_until=now + pause if pause is not None else None,
+                disabled_reason=reason,
+            )
+        what = answer.error or f"http_{answer.status}"
+        if is_last:
+            raise PermanentJobError(what, "The message could not be delivered.")
+        raise RetryJob(delay, what, "The message was not taken.")
+
+    async def _give_up(self, ctx: JobContext, user_id: UserId, delivery_id: UUID, error: str) -> None:
+        async with ctx.transaction("jobs.webhook_dropped") as tx:
+            await self._record(tx, user_id, delivery_id, Answer(None, error, None, 0, None), "failed", None)
+            await ctx.complete(tx)
+
+    async def _record(
+        self, tx: Any, user_id: UserId, delivery_id: UUID, answer: Answer, state: str, next_at: Any
+    ) -> None:
+        await queries.record_attempt(
+            tx,
+            user_id,
+            delivery_id,
+            state=state,
+            status=answer.status,
+            error=answer.error,
+            response=answer.response,
+            milliseconds=answer.milliseconds,
+            next_at=next_at,
+        )

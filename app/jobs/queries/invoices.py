@@ -1,0 +1,86 @@
+"""Invoices."""
+
+from uuid import UUID
+
+import orjson
+
+from app.jobs.errors import InvoiceNumberTaken
+from app.jobs.records.invoices import Invoice, InvoiceStatus, NewInvoice
+from app.kernel.database import ConstraintViolated, ReadConn, Tx
+from app.kernel.ids import UserId
+
+_NUMBER_CONSTRAINT = "invoices_number_key"
+
+INSERT_INVOICE = """
+INSERT INTO jobs.invoices (id, user_id, number, order_id, customer, currency, lines, tax_rate_percent, notes,
+                           subtotal_minor, tax_minor, total_minor, status, job_id, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'pending', $13, $14)
+RETURNING id, user_id, number, order_id, customer, currency, lines, tax_rate_percent, notes, subtotal_minor, tax_minor,
+          total_minor, status, job_id, created_at
+"""
+
+
+async def insert_invoice(tx: Tx, invoice: NewInvoice, job_id: UUID) -> Invoice:
+    """Raises InvoiceNumberTaken."""
+    try:
+        row = await tx.fetchrow(
+            INSERT_INVOICE,
+            invoice.id,
+            invoice.user_id,
+            invoice.number,
+            invoice.order_id,
+            orjson.dumps(invoice.customer).decode(),
+            invoice.currency,
+            orjson.dumps(invoice.lines).decode(),
+            invoice.tax_rate_percent,
+            invoice.notes,
+            invoice.totals.subtotal,
+            invoice.totals.tax,
+            invoice.totals.total,
+            job_id,
+            invoice.created_at,
+        )
+    except ConstraintViolated as violation:
+        if violation.constraint == _NUMBER_CONSTRAINT:
+            raise InvoiceNumberTaken from violation
+        raise
+    if row is None:
+        raise LookupError("an insert returns its row")
+    return Invoice(**row)
+
+
+GET_INVOICE = """
+SELECT i.id, i.user_id, i.number, i.order_id, i.customer, i.currency, i.lines, i.tax_rate_percent, i.notes,
+       i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at
+FROM jobs.invoices AS i
+WHERE i.user_id = $1 AND i.id = $2
+"""
+
+
+async def get_invoice(conn: ReadConn, user_id: UserId, invoice_id: UUID) -> Invoice | None:
+    row = await conn.fetchrow(GET_INVOICE, user_id, invoice_id)
+    return None if row is None else Invoice(**row)
+
+
+LIST_INVOICES = """
+SELECT i.id, i.user_id, i.number, i.order_id, i.customer, i.currency, i.lines, i.tax_rate_percent, i.notes,
+       i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at
+FROM jobs.invoices AS i
+WHERE i.user_id = $1 AND ($2::uuid IS NULL OR i.id < $2)
+ORDER BY i.id DESC
+LIMIT $3
+"""
+
+
+async def list_invoices(conn: ReadConn, user_id: UserId, *, before: UUID | None, limit: int) -> list[Invoice]:
+    """A user's invoices, newest first."""
+    return [Invoice(**row) for row in await conn.fetch(LIST_INVOICES, user_id, before, limit)]
+
+
+SET_INVOICE_STATUS = """
+UPDATE jobs.invoices SET status = $3 WHERE user_id = $1 AND id = $2
+"""
+
+
+async def set_invoice_status(tx: Tx, user_id: UserId, invoice_id: UUID, status: InvoiceStatus) -> None:
+    await tx.execute(SET_INVOICE_STATUS, user_id, invoice_id, status)

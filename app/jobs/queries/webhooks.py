@@ -1,0 +1,309 @@
+"""Webhook endpoints, messages and deliveries."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from app.jobs.records.webhooks import ALL_EVENTS, Delivery, Endpoint, MatchingEndpoint, Message, NewDelivery
+from app.kernel.database import ReadConn, Tx
+from app.kernel.ids import UserId
+
+INSERT_ENDPOINT = """
+INSERT INTO jobs.webhook_endpoints (id, user_id, url, event_types, description, secret, created_at)
+SELECT $1, $2, $3, $4, $5, $6, $7
+WHERE (SELECT count(*) FROM jobs.webhook_endpoints WHERE user_id = $2) < $8
+RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
+          disabled_reason, failing_since, failures, open_until, created_at
+"""
+
+
+async def insert_endpoint(
+    tx: Tx,
+    *,
+    endpoint_id: UUID,
+    user_id: UserId,
+    url: str,
+    event_types: Sequence[str],
+    description: str | None,
+    secret: bytes,
+    now: datetime,
+    limit: int,
+) -> Endpoint | None:
+    """None: the user has `limit` endpoints already."""
+    row = await tx.fetchrow(INSERT_ENDPOINT, endpoint_id, user_id, url, event_types, description, secret, now, limit)
+    return None if row is None else Endpoint(**row)
+
+
+LIST_ENDPOINTS = """
+SELECT e.id, e.user_id, e.url, e.event_types, e.description, e.secret, e.old_secret, e.old_secret_until, e.disabled_at,
+       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at
+FROM jobs.webhook_endpoints AS e
+WHERE e.user_id = $1
+ORDER BY e.id
+"""
+
+
+async def list_endpoints(conn: ReadConn, user_id: UserId) -> list[Endpoint]:
+    """All endpoints of a user, the oldest first."""
+    return [Endpoint(**row) for row in await conn.fetch(LIST_ENDPOINTS, user_id)]
+
+
+GET_ENDPOINT = """
+SELECT e.id, e.user_id, e.url, e.event_types, e.description, e.secret, e.old_secret, e.old_secret_until, e.disabled_at,
+       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at
+FROM jobs.webhook_endpoints AS e
+WHERE e.user_id = $1 AND e.id = $2
+"""
+
+
+async def get_endpoint(conn: ReadConn, user_id: UserId, endpoint_id: UUID) -> Endpoint | None:
+    row = await conn.fetchrow(GET_ENDPOINT, user_id, endpoint_id)
+    return None if row is None else Endpoint(**row)
+
+
+UPDATE_ENDPOINT = """
+UPDATE jobs.webhook_endpoints AS e
+SET url = coalesce($3, e.url), event_types = coalesce($4, e.event_types),
+    description = CASE WHEN $6::boolean THEN $5 ELSE e.description END
+WHERE e.user_id = $1 AND e.id = $2
+RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
+          disabled_reason, failing_since, failures, open_until, created_at
+"""
+
+
+async def update_endpoint(
+    tx: Tx,
+    user_id: UserId,
+    endpoint_id: UUID,
+    *,
+    url: str | None,
+    event_types: Sequence[str] | None,
+    description: str | None,
+    has_description: bool,
+) -> Endpoint | None:
+    """None changes nothing, except a description that is meant."""
+    row = await tx.fetchrow(UPDATE_ENDPOINT, user_id, endpoint_id, url, event_types, description, has_description)
+    return None if row is None else Endpoint(**row)
+
+
+DELETE_ENDPOINT = """
+DELETE FROM jobs.webhook_endpoints WHERE user_id = $1 AND id = $2
+"""
+
+
+async def delete_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> bool:
+    """Whether there was one."""
+    return await tx.execute(DELETE_ENDPOINT, user_id, endpoint_id) == "DELETE 1"
+
+
+ROTATE_SECRET = """
+UPDATE jobs.webhook_endpoints AS e SET old_secret = e.secret, old_secret_until = $4, secret = $3
+WHERE e.user_id = $1 AND e.id = $2
+RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
+          disabled_reason, failing_since, failures, open_until, created_at
+"""
+
+
+async def rotate_secret(
+    tx: Tx, user_id: UserId, endpoint_id: UUID, secret: bytes, old_until: datetime
+) -> Endpoint | None:
+    row = await tx.fetchrow(ROTATE_SECRET, user_id, endpoint_id, secret, old_until)
+    return None if row is None else Endpoint(**row)
+
+
+ENABLE_ENDPOINT = """
+UPDATE jobs.webhook_endpoints
+SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL, failures = 0, open_until = NULL
+WHERE user_id = $1 AND id = $2
+RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
+          disabled_reason, failing_since, failures, open_until, created_at
+"""
+
+
+async def enable_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> Endpoint | None:
+    """Also forgives what has failed so far."""
+    row = await tx.fetchrow(ENABLE_ENDPOINT, user_id, endpoint_id)
+    return None if row is None else Endpoint(**row)
+
+
+RECORD_SUCCESS = """
+UPDATE jobs.webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL
+WHERE user_id = $1 AND id = $2 AND failures > 0
+"""
+
+
+async def record_success(tx: Tx, user_id: UserId, endpoint_id: UUID) -> None:
+    await tx.execute(RECORD_SUCCESS, user_id, endpoint_id)
+
+
+RECORD_FAILURE = """
+UPDATE jobs.webhook_endpoints AS e
+SET failures = e.failures + 1, failing_since = coalesce(e.failing_since, now()),
+    open_until = coalesce($3, e.open_until),
+    disabled_at = CASE WHEN $4::text IS NULL THEN e.disabled_at ELSE coalesce(e.disabled_at, now()) END,
+    disabled_reason = coalesce(e.disabled_reason, $4::text)
+WHERE e.user_id = $1 AND e.id = $2
+"""
+
+
+async def record_failure(
+    tx: Tx, user_id: UserId, endpoint_id: UUID, *, open_until: datetime | None, disabled_reason: str | None
+) -> None:
+    """Counts a failure, and opens the breaker or disables the endpoint where that is due."""
+    await tx.execute(RECORD_FAILURE, user_id, endpoint_id, open_until, disabled_reason)
+
+
+TAKE_PROBE = """
+UPDATE jobs.webhook_endpoints SET open_until = $4
+WHERE user_id = $1 AND id = $2 AND open_until <= $3
+RETURNING id
+"""
+
+
+async def take_probe(tx: Tx, user_id: UserId, endpoint_id: UUID, now: datetime, until: datetime) -> bool:
+    """Whether this delivery is the one that tries an endpoint whose breaker was open."""
+    return await tx.fetchval(TAKE_PROBE, user_id, endpoint_id, now, until) is not None
+
+
+LIST_MATCHING_ENDPOINTS = """
+SELECT e.id, e.user_id, e.event_types FROM jobs.webhook_endpoints AS e
+WHERE e.user_id = ANY($1::uuid[]) AND e.disabled_at IS NULL AND e.event_types && $2::text[]
+"""
+
+
+async def list_matching_endpoints(
+    conn: ReadConn, user_ids: Sequence[UserId], event_types: Sequence[str]
+) -> list[MatchingEndpoint]:
+    """Active endpoints of these users that want any of these events."""
+    rows = await conn.fetch(LIST_MATCHING_ENDPOINTS, user_ids, [*event_types, ALL_EVENTS])
+    return [MatchingEndpoint(**row) for row in rows]
+
+
+INSERT_MESSAGES = """
+WITH messages AS (
+    INSERT INTO jobs.webhook_messages (user_id, id, event_type, payload, created_at)
+    SELECT m.user_id, m.id, m.event_type, m.payload, m.created_at
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
+         AS m(user_id, id, event_type, payload, created_at)
+    ON CONFLICT DO NOTHING
+)
+INSERT INTO jobs.webhook_deliveries (user_id, id, endpoint_id, message_id)
+SELECT d.user_id, d.id, d.endpoint_id, d.message_id
+FROM unnest($6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[]) AS d(user_id, id, endpoint_id, message_id)
+ON CONFLICT DO NOTHING
+RETURNING id
+"""
+
+
+async def insert_messages(tx: Tx, messages: Sequence[Message], deliveries: Sequence[NewDelivery]) -> set[UUID]:
+    """Stores messages and their deliveries; answers which deliveries are new. An event is never delivered twice."""
+    rows = await tx.fetch(
+        INSERT_MESSAGES,
+        [message.user_id for message in messages],
+        [message.id for message in messages],
+        [message.event_type for message in messages],
+        [message.payload for message in messages],
+        [message.created_at for message in messages],
+        [delivery.user_id for delivery in deliveries],
+        [delivery.id for delivery in deliveries],
+        [delivery.endpoint_id for delivery in deliveries],
+        [delivery.message_id for delivery in deliveries],
+    )
+    return {row["id"] for row in rows}
+
+
+GET_DELIVERY = """
+SELECT d.id, d.user_id, d.endpoint_id, d.message_id, m.event_type, d.state, d.attempts, d.last_status, d.last_error,
+       d.last_response, d.last_ms, d.next_at, d.created_at, d.delivered_at
+FROM jobs.webhook_deliveries AS d
+JOIN jobs.webhook_messages AS m ON m.user_id = d.user_id AND m.id = d.message_id
+WHERE d.user_id = $1 AND d.id = $2
+"""
+
+
+async def get_delivery(conn: ReadConn, user_id: UserId, delivery_id: UUID) -> Delivery | None:
+    row = await conn.fetchrow(GET_DELIVERY, user_id, delivery_id)
+    return None if row is None else Delivery(**row)
+
+
+GET_MESSAGE = """
+SELECT m.id, m.user_id, m.event_type, m.payload, m.created_at FROM jobs.webhook_messages AS m
+WHERE m.user_id = $1 AND m.id = $2
+"""
+
+
+async def get_message(conn: ReadConn, user_id: UserId, message_id: UUID) -> Message | None:
+    row = await conn.fetchrow(GET_MESSAGE, user_id, message_id)
+    return None if row is None else Message(**row)
+
+
+LIST_DELIVERIES = """
+SELECT d.id, d.user_id, d.endpoint_id, d.message_id, m.event_type, d.state, d.attempts, d.last_status, d.last_error,
+       d.last_response, d.last_ms, d.next_at, d.created_at, d.delivered_at
+FROM jobs.webhook_deliveries AS d
+JOIN jobs.webhook_messages AS m ON m.user_id = d.user_id AND m.id = d.message_id
+WHERE d.user_id = $1 AND ($2::uuid IS NULL OR d.endpoint_id = $2) AND ($3::text IS NULL OR d.state = $3)
+  AND ($4::uuid IS NULL OR d.id < $4)
+ORDER BY d.id DESC
+LIMIT $5
+"""
+
+
+async def list_deliveries(
+    conn: ReadConn, user_id: UserId, *, endpoint_id: UUID | None, state: str | None, before: UUID | None, limit: int
+) -> list[Delivery]:
+    """A user's deliveries, newest first."""
+    rows = await conn.fetch(LIST_DELIVERIES, user_id, endpoint_id, state, before, limit)
+    return [Delivery(**row) for row in rows]
+
+
+RECORD_ATTEMPT = """
+UPDATE jobs.webhook_deliveries AS d
+SET state = $3, attempts = d.attempts + 1, last_status = $4, last_error = $5, last_response = $6, last_ms = $7,
+    next_at = $8, delivered_at = CASE WHEN $3 = 'delivered' THEN now() END
+WHERE d.user_id = $1 AND d.id = $2
+"""
+
+
+async def record_attempt(
+    tx: Tx,
+    user_id: UserId,
+    delivery_id: UUID,
+    *,
+    state: str,
+    status: int | None,
+    error: str | None,
+    response: str | None,
+    milliseconds: int,
+    next_at: datetime | None,
+) -> None:
+    """What became of one attempt."""
+    await tx.execute(RECORD_ATTEMPT, user_id, delivery_id, state, status, error, response, milliseconds, next_at)
+
+
+REOPEN_DELIVERY = """
+UPDATE jobs.webhook_deliveries SET state = 'pending', attempts = 0, next_at = NULL, delivered_at = NULL
+WHERE user_id = $1 AND id = $2
+RETURNING id
+"""
+
+
+async def reopen_delivery(tx: Tx, user_id: UserId, delivery_id: UUID) -> bool:
+    """Whether there was such a delivery."""
+    return await tx.fetchval(REOPEN_DELIVERY, user_id, delivery_id) is not None
+
+
+DELETE_OLD_MESSAGES = """
+WITH old AS (
+    SELECT m.user_id, m.id FROM jobs.webhook_messages AS m
+    WHERE m.created_at < now() - make_interval(days => $1) LIMIT $2
+), gone AS (
+    DELETE FROM jobs.webhook_deliveries AS d USING old WHERE d.user_id = old.user_id AND d.message_id = old.id
+)
+DELETE FROM jobs.webhook_messages AS m USING old WHERE m.user_id = old.user_id AND m.id = old.id
+"""
+
+
+async def delete_old_messages(tx: Tx, days: int, limit: int) -> int:
+    """Deletes up to `limit` messages with their deliveries; answers how many."""
+    return int((await tx.execute(DELETE_OLD_MESSAGES, days, limit)).removeprefix("DELETE "))

@@ -1,0 +1,133 @@
+"""Webhooks by Standard Webhooks (standardwebhooks.com): events, signatures, the schedule of retries."""
+
+import base64
+import hmac
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from uuid import UUID
+
+from app.kernel.ids import UserId
+
+EVENT_TYPES: dict[str, str] = {
+    "user.registered": "An account was created.",
+    "user.updated": "A profile was changed.",
+    "user.deleted": "An account was closed.",
+    "session.revoked": "A session was ended.",
+    "job.succeeded": "A job ended as it should.",
+    "job.failed": "A job failed for good.",
+    "invoice.issued": "An invoice was made and sent.",
+    "webhook.test": "Sent on demand, to try an endpoint.",
+}
+ALL_EVENTS = "*"
+
+MAX_ENDPOINTS = 20
+SECRET_BYTES = 32
+SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
+OLD_SECRET_TTL = timedelta(hours=24)
+
+# Svix's schedule, in seconds, spread by a fifth.
+RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 36_000)
+MAX_ATTEMPTS = len(RETRY_DELAYS) + 1
+_SPREAD = 0.2
+MAX_RETRY_AFTER = 3600
+
+BREAKER_FAILURES = 10
+BREAKER_SHORTEST = timedelta(seconds=30)
+BREAKER_LONGEST = timedelta(minutes=15)
+DISABLED_AFTER = timedelta(days=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a user's events go. The secrets are sealed."""
+
+    id: UUID
+    user_id: UserId
+    url: str
+    event_types: list[str]
+    description: str | None
+    secret: bytes
+    old_secret: bytes | None
+    old_secret_until: datetime | None
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    failing_since: datetime | None
+    failures: int
+    open_until: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MatchingEndpoint:
+    """An endpoint that wants an event."""
+
+    id: UUID
+    user_id: UserId
+    event_types: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """A message on its way to one endpoint."""
+
+    id: UUID
+    user_id: UserId
+    endpoint_id: UUID
+    message_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event as it is sent; `payload` is the very text that is signed."""
+
+    id: UUID
+    user_id: UserId
+    event_type: str
+    payload: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How far one message is on its way to one endpoint."""
+
+    id: UUID
+    user_id: UserId
+    endpoint_id: UUID
+    message_id: UUID
+    event_type: str
+    state: str
+    attempts: int
+    last_status: int | None
+    last_error: str | None
+    last_response: str | None
+    last_ms: int | None
+    next_at: datetime | None
+    created_at: datetime
+    delivered_at: datetime | None
+
+
+def format_secret(secret: bytes) -> str:
+    return SECRET_PREFIX + base64.b64encode(secret).decode()
+
+
+def sign(secrets: list[bytes], message_id: str, timestamp: int, body: bytes) -> str:
+    """The `webhook-signature` header: one `v1` signature for each valid secret."""
+    content = f"{message_id}.{timestamp}.".encode() + body
+    return " ".join(f"v1,{base64.b64encode(hmac.digest(secret, content, sha256)).decode()}" for secret in secrets)
+
+
+def retry_after(attempt: int, asked: float | None) -> float:
+    """Seconds until the next attempt; what the receiver asked for counts up to an hour."""
+    delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311
+    return max(delay, min(asked or 0.0, MAX_RETRY_AFTER))
+
+
+def breaker_pause(failures: int) -> timedelta | None:
+    """For how long an endpoint is left alone after so many failures in a row; None while it is not."""
+    if failures < BREAKER_FAILURES:
+        return None
+    doublings = min(failures - BREAKER_FAILURES, 10)
+    return min(BREAKER_SHORTEST * (1 << doublings), BREAKER_LONGEST)

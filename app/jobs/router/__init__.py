@@ -1,0 +1,5 @@
+"""The routes of the jobs module, by what they are about."""
+
+from app.jobs.router import admin, invoices, jobs, webhooks
+
+ROUTERS = (jobs.router, invoices.router, webhooks.router, admin.router)

@@ -1,0 +1,27 @@
+"""What the routers of the module share: who may call, and what the module owns in this process."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from app.jobs.service.runtime import JobsRuntime
+from app.kernel.auth import Principal, Require, RequireRole
+from app.kernel.http import json_fragment
+
+JobReader = Annotated[Principal, Require("jobs:read")]
+JobWriter = Annotated[Principal, Require("jobs:write")]
+WebhookManager = Annotated[Principal, Require("webhooks:manage")]
+Admin = Annotated[Principal, RequireRole("admin")]
+
+
+async def _runtime(request: Request) -> JobsRuntime:
+    runtime: JobsRuntime = request.app.state.jobs
+    return runtime
+
+
+Runtime = Annotated[JobsRuntime, Depends(_runtime)]
+
+
+def fragment(text: str | None) -> Any:
+    """JSON text from Postgres, as it is."""
+    return None if text is None else json_fragment(text)

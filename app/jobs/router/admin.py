@@ -1,0 +1,89 @@
+"""`/v1/admin/queues` and `/v1/admin/jobs`."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Query, Response
+
+from app.jobs.records import AdminJob, LaneDepth, api_state
+from app.jobs.router.access import Admin, fragment
+from app.jobs.schemas import AdminJobList, AdminJobPage, AdminJobView, QueueList
+from app.jobs.service import administration
+from app.kernel.http import Id, Router, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/admin", tags=["admin"])
+
+
+@router.get("/queues", response_model=QueueList, responses=problem_responses(401, 403))
+async def list_queues(_: Admin, resources: ResourcesDep) -> Response:
+    """Every lane, with what waits and runs in it."""
+    lanes = await administration.list_lanes(resources.db)
+    now = resources.clock.now()
+    return json_response({"items": [_lane_view(lane, now) for lane in lanes]})
+
+
+@router.post("/queues/{lane}/pause", status_code=204, responses=problem_responses(401, 403, 404))
+async def pause_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
+    """Start no more jobs of a lane."""
+    await administration.pause_lane(resources.db, resources.queue, lane, paused=True)
+    return Response(status_code=204)
+
+
+@router.post("/queues/{lane}/resume", status_code=204, responses=problem_responses(401, 403, 404))
+async def resume_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
+    """Start jobs of a lane again."""
+    await administration.pause_lane(resources.db, resources.queue, lane, paused=False)
+    return Response(status_code=204)
+
+
+@router.get("/jobs", response_model=AdminJobPage, responses=problem_responses(400, 401, 403, 422))
+async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[AdminJobList, Query()]) -> Response:
+    """Everybody's jobs, the newest first."""
+    page = await administration.list_all_jobs(
+        resources.db, resources.cursors, resources.clock, state=query.state, limit=query.limit, cursor=query.cursor
+    )
+    now = resources.clock.now()
+    return json_response({"items": [_admin_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_model=AdminJobView,
+    responses=problem_responses(401, 403, 404, 409),
+)
+async def retry_any_job(_: Admin, resources: ResourcesDep, job_id: Id) -> Response:
+    """Run anybody's failed or cancelled job again."""
+    job = await administration.retry_any_job(resources.db, resources.queue, resources.cache, job_id)
+    return json_response(_admin_view(job, resources.clock.now()), status=202)
+
+
+def _lane_view(lane: LaneDepth, now: datetime) -> dict[str, Any]:
+    oldest = lane.oldest_run_at
+    return {
+        "lane": lane.lane,
+        "paused": lane.paused,
+        "waiting": lane.waiting,
+        "running": lane.running,
+        "finished_last_minute": lane.finished,
+        "oldest_seconds": max(0.0, (now - oldest).total_seconds()) if oldest is not None else None,
+    }
+
+
+def _admin_view(job: AdminJob, now: datetime) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "user_id": job.user_id,
+        "kind": job.kind,
+        "lane": job.lane,
+        "state": api_state(job.state, job.attempt, job.run_at, now),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "rescues": job.rescues,
+        "worker_id": job.worker_id,
+        "error": fragment(job.error),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }

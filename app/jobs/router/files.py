@@ -1,0 +1,63 @@
+"""A stored file as an answer: whole, in part, or not again (RFC 9110, sections 13 and 14)."""
+
+import re
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.jobs.records import Artifact
+from app.jobs.service.artifacts import open_artifact
+from app.jobs.service.runtime import JobsRuntime
+from app.kernel.errors import RangeNotSatisfiable
+from app.kernel.http import matches_any
+
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+async def file_response(request: Request, runtime: JobsRuntime, artifact: Artifact, name: str) -> Response:
+    """The file as a download called `name`.
+
+    Raises:
+        ArtifactExpired: its object is gone.
+        RangeNotSatisfiable: the part asked for lies outside of it.
+    """
+    etag = f'"{artifact.sha256.hex()}"'
+    if matches_any(request.headers.get("if-none-match", "").encode(), etag.encode()):
+        return Response(status_code=304, headers={"ETag": etag})
+    part = None if request.headers.get("if-range", etag) != etag else request.headers.get("range")
+    start, end = _range_of(part, artifact.size)
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Length": str(end - start),
+        "Content-Disposition": f'attachment; filename="{_UNSAFE.sub("_", name)}"; '
+        f"filename*=UTF-8''{quote(name, safe='')}",
+    }
+    if end - start != artifact.size:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
+    body = await open_artifact(runtime.store, artifact, start, end)
+    return StreamingResponse(body, 206 if "Content-Range" in headers else 200, headers, artifact.content_type)
+
+
+def _range_of(header: str | None, size: int) -> tuple[int, int]:
+    """First byte and the one behind the last, by RFC 9110, section 14. What is no single range of bytes is ignored.
+
+    Raises:
+        RangeNotSatisfiable: the range lies outside of the file.
+    """
+    found = _RANGE.fullmatch(header.strip()) if header else None
+    if found is None or found[0] == "bytes=-":
+        return 0, size
+    first, last = found[1], found[2]
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return 0, size
+    if start >= end:
+        raise RangeNotSatisfiable(headers={"Content-Range": f"bytes */{size}"})
+    return start, end

@@ -1,0 +1,106 @@
+"""`/v1/invoices`."""
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.jobs.records.invoices import Invoice, NewInvoice, compute_totals
+from app.jobs.router.access import JobReader, JobWriter, Runtime, fragment
+from app.jobs.router.files import file_response
+from app.jobs.router.jobs import job_view
+from app.jobs.schemas import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice
+from app.jobs.service import invoicing
+from app.kernel.database import Tx
+from app.kernel.http import Id, PageQuery, Router, json_response, problem_responses
+from app.kernel.idempotency import idempotent
+from app.kernel.ids import new_id
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/invoices", tags=["invoices"])
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=InvoiceAccepted,
+    responses=problem_responses(400, 401, 403, 409, 415, 422),
+)
+async def issue_invoice(
+    request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoice
+) -> Response:
+    """Store an invoice; its PDF, the e-mail and the webhook follow in the background."""
+
+    async def issue(tx: Tx) -> Response:
+        now = resources.clock.now()
+        new = NewInvoice(
+            id=new_id(),
+            user_id=principal.user_id,
+            number=body.number,
+            order_id=body.order_id,
+            customer=body.customer.model_dump(),
+            currency=body.currency,
+            lines=[line.model_dump() for line in body.lines],
+            tax_rate_percent=body.tax_rate_percent,
+            notes=body.notes,
+            totals=compute_totals(
+                [line.quantity * line.unit_price_minor for line in body.lines], Decimal(body.tax_rate_percent)
+            ),
+            created_at=now,
+        )
+        invoice, submitted = await invoicing.issue_invoice(
+            tx, resources.queue, resources.cache, runtime.kinds["invoice.pdf"], new
+        )
+        content = {"invoice": _view(invoice), "job": job_view(submitted.job, now)}
+        return json_response(content, status=202, headers={"Location": f"/v1/invoices/{invoice.id}"})
+
+    return await idempotent(request, resources, principal.user_id, operation="invoices.issue", effect=issue)
+
+
+@router.get("", response_model=InvoicePage, responses=problem_responses(400, 401, 403, 422))
+async def list_invoices(
+    principal: JobReader, resources: ResourcesDep, query: Annotated[PageQuery, Query()]
+) -> Response:
+    """The own invoices, the newest first."""
+    page = await invoicing.list_invoices(
+        resources.db, resources.cursors, principal.user_id, limit=query.limit, cursor=query.cursor
+    )
+    return json_response({"items": [_view(invoice) for invoice in page.items], "next_cursor": page.next_cursor})
+
+
+@router.get("/{invoice_id}", response_model=InvoiceView, responses=problem_responses(401, 403, 404, 422))
+async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id: Id) -> Response:
+    """One of the own invoices."""
+    return json_response(_view(await invoicing.read_invoice(resources.db, principal.user_id, invoice_id)))
+
+
+@router.get(
+    "/{invoice_id}/pdf",
+    response_class=StreamingResponse,
+    responses=problem_responses(401, 403, 404, 409, 410, 416, 422),
+)
+async def download_invoice(
+    request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
+) -> Response:
+    """The invoice as a PDF."""
+    invoice, artifact = await invoicing.get_pdf(resources.db, resources.clock, principal.user_id, invoice_id)
+    return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf")
+
+
+def _view(invoice: Invoice) -> dict[str, Any]:
+    return {
+        "id": invoice.id,
+        "number": invoice.number,
+        "order_id": invoice.order_id,
+        "customer": fragment(invoice.customer),
+        "currency": invoice.currency,
+        "lines": fragment(invoice.lines),
+        "tax_rate_percent": invoice.tax_rate_percent,
+        "notes": invoice.notes,
+        "subtotal_minor": invoice.subtotal_minor,
+        "tax_minor": invoice.tax_minor,
+        "total_minor": invoice.total_minor,
+        "status": invoice.status,
+        "created_at": invoice.created_at,
+    }

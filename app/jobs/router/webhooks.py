@@ -1,0 +1,176 @@
+"""`/v1/webhooks`."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import Query, Response
+
+from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
+from app.jobs.router.access import Runtime, WebhookManager
+from app.jobs.schemas import (
+    CreateEndpoint,
+    DeliveryList,
+    DeliveryPage,
+    DeliveryView,
+    EndpointCreated,
+    EndpointList,
+    EndpointView,
+    EventTypeList,
+    PatchEndpoint,
+)
+from app.jobs.service import endpoints
+from app.kernel.http import Id, Router, json_response, problem_responses
+from app.kernel.resources import ResourcesDep
+
+router = Router(prefix="/v1/webhooks", tags=["webhooks"])
+
+
+@router.get("/event-types", response_model=EventTypeList, responses=problem_responses(401, 403))
+async def list_event_types(_: WebhookManager) -> Response:
+    """What endpoints can ask for."""
+    return json_response({"items": [{"type": name, "description": text} for name, text in EVENT_TYPES.items()]})
+
+
+@router.post(
+    "/endpoints", status_code=201, response_model=EndpointCreated, responses=problem_responses(401, 403, 409, 415, 422)
+)
+async def create_endpoint(
+    principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, body: CreateEndpoint
+) -> Response:
+    """Register an address. The secret is shown this once."""
+    created = await endpoints.create_endpoint(
+        resources.db,
+        runtime.sender,
+        resources.keys,
+        resources.clock,
+        principal.user_id,
+        url=body.url,
+        event_types=body.event_types,
+        description=body.description,
+    )
+    view = _view(created.endpoint) | {"secret": created.secret}
+    return json_response(view, status=201, headers={"Location": f"/v1/webhooks/endpoints/{created.endpoint.id}"})
+
+
+@router.get("/endpoints", response_model=EndpointList, responses=problem_responses(401, 403))
+async def list_endpoints(principal: WebhookManager, resources: ResourcesDep) -> Response:
+    """The own endpoints."""
+    found = await endpoints.list_endpoints(resources.db, principal.user_id)
+    return json_response({"items": [_view(endpoint) for endpoint in found]})
+
+
+@router.get("/endpoints/{endpoint_id}", response_model=EndpointView, responses=problem_responses(401, 403, 404, 422))
+async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+    """One of the own endpoints."""
+    return json_response(_view(await endpoints.get_endpoint(resources.db, principal.user_id, endpoint_id)))
+
+
+@router.patch(
+    "/endpoints/{endpoint_id}", response_model=EndpointView, responses=problem_responses(401, 403, 404, 415, 422)
+)
+async def update_endpoint(
+    principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, endpoint_id: Id, patch: PatchEndpoint
+) -> Response:
+    """Change an endpoint by a JSON merge patch."""
+    endpoint = await endpoints.change_endpoint(
+        resources.db,
+        runtime.sender,
+        principal.user_id,
+        endpoint_id,
+        url=patch.url or None,
+        event_types=patch.event_types or None,
+        description=patch.description,
+        has_description="description" in patch.model_fields_set,
+    )
+    return json_response(_view(endpoint))
+
+
+@router.delete("/endpoints/{endpoint_id}", status_code=204, responses=problem_responses(401, 403, 404, 422))
+async def delete_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+    """Remove an endpoint."""
+    await endpoints.delete_endpoint(resources.db, principal.user_id, endpoint_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/endpoints/{endpoint_id}/rotate-secret",
+    response_model=EndpointCreated,
+    responses=problem_responses(401, 403, 404, 422),
+)
+async def rotate_secret(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+    """A new secret; for a day the old one signs too."""
+    created = await endpoints.rotate_secret(
+        resources.db, resources.keys, resources.clock, principal.user_id, endpoint_id
+    )
+    return json_response(_view(created.endpoint) | {"secret": created.secret})
+
+
+@router.post(
+    "/endpoints/{endpoint_id}/test",
+    status_code=202,
+    response_model=DeliveryView,
+    responses=problem_responses(401, 403, 404, 422),
+)
+async def test_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+    """Send a test event."""
+    delivery = await endpoints.test_endpoint(
+        resources.db, resources.queue, resources.clock, principal.user_id, endpoint_id
+    )
+    return json_response(_delivery_view(delivery), status=202)
+
+
+@router.post(
+    "/endpoints/{endpoint_id}/enable", response_model=EndpointView, responses=problem_responses(401, 403, 404, 422)
+)
+async def enable_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+    """Send to an endpoint again that was disabled."""
+    return json_response(_view(await endpoints.enable_endpoint(resources.db, principal.user_id, endpoint_id)))
+
+
+@router.get("/deliveries", response_model=DeliveryPage, responses=problem_responses(400, 401, 403, 422))
+async def list_deliveries(
+    principal: WebhookManager, resources: ResourcesDep, query: Annotated[DeliveryList, Query()]
+) -> Response:
+    """What was sent, the newest first."""
+    page = await endpoints.list_deliveries(
+        resources.db,
+        resources.cursors,
+        principal.user_id,
+        endpoint_id=query.endpoint_id,
+        state=query.state,
+        limit=query.limit,
+        cursor=query.cursor,
+    )
+    items = [_delivery_view(delivery) for delivery in page.items]
+    return json_response({"items": items, "next_cursor": page.next_cursor})
+
+
+@router.post(
+    "/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    response_model=DeliveryView,
+    responses=problem_responses(401, 403, 404, 422),
+)
+async def redeliver(principal: WebhookManager, resources: ResourcesDep, delivery_id: Id) -> Response:
+    """Send a message once more."""
+    delivery = await endpoints.redeliver(resources.db, resources.queue, principal.user_id, delivery_id)
+    return json_response(_delivery_view(delivery), status=202)
+
+
+def _view(endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        "id": endpoint.id,
+        "url": endpoint.url,
+        "event_types": endpoint.event_types,
+        "description": endpoint.description,
+        "status": "active" if endpoint.disabled_at is None else "disabled",
+        "disabled_reason": endpoint.disabled_reason,
+        "disabled_at": endpoint.disabled_at,
+        "created_at": endpoint.created_at,
+    }
+
+
+def _delivery_view(delivery: Delivery) -> dict[str, Any]:
+    view = asdict(delivery)
+    del view["user_id"]
+    return view

@@ -1,0 +1,183 @@
+"""Webhook endpoints and deliveries, for their owner."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
+from app.jobs.queries import webhooks as queries
+from app.jobs.records.webhooks import (
+    MAX_ENDPOINTS,
+    OLD_SECRET_TTL,
+    SECRET_BYTES,
+    Delivery,
+    Endpoint,
+    NewDelivery,
+    format_secret,
+)
+from app.jobs.service.publishing import Event, enqueue_deliveries, message_of, send_messages
+from app.jobs.service.sending import WebhookSender
+from app.kernel.clock import Clock
+from app.kernel.database import Database, retries_conflicts
+from app.kernel.ids import UserId, new_id
+from app.kernel.keys import Keys
+from app.kernel.pagination import Cursors, Page
+from app.kernel.queue import Queue
+
+SEAL_PURPOSE = "webhook-secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """An endpoint with its secret, which is shown this once."""
+
+    endpoint: Endpoint
+    secret: str
+
+
+async def create_endpoint(
+    db: Database,
+    sender: WebhookSender,
+    keys: Keys,
+    clock: Clock,
+    user_id: UserId,
+    *,
+    url: str,
+    event_types: Sequence[str],
+    description: str | None,
+) -> Created:
+    """Raises UrlBlocked or TooManyEndpoints."""
+    await sender.check_url(url)
+    endpoint_id = new_id()
+    secret = secrets.token_bytes(SECRET_BYTES)
+    async with db.statement("jobs.create_endpoint") as tx:
+        endpoint = await queries.insert_endpoint(
+            tx,
+            endpoint_id=endpoint_id,
+            user_id=user_id,
+            url=url,
+            event_types=sorted(set(event_types)),
+            description=description,
+            secret=keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes),
+            now=clock.now(),
+            limit=MAX_ENDPOINTS,
+        )
+    if endpoint is None:
+        raise TooManyEndpoints
+    return Created(endpoint, format_secret(secret))
+
+
+async def list_endpoints(db: Database, user_id: UserId) -> list[Endpoint]:
+    """All endpoints of a user, the oldest first."""
+    async with db.read("jobs.endpoints") as conn:
+        return await queries.list_endpoints(conn, user_id)
+
+
+async def get_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endpoint:
+    """Raises EndpointNotFound."""
+    async with db.read("jobs.endpoint") as conn:
+        return _found(await queries.get_endpoint(conn, user_id, endpoint_id))
+
+
+async def change_endpoint(
+    db: Database,
+    sender: WebhookSender,
+    user_id: UserId,
+    endpoint_id: UUID,
+    *,
+    url: str | None,
+    event_types: Sequence[str] | None,
+    description: str | None,
+    has_description: bool,
+) -> Endpoint:
+    """Raises EndpointNotFound or UrlBlocked."""
+    if url is not None:
+        await sender.check_url(url)
+    async with db.statement("jobs.change_endpoint") as tx:
+        endpoint = await queries.update_endpoint(
+            tx,
+            user_id,
+            endpoint_id,
+            url=url,
+            event_types=sorted(set(event_types)) if event_types is not None else None,
+            description=description,
+            has_description=has_description,
+        )
+    return _found(endpoint)
+
+
+async def delete_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> None:
+    """Deliveries under way end without being sent. Raises EndpointNotFound."""
+    async with db.statement("jobs.delete_endpoint") as tx:
+        if not await queries.delete_endpoint(tx, user_id, endpoint_id):
+            raise EndpointNotFound
+
+
+async def rotate_secret(db: Database, keys: Keys, clock: Clock, user_id: UserId, endpoint_id: UUID) -> Created:
+    """A new secret; for a day both it and the old one sign. Raises EndpointNotFound."""
+    secret = secrets.token_bytes(SECRET_BYTES)
+    sealed = keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
+    async with db.statement("jobs.rotate_secret") as tx:
+        endpoint = await queries.rotate_secret(tx, user_id, endpoint_id, sealed, clock.now() + OLD_SECRET_TTL)
+    return Created(_found(endpoint), format_secret(secret))
+
+
+async def enable_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endpoint:
+    """Raises EndpointNotFound."""
+    async with db.statement("jobs.enable_endpoint") as tx:
+        return _found(await queries.enable_endpoint(tx, user_id, endpoint_id))
+
+
+@retries_conflicts
+async def test_endpoint(db: Database, queue: Queue, clock: Clock, user_id: UserId, endpoint_id: UUID) -> Delivery:
+    """Sends a test event to this endpoint alone. Raises EndpointNotFound."""
+    event = Event(new_id(), user_id, "webhook.test", {"endpoint_id": str(endpoint_id)})
+    delivery = NewDelivery(new_id(), user_id, endpoint_id, event.id)
+    async with db.transaction("jobs.test_endpoint") as tx:
+        _found(await queries.get_endpoint(tx, user_id, endpoint_id))
+        await send_messages(tx, queue, [message_of(event, clock.now())], [delivery])
+        found = await queries.get_delivery(tx, user_id, delivery.id)
+    if found is None:
+        raise DeliveryNotFound
+    return found
+
+
+async def list_deliveries(
+    db: Database,
+    cursors: Cursors,
+    user_id: UserId,
+    *,
+    endpoint_id: UUID | None,
+    state: str | None,
+    limit: int,
+    cursor: str | None,
+) -> Page[Delivery]:
+    """A page of a user's deliveries, newest first. Raises InvalidCursor."""
+    scope = f"{user_id}|{endpoint_id}|{state}"
+    before = cursors.decode("deliveries", scope, cursor, tuple[UUID])[0] if cursor is not None else None
+    async with db.read("jobs.deliveries") as conn:
+        found = await queries.list_deliveries(
+            conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1
+        )
+    items = found[:limit]
+    return Page(items, cursors.encode("deliveries", scope, (items[-1].id,)) if len(found) > limit else None)
+
+
+@retries_conflicts
+async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UUID) -> Delivery:
+    """Begins a delivery anew, with the same message. Raises DeliveryNotFound."""
+    async with db.transaction("jobs.redeliver") as tx:
+        if not await queries.reopen_delivery(tx, user_id, delivery_id):
+            raise DeliveryNotFound
+        await enqueue_deliveries(tx, queue, [(user_id, delivery_id)])
+        found = await queries.get_delivery(tx, user_id, delivery_id)
+    if found is None:
+        raise DeliveryNotFound
+    return found
+
+
+def _found(endpoint: Endpoint | None) -> Endpoint:
+    if endpoint is None:
+        raise EndpointNotFound
+    return endpoint

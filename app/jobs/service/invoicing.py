@@ -1,0 +1,128 @@
+"""Invoices: stored with their chain in one transaction; made, sent and announced by jobs, one after the other."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+import typst
+
+from app.jobs.errors import ArtifactNotFound, InvoiceNotFound, InvoiceNotReady
+from app.jobs.queries import invoices as queries
+from app.jobs.records import Artifact
+from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
+from app.jobs.service.artifacts import get_artifact
+from app.jobs.service.submitting import Submitted, parse_args, submit_row
+from app.kernel.cache import Cache
+from app.kernel.clock import Clock
+from app.kernel.database import Database, ReadConn, Tx
+from app.kernel.ids import UserId
+from app.kernel.pagination import Cursors, Page
+from app.kernel.queue import JobKind, Queue
+
+PDF_NAME = "invoice.pdf"
+_FOLDER = Path(__file__).parents[1]
+_TEMPLATES = _FOLDER / "templates"
+_fonts: typst.Fonts | None = None
+
+
+async def issue_invoice(
+    tx: Tx, queue: Queue, cache: Cache, kind: JobKind[Any], invoice: NewInvoice
+) -> tuple[Invoice, Submitted]:
+    """Stores the invoice together with the job that begins its chain.
+
+    Raises:
+        InvoiceNumberTaken: the caller has used this number before.
+    """
+    row = queue.new_job(
+        kind.name,
+        parse_args(kind, {"invoice_id": str(invoice.id)}),
+        user_id=invoice.user_id,
+        lane=kind.lane,
+        priority=kind.priority,
+        max_attempts=kind.max_attempts,
+        timeout_s=kind.timeout,
+    )
+    stored = await queries.insert_invoice(tx, invoice, row.id)
+    return stored, await submit_row(tx, queue, cache, row)
+
+
+async def read_invoice(db: Database, user_id: UserId, invoice_id: UUID) -> Invoice:
+    """Raises InvoiceNotFound."""
+    async with db.read("jobs.invoice") as conn:
+        return await get_invoice(conn, user_id, invoice_id)
+
+
+async def get_invoice(conn: ReadConn, user_id: UserId, invoice_id: UUID) -> Invoice:
+    """Raises InvoiceNotFound."""
+    invoice = await queries.get_invoice(conn, user_id, invoice_id)
+    if invoice is None:
+        raise InvoiceNotFound
+    return invoice
+
+
+async def list_invoices(
+    db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[Invoice]:
+    """A page of a user's invoices, newest first. Raises InvalidCursor."""
+    before = cursors.decode("invoices", user_id, cursor, tuple[UUID])[0] if cursor is not None else None
+    async with db.read("jobs.invoices") as conn:
+        found = await queries.list_invoices(conn, user_id, before=before, limit=limit + 1)
+    items = found[:limit]
+    return Page(items, cursors.encode("invoices", user_id, (items[-1].id,)) if len(found) > limit else None)
+
+
+async def get_pdf(db: Database, clock: Clock, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:
+    """The invoice and its file.
+
+    Raises:
+        InvoiceNotFound, ArtifactExpired: there is none, or none any more.
+        InvoiceNotReady: it has not been made yet.
+    """
+    invoice = await read_invoice(db, user_id, invoice_id)
+    try:
+        return invoice, await get_artifact(db, clock, invoice.job_id, user_id, PDF_NAME)
+    except ArtifactNotFound as error:
+        raise InvoiceNotReady from error
+
+
+def render_pdf(invoice: Invoice) -> bytes:
+    """The invoice as PDF/A-3b. The same invoice gives the same bytes. Keeps a core busy for some milliseconds."""
+    global _fonts  # noqa: PLW0603 - reading the fonts costs more than making a page
+    if _fonts is None:
+        _fonts = typst.Fonts(include_system_fonts=False, font_paths=[str(_FOLDER / "fonts")])
+    return typst.compile(
+        str(_TEMPLATES / "invoice.typ"),
+        root=str(_TEMPLATES),
+        font_paths=_fonts,
+        ignore_system_fonts=True,
+        sys_inputs={"data": orjson.dumps(_template_data(invoice)).decode()},
+        format="pdf",
+        pdf_standards="a-3b",
+        timestamp=int(invoice.created_at.timestamp()),
+    )
+
+
+def _template_data(invoice: Invoice) -> dict[str, Any]:
+    currency = invoice.currency
+    return {
+        "number": invoice.number,
+        "order_id": invoice.order_id,
+        "issued": [invoice.created_at.year, invoice.created_at.month, invoice.created_at.day],
+        "customer": orjson.loads(invoice.customer),
+        "currency": currency,
+        "lines": [
+            {
+                "description": line["description"],
+                "quantity": str(line["quantity"]),
+                "unit_price": format_minor(line["unit_price_minor"], currency),
+                "amount": format_minor(line["quantity"] * line["unit_price_minor"], currency),
+            }
+            for line in orjson.loads(invoice.lines)
+        ],
+        "tax_rate": invoice.tax_rate_percent,
+        "subtotal": format_minor(invoice.subtotal_minor, currency),
+        "tax": format_minor(invoice.tax_minor, currency),
+        "total": format_minor(invoice.total_minor, currency),
+        "notes": invoice.notes,
+    }

@@ -1,0 +1,95 @@
+"""Events for webhooks: stored once, delivered to each endpoint that wants them by a job of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from app.jobs.queries import webhooks as queries
+from app.jobs.records.webhooks import ALL_EVENTS, MAX_ATTEMPTS, MatchingEndpoint, Message, NewDelivery
+from app.kernel.database import Tx
+from app.kernel.ids import UserId, new_id
+from app.kernel.queue import Queue
+
+KIND_DELIVER = "webhook.deliver"
+LANE = "webhooks"
+DELIVERY_TIMEOUT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that has happened to a user. The same id is never published twice."""
+
+    id: UUID
+    user_id: UserId
+    type: str
+    data: Mapping[str, Any]
+
+
+async def publish_event(
+    tx: Tx,
+    queue: Queue,
+    user_id: UserId,
+    event_type: str,
+    data: Mapping[str, Any],
+    *,
+    event_id: UUID,
+    now: datetime,
+) -> None:
+    """Publishes one event within `tx`."""
+    await publish_events(tx, queue, [Event(event_id, user_id, event_type, data)], now)
+
+
+async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: datetime) -> None:
+    """Publishes events within `tx`. Where nobody listens, this is one look at an index and nothing else."""
+    endpoints = await queries.list_matching_endpoints(
+        tx, sorted({event.user_id for event in events}), sorted({event.type for event in events})
+    )
+    wanted = [(event, [endpoint for endpoint in endpoints if _wants(endpoint, event)]) for event in events]
+    messages = [message_of(event, now) for event, listeners in wanted if listeners]
+    deliveries = [
+        NewDelivery(new_id(), event.user_id, endpoint.id, event.id)
+        for event, listeners in wanted
+        for endpoint in listeners
+    ]
+    if deliveries:
+        await send_messages(tx, queue, messages, deliveries)
+
+
+async def send_messages(tx: Tx, queue: Queue, messages: Sequence[Message], deliveries: Sequence[NewDelivery]) -> None:
+    """Stores messages and enqueues their deliveries."""
+    fresh = await queries.insert_messages(tx, messages, deliveries)
+    await enqueue_deliveries(
+        tx, queue, [(delivery.user_id, delivery.id) for delivery in deliveries if delivery.id in fresh]
+    )
+
+
+async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[UserId, UUID]]) -> None:
+    """A job for each delivery."""
+    rows = [
+        queue.new_job(
+            KIND_DELIVER,
+            {"delivery_id": str(delivery_id)},
+            user_id=user_id,
+            lane=LANE,
+            max_attempts=MAX_ATTEMPTS,
+            timeout_s=DELIVERY_TIMEOUT,
+        )
+        for user_id, delivery_id in deliveries
+    ]
+    if rows:
+        await queue.enqueue_rows(tx, rows)
+
+
+def _wants(endpoint: MatchingEndpoint, event: Event) -> bool:
+    return endpoint.user_id == event.user_id and not {event.type, ALL_EVENTS}.isdisjoint(endpoint.event_types)
+
+
+def message_of(event: Event, now: datetime) -> Message:
+    """The event as it is sent."""
+    stamp = now.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    payload = orjson.dumps({"type": event.type, "timestamp": stamp, "data": dict(event.data)}).decode()
+    return Message(event.id, event.user_id, event.type, payload, now)

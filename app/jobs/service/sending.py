@@ -1,0 +1,179 @@
+"""One webhook request, and what it may reach.
+
+The guard sits where a socket is made: there the address is final, whether it was written as a number, came from DNS,
+or was rebound in between. `ipaddress.is_global` is not enough: Python 3.11 takes 6to4 and NAT64 forms of loopback for
+public.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from app.jobs.errors import UrlBlocked
+from app.jobs.records.webhooks import sign
+from app.jobs.settings import JobsSettings
+from app.kernel.errors import FieldError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+MAX_RESPONSE_BYTES = 16 * 1024
+_CONNECT_SECONDS = 5.0
+_TOTAL_SECONDS = 15.0
+_RESOLVE_SECONDS = 2.0
+_MAX_URL = 2048
+_LONGEST_NUMBER = 9
+_HTTPS_PORTS = frozenset({443, 8443})
+
+_BLOCKED = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32"),
+        *("::/128", "::1/128", "::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23"),
+        *("2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10"),
+        *("fec0::/10", "ff00::/8"),
+    )
+)
+
+
+class AddressBlocked(OSError):
+    """The address is not one that the public internet reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request; `status` None: there was no answer. `retry_after` is in seconds."""
+
+    status: int | None
+    error: str | None
+    response: str | None
+    milliseconds: int
+    retry_after: float | None
+
+    @property
+    def is_success(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300  # noqa: PLR2004 - the 2xx of HTTP
+
+
+def is_blocked(address: Address, allowed: Sequence[Network] = ()) -> bool:
+    """Whether webhooks must not go there. An IPv4 address inside an IPv6 one is judged by both."""
+    if any(address in network for network in allowed if network.version == address.version):
+        return False
+    return any(address in network for network in _BLOCKED if network.version == address.version)
+
+
+class WebhookSender:
+    """One per process. Checks addresses and sends requests."""
+
+    def __init__(self, settings: JobsSettings) -> None:
+        self._allowed = tuple(ipaddress.ip_network(network) for network in settings.webhook_allow)
+        self._takes_http = settings.webhook_http
+        self._session: aiohttp.ClientSession | None = None
+
+    async def check_url(self, url: str) -> None:
+        """Refuses an endpoint's address where it is written down already.
+
+        Raises:
+            UrlBlocked: it is no web address, or leads to one that webhooks must not reach.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise _blocked("The URL is not valid.") from error
+        host = parts.hostname
+        schemes = {"https", "http"} if self._takes_http else {"https"}
+        if len(url) > _MAX_URL or not url.isprintable() or not url.isascii() or " " in url or not host:
+            raise _blocked("The URL is not valid; a name in another script has to be written in its xn-- form.")
+        if parts.scheme not in schemes or parts.username is not None or parts.password is not None or parts.fragment:
+            raise _blocked(f"The URL must be {' or '.join(sorted(schemes))}, without a user name and a fragment.")
+        if port is not None and not self._takes_http and port not in _HTTPS_PORTS:
+            raise _blocked("The port must be 443 or 8443.")
+        for address in await _resolve(host, port or 443):
+            if is_blocked(address, self._allowed):
+                raise _blocked("The address is not public.")
+
+    async def send(self, url: str, message_id: str, timestamp: int, body: bytes, secrets: list[bytes]) -> Answer:
+        """Posts a signed message; never raises for what the other side does."""
+        session = self._session or self._open()
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "Onehop-Webhooks/1",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(secrets, message_id, timestamp, body),
+        }
+        started = perf_counter()
+        status: int | None = None
+        error = text = None
+        wait: float | None = None
+        try:
+            async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                status = response.status
+                wait = _seconds(response.headers.get("retry-after"))
+                content = await response.content.read(MAX_RESPONSE_BYTES)
+                text = content.decode(errors="replace").replace("\0", "")
+        except AddressBlocked:
+            error = "address_blocked"
+        except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as failure:
+            cause = getattr(failure, "os_error", None)
+            error = "address_blocked" if isinstance(cause, AddressBlocked) else "connection_failed"
+        except TimeoutError:
+            # Also when the headers came in time and the body drips.
+            error, status = "timeout", None
+        except (aiohttp.ClientError, ValueError, OSError):
+            error = "protocol_error"
+        return Answer(status, error, text, round((perf_counter() - started) * 1000), wait)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(socket_factory=self._make_socket, use_dns_cache=False, limit=100)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, sock_connect=_CONNECT_SECONDS),
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        return self._session
+
+    def _make_socket(self, address: Any) -> socket.socket:
+        family, kind, protocol, _, target = address
+        if is_blocked(ipaddress.ip_address(target[0].partition("%")[0]), self._allowed):
+            raise AddressBlocked(target[0])
+        made = socket.socket(family, kind, protocol)
+        made.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        return made
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    """The addresses of a host as the system understands it, numeric forms included; none if it is not known now."""
+    try:
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError):
+        return []
+    return [ipaddress.ip_address(str(target[0]).partition("%")[0]) for *_, target in found]
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """`Retry-After` in its form of seconds; the form of a date is left to the schedule."""
+    if retry_after is None or not retry_after.isascii() or not retry_after.isdigit():
+        return None
+    return float(retry_after[:_LONGEST_NUMBER])
+
+
+def _blocked(detail: str) -> UrlBlocked:
+    return UrlBlocked(errors=[FieldError("#/url", detail, "url_blocked")])

@@ -1,0 +1,216 @@
+"""Invoices: money to the cent, a deterministic PDF, and the chain PDF → e-mail → webhook."""
+
+import io
+from datetime import UTC, datetime
+from decimal import Decimal
+from email import message_from_bytes, policy
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+import pytest
+from pypdf import PdfReader
+
+from app.jobs.api import JOB_KINDS
+from app.jobs.records.invoices import CURRENCY_DIGITS, Invoice, compute_totals, format_minor
+from app.jobs.service.invoicing import render_pdf
+from app.kernel.ids import UserId
+from app.settings import Settings
+from app.worker import open_worker
+from tests.fixtures.people import MakePerson, Person
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+INVOICE = {
+    "number": "2026-0001",
+    "order_id": "A-17",
+    "customer": {"name": "Ada Lovelace", "email": "ada@example.org", "address": "12 St James's Square\nLondon"},
+    "currency": "EUR",
+    "lines": [
+        {"description": "Analytical engine", "quantity": 3, "unit_price_minor": 3335},
+        {"description": "Punched cards", "quantity": 1000, "unit_price_minor": 1},
+    ],
+    "tax_rate_percent": "19",
+}
+HOSTILE = '#import "x" #[b] \\ $x$ *bold* _it_ <script>alert(1)</script> &amp; @ref `code` שלום 🦄 "q"'
+
+
+@pytest.mark.parametrize(
+    ("amounts", "rate", "tax"),
+    [
+        ([10005, 1000], "19", 2091),
+        ([50], "1", 1),
+        ([49], "1", 0),
+        ([150], "1", 2),
+        ([333], "7.7", 26),
+        ([0], "19", 0),
+        ([10**15], "100", 10**15),
+        ([1], "99.9999", 1),
+    ],
+)
+def test_tax_is_rounded_half_up_on_the_subtotal(amounts: list[int], rate: str, tax: int) -> None:
+    totals = compute_totals(amounts, Decimal(rate))
+    assert (totals.subtotal, totals.tax, totals.total) == (sum(amounts), tax, sum(amounts) + tax)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "text"),
+    [
+        (123450, "EUR", "1,234.50"),
+        (5, "USD", "0.05"),
+        (1234, "JPY", "1,234"),
+        (1234, "KWD", "1.234"),
+        (0, "CHF", "0.00"),
+    ],
+)
+def test_amounts_have_the_digits_of_their_currency(amount: int, currency: str, text: str) -> None:
+    assert format_minor(amount, currency) == text
+
+
+def test_currencies_are_those_of_iso_4217() -> None:
+    assert {"EUR", "USD", "JPY", "XOF", "TND"} <= CURRENCY_DIGITS.keys()
+    assert CURRENCY_DIGITS.keys().isdisjoint({"XXX", "XAU", "EEK", "eur", ""})
+    assert all(len(code) == 3 and code.isupper() for code in CURRENCY_DIGITS)
+
+
+def invoice(**changes: Any) -> Invoice:
+    values: dict[str, Any] = {
+        "id": UUID(int=1),
+        "user_id": UserId(UUID(int=2)),
+        "number": "N-1",
+        "order_id": "O-1",
+        "customer": orjson.dumps(INVOICE["customer"]).decode(),
+        "currency": "EUR",
+        "lines": orjson.dumps(INVOICE["lines"]).decode(),
+        "tax_rate_percent": "19",
+        "notes": None,
+        "subtotal_minor": 11005,
+        "tax_minor": 2091,
+        "total_minor": 13096,
+        "status": "pending",
+        "job_id": UUID(int=3),
+        "created_at": datetime(2026, 3, 4, tzinfo=UTC),
+    }
+    return Invoice(**values | changes)
+
+
+def text_of(pdf: bytes) -> str:
+    return "\n".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages)
+
+
+def test_the_same_invoice_gives_the_same_bytes() -> None:
+    first, again, other = render_pdf(invoice()), render_pdf(invoice()), render_pdf(invoice(number="N-2"))
+    assert first.startswith(b"%PDF-")
+    assert sha256(first).digest() == sha256(again).digest() != sha256(other).digest()
+    text = text_of(first)
+    for part in ("N-1", "O-1", "2026-03-04", "Ada Lovelace", "London", "33.35", "100.05", "110.05", "20.91", "130.96"):
+        assert part in text
+
+
+def test_hostile_text_is_printed_as_it_is() -> None:
+    line = {"description": HOSTILE, "quantity": 1, "unit_price_minor": 1}
+    customer = {"name": HOSTILE, "email": "a@example.org", "address": HOSTILE}
+    pdf = render_pdf(
+        invoice(
+            number=HOSTILE,
+            notes=HOSTILE,
+            customer=orjson.dumps(customer).decode(),
+            lines=orjson.dumps([line] * 60).decode(),
+        )
+    )
+    text = text_of(pdf).replace("\n", " ")
+    for part in (
+        '#import "x"',
+        "#[b]",
+        "\\",
+        "$x$",
+        "*bold*",
+        "_it_",
+        "<script>alert(1)</script>",
+        "&amp;",
+        "@ref",
+        "`code`",
+    ):
+        assert part in text, part
+    assert "🦄" in text
+    assert len(PdfReader(io.BytesIO(pdf)).pages) > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"currency": "EURO"}, "#/currency"),
+        ({"tax_rate_percent": "-1"}, "#/tax_rate_percent"),
+        ({"tax_rate_percent": "100.1"}, "#/tax_rate_percent"),
+        ({"tax_rate_percent": 19}, "#/tax_rate_percent"),
+        ({"lines": []}, "#/lines"),
+        ({"lines": [{"description": "x", "quantity": 0, "unit_price_minor": 1}]}, "#/lines/0/quantity"),
+        ({"lines": [{"description": "x", "quantity": 1, "unit_price_minor": 1.5}]}, "#/lines/0/unit_price_minor"),
+        ({"customer": {"name": "x", "email": "no\r\nBcc: y@example.org", "address": "z"}}, "#/customer/email"),
+        ({"lines": [{"description": "x", "quantity": 10**6, "unit_price_minor": 10**9}] * 2}, "#"),
+    ],
+)
+async def test_what_is_not_valid_is_refused(
+    person: Person, connection: Connection, change: dict[str, Any], pointer: str
+) -> None:
+    answer = await person.post("/v1/invoices", json=INVOICE | change)
+    assert answer.status_code == 422, answer.text
+    assert pointer in {error["pointer"] for error in answer.json()["errors"]}
+    assert await connection.fetchval("SELECT count(*) FROM jobs.invoices") == 0
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == 0
+
+
+async def test_the_whole_chain(
+    person: Person, make_person: MakePerson, settings: Settings, connection: Connection
+) -> None:
+    accepted = await person.post("/v1/invoices", json=INVOICE)
+    assert accepted.status_code == 202, accepted.text
+    body = accepted.json()
+    stored = body["invoice"]
+    assert {name: stored[name] for name in INVOICE} == INVOICE
+    assert (stored["subtotal_minor"], stored["tax_minor"], stored["total_minor"]) == (11005, 2091, 13096)
+    assert (stored["status"], stored["notes"], body["job"]["kind"]) == ("pending", None, "invoice.pdf")
+    url = f"/v1/invoices/{stored['id']}"
+    assert accepted.headers["location"] == url
+    early = await person.get(f"{url}/pdf")
+    assert (early.status_code, early.json()["code"]) == (409, "not_ready")
+
+    async with open_worker(settings, JOB_KINDS):
+        job = (await person.get(f"/v1/jobs/{body['job']['id']}", headers={"Prefer": "wait=10"})).json()
+        assert job["state"] == "succeeded", job
+        email = (await person.get("/v1/jobs?kind=invoice.email")).json()["items"][0]
+        email = (await person.get(f"/v1/jobs/{email['id']}", headers={"Prefer": "wait=10"})).json()
+        assert email["state"] == "succeeded", email
+
+    assert (await person.get(url)).json() == stored | {"status": "sent"}
+    pdf = await person.get(f"{url}/pdf")
+    assert (pdf.status_code, pdf.headers["content-type"]) == (200, "application/pdf")
+    assert "130.96" in text_of(pdf.content)
+    (kept,) = (settings.data_dir / "mailbox").glob("*.eml")
+    mail = message_from_bytes(_read(kept), policy=policy.default)
+    assert (mail["To"], mail["Subject"]) == ("ada@example.org", "Invoice 2026-0001")
+    (attachment,) = mail.iter_attachments()
+    assert attachment.get_content() == pdf.content
+    assert (await (await make_person()).get(url)).status_code == 404
+    assert (await person.get("/v1/invoices")).json() == {"items": [stored | {"status": "sent"}], "next_cursor": None}
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind LIKE 'invoice.%'") == 2
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+async def test_a_number_is_used_once_by_each_caller(
+    person: Person, make_person: MakePerson, connection: Connection
+) -> None:
+    key = {"Idempotency-Key": str(uuid4())}
+    first = await person.post("/v1/invoices", json=INVOICE, headers=key)
+    replayed = await person.post("/v1/invoices", json=INVOICE, headers=key)
+    assert (replayed.status_code, replayed.json()) == (202, first.json())
+    again = await person.post("/v1/invoices", json=INVOICE | {"notes": "another"})
+    assert (again.status_code, again.json()["code"]) == (409, "invoice_number_taken")
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = 'invoice.pdf'") == 1
+    assert (await (await make_person()).post("/v1/invoices", json=INVOICE)).status_code == 202
