@@ -8,14 +8,16 @@ from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 INSERT_API_KEY = """
-WITH audit AS (
+WITH key AS (
+    INSERT INTO identity.api_keys (user_id, id, name, secret_hash, scopes, expires_at, created_at)
+    SELECT $1, $2, $3, $4, $5, $6, $7
+     WHERE (SELECT count(*) FROM identity.api_keys WHERE user_id = $1 AND revoked_at IS NULL) < $12
+ RETURNING id, name, scopes, expires_at, last_used_at, created_at
+), audit AS (
     INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
-    VALUES ($1, $8, 'api_key_created', $1, $9, $10, $11, jsonb_build_object('name', $3::text), $7)
+    SELECT $1, $8, 'api_key_created', $1, $9, $10, $11, jsonb_build_object('name', name), $7 FROM key
 )
-INSERT INTO identity.api_keys (user_id, id, name, secret_hash, scopes, expires_at, created_at)
-SELECT $1, $2, $3, $4, $5, $6, $7
- WHERE (SELECT count(*) FROM identity.api_keys WHERE user_id = $1 AND revoked_at IS NULL) < $12
-RETURNING id, name, scopes, expires_at, last_used_at, created_at
+SELECT id, name, scopes, expires_at, last_used_at, created_at FROM key
 """
 
 

@@ -1,0 +1,202 @@
+"""What OAuth clients and Swagger UI rely on: token, introspection, revocation, keys and discovery."""
+
+import asyncio
+import base64
+import json
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from fastapi import FastAPI
+
+from app.identity.api import Identity, rotate_signing_keys
+from app.identity.schemas import DiscoveryView, IntrospectionView, JwksView, TokensView
+from app.identity.service.runtime import load_signing_keys
+from app.kernel.resources import Resources
+from tests.fixtures.answers import body_of, problem_of
+from tests.fixtures.people import PASSWORD, MakePerson, Person
+from tests.fixtures.servers import Connection
+from tests.identity.conftest import LogIn
+from tests.identity.test_api_keys import bearer, make_key
+
+
+def oauth_error(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["error"]) == (status, code), answer.text
+    assert set(answer.json()) == {"error", "error_description"}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_authorize_of_the_documentation_works(app: FastAPI, client: httpx.AsyncClient, person: Person) -> None:
+    """The request is the one that Swagger UI sends, its empty fields and Basic header included."""
+    schema = (await asyncio.to_thread(app.openapi))["components"]["securitySchemes"]["OAuth2PasswordBearer"]
+    form = {"grant_type": "password", "username": person.email, "password": PASSWORD, "scope": "profile:read"}
+    answer = await client.post(
+        urlsplit(schema["flows"]["password"]["tokenUrl"]).path,
+        data=form,
+        headers={"Authorization": "Basic " + base64.b64encode(b":").decode(), "X-Requested-With": "XMLHttpRequest"},
+    )
+    body = body_of(answer, TokensView)
+    assert (answer.headers["cache-control"], answer.headers["pragma"]) == ("no-store", "no-cache")
+    assert (await client.get("/v1/users/me", headers=bearer(body["access_token"]))).status_code == 200
+    refresh = {"grant_type": "refresh_token", "refresh_token": body["refresh_token"]}
+    successor = body_of(await client.post("/v1/auth/token", data=refresh), TokensView)
+    assert successor["refresh_token"] != body["refresh_token"]
+    oauth_error(await client.post("/v1/auth/token", data=refresh), 400, "invalid_grant")
+
+
+@pytest.mark.parametrize(
+    ("form", "error"),
+    [
+        ({}, "invalid_request"),
+        ({"grant_type": "password", "username": "x"}, "invalid_request"),
+        ({"grant_type": "refresh_token"}, "invalid_request"),
+        ({"grant_type": "client_credentials"}, "unsupported_grant_type"),
+        ({"grant_type": "password", "username": "nobody@example.com", "password": "x"}, "invalid_grant"),
+        (
+            {"grant_type": "password", "username": "\ud800".encode("utf-8", "surrogatepass"), "password": "x"},
+            "invalid_grant",
+        ),
+        ({"grant_type": "refresh_token", "refresh_token": "x"}, "invalid_grant"),
+    ],
+)
+async def test_token_errors(client: httpx.AsyncClient, form: dict[str, str], error: str) -> None:
+    oauth_error(await client.post("/v1/auth/token", data=form), 400, error)
+
+
+async def test_a_nul_in_a_form_is_refused(client: httpx.AsyncClient) -> None:
+    form = {"grant_type": "password", "username": "a\0b", "password": "\0"}
+    assert (await client.post("/v1/auth/token", data=form)).status_code == 422
+
+
+async def test_the_token_endpoint_is_braked_like_log_in(client: httpx.AsyncClient, person: Person) -> None:
+    form = {"grant_type": "password", "username": person.email, "password": "not it at all"}
+    answers = [await client.post("/v1/auth/token", data=form) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [400] * 5 + [429]
+    login = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    problem_of(login, 429, "too_many_attempts")
+
+
+async def test_introspection_tells_the_owner(client: httpx.AsyncClient, person: Person) -> None:
+    async def ask(token: object) -> dict[str, object]:
+        answer = await person.post("/v1/auth/introspect", data={"token": token})
+        IntrospectionView.model_validate_json(answer.content)
+        found: dict[str, object] = answer.json()
+        return found
+
+    token = str(person.tokens["access_token"])
+    claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    told = await ask(token)
+    assert told == {"active": True, "token_type": "Bearer"} | {
+        name: claims[name] for name in ("sub", "scope", "jti", "iss", "aud", "iat", "exp")
+    }
+    refresh_token = person.tokens["refresh_token"]
+    assert await ask(refresh_token) == {"active": True, "sub": str(person.id), "token_type": "refresh_token"}
+    key = await make_key(person, "events:write")
+    assert (await ask(key))["scope"] == "events:write"
+    await client.post("/v1/auth/refresh", json={"refresh_token": refresh_token})
+    for dead in (refresh_token, "x", "rt_x", "ak_x", token[:-4]):
+        assert await ask(dead) == {"active": False}
+
+
+async def test_introspection_tells_others_nothing(
+    client: httpx.AsyncClient, person: Person, make_person: MakePerson, admin: Person
+) -> None:
+    token = {"token": person.tokens["access_token"]}
+    other = await make_person()
+    assert (await other.post("/v1/auth/introspect", data=token)).json() == {"active": False}
+    assert (await admin.post("/v1/auth/introspect", data=token)).json()["sub"] == str(person.id)
+    problem_of(await client.post("/v1/auth/introspect", data=token), 401, "unauthenticated")
+    oauth_error(await person.post("/v1/auth/introspect", data={}), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
+async def test_revoking_a_token_ends_its_session(
+    client: httpx.AsyncClient, person: Person, log_in: LogIn, kind: str
+) -> None:
+    other = await log_in(person)
+    form = {"token": person.tokens[kind], "token_type_hint": "nonsense"}
+    for _ in range(2):
+        answer = await client.post("/v1/auth/revoke", data=form)
+        assert (answer.status_code, answer.json()) == (200, {})
+    problem_of(await person.get("/v1/users/me"), 401, "token_revoked")
+    answer = await client.post("/v1/auth/refresh", json={"refresh_token": person.tokens["refresh_token"]})
+    problem_of(answer, 401, "invalid_refresh_token")
+    assert (await other.get("/v1/users/me")).status_code == 200
+
+
+async def test_revoking_what_is_not_known_is_answered_alike(client: httpx.AsyncClient, person: Person) -> None:
+    for unknown in ("x", "rt_x", "ak_x", str(person.tokens["access_token"])[:-2]):
+        answer = await client.post("/v1/auth/revoke", data={"token": unknown})
+        assert (answer.status_code, answer.json()) == (200, {})
+    oauth_error(await client.post("/v1/auth/revoke", data={}), 400, "invalid_request")
+    key = await make_key(person, "profile:read")
+    assert (await client.post("/v1/auth/revoke", data={"token": key})).status_code == 200
+    problem_of(await client.get("/v1/users/me", headers=bearer(key)), 401, "invalid_token")
+
+
+async def test_discovery_leads_to_what_is_there(client: httpx.AsyncClient, person: Person) -> None:
+    documents = [
+        await client.get(f"/.well-known/{name}") for name in ("openid-configuration", "oauth-authorization-server")
+    ]
+    assert documents[0].json() == documents[1].json() == body_of(documents[0], DiscoveryView)
+    assert documents[0].headers["cache-control"] == "public, max-age=300"
+    found = documents[0].json()
+    for name, url in found.items():
+        if name.endswith(("_endpoint", "_uri")):
+            assert url.startswith(found["issuer"] + "/")
+            method = "GET" if name == "jwks_uri" else "POST"
+            assert (await client.request(method, urlsplit(url).path)).status_code not in (404, 405)
+
+
+def key_of(token: str) -> str:
+    return str(json.loads(base64.urlsafe_b64decode(token.split(".", maxsplit=1)[0] + "=="))["kid"])
+
+
+def verifies(jwks: httpx.Response, token: str) -> bool:
+    """As another service does it that has nothing but the published keys."""
+    keys = {key["kid"]: key for key in body_of(jwks, JwksView)["keys"]}
+    raw = base64.urlsafe_b64decode(keys[key_of(token)]["x"] + "=")
+    signed, _, signature = token.rpartition(".")
+    Ed25519PublicKey.from_public_bytes(raw).verify(base64.urlsafe_b64decode(signature + "=="), signed.encode())
+    return True
+
+
+async def test_key_rotation(
+    client: httpx.AsyncClient,
+    person: Person,
+    log_in: LogIn,
+    identity: Identity,
+    resources: Resources,
+    connection: Connection,
+) -> None:
+    jwks = await client.get("/.well-known/jwks.json")
+    first = str(person.tokens["access_token"])
+    published = {key["kid"] for key in jwks.json()["keys"]}
+    assert len(published) == 2
+    assert verifies(jwks, first)
+    assert "d" not in jwks.json()["keys"][0]
+
+    active = await rotate_signing_keys(resources.db, resources.keys)
+    assert active in published - {key_of(first)}
+    # A process that has not looked yet goes on with the old key, and everybody accepts it.
+    old = await log_in(person)
+    assert key_of(str(old.tokens["access_token"])) == key_of(first)
+    await load_signing_keys(identity.key_ring, resources.db, resources.keys)
+    new = await log_in(person)
+    assert key_of(str(new.tokens["access_token"])) == active
+    jwks = await client.get("/.well-known/jwks.json")
+    for each in (person, old, new):
+        assert verifies(jwks, str(each.tokens["access_token"]))
+        assert (await each.get("/v1/users/me")).status_code == 200
+    rows = await connection.fetch("SELECT state FROM identity.signing_keys ORDER BY state")
+    assert [row["state"] for row in rows] == ["active", "next", "retired"]
+
+    await connection.execute(
+        "UPDATE identity.signing_keys SET retired_at = now() - interval '25 hours' WHERE state = 'retired'"
+    )
+    await load_signing_keys(identity.key_ring, resources.db, resources.keys)
+    identity.authenticator._verified.clear()
+    problem_of(await person.get("/v1/users/me"), 401, "invalid_token")
+    assert (await new.get("/v1/users/me")).status_code == 200
+    assert key_of(first) not in {key["kid"] for key in (await client.get("/.well-known/jwks.json")).json()["keys"]}
