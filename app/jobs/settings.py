@@ -33,9 +33,8 @@ class JobsSettings(Section):
         (), description="CIDRs that webhooks may reach although they are not public, such as a test receiver's."
     )
     webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
-    redis_urls: tuple[str, ...] = Field((), description="Further Redis servers that shards are spread over.")
 
-    @field_validator("redis_urls", "webhook_allow", mode="before")
+    @field_validator("webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

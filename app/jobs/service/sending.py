@@ -151,7 +151,12 @@ class WebhookSender:
 
     def _make_socket(self, address: Any) -> socket.socket:
         family, kind, protocol, _, target = address
-        if is_blocked(ipaddress.ip_address(target[0].partition("%")[0]), self._allowed):
+        try:
+            final = ipaddress.ip_address(target[0].partition("%")[0])
+        except ValueError as error:
+            # A number in another form (`127.1`), which the system would understand only after this gate.
+            raise AddressBlocked(target[0]) from error
+        if is_blocked(final, self._allowed):
             raise AddressBlocked(target[0])
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)  # noqa: FBT003 - the standard library's signature
