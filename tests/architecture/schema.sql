@@ -149,6 +149,26 @@ CREATE TABLE jobs.epoch (
     CONSTRAINT epoch_singleton_check CHECK (singleton)
 );
 
+CREATE TABLE jobs.invoices (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    number text NOT NULL,
+    order_id text NOT NULL,
+    customer jsonb NOT NULL,
+    currency text NOT NULL,
+    lines jsonb NOT NULL,
+    tax_rate_percent text NOT NULL,
+    notes text,
+    subtotal_minor bigint NOT NULL,
+    tax_minor bigint NOT NULL,
+    total_minor bigint NOT NULL,
+    status text NOT NULL,
+    job_id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT invoices_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'issued'::text, 'sent'::text, 'failed'::text]))),
+    CONSTRAINT invoices_total_minor_check CHECK ((total_minor = (subtotal_minor + tax_minor)))
+);
+
 CREATE TABLE jobs.jobs (
     id uuid NOT NULL,
     user_id uuid,
@@ -186,6 +206,60 @@ WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02');
 CREATE TABLE jobs.lanes (
     lane text NOT NULL,
     paused_at timestamp with time zone
+);
+
+CREATE TABLE jobs.schedules (
+    name text NOT NULL,
+    kind text NOT NULL,
+    args jsonb NOT NULL,
+    cron text NOT NULL,
+    timezone text NOT NULL,
+    catch_up text NOT NULL,
+    next_run_at timestamp with time zone NOT NULL,
+    last_run_at timestamp with time zone,
+    CONSTRAINT schedules_catch_up_check CHECK ((catch_up = ANY (ARRAY['none'::text, 'one'::text, 'all'::text])))
+);
+
+CREATE TABLE jobs.webhook_deliveries (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    endpoint_id uuid NOT NULL,
+    message_id uuid NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    last_status integer,
+    last_error text,
+    last_response text,
+    last_ms integer,
+    next_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivered_at timestamp with time zone,
+    CONSTRAINT webhook_deliveries_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
+);
+
+CREATE TABLE jobs.webhook_endpoints (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    url text NOT NULL,
+    event_types text[] NOT NULL,
+    description text,
+    secret bytea NOT NULL,
+    old_secret bytea,
+    old_secret_until timestamp with time zone,
+    disabled_at timestamp with time zone,
+    disabled_reason text,
+    failing_since timestamp with time zone,
+    failures integer DEFAULT 0 NOT NULL,
+    open_until timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE jobs.webhook_messages (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    event_type text NOT NULL,
+    payload text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE TABLE kernel.idempotency_keys (
@@ -272,11 +346,32 @@ ALTER TABLE ONLY jobs.artifacts
 ALTER TABLE ONLY jobs.epoch
     ADD CONSTRAINT epoch_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY jobs.invoices
+    ADD CONSTRAINT invoices_number_key UNIQUE (user_id, number);
+
+ALTER TABLE ONLY jobs.invoices
+    ADD CONSTRAINT invoices_pkey PRIMARY KEY (user_id, id);
+
 ALTER TABLE ONLY jobs.jobs
     ADD CONSTRAINT jobs_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY jobs.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (lane);
+
+ALTER TABLE ONLY jobs.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY jobs.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_message_key UNIQUE (user_id, message_id, endpoint_id);
+
+ALTER TABLE ONLY jobs.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY jobs.webhook_endpoints
+    ADD CONSTRAINT webhook_endpoints_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY jobs.webhook_messages
+    ADD CONSTRAINT webhook_messages_pkey PRIMARY KEY (user_id, id);
 
 ALTER TABLE ONLY kernel.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (caller, operation, key);
@@ -317,6 +412,8 @@ CREATE UNIQUE INDEX signing_keys_active_key ON identity.signing_keys USING btree
 
 CREATE INDEX artifacts_expires_idx ON jobs.artifacts USING btree (expires_at) WHERE (deleted_at IS NULL);
 
+CREATE UNIQUE INDEX artifacts_storage_key_key ON jobs.artifacts USING btree (storage_key);
+
 CREATE INDEX jobs_dispatched_idx ON jobs.jobs USING btree (lane, dispatched_at) WHERE ((state = 0) AND (dispatched_at IS NOT NULL));
 
 CREATE INDEX jobs_finished_idx ON jobs.jobs USING btree (finished_at) WHERE (state >= 2);
@@ -332,6 +429,8 @@ CREATE UNIQUE INDEX jobs_unique_key_key ON jobs.jobs USING btree (user_id, kind,
 CREATE INDEX jobs_waiting_idx ON jobs.jobs USING btree (lane, user_id, priority, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL));
 
 CREATE INDEX jobs_waiting_run_at_idx ON jobs.jobs USING btree (run_at) WHERE ((state = 0) AND (dispatched_at IS NULL));
+
+CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id, id DESC);
 
 CREATE INDEX idempotency_keys_expires_at_idx ON kernel.idempotency_keys USING btree (expires_at);
 
