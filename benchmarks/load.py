@@ -55,7 +55,7 @@ class Result:
     def spread(self) -> float:
         """(Highest - lowest) ÷ median of the rates."""
         rates = [sample.rate for sample in self.samples]
-        return (max(rates) - min(rates)) / statistics.median(rates)
+        return (max(rates) - min(rates)) / max(statistics.median(rates), 1e-9)
 
     @property
     def failed(self) -> int:

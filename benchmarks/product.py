@@ -107,15 +107,17 @@ class Bench:
             name, [sys.executable, *command], self.directory, environment=environment, port=port, cores=cores
         )
 
-    def work(self, name: str = "worker", **settings: str) -> Service:
-        """The background worker, on the other cores."""
-        return machine.launch(
-            name,
-            [sys.executable, "-m", "app", "worker"],
-            self.directory,
-            environment={**self.environment, **settings},
-            cores=machine.OTHER_CORES,
-        )
+    def work(
+        self,
+        name: str = "worker",
+        *,
+        cores: frozenset[int] = machine.OTHER_CORES,
+        settings: Mapping[str, str] | None = None,
+    ) -> Service:
+        """The background worker."""
+        environment = {**self.environment, **(settings or {})}
+        command = [sys.executable, "-m", "app", "worker"]
+        return machine.launch(name, command, self.directory, environment=environment, cores=cores)
 
     async def count_statements(self) -> None:
         """Starts counting anew."""
