@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.composition import close_resources, make_resources, open_resources
@@ -26,6 +25,7 @@ from app.kernel.cache import Cache
 from app.kernel.http import StrictRoute, install_error_handlers
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
+from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import ResponseCache
@@ -150,15 +150,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
     stack = context = RequestContext(stack, settings.http, access_log, _templates(app))
     app.state.samplers = (context.sample, admission.sample, cache.sample, app.state.resources.db.observe_pool)
     if settings.http.cors_origins:
-        stack = CORSMiddleware(
-            stack,
-            allow_origins=settings.http.cors_origins,
-            allow_credentials=settings.http.cors_credentials,
-            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer"],
-            expose_headers=["ETag", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
-            max_age=600,
-        )
+        stack = Cors(stack, settings.http)
     return stack
 
 

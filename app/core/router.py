@@ -115,7 +115,9 @@ async def get_redoc() -> Response:
 
 @docs_router.get("/openapi.json", dependencies=[Public])
 async def get_openapi(request: Request) -> Response:
-    return json_response(request.app.openapi(), headers={"Cache-Control": "no-cache"})
+    # Made once, which takes too long for the event loop.
+    document = await asyncio.to_thread(request.app.openapi)
+    return json_response(document, headers={"Cache-Control": "no-cache"})
 
 
 @mailbox_router.get("", dependencies=[Public])

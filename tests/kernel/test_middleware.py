@@ -15,6 +15,8 @@ from fastapi.responses import StreamingResponse
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
+from app.kernel.middleware.request_context import RequestContext
+from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import trace_parent_var
 from app.main import create_app
 from app.settings import Settings
@@ -343,3 +345,41 @@ def test_log_drops_lines_rather_than_grow(
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["request", "request", "log lines dropped"]
     assert lines[2]["lines"] == 3
+
+
+@pytest.mark.settings(APP_HTTP_CORS_ORIGINS="https://app.example.com")
+async def test_a_refused_preflight_is_a_problem_with_a_request_id(client: httpx.AsyncClient) -> None:
+    asked = {"Origin": "https://evil.example.com", "Access-Control-Request-Method": "POST"}
+    answer = await client.options("/v1/events", headers=asked)
+    problem_of(answer, 400, "origin_refused")
+    assert answer.headers["x-request-id"]
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
+    ended = asyncio.Event()
+
+    async def endless(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-stream", b"1")]})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"more", "more_body": True})
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "HEAD", "path": "/", "headers": [], "query_string": b""}
+    async with asyncio.timeout(1):
+        await RequestContext(endless, HttpSettings(), None, {})(scope, receive, send)
+        await ended.wait()
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert (b"x-stream", b"1") in sent[0]["headers"]
+    assert sent[1]["body"] == b""

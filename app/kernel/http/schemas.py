@@ -9,6 +9,7 @@ from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
 
+_DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 
 
@@ -37,12 +38,21 @@ Id = Annotated[UUID, Strict(strict=False)]
 Timestamp = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
 
 
+def _refuse_loose_numbers(value: Any) -> Any:
+    """What Python reads as a number, but nobody writes into an address: spaces, signs, underscores."""
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):
+        raise PydanticCustomError("int_parsing", "Not a whole number.")
+    return value
+
+
 class PageQuery(BaseModel):
     """The query of every list. Subclass it to add filters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: int = Field(20, ge=1, le=100, description="Items of one page.")
+    limit: Annotated[int, BeforeValidator(_refuse_loose_numbers)] = Field(
+        20, ge=1, le=100, description="Items of one page."
+    )
     cursor: str | None = Field(None, min_length=1, max_length=1024, description="`next_cursor` of the page before.")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -91,7 +92,10 @@ class RequestContext:
                 # Refused before a byte of it is read. The server reads over the rest: were the connection closed,
                 # the client would often see a reset before the answer.
                 raise PayloadTooLarge  # noqa: TRY301
-            await self._app(scope, receive, exchange.send)
+            if exchange.answered is not None:
+                await self._answer_head(scope, receive, exchange, exchange.answered)
+            else:
+                await self._app(scope, receive, exchange.send)
         except asyncio.CancelledError:
             exchange.status = exchange.status or _CLIENT_CLOSED_REQUEST
             _disconnects.inc()
@@ -109,6 +113,21 @@ class RequestContext:
             elif exchange.status != _SERVER_ERROR:
                 # Half an answer is out; only a broken connection tells the client that the rest is missing.
                 raise error  # noqa: TRY201
+
+    async def _answer_head(
+        self, scope: Scope, receive: Receive, exchange: "_Exchange", is_answered: asyncio.Event
+    ) -> None:
+        """Runs the application until the answer's head is out; a stream would go on behind it for nobody."""
+        work = asyncio.ensure_future(self._app(scope, receive, exchange.send))
+        answered = asyncio.ensure_future(is_answered.wait())
+        try:
+            await asyncio.wait({work, answered}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answered.cancel()
+            if not work.done():
+                work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
 
     async def _answer_problem(self, error: AppError, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
         """A problem of a layer outside the one that adds the security headers."""
@@ -133,14 +152,14 @@ class RequestContext:
 
 
 class _Exchange:
-    """One answer on its way out."""
+    """One answer on its way out. The answer to HEAD ends with its head."""
 
-    __slots__ = ("_is_head", "_request_id", "_send", "status")
+    __slots__ = ("_request_id", "_send", "answered", "status")
 
     def __init__(self, send: Send, request_id: tuple[bytes, bytes], *, is_head: bool) -> None:
         self._send = send
         self._request_id = request_id
-        self._is_head = is_head
+        self.answered = asyncio.Event() if is_head else None
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -148,6 +167,9 @@ class _Exchange:
             self.status = message["status"]
             # Not in place: the list may be that of a cached answer.
             message["headers"] = [*message["headers"], self._request_id]
-        elif self._is_head and message["type"] == "http.response.body":
-            message = {**message, "body": b""}
-        await self._send(message)
+            await self._send(message)
+            if self.answered is not None:
+                await self._send({"type": "http.response.body", "body": b""})
+                self.answered.set()
+        elif self.answered is None:
+            await self._send(message)
