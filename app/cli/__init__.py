@@ -8,6 +8,7 @@ import typer
 
 from app.cli.environment import environ, fail, servers_for_settings
 from app.cli.identity import keys, users
+from app.cli.jobs import jobs
 from app.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ migrate = typer.Typer(help="Change the database's schema.", no_args_is_help=True
 cli.add_typer(migrate, name="migrate")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
+cli.add_typer(jobs, name="jobs")
 
 
 def run() -> None:

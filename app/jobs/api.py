@@ -2,7 +2,16 @@
 
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.queries.submitting import insert_jobs, read_overview
-from app.jobs.records import LANES, Overview
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, State
+from app.jobs.service.administration import (
+    cancel_any_job,
+    get_any_job,
+    list_all_jobs,
+    list_lanes,
+    pause_lane,
+    retry_any_job,
+    retry_failed_jobs,
+)
 from app.jobs.service.execution import Executor
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
@@ -15,6 +24,8 @@ __all__ = [
     "JOB_KINDS",
     "LANES",
     "SCHEDULES",
+    "STATE_FILTERS",
+    "AdminJob",
     "ArtifactStore",
     "Executor",
     "JobWatch",
@@ -22,7 +33,15 @@ __all__ = [
     "JobsTasks",
     "Overview",
     "Relay",
+    "State",
     "WebhookSender",
+    "cancel_any_job",
+    "get_any_job",
     "insert_jobs",
+    "list_all_jobs",
+    "list_lanes",
+    "pause_lane",
     "read_overview",
+    "retry_any_job",
+    "retry_failed_jobs",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from app.jobs.handlers.invoice_email import invoice_email_kind
 from app.jobs.handlers.webhook_deliver import WebhookDeliverer
-from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs
+from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs, prune_messages
 from app.jobs.service.scheduling import Schedule
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
@@ -60,5 +60,6 @@ class JobsTasks:
             "artifacts": await expire_artifacts(ctx.db, self._store),
             "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),
             "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
+            "webhook_messages": await prune_messages(ctx.db, self._settings.retention_days),
             "idempotency_keys": keys,
         }

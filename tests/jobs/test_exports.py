@@ -12,6 +12,7 @@ from zipfile import ZipFile
 import asyncpg
 import pytest
 from pyarrow import parquet
+from pypdf import PdfReader
 
 from app.jobs.api import JOB_KINDS
 from app.jobs.service import exporting
@@ -155,3 +156,35 @@ async def test_a_workbook_goes_on_in_another_sheet(monkeypatch: pytest.MonkeyPat
         [["n"], ["4"], ["5"], ["6"], ["7"]],
         [["n"], ["8"], ["9"]],
     ]
+
+
+async def test_an_account_is_copied_whole(person: Person, connection: Connection, settings: Settings) -> None:
+    expected = await insert_events(connection, person, 20)
+    async with open_worker(settings, JOB_KINDS):
+        submitted = await person.post("/v1/jobs", json={"kind": "export.account", "args": {}})
+        job = (await person.get(f"/v1/jobs/{submitted.json()['id']}", headers={"Prefer": "wait=20"})).json()
+    assert (job["state"], job["result"]) == ("succeeded", {"events": 20})
+    assert [artifact["name"] for artifact in job["artifacts"]] == ["account.json", "events.ndjson"]
+    files = f"/v1/jobs/{job['id']}/artifacts"
+    account = (await person.get(f"{files}/account.json")).json()
+    assert (account["profile"]["id"], account["profile"]["email"]) == (str(person.id), person.email)
+    assert account["preferences"]["theme"] == "system"
+    assert len(account["identity"]["sessions"]) == 1
+    assert "argon2" not in json.dumps(account)
+    assert read_ndjson((await person.get(f"{files}/events.ndjson")).content) == expected
+
+
+async def test_a_report_counts_what_happened(person: Person, connection: Connection, settings: Settings) -> None:
+    await insert_events(connection, person, 30)
+    period = {"since": "2026-02-20T00:00:00Z", "until": "2026-03-05T00:00:00Z"}
+    async with open_worker(settings, JOB_KINDS):
+        submitted = await person.post("/v1/jobs", json={"kind": "report.activity", "args": period})
+        job = (await person.get(f"/v1/jobs/{submitted.json()['id']}", headers={"Prefer": "wait=20"})).json()
+    assert (job["state"], job["result"]) == ("succeeded", {"events": 30})
+    pdf = (await person.get(f"/v1/jobs/{job['id']}/artifacts/activity.pdf")).content
+    text = "".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages)
+    for part in ("Activity", "2026-02-20", "2026-03-04", "30", "page.viewed"):
+        assert part in text
+    for wrong in ({"until": period["since"]}, {"since": "2024-01-01T00:00:00Z"}):
+        answer = await person.post("/v1/jobs", json={"kind": "report.activity", "args": period | wrong})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/args")

@@ -16,7 +16,7 @@ from pypdf import PdfReader
 
 from app.jobs.api import JOB_KINDS
 from app.jobs.records.invoices import CURRENCY_DIGITS, Invoice, compute_totals, format_minor
-from app.jobs.service.invoicing import render_pdf
+from app.jobs.service.invoicing import render_invoice
 from app.kernel.ids import UserId
 from app.settings import Settings
 from app.worker import open_worker
@@ -102,7 +102,7 @@ def text_of(pdf: bytes) -> str:
 
 
 def test_the_same_invoice_gives_the_same_bytes() -> None:
-    first, again, other = render_pdf(invoice()), render_pdf(invoice()), render_pdf(invoice(number="N-2"))
+    first, again, other = render_invoice(invoice()), render_invoice(invoice()), render_invoice(invoice(number="N-2"))
     assert first.startswith(b"%PDF-")
     assert sha256(first).digest() == sha256(again).digest() != sha256(other).digest()
     text = text_of(first)
@@ -113,7 +113,7 @@ def test_the_same_invoice_gives_the_same_bytes() -> None:
 def test_hostile_text_is_printed_as_it_is() -> None:
     line = {"description": HOSTILE, "quantity": 1, "unit_price_minor": 1}
     customer = {"name": HOSTILE, "email": "a@example.org", "address": HOSTILE}
-    pdf = render_pdf(
+    pdf = render_invoice(
         invoice(
             number=HOSTILE,
             notes=HOSTILE,

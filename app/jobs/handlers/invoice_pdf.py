@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import Field
 
 from app.jobs.queries.invoices import set_invoice_status
-from app.jobs.service.invoicing import PDF_NAME, get_invoice, render_pdf
+from app.jobs.service.invoicing import PDF_NAME, get_invoice, render_invoice
 from app.kernel.queue import JobArgs, JobContext, job
 
 KIND_EMAIL = "invoice.email"
@@ -26,7 +26,7 @@ async def invoice_pdf(ctx: JobContext, args: InvoiceArgs) -> None:
     async with ctx.db.read("jobs.invoice") as conn:
         invoice = await get_invoice(conn, ctx.user_id, args.invoice_id)
     async with ctx.artifact(PDF_NAME, "application/pdf") as file:
-        await file.write(await asyncio.to_thread(render_pdf, invoice))
+        await file.write(await asyncio.to_thread(render_invoice, invoice))
     async with ctx.transaction("jobs.invoice_issued") as tx:
         await set_invoice_status(tx, ctx.user_id, invoice.id, "issued")
         await ctx.queue.enqueue(

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from app.jobs.queries import cleaning as queries
+from app.jobs.queries.webhooks import delete_old_messages
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
 from app.kernel.database import Database
@@ -31,14 +32,24 @@ async def expire_artifacts(db: Database, store: ArtifactStore) -> int:
 
 async def prune_jobs(db: Database, retention_days: int) -> int:
     """Deletes jobs that ended long ago and have no file left; answers how many."""
-    total = deleted = 0
-    while deleted == _BATCH or total == 0:
+    total = 0
+    while True:
         async with db.statement("jobs.prune") as tx:
             deleted = await queries.delete_old_jobs(tx, retention_days, _BATCH)
         total += deleted
-        if not deleted:
-            break
-    return total
+        if deleted < _BATCH:
+            return total
+
+
+async def prune_messages(db: Database, retention_days: int) -> int:
+    """Deletes webhook messages with their deliveries after their time; answers how many messages."""
+    total = 0
+    while True:
+        async with db.statement("jobs.prune_messages") as tx:
+            deleted = await delete_old_messages(tx, retention_days, _BATCH)
+        total += deleted
+        if deleted < _BATCH:
+            return total
 
 
 async def delete_orphans(db: Database, store: ArtifactStore, clock: Clock) -> int:

@@ -1,17 +1,16 @@
 """Invoices: stored with their chain in one transaction; made, sent and announced by jobs, one after the other."""
 
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import orjson
-import typst
 
 from app.jobs.errors import ArtifactNotFound, InvoiceNotFound, InvoiceNotReady
 from app.jobs.queries import invoices as queries
 from app.jobs.records import Artifact
 from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
 from app.jobs.service.artifacts import get_artifact
+from app.jobs.service.documents import render_pdf
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -21,9 +20,6 @@ from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import JobKind, Queue
 
 PDF_NAME = "invoice.pdf"
-_FOLDER = Path(__file__).parents[1]
-_TEMPLATES = _FOLDER / "templates"
-_fonts: typst.Fonts | None = None
 
 
 async def issue_invoice(
@@ -86,21 +82,9 @@ async def get_pdf(db: Database, clock: Clock, user_id: UserId, invoice_id: UUID)
         raise InvoiceNotReady from error
 
 
-def render_pdf(invoice: Invoice) -> bytes:
-    """The invoice as PDF/A-3b. The same invoice gives the same bytes. Keeps a core busy for some milliseconds."""
-    global _fonts  # noqa: PLW0603 - reading the fonts costs more than making a page
-    if _fonts is None:
-        _fonts = typst.Fonts(include_system_fonts=False, font_paths=[str(_FOLDER / "fonts")])
-    return typst.compile(
-        str(_TEMPLATES / "invoice.typ"),
-        root=str(_TEMPLATES),
-        font_paths=_fonts,
-        ignore_system_fonts=True,
-        sys_inputs={"data": orjson.dumps(_template_data(invoice)).decode()},
-        format="pdf",
-        pdf_standards="a-3b",
-        timestamp=int(invoice.created_at.timestamp()),
-    )
+def render_invoice(invoice: Invoice) -> bytes:
+    """The invoice as a PDF. Keeps a core busy for some milliseconds, so it belongs into a thread."""
+    return render_pdf("invoice", _template_data(invoice), invoice.created_at)
 
 
 def _template_data(invoice: Invoice) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""`python -m app jobs …`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import orjson
+import typer
+
+from app.cli.environment import fail, servers_for_settings
+from app.cli.terminal import say
+
+if TYPE_CHECKING:
+    from app.jobs.api import AdminJob
+    from app.kernel.resources import Resources
+
+jobs = typer.Typer(help="Background jobs and their lanes.", no_args_is_help=True)
+
+_JobId = Annotated[UUID, typer.Argument(help="The job's id.")]
+_Lane = Annotated[str, typer.Argument(help="The lane's name.")]
+
+
+def _with_resources(work: "Callable[[Resources], Awaitable[Any]]") -> Any:
+    """Runs `work` with open connections; an error of ours ends the command with its message."""
+    from app.composition import close_resources, make_resources
+    from app.kernel.errors import AppError
+
+    with servers_for_settings() as settings:
+
+        async def run() -> Any:
+            resources = make_resources(settings, application_name="onehop-cli")
+            await resources.db.open()
+            try:
+                return await work(resources)
+            finally:
+                await close_resources(resources)
+
+        try:
+            return asyncio.run(run())
+        except AppError as error:
+            fail(error.detail or error.title)
+
+
+@jobs.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+) -> None:
+    """The newest jobs of everybody."""
+    from app.jobs.api import STATE_FILTERS, list_all_jobs
+
+    if state is not None and state not in STATE_FILTERS:
+        fail(f"There is no such state; take one of {', '.join(STATE_FILTERS)}.")
+    page = _with_resources(
+        lambda own: list_all_jobs(own.db, own.cursors, own.clock, state=state, limit=limit, cursor=None)
+    )
+    for job in page.items:
+        say(_line(job))
+
+
+@jobs.command()
+def show(job_id: _JobId) -> None:
+    """One job as JSON."""
+    from app.jobs.api import get_any_job
+
+    job = _with_resources(lambda own: get_any_job(own.db, job_id))
+    say(orjson.dumps(job, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+
+
+@jobs.command()
+def retry(
+    job_id: Annotated[UUID | None, typer.Argument(help="A failed or cancelled job.")] = None,
+    kind: Annotated[str | None, typer.Option(help="With --failed: only jobs of this kind.")] = None,
+    hours: Annotated[int, typer.Option(min=1, help="With --failed: only what failed in the last so many hours.")] = 24,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 1000,
+    *,
+    failed: Annotated[bool, typer.Option("--failed", help="All failed jobs instead of one.")] = False,
+) -> None:
+    """Run a job again, or all that have failed."""
+    from app.jobs.api import retry_any_job, retry_failed_jobs
+
+    if failed == (job_id is not None):
+        fail("Give either a job's id or --failed.")
+    if job_id is not None:
+        chosen = job_id
+        say(_line(_with_resources(lambda own: retry_any_job(own.db, own.queue, own.cache, chosen))))
+        return
+
+    async def retry_all(own: "Resources") -> int:
+        since: datetime = own.clock.now() - timedelta(hours=hours)
+        return await retry_failed_jobs(own.db, own.queue, own.cache, kind=kind, since=since, limit=limit)
+
+    say(f"{_with_resources(retry_all)} jobs run again.")
+
+
+@jobs.command()
+def cancel(job_id: _JobId) -> None:
+    """End a queued job, or ask a running one to stop."""
+    from app.jobs.api import cancel_any_job
+
+    say(_line(_with_resources(lambda own: cancel_any_job(own.db, own.queue, own.cache, job_id))))
+
+
+@jobs.command()
+def lanes() -> None:
+    """Every lane, with what waits and runs in it."""
+    from app.jobs.api import list_lanes
+
+    say(f"{'lane':<10} {'waiting':>8} {'running':>8} {'done/min':>9}")
+    for lane in _with_resources(lambda own: list_lanes(own.db)):
+        note = "  paused" if lane.paused else ""
+        say(f"{lane.lane:<10} {lane.waiting:>8} {lane.running:>8} {lane.finished:>9}{note}")
+
+
+@jobs.command()
+def pause(lane: _Lane) -> None:
+    """Start no more jobs of a lane."""
+    from app.jobs.api import pause_lane
+
+    _with_resources(lambda own: pause_lane(own.db, own.queue, lane, paused=True))
+    say(f"{lane} is paused.")
+
+
+@jobs.command()
+def resume(lane: _Lane) -> None:
+    """Start jobs of a lane again."""
+    from app.jobs.api import pause_lane
+
+    _with_resources(lambda own: pause_lane(own.db, own.queue, lane, paused=False))
+    say(f"{lane} runs.")
+
+
+def _line(job: "AdminJob") -> str:
+    from app.jobs.api import State
+
+    state = State(job.state).name.lower()
+    return f"{job.id}  {state:<9}  {job.attempt}/{job.max_attempts}  {job.lane:<9} {job.kind}"

@@ -1,0 +1,62 @@
+"""The kind `report.activity`: what a user did in a period, as a PDF with a chart."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from datetime import date, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime, model_validator
+
+from app.jobs.service.documents import render_pdf
+from app.kernel.queue import JobArgs, JobContext, job
+from app.users.api import EventSummary, summarise_events
+
+_LONGEST = timedelta(days=366)
+
+
+class ReportArgs(JobArgs):
+    """`since` is included, `until` is not."""
+
+    since: AwareDatetime
+    until: AwareDatetime
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ReportArgs":
+        if not timedelta(0) < self.until - self.since <= _LONGEST:
+            raise ValueError("`until` must lie behind `since`, by at most 366 days")
+        return self
+
+
+@job("report.activity", args=ReportArgs, lane="pdf", public=True, max_attempts=5, timeout=120)
+async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any]:
+    """Answers with the number of events; the file is the artifact `activity.pdf`."""
+    if ctx.user_id is None:
+        raise ValueError("a report belongs to a user")
+    summary = await summarise_events(ctx.db, ctx.clock, ctx.user_id, bucket="day", since=args.since, until=args.until)
+    data = _data_of(summary)
+    async with ctx.artifact("activity.pdf", "application/pdf") as file:
+        await file.write(await asyncio.to_thread(render_pdf, "activity", data, args.until))
+    return {"events": data["total"]}
+
+
+def _data_of(summary: EventSummary) -> dict[str, Any]:
+    by_day: Counter[date] = Counter()
+    by_kind: Counter[str] = Counter()
+    for item in summary.items:
+        by_day[item.starts_at.date()] += item.count
+        by_kind[item.kind] += item.count
+    first = summary.since.date()
+    last = (summary.until - timedelta(microseconds=1)).date()
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    return {
+        "made": [last.year, last.month, last.day],
+        "since": first.isoformat(),
+        "until": last.isoformat(),
+        "total": by_kind.total(),
+        "days": [{"day": day.isoformat(), "count": by_day[day]} for day in days],
+        "kinds": [
+            {"kind": kind, "count": count}
+            for kind, count in sorted(by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
+        ],
+    }
