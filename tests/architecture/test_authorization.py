@@ -1,0 +1,295 @@
+"""Who may call what: every route of the application, called by nobody, without the scope, by somebody else, by the
+right caller and by an administrator.
+
+A route without a row fails, and so does a row without a route. A call that is denied leaves every table as it was.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+
+from app.kernel.auth import SCOPES, SCOPES_OF_ROLE
+from tests.fixtures.people import PASSWORD, MakePerson, Person
+from tests.fixtures.servers import Connection
+from tests.jobs.test_invoices import INVOICE
+
+Json: TypeAlias = dict[str, Any]
+PUBLIC, ANYBODY, SESSION, ADMIN = "public", "anybody", "session", "admin"
+PASSWORD_BODY = {"current_password": PASSWORD}
+
+
+@dataclass(frozen=True)
+class Row:
+    """`who`: one of the words above, or the scopes that are needed. `answer`: what the right caller gets for `body`."""
+
+    who: str
+    answer: int = 200
+    body: Json | None = None
+    form: Json | None = None
+
+
+READ, EVENTS, JOBS, START, HOOKS = "profile:read", "events:read", "jobs:read", "jobs:write", "webhooks:manage"
+NO_SUCH_JOB = str(uuid4())
+ROWS: dict[str, Row] = {
+    "GET /": Row(PUBLIC),
+    "GET /livez": Row(PUBLIC),
+    "GET /readyz": Row(PUBLIC),
+    "GET /metrics": Row(PUBLIC),
+    "GET /problems/{code}": Row(PUBLIC, 404),
+    "GET /docs": Row(PUBLIC),
+    "GET /docs/oauth2-redirect": Row(PUBLIC),
+    "GET /redoc": Row(PUBLIC),
+    "GET /openapi.json": Row(PUBLIC),
+    "GET /dev/mailbox": Row(PUBLIC),
+    "GET /dev/mailbox/{name}": Row(PUBLIC, 404),
+    "GET /dev/mailbox/{name}/raw": Row(PUBLIC, 404),
+    "GET /.well-known/jwks.json": Row(PUBLIC),
+    "GET /.well-known/openid-configuration": Row(PUBLIC),
+    "GET /.well-known/oauth-authorization-server": Row(PUBLIC),
+    "POST /v1/auth/register": Row(PUBLIC),
+    "POST /v1/auth/login": Row(PUBLIC),
+    "POST /v1/auth/mfa/verify": Row(PUBLIC),
+    "POST /v1/auth/refresh": Row(PUBLIC),
+    "POST /v1/auth/logout": Row(PUBLIC),
+    "POST /v1/auth/token": Row(PUBLIC),
+    "POST /v1/auth/revoke": Row(PUBLIC),
+    "POST /v1/auth/email/verify": Row(PUBLIC),
+    "POST /v1/auth/email/resend": Row(PUBLIC),
+    "POST /v1/auth/email/confirm": Row(PUBLIC),
+    "POST /v1/auth/password/forgot": Row(PUBLIC),
+    "POST /v1/auth/password/reset": Row(PUBLIC),
+    "POST /v1/auth/introspect": Row(ANYBODY, form={"token": "x"}),
+    "POST /v1/auth/logout-all": Row(SESSION),
+    "GET /v1/auth/sessions": Row(SESSION),
+    "DELETE /v1/auth/sessions/{session_id}": Row(SESSION, 204),
+    "GET /v1/auth/security-events": Row(SESSION),
+    "POST /v1/auth/email/change": Row(SESSION, 202, PASSWORD_BODY | {"new_email": "new@example.com"}),
+    "POST /v1/auth/password/change": Row(SESSION, 200, PASSWORD_BODY | {"new_password": "a new horse 2026"}),
+    "POST /v1/auth/api-keys": Row(SESSION, 201, {"name": "k", "scopes": ["profile:read"]}),
+    "GET /v1/auth/api-keys": Row(SESSION),
+    "DELETE /v1/auth/api-keys/{key_id}": Row(SESSION, 204),
+    "GET /v1/auth/mfa": Row(SESSION),
+    "POST /v1/auth/mfa/totp": Row(SESSION, 201),
+    "POST /v1/auth/mfa/totp/activate": Row(SESSION, 409, {"code": "123456"}),
+    "DELETE /v1/auth/mfa/totp": Row(SESSION, 409, PASSWORD_BODY),
+    "POST /v1/auth/mfa/recovery-codes": Row(SESSION, 409, PASSWORD_BODY),
+    "DELETE /v1/users/me": Row(SESSION, 202, PASSWORD_BODY),
+    "GET /v1/overview": Row(f"{READ} {EVENTS} {JOBS}"),
+    "GET /v1/users/me": Row(READ),
+    "PATCH /v1/users/me": Row("profile:write", 200, {"bio": "x"}),
+    "GET /v1/users/me/preferences": Row(READ),
+    "PUT /v1/users/me/preferences": Row("profile:write", 200, {"theme": "dark"}),
+    "PATCH /v1/users/me/preferences": Row("profile:write", 200, {"theme": "dark"}),
+    "GET /v1/users/me/events": Row(EVENTS),
+    "GET /v1/users/me/events/summary": Row(EVENTS),
+    "POST /v1/users/lookup": Row(READ, 200, {"ids": [str(uuid4())]}),
+    "GET /v1/users/{user_id}": Row(READ),
+    "POST /v1/events": Row("events:write", 201, {"kind": "a"}),
+    "POST /v1/jobs": Row(START, 202, {"kind": "export.account", "args": {}}),
+    "GET /v1/jobs": Row(JOBS),
+    "GET /v1/jobs/{job_id}": Row(JOBS),
+    "GET /v1/jobs/{job_id}/events": Row(JOBS),
+    "POST /v1/jobs/{job_id}/cancel": Row(START, 409),
+    "POST /v1/jobs/{job_id}/retry": Row(START, 202),
+    "GET /v1/jobs/{job_id}/artifacts/{name}": Row(JOBS, 404),
+    "POST /v1/invoices": Row(START, 202, INVOICE | {"number": "another"}),
+    "GET /v1/invoices": Row(JOBS),
+    "GET /v1/invoices/{invoice_id}": Row(JOBS),
+    "GET /v1/invoices/{invoice_id}/pdf": Row(JOBS, 409),
+    "GET /v1/webhooks/event-types": Row(HOOKS),
+    "POST /v1/webhooks/endpoints": Row(HOOKS, 201, {"url": "https://93.184.216.34/hook", "event_types": ["*"]}),
+    "GET /v1/webhooks/endpoints": Row(HOOKS),
+    "GET /v1/webhooks/endpoints/{endpoint_id}": Row(HOOKS),
+    "PATCH /v1/webhooks/endpoints/{endpoint_id}": Row(HOOKS, 200, {"description": "x"}),
+    "DELETE /v1/webhooks/endpoints/{endpoint_id}": Row(HOOKS, 204),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/rotate-secret": Row(HOOKS),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/test": Row(HOOKS, 202),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/enable": Row(HOOKS),
+    "GET /v1/webhooks/deliveries": Row(HOOKS),
+    "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": Row(HOOKS, 202),
+    "GET /v1/admin/users": Row(ADMIN),
+    "GET /v1/admin/users/{user_id}": Row(ADMIN),
+    "PATCH /v1/admin/users/{user_id}": Row(ADMIN, 200, {"role": "admin"}),
+    "POST /v1/admin/users/{user_id}/ban": Row(ADMIN, 204),
+    "POST /v1/admin/users/{user_id}/unban": Row(ADMIN, 204),
+    "GET /v1/admin/users/{user_id}/sessions": Row(ADMIN),
+    "DELETE /v1/admin/users/{user_id}/sessions": Row(ADMIN),
+    "GET /v1/admin/users/{user_id}/security-events": Row(ADMIN),
+    "GET /v1/admin/queues": Row(ADMIN),
+    "POST /v1/admin/queues/{lane}/pause": Row(ADMIN, 204),
+    "POST /v1/admin/queues/{lane}/resume": Row(ADMIN, 204),
+    "GET /v1/admin/jobs": Row(ADMIN),
+    "POST /v1/admin/jobs/{job_id}/retry": Row(ADMIN, 202),
+}
+PROTECTED = {route: row for route, row in ROWS.items() if row.who != PUBLIC}
+OWNED = ("{session_id}", "{key_id}", "{job_id}", "{invoice_id}", "{endpoint_id}", "{delivery_id}")
+
+
+def test_every_route_has_a_row(app: FastAPI) -> None:
+    routes = {
+        f"{method} {context.path_format}"
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, APIRoute)
+        for method in context.original_route.methods
+    }
+    assert routes == set(ROWS)
+
+
+async def belongings(owner: Person) -> dict[str, str]:
+    """One of everything that an address can name, and the address parts that name it."""
+
+    async def made(path: str, body: Json) -> str:
+        answer = await owner.post(path, json=body)
+        assert answer.status_code in (201, 202), answer.text
+        return str(answer.json().get("id") or answer.json()["invoice"]["id"])
+
+    login = {"email": owner.email, "password": PASSWORD}
+    assert (await owner.client.post("/v1/auth/login", json=login)).status_code == 200
+    owner.client.cookies.clear()
+    sessions = (await owner.get("/v1/auth/sessions")).json()["items"]
+    job = await made("/v1/jobs", {"kind": "export.account", "args": {}})
+    assert (await owner.post(f"/v1/jobs/{job}/cancel")).is_success
+    endpoint = await made("/v1/webhooks/endpoints", {"url": "https://93.184.216.34/", "event_types": ["*"]})
+    assert (await owner.post(f"/v1/webhooks/endpoints/{endpoint}/test")).status_code == 202
+    return {
+        "{session_id}": next(item["id"] for item in sessions if not item["current"]),
+        "{key_id}": await made("/v1/auth/api-keys", {"name": "k", "scopes": ["profile:read"]}),
+        "{job_id}": job,
+        "{invoice_id}": await made("/v1/invoices", INVOICE),
+        "{endpoint_id}": endpoint,
+        "{delivery_id}": (await owner.get("/v1/webhooks/deliveries")).json()["items"][0]["id"],
+        "{user_id}": str(owner.id),
+        "{name}": "x",
+        "{lane}": "bulk",
+        "{code}": "x",
+    }
+
+
+def filled(path: str, parts: dict[str, str]) -> str:
+    for name, value in parts.items():
+        path = path.replace(name, value)
+    assert "{" not in path
+    return path
+
+
+async def call(client: httpx.AsyncClient, route: str, parts: dict[str, str], token: str | None) -> httpx.Response:
+    method, _, path = route.partition(" ")
+    row = ROWS[route]
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return await client.request(method, filled(path, parts), json=row.body, data=row.form, headers=headers)
+
+
+async def state(connection: Connection) -> dict[str, str]:
+    """A fingerprint of each table."""
+    tables = await connection.fetch("""
+        SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables
+         WHERE schemaname NOT IN ('pg_catalog', 'information_schema')
+    """)
+    return {
+        table["name"]: await connection.fetchval(
+            f"SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM {table['name']} AS t"  # noqa: S608
+        )
+        for table in tables
+    }
+
+
+async def key_with(owner: Person, scopes: set[str]) -> str:
+    """An API key that has been used, so that using it changes nothing any more."""
+    answer = await owner.post("/v1/auth/api-keys", json={"name": "k", "scopes": sorted(scopes)})
+    key = str(answer.json()["key"])
+    await owner.client.get("/v1/users/me", headers={"Authorization": f"Bearer {key}"})
+    return key
+
+
+@pytest.fixture
+async def owner(make_person: MakePerson) -> Person:
+    return await make_person()
+
+
+@pytest.fixture
+async def make_admin(make_person: MakePerson, connection: Connection, client: httpx.AsyncClient) -> MakePerson:
+    async def make() -> Person:
+        person = await make_person()
+        await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
+        answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+        client.cookies.clear()
+        return Person(client, person.id, person.email, PASSWORD, answer.json()["tokens"])
+
+    return make
+
+
+def needed(row: Row) -> set[str]:
+    return {"admin"} if row.who == ADMIN else set(row.who.split()) if ":" in row.who else set()
+
+
+async def test_denied_calls_change_nothing(
+    client: httpx.AsyncClient, owner: Person, make_person: MakePerson, make_admin: MakePerson, connection: Connection
+) -> None:
+    parts = await belongings(owner)
+    stranger, admin = await make_person(), await make_admin()
+    stranger_token = str(stranger.tokens["access_token"])
+    user_scopes = set(SCOPES_OF_ROLE["user"])
+    keys = {scope: await key_with(admin, set(SCOPES) - {scope}) for scope in SCOPES}
+    full_key = await key_with(owner, user_scopes)
+    admin_full_key = await key_with(admin, set(SCOPES))
+    before = await state(connection)
+    wrong: dict[tuple[str, str], object] = {}
+
+    async def refused(who: str, route: str, token: str | None, status: int, code: str | None = None) -> None:
+        answer = await call(client, route, parts, token)
+        found = (answer.status_code, answer.json()["code"] if code else None)
+        is_right = found == (status, code) and ("www-authenticate" in answer.headers or status != 401)
+        if not is_right:
+            wrong[who, route] = found
+
+    for route, row in PROTECTED.items():
+        await refused("anonymous", route, None, 401, "unauthenticated")
+        await refused("somebody with a spoilt token", route, stranger_token[:-1], 401, "invalid_token")
+        for scope in needed(row):
+            await refused(f"an API key without {scope}", route, keys[scope], 403, "insufficient_scope")
+        if row.who == SESSION:
+            await refused("an API key of the owner", route, full_key, 403, "session_required")
+            await refused("an API key of an administrator", route, admin_full_key, 403, "session_required")
+        if row.who == ADMIN:
+            await refused("a user", route, stranger_token, 403, "insufficient_scope")
+            await refused("an API key of a user", route, full_key, 403, "insufficient_scope")
+        elif any(name in route for name in OWNED):
+            # What belongs to somebody else is answered as what is not there, even to administrators.
+            await refused("somebody else", route, stranger_token, 404)
+            await refused("an administrator", route, str(admin.tokens["access_token"]), 404)
+    assert wrong == {}
+    assert await state(connection) == before
+
+
+@pytest.mark.parametrize("who", ["user", "admin"])
+async def test_the_right_caller_gets_through(
+    client: httpx.AsyncClient, make_person: MakePerson, make_admin: MakePerson, who: str
+) -> None:
+    """Each call with belongings of its own, because some of them end what they are made with."""
+    wrong: dict[str, object] = {}
+    await make_admin()
+    for route, row in PROTECTED.items():
+        if row.who == ADMIN and who == "user":
+            continue
+        caller = await (make_admin if who == "admin" else make_person)()
+        owner = await make_person() if row.who == ADMIN else caller
+        names_something = any(name in route for name in OWNED)
+        parts = await belongings(owner) if names_something else {"{user_id}": str(owner.id), "{lane}": "bulk"}
+        answer = await call(client, route, parts, str(caller.tokens["access_token"]))
+        if answer.status_code != row.answer:
+            wrong[route] = (answer.status_code, answer.text)
+    assert wrong == {}
+
+
+async def test_public_routes_ask_for_nobody(client: httpx.AsyncClient) -> None:
+    """Without a body most of them have something to say, but never that somebody should log in."""
+    for route, row in ROWS.items():
+        if row.who == PUBLIC and route != "GET /openapi.json":
+            answer = await call(client, route, {"{name}": "x", "{code}": "x"}, None)
+            expected = {row.answer} if route.startswith("GET ") else {204, 400, 415, 422}
+            assert answer.status_code in expected, (route, answer.text)
