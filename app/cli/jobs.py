@@ -25,12 +25,14 @@ _Lane = Annotated[str, typer.Argument(help="The lane's name.")]
 def _with_resources(work: "Callable[[Resources], Awaitable[Any]]") -> Any:
     """Runs `work` with open connections; an error of ours ends the command with its message."""
     from app.composition import close_resources, make_resources
+    from app.jobs.api import JobWatch
     from app.kernel.errors import AppError
 
     with servers_for_settings() as settings:
 
         async def run() -> Any:
             resources = make_resources(settings, application_name="onehop-cli")
+            JobWatch(resources.bus).attach(resources.db)
             await resources.db.open()
             try:
                 return await work(resources)
