@@ -139,23 +139,24 @@ async def test_without_redis_the_dead_stay_dead_and_the_living_live(
 ) -> None:
     before, during, living = [await cluster.person() for _ in range(3)]
     await before.post("/v1/auth/logout")
-    await asyncio.to_thread(valkey.stop)
+    valkey.stop()
     try:
         assert await cluster.statuses(before.tokens["access_token"]) == {401: REQUESTS}
         assert await cluster.statuses(living.tokens["access_token"]) == {200: REQUESTS}
         assert (await during.post("/v1/auth/logout")).status_code == 204
         assert await cluster.statuses(during.tokens["access_token"]) == {401: REQUESTS}
         # With nobody left to ask, nobody is let in.
-        await asyncio.to_thread(postgres.stop, mode="immediate")
+        postgres.stop(mode="immediate")
         try:
             for person in (before, during, living):
                 assert await cluster.statuses(person.tokens["access_token"]) == {503: REQUESTS}
         finally:
-            await asyncio.to_thread(postgres.start)
+            # From this thread, for the server ends with the one that started it.
+            postgres.start()
         await asyncio.sleep(1)
         assert await cluster.statuses(living.tokens["access_token"]) == {200: REQUESTS}
     finally:
-        await asyncio.to_thread(valkey.start)
+        valkey.start()
     await asyncio.sleep(1)
     for person, status in ((before, 401), (during, 401), (living, 200)):
         assert await cluster.statuses(person.tokens["access_token"]) == {status: REQUESTS}

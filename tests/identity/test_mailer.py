@@ -1,0 +1,201 @@
+"""The mailer against a real SMTP server: what is tried again, what is not, and what a message looks like."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
+
+from app.kernel.clock import SystemClock
+from app.kernel.mail import Attachment, Mail, Mailer, MailRefused, MailUnavailable, Templates, make_transport
+from app.settings import load_settings
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "app" / "identity" / "templates"
+LETTER = Mail("ada@example.com", "Grüße", "plain & simple\n", "<p>plain &amp; simple</p>\n", "job-1")
+
+
+@dataclass
+class PostOffice:
+    """An SMTP server. `answers` are given to DATA in turn, then everything is taken."""
+
+    port: int = 0
+    rcpt: str = ""
+    answers: list[str] = field(default_factory=list)
+    received: list[Envelope] = field(default_factory=list)
+    sessions: int = 0
+    protocols: list[SMTP] = field(default_factory=list)
+
+    # The names and arguments are aiosmtpd's.
+    async def handle_RCPT(self, _: SMTP, __: Session, envelope: Envelope, address: str, ___: Any) -> str:  # noqa: N802
+        if self.rcpt:
+            return self.rcpt
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802
+        if self.answers:
+            return self.answers.pop(0)
+        self.received.append(envelope)
+        return "250 OK"
+
+    def drop_all(self) -> None:
+        for protocol in self.protocols:
+            if protocol.transport is not None:
+                protocol.transport.close()
+
+
+def refuse(*_: object) -> AuthResult:
+    return AuthResult(success=False, handled=False)
+
+
+@pytest.fixture
+async def post_office() -> AsyncIterator[PostOffice]:
+    office = PostOffice()
+
+    def connect() -> SMTP:
+        office.sessions += 1
+        protocol = SMTP(office, enable_SMTPUTF8=True, authenticator=refuse, auth_require_tls=False)
+        office.protocols.append(protocol)
+        return protocol
+
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
+    office.port = server.sockets[0].getsockname()[1]
+    yield office
+    office.drop_all()
+    server.close()
+
+
+MakeMailer = Callable[..., Mailer]
+
+
+@pytest.fixture
+async def make_mailer(post_office: PostOffice, tmp_path: Path) -> AsyncIterator[MakeMailer]:
+    made: list[Mailer] = []
+
+    def make(credentials: str = "", port: int | None = None) -> Mailer:
+        variables = {
+            "APP_SECRET_KEY": "k" * 32,
+            "APP_MAIL_SMTP_URL": f"smtp://{credentials}127.0.0.1:{port or post_office.port}",
+            "APP_MAIL_SENDER": "Onehop <no-reply@onehop.example>",
+        }
+        settings = load_settings(variables).mail
+        made.append(Mailer(settings, make_transport(settings, tmp_path), SystemClock()))
+        return made[-1]
+
+    yield make
+    for mailer in made:
+        await mailer.close()
+
+
+async def test_a_message(post_office: PostOffice, make_mailer: MakeMailer) -> None:
+    letter = Mail(
+        *(LETTER.to, LETTER.subject, LETTER.text, LETTER.html, "job-1"),
+        (Attachment("a.pdf", "application/pdf", b"%PDF"),),
+    )
+    await make_mailer().send(letter)
+    (envelope,) = post_office.received
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("no-reply@onehop.example", ["ada@example.com"])
+    assert isinstance(envelope.content, bytes)
+    message = message_from_bytes(envelope.content, policy=policy.default)
+    assert message["Subject"] == "Grüße"
+    assert message["Message-ID"] == "<job-1@onehop.example>"
+    assert message["Auto-Submitted"] == "auto-generated"
+    plain, html = message.get_body(("plain",)), message.get_body(("html",))
+    assert plain is not None
+    assert html is not None
+    assert plain.get_content() == "plain & simple\r\n"
+    assert html.get_content() == "<p>plain &amp; simple</p>\r\n"
+    (attachment,) = message.iter_attachments()
+    assert (attachment.get_filename(), attachment.get_content()) == ("a.pdf", b"%PDF")
+
+
+async def test_a_connection_is_used_again_and_made_anew_when_it_is_lost(
+    post_office: PostOffice, make_mailer: MakeMailer
+) -> None:
+    mailer = make_mailer()
+    for _ in range(3):
+        await mailer.send(LETTER)
+    assert post_office.sessions == 1
+    post_office.drop_all()
+    await asyncio.sleep(0.05)
+    await mailer.send(LETTER)
+    assert (post_office.sessions, len(post_office.received)) == (2, 4)
+    await asyncio.gather(*(mailer.send(LETTER) for _ in range(12)))
+    assert len(post_office.received) == 16
+    assert post_office.sessions <= 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("451 try later", MailUnavailable),
+        ("421 going down", MailUnavailable),
+        ("550 no", MailRefused),
+        ("552 big", MailRefused),
+    ],
+)
+async def test_what_the_server_says_of_a_message(
+    post_office: PostOffice, make_mailer: MakeMailer, answer: str, expected: type[Exception]
+) -> None:
+    mailer = make_mailer()
+    post_office.answers = [f"{answer} for ada@example.com"]
+    with pytest.raises(expected) as caught:
+        await mailer.send(LETTER)
+    assert str(caught.value) == f"SMTP {answer[:3]}"
+    await mailer.send(LETTER)
+    post_office.rcpt = f"{answer} <ada@example.com>"
+    with pytest.raises(expected) as caught:
+        await mailer.send(LETTER)
+    assert "ada" not in str(caught.value)
+
+
+async def test_what_is_wrong_with_the_way_to_the_server_is_tried_again(
+    post_office: PostOffice, make_mailer: MakeMailer
+) -> None:
+    with pytest.raises(MailUnavailable):
+        await make_mailer(credentials="user:wrong@").send(LETTER)
+    with pytest.raises(MailUnavailable):
+        await make_mailer(port=1).send(LETTER)
+    assert post_office.received == []
+
+
+@pytest.mark.parametrize(
+    ("to", "subject"),
+    [
+        ("ada@example.com\r\nBcc: x@example.com", "s"),
+        ("ada@example.com\nBcc: x@example.com", "s"),
+        ("ada@example.com", "s\r\nBcc: x@example.com"),
+        ("ada@example.com", "s\0"),
+    ],
+)
+async def test_a_line_break_in_a_header_is_refused(
+    post_office: PostOffice, make_mailer: MakeMailer, to: str, subject: str
+) -> None:
+    with pytest.raises(MailRefused):
+        await make_mailer().send(Mail(to, subject, "", "", "job-1"))
+    assert post_office.received == []
+
+
+async def test_addresses_with_other_letters_are_carried(post_office: PostOffice, make_mailer: MakeMailer) -> None:
+    await make_mailer().send(Mail("zoë@exämple.com", "s", "t", "<p>", "job-1"))
+    assert post_office.received[0].rcpt_tos in (["zoë@exämple.com"], ["zoë@xn--exmple-cua.com"])
+
+
+def test_every_template_renders_and_escapes() -> None:
+    templates = Templates(TEMPLATES)
+    hostile = '<script>alert("1")</script>&'
+    data = {"link": hostile, "hours": 24, "minutes": 30, "subject": hostile, "what": hostile}
+    names = {file.stem for file in TEMPLATES.glob("*.txt")}
+    assert names == {file.stem for file in TEMPLATES.glob("*.html")}
+    assert names == {"account_exists", "change_email", "notice", "reset_password", "verify_email"}
+    for name in names:
+        subject, text, html = templates.render(name, data)
+        assert subject
+        assert "\n" not in subject
+        assert hostile in text
+        assert "<script" not in html
+        assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;" in html
