@@ -11,7 +11,7 @@ declares what it needs by a typed alias, and a route that declares nothing stops
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
@@ -47,6 +47,11 @@ class Principal:
     roles: frozenset[str]
     token_id: str
     kind: Literal["user", "api_key"] = "user"
+    # The user's id as it begins the keys of the response cache; made once per token instead of once per request.
+    cache_key: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache_key", self.user_id.hex)
 
     @property
     def is_admin(self) -> bool:

@@ -70,14 +70,14 @@ class RequestContext:
         found = {name: value for name, value in scope["headers"] if name in _WANTED}
         scope["found_headers"] = found
         request_id = self._request_id(found)
-        request_id_var.set(request_id.decode())
+        request_id_var.set(request_id)
         trace_parent = found.get(b"traceparent")
         is_traced = trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent)
         trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
-        exchange = _Exchange(send, (b"x-request-id", request_id), is_head=is_head)
+        exchange = _Exchange(send, (b"x-request-id", request_id.encode()), is_head=is_head)
         self._active += 1
         try:
             await self._answer(scope, receive, exchange, found)
@@ -133,11 +133,11 @@ class RequestContext:
         """A problem of a layer outside the one that adds the security headers."""
         await problem_response(error)(scope, receive, self._security.wrap(exchange.send))
 
-    def _request_id(self, found: dict[bytes, bytes]) -> bytes:
+    def _request_id(self, found: dict[bytes, bytes]) -> str:
         given = found.get(b"x-request-id")
         if given is not None and _REQUEST_ID.fullmatch(given):
-            return given
-        return f"{self._prefix}-{next(self._numbers):x}".encode()
+            return given.decode()
+        return f"{self._prefix}-{next(self._numbers):x}"
 
     def _record(self, scope: Scope, exchange: "_Exchange", seconds: float, *, is_head: bool) -> None:
         route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), "unmatched")

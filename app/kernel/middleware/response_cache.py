@@ -38,25 +38,33 @@ class ResponseCache:
             await self._app(scope, receive, _Conditional(scope, send).send)
             return
         query = scope["query_string"]
-        key = f"{principal.user_id.hex}{read.path}?{query.decode('latin-1')}"
+        key = principal.cache_key + read.path
+        if query:
+            key = f"{key}?{query.decode('latin-1')}"
         answer = self._cache.get_local(key)
         if answer is None:
-            if len(query) > _MAX_QUERY_BYTES:
-                await self._app(scope, receive, _Conditional(scope, send).send)
-                return
-            capture = _Capture(scope, send)
+            await self._answer_miss(scope, receive, send, read, principal, key)
+        else:
+            scope["route_template"] = read.path
+            await _send_answer(answer, scope, send)
 
-            async def fill() -> CachedAnswer | None:
-                await self._app(scope, receive, capture.send)
-                return capture.answer
+    async def _answer_miss(
+        self, scope: Scope, receive: Receive, send: Send, read: CachedRead, principal: Principal, key: str
+    ) -> None:
+        capture = _Capture(scope, send)
 
+        async def fill() -> CachedAnswer | None:
+            await self._app(scope, receive, capture.send)
+            return capture.answer
+
+        answer = None
+        if len(scope["query_string"]) <= _MAX_QUERY_BYTES:
             answer = await self._cache.get_or_fill(key, read.tags(principal.user_id), fill)
-            if answer is None:
-                if not capture.is_used:
-                    await self._app(scope, receive, _Conditional(scope, send).send)
-                return
-        scope["route_template"] = read.path
-        await _send_answer(answer, scope, send)
+        if answer is not None:
+            scope["route_template"] = read.path
+            await _send_answer(answer, scope, send)
+        elif not capture.is_used:
+            await self._app(scope, receive, _Conditional(scope, send).send)
 
 
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
