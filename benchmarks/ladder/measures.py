@@ -21,7 +21,6 @@ _VOLATILE = ("id", "status", "created_at", "notes")
 ACTIVE = 100
 # Others, so that their orders do not change what the readers read.
 CUSTOMERS = 20
-_DELIVERY_SECONDS = 15
 _POOLS_OWN = ("SELECT pg_advisory_unlock_all", "CLOSE ALL", "UNLISTEN", "RESET ALL")
 _numbers = count(1)
 
@@ -129,9 +128,10 @@ async def _order(stage: Stage, group: Group, world: Outside, tokens: list[str], 
     before = await world.arrived()
     alone = await closed_loop(group.port, _orders_of(tokens, 1000), max(seconds, 2), 1)
     crowd = await closed_loop(group.port, _orders_of(tokens, 3000), seconds, 8)
+    patience = 3 * seconds
     sent = len(alone.good()) + len(crowd.good())
     waited = 0
-    while (after := await world.arrived())["mails"] - before["mails"] < sent and waited < _DELIVERY_SECONDS:
+    while (after := await world.arrived())["mails"] - before["mails"] < sent and waited < patience:
         await asyncio.sleep(1)
         waited += 1
     mails, webhooks = after["mails"] - before["mails"], after["webhooks"] - before["webhooks"]
