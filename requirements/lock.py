@@ -15,7 +15,7 @@ QUIET = ("--no-emit-find-links", "--no-annotate", "--quiet")
 
 def main(extra: list[str]) -> None:
     before: list[str] = []
-    for name, groups in (("production", []), ("run", ["--group=embedded"]), ("dev", ["--group=dev"])):
+    for name, groups in (("production", []), ("run", ["--group=embedded"]), ("dev", ["--group=dev", "--group=bench"])):
         target = f"requirements/{name}.txt"
         command = [
             sys.executable,
