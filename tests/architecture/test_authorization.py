@@ -135,7 +135,7 @@ def test_every_route_has_a_row(app: FastAPI) -> None:
         f"{method} {context.path_format}"
         for context in iter_route_contexts(app.routes)
         if isinstance(context.original_route, APIRoute)
-        for method in context.original_route.methods
+        for method in context.original_route.methods or ()
     }
     assert routes == set(ROWS)
 

@@ -39,7 +39,7 @@ class Letter:
     def token(self) -> str:
         """What the link of the letter carries."""
         (link,) = re.findall(r"https?://\S+", self.text)
-        return parse_qs(urlsplit(link).query)["token"][0]
+        return str(parse_qs(urlsplit(link).query)["token"][0])
 
 
 class Mailbox:

@@ -70,14 +70,15 @@ async def test_a_key_cannot_change_who_acts_for_the_account(client: httpx.AsyncC
 async def test_nobody_gives_away_what_they_have_not(person: Person, admin: Person, client: httpx.AsyncClient) -> None:
     answer = await person.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["profile:read", "admin"]})
     problem_of(answer, 403, "insufficient_scope")
-    for wrong in (
+    wrongs: list[dict[str, object]] = [
         {"scopes": ["root"]},
         {"scopes": []},
         {"name": " "},
         {"name": ""},
         {"expires_at": "2020-01-01T00:00:00Z"},
-    ):
-        answer = await person.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["profile:read"]} | wrong)
+    ]
+    for wrong in wrongs:
+        answer = await person.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["profile:read"], **wrong})
         assert answer.status_code == 422
     assert (await person.get("/v1/auth/api-keys")).json()["items"] == []
 

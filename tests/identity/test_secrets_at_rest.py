@@ -85,7 +85,7 @@ def spellings(secret: str) -> Iterator[bytes]:
     raws = [secret.encode()]
     for decode in (base64.b32decode, base64.urlsafe_b64decode, bytes.fromhex):
         try:
-            raws.append(decode(secret + ("=" * (-len(secret) % 4) if decode is base64.urlsafe_b64decode else "")))  # type: ignore[operator]
+            raws.append(decode(secret + ("=" * (-len(secret) % 4) if decode is base64.urlsafe_b64decode else "")))
         except ValueError:
             continue
     for raw in raws:
