@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VENV := .venv/bin
-CODE := app tests alembic locustfile.py requirements/install.py
+CODE := app benchmarks tests alembic locustfile.py requirements/install.py
 
 # The first interpreter on the PATH that is new enough; `make run PYTHON=/some/python3.12` chooses another.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14 python; do \
@@ -13,7 +13,7 @@ LOAD_USERS ?= 50
 LOAD_SECONDS ?= 60
 
 .PHONY: help run dev serve worker migrate seed doctor openapi test quick check format lint types imports migrations-lint \
-	dockerfile-lint audit load lock clean install install-dev
+	dockerfile-lint audit load bench bench-quick lock clean install install-dev
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -88,6 +88,12 @@ load: install-dev ## A minute of mixed load against a running system (LOAD_HOST,
 		--users $(LOAD_USERS) --spawn-rate $(LOAD_USERS) --run-time $(LOAD_SECONDS)s \
 		--html reports/load.html --csv reports/load $(ARGS) || status=$$?; \
 		echo "Report: reports/load.html"; exit $$status
+
+bench: install-dev ## Every measure and the report in docs/benchmarks; about an hour on a machine of its own
+	@$(VENV)/python -m benchmarks full $(ARGS)
+
+bench-quick: install-dev ## The same in five minutes, report in reports/benchmarks (ARGS="--only limits")
+	@$(VENV)/python -m benchmarks quick --output reports/benchmarks $(ARGS)
 
 lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: newest versions)
 	@$(VENV)/python requirements/lock.py $(if $(UPGRADE),--upgrade)

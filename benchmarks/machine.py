@@ -68,6 +68,7 @@ def free_port() -> int:
 @contextmanager
 def servers(directory: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedValkey]]:
     """PostgreSQL and Valkey on the other cores, ended with this process at the latest."""
+    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, OTHER_CORES)
     postgres = EmbeddedPostgres(directory / "postgres", settings=POSTGRES, die_with_parent=True)
     valkey = EmbeddedValkey(directory / "valkey", settings=DEVELOPMENT_VALKEY, die_with_parent=True)
@@ -78,6 +79,7 @@ def servers(directory: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedValkey]
     finally:
         valkey.stop()
         postgres.stop(mode="immediate")
+        os.sched_setaffinity(0, before)
 
 
 class Service:

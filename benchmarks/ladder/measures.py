@@ -78,7 +78,7 @@ async def climb(bench: Bench, *, seconds: float, rounds: int, say: Progress) -> 
                 if answer != expected:
                     raise AssertionError(f"stage {stage.number} answers {answer!r} instead of {expected!r}")
                 overview = await _read(group, readers, seconds, rounds)
-                queries, calls = await _count(group, bench, readers)
+                queries, calls = await count_overview(group, bench, readers)
                 orders = await _order(stage, group, world, customers, seconds)
             await _clean_up(bench)
             found.append(Climb(stage, overview, queries, calls, orders))
@@ -93,7 +93,7 @@ async def _read(group: Group, tokens: list[str], seconds: float, rounds: int) ->
     return Result(tuple(samples))
 
 
-async def _count(group: Group, bench: Bench, tokens: list[str]) -> tuple[float, float]:
+async def count_overview(group: Group, bench: Bench, tokens: list[str]) -> tuple[float, float]:
     """Statements and calls between services of one overview, of people who were there before."""
     reads = [request("GET", "/v1/overview", token=token) for token in tokens[:50]]
     # Requests that the load has left behind are answered first.
@@ -153,10 +153,10 @@ def _orders_of(tokens: list[str], wanted: int) -> list[bytes]:
     return [order_request(tokens[index % len(tokens)]) for index in range(wanted)]
 
 
-def order_request(token: str) -> bytes:
-    """An order nobody has made yet."""
+def order_request(token: str, number: str | None = None) -> bytes:
+    """An order nobody has made yet, unless it is given a `number`."""
     document = {
-        "number": f"L-{next(_numbers)}",
+        "number": number or f"L-{next(_numbers)}",
         "order_id": "order-1",
         "customer": {"name": "Dana Demo", "email": "dana@example.com", "address": "1 Main Street"},
         "currency": "EUR",
