@@ -34,7 +34,6 @@ class Cluster:
 
     async def statuses(self, token: object, *, path: str = "/v1/users/me") -> Counter[int]:
         """Of as many requests over connections of their own, so that they spread over the processes."""
-
         limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
         headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
         async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=20) as client:
