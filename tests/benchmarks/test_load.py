@@ -15,8 +15,10 @@ from benchmarks.load import Result, Sample, request
 async def answering(statuses: list[int]) -> AsyncIterator[tuple[int, list[bytes]]]:
     """A server that answers with `statuses` in turn; its port and what it was sent."""
     seen: list[bytes] = []
+    conversations = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversations.add(asyncio.current_task())
         try:
             while True:
                 seen.append(await reader.readuntil(b"\r\n\r\n"))
@@ -28,9 +30,11 @@ async def answering(statuses: list[int]) -> AsyncIterator[tuple[int, list[bytes]
                 writer.write(b"ngth: 2\r\n\r\nok")
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+            await writer.wait_closed()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1], seen
+        await asyncio.gather(*(conversation for conversation in conversations if conversation))
 
 
 async def test_a_closed_loop_counts_what_was_answered() -> None:
