@@ -14,6 +14,12 @@ class IdentitySettings(Section):
     access_token_ttl: int = Field(600, ge=30, le=3600)
     refresh_idle_ttl: int = Field(14 * 86_400, ge=600, description="A session unused for so long ends.")
     refresh_absolute_ttl: int = Field(90 * 86_400, ge=600, description="A session ends after this time at the latest.")
+    refresh_quiet: float = Field(
+        0.03,
+        ge=0,
+        le=1,
+        description="A refresh is answered once no parallel one came for so long; ten times that at most.",
+    )
     refresh_retry_ttl: int = Field(60, ge=0, le=600, description="How long an Idempotency-Key repeats a rotation.")
     max_sessions: int = Field(50, ge=1, le=1000, description="Of one account; the longest unused one gives way.")
     hash_threads: int = Field(2, ge=1, le=64, description="Password hashes at one time.")

@@ -3,9 +3,11 @@
 A token is good once. Who brings the generation that the row has turns it into the next; who brings the one before is
 either a parallel request or a repeat of one whose answer got lost, and gets the same successor, or it is a replay,
 which ends the session. A parallel request is told from a replay by the moment it came: before the winner's answer
-went out, or after. Those moments are taken from one clock, that of Redis.
+went out, or after. Those moments are taken from one clock, that of Redis. A client sends parallel requests one after
+the other, so the winner's answer waits until none has come for a moment.
 """
 
+import asyncio
 import hmac
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,9 +33,18 @@ _UNANSWERED_FOR = timedelta(seconds=2)
 
 _refreshes_total = Counter("app_identity_refreshes", "Refresh requests.", ["outcome"])
 
+_MAX_QUIET_PERIODS = 10
+
+_ARRIVE = """
+local arrived = redis.call('HINCRBY', KEYS[1], 'arrived', 1)
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return arrived
+"""
+
 _MARK_ANSWERED = """
 local now = redis.call('TIME')
-redis.call('SET', KEYS[1], now[1] * 1000000 + now[2], 'PX', ARGV[1])
+redis.call('HSET', KEYS[1], 'answered', string.format('%.0f', now[1] * 1000000 + now[2]))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
 """
 
@@ -70,7 +81,8 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
         _refreshes_total.labels("malformed").inc()
         raise InvalidRefreshToken from error
     retry_key = _retry_key(identity, request.idempotency_key)
-    has_redis = await identity.redis_clock.measure()
+    arrivals = await _arrive(redis, token)
+    has_redis = arrivals is not None and await identity.redis_clock.measure()
     now = identity.clock.now()
     async with db.statement("identity.rotate_session") as tx:
         rotation = await rotate_session(
@@ -86,7 +98,9 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
         )
     if rotation is not None:
         tokens = _tokens(identity, token, rotation)
-        await _mark_answered(redis, token)
+        if arrivals is not None:
+            await _let_others_arrive(redis, token, arrivals, identity.settings.refresh_quiet)
+            await _mark_answered(redis, token)
         _refreshes_total.labels("rotated").inc()
         return tokens
     arrived_at = identity.redis_clock.microseconds(came_at) if has_redis else None
@@ -146,6 +160,28 @@ def _retry_key(identity: Identity, idempotency_key: str | None) -> bytes | None:
     return sha256(idempotency_key.encode()).digest()
 
 
+async def _arrive(redis: RedisGateway, token: RefreshToken) -> int | None:
+    """Says that somebody has come with this token; the answer is the how manieth that is. None without Redis."""
+    try:
+        arrived = await redis.call(lambda client: client.eval(_ARRIVE, 1, _marker(token), _MARKER_TTL_MS))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
+    except RedisUnavailable:
+        return None
+    return int(arrived)
+
+
+async def _let_others_arrive(redis: RedisGateway, token: RefreshToken, arrived: int, quiet: float) -> None:
+    """Returns once nobody else has come with this token for `quiet` seconds."""
+    for _ in range(_MAX_QUIET_PERIODS):
+        await asyncio.sleep(quiet)
+        try:
+            seen = await redis.call(lambda client: client.hget(_marker(token), "arrived"))  # type: ignore[arg-type, return-value]
+        except RedisUnavailable:
+            return
+        if seen is None or int(seen) == arrived:
+            return
+        arrived = int(seen)
+
+
 async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
     try:
         await redis.call(lambda client: client.eval(_MARK_ANSWERED, 1, _marker(token), _MARKER_TTL_MS))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
@@ -160,7 +196,7 @@ async def _came_before_answer(
     if arrived_at is None:
         return is_fresh
     try:
-        answered_at = await redis.call(lambda client: client.get(_marker(token)))
+        answered_at = await redis.call(lambda client: client.hget(_marker(token), "answered"))  # type: ignore[arg-type, return-value]
     except RedisUnavailable:
         return is_fresh
     # No marker: the winner is still on its way, or died on it.
