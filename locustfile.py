@@ -210,7 +210,9 @@ class Person(FastHttpUser):
 
     def has_invoices(self) -> bool:
         if Person.invoices is None:
-            with self.client.get("/v1/invoices", headers=self.headers, catch_response=True) as answer:
+            with self.client.get(
+                "/v1/invoices", name="GET /v1/invoices", headers=self.headers, catch_response=True
+            ) as answer:
                 answer.success()
                 Person.invoices = answer.status_code == 200
         return Person.invoices
