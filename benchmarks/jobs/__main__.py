@@ -14,17 +14,31 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
+import orjson
 import psutil
 import uvloop
 
 from app.composition import close_resources, make_resources, open_resources
+from app.jobs.records.invoices import Invoice
+from app.jobs.service.invoicing import render_invoice
 from app.kernel import migrations
 from app.kernel.embedded import servers
+from app.kernel.ids import UserId
 from app.kernel.resources import Resources
 from app.settings import load_settings
+
+_LEFT = "SELECT count(*) FROM jobs.jobs WHERE user_id = $1 AND state < 2"
+_EVENTS = """
+INSERT INTO users.events (user_id, id, kind, occurred_at, properties, created_at)
+SELECT $1::uuid, gen_random_uuid(), 'page.viewed', now() - n * interval '1 s',
+       jsonb_build_object('n', n, 'path', '/a/b'), now() - n * interval '1 s'
+FROM generate_series(1, $2::integer) AS n
+"""
 
 
 @dataclass
@@ -36,11 +50,18 @@ class Bench:
     connection: "asyncpg.Connection[asyncpg.Record]"
 
     async def put(
-        self, kind: str, count: int, *, seconds: float = 0.0, batch: int = 500, lane: str = "default"
+        self,
+        kind: str,
+        count: int,
+        *,
+        seconds: float = 0.0,
+        batch: int = 500,
+        lane: str = "default",
+        user_id: UserId | None = None,
     ) -> None:
         for start in range(0, count, batch):
             rows = [
-                self.resources.queue.new_job(kind, {"seconds": seconds}, user_id=None, lane=lane)
+                self.resources.queue.new_job(kind, {"seconds": seconds}, user_id=user_id, lane=lane)
                 for _ in range(min(batch, count - start))
             ]
             async with self.resources.db.statement("bench.enqueue") as tx:
@@ -183,6 +204,75 @@ async def measure_priority(bench: Bench, count: int = 10_000) -> None:
     print(f"critical behind {count} bulk  p50 {statistics.median(waits):.1f} ms   max {max(waits):.1f} ms")
 
 
+async def measure_fairness(bench: Bench, count: int = 5000) -> None:
+    """Ten jobs of B, alone and behind five thousand of A."""
+    spent = []
+    for before in (0, count):
+        await bench.clear()
+        async with bench.workers(1):
+            busy, quiet = UserId(uuid4()), UserId(uuid4())
+            await bench.put("bench.sleep", before, seconds=0.05, user_id=busy)
+            began = time.perf_counter()
+            await bench.put("bench.sleep", 10, seconds=0.05, user_id=quiet)
+            while await bench.connection.fetchval(_LEFT, quiet):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            spent.append((time.perf_counter() - began) * 1000)
+    print(f"10 jobs of B              alone {spent[0]:.0f} ms   behind {count} of A {spent[1]:.0f} ms")
+
+
+async def measure_export(bench: Bench, count: int = 1_000_000) -> None:
+    """A million events to a CSV file, and what that adds to the worker's memory."""
+    await bench.clear()
+    user_id = UserId(uuid4())
+    await bench.connection.execute(_EVENTS, user_id, count, timeout=300)
+    async with bench.workers(1) as (worker,):
+        process = psutil.Process(worker.pid)
+        before = highest = process.memory_info().rss
+        began = time.perf_counter()
+        rows = [
+            bench.resources.queue.new_job(
+                "export.events", {"format": "csv"}, user_id=user_id, lane="bulk", timeout_s=900
+            )
+        ]
+        async with bench.resources.db.statement("bench.enqueue") as tx:
+            await bench.resources.queue.enqueue_rows(tx, rows)
+        while not await bench.connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state >= 2"):
+            highest = max(highest, process.memory_info().rss)
+            await asyncio.sleep(0.02)
+        spent = time.perf_counter() - began
+    assert await bench.connection.fetchval("SELECT state FROM jobs.jobs") == 2
+    print(f"{count} events to CSV    {spent:.1f} s   memory +{(highest - before) / 2**20:.0f} MB")
+
+
+async def measure_invoice(_: Bench, count: int = 100) -> None:
+    """An invoice of one page, twenty lines."""
+    lines = [{"description": f"Item {n}", "quantity": n + 1, "unit_price_minor": 1999} for n in range(20)]
+    customer = {"name": "Ada Lovelace", "email": "ada@example.org", "address": "London"}
+    times = []
+    for number in range(count):
+        invoice = Invoice(
+            id=uuid4(),
+            user_id=UserId(uuid4()),
+            number=f"N-{number}",
+            order_id="O-1",
+            customer=orjson.dumps(customer).decode(),
+            currency="EUR",
+            lines=orjson.dumps(lines).decode(),
+            tax_rate_percent="19",
+            notes=None,
+            subtotal_minor=419790,
+            tax_minor=79760,
+            total_minor=499550,
+            status="pending",
+            job_id=uuid4(),
+            created_at=datetime.now(UTC),
+        )
+        began = time.perf_counter()
+        render_invoice(invoice)
+        times.append((time.perf_counter() - began) * 1000)
+    print(f"invoice PDF               p50 {statistics.median(times):.1f} ms   first {times[0]:.0f} ms")
+
+
 async def main() -> None:
     wanted = sys.argv[1:]
     with tempfile.TemporaryDirectory() as directory, servers(Path(directory)) as running:
@@ -207,6 +297,9 @@ async def main() -> None:
             measure_idle,
             measure_flush,
             measure_priority,
+            measure_fairness,
+            measure_export,
+            measure_invoice,
         ):
             if not wanted or measure.__name__.removeprefix("measure_") in wanted:
                 await measure(bench)

@@ -6,6 +6,7 @@ from typing import Any
 
 import uvloop
 
+from app.jobs.api import JOB_KINDS
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
 from app.settings import load_settings
 from app.worker import run
@@ -34,4 +35,4 @@ async def sleep(_: JobContext, args: Sleep) -> None:
 KINDS: dict[str, JobKind[Any]] = {kind.name: kind for kind in (noop, stamp, sleep)}
 
 if __name__ == "__main__":
-    uvloop.run(run(load_settings(), KINDS))
+    uvloop.run(run(load_settings(), {**JOB_KINDS, **KINDS}))
