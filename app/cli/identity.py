@@ -22,7 +22,8 @@ def create_admin(
 ) -> None:
     """Make an administrator's account with a verified address."""
     from app.composition import close_resources, make_resources
-    from app.identity.api import PasswordHashing, WeakPassword, provision_account
+    from app.identity.api import PasswordHashing, provision_account
+    from app.kernel.errors import Unprocessable
 
     async def create(settings: "Settings") -> bool:
         resources = make_resources(settings, application_name="onehop-cli")
@@ -46,7 +47,7 @@ def create_admin(
     try:
         with servers_for_settings() as settings:
             is_made = asyncio.run(create(settings))
-    except WeakPassword as error:
+    except Unprocessable as error:
         say(" ".join(item.detail for item in error.errors))
         raise typer.Exit(1) from error
     say(f"{email} is an administrator." if is_made else f"There is an account with {email} already; nothing changed.")

@@ -1,6 +1,5 @@
 """What other modules and the composition root may use of the identity module."""
 
-from app.identity.errors import WeakPassword
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.key_rotation import rotate_signing_keys
@@ -12,7 +11,6 @@ __all__ = [
     "Identity",
     "IdentityTasks",
     "PasswordHashing",
-    "WeakPassword",
     "export_identity",
     "make_identity",
     "provision_account",

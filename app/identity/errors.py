@@ -22,6 +22,11 @@ class RegistrationClosed(Forbidden):
     title = "New accounts cannot be made here"
 
 
+class InvalidEmail(Unprocessable):
+    code = "invalid_email"
+    title = "Not an e-mail address"
+
+
 class WeakPassword(Unprocessable):
     code = "weak_password"
     title = "The password is too easy to guess"

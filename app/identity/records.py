@@ -7,6 +7,7 @@ from typing import Literal
 from uuid import UUID
 
 import orjson
+from email_validator import validate_email
 
 from app.kernel.auth import Role
 from app.kernel.ids import UserId
@@ -289,6 +290,11 @@ class SecurityEvent:
 def roles_of(role: Role) -> tuple[str, ...]:
     """What the token's `roles` say of an account with `role`."""
     return ("user",) if role == "user" else ("user", "admin")
+
+
+def normalise_email(text: str) -> str:
+    """An address as it is stored. Raises `ValueError` if it is none."""
+    return validate_email(text, check_deliverability=False, test_environment=True).normalized
 
 
 def canonical_email(email: str) -> str:

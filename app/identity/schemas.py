@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
+from app.identity.records import normalise_email
 from app.kernel.http import Id, PageQuery, Schema, Timestamp
 from app.users.api import DisplayName, Locale, Timezone
 
@@ -14,8 +14,8 @@ MAX_SENT_PASSWORD = 1024
 
 def _check_email(value: str) -> str:
     try:
-        return validate_email(value, check_deliverability=False, test_environment=True).normalized
-    except EmailNotValidError as error:
+        return normalise_email(value)
+    except ValueError as error:
         raise PydanticCustomError("invalid_email", "Not an e-mail address.") from error
 
 

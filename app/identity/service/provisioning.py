@@ -1,13 +1,14 @@
 """Accounts made by operators instead of by their owners."""
 
-from app.identity.errors import EmailTaken
+from app.identity.errors import EmailTaken, InvalidEmail
 from app.identity.queries.accounts import insert_account
-from app.identity.records import canonical_email
+from app.identity.records import canonical_email, normalise_email
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.password_policy import check_password, normalise_password
 from app.kernel.auth import Role
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
+from app.kernel.errors import FieldError
 from app.kernel.ids import UserId, new_id
 from app.users import api as users
 
@@ -26,8 +27,12 @@ async def provision_account(
     """Makes a verified account of `role`; None if somebody has the address already, who stays as they are.
 
     Raises:
-        WeakPassword: the password is refused.
+        InvalidEmail, WeakPassword
     """
+    try:
+        email = normalise_email(email)
+    except ValueError as error:
+        raise InvalidEmail(errors=[FieldError("#/email", "Not an e-mail address.", InvalidEmail.code)]) from error
     password = normalise_password(password)
     check_password(password)
     password_hash = await hashing.hash(password)
