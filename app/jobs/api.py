@@ -1,6 +1,7 @@
 """What other modules and the composition roots may use of jobs."""
 
 from app.jobs.handlers import JOB_KINDS
+from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, read_overview
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, State
 from app.jobs.service.administration import (
@@ -18,7 +19,6 @@ from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
-from app.jobs.tasks import SCHEDULES, JobsTasks
 
 __all__ = [
     "JOB_KINDS",

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-import boto3  # type: ignore[import-untyped]
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
@@ -26,15 +26,7 @@ def s3() -> Iterator[JobsSettings]:
     server.start()
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="files")
-    client.close()
+    httpx.put(f"{endpoint}/files").raise_for_status()
     yield JobsSettings(
         artifact_url="s3://files/onehop",
         artifact_s3_endpoint=endpoint,

@@ -24,6 +24,7 @@ _CONTENT_TYPES = {
     "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
     "parquet": "application/vnd.apache.parquet",
 }
+_LINES_A_STEP = 5_000
 _WRITERS = {"ndjson": write_ndjson, "parquet": write_parquet, "xlsx": write_xlsx}
 
 
@@ -52,13 +53,15 @@ async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str,
 
         async with ctx.artifact(f"events.{args.format}", _CONTENT_TYPES[args.format]) as file:
             if args.format == "csv":
-                lines = 0
+                lines = told = 0
 
                 async def write(data: bytes) -> None:
-                    nonlocal lines
+                    nonlocal lines, told
                     await file.write(data)
                     lines += data.count(b"\n")
-                    await advance(lines)
+                    if lines - told >= _LINES_A_STEP:
+                        told = lines
+                        await advance(lines)
 
                 rows = await stream_events(conn, user_id, args.since, args.until, write)
             else:

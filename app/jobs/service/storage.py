@@ -20,6 +20,7 @@ from obstore.store import LocalStore, S3Store
 from app.jobs.settings import JobsSettings
 
 _CHUNK = 256 * 1024
+_WRITE_BUFFER = 512 * 1024
 _UPLOAD_BUFFER = 8 * 1024 * 1024
 
 
@@ -30,11 +31,22 @@ class StoredFile:
         self.size = 0
         self.hash = sha256()
         self._file = file
+        self._buffer = bytearray()
 
     async def write(self, data: bytes) -> None:
-        self.hash.update(data)
         self.size += len(data)
-        await self._file.write(data)
+        self._buffer += data
+        # COPY gives row by row; each step into the store costs far more than the row.
+        if len(self._buffer) >= _WRITE_BUFFER:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Hands over what has been collected."""
+        if self._buffer:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self.hash.update(data)
+            await self._file.write(data)
 
 
 class ArtifactStore:
@@ -66,6 +78,7 @@ class ArtifactStore:
         file = StoredFile(writer)
         # Closing is what publishes an upload, so a writer whose block failed is dropped without being closed.
         yield key, file
+        await file.flush()
         await writer.close()
 
     async def open(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:

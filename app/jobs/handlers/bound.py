@@ -1,4 +1,4 @@
-"""The module's own housekeeping, by the clock. What users ask for is in `handlers`."""
+"""The kinds that need more than their context, and the module's own housekeeping by the clock."""
 
 from datetime import datetime
 from typing import Any
