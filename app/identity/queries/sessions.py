@@ -193,6 +193,22 @@ async def delete_expired_revocations(tx: Tx, now: datetime) -> str:
     return await tx.execute(DELETE_EXPIRED_REVOCATIONS, now)
 
 
+DELETE_ENDED_SESSIONS = """
+DELETE FROM identity.sessions
+ WHERE (user_id, id) IN (
+       SELECT user_id, id FROM identity.sessions
+        WHERE expires_at < $1
+        ORDER BY expires_at
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED)
+"""
+
+
+async def delete_ended_sessions(tx: Tx, before: datetime, limit: int) -> int:
+    """Deletes up to `limit` sessions that could not have been used since `before`; the answer is how many."""
+    return int((await tx.execute(DELETE_ENDED_SESSIONS, before, limit)).removeprefix("DELETE "))
+
+
 INSERT_ACCOUNT_REVOCATION = """
 INSERT INTO identity.revocations (kind, subject, version, expires_at) VALUES ('account', $1, $2, $3)
 """

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
 from app.identity.service.authentication import API_KEY_SECONDS, TokenAuthenticator
+from app.identity.service.cleaning import clean_for_ever
 from app.identity.service.devices import Devices
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.issuing import TokenIssuer
@@ -96,6 +97,7 @@ async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIte
     loaded = asyncio.Event()
     background = Background()
     background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded))
+    background.spawn(clean_for_ever(db, identity.clock))
     identity.feed.start()
     try:
         async with asyncio.timeout(2):

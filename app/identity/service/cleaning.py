@@ -1,0 +1,45 @@
+"""What is over and tells nobody anything any more."""
+
+import asyncio
+import random
+from datetime import timedelta
+
+from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens
+from app.identity.queries.sessions import delete_ended_sessions
+from app.kernel.clock import Clock
+from app.kernel.database import Database
+from app.kernel.errors import Unavailable
+from app.kernel.telemetry import get_logger
+
+# For so long the owner of a session can still ask what became of it.
+_KEPT_FOR = timedelta(days=30)
+_AT_A_TIME = 1_000
+_SECONDS = 600.0
+
+_logger = get_logger(__name__)
+
+
+async def clean(db: Database, clock: Clock) -> int:
+    """Deletes ended sessions and links; the answer is how many sessions. Several processes may do so at once."""
+    now = clock.now()
+    async with db.statement("identity.clean_one_time_tokens") as tx:
+        await delete_expired_one_time_tokens(tx, now)
+    total = 0
+    deleted = _AT_A_TIME
+    while deleted == _AT_A_TIME:
+        async with db.statement("identity.clean_sessions") as tx:
+            deleted = await delete_ended_sessions(tx, now - _KEPT_FOR, _AT_A_TIME)
+        total += deleted
+    return total
+
+
+async def clean_for_ever(db: Database, clock: Clock) -> None:
+    """Every ten minutes or so, not all processes at the same moment."""
+    while True:
+        await asyncio.sleep(_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+        try:
+            await clean(db, clock)
+        except Unavailable as error:
+            _logger.debug("identity cannot be cleaned", error=error.code)
+        except Exception:
+            _logger.exception("cleaning identity failed")
