@@ -46,8 +46,8 @@ PLANS = {
     "quick": Plan(
         mode="quick",
         rounds=3,
-        ladder_seconds=1,
-        ladder_people=2000,
+        ladder_seconds=3,
+        ladder_people=1000,
         ladder_events=50,
         limits=limits.Sizes(1, 3, 6000, 40_000),
         growth=growth.Sizes(1, 1, (10_000, 100_000), (1000, 10_000), (1, 32, 1000), (0, 10_000)),
@@ -100,6 +100,8 @@ class Run:
             await bench.fill(plan.ladder_people, plan.ladder_events)
             rounds = 3 if plan.mode == "full" else 1
             climbs = await ladder.climb(bench, seconds=plan.ladder_seconds, rounds=rounds, say=self.say)
+            for budget in ladder.judge(climbs):
+                self.say(f"  {budget}")
         self.results["ladder"] = [climb.as_json() for climb in climbs]
         self.budgets += ladder.judge(climbs)
 
@@ -138,6 +140,8 @@ class Run:
             Budget("P9", "commit to start of the handler, p99 in ms", float(pickup[2]), 25, at_least=False),
             Budget("P9", "no-op jobs a second of one worker", float(rate[1]), 1000),
         ]
+        for budget in self.budgets[-3:]:
+            self.say(f"  {budget}")
 
     def write(self) -> None:
         self.results["run"]["minutes"] = round((monotonic() - self.began) / 60, 1)

@@ -126,9 +126,9 @@ async def _order(stage: Stage, group: Group, world: Outside, tokens: list[str], 
     if status != 202:
         return Orders((), 0.0, f"an order was answered with {status}: {body[:200]!r}")
     before = await world.arrived()
-    alone = await closed_loop(group.port, _orders_of(tokens, 1000), max(seconds, 2), 1)
+    alone = await closed_loop(group.port, _orders_of(tokens, 1000), seconds, 1)
     crowd = await closed_loop(group.port, _orders_of(tokens, 3000), seconds, 8)
-    patience = 3 * seconds
+    patience = 2 * seconds
     sent = len(alone.good()) + len(crowd.good())
     waited = 0
     while (after := await world.arrived())["mails"] - before["mails"] < sent and waited < patience:
@@ -219,6 +219,10 @@ def shares(climbs: list[Climb]) -> list[float]:
 
 
 def _over(top: Climb, bottom: Climb, name: str) -> float:
+    if not bottom.overview.median("rate"):
+        raise RuntimeError(
+            f"stage {bottom.stage.number} answered nothing: the machine is too busy for so short a window"
+        )
     return top.overview.median(name) / bottom.overview.median(name)
 
 
