@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from app.identity.api import Identity
 from app.identity.queries.security_events import INSERT_FAILED_LOGIN
 from app.identity.schemas import SignedInView
+from app.identity.service.cleaning import clean
 from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.resources import Resources
@@ -265,6 +266,22 @@ async def test_a_session_lists_when_it_ends(
     problem_of(await person.get("/v1/auth/sessions"), 401, "token_expired")
     answer = await client.post("/v1/auth/refresh", json={"refresh_token": person.tokens["refresh_token"]})
     problem_of(answer, 401, "invalid_refresh_token")
+
+
+async def test_sessions_that_ended_long_ago_are_deleted(
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, log_in: LogIn, resources: Resources
+) -> None:
+    clock.advance(60 * 86_400)
+    newer = await log_in(person)
+    clock.advance(60 * 86_400)
+    # At this moment the first one has lived for 90 days and been remembered for 30; the second has not.
+    assert await clean(resources.db, clock) == 0
+    clock.advance(1)
+    assert await clean(resources.db, clock) == 1
+    clock.advance(-59 * 86_400)
+    assert (await newer.get("/v1/auth/sessions")).status_code == 401
+    refreshed = await client.post("/v1/auth/refresh", json={"refresh_token": newer.tokens["refresh_token"]})
+    assert refreshed.status_code == 200
 
 
 async def test_a_login_that_began_before_a_password_change_opens_nothing_after_it(
