@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -69,5 +70,10 @@ def mail_page(mail: KeptMail) -> str:
 
 
 def _list(folder: Path) -> list[KeptMail]:
-    paths = sorted(folder.glob("*.eml"), key=lambda path: path.stat().st_mtime, reverse=True)[:_SHOWN]
-    return [KeptMail(path.stem, path.read_bytes()) for path in paths]
+    found: list[tuple[float, KeptMail]] = []
+    for path in folder.glob("*.eml"):
+        # A new message may push this one out meanwhile.
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, KeptMail(path.stem, path.read_bytes())))
+    found.sort(key=lambda item: item[0], reverse=True)
+    return [mail for _, mail in found[:_SHOWN]]

@@ -104,7 +104,6 @@ class Rotation:
     status: AccountStatus
     role: Role
     version: int
-    now: datetime
 
 
 @dataclass(frozen=True, slots=True)

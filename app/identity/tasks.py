@@ -51,7 +51,7 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
     ),
     "account_deleted": (
         "Your account was closed",
-        "your Onehop account was closed, and its data will be gone in two weeks.",
+        "your Onehop account was closed; its data will be deleted when the time to think it over has passed.",
     ),
 }
 
@@ -128,7 +128,9 @@ class IdentityTasks:
         to = args.email or (account.email if account else None)
         if to is not None:
             subject, what = _NOTICES[args.notice]
-            await self._send(ctx, to, "notice", {"subject": subject, "what": what, "link": self._forgot_link})
+            # Who reads this has no account any more whose password they could set.
+            link = None if args.notice in ("email_changed", "account_deleted") else self._forgot_link
+            await self._send(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
 
     async def _purge(self, ctx: JobContext, args: PurgeArgs) -> None:
         user_id = UserId(UUID(args.user_id))

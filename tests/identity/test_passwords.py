@@ -213,6 +213,7 @@ async def test_a_change_of_address(
     assert (me["email"], me["email_verified"]) == ("new@example.com", True)
     notice = await mailbox.letter("old@example.com", "Your e-mail address was changed")
     assert "another e-mail address" in notice.text
+    assert "http" not in notice.text + notice.html
     # What was sent to the old address is worth nothing now.
     answer = await client.post("/v1/auth/password/reset", json={"token": token, "new_password": NEW})
     problem_of(answer, 400, "invalid_token")

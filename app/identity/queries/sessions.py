@@ -83,7 +83,7 @@ UPDATE identity.sessions AS session
    AND session.revoked_at IS NULL AND session.idle_expires_at > $4 AND session.expires_at > $4
    AND account.user_id = session.user_id AND account.status = 'active'
 RETURNING session.generation, session.rotated_at, session.rotation_key, true AS alive,
-          account.status, account.role, account.version, clock_timestamp() AS now
+          account.status, account.role, account.version
 """
 
 
@@ -108,7 +108,7 @@ async def rotate_session(
 GET_ROTATION = """
 SELECT session.generation, session.rotated_at, session.rotation_key,
        session.revoked_at IS NULL AND session.idle_expires_at > $3 AND session.expires_at > $3 AS alive,
-       account.status, account.role, account.version, clock_timestamp() AS now
+       account.status, account.role, account.version
   FROM identity.sessions AS session
   JOIN identity.accounts AS account USING (user_id)
  WHERE session.user_id = $1 AND session.id = $2

@@ -78,7 +78,7 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
         await _note_failure(db, identity, canonical, credentials.device)
         raise InvalidCredentials
     await identity.throttle.release(buckets)
-    check_may_log_in(identity, account)
+    _check_may_log_in(identity, account)
     if account.totp_enabled:
         return SecondFactorNeeded(_seal(identity, account, credentials.device))
     new_hash = await _outgrown(identity, account, candidate)
@@ -109,7 +109,7 @@ async def verify_second_factor(
     return await _open(db, identity, account, named, methods=("pwd", method), new_hash=None)
 
 
-def check_may_log_in(identity: Identity, account: Account) -> None:
+def _check_may_log_in(identity: Identity, account: Account) -> None:
     """For somebody who knows the password.
 
     Raises:
