@@ -178,7 +178,9 @@ def upgrade() -> None:
             CONSTRAINT webhook_deliveries_state_check CHECK (state IN ('pending', 'delivered', 'failed'))
         )
     """)
-    op.execute("CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries (user_id, endpoint_id, id DESC)")
+    op.execute(
+        "CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries (user_id, endpoint_id, id DESC)"
+    )
     # The one row is compared with a copy in Redis: when they differ, Redis was emptied or replaced.
     op.execute("""
         CREATE TABLE jobs.epoch (
