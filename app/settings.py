@@ -195,6 +195,10 @@ def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> 
         problems.append("APP_PUBLIC_URL: is required in production and must be https")
     if settings is not None and settings.debug:
         problems.append("APP_DEBUG: must be off in production")
+    if settings is not None and settings.jobs.webhook_http:
+        problems.append("APP_JOBS_WEBHOOK_HTTP: must be off in production")
+    if settings is not None and settings.jobs.webhook_allow:
+        problems.append("APP_JOBS_WEBHOOK_ALLOW: must be empty in production, where webhooks reach no private address")
     if settings is not None and settings.http.cors_credentials and "*" in settings.http.cors_origins:
         problems.append("APP_HTTP_CORS_ORIGINS: '*' together with APP_HTTP_CORS_CREDENTIALS is never safe")
     return [problem for problem in problems if problem is not None]

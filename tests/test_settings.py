@@ -164,6 +164,8 @@ def test_production_names_everything_that_is_missing() -> None:
         ({"DATABASE_URL": "postgresql://app@db/onehop"}, "DATABASE_URL"),
         ({"APP_PUBLIC_URL": "http://api.example.com"}, "APP_PUBLIC_URL"),
         ({"APP_DEBUG": "true"}, "APP_DEBUG"),
+        ({"APP_JOBS_WEBHOOK_HTTP": "true"}, "APP_JOBS_WEBHOOK_HTTP"),
+        ({"APP_JOBS_WEBHOOK_ALLOW": "10.0.0.0/8"}, "APP_JOBS_WEBHOOK_ALLOW"),
         ({"APP_HTTP_CORS_ORIGINS": "*", "APP_HTTP_CORS_CREDENTIALS": "true"}, "APP_HTTP_CORS_ORIGINS"),
     ],
 )
