@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ import httpx
 import psutil
 import pytest
 
+from app.identity.api import Identity
 from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import LiveServer, Processes
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
 from tests.identity.conftest import LogIn
 
 REQUESTS = 50
@@ -201,6 +205,42 @@ def _workers(url: str) -> list[int]:
         )
         and process.ppid() != os.getpid()
     ]
+
+
+async def revoke_behind_its_back(connection: Connection, identity: Identity, person: Person) -> None:
+    """As if another process had done it and the message were lost."""
+    claims = identity.key_ring.verify(str(person.tokens["access_token"]))
+    await connection.execute(
+        "INSERT INTO identity.revocations (kind, subject, expires_at) VALUES ('session', $1, 'infinity')",
+        claims.sid,
+    )
+
+
+@pytest.mark.settings(APP_IDENTITY_REVOCATION_POLL="5")
+async def test_a_process_that_stood_still_reads_before_it_trusts(
+    person: Person, connection: Connection, identity: Identity
+) -> None:
+    assert (await person.get("/v1/users/me")).status_code == 200
+    await revoke_behind_its_back(connection, identity, person)
+    assert (await person.get("/v1/users/me")).status_code == 200
+    time.sleep(1.3)  # noqa: ASYNC251 - the whole process stands still
+    # A waiting request becomes a task, which runs after the timers that are due.
+    for _ in range(2):
+        await asyncio.sleep(0)
+    problem_of(await person.get("/v1/users/me"), 401, "token_revoked")
+
+
+@pytest.mark.settings(APP_IDENTITY_REVOCATION_POLL="5")
+async def test_a_process_that_hears_again_reads_before_it_trusts(
+    person: Person, connection: Connection, identity: Identity, resources: Resources, valkey: EmbeddedValkey
+) -> None:
+    assert (await person.get("/v1/users/me")).status_code == 200
+    await asyncio.to_thread(valkey.stop)
+    await eventually(lambda: not resources.bus.is_connected)
+    await revoke_behind_its_back(connection, identity, person)
+    await asyncio.to_thread(valkey.start)
+    await eventually(lambda: resources.bus.is_connected)
+    problem_of(await person.get("/v1/users/me"), 401, "token_revoked")
 
 
 async def test_a_log_out_is_repeatable_and_works_with_an_expired_token(
