@@ -1,6 +1,7 @@
 """The worker as a process, while everything around it fails: nothing is lost, nothing is done twice."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from app.kernel.database import Database
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
+from app.kernel.telemetry import trace_parent_var
 from app.settings import Settings
 from tests.jobs.kinds import eventually
 from tests.jobs.worker_process import TRACES
@@ -222,3 +224,19 @@ async def test_a_frozen_worker_cannot_overwrite_what_happened_since(
     assert {row["result"] for row in before} == {f'{{"pid": {other.pid}}}'}
     assert await effects(connection) == [1]
     assert zombie.returncode is None
+
+
+async def test_what_a_handler_logs_carries_its_job_and_the_trace_of_its_request(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection
+) -> None:
+    worker = await start_process()
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    (untraced,) = await enqueue("test.logged")
+    trace_parent_var.set(trace)
+    (traced,) = await enqueue("test.logged")
+    await all_succeed(connection, 2, 10)
+    worker.send_signal(signal.SIGTERM)
+    await worker.wait()
+    lines = [json.loads(line) for line in (await worker.drained).splitlines()]  # type: ignore[attr-defined]
+    said = {line["request_id"]: line.get("trace") for line in lines if line["event"] == "test.said"}
+    assert said == {str(untraced): None, str(traced): trace}

@@ -55,7 +55,7 @@ def configure_logging(settings: LogSettings, *, production: bool) -> None:
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        _add_request_id,
+        _add_identity,
         _redact,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
     ]
@@ -96,10 +96,13 @@ def _to_json(event: Any, default: Any = None, **_: Any) -> str:
     return orjson.dumps(event, default=default or repr).decode()
 
 
-def _add_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_identity(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     request_id = request_id_var.get()
     if request_id is not None:
         event.setdefault("request_id", request_id)
+    trace_parent = trace_parent_var.get()
+    if trace_parent is not None:
+        event.setdefault("trace", trace_parent)
     return event
 
 

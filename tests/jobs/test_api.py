@@ -80,6 +80,14 @@ async def insert_events(connection: Connection, user_id: UUID, count: int) -> No
     )
 
 
+async def test_a_job_continues_the_trace_of_its_request(person: Person, connection: Connection) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert (await person.post("/v1/jobs", json=EXPORT, headers={"traceparent": trace})).status_code == 202
+    assert (await person.post("/v1/jobs", json=EXPORT, headers={"traceparent": "nonsense"})).status_code == 202
+    rows = await connection.fetch("SELECT trace_parent FROM jobs.jobs ORDER BY id")
+    assert [row["trace_parent"] for row in rows] == [trace, None]
+
+
 async def test_a_submitted_job_is_answered_with_one_statement(
     person: Person, budget: Any, connection: Connection
 ) -> None:

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
+from app.kernel.telemetry import get_logger
 from app.settings import load_settings
 from app.worker import run
 
@@ -49,7 +50,12 @@ async def noop(_: JobContext, args: Sleep) -> None:
         await asyncio.sleep(args.seconds)
 
 
-KINDS: dict[str, JobKind[Any]] = {kind.name: kind for kind in (sleep, result, noop)}
+@job("test.logged", args=Sleep)
+async def logged(_: JobContext, __: Sleep) -> None:
+    get_logger("tests").info("test.said", word="hello")
+
+
+KINDS: dict[str, JobKind[Any]] = {kind.name: kind for kind in (sleep, result, noop, logged)}
 
 if __name__ == "__main__":
     asyncio.run(run(load_settings(), KINDS))

@@ -32,7 +32,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
 from app.kernel.queue import JobRef, PermanentJobError, Queue, RetryJob, SnoozeJob
 from app.kernel.queue.slots import Runner
-from app.kernel.telemetry import get_logger
+from app.kernel.telemetry import get_logger, request_id_var, trace_parent_var
 
 _logger = get_logger(__name__)
 
@@ -145,6 +145,9 @@ class Executor:
 
     async def run(self, job: ClaimedJob, runner: Runner) -> None:
         """Runs one claimed job and writes how it ended."""
+        # Each job has a task, and so a context, of its own: every line its handler logs can be found by these two.
+        request_id_var.set(str(job.id))
+        trace_parent_var.set(job.trace_parent)
         run = _Run(job, runner)
         self._runs[job.id] = run
         _pickup_seconds.labels(job.lane).observe(max(0.0, (self.clock.now() - job.ready_at).total_seconds()))

@@ -15,7 +15,7 @@ from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue.contracts import DEFAULT_PRIORITY, Enqueued, JobRef, NewJob
 from app.kernel.redis import RedisGateway, RedisUnavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.telemetry import get_logger, trace_parent_var
 
 logger = get_logger(__name__)
 
@@ -138,9 +138,11 @@ class Queue:
         priority: int = DEFAULT_PRIORITY,
         max_attempts: int = 8,
         timeout_s: int = 300,
-        trace_parent: str | None = None,
     ) -> NewJob:
-        """A row for `enqueue_rows`, with its id and whether it goes to Redis at once already decided."""
+        """A row for `enqueue_rows`, with its id and whether it goes to Redis at once already decided.
+
+        It continues the trace of the request or the job that asks for it.
+        """
         now = self._clock.now()
         later = run_at is not None and run_at > now
         row_id = new_id()
@@ -156,7 +158,7 @@ class Queue:
             priority=priority,
             max_attempts=max_attempts,
             timeout_seconds=timeout_s,
-            trace_parent=trace_parent,
+            trace_parent=trace_parent_var.get(),
             created_at=now,
             dispatch=not later and self._redis.available and self._full_until.get(key, 0.0) <= monotonic(),
         )
