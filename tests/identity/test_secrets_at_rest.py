@@ -147,6 +147,8 @@ async def test_nothing_stored_or_logged_is_a_credential(
     secrets["the signing key"] = private.hex()
     secrets |= {f"the key for {name}": keys.derive(name).hex() for name in ("signing-key", "refresh-token", "totp")}
 
+    # What is still on its way to the log comes out now.
+    await processes.stop()
     places = {
         "Postgres": await dump_of_postgres(connection),
         "Valkey": await dump_of_valkey(redis_url),
