@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -64,11 +65,13 @@ def list_jobs(
 
 @jobs.command()
 def show(job_id: _JobId) -> None:
-    """One job as JSON."""
-    from app.jobs.api import get_any_job
+    """One job as JSON, with its failed attempts."""
+    from app.jobs.api import get_any_job, list_attempts
 
-    job = _with_resources(lambda own: get_any_job(own.db, job_id))
-    say(orjson.dumps(job, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+    async def read(own: "Resources") -> dict[str, Any]:
+        return asdict(await get_any_job(own.db, job_id)) | {"attempts": await list_attempts(own.db, job_id)}
+
+    say(orjson.dumps(_with_resources(read), default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
 
 
 @jobs.command()

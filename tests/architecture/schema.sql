@@ -143,6 +143,17 @@ CREATE TABLE jobs.artifacts (
     deleted_at timestamp with time zone
 );
 
+CREATE TABLE jobs.attempts (
+    job_id uuid NOT NULL,
+    n integer NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    ended_at timestamp with time zone NOT NULL,
+    outcome text NOT NULL,
+    error jsonb NOT NULL,
+    worker_id text NOT NULL,
+    CONSTRAINT attempts_outcome_check CHECK ((outcome = ANY (ARRAY['retried'::text, 'failed'::text, 'cancelled'::text, 'lost'::text])))
+);
+
 CREATE TABLE jobs.epoch (
     singleton boolean DEFAULT true NOT NULL,
     epoch uuid NOT NULL,
@@ -343,6 +354,9 @@ ALTER TABLE ONLY identity.totp_factors
 ALTER TABLE ONLY jobs.artifacts
     ADD CONSTRAINT artifacts_pkey PRIMARY KEY (job_id, name);
 
+ALTER TABLE ONLY jobs.attempts
+    ADD CONSTRAINT attempts_pkey PRIMARY KEY (job_id, n);
+
 ALTER TABLE ONLY jobs.epoch
     ADD CONSTRAINT epoch_pkey PRIMARY KEY (singleton);
 
@@ -438,6 +452,9 @@ CREATE INDEX idx_events_user_created ON users.events USING btree (user_id, creat
 
 ALTER TABLE ONLY jobs.artifacts
     ADD CONSTRAINT artifacts_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY jobs.attempts
+    ADD CONSTRAINT attempts_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY users.preferences
     ADD CONSTRAINT preferences_user_id_fkey FOREIGN KEY (user_id) REFERENCES users.users(id) ON DELETE CASCADE;

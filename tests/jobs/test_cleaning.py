@@ -52,9 +52,17 @@ async def test_old_jobs_are_deleted_once_their_files_are(worker: Worker, connect
         [with_file, without_file],
     )
     await connection.execute("UPDATE jobs.artifacts SET deleted_at = now() WHERE job_id = $1", without_file)
+    await connection.execute(
+        """
+        INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
+        SELECT id, 1, now(), now(), 'retried', '{}', 'x' FROM unnest($1::uuid[]) AS id
+        """,
+        [without_file, young],
+    )
     assert await prune_jobs(worker.db, 30) == 1
     left = {row["id"] for row in await connection.fetch("SELECT id FROM jobs.jobs WHERE kind = 'test.file'")}
     assert left == {with_file, young}
+    assert [row["job_id"] for row in await connection.fetch("SELECT job_id FROM jobs.attempts")] == [young]
 
 
 async def test_what_a_crash_left_behind_is_found(worker: Worker, connection: Connection, steps: Steps) -> None:

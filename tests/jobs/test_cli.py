@@ -1,6 +1,7 @@
 """`python -m app jobs …` against the test's own servers."""
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,23 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(
         job_id = await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
     assert (await run(environment, "list"))[1].split() == [str(job_id), "queued", "0/8", "default", "test.noop"]
     assert f'"id": "{job_id}"' in (await run(environment, "show", str(job_id)))[1]
+    await connection.execute(
+        """
+        INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
+        VALUES ($1, 1, '2026-01-02T03:04:05Z', '2026-01-02T03:04:06Z', 'retried', '{"code": "timeout"}', 'host:1')
+        """,
+        job_id,
+    )
+    assert json.loads((await run(environment, "show", str(job_id)))[1])["attempts"] == [
+        {
+            "n": 1,
+            "started_at": "2026-01-02T03:04:05Z",
+            "ended_at": "2026-01-02T03:04:06Z",
+            "outcome": "retried",
+            "error": '{"code": "timeout"}',
+            "worker_id": "host:1",
+        }
+    ]
     assert "cancelled" in (await run(environment, "cancel", str(job_id)))[1]
     assert "queued" in (await run(environment, "retry", str(job_id)))[1]
     code, text = await run(environment, "retry", str(job_id))

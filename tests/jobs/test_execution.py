@@ -1,22 +1,38 @@
 """What becomes of a job: every way a run can end, with one worker or with two."""
 
 import asyncio
+import os
+import socket
+from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
+from app.jobs.api import retry_any_job
+from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
 from app.worker import Worker
 from tests.jobs.conftest import StartWorker
 from tests.jobs.kinds import Steps, eventually
 
+WORKER_ID = f"{socket.gethostname()}:{os.getpid()}"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 async def enqueue(worker: Worker, kind: str, number: int = 0, **options: Any) -> UUID:
     async with worker.db.statement("test.enqueue") as tx:
         return await worker.queue.enqueue(tx, kind, {"number": number}, user_id=UserId(new_id()), **options)
+
+
+async def failures(connection: Connection, job_id: UUID) -> list[tuple[Any, ...]]:
+    """What is on file about the failed runs of a job."""
+    rows = await connection.fetch(
+        "SELECT n, outcome, error->>'code', worker_id, started_at <= ended_at FROM jobs.attempts "
+        "WHERE job_id = $1 ORDER BY n",
+        job_id,
+    )
+    return [tuple(row) for row in rows]
 
 
 async def row(connection: Connection, job_id: UUID) -> dict[str, Any]:
@@ -47,6 +63,7 @@ async def test_a_failing_job_is_tried_again(worker: Worker, connection: Connecti
     job = await ended(connection, await enqueue(worker, "test.flaky", max_attempts=3))
     assert (job["state"], job["attempt"], job["result"]) == (2, 3, '{"attempt": 3}')
     assert len(steps.started) == 3
+    assert await failures(connection, job["id"]) == [(n, "retried", "internal_error", WORKER_ID, True) for n in (1, 2)]
 
 
 async def test_a_job_fails_for_good_after_its_last_attempt(
@@ -57,6 +74,40 @@ async def test_a_job_fails_for_good_after_its_last_attempt(
     assert (job["state"], job["attempt"]) == (3, 3)
     assert job["error"] == '{"code": "internal_error", "message": "An unexpected error occurred (RuntimeError)."}'
     assert len(steps.started) == 3
+    assert [(n, outcome) for n, outcome, *_ in await failures(connection, job["id"])] == [
+        (1, "retried"),
+        (2, "retried"),
+        (3, "failed"),
+    ]
+
+
+async def test_only_failed_runs_are_noted(worker: Worker, connection: Connection, steps: Steps) -> None:
+    await ended(connection, await enqueue(worker, "test.noop"))
+    steps.started.clear()
+    await ended(connection, await enqueue(worker, "test.snooze"))
+    waiting = await enqueue(worker, "test.wait")
+    await eventually(lambda: steps.started[-1:] == [waiting])
+    worker.runner.cancel(waiting, "cancelled")
+    await ended(connection, waiting)
+    assert await connection.fetchval("SELECT count(*) FROM jobs.attempts") == 0
+
+
+async def test_the_failures_of_a_replayed_job_are_all_kept(worker: Worker, connection: Connection) -> None:
+    job_id = await enqueue(worker, "test.hopeless")
+    await ended(connection, job_id)
+    await retry_any_job(worker.db, worker.queue, worker.relay._cache, job_id)
+    await ended(connection, job_id)
+    assert await failures(connection, job_id) == [(n, "failed", "hopeless", WORKER_ID, True) for n in (1, 2)]
+
+
+async def test_a_run_that_fails_after_a_cancel_was_asked_for_is_noted(
+    worker: Worker, connection: Connection, steps: Steps
+) -> None:
+    steps.failures_left = 1
+    job_id = await enqueue(worker, "test.flaky", run_at=SystemClock().now() + timedelta(seconds=0.3))
+    await connection.execute("UPDATE jobs.jobs SET cancel_requested_at = now() WHERE id = $1", job_id)
+    assert (await ended(connection, job_id))["state"] == 4
+    assert await failures(connection, job_id) == [(1, "cancelled", "internal_error", WORKER_ID, True)]
 
 
 async def test_a_permanent_error_is_not_tried_again(worker: Worker, connection: Connection, steps: Steps) -> None:
@@ -160,3 +211,4 @@ async def test_an_expired_lease_is_rescued_and_a_poison_job_stopped(
     job = await row(connection, job_id)
     assert (job["state"], job["rescues"], job["attempt"]) == (3, 3, 3)
     assert job["error"] == '{"code": "worker_lost", "message": "The worker that ran this job disappeared."}'
+    assert await failures(connection, job_id) == [(n, "lost", "worker_lost", WORKER_ID, True) for n in (1, 2, 3)]

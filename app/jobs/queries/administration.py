@@ -5,6 +5,7 @@ from uuid import UUID
 
 from app.jobs.records import (
     AdminJob,
+    FailedAttempt,
     StateFilter,
     Transition,
 )
@@ -60,6 +61,17 @@ WHERE j.id = $1
 async def get_any_job(conn: ReadConn, job_id: UUID) -> AdminJob | None:
     row = await conn.fetchrow(GET_ANY_JOB, job_id)
     return None if row is None else AdminJob(**row)
+
+
+LIST_ATTEMPTS = """
+SELECT a.n, a.started_at, a.ended_at, a.outcome, a.error, a.worker_id FROM jobs.attempts AS a
+WHERE a.job_id = $1 ORDER BY a.n
+"""
+
+
+async def list_attempts(conn: ReadConn, job_id: UUID) -> list[FailedAttempt]:
+    """The failed runs of a job, oldest first."""
+    return [FailedAttempt(**row) for row in await conn.fetch(LIST_ATTEMPTS, job_id)]
 
 
 REQUEUE_FAILED_JOBS = """

@@ -98,7 +98,8 @@ WITH outcome AS (
          AS o(id, run_token, state, result, error, delay, give_back, rescued)
 ), locked AS (
     SELECT j.id, CASE WHEN o.state = 0 AND j.cancel_requested_at IS NOT NULL THEN 4::smallint ELSE o.state END AS state,
-           o.result, o.error, o.delay, o.give_back, o.rescued
+           o.result, o.error, o.delay, o.give_back, o.rescued, o.state IN (0, 3) AND o.error IS NOT NULL AS has_failed,
+           j.started_at, j.worker_id
     FROM jobs.jobs AS j JOIN outcome AS o ON o.id = j.id AND o.run_token = j.run_token
     WHERE j.state = 1
     ORDER BY j.id
@@ -114,6 +115,11 @@ WITH outcome AS (
     FROM locked AS l
     WHERE j.id = l.id
     RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
+), noted AS (
+    INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
+    SELECT l.id, (SELECT coalesce(max(a.n), 0) + 1 FROM jobs.attempts AS a WHERE a.job_id = l.id), l.started_at, now(),
+           CASE l.state WHEN 0 THEN 'retried' WHEN 3 THEN 'failed' ELSE 'cancelled' END, l.error, l.worker_id
+    FROM locked AS l WHERE l.has_failed
 ), published AS (
     INSERT INTO jobs.artifacts (job_id, name, user_id, content_type, size, sha256, storage_key, expires_at)
     SELECT a.job_id, a.name, f.user_id, a.content_type, a.size, a.sha256, a.storage_key, a.expires_at
@@ -129,7 +135,7 @@ SELECT id, user_id, kind, lane, priority, state, version FROM finished
 
 
 async def finish_jobs(tx: Tx, outcomes: Sequence[Outcome], artifacts: Sequence[NewArtifact] = ()) -> list[Transition]:
-    """Ends runs and publishes their files. A run that no longer owns its job is missing from the answer."""
+    """Ends runs, publishes their files, notes failed ones. A run that no longer owns its job is not in the answer."""
     rows = await tx.fetch(
         FINISH_JOBS,
         [outcome.job_id for outcome in outcomes],

@@ -14,14 +14,21 @@ from app.kernel.database import DirectConn, ReadConn, Tx
 
 RESCUE_JOBS = """
 WITH expired AS (
-    SELECT id FROM jobs.jobs WHERE state = 1 AND lease_until < now()
+    SELECT id, started_at, worker_id,
+           jsonb_build_object('code', 'worker_lost', 'message', 'The worker that ran this job disappeared.') AS error
+    FROM jobs.jobs WHERE state = 1 AND lease_until < now()
     ORDER BY lease_until LIMIT $2 FOR UPDATE SKIP LOCKED
+), noted AS (
+    INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
+    SELECT e.id, (SELECT coalesce(max(a.n), 0) + 1 FROM jobs.attempts AS a WHERE a.job_id = e.id), e.started_at, now(),
+           'lost', e.error, e.worker_id
+    FROM expired AS e
 )
 UPDATE jobs.jobs AS j
 SET rescues = j.rescues + 1, version = j.version + 1,
     state = CASE WHEN j.cancel_requested_at IS NOT NULL THEN 4
                  WHEN j.rescues + 1 >= $1 OR j.attempt >= j.max_attempts THEN 3 ELSE 0 END,
-    error = jsonb_build_object('code', 'worker_lost', 'message', 'The worker that ran this job disappeared.'),
+    error = expired.error,
     finished_at = CASE WHEN j.cancel_requested_at IS NOT NULL OR j.rescues + 1 >= $1 OR j.attempt >= j.max_attempts
                        THEN now() END,
     run_at = now(), dispatched_at = now(), run_token = NULL, worker_id = NULL, lease_until = NULL

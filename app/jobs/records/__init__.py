@@ -277,6 +277,21 @@ class AdminJob:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """A run that failed: what came of its job (`lost` leaves that to the rescue), and who ran it.
+
+    `n` counts the failures of a job, also over replays, which start its `attempt` anew.
+    """
+
+    n: int
+    started_at: datetime
+    ended_at: datetime
+    outcome: Literal["retried", "failed", "cancelled", "lost"]
+    error: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleRow:
     """A schedule as it is stored."""
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from app.jobs.errors import JobNotFound, LaneNotFound
 from app.jobs.queries import administration as queries
 from app.jobs.queries.relay import list_lane_depths
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, LaneDepth
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, FailedAttempt, LaneDepth
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -53,6 +53,12 @@ async def get_any_job(db: Database, job_id: UUID) -> AdminJob:
     if job is None:
         raise JobNotFound
     return job
+
+
+async def list_attempts(db: Database, job_id: UUID) -> list[FailedAttempt]:
+    """The failed runs of anybody's job, oldest first, over all its replays."""
+    async with db.read("jobs.attempts") as conn:
+        return await queries.list_attempts(conn, job_id)
 
 
 @retries_conflicts
