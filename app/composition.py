@@ -1,11 +1,12 @@
 """Builds what a process owns out of its settings: the one place where kernel and modules are plugged together."""
 
-from app.jobs.api import insert_jobs
+from app.jobs.api import insert_jobs, list_listeners
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock, SystemClock
 from app.kernel.database import Database
 from app.kernel.keys import Keys
+from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
@@ -24,7 +25,9 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     queue = Queue(insert_jobs, redis, clock, shards=settings.jobs.shards, window=settings.jobs.window)
     queue.bind(db)
     keys = Keys(settings.secret_key.get_secret_value())
-    return Resources(db, redis, bus, cache, queue, clock, keys, Cursors(keys.derive("cursor")), settings.http)
+    listeners = Listeners(db, bus, queue, list_listeners)
+    cursors = Cursors(keys.derive("cursor"))
+    return Resources(db, redis, bus, cache, queue, clock, keys, cursors, settings.http, listeners)
 
 
 async def open_resources(resources: Resources) -> None:
@@ -34,6 +37,7 @@ async def open_resources(resources: Resources) -> None:
 
 
 async def close_resources(resources: Resources) -> None:
+    await resources.listeners.close()
     await resources.cache.close()
     await resources.bus.close()
     await resources.db.close()

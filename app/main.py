@@ -125,6 +125,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS)
         )
         await open_resources(resources)
+        await resources.listeners.start()
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
         access_log = _start_access_log(settings, stack)
         app.entry = _layers(app, settings, access_log)

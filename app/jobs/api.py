@@ -3,6 +3,7 @@
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, read_overview
+from app.jobs.queries.webhooks import list_listeners
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, State
 from app.jobs.service.administration import (
     cancel_any_job,
@@ -42,6 +43,7 @@ __all__ = [
     "list_all_jobs",
     "list_attempts",
     "list_lanes",
+    "list_listeners",
     "pause_lane",
     "read_overview",
     "retry_any_job",

@@ -10,6 +10,7 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.keys import Keys
+from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
@@ -29,6 +30,7 @@ class Resources:
     keys: Keys
     cursors: Cursors
     http: HttpSettings
+    listeners: Listeners
 
 
 async def _resources(request: Request) -> Resources:

@@ -61,7 +61,7 @@ async def update_me(request: Request, principal: ProfileWriter, resources: Resou
     """Change the own account by a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
     versions = _versions(request, principal.user_id)
-    user = await service.change_profile(resources.db, principal.user_id, changes, versions)
+    user = await service.change_profile(resources.db, resources.listeners, principal.user_id, changes, versions)
     return json_response(user.view(), etag=_etag(user.id, user.version))
 
 

@@ -13,6 +13,7 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId, new_id
+from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors, Page
 from app.users import queries
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
@@ -133,16 +134,20 @@ async def read_profile(db: Database, user_id: UserId) -> User:
     return user
 
 
-async def change_profile(db: Database, user_id: UserId, changes: Mapping[str, str | None], versions: Versions) -> User:
+async def change_profile(
+    db: Database, listeners: Listeners, user_id: UserId, changes: Mapping[str, str | None], versions: Versions
+) -> User:
     """Apply `changes`, in which None clears a field, to the profile in one of `versions`.
 
     Raises:
         UserNotFound
         VersionMismatch
     """
-    async with db.statement("users.change_profile") as tx:
+    async with listeners.unit(db, user_id, "users.change_profile") as tx:
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
         user = await queries.update_user(tx, user_id, changes, versions)
+        if user is not None:
+            await listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": sorted(changes)}])
     if user is None:
         raise UserNotFound if versions is None else VersionMismatch
     return user

@@ -22,7 +22,7 @@ from app.jobs.service.sending import WebhookSender, is_blocked
 from app.jobs.settings import JobsSettings
 from app.settings import Settings
 from app.worker import open_worker
-from tests.fixtures.application import free_port
+from tests.fixtures.application import Budget, free_port
 from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import eventually
 
@@ -385,3 +385,56 @@ async def test_the_catalogue_is_listed(person: Person) -> None:
 async def test_deliveries_of_others_do_not_exist(person: Person) -> None:
     answer = await person.post(f"/v1/webhooks/deliveries/{UUID(int=1)}/redeliver")
     assert (answer.status_code, answer.json()["code"]) == (404, "delivery_not_found")
+
+
+async def published(connection: Connection) -> list[tuple[str, dict[str, Any]]]:
+    rows = await connection.fetch(
+        "SELECT user_id, lane, args::text FROM jobs.jobs WHERE kind = 'webhook.publish' ORDER BY id"
+    )
+    assert all(row["lane"] == "webhooks" and row["user_id"] is not None for row in rows)
+    events = [json.loads(row["args"]) for row in rows]
+    return [(event["event_type"], event["data"]) for event in events]
+
+
+async def test_who_does_not_listen_pays_nothing(person: Person, connection: Connection, budget: Budget) -> None:
+    with budget(1):
+        assert (await person.patch("/v1/users/me", json={"bio": "a"})).status_code == 200
+    with budget(1):
+        assert (await person.post("/v1/auth/logout")).status_code == 204
+    assert await published(connection) == []
+
+
+@LOCAL
+async def test_changes_of_an_account_are_events_for_who_listens(
+    person: Person, make_person: MakePerson, receiver: Receiver, connection: Connection, settings: Settings
+) -> None:
+    await register(person, receiver.url)
+    stranger = await make_person()
+    assert (await stranger.patch("/v1/users/me", json={"bio": "b"})).status_code == 200
+    assert (await person.patch("/v1/users/me", json={"bio": "a", "display_name": "A"})).status_code == 200
+    assert (await person.patch("/v1/users/me", json={"bio": "c"}, headers={"If-Match": '"x"'})).status_code == 412
+    login = {"email": person.email, "password": person.password}
+    other = (await person.client.post("/v1/auth/login", json=login)).json()["tokens"]["access_token"]
+    ended = await person.client.post("/v1/auth/logout", headers={"Authorization": f"Bearer {other}"})
+    assert ended.status_code == 204
+    closed = await person.request("DELETE", "/v1/users/me", json={"current_password": person.password})
+    assert closed.status_code == 202
+    revoked = await connection.fetch(
+        "SELECT id, revoke_reason FROM identity.sessions WHERE user_id = $1 AND revoked_at IS NOT NULL", person.id
+    )
+    sessions = {row["revoke_reason"]: str(row["id"]) for row in revoked}
+    me = str(person.id)
+    assert await published(connection) == [
+        ("user.updated", {"user_id": me, "fields": ["bio", "display_name"]}),
+        ("session.revoked", {"session_id": sessions["logged_out"], "reason": "logged_out"}),
+        ("session.revoked", {"session_id": sessions["account_deleted"], "reason": "account_deleted"}),
+        ("user.deleted", {"user_id": me}),
+    ]
+    async with open_worker(settings, JOB_KINDS):
+        await eventually(lambda: len(receiver.requests) == 4)
+    assert sorted(json.loads(body)["type"] for _, body in receiver.requests) == [
+        "session.revoked",
+        "session.revoked",
+        "user.deleted",
+        "user.updated",
+    ]

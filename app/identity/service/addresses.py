@@ -11,7 +11,7 @@ from app.identity.service.emails import mail_change, mail_notice, mail_registere
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import hash_one_time_token
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 from app.users import api as users
 
@@ -36,6 +36,7 @@ async def verify(db: Database, identity: Identity, token: str, device: Device) -
         if used is None or email is None:
             raise InvalidOneTimeToken
         await users.set_email(tx, used.user_id, email, verified=True)
+        await _publish_change(tx, identity, used.user_id, "email_verified")
         await note(tx, identity, Actor(used.user_id, None, device), "email_verified")
     return used.user_id
 
@@ -87,5 +88,10 @@ async def confirm_change(db: Database, identity: Identity, token: str, device: D
         # Links sent to the old address must not work for who can still read it.
         await delete_one_time_tokens(tx, used.user_id)
         await users.set_email(tx, used.user_id, new_email, verified=True)
+        await _publish_change(tx, identity, used.user_id, "email")
         await note(tx, identity, Actor(used.user_id, None, device), "email_changed")
         await mail_notice(tx, identity.queue, used.user_id, "email_changed", email=old_email)
+
+
+async def _publish_change(tx: Tx, identity: Identity, user_id: UserId, field: str) -> None:
+    await identity.listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": [field]}])

@@ -53,7 +53,7 @@ async def revoke(db: Database, identity: Identity, token: str, device: Device) -
             user_id, session_id = UserId(claims.sub), claims.sid
     except MalformedToken:
         return
-    async with db.statement("identity.revoke_token") as tx:
+    async with identity.listeners.unit(db, user_id, "identity.revoke_token") as tx:
         await end_sessions(
             tx, identity, user_id, device, reason="token_revoked", actor_id=user_id, session_id=session_id
         )

@@ -22,6 +22,7 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
 from app.kernel.keys import Keys
+from app.kernel.listeners import Listeners
 from app.kernel.queue import Queue
 from app.kernel.resources import Resources
 from app.kernel.telemetry import get_logger
@@ -44,6 +45,7 @@ class Identity:
     settings: IdentitySettings
     clock: Clock
     queue: Queue
+    listeners: Listeners
     hashing: PasswordHashing
     key_ring: KeyRing
     refresh_tokens: RefreshTokens
@@ -75,6 +77,7 @@ def make_identity(
         settings=settings,
         clock=clock,
         queue=resources.queue,
+        listeners=resources.listeners,
         hashing=PasswordHashing(settings),
         key_ring=key_ring,
         refresh_tokens=refresh_tokens,

@@ -1,5 +1,6 @@
 """Opening, listing and ending sessions."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -67,6 +68,7 @@ async def open_session(
     if surplus is None:
         raise InvalidCredentials
     identity.feed.announce(tx, [Revocation("session", ended, 0, revocations_end) for ended in surplus])
+    await _publish_ends(tx, identity, account.user_id, surplus, "too_many_sessions")
     return tokens
 
 
@@ -105,7 +107,13 @@ async def end_sessions(
         ),
     )
     identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
+    await _publish_ends(tx, identity, user_id, ended, reason)
     return len(ended)
+
+
+async def _publish_ends(tx: Tx, identity: Identity, user_id: UserId, ended: Sequence[UUID], reason: str) -> None:
+    data = [{"session_id": str(session), "reason": reason} for session in ended]
+    await identity.listeners.publish(tx, user_id, "session.revoked", data)
 
 
 async def list_own_sessions(db: Database, identity: Identity, actor: Actor) -> list[Session]:
@@ -120,7 +128,7 @@ async def end_own_session(db: Database, identity: Identity, actor: Actor, sessio
     Raises:
         SessionNotFound: the caller has no such living session.
     """
-    async with db.statement("identity.end_session") as tx:
+    async with identity.listeners.unit(db, actor.user_id, "identity.end_session") as tx:
         ended = await end_sessions(
             tx,
             identity,
@@ -144,7 +152,7 @@ async def log_out(
 ) -> None:
     """Ends the session of either token, expired ones included. Says nothing when there is none to end."""
     for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
-        async with db.statement("identity.log_out") as tx:
+        async with identity.listeners.unit(db, user_id, "identity.log_out") as tx:
             ended = await end_sessions(
                 tx, identity, user_id, device, reason="logged_out", actor_id=user_id, session_id=session_id
             )
@@ -156,7 +164,7 @@ async def log_out(
 
 async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, keep_current: bool) -> int:
     """Ends all sessions of the caller, but for the one that asks where it is to be kept."""
-    async with db.statement("identity.log_out_all") as tx:
+    async with identity.listeners.unit(db, actor.user_id, "identity.log_out_all") as tx:
         return await end_sessions(
             tx,
             identity,

@@ -96,6 +96,7 @@ async def _delete(db: Database, identity: Identity, actor: Actor, email: str) ->
         )
         await end_api_keys(tx, identity, actor, actor.user_id)
         await users.hide_user(tx, actor.user_id)
+        await identity.listeners.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
         await note(tx, identity, actor, "account_deleted")
         await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=email)
         await identity.queue.enqueue(

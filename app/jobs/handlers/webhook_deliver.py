@@ -24,6 +24,7 @@ from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, pu
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
+from app.kernel.listeners import KIND_PUBLISH
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, RetryJob, SnoozeJob, job
 
 _attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
@@ -39,14 +40,14 @@ class DeliverArgs(JobArgs):
 
 
 class PublishArgs(JobArgs):
-    """An event of the job's owner. Modules below this one publish by enqueuing this kind."""
+    """An event of the job's owner, as `kernel.listeners` publishes it."""
 
     event_id: UUID = Field(strict=False)
     event_type: str
     data: dict[str, Any]
 
 
-@job("webhook.publish", args=PublishArgs, lane=LANE)
+@job(KIND_PUBLISH, args=PublishArgs, lane=LANE)
 async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
     """Brings an event to the endpoints that want it."""
     if ctx.user_id is None:

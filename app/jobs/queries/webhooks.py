@@ -61,6 +61,16 @@ async def get_endpoint(conn: ReadConn, user_id: UserId, endpoint_id: UUID) -> En
     return None if row is None else Endpoint(**row)
 
 
+LIST_LISTENERS = """
+SELECT DISTINCT e.user_id FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL
+"""
+
+
+async def list_listeners(conn: ReadConn) -> list[UserId]:
+    """All users with an endpoint that is in use."""
+    return [row["user_id"] for row in await conn.fetch(LIST_LISTENERS)]
+
+
 UPDATE_ENDPOINT = """
 UPDATE jobs.webhook_endpoints AS e
 SET url = coalesce($3, e.url), event_types = coalesce($4, e.event_types),

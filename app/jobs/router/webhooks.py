@@ -43,6 +43,7 @@ async def create_endpoint(
         runtime.sender,
         resources.keys,
         resources.clock,
+        resources.listeners,
         principal.user_id,
         url=body.url,
         event_types=body.event_types,
@@ -124,7 +125,9 @@ async def test_endpoint(principal: WebhookManager, resources: ResourcesDep, endp
 )
 async def enable_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Send to an endpoint again that was disabled."""
-    return json_response(_view(await endpoints.enable_endpoint(resources.db, principal.user_id, endpoint_id)))
+    return json_response(
+        _view(await endpoints.enable_endpoint(resources.db, resources.listeners, principal.user_id, endpoint_id))
+    )
 
 
 @router.get("/deliveries", response_model=DeliveryPage, responses=problem_responses(400, 401, 403, 422))

@@ -22,6 +22,7 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.keys import Keys
+from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
 
@@ -41,6 +42,7 @@ async def create_endpoint(
     sender: WebhookSender,
     keys: Keys,
     clock: Clock,
+    listeners: Listeners,
     user_id: UserId,
     *,
     url: str,
@@ -52,6 +54,7 @@ async def create_endpoint(
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
     async with db.statement("jobs.create_endpoint") as tx:
+        listeners.add(tx, user_id)
         endpoint = await queries.insert_endpoint(
             tx,
             endpoint_id=endpoint_id,
@@ -123,9 +126,10 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, user_id: UserId,
     return Created(_found(endpoint), format_secret(secret))
 
 
-async def enable_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endpoint:
+async def enable_endpoint(db: Database, listeners: Listeners, user_id: UserId, endpoint_id: UUID) -> Endpoint:
     """Raises EndpointNotFound."""
     async with db.statement("jobs.enable_endpoint") as tx:
+        listeners.add(tx, user_id)
         return _found(await queries.enable_endpoint(tx, user_id, endpoint_id))
 
 

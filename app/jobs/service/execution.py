@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from time import monotonic
 from typing import Any
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 import orjson
 from prometheus_client import Counter, Histogram
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from app.jobs.queries import execution as queries
 from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, Transition, retry_delay
-from app.jobs.service.publishing import Event, publish_events
+from app.jobs.service.publishing import publish_job_ends
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
 from app.jobs.service.watching import JobWatch
@@ -55,7 +55,6 @@ _UNAVAILABLE_SECONDS = 3.0
 _PROGRESS_SECONDS = 0.5
 _DATABASE_RETRY_SECONDS = 0.5
 _BATCH = 500
-_EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILED: "job.failed"}
 _LANES_SECONDS = 3.0
 
 
@@ -327,7 +326,7 @@ class Executor:
                 unit = self.db.transaction if self._may_be_event(batch) else self.db.statement
                 async with unit("jobs.finish") as tx:
                     changes = await queries.finish_jobs(tx, [end.outcome for end in batch], artifacts)
-                    await self._publish(tx, changes)
+                    await publish_job_ends(tx, self.queue, changes, self._is_public, self.clock.now())
                     for change in changes:
                         if change.state == State.QUEUED:
                             self._redispatch(tx, change, batch)
@@ -341,18 +340,7 @@ class Executor:
                 await asyncio.sleep(_DATABASE_RETRY_SECONDS)
 
     def _may_be_event(self, batch: list[_End]) -> bool:
-        return any(end.outcome.state in _EVENT_OF_STATE and self._is_public(end.kind) for end in batch)
-
-    async def _publish(self, tx: Tx, changes: list[Transition]) -> None:
-        events = [
-            Event(
-                uuid5(change.id, str(change.version)), change.user_id, _EVENT_OF_STATE[change.state], _data_of(change)
-            )
-            for change in changes
-            if change.user_id is not None and change.state in _EVENT_OF_STATE and self._is_public(change.kind)
-        ]
-        if events:
-            await publish_events(tx, self.queue, events, self.clock.now())
+        return any(end.outcome.state in (State.SUCCEEDED, State.FAILED) and self._is_public(end.kind) for end in batch)
 
     def _is_public(self, kind: str) -> bool:
         return kind in self._kinds and self._kinds[kind].public
@@ -472,10 +460,6 @@ class RunContext:
 
 def _to_json(value: Mapping[str, Any] | None) -> str | None:
     return None if value is None else orjson.dumps(value).decode()
-
-
-def _data_of(change: Transition) -> dict[str, Any]:
-    return {"job_id": str(change.id), "kind": change.kind}
 
 
 def _new_future() -> "asyncio.Future[bool]":

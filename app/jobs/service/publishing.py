@@ -1,14 +1,15 @@
 """Events for webhooks: stored once, delivered to each endpoint that wants them by a job of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import orjson
 
 from app.jobs.queries import webhooks as queries
+from app.jobs.records import State, Transition
 from app.jobs.records.webhooks import ALL_EVENTS, MAX_ATTEMPTS, MatchingEndpoint, Message, NewDelivery
 from app.kernel.database import Tx
 from app.kernel.ids import UserId, new_id
@@ -17,6 +18,7 @@ from app.kernel.queue import Queue
 KIND_DELIVER = "webhook.deliver"
 LANE = "webhooks"
 DELIVERY_TIMEOUT = 60
+_EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILED: "job.failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,24 @@ async def publish_event(
 ) -> None:
     """Publishes one event within `tx`."""
     await publish_events(tx, queue, [Event(event_id, user_id, event_type, data)], now)
+
+
+async def publish_job_ends(
+    tx: Tx, queue: Queue, changes: Sequence[Transition], is_public: Callable[[str], bool], now: datetime
+) -> None:
+    """Publishes the ends of jobs that users asked for. Never those of webhooks, which would go on for ever."""
+    events = [
+        Event(
+            uuid5(change.id, str(change.version)),
+            change.user_id,
+            _EVENT_OF_STATE[change.state],
+            {"job_id": str(change.id), "kind": change.kind},
+        )
+        for change in changes
+        if change.user_id is not None and change.state in _EVENT_OF_STATE and is_public(change.kind)
+    ]
+    if events:
+        await publish_events(tx, queue, events, now)
 
 
 async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: datetime) -> None:

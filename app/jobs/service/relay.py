@@ -15,6 +15,7 @@ from prometheus_client import Counter, Gauge
 from app.jobs.queries import relay as queries
 from app.jobs.records import MAX_RESCUES, State
 from app.jobs.service.lanes import publish_lanes
+from app.jobs.service.publishing import publish_job_ends
 from app.jobs.service.scheduling import Schedule, run_schedules, store_schedules
 from app.jobs.service.submitting import Kinds, announce, ref_of
 from app.jobs.settings import JobsSettings
@@ -151,8 +152,9 @@ class Relay:
 
     async def rescue(self) -> int:
         """Takes jobs from workers that have let their lease end; answers how many."""
-        async with self._db.statement("jobs.rescue") as tx:
+        async with self._db.transaction("jobs.rescue") as tx:
             changes = await queries.rescue_jobs(tx, max_rescues=MAX_RESCUES, limit=_REFILL)
+            await publish_job_ends(tx, self._queue, changes, self._is_public, self._clock.now())
             announce(tx, self._cache, *changes)
             for change in changes:
                 if change.state == State.QUEUED:
@@ -161,6 +163,9 @@ class Relay:
             _rescued_total.inc(len(changes))
             _logger.warning("jobs.rescued", count=len(changes))
         return len(changes)
+
+    def _is_public(self, kind: str) -> bool:
+        return kind in self._kinds and self._kinds[kind].public
 
     async def sweep(self) -> int:
         """Looks, batch by batch, for ids that should be in Redis and are not; answers how many were missing."""

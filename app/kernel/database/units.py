@@ -81,6 +81,11 @@ class Tx(ReadConn):
         self._commits = single
         self._has_committed = False
 
+    @property
+    def has_statements_left(self) -> bool:
+        """Whether another statement may follow; not so behind the one of a single-statement unit."""
+        return self._statements_left != 0
+
     async def execute(self, sql: str, *args: Any) -> str:
         """Runs a statement; the answer is its command tag, such as `UPDATE 3`."""
         result: str = await self._run(self._connection.execute, sql, args)

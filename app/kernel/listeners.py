@@ -1,0 +1,123 @@
+"""Who listens to events by webhook, known to each process without asking, so that who does not pays nothing.
+
+An event of somebody who listens is a job row in the transaction of its cause. The set of listeners is read whole every
+few seconds and told over the bus in between; where the bus is down, an endpoint may miss what happens in the first
+seconds of its life, and nothing afterwards.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from uuid import UUID
+
+from app.kernel.background import Background
+from app.kernel.bus import Bus
+from app.kernel.database import Database, ReadConn, Tx
+from app.kernel.errors import Unavailable
+from app.kernel.ids import UserId, new_id
+from app.kernel.queue import Queue
+from app.kernel.redis import RedisUnavailable
+from app.kernel.telemetry import get_logger
+
+KIND_PUBLISH = "webhook.publish"
+LANE = "webhooks"
+
+_CHANNEL = "onehop:listeners"
+_READ_SECONDS = 5.0
+
+_logger = get_logger(__name__)
+
+
+class Listeners:
+    """One per process. Until the first read everybody may be a listener."""
+
+    def __init__(
+        self, db: Database, bus: Bus, queue: Queue, read: Callable[[ReadConn], Awaitable[Sequence[UserId]]]
+    ) -> None:
+        self._db = db
+        self._bus = bus
+        self._queue = queue
+        self._read_all = read
+        self._users: set[UUID] | None = None
+        self._told: set[UUID] = set()
+        self._wake = asyncio.Event()
+        self._background = Background()
+        bus.subscribe(_CHANNEL, self._on_message, on_up=self._wake.set)
+
+    async def start(self) -> None:
+        """Reads the listeners and keeps them fresh. Postgres need not be there yet."""
+        await self._read()
+        self._background.spawn(self._read_for_ever())
+
+    async def close(self) -> None:
+        await self._background.close()
+
+    def has(self, user_id: UserId) -> bool:
+        """Whether somebody may want to hear of this user."""
+        return self._users is None or user_id in self._users
+
+    def unit(self, db: Database, user_id: UserId, label: str) -> AbstractAsyncContextManager[Tx]:
+        """A unit of one statement; a transaction where that statement's event has a listener."""
+        return db.transaction(label) if self.has(user_id) else db.statement(label)
+
+    async def publish(self, tx: Tx, user_id: UserId, event_type: str, data: Sequence[Mapping[str, Any]]) -> None:
+        """Publishes one event for each of `data` within `tx`, if anybody listens.
+
+        A unit of one statement was begun when nobody did, and stays one.
+        """
+        if not data or not self.has(user_id) or not tx.has_statements_left:
+            return
+        rows = [
+            self._queue.new_job(
+                KIND_PUBLISH,
+                {"event_id": str(new_id()), "event_type": event_type, "data": item},
+                user_id=user_id,
+                lane=LANE,
+            )
+            for item in data
+        ]
+        await self._queue.enqueue_rows(tx, rows)
+
+    def add(self, tx: Tx, user_id: UserId) -> None:
+        """After the commit of `tx` every process knows that this user listens."""
+
+        async def tell() -> None:
+            self._add(user_id)
+            try:
+                await self._bus.publish(_CHANNEL, user_id.bytes)
+            except RedisUnavailable:
+                _logger.info("a listener was not announced; all processes read it soon")
+
+        tx.after_commit(tell)
+
+    def _on_message(self, payload: bytes) -> None:
+        self._add(UUID(bytes=payload))
+
+    def _add(self, user_id: UUID) -> None:
+        # A read that is under way may have begun before this user's commit.
+        self._told.add(user_id)
+        if self._users is not None:
+            self._users.add(user_id)
+
+    async def _read(self) -> None:
+        self._told.clear()
+        try:
+            async with self._db.read("listeners") as conn:
+                users = await self._read_all(conn)
+        except Unavailable:
+            return
+        self._users = {*users, *self._told}
+
+    async def _read_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_READ_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._read()
+            except Exception:
+                _logger.exception("reading the listeners failed")
