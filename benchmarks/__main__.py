@@ -46,7 +46,7 @@ PLANS = {
     "quick": Plan(
         mode="quick",
         rounds=3,
-        ladder_seconds=3,
+        ladder_seconds=2,
         ladder_people=1000,
         ladder_events=50,
         limits=limits.Sizes(1, 3, 6000, 40_000),

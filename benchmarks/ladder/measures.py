@@ -21,6 +21,7 @@ _VOLATILE = ("id", "status", "created_at", "notes")
 ACTIVE = 100
 # Others, so that their orders do not change what the readers read.
 CUSTOMERS = 20
+_ORDER_SECONDS = 4
 _POOLS_OWN = ("SELECT pg_advisory_unlock_all", "CLOSE ALL", "UNLISTEN", "RESET ALL")
 _numbers = count(1)
 
@@ -126,12 +127,13 @@ async def _order(stage: Stage, group: Group, world: Outside, tokens: list[str], 
     if status != 202:
         return Orders((), 0.0, f"an order was answered with {status}: {body[:200]!r}")
     before = await world.arrived()
-    alone = await closed_loop(group.port, _orders_of(tokens, 1000), seconds, 1)
-    crowd = await closed_loop(group.port, _orders_of(tokens, 3000), seconds, 8)
-    patience = 2 * seconds
+    # Enough for a few orders of a second each.
+    window = min(seconds, _ORDER_SECONDS)
+    alone = await closed_loop(group.port, _orders_of(tokens, 1000), window, 1)
+    crowd = await closed_loop(group.port, _orders_of(tokens, 3000), window, 8)
     sent = len(alone.good()) + len(crowd.good())
     waited = 0
-    while (after := await world.arrived())["mails"] - before["mails"] < sent and waited < patience:
+    while (after := await world.arrived())["mails"] - before["mails"] < sent and waited < 2 * window:
         await asyncio.sleep(1)
         waited += 1
     mails, webhooks = after["mails"] - before["mails"], after["webhooks"] - before["webhooks"]
