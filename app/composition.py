@@ -22,7 +22,11 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     db = Database(settings.database, application_name=application_name)
     cache = Cache(settings.cache, redis, bus)
     cache.bind(db)
-    queue = Queue(insert_jobs, redis, clock, shards=settings.jobs.shards, window=settings.jobs.window)
+    rings = [
+        RedisGateway(settings.redis.model_copy(update={"url": url})) if url.get_secret_value() != redis.url else redis
+        for url in settings.jobs.redis_urls
+    ]
+    queue = Queue(insert_jobs, redis, clock, shards=settings.jobs.shards, window=settings.jobs.window, rings=rings)
     queue.bind(db)
     keys = Keys(settings.secret_key.get_secret_value())
     listeners = Listeners(db, bus, queue, list_listeners)
@@ -41,4 +45,5 @@ async def close_resources(resources: Resources) -> None:
     await resources.cache.close()
     await resources.bus.close()
     await resources.db.close()
+    await resources.queue.close()
     await resources.redis.close()

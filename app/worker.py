@@ -113,16 +113,14 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     )
     runner = Runner(executor, LANES, jobs.slots)
     await open_resources(resources)
-    loops = [
-        asyncio.create_task(_keep_running(loop))
-        for loop in (
-            executor.write_ends,
-            executor.announce,
-            partial(executor.maintain, runner),
-            relay.run,
-            partial(consume, redis.url, queue, runner, executor),
-        )
+    endless: list[Callable[[], Awaitable[None]]] = [
+        executor.write_ends,
+        executor.announce,
+        partial(executor.maintain, runner),
+        relay.run,
+        *(partial(consume, ring, queue, runner, executor) for ring in range(len(queue.urls))),
     ]
+    loops = [asyncio.create_task(_keep_running(loop)) for loop in endless]
     try:
         yield Worker(settings, db, redis, queue, runner, relay, store)
     finally:

@@ -9,7 +9,12 @@ class JobsSettings(Section):
     """Background work. Times are in seconds unless the name says otherwise."""
 
     slots: int = Field(50, ge=1, le=1000, description="Jobs that one worker process runs at a time.")
-    shards: int = Field(1, ge=1, le=64, description="Queues a lane is split into; may change at any time.")
+    shards: int = Field(
+        1, ge=1, le=64, description="Queues a lane is split into, at least one a Redis URL; may change at any time."
+    )
+    redis_urls: tuple[SecretStr, ...] = Field(
+        (), description="Redis servers that share the shards, the first one first; may change. Empty: the main one."
+    )
     window: int = Field(10_000, ge=1, le=1_000_000, description="Ids of a lane and shard that Redis holds at most.")
     lease: float = Field(30.0, gt=0, le=600, description="Until the job of a silent worker is taken away from it.")
     heartbeat: float = Field(5.0, gt=0, le=200, description="Must be well below the lease.")
@@ -34,7 +39,7 @@ class JobsSettings(Section):
     )
     webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
 
-    @field_validator("webhook_allow", mode="before")
+    @field_validator("webhook_allow", "redis_urls", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -146,8 +146,7 @@ class Relay:
             # The next turn begins behind the last user of this one, or with the first user again.
             users = {job.user_id for job in jobs if job.user_id is not None}
             self._last_user[lane] = max(users) if len(users) >= _USERS_A_TURN else _NO_USER
-            await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
-            moved += len(jobs)
+            moved += await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
         return moved
 
     async def rescue(self) -> int:
@@ -186,8 +185,7 @@ class Relay:
     async def check_epoch(self, conn: DirectConn) -> bool:
         """Notices an emptied or replaced Redis and hands all queued rows back to `refill`; answers whether it did."""
         known = await queries.get_epoch(conn)
-        present = await self._queue.read_epoch()
-        if known is not None and present == str(known):
+        if known is not None and set(await self._queue.read_epochs()) == {str(known)}:
             return False
         epoch = uuid4()
         async with self._db.transaction("jobs.new_epoch") as tx:
@@ -210,15 +208,14 @@ class Relay:
             _oldest.labels(depth.lane).set((now - oldest).total_seconds() if oldest is not None else 0)
         await publish_lanes(self._bus, depths, now)
 
-    async def _dispatch(self, refs: Sequence[JobRef], reason: str) -> None:
-        if not refs:
-            return
-        try:
-            await self._queue.dispatch(refs)
-        except RedisUnavailable:
-            await self._undispatch([ref.id for ref in refs])
-            raise
-        _redispatched_total.labels(reason).inc(len(refs))
+    async def _dispatch(self, refs: Sequence[JobRef], reason: str) -> int:
+        """Answers how many got there; the others are handed back."""
+        left = await self._queue.dispatch(refs)
+        if left:
+            await self._undispatch([ref.id for ref in left])
+        moved = len(refs) - len(left)
+        _redispatched_total.labels(reason).inc(moved)
+        return moved
 
     async def _undispatch(self, ids: list[UUID]) -> None:
         async with self._db.statement("jobs.undispatch") as tx:

@@ -35,14 +35,15 @@ _HIDDEN_MS = 10_000
 _REDIS_TIMEOUT = 1.0
 
 # KEYS: the queues in the order to serve them. ARGV: now, hidden until, how many in all, the least score of what was
-# hidden, the score of what comes back, then how many of each queue. Ids move behind all visible ones, so a queue whose
-# head is being worked on never has to be scanned again, and the ids of a worker that died between this script and its
-# Postgres claim come back by themselves.
+# hidden, the score of what comes back, then how many of each queue's lane, then the number of each queue's lane. Ids
+# move behind all visible ones, so a queue whose head is being worked on never has to be scanned again, and the ids of a
+# worker that died between this script and its Postgres claim come back by themselves.
 _CLAIM = """
 local left = tonumber(ARGV[3])
-local claimed = {}
+local claimed, taken = {}, {}
 for i, key in ipairs(KEYS) do
-    local want = math.min(tonumber(ARGV[5 + i]), left)
+    local lane = ARGV[5 + #KEYS + i]
+    local want = math.min(tonumber(ARGV[5 + i]) - (taken[lane] or 0), left)
     if want > 0 then
         for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, ARGV[4], ARGV[1], 'LIMIT', 0, 100)) do
             redis.call('ZADD', key, 'XX', ARGV[5], id)
@@ -54,6 +55,7 @@ for i, key in ipairs(KEYS) do
             claimed[#claimed + 1] = id
         end
         left = left - #ids
+        taken[lane] = (taken[lane] or 0) + #ids
     end
 end
 return claimed
@@ -70,9 +72,9 @@ end
 
 
 class Consumer(Worker):
-    """Feeds a `Runner` from one Redis. It ends with an exception when that Redis goes away, and is then made anew."""
+    """Feeds a `Runner` from one ring. It ends with an exception when that Redis goes away, and is then made anew."""
 
-    def __init__(self, redis: ArqRedis, queue: Queue, runner: Runner, executor: Executor) -> None:
+    def __init__(self, redis: ArqRedis, queue: Queue, ring: int, runner: Runner, executor: Executor) -> None:
         super().__init__(
             functions=[func(cast("WorkerCoroutine", _never_called), name="job")],
             queue_name=queue.key("default", 0),
@@ -81,6 +83,7 @@ class Consumer(Worker):
             max_jobs=runner.slots,
         )
         self._queue = queue
+        self._ring = ring
         self._runner = runner
         self._executor = executor
         self._script = redis.register_script(_CLAIM)
@@ -88,29 +91,31 @@ class Consumer(Worker):
         self._done: list[tuple[str, bytes, int]] = []
 
     async def main(self) -> None:
-        listener = self.loop.create_task(self._listen())
-        try:
-            while not self._runner.draining:
-                started = monotonic()
-                await self._poll_iteration()
-                await self._runner.wait(0 if self._done and self._runner.free else _LOOK_EVERY)
-                if listener.done():
-                    listener.result()
-                # Many bells in one moment are one look.
-                if (spent := monotonic() - started) < _COALESCE:
-                    await asyncio.sleep(_COALESCE - spent)
-            await self._claim({})
-        finally:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+        with self._runner.bell() as bell:
+            listener = self.loop.create_task(self._listen(bell))
+            try:
+                while not self._runner.draining:
+                    started = monotonic()
+                    await self._poll_iteration()
+                    await _wait(bell, 0 if self._done and self._runner.free else _LOOK_EVERY)
+                    if listener.done():
+                        listener.result()
+                    # Many bells in one moment are one look.
+                    if (spent := monotonic() - started) < _COALESCE:
+                        await asyncio.sleep(_COALESCE - spent)
+                await self._claim({})
+            finally:
+                listener.cancel()
+                await asyncio.gather(listener, return_exceptions=True)
 
     async def _poll_iteration(self) -> None:
-        wants = self._runner.wants()
-        claimed = await self._claim(wants) if wants or self._done else []
-        if not claimed:
-            return
+        claimed: list[tuple[str, bytes, int]] = []
         try:
-            await self.start_jobs([job_id for _, job_id, _ in claimed])
+            async with self._runner.claiming:
+                wants = self._runner.wants()
+                claimed = await self._claim(wants) if wants or self._done else []
+                if claimed:
+                    await self.start_jobs([job_id for _, job_id, _ in claimed])
         except Unavailable:
             logger.warning("jobs.claim_without_database", count=len(claimed))
             await asyncio.sleep(_DIRECT_LOOK_EVERY)
@@ -130,11 +135,13 @@ class Consumer(Worker):
         """Takes ids of the wanted lanes and forgets the ones that Postgres has decided about, in one round trip."""
         keys: list[str] = []
         counts: list[int] = []
-        for lane, count in wants.items():
-            lane_keys = self._queue.keys(lane)
+        lanes: list[int] = []
+        for number, (lane, count) in enumerate(wants.items()):
+            lane_keys = self._queue.keys(lane, self._ring)
             for key in random.sample(lane_keys, len(lane_keys)):
                 keys.append(key)
                 counts.append(count)
+                lanes.append(number)
         now = int(time() * 1000)
         hidden_until = now + _HIDDEN_MS
         limits = [now, hidden_until, self._runner.free, now - VISIBLE_UNTIL_MS, now - PAST_MS]
@@ -145,7 +152,7 @@ class Consumer(Worker):
                     args = [value for _, job_id, score in done for value in (job_id, score)]
                     await self._forget(keys=[key for key, _, _ in done], args=args, client=pipe)
                 if keys:
-                    await self._script(keys=keys, args=[*limits, *counts], client=pipe)
+                    await self._script(keys=keys, args=[*limits, *counts, *lanes], client=pipe)
                 answers = await pipe.execute()
         except TimeoutError as error:
             raise RedisError("no answer in time") from error
@@ -162,30 +169,32 @@ class Consumer(Worker):
                 pipe.zadd(key, {job_id: now - PAST_MS}, xx=True)
             await pipe.execute()
 
-    async def _listen(self) -> None:
+    async def _listen(self, bell: asyncio.Event) -> None:
         async with self.pool.pubsub() as pubsub:
             await pubsub.subscribe(BELL_CHANNEL, CONTROL_CHANNEL)
             while True:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
                 if message is None:
                     continue
-                if message["channel"] == CONTROL_CHANNEL.encode():
+                if message["channel"] == BELL_CHANNEL.encode():
+                    bell.set()
+                else:
                     verb, _, subject = message["data"].decode().partition(":")
                     if verb == "cancel":
                         self._runner.cancel(UUID(subject), "cancelled")
                     elif verb == "lanes":
                         self._runner.lanes_changed = True
-                self._runner.wake()
+                    self._runner.wake()
 
 
-async def consume(url: str, queue: Queue, runner: Runner, executor: Executor) -> None:
-    """Runs until the runner drains: from Redis while it is there, straight from Postgres while it is not."""
+async def consume(ring: int, queue: Queue, runner: Runner, executor: Executor) -> None:
+    """Runs until the runner drains: from this ring while it is there, straight from Postgres while it is not."""
     while not runner.draining:
-        redis = ArqRedis.from_url(url, socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
+        redis = ArqRedis.from_url(queue.urls[ring], socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
         try:
-            await Consumer(redis, queue, runner, executor).async_run()
+            await Consumer(redis, queue, ring, runner, executor).async_run()
         except (TimeoutError, RedisError, OSError) as error:
-            logger.warning("jobs.redis_lost", error=type(error).__name__)
+            logger.warning("jobs.redis_lost", ring=ring, error=type(error).__name__)
             await _consume_directly(redis, runner, executor)
         finally:
             await redis.aclose()
@@ -195,13 +204,12 @@ async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor)
     """Claims from Postgres until Redis answers again."""
     next_ping = monotonic() + _LOOK_EVERY
     while not runner.draining:
-        wants = runner.wants()
-        if wants:
-            try:
-                jobs = await executor.claim_direct(wants, runner.free)
-                runner.start(jobs)
-            except Unavailable:
-                logger.warning("jobs.claim_without_database")
+        try:
+            async with runner.claiming:
+                if wants := runner.wants():
+                    runner.start(await executor.claim_direct(wants, runner.free))
+        except Unavailable:
+            logger.warning("jobs.claim_without_database")
         await asyncio.sleep(_DIRECT_LOOK_EVERY)
         if monotonic() >= next_ping:
             next_ping = monotonic() + _LOOK_EVERY
@@ -212,6 +220,16 @@ async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor)
                 continue
             logger.info("jobs.redis_back")
             return
+
+
+async def _wait(bell: asyncio.Event, timeout: float) -> None:
+    """Until the bell rings or `timeout` seconds pass."""
+    try:
+        async with asyncio.timeout(timeout):
+            await bell.wait()
+    except TimeoutError:
+        return
+    bell.clear()
 
 
 async def _never_called(_: dict[Any, Any]) -> None:

@@ -1,9 +1,11 @@
 """Putting work in: the row belongs to the caller's transaction, the id goes to Redis after its commit, best effort."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 from zlib import crc32
 
@@ -16,6 +18,8 @@ from app.kernel.ids import UserId, new_id
 from app.kernel.queue.contracts import DEFAULT_PRIORITY, Enqueued, JobRef, NewJob
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.telemetry import get_logger, trace_parent_var
+
+T = TypeVar("T")
 
 logger = get_logger(__name__)
 
@@ -74,6 +78,10 @@ class Queue:
 
     Redis keeps at most `window` ids a lane and shard. Rows beyond it, and all rows while Redis is away, stay in
     Postgres only, until the worker's relay brings them over.
+
+    The shards may be spread over several Redis servers, the rings: shard i is on ring i modulo their number. A ring
+    that is away takes only its own shards along. Both numbers may change at any time; the relay's sweep finds what then
+    is in the wrong place.
     """
 
     def __init__(
@@ -84,18 +92,24 @@ class Queue:
         *,
         shards: int = 1,
         window: int = 10_000,
+        rings: Sequence[RedisGateway] = (),
     ) -> None:
-        self.shards = shards
+        self._rings = tuple(rings) or (redis,)
+        self.shards = max(shards, len(self._rings))
         self.window = window
         self._insert = insert
-        self._redis = redis
         self._clock = clock
         self._full_until: dict[str, float] = {}
-        self._dispatch_script = redis.client.register_script(_DISPATCH)
+        self._dispatch_script = self._rings[0].client.register_script(_DISPATCH)
 
     def bind(self, db: Database) -> None:
         """Rings after the commits of `db`."""
         db.on_commit(_DISPATCH_TOPIC, self._ring)
+
+    async def close(self) -> None:
+        """Closes the rings."""
+        for ring in self._rings:
+            await ring.close()
 
     async def enqueue(
         self,
@@ -146,7 +160,8 @@ class Queue:
         now = self._clock.now()
         later = run_at is not None and run_at > now
         row_id = new_id()
-        key = self.key_of(JobRef(row_id, lane, user_id))
+        ref = JobRef(row_id, lane, user_id)
+        ring = self._rings[self._ring_of(ref)]
         return NewJob(
             id=row_id,
             kind=kind,
@@ -160,7 +175,7 @@ class Queue:
             timeout_seconds=timeout_s,
             trace_parent=trace_parent_var.get(),
             created_at=now,
-            dispatch=not later and self._redis.available and self._full_until.get(key, 0.0) <= monotonic(),
+            dispatch=not later and ring.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
         )
 
     async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]:
@@ -176,24 +191,125 @@ class Queue:
 
     def key_of(self, ref: JobRef) -> str:
         """The sorted set that holds this job: one user's jobs of a lane share a shard."""
-        return self.key(ref.lane, crc32((ref.user_id or ref.id).bytes) % self.shards)
+        return self.key(ref.lane, self._shard_of(ref))
 
     def key(self, lane: str, shard: int) -> str:
         return f"jobs:queue:{lane}:{shard}"
 
-    def keys(self, lane: str) -> list[str]:
-        return [self.key(lane, shard) for shard in range(self.shards)]
+    def keys(self, lane: str, ring: int) -> list[str]:
+        """The queues of a lane that are on one ring."""
+        return [self.key(lane, shard) for shard in range(ring, self.shards, len(self._rings))]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where each ring is."""
+        return [ring.url for ring in self._rings]
 
     def redispatch(self, tx: Tx, ref: JobRef) -> None:
         """Brings an existing row's id to Redis after the commit of `tx`, which marked it as dispatched."""
         tx.emit(_DISPATCH_TOPIC, ref)
 
-    async def dispatch(self, refs: Sequence[JobRef]) -> None:
-        """Brings ids to Redis and rings, in one round trip.
+    async def dispatch(self, refs: Sequence[JobRef]) -> list[JobRef]:
+        """Brings ids to Redis and rings, in one round trip a ring; answers those that did not get there.
+
+        Nothing is lost with them: the relay comes back to these rows.
+        """
+        parts = self._by_ring(refs)
+        arrived = await asyncio.gather(*(self._dispatch(ring, part) for ring, part in parts.items()))
+        return [ref for part, there in zip(parts.values(), arrived, strict=True) if not there for ref in part]
+
+    async def depths(self, lane: str) -> list[int]:
+        """How many ids each shard of a lane holds in Redis; the window for a shard that cannot be asked.
 
         Raises:
-            RedisUnavailable: nothing is lost; the relay comes back to these rows.
+            RedisUnavailable: none can be asked.
         """
+
+        async def read(client: Redis, keys: list[str]) -> list[int]:
+            async with client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.zcard(key)
+                return await pipe.execute()
+
+        numbers = range(len(self._rings))
+        answers = await self._ask({number: partial(read, keys=self.keys(lane, number)) for number in numbers})
+        return [
+            answers[shard % len(self._rings)][shard // len(self._rings)]
+            if shard % len(self._rings) in answers
+            else self.window
+            for shard in range(self.shards)
+        ]
+
+    async def missing(self, refs: Sequence[JobRef]) -> list[JobRef]:
+        """Those of `refs` that Redis does not hold, as far as it can be asked.
+
+        Raises:
+            RedisUnavailable: no ring that should hold one of them answered.
+        """
+
+        async def read(client: Redis, part: list[JobRef]) -> list[JobRef]:
+            async with client.pipeline(transaction=False) as pipe:
+                for ref in part:
+                    pipe.zscore(self.key_of(ref), str(ref.id))
+                scores = await pipe.execute()
+            return [ref for ref, score in zip(part, scores, strict=True) if score is None]
+
+        if not refs:
+            return []
+        parts = {ring: partial(read, part=part) for ring, part in self._by_ring(refs).items()}
+        return [ref for found in (await self._ask(parts, timeout=1.0)).values() for ref in found]
+
+    async def read_epochs(self) -> list[str | None]:
+        """The epoch each ring that answers was filled in; None after a flush.
+
+        Raises:
+            RedisUnavailable: no ring answered.
+        """
+        values = await self._ask(dict.fromkeys(range(len(self._rings)), _get_epoch))
+        return [None if value is None else value.decode() for value in values.values()]
+
+    async def write_epoch(self, epoch: str) -> None:
+        """Marks all rings that answer; one that does not is found to differ later, and all is dispatched again."""
+        await self._ask(dict.fromkeys(range(len(self._rings)), lambda client: client.set(EPOCH_KEY, epoch)))
+
+    async def control(self, message: str) -> None:
+        """Tells every worker at once, best effort: `cancel:<job id>` or `lanes`. They would find out by themselves."""
+        everywhere = range(len(self._rings))
+        try:
+            await self._ask(dict.fromkeys(everywhere, lambda client: client.publish(CONTROL_CHANNEL, message)))
+        except RedisUnavailable:
+            logger.info("jobs.control_not_sent", message=message)
+
+    def _shard_of(self, ref: JobRef) -> int:
+        return crc32((ref.user_id or ref.id).bytes) % self.shards
+
+    def _ring_of(self, ref: JobRef) -> int:
+        return self._shard_of(ref) % len(self._rings)
+
+    def _by_ring(self, refs: Sequence[JobRef]) -> dict[int, list[JobRef]]:
+        parts: dict[int, list[JobRef]] = {}
+        for ref in refs:
+            parts.setdefault(self._ring_of(ref), []).append(ref)
+        return parts
+
+    async def _ask(
+        self, work: Mapping[int, Callable[[Redis], Awaitable[T]]], *, timeout: float | None = None
+    ) -> dict[int, T]:
+        """The answers of the rings that gave one, side by side. Raises RedisUnavailable if there is none."""
+
+        async def ask(ring: int) -> tuple[T] | None:
+            try:
+                return (await self._rings[ring].call(work[ring], timeout=timeout),)
+            except RedisUnavailable:
+                return None
+
+        answers = dict(zip(work, await asyncio.gather(*(ask(ring) for ring in work)), strict=True))
+        found = {ring: answer[0] for ring, answer in answers.items() if answer is not None}
+        if not found:
+            raise RedisUnavailable
+        return found
+
+    async def _dispatch(self, ring: int, refs: Sequence[JobRef]) -> bool:
         now = int(self._clock.now().timestamp() * 1000)
         latest = now + PAST_MS - VISIBLE_UNTIL_MS
         keys: list[str] = []
@@ -202,53 +318,22 @@ class Queue:
             key = self.key_of(ref)
             keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.lane}:{ref.user_id}"]
             args += [str(ref.id), (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS]
-        depths = await self._redis.call(lambda client: self._dispatch_script(keys=keys, args=args, client=client))
+        try:
+            depths = await self._rings[ring].call(
+                lambda client: self._dispatch_script(keys=keys, args=args, client=client)
+            )
+        except RedisUnavailable:
+            return False
         for key, depth in zip(dict.fromkeys(keys[::2]), depths, strict=True):
             if depth > self.window:
                 self._full_until[key] = monotonic() + _FULL_FOR_SECONDS
-
-    async def depths(self, lane: str) -> list[int]:
-        """How many ids each shard of a lane holds in Redis."""
-
-        async def read(client: Redis) -> list[int]:
-            async with client.pipeline(transaction=False) as pipe:
-                for key in self.keys(lane):
-                    pipe.zcard(key)
-                return await pipe.execute()
-
-        return await self._redis.call(read)
-
-    async def missing(self, refs: Sequence[JobRef]) -> list[JobRef]:
-        """Those of `refs` that Redis does not hold."""
-
-        async def read(client: Redis) -> list[float | None]:
-            async with client.pipeline(transaction=False) as pipe:
-                for ref in refs:
-                    pipe.zscore(self.key_of(ref), str(ref.id))
-                return await pipe.execute()
-
-        if not refs:
-            return []
-        scores = await self._redis.call(read, timeout=1.0)
-        return [ref for ref, score in zip(refs, scores, strict=True) if score is None]
-
-    async def read_epoch(self) -> str | None:
-        """The epoch Redis was filled in; None after a flush."""
-        value = await self._redis.call(lambda client: client.get(EPOCH_KEY))
-        return None if value is None else bytes(value).decode()
-
-    async def write_epoch(self, epoch: str) -> None:
-        await self._redis.call(lambda client: client.set(EPOCH_KEY, epoch))
-
-    async def control(self, message: str) -> None:
-        """Tells every worker at once, best effort: `cancel:<job id>` or `lanes`. They would find out by themselves."""
-        try:
-            await self._redis.call(lambda client: client.publish(CONTROL_CHANNEL, message))
-        except RedisUnavailable:
-            logger.info("jobs.control_not_sent", message=message)
+        return True
 
     async def _ring(self, refs: list[JobRef]) -> None:
-        try:
-            await self.dispatch(refs)
-        except RedisUnavailable:
-            logger.warning("jobs.not_dispatched", count=len(refs))
+        if left := await self.dispatch(refs):
+            logger.warning("jobs.not_dispatched", count=len(left))
+
+
+async def _get_epoch(client: Redis) -> bytes | None:
+    epoch: bytes | None = await client.get(EPOCH_KEY)
+    return epoch

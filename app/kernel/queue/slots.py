@@ -3,7 +3,8 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -58,7 +59,9 @@ class Runner:
         self.reasons: dict[UUID, str] = {}
         self._executor = executor
         self._running: Counter[str] = Counter()
-        self._wake = asyncio.Event()
+        # Two that claim at once would fill the same slots.
+        self.claiming = asyncio.Lock()
+        self._bells: list[asyncio.Event] = []
 
     @property
     def free(self) -> int:
@@ -93,17 +96,20 @@ class Runner:
             self.reasons[job_id] = reason
             task.cancel()
 
-    def wake(self) -> None:
-        self._wake.set()
-
-    async def wait(self, timeout: float) -> None:
-        """Until a slot frees, a bell rings or `timeout` seconds pass."""
+    @contextmanager
+    def bell(self) -> Iterator[asyncio.Event]:
+        """Rings when a slot frees, and on every `wake`. Each that waits has one of its own, and clears it."""
+        bell = asyncio.Event()
+        self._bells.append(bell)
         try:
-            async with asyncio.timeout(timeout):
-                await self._wake.wait()
-        except TimeoutError:
-            return
-        self._wake.clear()
+            yield bell
+        finally:
+            self._bells.remove(bell)
+
+    def wake(self) -> None:
+        """Wakes all, in random order: a freed slot goes to whoever is first, and that must not always be the same."""
+        for bell in random.sample(self._bells, len(self._bells)):
+            bell.set()
 
     async def drain(self, grace: float) -> None:
         """Takes nothing more, gives what runs `grace` seconds, and hands the rest back."""
