@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.application",
     "tests.fixtures.people",
+    "tests.fixtures.post_office",
 ]

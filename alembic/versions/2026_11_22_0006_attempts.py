@@ -6,7 +6,7 @@ A run that succeeds writes nothing here. The rows go with their job.
 from alembic import op
 
 revision = "0006_attempts"
-down_revision = "0004_jobs"
+down_revision = "0005_email_suppressions"
 branch_labels = None
 depends_on = None
 

@@ -38,6 +38,10 @@ class MailRefused(Exception):
     """The server will never take this message: the address is bad, or the content is refused (SMTP 5xx)."""
 
 
+class AddressRefused(MailRefused):
+    """The server will take no message for this address."""
+
+
 class MailUnavailable(Exception):
     """The message could not be handed over now; it may be tried again (SMTP 4xx, connection lost)."""
 
@@ -84,7 +88,7 @@ class Mailer:
         """Hands `mail` over.
 
         Raises:
-            MailRefused: it will never be taken.
+            MailRefused: it will never be taken; AddressRefused: and nothing else for this address either.
             MailUnavailable: it may be taken later.
         """
         message = self._compose(mail)
@@ -175,7 +179,8 @@ class SmtpTransport:
             # The sender is a setting; this message is as good as any other.
             raise MailUnavailable(f"SMTP {error.code}") from error
         except aiosmtplib.SMTPRecipientsRefused as error:
-            raise _classify(max(refusal.code for refusal in error.recipients), error) from error
+            code = max(refusal.code for refusal in error.recipients)
+            raise (AddressRefused(f"SMTP {code}") if code >= _PERMANENT else _classify(code, error)) from error
         except aiosmtplib.SMTPResponseException as error:
             raise _classify(error.code, error) from error
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:

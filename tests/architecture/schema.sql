@@ -154,6 +154,12 @@ CREATE TABLE jobs.attempts (
     CONSTRAINT attempts_outcome_check CHECK ((outcome = ANY (ARRAY['retried'::text, 'failed'::text, 'cancelled'::text, 'lost'::text])))
 );
 
+CREATE TABLE jobs.email_suppressions (
+    address_hash bytea NOT NULL,
+    reason text NOT NULL,
+    created_at timestamp with time zone NOT NULL
+);
+
 CREATE TABLE jobs.epoch (
     singleton boolean DEFAULT true NOT NULL,
     epoch uuid NOT NULL,
@@ -356,6 +362,9 @@ ALTER TABLE ONLY jobs.artifacts
 
 ALTER TABLE ONLY jobs.attempts
     ADD CONSTRAINT attempts_pkey PRIMARY KEY (job_id, n);
+
+ALTER TABLE ONLY jobs.email_suppressions
+    ADD CONSTRAINT email_suppressions_pkey PRIMARY KEY (address_hash);
 
 ALTER TABLE ONLY jobs.epoch
     ADD CONSTRAINT epoch_pkey PRIMARY KEY (singleton);

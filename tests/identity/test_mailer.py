@@ -2,71 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
 from app.kernel.clock import SystemClock
 from app.kernel.mail import Attachment, Mail, Mailer, MailRefused, MailUnavailable, Templates, make_transport
 from app.settings import load_settings
+from tests.fixtures.post_office import PostOffice
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "app" / "identity" / "templates"
 LETTER = Mail("ada@example.com", "Grüße", "plain & simple\n", "<p>plain &amp; simple</p>\n", "job-1")
-
-
-@dataclass
-class PostOffice:
-    """An SMTP server. `answers` are given to DATA in turn, then everything is taken."""
-
-    port: int = 0
-    rcpt: str = ""
-    answers: list[str] = field(default_factory=list)
-    received: list[Envelope] = field(default_factory=list)
-    sessions: int = 0
-    protocols: list[SMTP] = field(default_factory=list)
-
-    # The names and arguments are aiosmtpd's.
-    async def handle_RCPT(self, _: SMTP, __: Session, envelope: Envelope, address: str, ___: Any) -> str:  # noqa: N802
-        if self.rcpt:
-            return self.rcpt
-        envelope.rcpt_tos.append(address)
-        return "250 OK"
-
-    async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802
-        if self.answers:
-            return self.answers.pop(0)
-        self.received.append(envelope)
-        return "250 OK"
-
-    def drop_all(self) -> None:
-        for protocol in self.protocols:
-            if protocol.transport is not None:
-                protocol.transport.close()
-
-
-def refuse(*_: object) -> AuthResult:
-    return AuthResult(success=False, handled=False)
-
-
-@pytest.fixture
-async def post_office() -> AsyncIterator[PostOffice]:
-    office = PostOffice()
-
-    def connect() -> SMTP:
-        office.sessions += 1
-        protocol = SMTP(office, enable_SMTPUTF8=True, authenticator=refuse, auth_require_tls=False)
-        office.protocols.append(protocol)
-        return protocol
-
-    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
-    office.port = server.sockets[0].getsockname()[1]
-    yield office
-    office.drop_all()
-    server.close()
 
 
 MakeMailer = Callable[..., Mailer]

@@ -3,9 +3,11 @@
 from datetime import datetime
 from typing import Any
 
+from app.jobs.handlers.email_send import email_send_kind
 from app.jobs.handlers.invoice_email import invoice_email_kind
 from app.jobs.handlers.webhook_deliver import WebhookDeliverer
 from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs, prune_messages
+from app.jobs.service.mailing import Postman
 from app.jobs.service.scheduling import Schedule
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
@@ -35,7 +37,7 @@ class JobsTasks:
         self, store: ArtifactStore, mailer: Mailer, sender: WebhookSender, keys: Keys, settings: JobsSettings
     ) -> None:
         self._store = store
-        self._mailer = mailer
+        self._postman = Postman(mailer, keys)
         self._deliverer = WebhookDeliverer(sender, keys)
         self._settings = settings
 
@@ -43,7 +45,8 @@ class JobsTasks:
         """The kinds, by name."""
         kinds: tuple[JobKind[Any], ...] = (
             job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),
-            invoice_email_kind(self._mailer, self._store),
+            email_send_kind(self._postman),
+            invoice_email_kind(self._postman, self._store),
             self._deliverer.kind(),
         )
         return {kind.name: kind for kind in kinds}

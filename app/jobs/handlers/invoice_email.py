@@ -1,23 +1,22 @@
 """The kind `invoice.email`: the second link of an invoice's chain, and the announcement that ends it."""
 
-from pathlib import Path
 from typing import Any
 
 import orjson
 
+from app.jobs.handlers.email_send import MAIL_TEMPLATES
 from app.jobs.handlers.invoice_pdf import KIND_EMAIL, InvoiceArgs
 from app.jobs.queries.invoices import set_invoice_status
 from app.jobs.records.invoices import Invoice, format_minor
 from app.jobs.service.invoicing import get_pdf
+from app.jobs.service.mailing import Postman
 from app.jobs.service.publishing import publish_event
 from app.jobs.service.storage import ArtifactStore
-from app.kernel.mail import Attachment, Mail, Mailer, MailRefused, Templates
+from app.kernel.mail import Attachment, Mail, MailRefused
 from app.kernel.queue import JobContext, JobKind, PermanentJobError, job
 
-_templates = Templates(Path(__file__).parents[1] / "templates")
 
-
-def invoice_email_kind(mailer: Mailer, store: ArtifactStore) -> JobKind[Any]:
+def invoice_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
     """The kind, bound to where mail goes and where files are."""
 
     @job(KIND_EMAIL, args=InvoiceArgs)
@@ -26,7 +25,7 @@ def invoice_email_kind(mailer: Mailer, store: ArtifactStore) -> JobKind[Any]:
             raise ValueError("an invoice belongs to a user")
         invoice, artifact = await get_pdf(ctx.db, ctx.clock, ctx.user_id, args.invoice_id)
         customer = orjson.loads(invoice.customer)
-        subject, text, html = _templates.render(
+        subject, text, html = MAIL_TEMPLATES.render(
             "invoice_mail",
             {
                 "number": invoice.number,
@@ -37,7 +36,7 @@ def invoice_email_kind(mailer: Mailer, store: ArtifactStore) -> JobKind[Any]:
         )
         pdf = Attachment("invoice.pdf", artifact.content_type, await store.read_all(artifact.storage_key))
         try:
-            await mailer.send(Mail(customer["email"], subject, text, html, str(ctx.job_id), (pdf,)))
+            await postman.send(ctx, Mail(customer["email"], subject, text, html, str(ctx.job_id), (pdf,)))
         except MailRefused as error:
             async with ctx.transaction("jobs.invoice_refused") as tx:
                 await set_invoice_status(tx, ctx.user_id, invoice.id, "failed")

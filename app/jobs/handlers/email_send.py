@@ -1,0 +1,51 @@
+"""The kind `email.send`: one message to one address, given as it is or as a template and its data."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from app.jobs.service.mailing import AddressSuppressed, Postman
+from app.kernel.mail import Mail, MailRefused, Templates
+from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+
+KIND_SEND = "email.send"
+
+MAIL_TEMPLATES = Templates(Path(__file__).parents[1] / "templates")
+
+
+class EmailArgs(JobArgs):
+    """Either `subject`, `text` and `html`, or the name of a `template` of this module and its `data`."""
+
+    to: Annotated[str, Field(min_length=3, max_length=320)]
+    subject: str | None = None
+    text: str | None = None
+    html: str | None = None
+    template: Annotated[str, Field(pattern=r"^[a-z_]+$")] | None = None
+    data: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "EmailArgs":
+        words = [part is not None for part in (self.subject, self.text, self.html)]
+        if any(words) == (self.template is not None) or any(words) != all(words):
+            raise ValueError("give subject, text and html, or a template")
+        return self
+
+
+def email_send_kind(postman: Postman) -> JobKind[Any]:
+    """The kind, bound to where mail goes. Callers choose the lane: `critical` where somebody waits for the message."""
+
+    @job(KIND_SEND, args=EmailArgs)
+    async def email_send(ctx: JobContext, args: EmailArgs) -> None:
+        if args.template is not None:
+            subject, text, html = MAIL_TEMPLATES.render(args.template, args.data or {})
+        else:
+            subject, text, html = args.subject or "", args.text or "", args.html or ""
+        try:
+            await postman.send(ctx, Mail(args.to, subject, text, html, str(ctx.job_id)))
+        except AddressSuppressed as error:
+            raise PermanentJobError("address_suppressed", "This address was refused before.") from error
+        except MailRefused as error:
+            raise PermanentJobError("mail_refused", "The mail server refused the message.") from error
+
+    return email_send
