@@ -65,6 +65,8 @@ class Outcome:
     latencies: dict[int, list[float]] = field(default_factory=dict)
     unsent: int = 0
     seconds: float = 0.0
+    # Good answers that came within these seconds; the others only tell how long they took.
+    in_time: int = 0
 
     def add(self, status: int, milliseconds: float) -> None:
         self.latencies.setdefault(status, []).append(milliseconds)
@@ -145,6 +147,7 @@ async def open_loop(port: int, requests: Sequence[bytes], seconds: float, rate: 
             crowd.request(began + sent / rate)
         await asyncio.sleep(_TICK_SECONDS)
     crowd.outcome.seconds = perf_counter() - began
+    crowd.outcome.in_time = len(crowd.outcome.good())
     crowd.outcome.unsent = crowd.waiting
     await crowd.leave(connections)
     return crowd.outcome

@@ -267,7 +267,7 @@ class Limits:
                 self.say(f"    capacity {sample.rate:.0f}/s, then {dict(over[-1].statuses)}, {over[-1].unsent} unsent")
         self.results[f"P12 {what} at capacity"] = Result(tuple(normal))
         pairs = list(zip(over, normal, strict=True))
-        goodput = statistics.median(len(o.good()) / o.seconds / n.rate for o, n in pairs)
+        goodput = statistics.median(o.in_time / o.seconds / n.rate for o, n in pairs)
         p99 = statistics.median(percentile(o.good(), 0.99) / n.p99 for o, n in pairs)
         answered = statistics.median(o.statuses.total() / o.seconds / n.rate for o, n in pairs)
         note = f"{answered:.1f} times capacity were answered at all"
