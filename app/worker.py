@@ -11,9 +11,12 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from prometheus_client import start_http_server
+
 from app.composition import close_resources, make_resources, open_resources
 from app.identity.api import IdentityTasks
 from app.jobs.api import JOB_KINDS, LANES, SCHEDULES, ArtifactStore, Executor, JobsTasks, JobWatch, Relay, WebhookSender
+from app.jobs.settings import JobsSettings
 from app.kernel.database import Database
 from app.kernel.mail import Mailer, make_transport
 from app.kernel.queue import JobKind, Queue
@@ -62,7 +65,7 @@ async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS)
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     try:
-        async with open_worker(settings, kinds) as worker:
+        async with open_worker(settings, kinds) as worker, _metrics_served(settings.jobs):
             _logger.info("jobs.worker_ready", slots=worker.runner.slots, kinds=sorted(kinds))
             await stop.wait()
             await worker.drain()
@@ -128,6 +131,27 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         await mailer.close()
         await sender.close()
         await close_resources(resources)
+
+
+@asynccontextmanager
+async def _metrics_served(settings: JobsSettings) -> AsyncIterator[None]:
+    """This process's metrics as Prometheus text, from a thread. A port that is taken must not stop any job."""
+    if settings.metrics_port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(settings.metrics_port, settings.metrics_host)
+    except OSError as error:
+        _logger.error("jobs.metrics_not_served", port=settings.metrics_port, error=str(error))  # noqa: TRY400
+        yield
+        return
+    _logger.info("jobs.metrics_served", host=settings.metrics_host, port=settings.metrics_port)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.shutdown)
+        server.server_close()
+        thread.join()
 
 
 async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
+import httpx
+import psutil
 import pytest
 import redis.asyncio
 
@@ -21,7 +23,8 @@ from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.kernel.telemetry import trace_parent_var
-from app.settings import Settings
+from app.settings import Settings, load_settings
+from tests.fixtures.application import free_port
 from tests.jobs.kinds import eventually
 from tests.jobs.worker_process import TRACES
 
@@ -51,8 +54,11 @@ async def start_process(environment: dict[str, str], connection: Connection) -> 
         processes.append(process)
         assert process.stdout is not None
         async with asyncio.timeout(20):
-            while b"worker_ready" not in await process.stdout.readline():
+            started = b""
+            while b"worker_ready" not in started:
+                started += await process.stdout.readline()
                 assert process.returncode is None
+        process.started = started  # type: ignore[attr-defined]
         # From now on nobody reads, so the pipe must not fill up.
         process.drained = asyncio.create_task(process.stdout.read())  # type: ignore[attr-defined]
         return process
@@ -240,3 +246,42 @@ async def test_what_a_handler_logs_carries_its_job_and_the_trace_of_its_request(
     lines = [json.loads(line) for line in (await worker.drained).splitlines()]  # type: ignore[attr-defined]
     said = {line["request_id"]: line.get("trace") for line in lines if line["event"] == "test.said"}
     assert said == {str(untraced): None, str(traced): trace}
+
+
+async def test_a_worker_serves_its_metrics_when_asked_to(
+    start_process: StartProcess, enqueue: Enqueue, connection: Connection
+) -> None:
+    port = free_port()
+    worker = await start_process(APP_JOBS_METRICS_PORT=str(port))
+    await enqueue("test.noop", 3)
+    await all_succeed(connection, 3, 10)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        answer = await client.get("/metrics")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        lines = answer.text.splitlines()
+        assert 'app_jobs_finished_total{kind="test.noop",outcome="succeeded"} 3.0' in lines
+        assert 'app_jobs_pickup_seconds_count{lane="default"} 3.0' in lines
+        # A second worker with the same port has none, and works all the same.
+        second = await start_process(APP_JOBS_METRICS_PORT=str(port))
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/metrics")
+    await enqueue("test.noop", 3)
+    await all_succeed(connection, 6, 10)
+    second.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(second.wait(), 10) == 0
+    assert b"jobs.metrics_not_served" in second.started + await second.drained  # type: ignore[attr-defined]
+
+
+async def test_a_worker_listens_nowhere_by_default(start_process: StartProcess) -> None:
+    worker = await start_process()
+    listening = [item for item in psutil.Process(worker.pid).net_connections() if item.status == psutil.CONN_LISTEN]
+    assert listening == []
+
+
+async def test_the_urls_of_several_redis_servers_come_from_one_variable(environment: dict[str, str]) -> None:
+    settings = load_settings(environment | {"APP_JOBS_REDIS_URLS": "redis://a:1/0, redis://:secret@b:2/0"})
+    assert [url.get_secret_value() for url in settings.jobs.redis_urls] == ["redis://a:1/0", "redis://:secret@b:2/0"]
+    assert "secret@" not in repr(settings.jobs)

@@ -39,6 +39,11 @@ class JobsSettings(Section):
     )
     webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
 
+    metrics_port: int | None = Field(
+        None, ge=1, le=65_535, description="Where each worker serves its metrics over HTTP; None: nowhere."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of that port; its answers are not protected.")
+
     @field_validator("webhook_allow", "redis_urls", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
