@@ -1,7 +1,7 @@
 """What other modules may use of the users module."""
 
 from app.users.queries import get_event_total as count_events
-from app.users.queries import get_user, iterate_events, stream_events
+from app.users.queries import get_user, iterate_events, list_weekly_reporters, stream_events
 from app.users.records import (
     DisplayName,
     Event,
@@ -52,6 +52,7 @@ __all__ = [
     "get_user",
     "hide_user",
     "iterate_events",
+    "list_weekly_reporters",
     "profile_tag",
     "read_overview",
     "record_events",

@@ -150,6 +150,20 @@ async def get_preferences(conn: ReadConn, user_id: UserId) -> Preferences | None
     return Preferences(**row) if row else None
 
 
+LIST_WEEKLY_REPORTERS = """
+    SELECT p.user_id
+    FROM users.preferences p JOIN users.users u ON u.id = p.user_id
+    WHERE p.weekly_report AND u.deleted_at IS NULL AND ($1::uuid IS NULL OR p.user_id > $1)
+    ORDER BY p.user_id
+    LIMIT $2
+"""
+
+
+async def list_weekly_reporters(conn: ReadConn, after: UserId | None, limit: int) -> list[UserId]:
+    """A page of the users who want a weekly report, behind `after`."""
+    return [row["user_id"] for row in await conn.fetch(LIST_WEEKLY_REPORTERS, after, limit)]
+
+
 LOCK_PREFERENCES = """
     SELECT p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version
     FROM users.preferences p JOIN users.users u ON u.id = p.user_id

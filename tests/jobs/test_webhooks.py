@@ -438,3 +438,30 @@ async def test_changes_of_an_account_are_events_for_who_listens(
         "user.deleted",
         "user.updated",
     ]
+
+
+@LOCAL
+async def test_a_job_that_ends_in_its_own_transaction_or_with_its_workers_is_an_event_too(
+    person: Person, receiver: Receiver, settings: Settings, connection: Connection
+) -> None:
+    await register(person, receiver.url, "job.succeeded", "job.failed")
+    period = {"since": "2026-03-02T00:00:00Z", "until": "2026-03-09T00:00:00Z", "mail": True}
+    made = (await person.post("/v1/jobs", json={"kind": "report.activity", "args": period})).json()
+    poison = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
+    await connection.execute(
+        """
+        UPDATE jobs.jobs SET state = 1, attempt = 8, max_attempts = 8, run_token = gen_random_uuid(),
+                             worker_id = 'gone', started_at = now(), lease_until = now() - interval '1 minute',
+                             dispatched_at = NULL
+        WHERE id = $1
+        """,
+        UUID(poison["id"]),
+    )
+    jobs = settings.jobs.model_copy(update={"heartbeat": 0.1, "lease": 1.0})
+    async with open_worker(settings.model_copy(update={"jobs": jobs}), JOB_KINDS):
+        await eventually(lambda: len(receiver.requests) == 2)
+    events = [json.loads(body) for _, body in receiver.requests]
+    assert {event["type"]: event["data"] for event in events} == {
+        "job.succeeded": {"job_id": made["id"], "kind": "report.activity"},
+        "job.failed": {"job_id": poison["id"], "kind": "export.events"},
+    }

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.jobs.handlers.email_send import email_send_kind
 from app.jobs.handlers.invoice_email import invoice_email_kind
+from app.jobs.handlers.report_weekly import KIND_WEEKLY, report_email_kind
 from app.jobs.handlers.webhook_deliver import WebhookDeliverer
 from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs, prune_messages
 from app.jobs.service.mailing import Postman
@@ -19,7 +20,10 @@ from app.kernel.queue import JobArgs, JobContext, JobKind, job
 
 KIND_CLEAN = "jobs.clean"
 
-SCHEDULES = (Schedule(name="jobs.clean", kind=KIND_CLEAN, cron="17 * * * *"),)
+SCHEDULES = (
+    Schedule(name="jobs.clean", kind=KIND_CLEAN, cron="17 * * * *"),
+    Schedule(name="report.weekly", kind=KIND_WEEKLY, cron="0 6 * * MON"),
+)
 
 _KEYS_AT_A_TIME = 5_000
 
@@ -47,6 +51,7 @@ class JobsTasks:
             job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),
             email_send_kind(self._postman),
             invoice_email_kind(self._postman, self._store),
+            report_email_kind(self._postman, self._store),
             self._deliverer.kind(),
         )
         return {kind.name: kind for kind in kinds}

@@ -12,14 +12,19 @@ from app.jobs.service.documents import render_pdf
 from app.kernel.queue import JobArgs, JobContext, job
 from app.users.api import EventSummary, summarise_events
 
+KIND_REPORT = "report.activity"
+KIND_MAIL = "report.email"
+REPORT_LANE = "pdf"
+REPORT_NAME = "activity.pdf"
 _LONGEST = timedelta(days=366)
 
 
 class ReportArgs(JobArgs):
-    """`since` is included, `until` is not."""
+    """`since` is included, `until` is not. `mail`: send it to the owner too, if they want e-mail."""
 
     since: AwareDatetime
     until: AwareDatetime
+    mail: bool = False
 
     @model_validator(mode="after")
     def _in_order(self) -> "ReportArgs":
@@ -28,16 +33,28 @@ class ReportArgs(JobArgs):
         return self
 
 
-@job("report.activity", args=ReportArgs, lane="pdf", public=True, max_attempts=5, timeout=120)
+@job(KIND_REPORT, args=ReportArgs, lane=REPORT_LANE, public=True, max_attempts=5, timeout=120)
 async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any]:
     """Answers with the number of events; the file is the artifact `activity.pdf`."""
     if ctx.user_id is None:
         raise ValueError("a report belongs to a user")
     summary = await summarise_events(ctx.db, ctx.clock, ctx.user_id, bucket="day", since=args.since, until=args.until)
     data = _data_of(summary)
-    async with ctx.artifact("activity.pdf", "application/pdf") as file:
+    async with ctx.artifact(REPORT_NAME, "application/pdf") as file:
         await file.write(await asyncio.to_thread(render_pdf, "activity", data, args.until))
-    return {"events": data["total"]}
+    result = {"events": data["total"]}
+    if args.mail:
+        period = {"since": args.since.date().isoformat(), "until": args.until.date().isoformat()}
+        async with ctx.transaction("jobs.report_made") as tx:
+            await ctx.queue.enqueue(
+                tx,
+                KIND_MAIL,
+                {"job_id": str(ctx.job_id), **period},
+                user_id=ctx.user_id,
+                unique_key=str(ctx.job_id),
+            )
+            await ctx.complete(tx, result)
+    return result
 
 
 def _data_of(summary: EventSummary) -> dict[str, Any]:

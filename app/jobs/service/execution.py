@@ -212,8 +212,10 @@ class Executor:
     async def complete(self, run: _Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
         """Ends the run inside the handler's own transaction."""
         outcome = Outcome(run.job.id, run.job.run_token, State.SUCCEEDED, result=_to_json(result))
-        if not await queries.finish_jobs(tx, [outcome], run.artifacts):
+        changes = await queries.finish_jobs(tx, [outcome], run.artifacts)
+        if not changes:
             raise LeaseLost
+        await publish_job_ends(tx, self.queue, changes, self._is_public, self.clock.now())
 
         async def committed() -> None:
             run.completed = True

@@ -1,0 +1,108 @@
+"""The kinds `report.weekly` and `report.email`: a report of the past week for everybody who wants one.
+
+`report.weekly` works page by page. Each page is one transaction with the reports of its users and the job of the next
+page, so that a page is done once, whatever happens in between.
+"""
+
+from datetime import date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic import AwareDatetime, Field
+
+from app.jobs.errors import ArtifactExpired, ArtifactNotFound
+from app.jobs.handlers.email_send import MAIL_TEMPLATES
+from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_LANE, REPORT_NAME
+from app.jobs.service.artifacts import get_artifact
+from app.jobs.service.mailing import AddressSuppressed, Postman
+from app.jobs.service.storage import ArtifactStore
+from app.kernel.ids import UserId
+from app.kernel.mail import Attachment, Mail, MailRefused
+from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+from app.users.api import export_user, list_weekly_reporters
+
+KIND_WEEKLY = "report.weekly"
+PAGE = 500
+
+
+class WeeklyArgs(JobArgs):
+    """The time this run stands for, and the last user of the page before."""
+
+    scheduled_at: AwareDatetime = Field(strict=False)
+    after: UUID | None = Field(None, strict=False)
+
+
+class ReportMailArgs(JobArgs):
+    """Which report of the job's owner."""
+
+    job_id: UUID = Field(strict=False)
+    since: date = Field(strict=False)
+    until: date = Field(strict=False)
+
+
+@job(KIND_WEEKLY, args=WeeklyArgs, lane="bulk", timeout=60)
+async def report_weekly(ctx: JobContext, args: WeeklyArgs) -> None:
+    """Makes the reports of the ISO week before `scheduled_at`, in UTC."""
+    since, until = past_week(args.scheduled_at)
+    year, week, _ = since.isocalendar()
+    key = f"weekly:{year}-W{week:02}"
+    async with ctx.transaction("jobs.weekly_reports") as tx:
+        users = await list_weekly_reporters(tx, UserId(args.after) if args.after else None, PAGE)
+        reports = [
+            ctx.queue.new_job(
+                KIND_REPORT,
+                {"since": since.isoformat(), "until": until.isoformat(), "mail": True},
+                user_id=user_id,
+                lane=REPORT_LANE,
+                unique_key=key,
+                priority=4,
+                max_attempts=5,
+                timeout_s=120,
+            )
+            for user_id in users
+        ]
+        if reports:
+            await ctx.queue.enqueue_rows(tx, reports)
+        if len(users) == PAGE:
+            following = {"scheduled_at": args.scheduled_at.isoformat(), "after": str(users[-1])}
+            await ctx.queue.enqueue(
+                tx, KIND_WEEKLY, following, user_id=None, lane="bulk", unique_key=f"{key}:{users[-1]}", timeout_s=60
+            )
+        await ctx.complete(tx, {"reports": len(reports)})
+
+
+def past_week(now: datetime) -> tuple[datetime, datetime]:
+    """From Monday to Monday, 00:00 in the zone of `now`; the end is the last one that has come."""
+    until = (now - timedelta(days=now.weekday())).replace(hour=0, minute=0, second=0, microsecond=0)
+    return until - timedelta(days=7), until
+
+
+def report_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
+    """The kind, bound to where mail goes and where files are."""
+
+    @job(KIND_MAIL, args=ReportMailArgs)
+    async def report_email(ctx: JobContext, args: ReportMailArgs) -> dict[str, bool]:
+        """Sends nothing to who has no verified address or wants no e-mail by now."""
+        if ctx.user_id is None:
+            raise ValueError("a report belongs to a user")
+        async with ctx.db.read("jobs.report_reader") as conn:
+            reader = await export_user(conn, ctx.user_id)
+        if reader is None or not (reader.user.email_verified and reader.preferences.email_notifications):
+            return {"sent": False}
+        try:
+            artifact = await get_artifact(ctx.db, ctx.clock, args.job_id, ctx.user_id, REPORT_NAME)
+        except (ArtifactNotFound, ArtifactExpired):
+            return {"sent": False}
+        name = reader.user.display_name
+        data = {"name": name, "since": args.since.isoformat(), "until": (args.until - timedelta(days=1)).isoformat()}
+        subject, text, html = MAIL_TEMPLATES.render("report_mail", data)
+        pdf = Attachment(REPORT_NAME, artifact.content_type, await store.read_all(artifact.storage_key))
+        try:
+            await postman.send(ctx, Mail(reader.user.email, subject, text, html, str(ctx.job_id), (pdf,)))
+        except AddressSuppressed:
+            return {"sent": False}
+        except MailRefused as error:
+            raise PermanentJobError("mail_refused", "The mail server refused the message.") from error
+        return {"sent": True}
+
+    return report_email
