@@ -331,3 +331,17 @@ async def test_nothing_is_cut_off_a_password(client: httpx.AsyncClient, make_per
     for password, status in ((person.password, 200), (person.password + "x", 401), (person.password[:72], 401)):
         answer = await client.post("/v1/auth/login", json={"email": person.email, "password": password})
         assert answer.status_code == status
+
+
+@pytest.mark.settings(APP_IDENTITY_HASH_THREADS="1", APP_IDENTITY_HASH_QUEUE="0")
+async def test_who_was_turned_away_for_lack_of_room_has_not_failed(
+    identity: Identity, client: httpx.AsyncClient, person: Person
+) -> None:
+    right = {"email": person.email, "password": person.password}
+    turned_away = 0
+    for _ in range(3):
+        answers = await asyncio.gather(*(client.post("/v1/auth/login", json=right) for _ in range(4)))
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        turned_away += sum(answer.status_code == 503 for answer in answers)
+    assert turned_away >= 5
+    assert (await client.post("/v1/auth/login", json=right)).status_code == 200

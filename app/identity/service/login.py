@@ -68,12 +68,12 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
     canonical = canonical_email(credentials.email)
     device_id = identity.devices.recognise(credentials.device_cookie, canonical)
     buckets = identity.throttle.login_buckets(canonical, credentials.device.ip, device_id)
-    await identity.throttle.reserve(buckets)
-    async with db.read("identity.login") as conn:
-        account = await get_account_by_email(conn, canonical)
     # No stored password is longer; hashing a megabyte for nothing would be a favour to an attacker.
     candidate = normalise_password(credentials.password)[: MAX_PASSWORD_LENGTH + 1]
-    is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
+    async with identity.throttle.attempt(buckets):
+        async with db.read("identity.login") as conn:
+            account = await get_account_by_email(conn, canonical)
+        is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or not is_right:
         await _note_failure(db, identity, canonical, credentials.device)
         raise InvalidCredentials

@@ -17,11 +17,11 @@ async def check_current_password(db: Database, identity: Identity, user_id: User
         TooManyAttempts: whatever it is.
     """
     buckets = identity.throttle.proof_buckets("password", user_id)
-    await identity.throttle.reserve(buckets)
-    async with db.read("identity.reauthenticate") as conn:
-        account = await get_account(conn, user_id)
     candidate = normalise_password(password)[: MAX_PASSWORD_LENGTH + 1]
-    is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
+    async with identity.throttle.attempt(buckets):
+        async with db.read("identity.reauthenticate") as conn:
+            account = await get_account(conn, user_id)
+        is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or account.status != "active" or not is_right:
         raise InvalidCurrentPassword
     await identity.throttle.release(buckets)

@@ -17,7 +17,8 @@ counts for itself, by the same rules.
 import hmac
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_network
@@ -27,6 +28,7 @@ from prometheus_client import Counter
 
 from app.identity.errors import TooManyAttempts
 from app.kernel.clock import Clock
+from app.kernel.errors import Unavailable
 from app.kernel.keys import Keys
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
@@ -158,11 +160,28 @@ class Throttle:
             return False
         return True
 
+    @asynccontextmanager
+    async def attempt(self, buckets: Sequence[Bucket]) -> AsyncIterator[None]:
+        """Reserves an attempt for what is inside; one that we were too busy to judge is given back.
+
+        Raises:
+            TooManyAttempts: with the seconds until the next one.
+        """
+        await self.reserve(buckets)
+        try:
+            yield
+        except Unavailable:
+            await self._give_back(buckets, emptied=())
+            raise
+
     async def release(self, buckets: Sequence[Bucket]) -> None:
         """After a success."""
-        args = ["1" if bucket.is_personal else "0" for bucket in buckets]
+        await self._give_back(buckets, emptied=[bucket for bucket in buckets if bucket.is_personal])
+
+    async def _give_back(self, buckets: Sequence[Bucket], *, emptied: Sequence[Bucket]) -> None:
+        args = ["1" if bucket in emptied else "0" for bucket in buckets]
         for bucket in buckets:
-            self._release_locally(bucket)
+            self._give_back_locally(bucket, is_emptied=bucket in emptied)
         try:
             await self._redis.call(
                 lambda client: self._release(keys=[bucket.key for bucket in buckets], args=args, client=client)
@@ -189,9 +208,9 @@ class Throttle:
             self._local.popitem(last=False)
         return 0
 
-    def _release_locally(self, bucket: Bucket) -> None:
+    def _give_back_locally(self, bucket: Bucket, *, is_emptied: bool) -> None:
         state = self._local.pop(bucket.key, None)
-        if state is not None and not bucket.is_personal:
+        if state is not None and not is_emptied:
             self._local[bucket.key] = (state[0] - 1, 0.0, state[2])
 
     def _bucket(
