@@ -31,6 +31,7 @@ from app.kernel.embedded import servers
 from app.kernel.ids import UserId
 from app.kernel.resources import Resources
 from app.settings import load_settings
+from benchmarks.jobs.faults import measure_dripping_receiver, measure_postgres_stopped, measure_redis_stopped
 
 _LEFT = "SELECT count(*) FROM jobs.jobs WHERE user_id = $1 AND state < 2"
 _EVENTS = """
@@ -300,10 +301,13 @@ async def main() -> None:
             measure_fairness,
             measure_export,
             measure_invoice,
+            measure_redis_stopped,
+            measure_postgres_stopped,
+            measure_dripping_receiver,
         ):
             if not wanted or measure.__name__.removeprefix("measure_") in wanted:
                 await measure(bench)
-        await connection.close()
+        await bench.connection.close()
         await close_resources(resources)
 
 

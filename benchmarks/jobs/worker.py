@@ -32,7 +32,16 @@ async def sleep(_: JobContext, args: Sleep) -> None:
     await asyncio.sleep(args.seconds)
 
 
-KINDS: dict[str, JobKind[Any]] = {kind.name: kind for kind in (noop, stamp, sleep)}
+@job("bench.effect", args=Sleep)
+async def effect(ctx: JobContext, args: Sleep) -> None:
+    """Leaves a row in `effects` for each time that it was done, in one commit with its end."""
+    await asyncio.sleep(args.seconds)
+    async with ctx.transaction("bench.effect") as tx:
+        await tx.execute("INSERT INTO effects (job_id) VALUES ($1)", ctx.job_id)
+        await ctx.complete(tx)
+
+
+KINDS: dict[str, JobKind[Any]] = {kind.name: kind for kind in (noop, stamp, sleep, effect)}
 
 if __name__ == "__main__":
     uvloop.run(run(load_settings(), {**JOB_KINDS, **KINDS}))
