@@ -1,0 +1,58 @@
+"""Who listens is known to every process."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from app.composition import close_resources, make_resources, open_resources
+from app.kernel.ids import UserId, new_id
+from app.kernel.resources import Resources
+from app.settings import Settings
+from tests.jobs.kinds import eventually
+
+
+ENDPOINT = """
+INSERT INTO jobs.webhook_endpoints (user_id, id, url, event_types, secret)
+VALUES ($1, gen_random_uuid(), 'https://example.com/', '{*}', '')
+"""
+
+
+@pytest.fixture
+async def processes(settings: Settings) -> AsyncIterator[list[Resources]]:
+    made = [make_resources(settings, application_name=f"test-{number}") for number in range(2)]
+    for resources in made:
+        await open_resources(resources)
+    yield made
+    for resources in made:
+        await close_resources(resources)
+
+
+async def test_a_listener_is_known_everywhere(
+    processes: list[Resources], connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    one, other = processes
+    user_id = UserId(new_id())
+    assert one.listeners.has(user_id)
+    for resources in processes:
+        await resources.listeners.start()
+        assert not resources.listeners.has(user_id)
+    async with one.db.transaction("test.listen") as tx:
+        await tx.execute(ENDPOINT, user_id)
+        one.listeners.add(tx, user_id)
+        assert not one.listeners.has(user_id)
+    assert one.listeners.has(user_id)
+    await eventually(lambda: other.listeners.has(user_id), 2)
+
+    # A unit that was begun before stays one statement, and says nothing.
+    late = UserId(new_id())
+    async with one.listeners.unit(one.db, late, "test.late") as tx:
+        await tx.execute("SELECT 1")
+        await connection.execute(ENDPOINT, late)
+        one.listeners._add(late)
+        await one.listeners.publish(tx, late, "user.updated", [{}])
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == 0
+    async with one.listeners.unit(one.db, late, "test.late") as tx:
+        await tx.execute("SELECT 1")
+        await one.listeners.publish(tx, late, "user.updated", [{}, {}])
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE user_id = $1", late) == 2
