@@ -11,7 +11,6 @@ from app.kernel.resources import Resources
 from app.settings import Settings
 from tests.jobs.kinds import eventually
 
-
 ENDPOINT = """
 INSERT INTO jobs.webhook_endpoints (user_id, id, url, event_types, secret)
 VALUES ($1, gen_random_uuid(), 'https://example.com/', '{*}', '')
