@@ -24,7 +24,7 @@ async def test_a_long_computation_is_caught() -> None:
         while thread_time() - started < LONGEST_STEP * 1.1:
             pass
 
-    with pytest.raises(AssertionError), no_long_steps():  # noqa: PT012 - the guard speaks at the end of the block
+    with pytest.raises(AssertionError), no_long_steps():
         asyncio.get_running_loop().call_soon(compute)
         await asyncio.sleep(0.01)
     with no_long_steps():
