@@ -277,6 +277,8 @@ async def measure_invoice(_: Bench, count: int = 100) -> None:
 async def main() -> None:
     wanted = sys.argv[1:]
     with tempfile.TemporaryDirectory() as directory, servers(Path(directory)) as running:
+        if running.database_url is None or running.redis_url is None:
+            raise SystemExit("both servers are needed")
         await migrations.upgrade(running.database_url)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("APP_", "DATABASE_", "REDIS_"))
