@@ -34,12 +34,12 @@ THROWAWAY_POSTGRES: Mapping[str, str] = MappingProxyType(
     {
         **DEVELOPMENT_POSTGRES,
         "fsync": "off",
-        "synchronous_commit": "off",
         "full_page_writes": "off",
         "max_wal_size": "4GB",
     }
 )
-"""For tests and benchmarks whose data nobody wants back."""
+"""For tests and benchmarks whose data nobody wants back. A killed server still keeps what it has committed, because the
+system's memory outlives it; tests that kill it rely on that."""
 
 _ALWAYS = {
     # No TCP at all, not even on loopback.
