@@ -111,7 +111,7 @@ async def test_long_work_of_one_user_is_capped(start_worker: StartWorker, connec
 async def test_a_paused_lane_starts_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:
     await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
     await worker.queue.control("lanes")
-    await eventually(lambda: worker.runner.paused == {"default"}, 2)
+    await eventually(lambda: worker.runner.paused == {"default"})
     await enqueue(worker, "test.noop", 3, None)
     (urgent,) = await enqueue(worker, "test.noop", 1, None, lane="critical")
     await all_done(connection, 1)
