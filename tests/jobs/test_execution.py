@@ -170,7 +170,7 @@ async def test_sigterm_hands_a_long_job_to_another_worker_at_once(
     second = await start_worker()
     began = asyncio.get_running_loop().time()
     await first.drain()
-    await eventually(lambda: len(steps.started) == 2, 2)
+    await eventually(lambda: len(steps.started) == 2)
     assert asyncio.get_running_loop().time() - began < 2
     steps.gate.set()
     job = await ended(connection, job_id)

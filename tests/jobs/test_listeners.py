@@ -41,7 +41,7 @@ async def test_a_listener_is_known_everywhere(
         one.listeners.add(tx, user_id)
         assert not one.listeners.has(user_id)
     assert one.listeners.has(user_id)
-    await eventually(lambda: other.listeners.has(user_id), 2)
+    await eventually(lambda: other.listeners.has(user_id))
 
     # A unit that was begun before stays one statement, and says nothing.
     late = UserId(new_id())
