@@ -147,8 +147,7 @@ async def test_any_tag_ends_it_everywhere(start_process: StartProcess, source: S
     source.value = b"1"
     await writer.cache.forget_now([tag])
     assert writer.local is None
-    # How soon is measured in tests/flows/test_processes.py, as a median of many.
-    await eventually(lambda: reader.local is None, within=0.5)
+    await eventually(lambda: reader.local is None, within=0.05)
     assert [await reader.get(), await writer.get()] == [b"1", b"1"]
     assert await reader.get("unrelated", ("user:2",)) == b"0"
 

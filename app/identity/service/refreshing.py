@@ -161,7 +161,7 @@ def _retry_key(identity: Identity, idempotency_key: str | None) -> bytes | None:
 
 
 async def _arrive(redis: RedisGateway, token: RefreshToken) -> int | None:
-    """Says that somebody has come with this token; the answer is the how manieth that is. None without Redis."""
+    """Says that somebody has come with this token; the answer is how many have come by now. None without Redis."""
     try:
         arrived = await redis.call(lambda client: client.eval(_ARRIVE, 1, _marker(token), _MARKER_TTL_MS))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
     except RedisUnavailable:
@@ -174,7 +174,7 @@ async def _let_others_arrive(redis: RedisGateway, token: RefreshToken, arrived: 
     for _ in range(_MAX_QUIET_PERIODS):
         await asyncio.sleep(quiet)
         try:
-            seen = await redis.call(lambda client: client.hget(_marker(token), "arrived"))  # type: ignore[arg-type, return-value]
+            seen = await redis.call(lambda client: client.hget(_marker(token), "arrived"))  # type: ignore[arg-type, return-value]  # as above
         except RedisUnavailable:
             return
         if seen is None or int(seen) == arrived:
@@ -196,7 +196,7 @@ async def _came_before_answer(
     if arrived_at is None:
         return is_fresh
     try:
-        answered_at = await redis.call(lambda client: client.hget(_marker(token), "answered"))  # type: ignore[arg-type, return-value]
+        answered_at = await redis.call(lambda client: client.hget(_marker(token), "answered"))  # type: ignore[arg-type, return-value]  # as above
     except RedisUnavailable:
         return is_fresh
     # No marker: the winner is still on its way, or died on it.

@@ -121,7 +121,7 @@ def sign(secrets: list[bytes], message_id: str, timestamp: int, body: bytes) -> 
 
 def retry_after(attempt: int, asked: float | None) -> float:
     """Seconds until the next attempt; what the receiver asked for counts up to an hour."""
-    delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311
+    delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311 - jitter
     return max(delay, min(asked or 0.0, MAX_RETRY_AFTER))
 
 
