@@ -94,10 +94,10 @@ class EmbeddedPostgres:
         self._make_cluster()
         if self.pid() is not None:
             return
-        # A lock file without its server is left behind by kill -9. PostgreSQL would ask whether *any* process
-        # has the number written there, which in a container is likely.
-        with suppress(FileNotFoundError):
-            (self._data_dir / "postmaster.pid").unlink()
+        # Lock files without their server are left behind by kill -9. PostgreSQL would ask whether *any* process
+        # has the number written there, which in a container is likely, and so is one that is just dying.
+        for left_behind in (self._data_dir / "postmaster.pid", self._socket_dir / f"{_SOCKET_NAME}.lock"):
+            left_behind.unlink(missing_ok=True)
         settings = {**self._settings, **_ALWAYS, "unix_socket_directories": str(self._socket_dir)}
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._launched = spawn(
