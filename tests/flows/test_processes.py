@@ -14,12 +14,13 @@ import redis
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.main import create_app
 from app.settings import Settings
+from tests.faults.signals import frozen
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, LiveServer
 from tests.fixtures.people import Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
-from tests.kernel.conftest import client_of, frozen
+from tests.kernel.conftest import client_of
 
 ME = "/v1/users/me"
 

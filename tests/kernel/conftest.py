@@ -1,12 +1,9 @@
 """The kernel's parts on their own, and the application with routes that only a test has."""
 
-import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import httpx
-import psutil
 import pytest
 from fastapi import FastAPI
 
@@ -20,20 +17,6 @@ from tests.fixtures.application import Lifespan
 OpenDatabase = Callable[..., Awaitable[Database]]
 OpenRedis = Callable[..., Awaitable[RedisGateway]]
 Planted = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """Stops a server and all its children, as a hung machine would, and lets them go on at the end."""
-    server = psutil.Process(pid)
-    processes = [server, *server.children(recursive=True)]
-    for process in processes:
-        os.kill(process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            os.kill(process.pid, signal.SIGCONT)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import redis
 from app.kernel.bus import Bus
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.redis import RedisUnavailable
+from tests.faults.signals import frozen
 from tests.fixtures.waiting import eventually
-from tests.kernel.conftest import OpenRedis, frozen
+from tests.kernel.conftest import OpenRedis
 
 
 class Listener:

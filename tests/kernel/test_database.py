@@ -17,9 +17,10 @@ from app.kernel.database import (
     retries_conflicts,
 )
 from app.kernel.embedded import EmbeddedPostgres
+from tests.faults.signals import frozen
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
-from tests.kernel.conftest import OpenDatabase, frozen
+from tests.kernel.conftest import OpenDatabase
 
 TABLES = """
 CREATE TABLE accounts (name text PRIMARY KEY, amount integer NOT NULL CONSTRAINT amount_positive CHECK (amount >= 0));

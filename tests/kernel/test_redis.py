@@ -8,7 +8,8 @@ import redis
 
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.redis import RedisGateway, RedisUnavailable
-from tests.kernel.conftest import OpenRedis, frozen
+from tests.faults.signals import frozen
+from tests.kernel.conftest import OpenRedis
 
 
 async def ping(gateway: RedisGateway) -> bool:
