@@ -48,8 +48,8 @@ seed: install ## Add the demo people and their data
 doctor: install ## Check settings, servers, schema and disk, and say what is wrong
 	@$(VENV)/python -m app doctor
 
-openapi: install ## Print the OpenAPI document
-	@$(VENV)/python -m app openapi
+openapi: install ## Write docs/openapi.json anew
+	@$(VENV)/python -m app openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
 test: install-dev ## The whole suite on its own servers, in parallel, with coverage (ARGS="-k name")
 	@$(VENV)/python -m pytest -n auto --cov --cov-report=term:skip-covered $(ARGS)

@@ -1,18 +1,18 @@
 """The routes that belong to no module."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.core import mailbox, pages, service
 from app.core.health import check_health
-from app.core.schemas import OverviewView, ReadyView
+from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
 from app.kernel.cache import CachedRead
 from app.kernel.errors import NotFound
-from app.kernel.http import Router, json_fragment, json_response, problem_responses
+from app.kernel.http import PROBLEM_MEDIA_TYPE, Router, json_fragment, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
 from app.users import api as users
@@ -22,6 +22,21 @@ docs_router = Router(include_in_schema=False)
 mailbox_router = Router(prefix="/dev/mailbox", include_in_schema=False)
 
 _OVERVIEW_SCOPES = ("profile:read", "events:read", "jobs:read")
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {
+        "description": "Requests should not be sent here",
+        "content": {
+            PROBLEM_MEDIA_TYPE: {
+                "schema": {
+                    "allOf": [
+                        {"$ref": "#/components/schemas/Problem"},
+                        {"properties": {"checks": {"type": "object"}}, "required": ["checks"]},
+                    ]
+                }
+            }
+        },
+    }
+}
 
 CACHED_READS = (
     CachedRead(
@@ -32,7 +47,7 @@ CACHED_READS = (
 )
 
 
-@router.get("/v1/overview", response_model=OverviewView, responses=problem_responses(401, 403, 404, 422, 503))
+@router.get("/v1/overview", response_model=OverviewView, responses=problem_responses(404))
 async def get_overview(
     principal: Annotated[Principal, Require(*_OVERVIEW_SCOPES)], resources: ResourcesDep
 ) -> Response:
@@ -55,13 +70,13 @@ async def get_overview(
     )
 
 
-@router.get("/livez", dependencies=[Public])
+@router.get("/livez", response_model=AliveView, dependencies=[Public])
 async def get_livez() -> Response:
     """Whether the process answers at all. Asks no other system."""
     return json_response({"status": "alive"}, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=problem_responses(503))
+@router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=_NOT_READY)
 async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     """Whether requests should be sent here. A lost Redis only degrades."""
     return await check_health(resources, can_sign=request.app.state.identity.key_ring.can_sign)
@@ -89,7 +104,7 @@ async def get_front_page(request: Request) -> Response:
     return _html(text, pages.PAGE_POLICY)
 
 
-@router.get("/problems/{code}", dependencies=[Public], response_class=HTMLResponse, responses=problem_responses(404))
+@router.get("/problems/{code}", dependencies=[Public], response_class=HTMLResponse)
 async def get_problem_page(code: str) -> Response:
     """What the `type` of a problem means."""
     text = pages.problem_page(code)

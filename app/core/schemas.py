@@ -20,6 +20,10 @@ class OverviewView(Schema):
     jobs: JobCounts
 
 
+class AliveView(Schema):
+    status: Literal["alive"]
+
+
 class ReadyView(Schema):
     status: Literal["ready"]
     checks: dict[str, Literal["ok", "degraded", "failing"]]

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
 from app.identity.records import normalise_email
-from app.kernel.http import Id, PageQuery, Schema, Timestamp
+from app.kernel.http import Id, PageQuery, Schema, Timestamp, example
 from app.users.api import DisplayName, Locale, Timezone
 
 MAX_SENT_PASSWORD = 1024
@@ -39,7 +39,10 @@ Scope = Literal[
 DeviceName = Annotated[str, Field(min_length=1, max_length=100, examples=["Ada's laptop"])]
 
 
-class RegisterBody(Schema):
+class RegisterBody(
+    Schema,
+    json_schema_extra=example({"email": "ada@example.com", "password": "correct horse battery", "display_name": "Ada"}),
+):
     email: Email
     password: SentPassword
     display_name: DisplayName | None = None
@@ -47,21 +50,26 @@ class RegisterBody(Schema):
     timezone: Timezone = "UTC"
 
 
-class LoginBody(Schema):
+class LoginBody(
+    Schema,
+    json_schema_extra=example(
+        {"email": "ada@example.com", "password": "correct horse battery", "device_name": "Ada's laptop"}
+    ),
+):
     email: AnyEmail
     password: SentPassword
     device_name: DeviceName | None = None
 
 
-class RefreshBody(Schema):
+class RefreshBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
     refresh_token: RefreshTokenText
 
 
-class LogoutBody(Schema):
+class LogoutBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
     refresh_token: RefreshTokenText | None = None
 
 
-class LogoutAllBody(Schema):
+class LogoutAllBody(Schema, json_schema_extra=example({"keep_current": True})):
     keep_current: bool = False
 
 
@@ -132,7 +140,9 @@ class SecondFactorNeededView(Schema):
     methods: list[str]
 
 
-class VerifySecondFactorBody(Schema):
+class VerifySecondFactorBody(
+    Schema, json_schema_extra=example({"mfa_token": "mt_2Vb8Nc4Xz1Lk7Jh5Gf", "code": "123456"})
+):
     mfa_token: Annotated[str, Field(min_length=1, max_length=1024)]
     code: Code
 
@@ -141,34 +151,42 @@ class AcceptedView(Schema):
     status: Literal["accepted"]
 
 
-class EmailBody(Schema):
+class EmailBody(Schema, json_schema_extra=example({"email": "ada@example.com"})):
     email: Email
 
 
-class OneTimeTokenBody(Schema):
+class OneTimeTokenBody(Schema, json_schema_extra=example({"token": "ot_2Vb8Nc4Xz1Lk7Jh5Gf"})):
     token: OneTimeTokenText
 
 
-class ResetPasswordBody(Schema):
+class ResetPasswordBody(
+    Schema, json_schema_extra=example({"token": "ot_2Vb8Nc4Xz1Lk7Jh5Gf", "new_password": "correct horse battery"})
+):
     token: OneTimeTokenText
     new_password: SentPassword
 
 
-class ChangePasswordBody(Schema):
+class ChangePasswordBody(
+    Schema,
+    json_schema_extra=example({"current_password": "correct horse battery", "new_password": "another staple entirely"}),
+):
     current_password: SentPassword
     new_password: SentPassword
 
 
-class ChangeEmailBody(Schema):
+class ChangeEmailBody(
+    Schema,
+    json_schema_extra=example({"new_email": "lovelace@example.com", "current_password": "correct horse battery"}),
+):
     new_email: Email
     current_password: SentPassword
 
 
-class CurrentPasswordBody(Schema):
+class CurrentPasswordBody(Schema, json_schema_extra=example({"current_password": "correct horse battery"})):
     current_password: SentPassword
 
 
-class CodeBody(Schema):
+class CodeBody(Schema, json_schema_extra=example({"code": "123456"})):
     code: Code
 
 
@@ -184,7 +202,7 @@ class ChangedView(Schema):
     status: Literal["changed"]
 
 
-class ApiKeyBody(Schema):
+class ApiKeyBody(Schema, json_schema_extra=example({"name": "nightly import", "scopes": ["events:write"]})):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S", examples=["nightly import"])]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=20, examples=[["events:write"]])]
     expires_at: Timestamp | None = None
@@ -242,7 +260,12 @@ class SecurityEventPage(Schema):
 FormText = Annotated[str, Field(max_length=4096)]
 
 
-class TokenForm(BaseModel):
+class TokenForm(
+    BaseModel,
+    json_schema_extra=example(
+        {"grant_type": "password", "username": "ada@example.com", "password": "correct horse battery"}
+    ),
+):
     """RFC 6749, sections 4.3 and 6. Unknown parameters are ignored, as section 3.2 demands."""
 
     grant_type: FormText = ""
@@ -254,7 +277,7 @@ class TokenForm(BaseModel):
     client_secret: FormText = ""
 
 
-class TokenOnlyForm(BaseModel):
+class TokenOnlyForm(BaseModel, json_schema_extra=example({"token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
     """RFC 7662, section 2.1, and RFC 7009, section 2.1. The form of a token tells its type, so the hint is not
     needed.
     """
@@ -326,9 +349,9 @@ class AdminAccountQuery(PageQuery):
     role: Literal["user", "admin"] | None = None
 
 
-class AdminAccountPatch(Schema):
+class AdminAccountPatch(Schema, json_schema_extra=example({"role": "admin"})):
     role: Literal["user", "admin"]
 
 
-class BanBody(Schema):
+class BanBody(Schema, json_schema_extra=example({"reason": "Spam"})):
     reason: Annotated[str, Field(min_length=1, max_length=500)] | None = None

@@ -4,15 +4,15 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, EmailStr, Field, model_validator
+from pydantic import MISSING, AfterValidator, EmailStr, Field, model_validator
 
 from app.jobs.records import ApiState
 from app.jobs.records.invoices import CURRENCY_DIGITS, MAX_MINOR, InvoiceStatus
 from app.jobs.records.webhooks import ALL_EVENTS, EVENT_TYPES
-from app.kernel.http import Id, PageQuery, Schema, Timestamp
+from app.kernel.http import Id, PageQuery, Schema, Timestamp, example
 
 
-class SubmitJob(Schema):
+class SubmitJob(Schema, json_schema_extra=example({"kind": "export.events", "args": {"format": "csv"}})):
     """A job to run in the background, at once or at `run_at`."""
 
     kind: str = Field(max_length=64, examples=["export.events"])
@@ -149,13 +149,25 @@ class InvoiceLine(Schema):
     unit_price_minor: int = Field(ge=0, le=1_000_000_000)
 
 
-class IssueInvoice(Schema):
+class IssueInvoice(
+    Schema,
+    json_schema_extra=example(
+        {
+            "number": "2026-0001",
+            "order_id": "A-17",
+            "customer": {"name": "Ada Lovelace", "email": "ada@example.com", "address": "12 St James's Square, London"},
+            "currency": "EUR",
+            "lines": [{"description": "Analytical engine, one hour", "quantity": 3, "unit_price_minor": 12000}],
+            "tax_rate_percent": "19",
+        }
+    ),
+):
     """An invoice to be made. Tax is taken on the subtotal and rounded half up to the minor unit."""
 
     number: str = Field(min_length=1, max_length=64)
     order_id: str = Field(min_length=1, max_length=64)
     customer: Customer
-    currency: Annotated[str, AfterValidator(_known_currency)] = Field(examples=["EUR"])
+    currency: Annotated[str, AfterValidator(_known_currency)] = Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])
     lines: list[InvoiceLine] = Field(min_length=1, max_length=200)
     tax_rate_percent: str = Field("0", pattern=r"^(100(\.0{1,4})?|[0-9]{1,2}(\.[0-9]{1,4})?)$", examples=["19", "7.7"])
     notes: str | None = Field(None, max_length=2000)
@@ -208,7 +220,10 @@ def _known_event(name: str) -> str:
 EventTypes = Annotated[list[Annotated[str, AfterValidator(_known_event)]], Field(min_length=1, max_length=50)]
 
 
-class CreateEndpoint(Schema):
+class CreateEndpoint(
+    Schema,
+    json_schema_extra=example({"url": "https://example.com/hooks", "event_types": ["job.succeeded", "job.failed"]}),
+):
     """Where events go; `*` asks for all of them."""
 
     url: str = Field(min_length=1, max_length=2048)
@@ -216,11 +231,11 @@ class CreateEndpoint(Schema):
     description: str | None = Field(None, max_length=500)
 
 
-class PatchEndpoint(Schema):
+class PatchEndpoint(Schema, json_schema_extra=example({"event_types": ["*"], "description": None})):
     """A JSON merge patch; only the description can be null."""
 
-    url: str = Field("", min_length=1, max_length=2048)
-    event_types: EventTypes = Field(default_factory=list)
+    url: Annotated[str, Field(min_length=1, max_length=2048)] | MISSING = MISSING
+    event_types: EventTypes | MISSING = MISSING
     description: str | None = Field(None, max_length=500)
 
 

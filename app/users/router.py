@@ -8,7 +8,7 @@ from fastapi import Query, Request, Response
 from app.kernel.auth import Principal, Require
 from app.kernel.cache import CachedRead
 from app.kernel.database import Tx
-from app.kernel.http import Id, Router, if_match, json_fragment, json_response, problem_responses
+from app.kernel.http import Id, Router, if_match, json_fragment, json_response, problem_responses, reads_headers
 from app.kernel.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.resources import ResourcesDep
@@ -49,14 +49,19 @@ CACHED_READS = (
 )
 
 
-@router.get("/users/me", response_model=UserAnswer, responses=problem_responses(401, 403, 404))
+@router.get("/users/me", response_model=UserAnswer, responses=problem_responses(404))
 async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """The own account."""
     user = await service.read_profile(resources.db, principal.user_id)
     return json_response(user.view(), etag=_etag(user.id, user.version))
 
 
-@router.patch("/users/me", response_model=UserAnswer, responses=problem_responses(401, 403, 404, 412, 415, 422))
+@router.patch(
+    "/users/me",
+    response_model=UserAnswer,
+    responses=problem_responses(404, 412),
+    openapi_extra=reads_headers("IfMatch"),
+)
 async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
     """Change the own account by a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
@@ -65,7 +70,7 @@ async def update_me(request: Request, principal: ProfileWriter, resources: Resou
     return json_response(user.view(), etag=_etag(user.id, user.version))
 
 
-@router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(401, 403, 404))
+@router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(404))
 async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """The own preferences."""
     preferences = await service.read_preferences(resources.db, principal.user_id)
@@ -75,7 +80,8 @@ async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> 
 @router.put(
     "/users/me/preferences",
     response_model=PreferencesAnswer,
-    responses=problem_responses(401, 403, 404, 412, 415, 422),
+    responses=problem_responses(404, 412),
+    openapi_extra=reads_headers("IfMatch"),
 )
 async def replace_preferences(
     request: Request, principal: ProfileWriter, resources: ResourcesDep, body: PreferencesPut
@@ -90,7 +96,8 @@ async def replace_preferences(
 @router.patch(
     "/users/me/preferences",
     response_model=PreferencesAnswer,
-    responses=problem_responses(401, 403, 404, 412, 415, 422),
+    responses=problem_responses(404, 412),
+    openapi_extra=reads_headers("IfMatch"),
 )
 async def update_preferences(
     request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: PreferencesPatch
@@ -102,7 +109,7 @@ async def update_preferences(
     return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
 
 
-@router.get("/users/me/events", response_model=EventPage, responses=problem_responses(400, 401, 403, 422))
+@router.get("/users/me/events", response_model=EventPage)
 async def list_events(
     principal: EventReader, resources: ResourcesDep, query: Annotated[EventQuery, Query()]
 ) -> Response:
@@ -118,7 +125,7 @@ async def list_events(
     return json_response(page)
 
 
-@router.get("/users/me/events/summary", response_model=SummaryAnswer, responses=problem_responses(401, 403, 422))
+@router.get("/users/me/events/summary", response_model=SummaryAnswer)
 async def summarise_events(
     principal: EventReader, resources: ResourcesDep, query: Annotated[SummaryQuery, Query()]
 ) -> Response:
@@ -134,14 +141,14 @@ async def summarise_events(
     return json_response(summary)
 
 
-@router.post("/users/lookup", response_model=LookupAnswer, responses=problem_responses(401, 403, 415, 422))
+@router.post("/users/lookup", response_model=LookupAnswer)
 async def look_up_users(_: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
     """The public view of up to 100 users at once."""
     found, missing = await service.look_up_users(resources.db, body.ids)
     return json_response({"items": found, "missing": missing})
 
 
-@router.get("/users/{user_id}", response_model=PublicUserAnswer, responses=problem_responses(401, 403, 404, 422))
+@router.get("/users/{user_id}", response_model=PublicUserAnswer)
 async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Response:
     """What everybody may see of a user."""
     return json_response(await service.read_public_user(resources.db, user_id))
@@ -151,7 +158,8 @@ async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Re
     "/events",
     status_code=201,
     response_model=EventsAccepted,
-    responses=problem_responses(400, 401, 403, 409, 415, 422),
+    responses=problem_responses(409),
+    openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def record_events(
     request: Request, principal: EventWriter, resources: ResourcesDep, body: EventsRequest

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import MISSING, AfterValidator, BeforeValidator, Field, HttpUrl, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError, ValidationError
 
-from app.kernel.http import Id, PageQuery, Schema, Timestamp
+from app.kernel.http import Id, PageQuery, Schema, Timestamp, example
 from app.users.records import (
     MAX_EVENTS_PER_REQUEST,
     MAX_EXTRA_BYTES,
@@ -49,6 +49,7 @@ OccurredAt = Annotated[Timestamp, Field(ge=datetime(1970, 1, 1, tzinfo=UTC))]
 # Checked as an object, carried as the JSON text that is stored.
 Properties = Annotated[str, BeforeValidator(_check_properties), _OBJECT]
 Extra = Annotated[str, BeforeValidator(_check_extra), _OBJECT]
+_EMPTY: Any = Field("{}", json_schema_extra={"default": {}})
 
 
 class UserAnswer(Schema):
@@ -66,7 +67,7 @@ class UserAnswer(Schema):
     updated_at: Timestamp
 
 
-class UserPatch(Schema):
+class UserPatch(Schema, json_schema_extra=example({"display_name": "Ada", "bio": None, "timezone": "Europe/London"})):
     """A JSON merge patch (RFC 7396): what is absent stays, null clears."""
 
     display_name: DisplayName | MISSING | None = MISSING
@@ -86,7 +87,7 @@ class PublicUserAnswer(Schema):
     created_at: Timestamp
 
 
-class LookupRequest(Schema):
+class LookupRequest(Schema, json_schema_extra=example({"ids": ["0198f000-0000-7000-8000-000000000000"]})):
     """Which users to look up."""
 
     ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_LOOKUP)]
@@ -109,17 +110,19 @@ class PreferencesAnswer(Schema):
     extra: dict[str, Any]
 
 
-class PreferencesPut(Schema):
+class PreferencesPut(
+    Schema, json_schema_extra=example({"theme": "dark", "language": "en-GB", "extra": {"density": "compact"}})
+):
     """All preferences; what is absent takes its default."""
 
     theme: Theme = "system"
     language: Locale = "en"
     email_notifications: bool = True
     weekly_report: bool = False
-    extra: Extra = "{}"
+    extra: Extra = _EMPTY
 
 
-class PreferencesPatch(Schema):
+class PreferencesPatch(Schema, json_schema_extra=example({"theme": "dark", "extra": {"density": None}})):
     """A JSON merge patch (RFC 7396); inside `extra`, null removes a member."""
 
     theme: Theme | MISSING = MISSING
@@ -134,13 +137,18 @@ class EventRequest(Schema):
 
     kind: Kind
     occurred_at: OccurredAt | None = None
-    properties: Properties = "{}"
+    properties: Properties = _EMPTY
 
     def new_event(self, place: str) -> NewEvent:
         return NewEvent(self.kind, self.occurred_at, self.properties, place)
 
 
-class EventsRequest(Schema):
+class EventsRequest(
+    Schema,
+    json_schema_extra=example(
+        {"kind": "page.viewed", "occurred_at": "2026-01-31T12:00:00Z", "properties": {"path": "/pricing"}}
+    ),
+):
     """One event, or `events` with up to 500 of them."""
 
     kind: Kind | MISSING = MISSING

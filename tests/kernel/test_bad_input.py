@@ -53,13 +53,14 @@ class Operation:
 
 
 def operations_of(document: dict[str, Any]) -> list[Operation]:
+    # What is only referred to is a header.
     return [
         Operation(
             method.upper(),
             template,
             next(iter(operation.get("requestBody", {}).get("content", {})), None),
-            tuple(item["name"] for item in operation.get("parameters", ()) if item["in"] == "path"),
-            {item["name"]: item["schema"] for item in operation.get("parameters", ()) if item["in"] == "query"},
+            tuple(item["name"] for item in operation.get("parameters", ()) if item.get("in") == "path"),
+            {item["name"]: item["schema"] for item in operation.get("parameters", ()) if item.get("in") == "query"},
         )
         for template, methods in document["paths"].items()
         for method, operation in methods.items()

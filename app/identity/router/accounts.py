@@ -34,7 +34,7 @@ _ACCEPTED = {"status": "accepted"}
     status_code=201,
     response_model=SignedInView,
     dependencies=[Public],
-    responses=problem_responses(400, 403, 409, 413, 415, 422, 429, 503)
+    responses=problem_responses(403, 409)
     | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
 )
 async def register(body: RegisterBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep) -> Response:
@@ -50,7 +50,6 @@ async def register(body: RegisterBody, resources: ResourcesDep, identity: Identi
     "/email/verify",
     response_model=VerifiedView,
     dependencies=[Public],
-    responses=problem_responses(400, 413, 415, 422, 503),
 )
 async def verify_email(
     body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -65,7 +64,6 @@ async def verify_email(
     status_code=202,
     response_model=AcceptedView,
     dependencies=[Public],
-    responses=problem_responses(400, 413, 415, 422, 429, 503),
 )
 async def resend_verification(
     body: EmailBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -79,7 +77,6 @@ async def resend_verification(
     "/email/change",
     status_code=202,
     response_model=AcceptedView,
-    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
 )
 async def change_email(
     body: ChangeEmailBody,
@@ -98,7 +95,7 @@ async def change_email(
     "/email/confirm",
     response_model=ChangedView,
     dependencies=[Public],
-    responses=problem_responses(400, 409, 413, 415, 422, 503),
+    responses=problem_responses(409),
 )
 async def confirm_email(
     body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -113,7 +110,6 @@ async def confirm_email(
     status_code=202,
     response_model=AcceptedView,
     dependencies=[Public],
-    responses=problem_responses(400, 413, 415, 422, 429, 503),
 )
 async def forgot_password(
     body: EmailBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -127,7 +123,6 @@ async def forgot_password(
     "/password/reset",
     status_code=204,
     dependencies=[Public],
-    responses=problem_responses(400, 413, 415, 422, 503),
 )
 async def reset_password(
     body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -140,7 +135,6 @@ async def reset_password(
 @router.post(
     "/password/change",
     response_model=TokensView,
-    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
 )
 async def change_password(
     body: ChangePasswordBody,
@@ -159,7 +153,7 @@ async def change_password(
     "/me",
     status_code=202,
     response_model=PurgeView,
-    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    responses=problem_responses(409),
 )
 async def delete_me(
     body: CurrentPasswordBody,

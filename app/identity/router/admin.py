@@ -28,7 +28,7 @@ router = Router(prefix="/v1/admin/users", tags=["admin"])
 Admin = Annotated[Principal, RequireRole("admin")]
 
 
-@router.get("", response_model=AdminAccountPage, responses=problem_responses(400, 401, 403, 422, 503))
+@router.get("", response_model=AdminAccountPage)
 async def list_accounts(_: Admin, resources: ResourcesDep, query: Annotated[AdminAccountQuery, Query()]) -> Response:
     """Accounts, the newest first; `q` finds a part of the e-mail address."""
     wanted = administration.AccountFilter(query.q, query.status, query.role)
@@ -38,7 +38,7 @@ async def list_accounts(_: Admin, resources: ResourcesDep, query: Annotated[Admi
     return json_response({"items": [item.view() for item in found.items], "next_cursor": found.next_cursor})
 
 
-@router.get("/{user_id}", response_model=AdminAccountView, responses=problem_responses(401, 403, 404, 422, 503))
+@router.get("/{user_id}", response_model=AdminAccountView)
 async def get_account(user_id: Id, _: Admin, resources: ResourcesDep) -> Response:
     """One account."""
     return json_response((await administration.read_account(resources.db, user_id)).view())
@@ -47,7 +47,7 @@ async def get_account(user_id: Id, _: Admin, resources: ResourcesDep) -> Respons
 @router.patch(
     "/{user_id}",
     response_model=AdminAccountView,
-    responses=problem_responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    responses=problem_responses(409),
 )
 async def update_account(
     user_id: Id,
@@ -63,9 +63,7 @@ async def update_account(
     return json_response((await administration.read_account(resources.db, user_id)).view())
 
 
-@router.post(
-    "/{user_id}/ban", status_code=204, responses=problem_responses(400, 401, 403, 404, 409, 413, 415, 422, 503)
-)
+@router.post("/{user_id}/ban", status_code=204, responses=problem_responses(409))
 async def ban_account(
     user_id: Id,
     principal: Admin,
@@ -80,7 +78,7 @@ async def ban_account(
     return Response(status_code=204)
 
 
-@router.post("/{user_id}/unban", status_code=204, responses=problem_responses(401, 403, 404, 422, 503))
+@router.post("/{user_id}/unban", status_code=204)
 async def unban_account(
     user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
@@ -89,7 +87,7 @@ async def unban_account(
     return Response(status_code=204)
 
 
-@router.get("/{user_id}/sessions", response_model=SessionList, responses=problem_responses(401, 403, 404, 422, 503))
+@router.get("/{user_id}/sessions", response_model=SessionList)
 async def list_account_sessions(
     user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep
 ) -> Response:
@@ -99,7 +97,7 @@ async def list_account_sessions(
     return json_response({"items": items, "next_cursor": None})
 
 
-@router.delete("/{user_id}/sessions", response_model=RevokedView, responses=problem_responses(401, 403, 404, 422, 503))
+@router.delete("/{user_id}/sessions", response_model=RevokedView)
 async def revoke_account_sessions(
     user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
@@ -112,7 +110,6 @@ async def revoke_account_sessions(
 @router.get(
     "/{user_id}/security-events",
     response_model=SecurityEventPage,
-    responses=problem_responses(400, 401, 403, 404, 422, 503),
 )
 async def list_account_security_events(user_id: Id, _: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """The audit trail of an account, the newest first."""

@@ -16,7 +16,7 @@ router = Router(prefix="/v1/auth/api-keys", tags=["identity"])
     "",
     status_code=201,
     response_model=NewApiKeyView,
-    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 503),
+    responses=problem_responses(409),
 )
 async def create_api_key(
     body: ApiKeyBody, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -34,14 +34,14 @@ async def create_api_key(
     return json_response({**row.view(), "key": key}, status=201)
 
 
-@router.get("", response_model=ApiKeyList, responses=problem_responses(401, 403, 422, 503))
+@router.get("", response_model=ApiKeyList)
 async def list_api_keys(principal: SessionPrincipal, resources: ResourcesDep) -> Response:
     """The caller's living keys, the newest first."""
     rows = await api_keys.list_own(resources.db, principal.user_id)
     return json_response({"items": [row.view() for row in rows], "next_cursor": None})
 
 
-@router.delete("/{key_id}", status_code=204, responses=problem_responses(401, 403, 404, 422, 503))
+@router.delete("/{key_id}", status_code=204)
 async def delete_api_key(
     key_id: Id, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:

@@ -26,7 +26,7 @@ from app.identity.service.devices import COOKIE_NAME
 from app.identity.service.tokens import ALGORITHM
 from app.kernel.auth import SCOPES, CurrentPrincipal, Public
 from app.kernel.errors import OAuthError
-from app.kernel.http import Router, json_response, problem_responses
+from app.kernel.http import Router, json_response
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -41,7 +41,7 @@ _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
     "/token",
     response_model=TokensView,
     dependencies=[Public],
-    responses=problem_responses(413, 415, 422, 429, 503) | _OAUTH_ERROR,
+    responses=_OAUTH_ERROR,
 )
 async def issue_token(
     form: Annotated[TokenForm, Form()],
@@ -87,7 +87,7 @@ async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentia
 @router.post(
     "/introspect",
     response_model=IntrospectionView,
-    responses=problem_responses(401, 413, 415, 422, 503) | _OAUTH_ERROR,
+    responses=_OAUTH_ERROR,
 )
 async def introspect(
     form: Annotated[TokenOnlyForm, Form()],
@@ -101,7 +101,7 @@ async def introspect(
     return json_response(await introspection.introspect(resources.db, identity, principal, form.token))
 
 
-@router.post("/revoke", dependencies=[Public], responses=problem_responses(413, 415, 422, 503) | _OAUTH_ERROR)
+@router.post("/revoke", dependencies=[Public], responses=_OAUTH_ERROR)
 async def revoke(
     form: Annotated[TokenOnlyForm, Form()],
     resources: ResourcesDep,

@@ -12,7 +12,7 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/auth/mfa", tags=["identity"])
 
 
-@router.get("", response_model=SecondFactorView, responses=problem_responses(401, 403, 422, 503))
+@router.get("", response_model=SecondFactorView)
 async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep, device: DeviceDep) -> Response:
     """Whether the account has a second factor, and how many recovery codes are left."""
     status = await second_factor.read_status(resources.db, actor_of(principal, device))
@@ -23,7 +23,7 @@ async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep
     "/totp",
     status_code=201,
     response_model=EnrolmentView,
-    responses=problem_responses(401, 403, 409, 413, 415, 422, 503),
+    responses=problem_responses(409),
 )
 async def enrol_totp(
     principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -38,7 +38,7 @@ async def enrol_totp(
 @router.post(
     "/totp/activate",
     response_model=RecoveryCodesView,
-    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    responses=problem_responses(409),
 )
 async def activate_totp(
     body: CodeBody, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -48,7 +48,7 @@ async def activate_totp(
     return json_response({"recovery_codes": codes})
 
 
-@router.delete("/totp", status_code=204, responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503))
+@router.delete("/totp", status_code=204, responses=problem_responses(409))
 async def disable_totp(
     body: CurrentPasswordBody,
     principal: SessionPrincipal,
@@ -64,7 +64,7 @@ async def disable_totp(
 @router.post(
     "/recovery-codes",
     response_model=RecoveryCodesView,
-    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    responses=problem_responses(409),
 )
 async def renew_recovery_codes(
     body: CurrentPasswordBody,

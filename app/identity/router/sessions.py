@@ -33,7 +33,7 @@ router = Router(prefix="/v1/auth", tags=["identity"])
     "/login",
     response_model=SignedInView | SecondFactorNeededView,
     dependencies=[Public],
-    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
+    responses=problem_responses(401, 403),
 )
 async def log_in(
     body: LoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -57,7 +57,7 @@ async def log_in(
     "/mfa/verify",
     response_model=SignedInView,
     dependencies=[Public],
-    responses=problem_responses(400, 401, 413, 415, 422, 429, 503),
+    responses=problem_responses(401),
 )
 async def verify_second_factor(
     body: VerifySecondFactorBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -87,7 +87,7 @@ def _signed_in(outcome: login.LoggedIn, identity: IdentityDep) -> Response:
     "/refresh",
     response_model=TokensView,
     dependencies=[Public],
-    responses=problem_responses(400, 401, 413, 415, 422, 503),
+    responses=problem_responses(401),
 )
 async def refresh(
     body: RefreshBody,
@@ -102,7 +102,7 @@ async def refresh(
     return json_response(tokens.view())
 
 
-@router.post("/logout", status_code=204, dependencies=[Public], responses=problem_responses(400, 413, 415, 422, 503))
+@router.post("/logout", status_code=204, dependencies=[Public])
 async def log_out(
     request: Request,
     resources: ResourcesDep,
@@ -122,7 +122,7 @@ async def log_out(
     return Response(status_code=204)
 
 
-@router.post("/logout-all", response_model=RevokedView, responses=problem_responses(400, 401, 403, 413, 415, 422, 503))
+@router.post("/logout-all", response_model=RevokedView)
 async def log_out_all(
     principal: SessionPrincipal,
     resources: ResourcesDep,
@@ -137,7 +137,7 @@ async def log_out_all(
     return json_response({"revoked": revoked})
 
 
-@router.get("/sessions", response_model=SessionList, responses=problem_responses(401, 403, 422, 503))
+@router.get("/sessions", response_model=SessionList)
 async def list_sessions(
     principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
@@ -147,7 +147,7 @@ async def list_sessions(
     return json_response({"items": items, "next_cursor": None})
 
 
-@router.delete("/sessions/{session_id}", status_code=204, responses=problem_responses(401, 403, 404, 422, 503))
+@router.delete("/sessions/{session_id}", status_code=204)
 async def delete_session(
     session_id: Id, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
@@ -156,7 +156,7 @@ async def delete_session(
     return Response(status_code=204)
 
 
-@router.get("/security-events", response_model=SecurityEventPage, responses=problem_responses(400, 401, 403, 422, 503))
+@router.get("/security-events", response_model=SecurityEventPage)
 async def list_security_events(principal: SessionPrincipal, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """What has happened to the caller's account, the newest first."""
     found = await auditing.read_security_events(

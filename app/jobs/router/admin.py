@@ -15,7 +15,7 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/admin", tags=["admin"])
 
 
-@router.get("/queues", response_model=QueueList, responses=problem_responses(401, 403))
+@router.get("/queues", response_model=QueueList)
 async def list_queues(_: Admin, resources: ResourcesDep) -> Response:
     """Every lane, with what waits and runs in it."""
     lanes = await administration.list_lanes(resources.db)
@@ -23,21 +23,21 @@ async def list_queues(_: Admin, resources: ResourcesDep) -> Response:
     return json_response({"items": [_lane_view(lane, now) for lane in lanes]})
 
 
-@router.post("/queues/{lane}/pause", status_code=204, responses=problem_responses(401, 403, 404))
+@router.post("/queues/{lane}/pause", status_code=204)
 async def pause_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
     """Start no more jobs of a lane."""
     await administration.pause_lane(resources.db, resources.queue, lane, paused=True)
     return Response(status_code=204)
 
 
-@router.post("/queues/{lane}/resume", status_code=204, responses=problem_responses(401, 403, 404))
+@router.post("/queues/{lane}/resume", status_code=204)
 async def resume_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
     """Start jobs of a lane again."""
     await administration.pause_lane(resources.db, resources.queue, lane, paused=False)
     return Response(status_code=204)
 
 
-@router.get("/jobs", response_model=AdminJobPage, responses=problem_responses(400, 401, 403, 422))
+@router.get("/jobs", response_model=AdminJobPage)
 async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[AdminJobList, Query()]) -> Response:
     """Everybody's jobs, the newest first."""
     page = await administration.list_all_jobs(
@@ -51,7 +51,7 @@ async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[Admi
     "/jobs/{job_id}/retry",
     status_code=202,
     response_model=AdminJobView,
-    responses=problem_responses(401, 403, 404, 409),
+    responses=problem_responses(409),
 )
 async def retry_any_job(_: Admin, resources: ResourcesDep, job_id: Id) -> Response:
     """Run anybody's failed or cancelled job again."""

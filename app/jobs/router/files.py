@@ -1,6 +1,7 @@
 """A stored file as an answer: whole, in part, or not again (RFC 9110, sections 13 and 14)."""
 
 import re
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -14,6 +15,16 @@ from app.kernel.http import matches_any
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def file_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that answers a file."""
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        200: {"description": "The whole file", "content": content},
+        206: {"description": "A part of the file", "content": content},
+        304: {"description": "The caller has this file already"},
+    }
 
 
 async def file_response(request: Request, runtime: JobsRuntime, artifact: Artifact, name: str) -> Response:

@@ -8,12 +8,12 @@ from fastapi.responses import StreamingResponse
 
 from app.jobs.records.invoices import Invoice, NewInvoice, compute_totals
 from app.jobs.router.access import JobReader, JobWriter, Runtime, fragment
-from app.jobs.router.files import file_response
+from app.jobs.router.files import file_response, file_responses
 from app.jobs.router.jobs import job_view
 from app.jobs.schemas import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice
 from app.jobs.service import invoicing
 from app.kernel.database import Tx
-from app.kernel.http import Id, PageQuery, Router, json_response, problem_responses
+from app.kernel.http import Id, PageQuery, Router, json_response, located, problem_responses, reads_headers
 from app.kernel.idempotency import idempotent
 from app.kernel.ids import new_id
 from app.kernel.resources import ResourcesDep
@@ -25,7 +25,8 @@ router = Router(prefix="/v1/invoices", tags=["invoices"])
     "",
     status_code=202,
     response_model=InvoiceAccepted,
-    responses=problem_responses(400, 401, 403, 409, 415, 422),
+    responses=problem_responses(409) | located(202),
+    openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def issue_invoice(
     request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoice
@@ -58,7 +59,7 @@ async def issue_invoice(
     return await idempotent(request, resources, principal.user_id, operation="invoices.issue", effect=issue)
 
 
-@router.get("", response_model=InvoicePage, responses=problem_responses(400, 401, 403, 422))
+@router.get("", response_model=InvoicePage)
 async def list_invoices(
     principal: JobReader, resources: ResourcesDep, query: Annotated[PageQuery, Query()]
 ) -> Response:
@@ -69,7 +70,7 @@ async def list_invoices(
     return json_response({"items": [_view(invoice) for invoice in page.items], "next_cursor": page.next_cursor})
 
 
-@router.get("/{invoice_id}", response_model=InvoiceView, responses=problem_responses(401, 403, 404, 422))
+@router.get("/{invoice_id}", response_model=InvoiceView)
 async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id: Id) -> Response:
     """One of the own invoices."""
     return json_response(_view(await invoicing.read_invoice(resources.db, principal.user_id, invoice_id)))
@@ -78,7 +79,8 @@ async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id:
 @router.get(
     "/{invoice_id}/pdf",
     response_class=StreamingResponse,
-    responses=problem_responses(401, 403, 404, 409, 410, 416, 422),
+    responses=problem_responses(409, 410, 416) | file_responses("application/pdf"),
+    openapi_extra=reads_headers("IfNoneMatch", "Range", "IfRange"),
 )
 async def download_invoice(
     request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id

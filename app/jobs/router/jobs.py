@@ -12,7 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs.records import Job, State, api_state
 from app.jobs.router.access import JobReader, JobWriter, Runtime, fragment
-from app.jobs.router.files import file_response
+from app.jobs.router.files import file_response, file_responses
 from app.jobs.schemas import (
     JobList,
     JobPage,
@@ -28,7 +28,9 @@ from app.kernel.http import (
     dump_json,
     etag_of,
     json_response,
+    located,
     problem_responses,
+    reads_headers,
 )
 from app.kernel.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
@@ -43,8 +45,16 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
     "",
     status_code=202,
     response_model=JobView,
-    responses=problem_responses(400, 401, 403, 409, 415, 422, 429)
-    | {200: {"model": JobView, "description": "A job with the same unique key is not over yet; here it is"}},
+    responses=problem_responses(409)
+    | located(202)
+    | {
+        200: {
+            "model": JobView,
+            "description": "A job with the same unique key is not over yet; here it is",
+            **located(200)[200],
+        }
+    },
+    openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def submit_job(
     request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: SubmitJob
@@ -73,7 +83,7 @@ async def submit_job(
     )
 
 
-@router.get("", response_model=JobPage, responses=problem_responses(400, 401, 403, 422))
+@router.get("", response_model=JobPage)
 async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annotated[JobList, Query()]) -> Response:
     """The own jobs, the newest first."""
     page = await submitting.list_jobs(
@@ -90,7 +100,7 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
     return json_response({"items": [job_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
 
 
-@router.get("/{job_id}", response_model=JobView, responses=problem_responses(401, 403, 404, 422))
+@router.get("/{job_id}", response_model=JobView)
 async def get_job(
     principal: JobReader,
     resources: ResourcesDep,
@@ -113,7 +123,7 @@ async def _existing(principal: JobReader, resources: ResourcesDep, runtime: Runt
     return (await watching.wait_for_job(resources.db, runtime.watch, job_id, principal.user_id, seconds=0)).id
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, responses=problem_responses(401, 403, 404, 422))
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def watch_job(
     request: Request,
     resources: ResourcesDep,
@@ -140,7 +150,7 @@ async def watch_job(
 @router.post(
     "/{job_id}/cancel",
     response_model=JobView,
-    responses=problem_responses(401, 403, 404, 409, 422)
+    responses=problem_responses(409)
     | {202: {"model": JobView, "description": "The job is running and was asked to stop"}},
 )
 async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
@@ -151,7 +161,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 
 
 @router.post(
-    "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(401, 403, 404, 409, 422)
+    "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(409) | located(202)
 )
 async def retry_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
     """Run a failed or cancelled job again, from the start."""
@@ -162,8 +172,8 @@ async def retry_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -
 @router.get(
     "/{job_id}/artifacts/{name}",
     response_class=StreamingResponse,
-    responses=problem_responses(401, 403, 404, 410, 416, 422)
-    | {206: {"description": "A part of the file"}, 304: {"description": "The caller has this file already"}},
+    responses=problem_responses(410, 416) | file_responses("*/*"),
+    openapi_extra=reads_headers("IfNoneMatch", "Range", "IfRange"),
 )
 async def download_artifact(
     request: Request,

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Query, Response
+from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
 from app.jobs.router.access import Runtime, WebhookManager
@@ -19,20 +20,20 @@ from app.jobs.schemas import (
     PatchEndpoint,
 )
 from app.jobs.service import endpoints
-from app.kernel.http import Id, Router, json_response, problem_responses
+from app.kernel.http import Id, Router, json_response, located, problem_responses
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/webhooks", tags=["webhooks"])
 
 
-@router.get("/event-types", response_model=EventTypeList, responses=problem_responses(401, 403))
+@router.get("/event-types", response_model=EventTypeList)
 async def list_event_types(_: WebhookManager) -> Response:
     """What endpoints can ask for."""
     return json_response({"items": [{"type": name, "description": text} for name, text in EVENT_TYPES.items()]})
 
 
 @router.post(
-    "/endpoints", status_code=201, response_model=EndpointCreated, responses=problem_responses(401, 403, 409, 415, 422)
+    "/endpoints", status_code=201, response_model=EndpointCreated, responses=problem_responses(409) | located(201)
 )
 async def create_endpoint(
     principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, body: CreateEndpoint
@@ -53,22 +54,20 @@ async def create_endpoint(
     return json_response(view, status=201, headers={"Location": f"/v1/webhooks/endpoints/{created.endpoint.id}"})
 
 
-@router.get("/endpoints", response_model=EndpointList, responses=problem_responses(401, 403))
+@router.get("/endpoints", response_model=EndpointList)
 async def list_endpoints(principal: WebhookManager, resources: ResourcesDep) -> Response:
     """The own endpoints."""
     found = await endpoints.list_endpoints(resources.db, principal.user_id)
     return json_response({"items": [_view(endpoint) for endpoint in found]})
 
 
-@router.get("/endpoints/{endpoint_id}", response_model=EndpointView, responses=problem_responses(401, 403, 404, 422))
+@router.get("/endpoints/{endpoint_id}", response_model=EndpointView)
 async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """One of the own endpoints."""
     return json_response(_view(await endpoints.get_endpoint(resources.db, principal.user_id, endpoint_id)))
 
 
-@router.patch(
-    "/endpoints/{endpoint_id}", response_model=EndpointView, responses=problem_responses(401, 403, 404, 415, 422)
-)
+@router.patch("/endpoints/{endpoint_id}", response_model=EndpointView)
 async def update_endpoint(
     principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, endpoint_id: Id, patch: PatchEndpoint
 ) -> Response:
@@ -78,15 +77,15 @@ async def update_endpoint(
         runtime.sender,
         principal.user_id,
         endpoint_id,
-        url=patch.url or None,
-        event_types=patch.event_types or None,
+        url=None if patch.url is MISSING else patch.url,
+        event_types=None if patch.event_types is MISSING else patch.event_types,
         description=patch.description,
         has_description="description" in patch.model_fields_set,
     )
     return json_response(_view(endpoint))
 
 
-@router.delete("/endpoints/{endpoint_id}", status_code=204, responses=problem_responses(401, 403, 404, 422))
+@router.delete("/endpoints/{endpoint_id}", status_code=204)
 async def delete_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Remove an endpoint."""
     await endpoints.delete_endpoint(resources.db, principal.user_id, endpoint_id)
@@ -96,7 +95,6 @@ async def delete_endpoint(principal: WebhookManager, resources: ResourcesDep, en
 @router.post(
     "/endpoints/{endpoint_id}/rotate-secret",
     response_model=EndpointCreated,
-    responses=problem_responses(401, 403, 404, 422),
 )
 async def rotate_secret(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """A new secret; for a day the old one signs too."""
@@ -110,7 +108,6 @@ async def rotate_secret(principal: WebhookManager, resources: ResourcesDep, endp
     "/endpoints/{endpoint_id}/test",
     status_code=202,
     response_model=DeliveryView,
-    responses=problem_responses(401, 403, 404, 422),
 )
 async def test_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Send a test event."""
@@ -120,9 +117,7 @@ async def test_endpoint(principal: WebhookManager, resources: ResourcesDep, endp
     return json_response(_delivery_view(delivery), status=202)
 
 
-@router.post(
-    "/endpoints/{endpoint_id}/enable", response_model=EndpointView, responses=problem_responses(401, 403, 404, 422)
-)
+@router.post("/endpoints/{endpoint_id}/enable", response_model=EndpointView)
 async def enable_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Send to an endpoint again that was disabled."""
     return json_response(
@@ -130,7 +125,7 @@ async def enable_endpoint(principal: WebhookManager, resources: ResourcesDep, en
     )
 
 
-@router.get("/deliveries", response_model=DeliveryPage, responses=problem_responses(400, 401, 403, 422))
+@router.get("/deliveries", response_model=DeliveryPage)
 async def list_deliveries(
     principal: WebhookManager, resources: ResourcesDep, query: Annotated[DeliveryList, Query()]
 ) -> Response:
@@ -152,7 +147,6 @@ async def list_deliveries(
     "/deliveries/{delivery_id}/redeliver",
     status_code=202,
     response_model=DeliveryView,
-    responses=problem_responses(401, 403, 404, 422),
 )
 async def redeliver(principal: WebhookManager, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Send a message once more."""

@@ -7,9 +7,10 @@ records with orjson; the response models only document it, and the tests hold th
 
 from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
 from app.kernel.http.json_input import MAX_ERRORS, MAX_JSON_DEPTH, InvalidJson, escape_pointer, parse_json
+from app.kernel.http.openapi import located, make_openapi, reads_headers
 from app.kernel.http.problems import PROBLEM_MEDIA_TYPE, install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operation_id
-from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp
+from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp, example
 
 __all__ = [
     "MAX_ERRORS",
@@ -30,13 +31,17 @@ __all__ = [
     "dump_json",
     "escape_pointer",
     "etag_of",
+    "example",
     "if_match",
     "install_error_handlers",
     "json_fragment",
     "json_response",
+    "located",
+    "make_openapi",
     "matches_any",
     "operation_id",
     "parse_json",
     "problem_response",
     "problem_responses",
+    "reads_headers",
 ]

@@ -19,6 +19,11 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+def example(body: dict[str, Any]) -> Any:
+    """`json_schema_extra=` of a request model: a body that it takes."""
+    return {"examples": [body]}
+
+
 def _refuse_numbers(value: Any) -> Any:
     # pydantic would read a number as seconds since 1970.
     if isinstance(value, datetime) or (isinstance(value, str) and _DATE_AND_TIME.match(value)):

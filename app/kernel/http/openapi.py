@@ -1,0 +1,237 @@
+"""The parts of the OpenAPI document that follow from what every route goes through: problems, headers, licence.
+
+A route names only what its own business can answer; what the layers and `StrictRoute` can answer is added here.
+"""
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from app.kernel.auth import declared_permission
+from app.kernel.http.problems import PROBLEM_MEDIA_TYPE, error_class_of
+from app.kernel.http.schemas import Problem
+
+_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
+# They are answered before any gate, quota or deadline.
+_ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
+_FIRST_ERROR = 400
+
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "IfMatch": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "Change it only if its `ETag` is still this one; else 412.",
+        "schema": {"type": "string", "maxLength": 1024},
+        "example": '"0198f00000007000800000000000000-3"',
+    },
+    "IfNoneMatch": {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "Answer 304 without a body if its `ETag` is still this one.",
+        "schema": {"type": "string", "maxLength": 1024},
+        "example": '"8f14e45fceea167a5a36dedd"',
+    },
+    "IfRange": {
+        "name": "If-Range",
+        "in": "header",
+        "description": "Answer a part only if the file's `ETag` is still this one.",
+        "schema": {"type": "string", "maxLength": 1024},
+    },
+    "Range": {
+        "name": "Range",
+        "in": "header",
+        "description": "One range of bytes (RFC 9110, section 14); anything else is ignored.",
+        "schema": {"type": "string", "maxLength": 1024},
+        "example": "bytes=0-1023",
+    },
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "One effect and one answer for 24 hours, however often the request comes with this key.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+        "example": "b7f1c9d2-6a7e-4f1c-9f0e-3d6f1f0a7f55",
+    },
+}
+ReadHeader = Literal["IfMatch", "IfNoneMatch", "IfRange", "Range", "IdempotencyKey"]
+
+_HEADERS: dict[str, dict[str, Any]] = {
+    "RequestId": {
+        "description": "The request's own id, or one made for it; it finds the request in the logs.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    },
+    "ETag": {
+        "description": "A strong tag of this representation.",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^"[^"]+"$'},
+    },
+    "Location": {
+        "description": "Where the resource is.",
+        "required": True,
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    "RetryAfter": {
+        "description": "Seconds after which to try again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Challenge": {
+        "description": "How to authenticate (RFC 6750, section 3).",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Replayed": {
+        "description": "`true` on an answer that was stored with its `Idempotency-Key`.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+}
+_HEADER_NAMES = {
+    "RequestId": "X-Request-ID",
+    "ETag": "ETag",
+    "Location": "Location",
+    "RetryAfter": "Retry-After",
+    "Challenge": "WWW-Authenticate",
+    "Replayed": "Idempotent-Replayed",
+}
+_HEADERS_OF_STATUS = {401: ("Challenge",), 429: ("RetryAfter",), 503: ("RetryAfter",), 504: ("RetryAfter",)}
+
+
+def reads_headers(*names: ReadHeader) -> dict[str, Any]:
+    """`openapi_extra=` of a route that reads these headers."""
+    return {"parameters": [{"$ref": f"#/components/parameters/{name}"} for name in names]}
+
+
+def located(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route whose answers of these statuses carry `Location`."""
+    return {status: {"headers": _references("Location")} for status in statuses}
+
+
+def make_openapi(app: FastAPI) -> dict[str, Any]:
+    """The whole document of an application."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        openapi_version=app.openapi_version,
+        description=app.description,
+        license_info=app.license_info,
+        servers=app.servers or [{"url": "/"}],
+        tags=app.openapi_tags,
+        routes=app.routes,
+    )
+    components = document.setdefault("components", {})
+    used: set[int] = set()
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            for method in route.methods or ():
+                used |= _complete(document["paths"][route.path_format][method.lower()], route)
+    schemas = components.setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schemas["Problem"].pop("$defs", {}))
+    # A problem may have members of its own kind (RFC 9457, section 3.2).
+    del schemas["Problem"]["additionalProperties"]
+    # StrictRoute answers problems where FastAPI would answer these.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    components["parameters"] = _PARAMETERS
+    components["headers"] = _HEADERS
+    components["responses"] = {_response_name(status): _problem(status) for status in sorted(used)}
+    return document
+
+
+def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
+    """Adds to an operation what it can answer and read; the statuses of its problems."""
+    responses: dict[str, Any] = operation["responses"]
+    own = {int(status): response for status, response in route.responses.items() if int(status) >= _FIRST_ERROR}
+    # What a route describes itself stays so: OAuth prescribes a form of its own.
+    described = {status for status, response in own.items() if "description" in response}
+    statuses = {*own, *_derived_statuses(operation, route)} - described
+    for number in statuses:
+        responses[str(number)] = {"$ref": f"#/components/responses/{_response_name(number)}"}
+    if _has_entity_tag(operation, route):
+        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IfNoneMatch"})
+        responses["304"] = {"description": "The caller has this already"}
+    for status, response in responses.items():
+        if "$ref" not in response:
+            _complete_response(int(status), response, list(_sent_headers(int(status), operation)))
+    operation["responses"] = dict(sorted(responses.items()))
+    return statuses
+
+
+def _complete_response(status: int, response: dict[str, Any], headers: Iterable[str]) -> None:
+    response["headers"] = response.get("headers", {}) | _references(*headers)
+    if response["description"] == "Successful Response":
+        response["description"] = HTTPStatus(status).phrase
+    if "text/event-stream" in response.get("content", {}):
+        # FastAPI describes the events by a keyword of OpenAPI 3.2.
+        response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+
+
+def _sent_headers(status: int, operation: Mapping[str, Any]) -> Iterable[str]:
+    yield "RequestId"
+    if status >= _FIRST_ERROR:
+        return
+    read = {item["$ref"].rpartition("/")[2] for item in operation.get("parameters", ()) if "$ref" in item}
+    if "IdempotencyKey" in read:
+        yield "Replayed"
+    if read & {"IfMatch", "IfNoneMatch"}:
+        yield "ETag"
+
+
+def _derived_statuses(operation: Mapping[str, Any], route: APIRoute) -> Iterable[int]:
+    # An address that is no UTF-8, a body that is too large, and a query parameter that is not known.
+    yield from (400, 413, 422)
+    if route.path not in _ALWAYS_ANSWERED:
+        yield from (429, 503, 504)
+    permission = declared_permission(route.dependant)
+    if permission is not None and not permission.is_public:
+        yield 401
+        if permission.scopes or permission.role or permission.needs_session:
+            yield 403
+    if "requestBody" in operation:
+        yield 415
+    if route.param_convertors:
+        yield 404
+
+
+def _has_entity_tag(operation: Mapping[str, Any], route: APIRoute) -> bool:
+    """Whether the response cache's layer gives the answer a tag: whole JSON answers to reads that may be kept."""
+    return (
+        "GET" in (route.methods or ())
+        and route.path.startswith("/v1/")
+        and not route.path.startswith("/v1/auth/")
+        and "application/json" in operation["responses"].get("200", {}).get("content", {})
+    )
+
+
+def _references(*names: str) -> dict[str, Any]:
+    return {_HEADER_NAMES[name]: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _response_name(status: int) -> str:
+    return error_class_of(status).__name__.lstrip("_")
+
+
+def _problem(status: int) -> dict[str, Any]:
+    error_class = error_class_of(status)
+    return {
+        "description": error_class.title,
+        "headers": _references("RequestId", *_HEADERS_OF_STATUS.get(status, ())),
+        "content": {
+            PROBLEM_MEDIA_TYPE: {
+                "schema": {"$ref": "#/components/schemas/Problem"},
+                "example": {
+                    "type": f"/problems/{error_class.code}",
+                    "title": error_class.title,
+                    "status": status,
+                    "detail": error_class.title,
+                    "instance": f"urn:onehop:request:{_EXAMPLE_ID}",
+                    "code": error_class.code,
+                    "request_id": _EXAMPLE_ID,
+                },
+            }
+        },
+    }
