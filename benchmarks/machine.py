@@ -183,6 +183,6 @@ def _pinner(cores: frozenset[int]) -> Callable[[], None]:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Nothing of ours, so that the caller's settings change no figure."""
-    ours = ("APP_", "DATABASE_URL", "REDIS_URL", "HOST", "PORT", "PROMETHEUS_")
+    """Nothing of ours and no coverage, so that the caller's settings change no figure."""
+    ours = ("APP_", "DATABASE_URL", "REDIS_URL", "HOST", "PORT", "PROMETHEUS_", "COVERAGE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}

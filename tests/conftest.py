@@ -6,5 +6,6 @@ pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.application",
     "tests.fixtures.people",
+    "tests.fixtures.shell",
     "tests.fixtures.post_office",
 ]

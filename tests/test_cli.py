@@ -307,17 +307,6 @@ def test_settings_are_shown_without_secrets(environment: dict[str, str]) -> None
     assert "hidden-word" not in done.stdout
 
 
-def test_migrations_go_up_and_down(environment: dict[str, str]) -> None:
-    before = _run(environment, "migrate", "status")
-    assert before.returncode == 1
-    assert "database: empty" in before.stdout
-    assert _run(environment, "migrate", "up").returncode == 0
-    assert _run(environment, "migrate", "status").returncode == 0
-    assert _run(environment, "migrate", "down", "-1").returncode == 0
-    assert _run(environment, "migrate", "status").returncode == 1
-    assert _processes(environment) == []
-
-
 def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     sick = _run(environment, "doctor")
     assert sick.returncode == 1

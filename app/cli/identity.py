@@ -40,7 +40,7 @@ def create_admin(
                 role="admin",
             )
         finally:
-            hashing.close()
+            await asyncio.to_thread(hashing.close)
             await close_resources(resources)
         return made is not None
 

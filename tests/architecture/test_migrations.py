@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 from app.kernel import migrations
 from app.kernel.embedded import EmbeddedPostgres
 from tests.fixtures.servers import Connection
+from tests.fixtures.shell import Shell
 
 SNAPSHOT = Path(__file__).with_name("schema.sql")
 NOISE = r"--|SET |SELECT pg_catalog|\\"
@@ -101,3 +102,13 @@ def test_command_line_prints_sql_without_a_database(tmp_path: Path) -> None:
     assert printed.startswith("BEGIN;\n\nSET lock_timeout = '4s'; SET statement_timeout = '60s';")
     assert printed.count("CREATE TABLE users.events (") == 1
     assert printed.rstrip().endswith("COMMIT;")
+
+
+async def test_an_operator_goes_down_and_up(shell: Shell) -> None:
+    assert (await shell("migrate", "status"))[0] == 0
+    assert (await shell("migrate", "down", "-1"))[0] == 0
+    assert (await shell("migrate", "status"))[0] == 1
+    assert (await shell("migrate", "down", "base"))[0] == 0
+    assert "database: empty" in (await shell("migrate", "status"))[1]
+    assert (await shell("migrate", "up"))[0] == 0
+    assert (await shell("migrate", "status"))[0] == 0

@@ -1,54 +1,24 @@
 """`python -m app users …` and `python -m app keys …`, as an operator runs them."""
 
-import asyncio
-import os
-import sys
-from dataclasses import dataclass
-
 import httpx
 import pytest
 
-from tests.fixtures.application import ROOT
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
+from tests.fixtures.shell import Shell
 
 PASSWORD = "a very long horse 42"
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs commands with the settings of this test."""
-
-    environment: dict[str, str]
-
-    async def run(self, *command: str) -> tuple[int, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app", *command),
-            cwd=ROOT,
-            env=inherited | self.environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, output.decode()
-
-
-@pytest.fixture
-def shell(environment: dict[str, str]) -> Shell:
-    return Shell(environment)
 
 
 async def test_an_operator_makes_an_administrator(
     shell: Shell, client: httpx.AsyncClient, connection: Connection
 ) -> None:
     create = ("users", "create-admin", "root@example.com", "--password")
-    status, output = await shell.run(*create, "short")
+    status, output = await shell(*create, "short")
     assert (status, output) == (1, "It needs at least 8 characters.\n")
-    status, output = await shell.run(*create, PASSWORD)
+    status, output = await shell(*create, PASSWORD)
     assert (status, output) == (0, "root@example.com is an administrator.\n")
-    status, output = await shell.run(*create, "another very long one")
+    status, output = await shell(*create, "another very long one")
     assert (status, output) == (1, "There is an account with root@example.com already; nothing changed.\n")
     login = await client.post("/v1/auth/login", json={"email": "root@example.com", "password": PASSWORD})
     body = login.json()
@@ -59,14 +29,14 @@ async def test_an_operator_makes_an_administrator(
 
 @pytest.mark.parametrize("email", ["root", "root@", "a b@example.com", "root@example.com\n"])
 async def test_an_address_that_is_none_makes_no_administrator(shell: Shell, connection: Connection, email: str) -> None:
-    status, output = await shell.run("users", "create-admin", email, "--password", PASSWORD)
+    status, output = await shell("users", "create-admin", email, "--password", PASSWORD)
     assert (status, output) == (1, "Not an e-mail address.\n")
     assert await connection.fetchval("SELECT count(*) FROM identity.accounts") == 0
 
 
 async def test_an_operator_rotates_the_keys(shell: Shell, person: Person, connection: Connection) -> None:
     expected = await connection.fetchval("SELECT kid FROM identity.signing_keys WHERE state = 'next'")
-    status, output = await shell.run("keys", "rotate")
+    status, output = await shell("keys", "rotate")
     assert (status, output) == (0, f"{expected} signs from now on; processes take it over within a minute.\n")
     rows = await connection.fetch("SELECT kid, state FROM identity.signing_keys ORDER BY state")
     assert [row["state"] for row in rows] == ["active", "next", "retired"]

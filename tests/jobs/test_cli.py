@@ -1,42 +1,25 @@
 """`python -m app jobs …` against the test's own servers."""
 
-import asyncio
 import json
-import os
-import sys
-from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
 
 import asyncpg
 
 from app.kernel.ids import new_id
+from tests.fixtures.shell import Shell
 from tests.jobs.kinds import Producer
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-ROOT = Path(__file__).resolve().parents[2]
-
-
-async def run(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "jobs", *arguments),
-        cwd=ROOT,
-        env=inherited | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode or 0, output.decode()
 
 
 async def test_jobs_are_listed_shown_cancelled_and_retried(
-    producer: Producer, connection: Connection, environment: dict[str, str]
+    producer: Producer, connection: Connection, shell: Shell
 ) -> None:
     async with producer.db.statement("test.enqueue") as tx:
         job_id = await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
-    assert (await run(environment, "list"))[1].split() == [str(job_id), "queued", "0/8", "default", "test.noop"]
-    assert f'"id": "{job_id}"' in (await run(environment, "show", str(job_id)))[1]
+    assert (await shell("jobs", "list"))[1].split() == [str(job_id), "queued", "0/8", "default", "test.noop"]
+    assert f'"id": "{job_id}"' in (await shell("jobs", "show", str(job_id)))[1]
     await connection.execute(
         """
         INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
@@ -44,7 +27,7 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(
         """,
         job_id,
     )
-    assert json.loads((await run(environment, "show", str(job_id)))[1])["attempts"] == [
+    assert json.loads((await shell("jobs", "show", str(job_id)))[1])["attempts"] == [
         {
             "n": 1,
             "started_at": "2026-01-02T03:04:05Z",
@@ -54,24 +37,24 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(
             "worker_id": "host:1",
         }
     ]
-    assert "cancelled" in (await run(environment, "cancel", str(job_id)))[1]
-    assert "queued" in (await run(environment, "retry", str(job_id)))[1]
-    code, text = await run(environment, "retry", str(job_id))
+    assert "cancelled" in (await shell("jobs", "cancel", str(job_id)))[1]
+    assert "queued" in (await shell("jobs", "retry", str(job_id)))[1]
+    code, text = await shell("jobs", "retry", str(job_id))
     assert (code, text) == (1, "Only a failed or cancelled job can be retried\n")
-    assert (await run(environment, "show", str(uuid4())))[0] == 1
+    assert (await shell("jobs", "show", str(uuid4())))[0] == 1
     await connection.execute("UPDATE jobs.jobs SET state = 3, finished_at = now()")
-    assert (await run(environment, "retry", "--failed"))[1] == "1 jobs run again.\n"
-    assert (await run(environment, "retry"))[0] == 1
+    assert (await shell("jobs", "retry", "--failed"))[1] == "1 jobs run again.\n"
+    assert (await shell("jobs", "retry"))[0] == 1
 
 
-async def test_lanes_are_listed_paused_and_resumed(connection: Connection, environment: dict[str, str]) -> None:
+async def test_lanes_are_listed_paused_and_resumed(connection: Connection, shell: Shell) -> None:
     await connection.execute(
         "INSERT INTO jobs.jobs (id, kind, lane, args) VALUES ($1, 'test.noop', 'bulk', '{}')", new_id()
     )
-    assert (await run(environment, "pause", "bulk"))[1] == "bulk is paused.\n"
-    lines = (await run(environment, "lanes"))[1].splitlines()
+    assert (await shell("jobs", "pause", "bulk"))[1] == "bulk is paused.\n"
+    lines = (await shell("jobs", "lanes"))[1].splitlines()
     assert [line.split()[0] for line in lines] == ["lane", "bulk", "critical", "default", "pdf", "webhooks"]
     assert lines[1].split() == ["bulk", "1", "0", "0", "paused"]
-    assert (await run(environment, "resume", "bulk"))[0] == 0
-    assert "paused" not in (await run(environment, "lanes"))[1]
-    assert (await run(environment, "pause", "fast")) == (1, "There is no such lane\n")
+    assert (await shell("jobs", "resume", "bulk"))[0] == 0
+    assert "paused" not in (await shell("jobs", "lanes"))[1]
+    assert (await shell("jobs", "pause", "fast")) == (1, "There is no such lane\n")

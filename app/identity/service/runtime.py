@@ -113,7 +113,8 @@ async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIte
     finally:
         await background.close()
         await identity.feed.close()
-        identity.hashing.close()
+        # A hash under way is waited for.
+        await asyncio.to_thread(identity.hashing.close)
 
 
 async def load_signing_keys(key_ring: KeyRing, db: Database, keys: Keys) -> None:

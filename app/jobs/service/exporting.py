@@ -58,10 +58,7 @@ async def write_ndjson(columns: Sequence[Column], rows: AsyncIterator[Values], w
 
 async def write_parquet(columns: Sequence[Column], rows: AsyncIterator[Values], write: Write, advance: Advance) -> int:
     """Row groups compressed by zstd; answers the number of rows."""
-    # Costs a third of a second and tens of megabytes, which only a worker that needs it should pay.
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
+    pa, parquet = await asyncio.to_thread(_load_pyarrow)
     schema = pa.schema(
         [
             (column.name, pa.timestamp("us", tz="UTC") if column.type == "timestamp" else pa.string())
@@ -86,6 +83,14 @@ async def write_parquet(columns: Sequence[Column], rows: AsyncIterator[Values], 
     return count
 
 
+def _load_pyarrow() -> tuple[Any, Any]:
+    """Costs a third of a second and tens of megabytes, which only a worker that needs it pays, in a thread."""
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
+    return pa, parquet
+
+
 async def write_xlsx(columns: Sequence[Column], rows: AsyncIterator[Values], write: Write, advance: Advance) -> int:
     """Sheets of up to 1,048,576 rows, a header on each; answers the number of rows.
 
@@ -96,7 +101,7 @@ async def write_xlsx(columns: Sequence[Column], rows: AsyncIterator[Values], wri
     await asyncio.to_thread(os.close, descriptor)
     path = Path(name)
     try:
-        sheet = _Workbook(path, columns)
+        sheet = await asyncio.to_thread(_Workbook, path, columns)
         count = 0
         async for batch in _batches(rows, BATCH):
             await asyncio.to_thread(sheet.append, batch)
