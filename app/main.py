@@ -22,7 +22,7 @@ from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.background import Background
 from app.kernel.cache import Cache
-from app.kernel.http import StrictRoute, install_error_handlers, make_openapi
+from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
@@ -86,6 +86,11 @@ class Onehop(FastAPI):
     async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The innermost layer."""
         await super().__call__(scope, receive, send)
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether somebody has set up OpenTelemetry in this process."""
+        return self._native_telemetry.enabled()
 
 
 def create_app(settings: Settings) -> Onehop:
@@ -168,7 +173,9 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
     cache: Cache = app.state.resources.cache
-    stack: ASGIApp = SecurityHeadersLayer(Deadline(app.framework, settings.http), settings.http)
+    # What FastAPI records for OpenTelemetry, it records only of requests that pass through it.
+    handlers = app.framework if app.is_observed else DirectRoutes(app, app.framework, settings.http.max_body_bytes)
+    stack: ASGIApp = SecurityHeadersLayer(Deadline(handlers, settings.http), settings.http)
     stack = ResponseCache(stack, cache, CACHED_READS if settings.cache.enabled else ())
     stack = Authentication(stack, app.state.identity.authenticator)
     stack = admission = Admission(stack, settings.http)

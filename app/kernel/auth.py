@@ -10,7 +10,7 @@ declares what it needs by a typed alias, and a route that declares nothing stops
     @router.post("/login", dependencies=[Public])                                         # anybody
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
@@ -107,17 +107,17 @@ class Authenticator(Protocol):
         ...
 
 
-def principal_of(request: Request) -> Principal:
-    """The caller of `request`.
+def principal_of(request: Mapping[str, Any]) -> Principal:
+    """The caller of `request`, which may also be its ASGI scope.
 
     Raises:
         Unauthenticated: no credentials were sent.
         InvalidToken, Unavailable: what the authenticator said of them.
     """
-    principal: Principal | None = request.scope.get("principal")
+    principal: Principal | None = request.get("principal")
     if principal is not None:
         return principal
-    failure: Exception | None = request.scope.get("authentication_error")
+    failure: Exception | None = request.get("authentication_error")
     raise failure or Unauthenticated
 
 
@@ -130,7 +130,7 @@ class Permission:
     role: Role | None = None
     needs_session: bool = False
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Mapping[str, Any]) -> None:
         """Lets the request pass.
 
         Raises:

@@ -64,7 +64,8 @@ def planted(settings: Settings, frozen_garbage: None) -> Planted:
 
 def create_app_with(router: Router, settings: Settings) -> FastAPI:
     app = create_app(settings)
-    app.include_router(router)
+    # As the routes of the modules are: in front of what is not a route of ours.
+    app.router.routes[:0] = router.routes
     return app
 
 

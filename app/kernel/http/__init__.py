@@ -6,6 +6,7 @@ records with orjson; the response models only document it, and the tests hold th
 """
 
 from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
+from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.json_input import MAX_ERRORS, MAX_JSON_DEPTH, InvalidJson, escape_pointer, parse_json
 from app.kernel.http.openapi import located, make_openapi, reads_headers
 from app.kernel.http.problems import PROBLEM_MEDIA_TYPE, install_error_handlers, problem_response, problem_responses
@@ -16,6 +17,7 @@ __all__ = [
     "MAX_ERRORS",
     "MAX_JSON_DEPTH",
     "PROBLEM_MEDIA_TYPE",
+    "DirectRoutes",
     "Id",
     "InvalidEncoding",
     "InvalidJson",

@@ -1,7 +1,7 @@
 """Errors as problems (RFC 9457), whoever raised them."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -64,22 +64,22 @@ def problem_response(error: AppError) -> Response:
 def install_error_handlers(app: FastAPI) -> None:
     """Makes every answer of status 400 and above a problem (RFC 9457), whoever raised it."""
 
-    async def on_app_error(_: Request, error: Exception) -> Response:
-        return problem_response(cast("AppError", error))
+    async def on_error(request: Request, error: Exception) -> Response:
+        return problem_response(problem_of(app, request, error))
 
-    async def on_invalid_request(_: Request, error: Exception) -> Response:
-        return problem_response(Unprocessable(errors=_field_errors(cast("RequestValidationError", error))))
+    for known in (AppError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(known, on_error)
 
-    async def on_http_exception(request: Request, error: Exception) -> Response:
-        return problem_response(_from_http_exception(app, request, cast("HTTPException", error)))
 
-    async def on_failure(_: Request, __: Exception) -> Response:
-        return problem_response(AppError())
-
-    app.add_exception_handler(AppError, on_app_error)
-    app.add_exception_handler(RequestValidationError, on_invalid_request)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(Exception, on_failure)
+def problem_of(app: FastAPI, request: Request, error: Exception) -> AppError:
+    """What a caller is told of `error`."""
+    if isinstance(error, AppError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return Unprocessable(errors=_field_errors(error))
+    if isinstance(error, HTTPException):
+        return _from_http_exception(app, request, error)
+    return AppError()
 
 
 def _field_errors(error: RequestValidationError) -> list[FieldError]:

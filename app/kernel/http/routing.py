@@ -12,6 +12,8 @@ from fastapi.params import Form, Param
 from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Scope
 
 from app.kernel.auth import declared_permission
 from app.kernel.errors import (
@@ -40,33 +42,16 @@ class _ParsedRequest(Request):
 class StrictRoute(APIRoute):
     """A route that checks permission, then the query's names and the body's form, before the framework does."""
 
+    checks: "Checks"
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        permission = declared_permission(self.dependant)
-        if permission is None:
-            message = f"{sorted(self.methods or ())} {self.path} does not declare who may call it"
-            raise RuntimeError(message)
-        fields = get_flat_params(self.dependant)
-        # The fields of a query model are plain ones; no route of ours takes a header or cookie model.
-        query_names = frozenset(
-            field.alias
-            for field in fields
-            if isinstance(field.field_info, QueryParam) or not isinstance(field.field_info, Param)
-        )
-        has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
-        body = _body_kind(self)
+        checks = self.checks = Checks(self)
 
         async def handle_strictly(request: Request) -> Response:
-            permission.check(request)
             scope = request.scope
-            if has_path_parameters:
-                _check_encoding(scope.get("raw_path") or b"", "path")
-            if scope["query_string"]:
-                _check_query(scope["query_string"], request, query_names)
-            if body is None:
-                return await handle(request)
-            _check_media_type(request, body)
-            if body == "form":
+            checks.pass_or_raise(scope)
+            if checks.body != "json":
                 return await handle(request)
             raw = await request.body()
             if not raw:
@@ -79,6 +64,38 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
+class Checks:
+    """What is looked at before a request's body is read. `body` is the form it must have."""
+
+    def __init__(self, route: APIRoute) -> None:
+        permission = declared_permission(route.dependant)
+        if permission is None:
+            message = f"{sorted(route.methods or ())} {route.path} does not declare who may call it"
+            raise RuntimeError(message)
+        self._permission = permission
+        fields = get_flat_params(route.dependant)
+        # The fields of a query model are plain ones; no route of ours takes a header or cookie model.
+        self._query_names = frozenset(
+            field.alias
+            for field in fields
+            if isinstance(field.field_info, QueryParam) or not isinstance(field.field_info, Param)
+        )
+        self._has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
+        self.body: Literal["json", "form"] | None = None
+        if route.body_field is not None:
+            self.body = "form" if isinstance(route.body_field.field_info, Form) else "json"
+
+    def pass_or_raise(self, scope: Scope) -> None:
+        """Returns if the caller may call the route with an address and a body of this form; else raises an AppError."""
+        self._permission.check(scope)
+        if self._has_path_parameters:
+            _check_encoding(scope.get("raw_path") or b"", "path")
+        if scope["query_string"]:
+            _check_query(scope["query_string"], self._query_names)
+        if self.body is not None:
+            _check_media_type(Headers(scope=scope), self.body)
+
+
 class Router(APIRouter):
     """The router class of all modules."""
 
@@ -86,12 +103,6 @@ class Router(APIRouter):
         super().__init__(
             route_class=StrictRoute, redirect_slashes=False, generate_unique_id_function=operation_id, **options
         )
-
-
-def _body_kind(route: APIRoute) -> Literal["json", "form"] | None:
-    if route.body_field is None:
-        return None
-    return "form" if isinstance(route.body_field.field_info, Form) else "json"
 
 
 def _check_encoding(raw: bytes, place: str) -> None:
@@ -107,9 +118,9 @@ def _check_encoding(raw: bytes, place: str) -> None:
         raise Unprocessable(errors=[FieldError(place, "The text holds NUL.", "invalid_text")])
 
 
-def _check_query(raw: bytes, request: Request, known: frozenset[str]) -> None:
+def _check_query(raw: bytes, known: frozenset[str]) -> None:
     _check_encoding(raw, "query")
-    names = [name for name, _ in request.query_params.multi_items()]
+    names = [name for name, _ in QueryParams(raw).multi_items()]
     errors = [
         FieldError("query", "There is no such query parameter.", "unknown_parameter")
         for name in names
@@ -124,11 +135,13 @@ def _check_query(raw: bytes, request: Request, known: frozenset[str]) -> None:
         raise Unprocessable(errors=errors[:MAX_ERRORS])
 
 
-def _check_media_type(request: Request, body: Literal["json", "form"]) -> None:
-    header = request.headers.get("content-type")
+def _check_media_type(headers: Headers, body: Literal["json", "form"]) -> None:
+    header = headers.get("content-type")
+    if header == "application/json" and body == "json":
+        return
     if header is None:
-        length = request.headers.get("content-length")
-        if length in (None, "0") and "transfer-encoding" not in request.headers:
+        length = headers.get("content-length")
+        if length in (None, "0") and "transfer-encoding" not in headers:
             return
         raise UnsupportedMediaType("The request has a body but no Content-Type.")
     message = Message()
