@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
-from app.composition import close_resources, make_resources, open_resources
+from app.composition import close_resources, make_resources
 from app.identity.api import IdentityTasks
 from app.jobs.api import JOB_KINDS, LANES, SCHEDULES, ArtifactStore, Executor, JobsTasks, JobWatch, Relay, WebhookSender
 from app.jobs.settings import JobsSettings
@@ -115,7 +115,9 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         schedules=SCHEDULES,
     )
     runner = Runner(executor, LANES, jobs.slots)
-    await open_resources(resources)
+    # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more
+    # than the jobs.
+    await resources.db.open()
     endless: list[Callable[[], Awaitable[None]]] = [
         executor.write_ends,
         executor.announce,

@@ -54,6 +54,7 @@ _UNKNOWN_KIND_SECONDS = 30.0
 _UNAVAILABLE_SECONDS = 3.0
 _PROGRESS_SECONDS = 0.5
 _DATABASE_RETRY_SECONDS = 0.5
+_ANNOUNCE_SECONDS = 0.02
 _BATCH = 500
 _LANES_SECONDS = 3.0
 
@@ -188,6 +189,8 @@ class Executor:
             if tags:
                 await self.cache.forget_now(sorted(tags))
             await self._watch.publish([job_id for job_id, _ in changes])
+            # The first change is told at once; those that follow closely share a message.
+            await asyncio.sleep(_ANNOUNCE_SECONDS)
 
     async def maintain(self, runner: Runner) -> None:
         """Prolongs leases, writes progress, learns of cancels, lost leases and paused lanes, for ever."""

@@ -35,9 +35,9 @@ _HIDDEN_MS = 10_000
 _REDIS_TIMEOUT = 1.0
 
 # KEYS: the queues in the order to serve them. ARGV: now, hidden until, how many in all, the least score of what was
-# hidden, the score of what comes back, then how many of each queue's lane, then the number of each queue's lane. Ids
-# move behind all visible ones, so a queue whose head is being worked on never has to be scanned again, and the ids of a
-# worker that died between this script and its Postgres claim come back by themselves.
+# hidden (empty: do not look for it), the score of what comes back, then how many of each queue's lane, then the number
+# of each queue's lane. Ids move behind all visible ones, so a queue whose head is being worked on never has to be
+# scanned again, and the ids of a worker that died between this script and its Postgres claim come back by themselves.
 _CLAIM = """
 local left = tonumber(ARGV[3])
 local claimed, taken = {}, {}
@@ -45,8 +45,10 @@ for i, key in ipairs(KEYS) do
     local lane = ARGV[5 + #KEYS + i]
     local want = math.min(tonumber(ARGV[5 + i]) - (taken[lane] or 0), left)
     if want > 0 then
-        for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, ARGV[4], ARGV[1], 'LIMIT', 0, 100)) do
-            redis.call('ZADD', key, 'XX', ARGV[5], id)
+        if ARGV[4] ~= '' then
+            for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, ARGV[4], ARGV[1], 'LIMIT', 0, 100)) do
+                redis.call('ZADD', key, 'XX', ARGV[5], id)
+            end
         end
         local ids = redis.call('ZRANGEBYSCORE', key, '-inf', ARGV[1], 'LIMIT', 0, want)
         for _, id in ipairs(ids) do
@@ -86,18 +88,23 @@ class Consumer(Worker):
         self._ring = ring
         self._runner = runner
         self._executor = executor
-        self._script = redis.register_script(_CLAIM)
-        self._forget = redis.register_script(_FORGET)
+        self._claim_sha = self._forget_sha = ""
+        self._next_return = 0.0
+        self._refused = False
         self._done: list[tuple[str, bytes, int]] = []
 
     async def main(self) -> None:
+        # Loaded once: redis-py's own script objects ask before each pipeline whether the server still has them.
+        async with asyncio.timeout(_REDIS_TIMEOUT):
+            self._claim_sha = await self.pool.script_load(_CLAIM)
+            self._forget_sha = await self.pool.script_load(_FORGET)
         with self._runner.bell() as bell:
             listener = self.loop.create_task(self._listen(bell))
             try:
                 while not self._runner.draining:
                     started = monotonic()
                     await self._poll_iteration()
-                    await _wait(bell, 0 if self._done and self._runner.free else _LOOK_EVERY)
+                    await _wait(bell, 0 if self._refused else _LOOK_EVERY)
                     if listener.done():
                         listener.result()
                     # Many bells in one moment are one look.
@@ -114,8 +121,11 @@ class Consumer(Worker):
             async with self._runner.claiming:
                 wants = self._runner.wants()
                 claimed = await self._claim(wants) if wants or self._done else []
+                free = self._runner.free
                 if claimed:
                     await self.start_jobs([job_id for _, job_id, _ in claimed])
+                # Behind ids that Postgres did not give to this worker there may be others, for the same slots.
+                self._refused = free - self._runner.free < len(claimed)
         except Unavailable:
             logger.warning("jobs.claim_without_database", count=len(claimed))
             await asyncio.sleep(_DIRECT_LOOK_EVERY)
@@ -144,15 +154,19 @@ class Consumer(Worker):
                 lanes.append(number)
         now = int(time() * 1000)
         hidden_until = now + _HIDDEN_MS
-        limits = [now, hidden_until, self._runner.free, now - VISIBLE_UNTIL_MS, now - PAST_MS]
+        least: int | str = ""
+        if (moment := monotonic()) >= self._next_return:
+            self._next_return = moment + _LOOK_EVERY
+            least = now - VISIBLE_UNTIL_MS
+        limits = [now, hidden_until, self._runner.free, least, now - PAST_MS]
         done, self._done = self._done, []
         try:
             async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
                 if done:
                     args = [value for _, job_id, score in done for value in (job_id, score)]
-                    await self._forget(keys=[key for key, _, _ in done], args=args, client=pipe)
+                    pipe.execute_command("EVALSHA", self._forget_sha, len(done), *(key for key, _, _ in done), *args)
                 if keys:
-                    await self._script(keys=keys, args=[*limits, *counts, *lanes], client=pipe)
+                    pipe.execute_command("EVALSHA", self._claim_sha, len(keys), *keys, *limits, *counts, *lanes)
                 answers = await pipe.execute()
         except TimeoutError as error:
             raise RedisError("no answer in time") from error
