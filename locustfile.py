@@ -80,7 +80,6 @@ class Person(FastHttpUser):
     """Somebody who signed up at the start of the run."""
 
     wait_time = between(0.05, 0.3)
-    invoices: bool | None = None
 
     def on_start(self) -> None:
         unique = "".join(random.choices(string.ascii_lowercase + string.digits, k=16))
@@ -189,10 +188,7 @@ class Person(FastHttpUser):
     @tag("jobs")
     @task(2)
     def issue_invoice(self) -> None:
-        """An invoice until its PDF; an export instead where the system has no invoices."""
-        if not self.has_invoices():
-            self.export_events()
-            return
+        """An invoice until its PDF."""
         unique = "".join(random.choices(string.digits, k=12))
         body = {
             "number": f"L-{unique}",
@@ -207,15 +203,6 @@ class Person(FastHttpUser):
             invoice = answer.json()["invoice"]["id"]
             if self.wait_for_job(answer.json()["job"]["id"]):
                 self.call("GET", f"/v1/invoices/{invoice}/pdf", name="GET /v1/invoices/{id}/pdf")
-
-    def has_invoices(self) -> bool:
-        if Person.invoices is None:
-            with self.client.get(
-                "/v1/invoices", name="GET /v1/invoices", headers=self.headers, catch_response=True
-            ) as answer:
-                answer.success()
-                Person.invoices = answer.status_code == 200
-        return Person.invoices
 
     def wait_for_job(self, job_id: str) -> dict[str, Any] | None:
         """The finished job, or None after a failure was noted."""
