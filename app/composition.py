@@ -8,6 +8,7 @@ from app.kernel.database import Database
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
+from app.kernel.point_reads import PointReads
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.kernel.resources import Resources
@@ -31,7 +32,19 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     keys = Keys(settings.secret_key.get_secret_value())
     listeners = Listeners(db, bus, queue, list_listeners)
     cursors = Cursors(keys.derive("cursor"))
-    return Resources(db, redis, bus, cache, queue, clock, keys, cursors, settings.http, listeners)
+    return Resources(
+        db=db,
+        reads=PointReads(db),
+        redis=redis,
+        bus=bus,
+        cache=cache,
+        queue=queue,
+        clock=clock,
+        keys=keys,
+        cursors=cursors,
+        http=settings.http,
+        listeners=listeners,
+    )
 
 
 async def open_resources(resources: Resources) -> None:
@@ -43,6 +56,7 @@ async def open_resources(resources: Resources) -> None:
 async def close_resources(resources: Resources) -> None:
     await resources.listeners.close()
     await resources.cache.close()
+    await resources.reads.close()
     await resources.bus.close()
     await resources.db.close()
     await resources.queue.close()

@@ -21,7 +21,6 @@ from app.jobs.api import JOB_KINDS, JobsRuntime
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.background import Background
-from app.kernel.cache import Cache
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
@@ -30,6 +29,7 @@ from app.kernel.middleware.deadline import Deadline
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
+from app.kernel.resources import Resources
 from app.kernel.telemetry import configure_logging
 from app.settings import Settings, load_settings
 from app.users import api as users
@@ -172,15 +172,15 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
 
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
-    cache: Cache = app.state.resources.cache
+    resources: Resources = app.state.resources
     # What FastAPI records for OpenTelemetry, it records only of requests that pass through it.
     handlers = app.framework if app.is_observed else DirectRoutes(app, app.framework, settings.http.max_body_bytes)
     stack: ASGIApp = SecurityHeadersLayer(Deadline(handlers, settings.http), settings.http)
-    stack = ResponseCache(stack, cache, CACHED_READS if settings.cache.enabled else ())
+    stack = ResponseCache(stack, resources, CACHED_READS if settings.cache.enabled else ())
     stack = Authentication(stack, app.state.identity.authenticator)
     stack = admission = Admission(stack, settings.http)
     stack = context = RequestContext(stack, settings.http, access_log, _templates(app))
-    app.state.samplers = (context.sample, admission.sample, cache.sample, app.state.resources.db.observe_pool)
+    app.state.samplers = (context.sample, admission.sample, resources.cache.sample, resources.db.observe_pool)
     if settings.http.cors_origins:
         stack = Cors(stack, settings.http)
     return stack

@@ -10,9 +10,9 @@ from app.core import mailbox, pages, service
 from app.core.health import check_health
 from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
-from app.kernel.cache import CachedRead
 from app.kernel.errors import NotFound
 from app.kernel.http import PROBLEM_MEDIA_TYPE, Router, json_fragment, json_response, problem_responses
+from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.resources import ResourcesDep
 from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
 from app.users import api as users
@@ -38,27 +38,19 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
     }
 }
 
-CACHED_READS = (
-    CachedRead(
-        "/v1/overview",
-        frozenset(_OVERVIEW_SCOPES),
-        lambda user_id: (users.profile_tag(user_id), users.events_tag(user_id), f"jobs:{user_id}"),
-    ),
-)
-
 
 @router.get("/v1/overview", response_model=OverviewView, responses=problem_responses(404))
 async def get_overview(
     principal: Annotated[Principal, Require(*_OVERVIEW_SCOPES)], resources: ResourcesDep
 ) -> Response:
     """User, preferences, newest events and jobs in one answer."""
-    overview = await service.read_overview(resources.db, principal.user_id)
-    work = overview.work
+    overview = await service.read_overview(resources.reads, principal.user_id)
+    person, work = overview.person, overview.work
     return json_response(
         {
-            "user": overview.person.user.view(),
-            "preferences": overview.person.preferences.view(),
-            "recent_events": overview.person.recent_events,
+            "user": json_fragment(person.user),
+            "preferences": json_fragment(person.preferences),
+            "recent_events": json_fragment(person.recent_events),
             "jobs": {
                 "queued": work.queued,
                 "running": work.running,
@@ -68,6 +60,16 @@ async def get_overview(
             },
         }
     )
+
+
+CACHED_READS = (
+    CachedRead(
+        "/v1/overview",
+        frozenset(_OVERVIEW_SCOPES),
+        lambda user_id: (users.profile_tag(user_id), users.events_tag(user_id), f"jobs:{user_id}"),
+        get_overview,
+    ),
+)
 
 
 @router.get("/livez", response_model=AliveView, dependencies=[Public])

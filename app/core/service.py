@@ -1,11 +1,13 @@
-"""The overview: what a client shows first, composed from the modules in two statements on one connection."""
+"""The overview: what a client shows first, composed from the modules in two statements for all who ask at once."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.jobs import api as jobs
-from app.kernel.database import Database
+from app.kernel.database import ReadConn
 from app.kernel.errors import NotFound
 from app.kernel.ids import UserId
+from app.kernel.point_reads import PointReads
 from app.users import api as users
 
 
@@ -17,14 +19,19 @@ class Overview:
     work: jobs.Overview
 
 
-async def read_overview(db: Database, user_id: UserId) -> Overview:
+async def read_overview(reads: PointReads, user_id: UserId) -> Overview:
     """User, preferences, newest events and jobs of one person.
 
     Raises:
         NotFound: the account no longer exists.
     """
-    async with db.read("core.overview") as conn:
-        person = await users.read_overview(conn, user_id)
-        if person is None:
-            raise NotFound
-        return Overview(person, await jobs.read_overview(conn, user_id))
+    overview = await reads.get("core.overview", _list_overviews, user_id)
+    if overview is None:
+        raise NotFound
+    return overview
+
+
+async def _list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> Mapping[UserId, Overview]:
+    people = await users.list_overviews(conn, user_ids)
+    work = await jobs.list_overviews(conn, list(people))
+    return {user_id: Overview(person, work[user_id]) for user_id, person in people.items()}

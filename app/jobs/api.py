@@ -2,7 +2,7 @@
 
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
-from app.jobs.queries.submitting import insert_jobs, read_overview
+from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, State
 from app.jobs.service.administration import (
@@ -44,8 +44,8 @@ __all__ = [
     "list_attempts",
     "list_lanes",
     "list_listeners",
+    "list_overviews",
     "pause_lane",
-    "read_overview",
     "retry_any_job",
     "retry_failed_jobs",
 ]

@@ -12,6 +12,7 @@ from app.kernel.database import Database
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
+from app.kernel.point_reads import PointReads
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.kernel.settings import HttpSettings
@@ -22,6 +23,7 @@ class Resources:
     """Open for as long as the process runs."""
 
     db: Database
+    reads: PointReads
     redis: RedisGateway
     bus: Bus
     cache: Cache

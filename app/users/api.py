@@ -1,7 +1,7 @@
 """What other modules may use of the users module."""
 
 from app.users.queries import get_event_total as count_events
-from app.users.queries import get_user, iterate_events, list_weekly_reporters, stream_events
+from app.users.queries import get_user, iterate_events, list_overviews, list_weekly_reporters, stream_events
 from app.users.records import (
     DisplayName,
     Event,
@@ -24,7 +24,6 @@ from app.users.service import (
     export_user,
     hide_user,
     profile_tag,
-    read_overview,
     record_events,
     set_email,
     summarise_events,
@@ -52,9 +51,9 @@ __all__ = [
     "get_user",
     "hide_user",
     "iterate_events",
+    "list_overviews",
     "list_weekly_reporters",
     "profile_tag",
-    "read_overview",
     "record_events",
     "set_email",
     "stream_events",

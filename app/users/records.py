@@ -183,11 +183,11 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class OverviewPart:
-    """What the composed front shows of a user, read in one statement."""
+    """What the composed front shows of a user, as JSON: the user, the preferences, the ten newest events."""
 
-    user: User
-    preferences: Preferences
-    recent_events: list[Event]
+    user: str
+    preferences: str
+    recent_events: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from app.kernel.auth import Principal, Require
-from app.kernel.cache import CachedRead
 from app.kernel.database import Tx
 from app.kernel.http import Id, Router, if_match, json_fragment, json_response, problem_responses, reads_headers
 from app.kernel.idempotency import idempotent
 from app.kernel.ids import UserId
+from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.resources import ResourcesDep
 from app.users import service
 from app.users.records import EventFilter
@@ -38,21 +38,11 @@ ProfileWriter = Annotated[Principal, Require("profile:write")]
 EventReader = Annotated[Principal, Require("events:read")]
 EventWriter = Annotated[Principal, Require("events:write")]
 
-_PROFILE = frozenset({"profile:read"})
-_EVENTS = frozenset({"events:read"})
-
-CACHED_READS = (
-    CachedRead("/v1/users/me", _PROFILE, lambda user_id: (service.profile_tag(user_id),)),
-    CachedRead("/v1/users/me/preferences", _PROFILE, lambda user_id: (service.profile_tag(user_id),)),
-    CachedRead("/v1/users/me/events", _EVENTS, lambda user_id: (service.events_tag(user_id),)),
-    CachedRead("/v1/users/me/events/summary", _EVENTS, lambda user_id: (service.events_tag(user_id),)),
-)
-
 
 @router.get("/users/me", response_model=UserAnswer, responses=problem_responses(404))
 async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """The own account."""
-    user = await service.read_profile(resources.db, principal.user_id)
+    user = await service.read_profile(resources.reads, principal.user_id)
     return json_response(user.view(), etag=_etag(user.id, user.version))
 
 
@@ -73,7 +63,7 @@ async def update_me(request: Request, principal: ProfileWriter, resources: Resou
 @router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(404))
 async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """The own preferences."""
-    preferences = await service.read_preferences(resources.db, principal.user_id)
+    preferences = await service.read_preferences(resources.reads, principal.user_id)
     return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
 
 
@@ -196,3 +186,14 @@ def _versions(request: Request, user_id: UserId) -> list[int] | None:
         return None
     pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})"', re.ASCII)
     return [int(found[1]) for tag in tags if (found := pattern.fullmatch(tag))]
+
+
+_PROFILE = frozenset({"profile:read"})
+_EVENTS = frozenset({"events:read"})
+
+CACHED_READS = (
+    CachedRead("/v1/users/me", _PROFILE, lambda user_id: (service.profile_tag(user_id),), get_me),
+    CachedRead("/v1/users/me/preferences", _PROFILE, lambda user_id: (service.profile_tag(user_id),), get_preferences),
+    CachedRead("/v1/users/me/events", _EVENTS, lambda user_id: (service.events_tag(user_id),)),
+    CachedRead("/v1/users/me/events/summary", _EVENTS, lambda user_id: (service.events_tag(user_id),)),
+)

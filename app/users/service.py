@@ -15,6 +15,7 @@ from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId, new_id
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors, Page
+from app.kernel.point_reads import PointReads
 from app.users import queries
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
 from app.users.records import (
@@ -29,7 +30,6 @@ from app.users.records import (
     EventFilter,
     EventSummary,
     NewEvent,
-    OverviewPart,
     Preferences,
     PublicUser,
     RawJson,
@@ -116,19 +116,13 @@ async def export_user(conn: ReadConn, user_id: UserId) -> UserExport | None:
     return await queries.get_user_export(conn, user_id)
 
 
-async def read_overview(conn: ReadConn, user_id: UserId) -> OverviewPart | None:
-    """The user, their preferences and their ten newest events, in one statement."""
-    return await queries.get_overview(conn, user_id)
-
-
-async def read_profile(db: Database, user_id: UserId) -> User:
+async def read_profile(reads: PointReads, user_id: UserId) -> User:
     """The account as its owner sees it.
 
     Raises:
         UserNotFound
     """
-    async with db.read("users.read_profile") as conn:
-        user = await queries.get_user(conn, user_id)
+    user = await reads.get("users.read_profile", queries.list_users, user_id)
     if user is None:
         raise UserNotFound
     return user
@@ -173,10 +167,9 @@ async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
     return found[0]
 
 
-async def read_preferences(db: Database, user_id: UserId) -> Preferences:
+async def read_preferences(reads: PointReads, user_id: UserId) -> Preferences:
     """Raises UserNotFound."""
-    async with db.read("users.read_preferences") as conn:
-        preferences = await queries.get_preferences(conn, user_id)
+    preferences = await reads.get("users.read_preferences", queries.list_preferences, user_id)
     if preferences is None:
         raise UserNotFound
     return preferences

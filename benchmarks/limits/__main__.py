@@ -1,4 +1,4 @@
-"""`python -m benchmarks.limits [--smoke]`: the limits alone."""
+"""`python -m benchmarks.limits [--smoke] [--reads]`: the limits alone, or only those of reads."""
 
 import sys
 import tempfile
@@ -14,7 +14,8 @@ async def main(directory: Path) -> None:
     sizes = Sizes(1, 1, 3000, 20_000) if "--smoke" in sys.argv else Sizes(2, 3, 20_000, 1_000_000)
     async with Bench(directory) as bench:
         await bench.fill(sizes.people, 20)
-        await Limits(bench, sizes, print).run()
+        limits = Limits(bench, sizes, print)
+        await (limits.run_reads() if "--reads" in sys.argv else limits.run())
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Process:
 
     async def stored(self) -> None:
         """Returns when what was filled is in Redis, for which nobody waits otherwise."""
-        await eventually(lambda: not self.cache._background._tasks)
+        await eventually(lambda: not self.cache._remote._is_storing)
 
     @property
     def local(self) -> bytes | None:
@@ -124,7 +124,7 @@ async def test_time_to_live_is_spread(start_process: StartProcess, valkey: Embed
     assert max(left) - min(left) > 5_000
     # A tag outlives every entry that names it.
     assert min(tags) > 150_000
-    entries = process.cache._entries.values()
+    entries = process.cache._local._entries.values()
     assert max(entry.expires_at for entry in entries) - min(entry.expires_at for entry in entries) > 5
 
 
@@ -173,7 +173,7 @@ async def test_a_read_that_a_write_overtakes_is_not_kept(
     await eventually(lambda: source.reads == 1)
     source.value = b"1"
     await writer.cache.forget_now(["user:1"])
-    await eventually(lambda: reader.cache._forgotten_at.get("user:1") is not None)
+    await eventually(lambda: reader.cache._local._forgotten_at.get("user:1") is not None)
     # Who asks after the write does not join the read that began before it.
     late = asyncio.create_task(reader.get())
     await eventually(lambda: source.reads == 2)
@@ -231,12 +231,13 @@ async def test_memory_is_bounded_by_bytes(start_process: StartProcess, source: S
     for key in "abc":
         await process.get(key)
     assert [key for key in "abc" if process.cache.get_local(key)] == ["b", "c"]
-    assert process.cache._bytes == 20
+    assert process.cache._local._bytes == 20
     source.value = b"x" * 26
     assert await process.get("too large") == source.value
-    assert process.cache._bytes <= 25
+    assert process.cache._local._bytes <= 25
     await process.cache.forget_now(TAGS)
-    assert (process.cache._bytes, process.cache._entries, process.cache._keys_of_tag) == (0, {}, {})
+    local = process.cache._local
+    assert (local._bytes, local._entries, local._keys_of_tag) == (0, {}, {})
 
 
 async def test_without_redis_everything_is_read_anew(
@@ -270,7 +271,7 @@ async def test_what_could_not_be_forgotten_is_not_read_from_redis(
     await process.get()
     await process.stored()
     process.cache._forget_local(["user:1"])
-    process.cache._pending.add("user:1")
+    process.cache._pending["user:1"] = 1
     source.value = b"1"
     assert await process.get() == b"1"
     process.cache._pending.clear()

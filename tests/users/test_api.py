@@ -1,6 +1,7 @@
 """What other modules use: `app.users.api`."""
 
 import csv
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.clock import ManualClock
 from app.kernel.database import Database
+from app.kernel.http import dump_json
 from app.kernel.ids import UserId, new_id
 from app.users import api
 from app.users.errors import UserNotFound
@@ -60,7 +62,7 @@ async def test_nobody_is_nobody(db: Database) -> None:
     async with db.read("test") as conn:
         assert await api.get_user(conn, nobody) is None
         assert await api.export_user(conn, nobody) is None
-        assert await api.read_overview(conn, nobody) is None
+        assert await api.list_overviews(conn, [nobody]) == {}
         assert await api.count_events(conn, nobody, None, None) == 0
     for change in (api.anonymise_user, lambda tx, who: api.set_email(tx, who, "x@example.com", verified=True)):
         with pytest.raises(UserNotFound):
@@ -69,15 +71,22 @@ async def test_nobody_is_nobody(db: Database) -> None:
 
 
 async def test_overview_is_one_statement(db: Database, budget: Budget) -> None:
-    user = await make_user(db)
+    user, other = await make_user(db), await make_user(db)
     await make_events(db, user, 12)
     with budget(1):
         async with db.read("test") as conn:
-            part = await api.read_overview(conn, user.id)
-    assert part is not None
-    assert (part.user, part.preferences) == (user, Preferences("system", "en", True, False, "{}", 1))
-    assert [event.kind for event in part.recent_events] == [f"k{i}" for i in range(11, 1, -1)]
-    assert [event.occurred_at for event in part.recent_events] == [NOW - timedelta(days=i) for i in range(10)]
+            parts = await api.list_overviews(conn, [user.id, UserId(new_id()), other.id])
+    assert set(parts) == {user.id, other.id}
+    part = parts[user.id]
+    assert json.loads(part.user) == json.loads(dump_json(user.view()))
+    preferences = {"theme": "system", "language": "en", "email_notifications": True, "weekly_report": False}
+    assert json.loads(part.preferences) == preferences | {"extra": {}}
+    events = json.loads(part.recent_events)
+    assert [event["kind"] for event in events] == [f"k{i}" for i in range(11, 1, -1)]
+    assert [datetime.fromisoformat(event["occurred_at"]) for event in events] == [
+        NOW - timedelta(days=i) for i in range(10)
+    ]
+    assert (json.loads(parts[other.id].user)["id"], parts[other.id].recent_events) == (str(other.id), "[]")
 
 
 async def test_set_email_reaches_the_profile_and_the_cache(db: Database) -> None:
@@ -104,7 +113,7 @@ async def test_anonymising_forgets_who_it_was(db: Database, connection: Connecti
             await api.anonymise_user(tx, user.id)
     async with db.read("test") as conn:
         assert await api.get_user(conn, user.id) is None
-        assert await api.read_overview(conn, user.id) is None
+        assert await api.list_overviews(conn, [user.id]) == {}
         assert await api.get_user(conn, other.id) == other
     row = await connection.fetchrow(
         "SELECT email, display_name, bio, avatar_url, locale, timezone, deleted_at IS NULL AS is_alive"

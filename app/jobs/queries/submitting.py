@@ -131,32 +131,35 @@ async def list_jobs(
     return [Job(**row) for row in rows]
 
 
-READ_OVERVIEW = """
-SELECT count(*) FILTER (WHERE state = 0) AS queued,
-       count(*) FILTER (WHERE state = 1) AS running,
-       count(*) FILTER (WHERE state = 2) AS succeeded,
-       count(*) FILTER (WHERE state = 3) AS failed,
-       (SELECT coalesce(jsonb_agg(jsonb_build_object(
-                   'id', r.id, 'kind', r.kind,
-                   'state', CASE WHEN r.state = 0 AND r.attempt > 0 THEN 'retrying'
-                                 WHEN r.state = 0 AND r.run_at > now() THEN 'scheduled'
-                                 ELSE (ARRAY['queued', 'running', 'succeeded', 'failed', 'cancelled'])[r.state + 1] END,
-                   'created_at', to_char(r.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                   'finished_at', to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-                   ORDER BY r.id DESC), '[]')
-        FROM (SELECT id, kind, state, attempt, run_at, created_at, finished_at FROM jobs.jobs
-              WHERE user_id = $1 ORDER BY id DESC LIMIT 5) AS r) AS recent
-FROM jobs.jobs
-WHERE user_id = $1
+LIST_OVERVIEWS = """
+SELECT u.user_id, counts.queued, counts.running, counts.succeeded, counts.failed, newest.recent
+FROM unnest($1::uuid[]) AS u (user_id)
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE state = 0) AS queued,
+           count(*) FILTER (WHERE state = 1) AS running,
+           count(*) FILTER (WHERE state = 2) AS succeeded,
+           count(*) FILTER (WHERE state = 3) AS failed
+    FROM jobs.jobs
+    WHERE user_id = u.user_id
+) AS counts
+CROSS JOIN LATERAL (
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+               'id', r.id, 'kind', r.kind,
+               'state', CASE WHEN r.state = 0 AND r.attempt > 0 THEN 'retrying'
+                             WHEN r.state = 0 AND r.run_at > now() THEN 'scheduled'
+                             ELSE (ARRAY['queued', 'running', 'succeeded', 'failed', 'cancelled'])[r.state + 1] END,
+               'created_at', to_char(r.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+               'finished_at', to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+               ORDER BY r.id DESC), '[]') AS recent
+    FROM (SELECT id, kind, state, attempt, run_at, created_at, finished_at FROM jobs.jobs
+          WHERE user_id = u.user_id ORDER BY id DESC LIMIT 5) AS r
+) AS newest
 """
 
 
-async def read_overview(conn: ReadConn, user_id: UserId) -> Overview:
-    """Counts by state and the five newest jobs, in one statement."""
-    row = await conn.fetchrow(READ_OVERVIEW, user_id)
-    if row is None:
-        raise LookupError("an aggregate always has a row")
-    return Overview(**row)
+async def list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[UserId, Overview]:
+    """Counts by state and the five newest jobs of each of these users, in one statement."""
+    return {user_id: Overview(*row) for user_id, *row in await conn.fetch(LIST_OVERVIEWS, user_ids)}
 
 
 GET_ARTIFACT = """

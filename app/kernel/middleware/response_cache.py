@@ -2,13 +2,22 @@
 reads.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.auth import Principal
-from app.kernel.cache import Cache, CachedAnswer, CachedRead
+from app.kernel.cache import CachedAnswer
+from app.kernel.errors import DeadlineExceeded
 from app.kernel.http import body_etag, matches_any
+from app.kernel.ids import UserId
+from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.resources import Resources
 
 _MAX_QUERY_BYTES = 256
 _OK = 200
@@ -17,15 +26,37 @@ _REVALIDATE = (b"cache-control", b"private, no-cache")
 _NEVER_STORED_PREFIX = "/v1/auth/"
 
 
+class Handler(Protocol):
+    """A route's function that needs nothing but who asks."""
+
+    def __call__(self, *, principal: Principal, resources: Resources) -> Awaitable[Response]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRead:
+    """Declares that the answers of a GET may be cached for each caller, in the router that owns it.
+
+    `tags` names, for a caller, what the answer is made of; forgetting any of them ends the cached answer. A miss
+    without a query calls `handler` directly; without one, or with a query, the framework finds the answer.
+    """
+
+    path: str
+    scopes: frozenset[str]
+    tags: Callable[[UserId], tuple[str, ...]]
+    handler: Handler | None = None
+
+
 class ResponseCache:
     """Serves the GETs that the routers declared cacheable, for each caller apart.
 
     A hit needs the same scopes as the route, which are part of the declaration.
     """
 
-    def __init__(self, app: ASGIApp, cache: Cache, reads: Iterable[CachedRead]) -> None:
+    def __init__(self, app: ASGIApp, resources: Resources, reads: Iterable[CachedRead]) -> None:
         self._app = app
-        self._cache = cache
+        self._resources = resources
+        self._cache = resources.cache
+        self._security = SecurityHeaders(resources.http)
         self._reads = {read.path: read for read in reads}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,11 +83,12 @@ class ResponseCache:
         self, scope: Scope, receive: Receive, send: Send, read: CachedRead, principal: Principal, key: str
     ) -> None:
         capture = _Capture(scope, send)
-
-        async def fill() -> CachedAnswer | None:
-            await self._app(scope, receive, capture.send)
-            return capture.answer
-
+        fill: Callable[[], Awaitable[CachedAnswer | None]]
+        if read.handler is not None and not scope["query_string"]:
+            scope["route_template"] = read.path
+            fill = partial(self._ask_handler, read.handler, principal)
+        else:
+            fill = partial(self._ask_framework, scope, receive, capture)
         answer = None
         if len(scope["query_string"]) <= _MAX_QUERY_BYTES:
             answer = await self._cache.get_or_fill(key, read.tags(principal.user_id), fill)
@@ -65,6 +97,21 @@ class ResponseCache:
             await _send_answer(answer, scope, send)
         elif not capture.is_used:
             await self._app(scope, receive, _Conditional(scope, send).send)
+
+    async def _ask_framework(self, scope: Scope, receive: Receive, capture: "_Capture") -> CachedAnswer | None:
+        await self._app(scope, receive, capture.send)
+        return capture.answer
+
+    async def _ask_handler(self, handler: Handler, principal: Principal) -> CachedAnswer:
+        timer = asyncio.timeout(self._resources.http.request_timeout)
+        try:
+            async with timer:
+                response = await handler(principal=principal, resources=self._resources)
+        except TimeoutError as error:
+            if timer.expired():
+                raise DeadlineExceeded from error
+            raise
+        return _finished(self._security.added_to(response.raw_headers), bytes(response.body))
 
 
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
@@ -119,7 +166,7 @@ class _Conditional:
         await self._send(message)
 
     async def _send_whole(self, start: Message, message: Message) -> None:
-        await _send_answer(_answer_of(start, message.get("body", b"")), self._scope, self._send)
+        await _send_answer(_finished(list(start["headers"]), bytes(message.get("body", b""))), self._scope, self._send)
 
 
 class _Capture(_Conditional):
@@ -137,16 +184,18 @@ class _Capture(_Conditional):
         await super().send(message)
 
     async def _send_whole(self, start: Message, message: Message) -> None:
-        self.answer = _answer_of(start, message.get("body", b""))
+        self.answer = _finished(list(start["headers"]), bytes(message.get("body", b"")))
 
 
-def _answer_of(start: Message, body: bytes) -> CachedAnswer:
-    headers = list(start["headers"])
+def _finished(headers: list[tuple[bytes, bytes]], body: bytes) -> CachedAnswer:
+    """A whole 200 as it is kept; `headers` is taken over."""
+    if not _has(headers, b"cache-control"):
+        headers.append(_REVALIDATE)
     etag = next((value for name, value in headers if name == b"etag"), None)
     if etag is None:
         etag = body_etag(body)
         headers.append((b"etag", etag))
-    return CachedAnswer(headers, etag, bytes(body))
+    return CachedAnswer(headers, etag, body)
 
 
 def _has(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bool:

@@ -1,5 +1,7 @@
 """What a browser must not do with our answers; behind the response cache, so that a cached answer has it already."""
 
+from collections.abc import Sequence
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.settings import HttpSettings
@@ -12,20 +14,22 @@ _HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 
 
 class SecurityHeaders:
-    """The headers. `wrap` is for answers that do not pass the layer."""
+    """The headers. `wrap` and `added_to` are for answers that do not pass the layer."""
 
     def __init__(self, settings: HttpSettings) -> None:
-        self._headers = [_NOSNIFF, _REFERRER, *([_HSTS] if settings.hsts else [])]
+        self._headers = [_NOSNIFF, _REFERRER, *([_HSTS] if settings.hsts else []), _POLICY]
+
+    def added_to(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """A new list of `headers` and those of ours that are missing."""
+        present = {name for name, _ in headers}
+        return [*headers, *(header for header in self._headers if header[0] not in present)]
 
     def wrap(self, send: Send) -> Send:
         """`send`, with the headers added to the start of the answer."""
 
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                present = {name for name, _ in message["headers"]}
-                policy = [] if _POLICY[0] in present else [_POLICY]
-                missing = [header for header in (*self._headers, *policy) if header[0] not in present]
-                message["headers"] = [*message["headers"], *missing]
+                message["headers"] = self.added_to(message["headers"])
             await send(message)
 
         return send_secured

@@ -1,0 +1,17 @@
+"""Two-level cache of finished answers, forgotten by tag.
+
+Level 1 is this process's memory, level 2 is Redis. A write forgets tags after its commit (`Cache.forget`): the own
+process at once, the others by a message, before the writer gets its answer. What must hold:
+
+- A process never serves an answer older than its own last write, and others follow within 50 ms.
+- A fill that began before a write never survives it. In level 1 a counter orders fills and writes; in level 2 each
+  entry carries the versions its tags had before the database was read, and counts only while they are the same.
+- While messages may be lost, level 1 is empty and unused. Tags that could not be forgotten in Redis are tried again
+  until it answers, and level 2 is not read for them meanwhile.
+- Without Redis everything is a miss.
+"""
+
+from app.kernel.cache.answers import CachedAnswer
+from app.kernel.cache.cache import FORGET_TOPIC, Cache
+
+__all__ = ["FORGET_TOPIC", "Cache", "CachedAnswer"]

@@ -1,0 +1,177 @@
+"""The two levels together: look-ups, fills that many share, and what a write does to both."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+from prometheus_client import Counter
+
+from app.kernel.background import Background
+from app.kernel.bus import Bus
+from app.kernel.cache.answers import CachedAnswer
+from app.kernel.cache.local import LocalCache
+from app.kernel.cache.remote import Found, RemoteCache, Wanted
+from app.kernel.database import Database, Tx
+from app.kernel.ids import new_id
+from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.settings import CacheSettings
+from app.kernel.telemetry import get_logger
+
+FORGET_TOPIC = "cache.forget"
+_CHANNEL = "onehop:cache:forget"
+_RETRY_SECONDS = 0.1
+_MAX_PENDING_TAGS = 10_000
+
+_logger = get_logger(__name__)
+_requests_total = Counter("app_cache_requests", "Cache look-ups.", ["tier", "result"])
+_local_hit = _requests_total.labels("local", "hit")
+_remote_hit = _requests_total.labels("remote", "hit")
+_miss = _requests_total.labels("remote", "miss")
+_bypass = _requests_total.labels("remote", "bypass")
+
+
+class Cache:
+    """One per process."""
+
+    def __init__(self, settings: CacheSettings, redis: RedisGateway, bus: Bus) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._origin = new_id().bytes
+        self._local = LocalCache(settings)
+        self._remote = RemoteCache(settings, redis, channel=_CHANNEL, origin=self._origin)
+        # By tag, which failure it was: one that failed again while it was tried again stays.
+        self._pending: dict[str, int] = {}
+        self._failures = 0
+        self._retry_task: asyncio.Task[None] | None = None
+        self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
+        self._flights_of_tag: dict[str, set[str]] = {}
+        self._background = Background()
+        # The answer in this process's memory; bound once, because it is asked for by nearly every request.
+        self.get_local = self._local.get
+        bus.subscribe(_CHANNEL, self._on_message, on_up=self._local.forget_all, on_down=self._local.forget_all)
+
+    def bind(self, database: Database) -> None:
+        """Takes the tags that the units of work of `database` forget."""
+        database.on_commit(FORGET_TOPIC, self.forget_now)
+
+    def forget(self, tx: Tx, *tags: str) -> None:
+        """After the commit of `tx`, nothing cached under `tags` is served any more."""
+        for tag in tags:
+            tx.emit(FORGET_TOPIC, tag)
+
+    def sample(self) -> None:
+        """Adds what was counted since the last call to the metrics; a hit itself is too cheap to be counted there."""
+        _local_hit.inc(self._local.take_hits())
+
+    async def get_or_fill(
+        self, key: str, tags: tuple[str, ...], fill: Callable[[], Awaitable[CachedAnswer | None]]
+    ) -> CachedAnswer | None:
+        """The answer in Redis, or that of `fill`, which runs once for all who ask for `key` at the same time.
+
+        None: `fill` had nothing to cache, or another caller's had not; who gets it has to find an answer alone.
+        """
+        flight = self._flights.get(key)
+        if flight is not None:
+            return await asyncio.shield(flight)
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        for tag in tags:
+            self._flights_of_tag.setdefault(tag, set()).add(key)
+        answer = None
+        try:
+            answer = await self._get_or_fill_alone(Wanted(key, tags), fill)
+        finally:
+            if self._flights.get(key) is flight:
+                self._end_flight(key, tags)
+            if not flight.done():
+                flight.set_result(answer)
+        return answer
+
+    async def forget_now(self, tags: Sequence[str]) -> None:
+        """Forgets `tags` here at once and everywhere before it returns, or as soon as Redis answers again."""
+        tags = tuple(dict.fromkeys(tags))
+        self._forget_local(tags)
+        try:
+            await self._remote.forget(tags)
+        except RedisUnavailable:
+            self._forget_later(tags)
+        # Meanwhile somebody may have brought the old answer back from Redis.
+        self._forget_local(tags)
+
+    async def close(self) -> None:
+        await self._remote.close()
+        await self._background.close()
+
+    async def _get_or_fill_alone(
+        self, wanted: Wanted, fill: Callable[[], Awaitable[CachedAnswer | None]]
+    ) -> CachedAnswer | None:
+        mark = self._local.begin_fill()
+        found = await self._look_up(wanted)
+        answer = found.answer if found is not None else None
+        if answer is None:
+            answer = await fill()
+            if answer is None:
+                return None
+            if found is not None:
+                # Nobody waits for Redis to take it.
+                self._remote.store(wanted, found.versions, answer)
+        if self._settings.enabled and self._bus.is_connected:
+            self._local.keep(wanted.key, wanted.tags, mark, answer)
+        return answer
+
+    async def _look_up(self, wanted: Wanted) -> Found | None:
+        """What Redis has; None if it cannot be asked, or must not be believed."""
+        if self._settings.enabled and not self._is_pending(wanted.tags) and self._remote.available:
+            try:
+                found = await self._remote.look_up(wanted)
+            except RedisUnavailable:
+                pass
+            else:
+                (_miss if found.answer is None else _remote_hit).inc()
+                return found
+        _bypass.inc()
+        return None
+
+    def _is_pending(self, tags: Iterable[str]) -> bool:
+        return bool(self._pending) and any(tag in self._pending for tag in tags)
+
+    def _end_flight(self, key: str, tags: Iterable[str]) -> None:
+        del self._flights[key]
+        for tag in tags:
+            keys = self._flights_of_tag.get(tag)
+            if keys is not None:
+                keys.discard(key)
+                if not keys:
+                    del self._flights_of_tag[tag]
+
+    def _forget_later(self, tags: Sequence[str]) -> None:
+        if len(self._pending) < _MAX_PENDING_TAGS:
+            self._failures += 1
+            self._pending.update(dict.fromkeys(tags, self._failures))
+        else:
+            _logger.error("too many cache tags wait for redis; they end by their time to live", tags=len(tags))
+        if self._retry_task is None or self._retry_task.done():
+            self._retry_task = self._background.spawn(self._retry_pending())
+
+    async def _retry_pending(self) -> None:
+        while self._pending:
+            await asyncio.sleep(_RETRY_SECONDS)
+            tried = dict(self._pending)
+            try:
+                await self._remote.forget(tuple(tried))
+            except RedisUnavailable:
+                continue
+            for tag, failure in tried.items():
+                if self._pending[tag] == failure:
+                    del self._pending[tag]
+
+    def _on_message(self, payload: bytes) -> None:
+        origin, tags = msgspec.msgpack.decode(payload, type=tuple[bytes, list[str]])
+        if origin != self._origin:
+            self._forget_local(tags)
+
+    def _forget_local(self, tags: Iterable[str]) -> None:
+        self._local.forget(tags)
+        for tag in tags:
+            # Who asks from now on must not be given what a fill under way has read before this.
+            for key in self._flights_of_tag.pop(tag, ()):
+                self._flights.pop(key, None)

@@ -1,0 +1,100 @@
+"""Level 1: finished answers in this process's memory, and the order of writes and fills that keeps them true."""
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable
+from time import monotonic
+
+from app.kernel.cache.answers import CachedAnswer
+from app.kernel.settings import CacheSettings
+
+_MAX_REMEMBERED_TAGS = 100_000
+
+
+class _Entry:
+    __slots__ = ("answer", "expires_at", "tags")
+
+    def __init__(self, answer: CachedAnswer, tags: tuple[str, ...], expires_at: float) -> None:
+        self.answer = answer
+        self.tags = tags
+        self.expires_at = expires_at
+
+
+class LocalCache:
+    """Bounded by number and by bytes; what was not asked for the longest goes first."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self._settings = settings
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._bytes = 0
+        self._keys_of_tag: dict[str, set[str]] = {}
+        # Orders writes and fills: a fill is kept only if none of its tags was forgotten after it began.
+        self._counter = 0
+        self._forgotten_at: OrderedDict[str, int] = OrderedDict()
+        self._forgotten_floor = 0
+        self._hits = 0
+
+    def get(self, key: str) -> CachedAnswer | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.expires_at < monotonic():
+            self._remove(key)
+            return None
+        self._hits += 1
+        self._entries.move_to_end(key)
+        return entry.answer
+
+    def take_hits(self) -> int:
+        """How many hits there were since the last call."""
+        hits, self._hits = self._hits, 0
+        return hits
+
+    def begin_fill(self) -> int:
+        """A mark to be taken before anything is read for a fill."""
+        return self._counter
+
+    def keep(self, key: str, tags: tuple[str, ...], mark: int, answer: CachedAnswer) -> None:
+        """Keeps what a fill found, unless one of its tags was forgotten after `mark`."""
+        if mark < self._forgotten_floor:
+            return
+        for tag in tags:
+            if self._forgotten_at.get(tag, 0) > mark:
+                return
+        self._remove(key)
+        ttl = self._settings.ttl * random.uniform(0.9, 1.1)  # noqa: S311 - jitter, not a secret
+        self._entries[key] = _Entry(answer, tags, monotonic() + ttl)
+        self._bytes += answer.size
+        for tag in tags:
+            self._keys_of_tag.setdefault(tag, set()).add(key)
+        while len(self._entries) > self._settings.local_entries or self._bytes > self._settings.local_bytes:
+            self._remove(next(iter(self._entries)))
+
+    def forget(self, tags: Iterable[str]) -> None:
+        self._counter += 1
+        for tag in tags:
+            self._forgotten_at[tag] = self._counter
+            self._forgotten_at.move_to_end(tag)
+            for key in tuple(self._keys_of_tag.get(tag, ())):
+                self._remove(key)
+        while len(self._forgotten_at) > _MAX_REMEMBERED_TAGS:
+            self._forgotten_floor = self._forgotten_at.popitem(last=False)[1]
+
+    def forget_all(self) -> None:
+        """For when it is not known what was written meanwhile."""
+        self._counter += 1
+        self._forgotten_floor = self._counter
+        self._entries.clear()
+        self._keys_of_tag.clear()
+        self._bytes = 0
+
+    def _remove(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._bytes -= entry.answer.size
+        for tag in entry.tags:
+            keys = self._keys_of_tag[tag]
+            keys.discard(key)
+            if not keys:
+                del self._keys_of_tag[tag]

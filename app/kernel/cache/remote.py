@@ -1,0 +1,169 @@
+"""Level 2: finished answers in Redis, each with the versions that its tags had before the database was read.
+
+All look-ups of one moment are one MGET, all answers to be stored one script, and all tags to be forgotten another.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from app.kernel.background import Background
+from app.kernel.cache.answers import CachedAnswer
+from app.kernel.coalescing import Coalescer
+from app.kernel.ids import new_id
+from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.settings import CacheSettings
+
+_ENTRY_PREFIX = "cache:entry:"
+_TAG_PREFIX = "cache:tag:"
+# Beyond it an answer is not stored: Redis is too slow to be of use then.
+_MAX_WAITING_STORES = 512
+_MAX_STORES = 32
+
+# Stores entries whose tags still have the versions seen before the database was read. A tag without a version gets
+# one, so that an entry is valid only while every one of its tags exists: an evicted tag is a miss, never a stale
+# answer. KEYS are, for each entry, its key and those of its tags; ARGV a new version, and for each entry the number of
+# its tags, its time to live, the versions, and the answer.
+_STORE_SCRIPT = """
+local fresh = ARGV[1]
+local key, arg = 1, 2
+while key <= #KEYS do
+  local count, ttl = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
+  local versions, same = {}, true
+  for i = 1, count do
+    local seen = ARGV[arg + 1 + i]
+    local current = redis.call('GET', KEYS[key + i]) or ''
+    -- Another entry of this very call may have given the tag its first version.
+    if current ~= seen and not (seen == '' and current == fresh) then same = false end
+    versions[i] = seen == '' and fresh or seen
+  end
+  if same then
+    for i = 1, count do redis.call('SET', KEYS[key + i], versions[i], 'PX', ttl * 2) end
+    redis.call('SET', KEYS[key], table.concat(versions, ',') .. '\\n' .. ARGV[arg + 2 + count], 'PX', ttl)
+  end
+  key, arg = key + 1 + count, arg + 3 + count
+end
+"""
+
+_FORGET_SCRIPT = """
+for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2]) end
+return redis.call('PUBLISH', ARGV[3], ARGV[4])
+"""
+
+
+class Wanted(NamedTuple):
+    """The key of an entry and its tags."""
+
+    key: str
+    tags: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What Redis has of an entry, and the present versions of its tags; an empty one: none."""
+
+    answer: CachedAnswer | None
+    versions: tuple[bytes, ...]
+
+
+class RemoteCache:
+    """`channel` is where the other processes hear of what was forgotten, as (`origin`, tags)."""
+
+    def __init__(self, settings: CacheSettings, redis: RedisGateway, *, channel: str, origin: bytes) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._channel = channel
+        self._origin = origin
+        self._store_script = redis.client.register_script(_STORE_SCRIPT)
+        self._forget_script = redis.client.register_script(_FORGET_SCRIPT)
+        self._look_ups = Coalescer(self._look_up_all, shared_failure=RedisUnavailable)
+        self._forgets = Coalescer(self._forget_all, shared_failure=RedisUnavailable)
+        self._stores: list[tuple[Wanted, tuple[bytes, ...], CachedAnswer]] = []
+        self._is_storing = False
+        self._background = Background()
+
+    @property
+    def available(self) -> bool:
+        return self._redis.available
+
+    async def look_up(self, wanted: Wanted) -> Found:
+        """Raises RedisUnavailable."""
+        found = await self._look_ups.get(wanted)
+        if found is None:
+            raise RedisUnavailable
+        return found
+
+    def store(self, wanted: Wanted, versions: tuple[bytes, ...], answer: CachedAnswer) -> None:
+        """Stores `answer` soon, if the tags still have these versions then. Nobody waits for it."""
+        if len(self._stores) < _MAX_WAITING_STORES:
+            self._stores.append((wanted, versions, answer))
+        if not self._is_storing:
+            self._is_storing = True
+            self._background.spawn(self._store_waiting())
+
+    async def forget(self, tags: tuple[str, ...]) -> None:
+        """Makes all entries under `tags` worthless and tells the other processes.
+
+        Raises:
+            RedisUnavailable
+        """
+        await self._forgets.get(tags)
+
+    async def close(self) -> None:
+        await self._look_ups.close()
+        await self._forgets.close()
+        await self._background.close()
+
+    async def _look_up_all(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Found]:
+        keys: list[str] = []
+        for key, tags in wanted:
+            keys.append(_ENTRY_PREFIX + key)
+            keys.extend([_TAG_PREFIX + tag for tag in tags])
+        values: list[bytes | None] = await self._redis.call(lambda client: client.mget(keys))
+        found = {}
+        start = 0
+        for item in wanted:
+            end = start + 1 + len(item.tags)
+            versions = tuple([value or b"" for value in values[start + 1 : end]])
+            found[item] = Found(_decode(values[start], versions), versions)
+            start = end
+        return found
+
+    async def _store_waiting(self) -> None:
+        try:
+            while self._stores:
+                batch, self._stores = self._stores[:_MAX_STORES], self._stores[_MAX_STORES:]
+                await self._store_all(batch)
+        except RedisUnavailable:
+            self._stores.clear()
+        finally:
+            self._is_storing = False
+
+    async def _store_all(self, batch: Sequence[tuple[Wanted, tuple[bytes, ...], CachedAnswer]]) -> None:
+        keys: list[str] = []
+        args: list[bytes | str | int] = [new_id().hex]
+        for (key, tags), versions, answer in batch:
+            keys.append(_ENTRY_PREFIX + key)
+            keys.extend([_TAG_PREFIX + tag for tag in tags])
+            ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
+            args.extend((len(tags), ttl, *versions, msgspec.msgpack.encode(answer)))
+        await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client))
+
+    async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], None]:
+        tags = list(dict.fromkeys(tag for group in groups for tag in group))
+        keys = [_TAG_PREFIX + tag for tag in tags]
+        message = msgspec.msgpack.encode((self._origin, tags))
+        args: list[bytes | str | int] = [new_id().hex, self._settings.ttl * 3000, self._channel, message]
+        await self._redis.call(lambda client: self._forget_script(keys=keys, args=args, client=client))
+        return {}
+
+
+def _decode(raw: bytes | None, versions: Sequence[bytes]) -> CachedAnswer | None:
+    """The answer of an entry, if its tags have the versions that it was stored with."""
+    if raw is None:
+        return None
+    stored, _, payload = raw.partition(b"\n")
+    if stored != b",".join(versions):
+        return None
+    return msgspec.msgpack.decode(payload, type=CachedAnswer)
