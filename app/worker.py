@@ -119,8 +119,8 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     # than the jobs.
     await resources.db.open()
     endless: list[Callable[[], Awaitable[None]]] = [
-        executor.write_ends,
-        executor.announce,
+        executor.ends.write_for_ever,
+        executor.ends.announce_for_ever,
         partial(executor.maintain, runner),
         relay.run,
         *(partial(consume, ring, queue, runner, executor) for ring in range(len(queue.urls))),

@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiohttp import web
 
 from app.jobs.api import insert_jobs
 from app.kernel.clock import SystemClock
@@ -14,8 +15,10 @@ from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures.application import free_port
 from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import Producer, Steps, kinds_of
+from tests.jobs.receiver import Receiver
 
 
 @pytest.fixture
@@ -62,3 +65,16 @@ async def start_worker(settings: Settings, steps: Steps) -> AsyncIterator[StartW
 @pytest.fixture
 async def worker(start_worker: StartWorker) -> Worker:
     return await start_worker()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    port = free_port()
+    made = Receiver(f"http://127.0.0.1:{port}/hook")
+    application = web.Application()
+    application.router.add_post("/hook", made.handle)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield made
+    await runner.cleanup()

@@ -1,157 +1,25 @@
-"""Webhooks: signatures a third party's library accepts, retries by schedule, and addresses nothing may reach."""
+"""Webhooks: signatures a third party's library accepts, retries by schedule, and endpoints as their owner sees them."""
 
 import asyncio
 import base64
-import ipaddress
-import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from uuid import UUID
 
 import asyncpg
 import pytest
-from aiohttp import web
 from standardwebhooks import Webhook
 
 from app.jobs.api import JOB_KINDS
-from app.jobs.errors import UrlBlocked
 from app.jobs.records.webhooks import RETRY_DELAYS, breaker_pause, retry_after
-from app.jobs.service.sending import WebhookSender, is_blocked
-from app.jobs.settings import JobsSettings
 from app.settings import Settings
 from app.worker import open_worker
-from tests.fixtures.application import Budget, free_port
+from tests.fixtures.application import free_port
 from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import eventually
+from tests.jobs.receiver import LOCAL, Receiver, register, settled
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-
-LOCAL = pytest.mark.settings(APP_JOBS_WEBHOOK_ALLOW="127.0.0.1/32", APP_JOBS_WEBHOOK_HTTP="true")
-
-
-@dataclass
-class Receiver:
-    """Somebody's server. `answers` are given in turn; the last one for ever."""
-
-    url: str
-    answers: list[tuple[int, dict[str, str]]] = field(default_factory=lambda: [(200, {})])
-    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    delay: float = 0.0
-
-    async def handle(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        self.requests.append((dict(request.headers), body))
-        await asyncio.sleep(self.delay)
-        status, headers = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return web.Response(status=status, headers=headers, text="seen")
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    port = free_port()
-    made = Receiver(f"http://127.0.0.1:{port}/hook")
-    application = web.Application()
-    application.router.add_post("/hook", made.handle)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield made
-    await runner.cleanup()
-
-
-async def register(person: Person, url: str, *event_types: str) -> dict[str, Any]:
-    answer = await person.post("/v1/webhooks/endpoints", json={"url": url, "event_types": event_types or ["*"]})
-    assert answer.status_code == 201, answer.text
-    endpoint: dict[str, Any] = answer.json()
-    return endpoint
-
-
-async def settled(person: Person, count: int = 1) -> list[dict[str, Any]]:
-    """The deliveries, once all of them are."""
-
-    async def read() -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = (await person.get("/v1/webhooks/deliveries")).json()["items"]
-        return items
-
-    async def are_settled() -> bool:
-        items = await read()
-        return len(items) == count and all(item["state"] != "pending" for item in items)
-
-    await eventually(are_settled)
-    return await read()
-
-
-BLOCKED = """
-127.0.0.1 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 255.255.255.255
-192.0.2.1 198.18.0.1 203.0.113.9 192.88.99.1 240.0.0.1 ::1 :: ::ffff:127.0.0.1 ::ffff:8.8.8.8 64:ff9b::7f00:1
-64:ff9b:1::1 2002:7f00:1:: 2001:0:4136:e378:8000:63bf:3fff:fdd2 fe80::1 fc00::1 fd12::1 ff02::1 5f00::1
-3fff::1 2001:db8::1 fec0::1 100::1
-"""
-
-
-@pytest.mark.parametrize("address", BLOCKED.split())
-def test_an_address_that_is_not_public_is_blocked(address: str) -> None:
-    assert is_blocked(ipaddress.ip_address(address))
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "2a00:1450:4001:80b::200e"])
-def test_a_public_address_is_not_blocked(address: str) -> None:
-    assert not is_blocked(ipaddress.ip_address(address))
-
-
-URLS = [
-    "http://example.com/",
-    "ftp://example.com/",
-    "https://user:pass@example.com/",
-    "https://example.com:22/",
-    "https://",
-    "https:///path",
-    "example.com",
-    "https://exa mple.com/",
-    "https://example.com/#x",
-    "https://exämple.com/",
-    "https://127.0.0.1/",
-    "https://localhost/",
-    "https://[::1]/",
-    "https://0x7f000001/",
-    "https://2130706433/",
-    "https://0177.0.0.1/",
-    "https://127.1/",
-    "https://[::ffff:127.0.0.1]/",
-    "https://[64:ff9b::7f00:1]/",
-    "https://169.254.169.254/latest/meta-data",
-    "https://example.com:99999/",
-]
-
-
-@pytest.mark.parametrize("url", URLS)
-async def test_an_endpoint_at_a_bad_address_is_refused(person: Person, connection: Connection, url: str) -> None:
-    answer = await person.post("/v1/webhooks/endpoints", json={"url": url, "event_types": ["*"]})
-    assert (answer.status_code, answer.json()["code"]) == (422, "url_blocked")
-    assert await connection.fetchval("SELECT count(*) FROM jobs.webhook_endpoints") == 0
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "2130706433", "127.1", "[::ffff:127.0.0.1]"])
-async def test_no_connection_reaches_a_blocked_address(receiver: Receiver, host: str) -> None:
-    sender = WebhookSender(JobsSettings(webhook_http=True))
-    port = receiver.url.split(":")[2]
-    try:
-        answer = await sender.send(f"http://{host}:{port}", "id", 1, b"{}", [b"secret"])
-    finally:
-        await sender.close()
-    # Some numeric forms are no web address to the HTTP client in the first place.
-    assert answer.status is None
-    assert answer.error in {"address_blocked", "protocol_error"}
-    assert receiver.requests == []
-
-
-async def test_a_url_is_checked_by_the_settings_of_the_installation() -> None:
-    sender = WebhookSender(JobsSettings(webhook_http=True, webhook_allow=("127.0.0.0/8",)))
-    await sender.check_url("http://127.0.0.1:8080/x")
-    with pytest.raises(UrlBlocked):
-        await sender.check_url("http://10.0.0.1/")
 
 
 @LOCAL
@@ -190,22 +58,6 @@ async def test_a_message_is_signed_so_that_the_library_accepts_it(
         for one in (secret, rotated["secret"]):
             assert Webhook(one).verify(body, lower) == event
         await settled(person)
-
-
-@LOCAL
-async def test_a_finished_job_is_an_event_for_who_wants_it(
-    person: Person, make_person: MakePerson, receiver: Receiver, settings: Settings
-) -> None:
-    await register(person, receiver.url, "job.succeeded")
-    await register(person, receiver.url, "job.failed", "invoice.issued")
-    await register(await make_person(), receiver.url)
-    async with open_worker(settings, JOB_KINDS):
-        job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
-        (delivery,) = await settled(person)
-    assert delivery["event_type"] == "job.succeeded"
-    assert len(receiver.requests) == 1
-    event = json.loads(receiver.requests[0][1])
-    assert (event["type"], event["data"]) == ("job.succeeded", {"job_id": job["id"], "kind": "export.events"})
 
 
 @LOCAL
@@ -385,83 +237,3 @@ async def test_the_catalogue_is_listed(person: Person) -> None:
 async def test_deliveries_of_others_do_not_exist(person: Person) -> None:
     answer = await person.post(f"/v1/webhooks/deliveries/{UUID(int=1)}/redeliver")
     assert (answer.status_code, answer.json()["code"]) == (404, "delivery_not_found")
-
-
-async def published(connection: Connection) -> list[tuple[str, dict[str, Any]]]:
-    rows = await connection.fetch(
-        "SELECT user_id, lane, args::text FROM jobs.jobs WHERE kind = 'webhook.publish' ORDER BY id"
-    )
-    assert all(row["lane"] == "webhooks" and row["user_id"] is not None for row in rows)
-    events = [json.loads(row["args"]) for row in rows]
-    return [(event["event_type"], event["data"]) for event in events]
-
-
-async def test_who_does_not_listen_pays_nothing(person: Person, connection: Connection, budget: Budget) -> None:
-    with budget(1):
-        assert (await person.patch("/v1/users/me", json={"bio": "a"})).status_code == 200
-    with budget(1):
-        assert (await person.post("/v1/auth/logout")).status_code == 204
-    assert await published(connection) == []
-
-
-@LOCAL
-async def test_changes_of_an_account_are_events_for_who_listens(
-    person: Person, make_person: MakePerson, receiver: Receiver, connection: Connection, settings: Settings
-) -> None:
-    await register(person, receiver.url)
-    stranger = await make_person()
-    assert (await stranger.patch("/v1/users/me", json={"bio": "b"})).status_code == 200
-    assert (await person.patch("/v1/users/me", json={"bio": "a", "display_name": "A"})).status_code == 200
-    assert (await person.patch("/v1/users/me", json={"bio": "c"}, headers={"If-Match": '"x"'})).status_code == 412
-    login = {"email": person.email, "password": person.password}
-    other = (await person.client.post("/v1/auth/login", json=login)).json()["tokens"]["access_token"]
-    ended = await person.client.post("/v1/auth/logout", headers={"Authorization": f"Bearer {other}"})
-    assert ended.status_code == 204
-    closed = await person.request("DELETE", "/v1/users/me", json={"current_password": person.password})
-    assert closed.status_code == 202
-    revoked = await connection.fetch(
-        "SELECT id, revoke_reason FROM identity.sessions WHERE user_id = $1 AND revoked_at IS NOT NULL", person.id
-    )
-    sessions = {row["revoke_reason"]: str(row["id"]) for row in revoked}
-    me = str(person.id)
-    assert await published(connection) == [
-        ("user.updated", {"user_id": me, "fields": ["bio", "display_name"]}),
-        ("session.revoked", {"session_id": sessions["logged_out"], "reason": "logged_out"}),
-        ("session.revoked", {"session_id": sessions["account_deleted"], "reason": "account_deleted"}),
-        ("user.deleted", {"user_id": me}),
-    ]
-    async with open_worker(settings, JOB_KINDS):
-        await eventually(lambda: len(receiver.requests) == 4)
-    assert sorted(json.loads(body)["type"] for _, body in receiver.requests) == [
-        "session.revoked",
-        "session.revoked",
-        "user.deleted",
-        "user.updated",
-    ]
-
-
-@LOCAL
-async def test_a_job_that_ends_in_its_own_transaction_or_with_its_workers_is_an_event_too(
-    person: Person, receiver: Receiver, settings: Settings, connection: Connection
-) -> None:
-    await register(person, receiver.url, "job.succeeded", "job.failed")
-    period = {"since": "2026-03-02T00:00:00Z", "until": "2026-03-09T00:00:00Z", "mail": True}
-    made = (await person.post("/v1/jobs", json={"kind": "report.activity", "args": period})).json()
-    poison = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
-    await connection.execute(
-        """
-        UPDATE jobs.jobs SET state = 1, attempt = 8, max_attempts = 8, run_token = gen_random_uuid(),
-                             worker_id = 'gone', started_at = now(), lease_until = now() - interval '1 minute',
-                             dispatched_at = NULL
-        WHERE id = $1
-        """,
-        UUID(poison["id"]),
-    )
-    jobs = settings.jobs.model_copy(update={"heartbeat": 0.1, "lease": 1.0})
-    async with open_worker(settings.model_copy(update={"jobs": jobs}), JOB_KINDS):
-        await eventually(lambda: len(receiver.requests) == 2)
-    events = [json.loads(body) for _, body in receiver.requests]
-    assert {event["type"]: event["data"] for event in events} == {
-        "job.succeeded": {"job_id": made["id"], "kind": "report.activity"},
-        "job.failed": {"job_id": poison["id"], "kind": "export.events"},
-    }

@@ -85,7 +85,7 @@ SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, err
     progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
 FROM failed
 WHERE j.id = failed.id
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 """
 
 

@@ -114,7 +114,7 @@ WITH outcome AS (
         run_token = NULL, worker_id = NULL, lease_until = NULL
     FROM locked AS l
     WHERE j.id = l.id
-    RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
+    RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 ), noted AS (
     INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
     SELECT l.id, (SELECT coalesce(max(a.n), 0) + 1 FROM jobs.attempts AS a WHERE a.job_id = l.id), l.started_at, now(),
@@ -130,7 +130,7 @@ WITH outcome AS (
     SET content_type = excluded.content_type, size = excluded.size, sha256 = excluded.sha256,
         storage_key = excluded.storage_key, created_at = now(), expires_at = excluded.expires_at, deleted_at = NULL
 )
-SELECT id, user_id, kind, lane, priority, state, version FROM finished
+SELECT id, user_id, kind, lane, priority, state, version, trace_parent FROM finished
 """
 
 

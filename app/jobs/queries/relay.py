@@ -34,7 +34,7 @@ SET rescues = j.rescues + 1, version = j.version + 1,
     run_at = now(), dispatched_at = now(), run_token = NULL, worker_id = NULL, lease_until = NULL
 FROM expired
 WHERE j.id = expired.id
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 """
 
 

@@ -180,7 +180,7 @@ SET state = CASE WHEN j.state = 0 THEN 4 ELSE j.state END,
     finished_at = CASE WHEN j.state = 0 THEN now() END,
     dispatched_at = NULL, cancel_requested_at = coalesce(j.cancel_requested_at, now()), version = j.version + 1
 WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state < 2
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 """
 
 
@@ -195,7 +195,7 @@ UPDATE jobs.jobs AS j
 SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, error = NULL, result = NULL,
     progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
 WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state IN (3, 4)
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version
+RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 """
 
 

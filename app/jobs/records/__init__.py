@@ -202,6 +202,7 @@ class Transition:
     priority: int
     state: int
     version: int
+    trace_parent: str | None
 
 
 @dataclass(frozen=True, slots=True)

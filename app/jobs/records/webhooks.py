@@ -70,12 +70,13 @@ class MatchingEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
-    """A message on its way to one endpoint."""
+    """A message on its way to one endpoint. `trace_parent` None: it belongs to the trace of who publishes it."""
 
     id: UUID
     user_id: UserId
     endpoint_id: UUID
     message_id: UUID
+    trace_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UU
     async with db.transaction("jobs.redeliver") as tx:
         if not await queries.reopen_delivery(tx, user_id, delivery_id):
             raise DeliveryNotFound
-        await enqueue_deliveries(tx, queue, [(user_id, delivery_id)])
+        await enqueue_deliveries(tx, queue, [(user_id, delivery_id, None)])
         found = await queries.get_delivery(tx, user_id, delivery_id)
     if found is None:
         raise DeliveryNotFound

@@ -1,9 +1,4 @@
-"""The worker's side of Postgres: claims, runs and finishes jobs, and keeps the leases of the running ones.
-
-Claims and ends are written in batches. Whoever ends a run must hold its run token, so a worker that was frozen or cut
-off past its lease changes nothing when it comes back. While Postgres is away, ends wait in memory and no job fails for
-it.
-"""
+"""The worker's side of Postgres: claims and runs jobs, judges how runs ended, and keeps the leases of running ones."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -15,28 +10,26 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from pydantic import ValidationError
 
 from app.jobs.queries import execution as queries
-from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, Transition, retry_delay
-from app.jobs.service.publishing import publish_job_ends
+from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, retry_delay
+from app.jobs.service.ending import Ends, LeaseLost
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
-from app.kernel.database import ConstraintViolated, Database, InvalidValue, Tx
+from app.kernel.database import Database, Tx
 from app.kernel.errors import Unavailable
-from app.kernel.ids import UserId
-from app.kernel.queue import JobRef, PermanentJobError, Queue, RetryJob, SnoozeJob
+from app.kernel.queue import PermanentJobError, Queue, RetryJob, SnoozeJob
 from app.kernel.queue.slots import Runner
 from app.kernel.telemetry import get_logger, request_id_var, trace_parent_var
 
 _logger = get_logger(__name__)
 
-_finished_total = Counter("app_jobs_finished", "Ends of runs.", ["kind", "outcome"])
 _pickup_seconds = Histogram(
     "app_jobs_pickup_seconds",
     "From when a job was due to the start of its handler.",
@@ -50,25 +43,15 @@ _run_seconds = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
+_slots = Gauge(
+    "app_jobs_worker_slots", "Jobs that run, and that could run at a time.", ["state"], multiprocess_mode="livesum"
+)
+_artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files that jobs made.")
+
 _UNKNOWN_KIND_SECONDS = 30.0
 _UNAVAILABLE_SECONDS = 3.0
 _PROGRESS_SECONDS = 0.5
-_DATABASE_RETRY_SECONDS = 0.5
-_ANNOUNCE_SECONDS = 0.02
-_BATCH = 500
 _LANES_SECONDS = 3.0
-
-
-class LeaseLost(Exception):
-    """Another worker owns the job by now; whatever this run did must not be kept."""
-
-
-@dataclass(slots=True)
-class _End:
-    kind: str
-    outcome: Outcome
-    artifacts: list[NewArtifact]
-    written: "asyncio.Future[bool]"
 
 
 @dataclass(slots=True)
@@ -84,7 +67,7 @@ class _Run:
 
 
 class Executor:
-    """One per worker process. `maintain`, `write_ends` and `announce` run for as long as it lives."""
+    """One per worker process. `maintain` and the loops of `ends` run for as long as it lives."""
 
     def __init__(
         self,
@@ -105,14 +88,10 @@ class Executor:
         self.clock = clock
         self.store = store
         self.settings = settings
-        self._watch = watch
         self._kinds = kinds
         self._worker_id = worker_id
         self._runs: dict[UUID, _Run] = {}
-        self._ends: list[_End] = []
-        self._ends_ready = asyncio.Event()
-        self._changes: list[tuple[UUID, UserId | None]] = []
-        self._changes_ready = asyncio.Event()
+        self.ends = Ends(db, cache, queue, clock=clock, watch=watch, kinds=kinds)
 
     async def claim(self, ids: Sequence[UUID], _: Runner) -> Sequence[ClaimedJob]:
         """Those of `ids` that are this worker's now."""
@@ -125,7 +104,7 @@ class Executor:
                 lease_seconds=self.settings.lease,
                 user_cap=self.settings.user_running,
             )
-        self._note_changes((job.id, job.user_id) for job in jobs)
+        self.ends.note_changes((job.id, job.user_id) for job in jobs)
         turn = {job_id: number for number, job_id in enumerate(ids)}
         return sorted(jobs, key=lambda job: turn[job.id])
 
@@ -140,7 +119,7 @@ class Executor:
                 worker_id=self._worker_id,
                 lease_seconds=self.settings.lease,
             )
-        self._note_changes((job.id, job.user_id) for job in jobs)
+        self.ends.note_changes((job.id, job.user_id) for job in jobs)
         return jobs
 
     async def run(self, job: ClaimedJob, runner: Runner) -> None:
@@ -157,10 +136,8 @@ class Executor:
             if outcome is None:
                 return
             _run_seconds.labels(job.kind).observe(monotonic() - started)
-            end = _End(job.kind, outcome, run.artifacts if outcome.state is State.SUCCEEDED else [], _new_future())
-            self._ends.append(end)
-            self._ends_ready.set()
-            kept = await asyncio.shield(end.written)
+            artifacts = run.artifacts if outcome.state is State.SUCCEEDED else []
+            kept = await self.ends.add(job.kind, outcome, artifacts)
             if not kept or outcome.state is not State.SUCCEEDED:
                 await self._discard(run)
         except asyncio.CancelledError:
@@ -169,28 +146,6 @@ class Executor:
             raise
         finally:
             del self._runs[job.id]
-
-    async def write_ends(self) -> None:
-        """Writes the ends of runs, all that are there in one statement, for ever."""
-        while True:
-            await self._ends_ready.wait()
-            self._ends_ready.clear()
-            while self._ends:
-                batch, self._ends = self._ends[:_BATCH], self._ends[_BATCH:]
-                await self._write(batch)
-
-    async def announce(self) -> None:
-        """Tells caches and watchers of changed jobs, for ever; best effort and never in the way of a job."""
-        while True:
-            await self._changes_ready.wait()
-            self._changes_ready.clear()
-            changes, self._changes = self._changes, []
-            tags = {f"jobs:{user_id}" for _, user_id in changes if user_id is not None}
-            if tags:
-                await self.cache.forget_now(sorted(tags))
-            await self._watch.publish([job_id for job_id, _ in changes])
-            # The first change is told at once; those that follow closely share a message.
-            await asyncio.sleep(_ANNOUNCE_SECONDS)
 
     async def maintain(self, runner: Runner) -> None:
         """Prolongs leases, writes progress, learns of cancels, lost leases and paused lanes, for ever."""
@@ -202,6 +157,8 @@ class Executor:
                 next_lanes = monotonic() + _LANES_SECONDS
                 await self._read_lanes(runner)
             await asyncio.sleep(min(_PROGRESS_SECONDS, self.settings.heartbeat))
+            _slots.labels("used").set(len(runner.tasks))
+            _slots.labels("total").set(runner.slots)
             due = monotonic() >= next_beat
             runs = [run for run in self._runs.values() if (due or run.progress is not None) and not run.completed]
             if due:
@@ -215,15 +172,10 @@ class Executor:
     async def complete(self, run: _Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
         """Ends the run inside the handler's own transaction."""
         outcome = Outcome(run.job.id, run.job.run_token, State.SUCCEEDED, result=_to_json(result))
-        changes = await queries.finish_jobs(tx, [outcome], run.artifacts)
-        if not changes:
-            raise LeaseLost
-        await publish_job_ends(tx, self.queue, changes, self._is_public, self.clock.now())
+        await self.ends.complete(tx, run.job.kind, outcome, run.artifacts)
 
         async def committed() -> None:
             run.completed = True
-            self._count(run.job.kind, outcome)
-            self._note_changes([(run.job.id, run.job.user_id)])
 
         tx.after_commit(committed)
 
@@ -308,62 +260,6 @@ class Executor:
         error = _to_json({"code": code, "message": message})
         return Outcome(job.id, job.run_token, State.FAILED, error=error)
 
-    async def _write(self, batch: list[_End]) -> None:
-        try:
-            changes = await self._finish(batch)
-        except (InvalidValue, ConstraintViolated):
-            await self._write_one_by_one(batch)
-            return
-        self._note_changes((change.id, change.user_id) for change in changes)
-        kinds = {change.id: change.kind for change in changes}
-        for end in batch:
-            kind = kinds.get(end.outcome.job_id)
-            if kind is not None:
-                self._count(kind, end.outcome)
-            if not end.written.done():
-                end.written.set_result(kind is not None)
-
-    async def _finish(self, batch: list[_End]) -> list[Transition]:
-        artifacts = [file for end in batch for file in end.artifacts]
-        while True:
-            try:
-                # Only the end of what a user asked for is an event; all others are one statement.
-                unit = self.db.transaction if self._may_be_event(batch) else self.db.statement
-                async with unit("jobs.finish") as tx:
-                    changes = await queries.finish_jobs(tx, [end.outcome for end in batch], artifacts)
-                    await publish_job_ends(tx, self.queue, changes, self._is_public, self.clock.now())
-                    for change in changes:
-                        if change.state == State.QUEUED:
-                            self._redispatch(tx, change, batch)
-                return changes
-            except (InvalidValue, ConstraintViolated):
-                raise
-            except Exception as error:
-                # An end is never given up: what the handler did would be done again.
-                if not isinstance(error, Unavailable):
-                    _logger.exception("jobs.ends_not_written", count=len(batch))
-                await asyncio.sleep(_DATABASE_RETRY_SECONDS)
-
-    def _may_be_event(self, batch: list[_End]) -> bool:
-        return any(end.outcome.state in (State.SUCCEEDED, State.FAILED) and self._is_public(end.kind) for end in batch)
-
-    def _is_public(self, kind: str) -> bool:
-        return kind in self._kinds and self._kinds[kind].public
-
-    async def _write_one_by_one(self, batch: list[_End]) -> None:
-        """One result that Postgres refuses must not keep the others from being written."""
-        for end in batch:
-            if len(batch) == 1:
-                error = _to_json({"code": "invalid_result", "message": "The result cannot be stored."})
-                end.outcome = Outcome(end.outcome.job_id, end.outcome.run_token, State.FAILED, error=error)
-                end.artifacts = []
-            await self._write([end])
-
-    def _redispatch(self, tx: Tx, change: Transition, batch: list[_End]) -> None:
-        """A job that was handed back goes straight to another worker."""
-        if any(end.outcome.job_id == change.id and end.outcome.delay == 0 for end in batch):
-            self.queue.redispatch(tx, JobRef(change.id, change.lane, change.user_id, change.priority))
-
     async def _read_lanes(self, runner: Runner) -> None:
         try:
             async with self.db.read("jobs.lanes") as conn:
@@ -388,13 +284,13 @@ class Executor:
             if self._runs.get(run.job.id) is not run or run.completed:
                 continue
             if beat is None:
-                if not any(end.outcome.job_id == run.job.id for end in self._ends):
+                if not self.ends.waits_for(run.job.id):
                     run.runner.cancel(run.job.id, "lease_lost")
                 continue
             if run.progress is written:
                 run.progress = None
             if written is not None:
-                self._note_changes([(run.job.id, None)])
+                self.ends.note_changes([(run.job.id, None)])
             if beat.cancel_requested:
                 run.runner.cancel(run.job.id, "cancelled")
 
@@ -405,15 +301,6 @@ class Executor:
                 await self.store.delete(run.stored_keys)
             except OSError:
                 _logger.warning("jobs.files_left_behind", job_id=str(run.job.id))
-
-    def _note_changes(self, changes: Any) -> None:
-        self._changes.extend(changes)
-        if self._changes:
-            self._changes_ready.set()
-
-    def _count(self, kind: str, outcome: Outcome) -> None:
-        name = "retried" if outcome.state is State.QUEUED else outcome.state.name.lower()
-        _finished_total.labels(kind, name).inc()
 
 
 class RunContext:
@@ -440,6 +327,7 @@ class RunContext:
         async with self._executor.store.create(run.job.id, run.job.run_token, name) as (key, file):
             run.stored_keys.append(key)
             yield file
+        _artifact_bytes.inc(file.size)
         run.artifacts.append(
             NewArtifact(
                 job_id=run.job.id,
@@ -465,7 +353,3 @@ class RunContext:
 
 def _to_json(value: Mapping[str, Any] | None) -> str | None:
     return None if value is None else orjson.dumps(value).decode()
-
-
-def _new_future() -> "asyncio.Future[bool]":
-    return asyncio.get_running_loop().create_future()

@@ -23,12 +23,16 @@ _EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILE
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that has happened to a user. The same id is never published twice."""
+    """Something that has happened to a user. The same id is never published twice.
+
+    `trace_parent` is that of its cause; None: the trace of who publishes it.
+    """
 
     id: UUID
     user_id: UserId
     type: str
     data: Mapping[str, Any]
+    trace_parent: str | None = None
 
 
 async def publish_event(
@@ -55,6 +59,7 @@ async def publish_job_ends(
             change.user_id,
             _EVENT_OF_STATE[change.state],
             {"job_id": str(change.id), "kind": change.kind},
+            change.trace_parent,
         )
         for change in changes
         if change.user_id is not None and change.state in _EVENT_OF_STATE and is_public(change.kind)
@@ -71,7 +76,7 @@ async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: dat
     wanted = [(event, [endpoint for endpoint in endpoints if _wants(endpoint, event)]) for event in events]
     messages = [message_of(event, now) for event, listeners in wanted if listeners]
     deliveries = [
-        NewDelivery(new_id(), event.user_id, endpoint.id, event.id)
+        NewDelivery(new_id(), event.user_id, endpoint.id, event.id, event.trace_parent)
         for event, listeners in wanted
         for endpoint in listeners
     ]
@@ -83,12 +88,14 @@ async def send_messages(tx: Tx, queue: Queue, messages: Sequence[Message], deliv
     """Stores messages and enqueues their deliveries."""
     fresh = await queries.insert_messages(tx, messages, deliveries)
     await enqueue_deliveries(
-        tx, queue, [(delivery.user_id, delivery.id) for delivery in deliveries if delivery.id in fresh]
+        tx,
+        queue,
+        [(delivery.user_id, delivery.id, delivery.trace_parent) for delivery in deliveries if delivery.id in fresh],
     )
 
 
-async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[UserId, UUID]]) -> None:
-    """A job for each delivery."""
+async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[UserId, UUID, str | None]]) -> None:
+    """A job for each delivery, given as its user, its id and the trace it continues."""
     rows = [
         queue.new_job(
             KIND_DELIVER,
@@ -97,8 +104,9 @@ async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[Us
             lane=LANE,
             max_attempts=MAX_ATTEMPTS,
             timeout_s=DELIVERY_TIMEOUT,
+            trace_parent=trace_parent,
         )
-        for user_id, delivery_id in deliveries
+        for user_id, delivery_id, trace_parent in deliveries
     ]
     if rows:
         await queue.enqueue_rows(tx, rows)

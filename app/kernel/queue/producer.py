@@ -152,10 +152,11 @@ class Queue:
         priority: int = DEFAULT_PRIORITY,
         max_attempts: int = 8,
         timeout_s: int = 300,
+        trace_parent: str | None = None,
     ) -> NewJob:
         """A row for `enqueue_rows`, with its id and whether it goes to Redis at once already decided.
 
-        It continues the trace of the request or the job that asks for it.
+        It continues the given trace, or else that of the request or the job that asks for it.
         """
         now = self._clock.now()
         later = run_at is not None and run_at > now
@@ -173,7 +174,7 @@ class Queue:
             priority=priority,
             max_attempts=max_attempts,
             timeout_seconds=timeout_s,
-            trace_parent=trace_parent_var.get(),
+            trace_parent=trace_parent or trace_parent_var.get(),
             created_at=now,
             dispatch=not later and ring.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
         )
