@@ -17,7 +17,7 @@ from app.core.pages import DOCS_ASSETS
 from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
-from app.jobs.api import JOB_KINDS, JobsRuntime
+from app.jobs.api import JOB_KINDS, JobsRuntime, submission_group_commit
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.background import Background
@@ -149,6 +149,8 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(close_resources, resources)
         app.state.events = users.event_group_commit(resources.db)
         stack.push_async_callback(app.state.events.close)
+        app.state.submissions = submission_group_commit(resources.db, resources.queue, resources.cache)
+        stack.push_async_callback(app.state.submissions.close)
         app.state.jobs = JobsRuntime.create(
             settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS)
         )

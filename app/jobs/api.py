@@ -20,6 +20,7 @@ from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
+from app.jobs.service.submitting import submission_group_commit
 from app.jobs.service.watching import JobWatch
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "pause_lane",
     "retry_any_job",
     "retry_failed_jobs",
+    "submission_group_commit",
 ]

@@ -241,24 +241,24 @@ async def record_events(tx: Tx, clock: Clock, user_id: UserId, events: Sequence[
 
 
 async def ingest_events(
-    group: GroupCommit[EventBatch], clock: Clock, user_id: UserId, events: Sequence[NewEvent]
+    group: GroupCommit[EventBatch, list[UUID]], clock: Clock, user_id: UserId, events: Sequence[NewEvent]
 ) -> list[UUID]:
     """Store events in one commit with those of other requests; the answer is their ids in the same order.
 
     Raises:
         InvalidEvent: one of them lies in the future.
     """
-    batch = _new_batch(clock, user_id, events)
-    await group.submit(batch)
-    return batch.ids
+    return await group.submit(_new_batch(clock, user_id, events))
 
 
-def event_group_commit(db: Database) -> GroupCommit[EventBatch]:
+def event_group_commit(db: Database) -> GroupCommit[EventBatch, list[UUID]]:
     """What `ingest_events` needs; one per process."""
 
-    async def write(batches: Sequence[EventBatch]) -> None:
+    @retries_conflicts
+    async def write(batches: Sequence[EventBatch]) -> list[list[UUID]]:
         async with db.statement("users.ingest_events") as tx:
             await _insert_batches(tx, batches)
+        return [batch.ids for batch in batches]
 
     return GroupCommit(write, weight=lambda batch: len(batch.ids))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from app.kernel.errors import Unavailable
 from app.kernel.group_commit import GroupCommit
 
 
@@ -16,11 +17,14 @@ class Store:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def write(self, items: Sequence[str]) -> None:
+    async def write(self, items: Sequence[str]) -> list[str]:
         await self.gate.wait()
         self.groups.append(list(items))
+        if "away" in items:
+            raise Unavailable
         if any(item.startswith("bad") for item in items):
             raise ValueError(items[0])
+        return [item.upper() for item in items]
 
     def committed(self) -> list[str]:
         return [item for group in self.groups for item in group if not any(name.startswith("bad") for name in group)]
@@ -43,7 +47,7 @@ async def test_what_comes_during_a_commit_becomes_the_next_one() -> None:
 async def test_requests_of_one_turn_share_a_commit() -> None:
     store = Store()
     group = GroupCommit(store.write, weight=lambda _: 1)
-    await asyncio.gather(*(group.submit(name) for name in "abc"))
+    assert await asyncio.gather(*(group.submit(name) for name in "abc")) == ["A", "B", "C"]
     assert store.groups == [["a", "b", "c"]]
 
 
@@ -58,10 +62,18 @@ async def test_one_bad_item_fails_alone() -> None:
     store = Store()
     group = GroupCommit(store.write, weight=lambda _: 1)
     outcomes = await asyncio.gather(*(group.submit(name) for name in ("a", "bad", "c")), return_exceptions=True)
-    assert outcomes[0] is None
+    assert outcomes[0] == "A"
     assert isinstance(outcomes[1], ValueError)
-    assert outcomes[2] is None
+    assert outcomes[2] == "C"
     assert store.committed() == ["a", "c"]
+
+
+async def test_when_nothing_can_be_written_nobody_waits_for_another_try() -> None:
+    store = Store()
+    group = GroupCommit(store.write, weight=lambda _: 1)
+    outcomes = await asyncio.gather(*(group.submit(name) for name in ("a", "away", "c")), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 3
+    assert store.groups == [["a", "away", "c"]]
 
 
 async def test_a_caller_that_goes_away_takes_nothing_with_it() -> None:

@@ -60,6 +60,17 @@ async def submit_job(
     request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: SubmitJob
 ) -> Response:
     """Start work in the background."""
+    submission = submitting.Submission(body.kind, body.args, body.run_at, body.unique_key)
+    if body.unique_key is None and "idempotency-key" not in request.headers:
+        submitted = await submitting.submit_with_others(
+            request.app.state.submissions,
+            resources.queue,
+            runtime.kinds,
+            runtime.board,
+            user_id=principal.user_id,
+            submission=submission,
+        )
+        return _accepted(submitted, resources.clock.now())
 
     async def submit(tx: Tx) -> Response:
         submitted = await submitting.submit(
@@ -69,17 +80,21 @@ async def submit_job(
             runtime.kinds,
             runtime.board,
             user_id=principal.user_id,
-            submission=submitting.Submission(body.kind, body.args, body.run_at, body.unique_key),
+            submission=submission,
         )
-        job = submitted.job
-        return json_response(
-            job_view(job, resources.clock.now()),
-            status=202 if submitted.created else 200,
-            headers={"Location": f"/v1/jobs/{job.id}"},
-        )
+        return _accepted(submitted, resources.clock.now())
 
     return await idempotent(
         request, resources, principal.user_id, operation="jobs.submit", effect=submit, single_statement=True
+    )
+
+
+def _accepted(submitted: submitting.Submitted, now: datetime) -> Response:
+    job = submitted.job
+    return json_response(
+        job_view(job, now),
+        status=202 if submitted.created else 200,
+        headers={"Location": f"/v1/jobs/{job.id}"},
     )
 
 

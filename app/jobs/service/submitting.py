@@ -1,6 +1,6 @@
 """Putting jobs in, and what their owner may do with them afterwards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,9 +17,10 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import FieldError
+from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
-from app.kernel.queue import JobKind, JobRef, NewJob, Queue
+from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue
 
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
@@ -78,12 +79,44 @@ async def submit(
     Raises:
         UnknownKind, InvalidArgs, BacklogFull: nothing was written.
     """
+    return await submit_row(tx, queue, cache, _new_row(queue, kinds, board, user_id, submission))
+
+
+async def submit_with_others(
+    group: GroupCommit[NewJob, Submitted],
+    queue: Queue,
+    kinds: Kinds,
+    board: LaneBoard,
+    *,
+    user_id: UserId,
+    submission: Submission,
+) -> Submitted:
+    """Adds a public job without a unique key in one commit with those of other requests.
+
+    Raises:
+        UnknownKind, InvalidArgs, BacklogFull: nothing was written.
+    """
+    return await group.submit(_new_row(queue, kinds, board, user_id, submission))
+
+
+def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCommit[NewJob, Submitted]:
+    """What `submit_with_others` needs; one per process."""
+
+    @retries_conflicts
+    async def write(rows: Sequence[NewJob]) -> list[Submitted]:
+        async with db.statement("jobs.submit_group") as tx:
+            return await _submit_rows(tx, queue, cache, rows)
+
+    return GroupCommit(write, weight=lambda _: 1)
+
+
+def _new_row(queue: Queue, kinds: Kinds, board: LaneBoard, user_id: UserId, submission: Submission) -> NewJob:
     kind = kinds.get(submission.kind)
     if kind is None or not kind.public:
         raise UnknownKind(errors=[FieldError("#/kind", "There is no such kind.", "unknown_kind")])
     stored = parse_args(kind, submission.args)
     board.admit(kind.lane)
-    row = queue.new_job(
+    return queue.new_job(
         kind.name,
         stored,
         user_id=user_id,
@@ -94,20 +127,28 @@ async def submit(
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
     )
-    return await submit_row(tx, queue, cache, row)
 
 
 async def submit_row(tx: Tx, queue: Queue, cache: Cache, row: NewJob) -> Submitted:
     """Adds a row, and tells what became of it."""
-    user_id = row.user_id
+    (submitted,) = await _submit_rows(tx, queue, cache, [row])
+    return submitted
+
+
+async def _submit_rows(tx: Tx, queue: Queue, cache: Cache, rows: Sequence[NewJob]) -> list[Submitted]:
     # Before the statement, because it also counts when the statement's answer is lost.
-    cache.forget(tx, f"jobs:{user_id}")
-    (done,) = await queue.enqueue_rows(tx, [row])
+    for row in rows:
+        cache.forget(tx, f"jobs:{row.user_id}")
+    inserted = await queue.enqueue_rows(tx, rows)
+    return [_submitted(row, done) for row, done in zip(rows, inserted, strict=True)]
+
+
+def _submitted(row: NewJob, done: Enqueued) -> Submitted:
     if not isinstance(done, InsertedJob):
         raise TypeError("the queue is plugged to another table")
     job = Job(
         id=done.id,
-        user_id=user_id,
+        user_id=row.user_id,
         kind=row.kind,
         state=done.state,
         version=done.version,
