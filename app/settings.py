@@ -20,6 +20,7 @@ from app.identity.settings import IdentitySettings
 from app.jobs.settings import JobsSettings
 from app.kernel.settings import (
     CacheSettings,
+    ConnectionSettings,
     DatabaseSettings,
     Environment,
     HttpSettings,
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     cache: CacheSettings = CacheSettings()
     http: HttpSettings = HttpSettings()
+    connections: ConnectionSettings = ConnectionSettings()
     mail: MailSettings = MailSettings()
     log: LogSettings = LogSettings()
     users: UsersSettings = UsersSettings()

@@ -67,6 +67,9 @@ def serve(
     grace: Annotated[int, typer.Option(help="Seconds that requests in flight get at the end.", min=0)] = 25,
     *,
     reload: Annotated[bool, typer.Option("--reload", help="One process that starts anew on changes.")] = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the port from the server that runs there, and end that one.")
+    ] = False,
 ) -> None:
     """Serve the API on HOST and PORT."""
     from app.kernel.server import serve as serve_application
@@ -75,11 +78,13 @@ def serve(
     settings = load_settings()
     serve_application(
         "app.main:app",
+        settings.connections,
         host=settings.host,
         port=settings.port,
         workers=1 if reload else workers or settings.workers,
         grace_seconds=grace,
         reload_dir=_APP if reload else None,
+        takes_over=takeover,
     )
 
 

@@ -74,6 +74,9 @@ def _run_children(
 
 def _environment_of_children(settings: Settings, database_url: str | None, redis_url: str | None) -> dict[str, str]:
     environment = {"PYTHONUNBUFFERED": "1"}
+    if "APP_CONNECTIONS_DRAIN_DELAY" not in os.environ:
+        # No balancer has to notice, and whoever pressed Ctrl-C waits.
+        environment["APP_CONNECTIONS_DRAIN_DELAY"] = "0"
     if database_url is not None:
         environment["DATABASE_URL"] = database_url
     if redis_url is not None:

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.core import mailbox, pages, service
-from app.core.health import check_health
+from app.core.health import NotReady, check_health
 from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
 from app.kernel.errors import NotFound
@@ -81,6 +81,9 @@ async def get_livez() -> Response:
 @router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=_NOT_READY)
 async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     """Whether requests should be sent here. A lost Redis only degrades."""
+    draining = getattr(request.state, "draining", None)
+    if draining is not None and draining.is_set():
+        raise NotReady("The process is about to end.")
     return await check_health(resources, can_sign=request.app.state.identity.key_ring.can_sign)
 
 

@@ -1,8 +1,52 @@
 """Work that goes on beside requests, kept from being forgotten and ended with the process."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_CANCEL_AGAIN_SECONDS = 0.5
+_CANCELS = 4
+
+
+async def end_tasks(tasks: Collection["asyncio.Task[Any]"]) -> None:
+    """Cancels the tasks and waits for them, two seconds at most.
+
+    A library may swallow a cancellation that comes in the moment of a time-out of its own, so they are cancelled more
+    than once.
+    """
+    left = set(tasks)
+    for _ in range(_CANCELS):
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        done, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
+        for task in done:
+            if not task.cancelled():
+                # Asked for, so that asyncio does not complain of errors that nobody has looked at.
+                task.exception()
+
+
+async def until(stop: asyncio.Event | None, items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The items, until there are no more or `stop` is set, whichever comes first."""
+    stopped = asyncio.ensure_future(stop.wait()) if stop is not None else asyncio.get_running_loop().create_future()
+    following: asyncio.Future[T] | None = None
+    try:
+        while not stopped.done():
+            following = asyncio.ensure_future(anext(items))
+            await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                return
+            try:
+                item = following.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        stopped.cancel()
+        if following is not None and following.cancel():
+            await asyncio.wait({following})
 
 
 class Background:
@@ -19,7 +63,5 @@ class Background:
         return task
 
     async def close(self) -> None:
-        """Cancels what still runs and waits for it."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Cancels what still runs and waits for it, but not for ever."""
+        await end_tasks(self._tasks)

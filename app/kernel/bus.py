@@ -12,6 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.kernel.background import end_tasks
 from app.kernel.redis import RedisGateway
 from app.kernel.telemetry import get_logger
 
@@ -67,8 +68,7 @@ class Bus:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
 
     async def publish(self, channel: str, payload: bytes) -> int:
         """Sends to all processes, this one included; the answer is how many receive.

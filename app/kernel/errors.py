@@ -69,6 +69,14 @@ class NotFound(AppError):
     title = "There is no such resource"
 
 
+class RequestTimeout(AppError):
+    """The request did not arrive in time, or too slowly."""
+
+    status = 408
+    code = "request_timeout"
+    title = "The request took too long to arrive"
+
+
 class Conflict(AppError):
     status = 409
     code = "conflict"
@@ -93,6 +101,12 @@ class PayloadTooLarge(AppError):
     title = "The request body is too large"
 
 
+class TargetTooLong(AppError):
+    status = 414
+    code = "target_too_long"
+    title = "The path and query are too long"
+
+
 class UnsupportedMediaType(AppError):
     status = 415
     code = "unsupported_media_type"
@@ -115,6 +129,22 @@ class PreconditionRequired(AppError):
     status = 428
     code = "precondition_required"
     title = "The request must be conditional"
+
+
+class HeadTooLarge(AppError):
+    """The header fields are too large or too many."""
+
+    status = 431
+    code = "head_too_large"
+    title = "The header fields are too large"
+
+
+class UnknownTransferCoding(AppError):
+    """Only `Transfer-Encoding: chunked` is understood."""
+
+    status = 501
+    code = "unknown_transfer_coding"
+    title = "The transfer coding is not known here"
 
 
 class _Retryable(AppError):

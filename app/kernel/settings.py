@@ -87,6 +87,24 @@ class HttpSettings(Section):
         return value
 
 
+class ConnectionSettings(Section):
+    """What a client may ask of a connection before its requests reach the application. Times are in seconds."""
+
+    max_head_bytes: int = Field(32 * 1024, ge=1024, le=1024**2, description="Request line and fields; above: 431.")
+    max_head_fields: int = Field(100, ge=10, le=10_000)
+    max_target_bytes: int = Field(8 * 1024, ge=256, le=60_000, description="Path and query; above: 414.")
+    head_timeout: float = Field(10.0, gt=0, le=300, description="Until the head of a request is there; then 408.")
+    body_timeout: float = Field(30.0, gt=0, le=3600, description="Until the body of a request is there; then 408.")
+    min_rate: int = Field(1024, ge=0, description="Bytes a second that a body, or the reader of an answer, must make.")
+    write_timeout: float = Field(30.0, gt=0, le=3600, description="A client that does not read is cut off after it.")
+    idle_timeout: float = Field(75.0, gt=0, le=3600, description="Keep-alive; longer than that of a balancer in front.")
+    max_connections: int = Field(10_000, ge=1, description="Of one process; at the limit the longest idle ones go.")
+    max_pipelined: int = Field(16, ge=1, le=1000, description="Requests of a connection that wait for their turn.")
+    drain_delay: float = Field(
+        1.0, ge=0, le=60, description="Between /readyz turning 503 and the end of listening, for balancers to notice."
+    )
+
+
 class MailSettings(Section):
     """E-mail."""
 

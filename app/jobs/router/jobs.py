@@ -1,5 +1,6 @@
 """`/v1/jobs`."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -21,6 +22,7 @@ from app.jobs.schemas import (
 )
 from app.jobs.service import artifacts, submitting, watching
 from app.kernel.auth import Principal
+from app.kernel.background import until
 from app.kernel.database import Tx
 from app.kernel.http import (
     Id,
@@ -38,6 +40,7 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 
 MAX_WAIT_SECONDS = 30
+_RECONNECT_MILLISECONDS = 1000
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
 
 
@@ -146,20 +149,25 @@ async def watch_job(
     job_id: Annotated[UUID, Depends(_existing)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`.
+    """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`; or `shutdown`, after which
+    another connection goes on where this one ended.
 
     Every event carries the whole of what it is about, and the first ones are a snapshot, so that nothing is missed
     between two connections.
     """
     principal: Principal = request.scope["principal"]
     seen: Job | None = None
-    async for job in watching.follow_job(resources.db, runtime.watch, job_id, principal.user_id):
+    draining: asyncio.Event | None = getattr(request.state, "draining", None)
+    following = watching.follow_job(resources.db, runtime.watch, job_id, principal.user_id)
+    async for job in until(draining, following):
         events = _events(seen, job, resources.clock.now())
         if seen is None and last_event_id == str(job.version) and not State(job.state).is_final:
             events = []
         for event in events:
             yield event
         seen = job
+    if draining is not None and draining.is_set() and seen is not None and not State(seen.state).is_final:
+        yield ServerSentEvent(event="shutdown", data={}, retry=_RECONNECT_MILLISECONDS)
 
 
 @router.post(

@@ -1,76 +1,56 @@
 """uvicorn as `dev`, `serve` and the image run it."""
 
 import os
+import resource
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from prometheus_client.multiprocess import mark_process_dead
-from uvicorn.supervisors import ChangeReload, Multiprocess
+from uvicorn.supervisors import ChangeReload
 
-from app.kernel.embedded.privileges import become
+from app.kernel.server.group import Group
+from app.kernel.server.handover import offered, take_over
+from app.kernel.server.process import RETIRE, Config, Server
+from app.kernel.settings import ConnectionSettings
 
 _METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-
-
-class Config(uvicorn.Config):
-    """Loads the application in a process that ends when the one above it does."""
-
-    def load(self) -> None:
-        if self.workers > 1 or self.should_reload:
-            # uvicorn's processes would go on for ever after a kill -9 of their parent.
-            follow = become(None, death_signal=signal.SIGTERM)
-            if follow is not None:
-                follow()
-        super().load()
-
-
-class Group(Multiprocess):
-    """uvicorn's processes; the gauges of those that have gone are no longer counted."""
-
-    def keep_subprocess_alive(self) -> None:
-        with self._forgetting_the_gone():
-            super().keep_subprocess_alive()
-
-    def restart_all(self) -> None:
-        with self._forgetting_the_gone():
-            super().restart_all()
-
-    @contextmanager
-    def _forgetting_the_gone(self) -> Iterator[None]:
-        before = {process.pid for process in self.processes}
-        yield
-        for pid in before - {process.pid for process in self.processes}:
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+# Files other than connections: pools, logs, artifacts.
+_OTHER_FILES = 512
 
 
 def serve(
     application: str,
+    connections: ConnectionSettings,
     *,
     host: str,
     port: int,
     workers: int = 1,
     grace_seconds: int = 25,
     reload_dir: Path | None = None,
+    takes_over: bool = False,
 ) -> None:
     """Serve `application` (`module:name`) until SIGTERM or SIGINT; requests in flight get `grace_seconds` to
     end.
 
-    With a `reload_dir` one process serves and starts anew when a file in there changes.
+    With a `reload_dir` one process serves and starts anew when a file in there changes. If it `takes_over`, the socket
+    is that of the server which runs there, and that one ends as soon as this one serves.
     """
     config = Config(
         application,
+        connections=_within_file_limit(connections, is_reloading=reload_dir is not None),
+        grace=grace_seconds,
         host=host,
         port=port,
         workers=workers,
         loop="uvloop",
-        http="httptools",
+        # By its name, so that it is imported by who serves only.
+        http="app.kernel.server.protocol:GuardedProtocol",
         # There are no WebSockets, and importing their library takes a tenth of a second.
         ws="none",
         lifespan="on",
@@ -80,30 +60,60 @@ def serve(
         server_header=False,
         # Addresses are taken from proxies in one place, kernel/middleware, where trusted ones are configured.
         proxy_headers=False,
-        timeout_graceful_shutdown=grace_seconds,
         reload=reload_dir is not None,
         reload_dirs=[str(reload_dir)] if reload_dir is not None else None,
     )
     # uvicorn raises the signal again when it has drained; a clean end is exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    taken = take_over(host, port) if takes_over else None
+    listener, on_started = taken or (config.bind_socket(), _nothing)
     if reload_dir is not None:
-        ChangeReload(config, target=uvicorn.Server(config).run, sockets=[config.bind_socket()]).run()
-    elif workers > 1:
-        with _metrics_dir():
-            group = Group(config, sockets=[config.bind_socket()])
-            group.run()
-        if any(process.exitcode == uvicorn.config.STARTUP_FAILURE for process in group.processes):
+        ChangeReload(config, target=Server(config).run, sockets=[listener]).run()
+        return
+    # Until there is somebody who handles it.
+    signal.signal(RETIRE, signal.SIG_IGN)
+    with offered(listener, host, port, _retire):
+        run = _serve_together if workers > 1 else _serve_alone
+        if not run(config, listener, on_started):
             raise SystemExit(uvicorn.config.STARTUP_FAILURE)
-    else:
-        server = uvicorn.Server(config)
-        server.run()
-        if not server.started:
-            raise SystemExit(uvicorn.config.STARTUP_FAILURE)
+
+
+def _serve_alone(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> bool:
+    server = Server(config, on_started)
+    server.run([listener])
+    return server.started
+
+
+def _serve_together(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> bool:
+    with _metrics_dir():
+        group = Group(config, [listener], on_started)
+        group.run()
+    return all(process.exitcode != uvicorn.config.STARTUP_FAILURE for process in group.processes)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
+
+
+def _retire() -> None:
+    os.kill(os.getpid(), RETIRE)
+
+
+def _nothing() -> None:
+    """Nobody waits for us to start."""
+
+
+def _within_file_limit(connections: ConnectionSettings, *, is_reloading: bool) -> ConnectionSettings:
+    """The limits, with no more connections than this process may have files; raises that limit if it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections.max_connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        connections = connections.model_copy(update={"max_connections": max(soft - _OTHER_FILES, soft // 2)})
+    # Who changes a file waits for the new process.
+    return connections.model_copy(update={"drain_delay": 0.0}) if is_reloading else connections
 
 
 def port_problem(host: str, port: int) -> str | None:

@@ -1,0 +1,138 @@
+"""What the connections of one process share: their limits, the sweep that enforces those of time, and the refusals.
+
+No request sets a timer: twice a second the sweep looks at each connection and sees how long it has been in its present
+state. So a limit is kept to within half a second, and a request pays nothing for it.
+"""
+
+import asyncio
+import heapq
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from prometheus_client import Counter, Gauge
+from uvicorn.server import ServerState
+
+from app.kernel.errors import AppError, BadRequest, Unavailable
+from app.kernel.http import problem_response
+from app.kernel.ids import new_id
+from app.kernel.settings import ConnectionSettings
+from app.kernel.telemetry import request_id_var
+
+SWEEP_SECONDS = 0.5
+# After the last answer of a connection its client may still be sending; without reading that over, the answer
+# would be lost to the reset that follows.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+# A client whose connection has been silent for so long while the process ends will not mind its end.
+DRAIN_IDLE_SECONDS = 1.0
+_SECURITY = (
+    b"x-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+    b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
+)
+# RFC 3986, section 3.2.2, without user information.
+_AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_KNOWN_HOSTS = 1000
+
+_connections = Gauge("http_server_connections", "Open connections.", multiprocess_mode="livesum")
+ended = Counter("http_server_ended_connections", "Connections that the server has ended for their conduct.", ["reason"])
+
+
+class TooManyConnections(Unavailable):
+    code = "too_many_connections"
+    title = "No more connections can be taken at the moment"
+
+
+class InvalidMessage(BadRequest):
+    """What came over the connection is not HTTP/1.1 (RFC 9112), or may mean two things."""
+
+    code = "invalid_message"
+    title = "This is not a valid HTTP message"
+
+
+class Connection(Protocol):
+    """What the sweep sees of a connection."""
+
+    @property
+    def idle_since(self) -> float | None: ...
+
+    def examine(self, now: float) -> None: ...
+    def end(self, reason: str) -> None: ...
+
+
+class Guard:
+    """One per process; made with its first connection."""
+
+    def __init__(
+        self, connections: set[Connection], limits: ConnectionSettings, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.limits = limits
+        self.is_draining = False
+        self._connections = connections
+        self._loop = loop
+        self._hosts: set[bytes] = set()
+        self._sweep_for_ever()
+
+    def _sweep_for_ever(self) -> None:
+        self.sweep()
+        self._loop.call_later(SWEEP_SECONDS, self._sweep_for_ever)
+
+    def sweep(self) -> None:
+        """Ends what has been in one state for too long."""
+        now = self._loop.time()
+        for connection in tuple(self._connections):
+            connection.examine(now)
+        _connections.set(len(self._connections))
+
+    def make_room(self, newest: Connection) -> bool:
+        """Whether there is room for the `newest` one, if need be after ending those that have been idle longest."""
+        excess = len(self._connections) - self.limits.max_connections
+        if excess <= 0:
+            return True
+        idle = [item for item in self._connections if item is not newest and item.idle_since is not None]
+        # Some at a time, because looking through all of them costs as much as many requests.
+        number = excess + self.limits.max_connections // 50
+        for connection in heapq.nsmallest(number, idle, key=lambda item: item.idle_since or 0.0):
+            connection.end("evicted")
+        return len(idle) >= excess
+
+    def is_overrun(self) -> bool:
+        """Whether even those that are being told of it are too many."""
+        return len(self._connections) > self.limits.max_connections * 1.1 + 1
+
+    def knows_host(self, host: bytes) -> bool:
+        """Whether this is a valid `Host` (RFC 9110, section 7.2); the same ones come again and again."""
+        if host in self._hosts:
+            return True
+        if _AUTHORITY.fullmatch(host) is None:
+            return False
+        if len(self._hosts) < _KNOWN_HOSTS:
+            self._hosts.add(host)
+        return True
+
+
+_guards: WeakKeyDictionary[ServerState, Guard] = WeakKeyDictionary()
+
+
+def guard_of(state: ServerState, limits: ConnectionSettings, loop: asyncio.AbstractEventLoop) -> Guard:
+    """The guard of this server's connections."""
+    guard = _guards.get(state)
+    if guard is None:
+        guard = _guards[state] = Guard(state.connections, limits, loop)  # type: ignore[arg-type]  # all are ours
+    return guard
+
+
+def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The whole last answer of a connection: `error` as a problem, sent below the application."""
+    request_id = new_id().hex
+    token = request_id_var.set(request_id)
+    try:
+        response = problem_response(error)
+    finally:
+        request_id_var.reset(token)
+    phrase = HTTPStatus(error.status).phrase.encode()
+    fields = [*headers, *response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+    head = b"".join(b"%s: %s\r\n" % field for field in fields)
+    return b"HTTP/1.1 %d %s\r\n%s%s\r\n%s" % (error.status, phrase, head, _SECURITY, bytes(response.body))

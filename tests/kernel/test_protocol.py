@@ -1,0 +1,365 @@
+"""What a client may do with a connection, by raw sockets against the protocol with a small application behind it."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import Any
+
+import orjson
+import pytest
+import uvloop
+from uvicorn.server import ServerState
+
+from app.kernel.server.process import Config
+from app.kernel.server.protocol import GuardedProtocol
+from app.kernel.settings import ConnectionSettings
+
+HOST = b"Host: onehop.example\r\n"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the method, path, and body of the request; `/big` with more than any buffer takes."""
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message["body"]
+        more = message["more_body"]
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.3)
+    assert [value for name, value in scope["headers"] if name == b"host"] in ([b"onehop.example"], [])
+    text = f"{scope['method']} {scope['path']} ".encode() + body
+    if scope["path"] == "/big":
+        text = bytes(32 * 1024 * 1024)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text})
+
+
+class Served:
+    """A listening protocol in a loop of its own."""
+
+    def __init__(self, **limits: Any) -> None:
+        self._config = Config(
+            "unused:unused", connections=ConnectionSettings(**limits), grace=1, interface="asgi3", log_config=None
+        )
+        self._config.loaded, self._config.loaded_app, self._config.ws_protocol_class = True, echo, None
+        self._ready = threading.Event()
+        self._stop: Callable[[], Any] = lambda: None
+        self.state = ServerState()
+        self.port = 0
+
+    @contextmanager
+    def running(self) -> Iterator["Served"]:
+        thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
+        thread.start()
+        assert self._ready.wait(5)
+        try:
+            yield self
+        finally:
+            self._stop()
+            thread.join()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
+        listener = await loop.create_server(lambda: GuardedProtocol(self._config, self.state, {}), "127.0.0.1", 0)
+        self.port = listener.sockets[0].getsockname()[1]
+        self._ready.set()
+        await stopped.wait()
+        listener.close()
+        for connection in tuple(self.state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+    def connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.settimeout(5)
+        return connection
+
+    def exchange(self, *parts: bytes) -> bytes:
+        """All that comes back until the server closes, or has been silent for a moment after the last part."""
+        with self.connect() as connection:
+            for part in parts:
+                connection.sendall(part)
+                if len(parts) > 1:
+                    threading.Event().wait(0.02)
+            return read(connection)
+
+
+def read(connection: socket.socket, *, silence: float = 0.2) -> bytes:
+    connection.settimeout(silence)
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except TimeoutError:
+        received += b"(open)"
+    return received
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with Served().running() as running:
+        yield running
+
+
+def refused(answer: bytes, status: int, code: str) -> None:
+    """The answer is one problem, whole, and the connection is closed behind it."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0].startswith(b"http/1.1 %d " % status), answer[:300]
+    assert b"connection: close" in lines
+    assert b"content-type: application/problem+json" in lines
+    problem = orjson.loads(body)
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert f"x-request-id: {problem['request_id']}".encode() in lines
+    assert len(body) == int(next(line for line in lines if line.startswith(b"content-length"))[16:])
+
+
+def request(line: bytes = b"GET /a", *fields: bytes, body: bytes = b"", host: bytes = HOST) -> bytes:
+    return line + b" HTTP/1.1\r\n" + host + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
+
+
+def answers(received: bytes) -> list[bytes]:
+    """The bodies of successful answers, in their order."""
+    return [part.split(b"\r\n\r\n", 1)[1] for part in received.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+
+
+POST = b"POST /a"
+CHUNKED = b"Transfer-Encoding: chunked"
+INVALID = {
+    "length and coding": request(POST, b"Content-Length: 5", CHUNKED, body=b"0\r\n\r\n"),
+    "coding and length": request(POST, CHUNKED, b"Content-Length: 5", body=b"0\r\n\r\n"),
+    "two lengths": request(POST, b"Content-Length: 5", b"Content-Length: 6", body=b"abcdef"),
+    "the same length twice": request(POST, b"Content-Length: 5", b"Content-Length: 5", body=b"abcde"),
+    "a list of lengths": request(POST, b"Content-Length: 5, 5", body=b"abcde"),
+    "a signed length": request(POST, b"Content-Length: +5", body=b"abcde"),
+    "a huge length": request(POST, b"Content-Length: 99999999999999999999999", body=b"abcde"),
+    "two codings": request(POST, CHUNKED, CHUNKED, body=b"0\r\n\r\n"),
+    "a space before the colon": request(POST, b"Transfer-Encoding : chunked", body=b"0\r\n\r\n"),
+    "a coding in HTTP/1.0": b"POST /a HTTP/1.0\r\n" + HOST + CHUNKED + b"\r\n\r\n0\r\n\r\n",
+    "no chunk size": request(POST, CHUNKED, body=b"zz\r\nabc\r\n0\r\n\r\n"),
+    "a prefixed chunk size": request(POST, CHUNKED, body=b"0x3\r\nabc\r\n0\r\n\r\n"),
+    "a huge chunk size": request(POST, CHUNKED, body=b"ffffffffffffffff1\r\nabc\r\n0\r\n\r\n"),
+    "a chunk that is too long": request(POST, CHUNKED, body=b"3\r\nabcd\r\n0\r\n\r\n"),
+    "bare LF in chunks": request(POST, CHUNKED, body=b"3\nabc\n0\n\n"),
+    "bare LF in an extension": request(POST, CHUNKED, body=b"3;a\nb\r\nabc\r\n0\r\n\r\n"),
+    "bare LF": b"GET /a HTTP/1.1\nHost: onehop.example\n\n",
+    "bare LF behind a field": request(b"GET /a", b"X: y\n"),
+    "bare CR": request(b"GET /a", b"X: a\rb"),
+    "a folded field": request(b"GET /a", b"X: a\r\n b"),
+    "a field that begins with a space": b"GET /a HTTP/1.1\r\n X: y\r\n" + HOST + b"\r\n",
+    "NUL in a value": request(b"GET /a", b"X: a\0b"),
+    "NUL in a name": request(b"GET /a", b"X\0: a"),
+    "NUL in the target": request(b"GET /\0"),
+    "no ASCII in the target": request("GET /\u00e4".encode()),
+    "no host": request(host=b""),
+    "two hosts": request(host=HOST * 2),
+    "an empty host": request(host=b"Host: \r\n"),
+    "a host with a path": request(host=b"Host: foo/bar?x\r\n"),
+    "a host with a user": request(host=b"Host: a@b\r\n"),
+    "another host's URI": request(b"GET http://evil.example/x"),
+    "a URI with a user": request(b"GET http://a@onehop.example/x"),
+    "no path": request(b"OPTIONS *"),
+    "a tunnel": request(b"CONNECT onehop.example:80"),
+    "HTTP/2.0": b"GET /a HTTP/2.0\r\n" + HOST + b"\r\n",
+    "HTTP/0.9": b"GET /a\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+}
+
+
+@pytest.mark.parametrize("sent", INVALID.values(), ids=INVALID.keys())
+def test_ambiguous_messages_are_refused(served: Served, sent: bytes) -> None:
+    """What two programs might read in two ways (RFC 9112, section 11); what follows is not read as a request."""
+    refused(served.exchange(sent + request(b"GET /smuggled")), 400, "invalid_message")
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"identity", b"xchunked"])
+def test_unknown_codings(served: Served, coding: bytes) -> None:
+    refused(served.exchange(request(POST, b"Transfer-Encoding: " + coding)), 501, "unknown_transfer_coding")
+
+
+def test_what_is_unusual_but_right(served: Served) -> None:
+    """On one connection, because each is understood to its end."""
+    received = served.exchange(
+        b"\r\n" + request(),
+        request(b"GET http://onehop.example/b?c"),
+        request(b"GET http://onehop.example"),
+        request(POST, CHUNKED, body=b"3;a=b\r\nabc\r\n0\r\nHost: evil\r\n\r\n"),
+        request(POST, b"Content-Length: 2", body=b"ab") + request(b"GET /c%20d") + request(b"GET /e"),
+    )
+    assert answers(received) == [
+        b"GET /a ",
+        b"GET /b ",
+        b"GET / ",
+        b"POST /a abc",
+        b"POST /a ab",
+        b"GET /c d ",
+        b"GET /e (open)",
+    ]
+
+
+def test_trailers_are_bounded(served: Served) -> None:
+    sent = request(POST, CHUNKED, body=b"3\r\nabc\r\n0\r\nX: " + b"x" * 1_000_000)
+    refused(served.exchange(sent), 400, "invalid_message")
+    small = b"".join(b"1\r\n%c\r\n" % ord("a") for _ in range(50_000)) + b"0\r\n\r\n"
+    assert answers(served.exchange(request(POST, CHUNKED, body=small))) == [b"POST /a " + b"a" * 50_000 + b"(open)"]
+
+
+def test_http_1_0(served: Served) -> None:
+    """Without a host and without keep-alive."""
+    received = served.exchange(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    assert b"connection: close" in received
+    assert answers(received) == [b"GET /a "]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_upgrades_are_ignored(served: Served, protocol: bytes) -> None:
+    """A body behind such a head is a body: not the next request, whenever it comes."""
+    smuggled = request(b"GET /smuggled")
+    head = request(POST, b"Connection: Upgrade", b"Upgrade: " + protocol, b"Content-Length: %d" % len(smuggled))
+    for parts in ([head + smuggled + request(b"GET /b")], [head, smuggled, request(b"GET /b")]):
+        assert answers(served.exchange(*parts)) == [b"POST /a " + smuggled, b"GET /b (open)"]
+
+
+def test_expect(served: Served) -> None:
+    received = served.exchange(request(POST, b"Expect: 100-continue", b"Content-Length: 3"), b"abc")
+    assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert answers(received) == [b"POST /a abc(open)"]
+
+
+def test_an_answer_that_is_due_comes_before_the_end(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(request(b"GET /slow") + b"GARBAGE\r\n\r\n")
+        assert answers(read(connection, silence=5)) == [b"GET /slow "]
+
+
+TOO_MUCH = {
+    "a field of 10 MB": ([request(b"GET /a", b"X: " + b"x" * 10_000_000)], 431),
+    "a field of 40 kB": ([request(b"GET /a", b"X: " + b"x" * 40_000)], 431),
+    "fields of 40 kB in pieces": ([b"GET /a HTTP/1.1\r\n" + HOST, *([b"X: " + b"x" * 5000 + b"\r\n"] * 8)], 431),
+    "20,000 fields": ([request(b"GET /a", *([b"a: b"] * 20_000))], 431),
+    "101 fields": ([request(b"GET /a", *([b"a: b"] * 100))], 431),
+    "a target of 1 MB": ([request(b"GET /" + b"x" * 1_000_000)], 414),
+    "a target of 9 kB": ([request(b"GET /" + b"x" * 9000)], 414),
+    "a target in pieces": ([b"GET /", *([b"x" * 3000] * 3)], 414),
+}
+
+
+@pytest.mark.parametrize(("parts", "status"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
+def test_heads_that_are_too_large(served: Served, parts: list[bytes], status: int) -> None:
+    refused(served.exchange(*parts), status, {431: "head_too_large", 414: "target_too_long"}[status])
+
+
+def test_heads_at_the_limit(served: Served) -> None:
+    received = served.exchange(request(b"GET /" + b"x" * 8000, *([b"a: b"] * 90), b"X: " + b"x" * 20_000))
+    assert received.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_pipelining_is_bounded(served: Served) -> None:
+    """The first one and sixteen that wait are answered; the last answer says that it is the last."""
+    received = served.exchange(request() * 1000)
+    assert answers(received) == [b"GET /a "] * 17
+    assert received.count(b"connection: close") == 1
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Served]:
+    """With times that a test can wait for."""
+    limits = {"head_timeout": 0.6, "body_timeout": 0.9, "write_timeout": 0.6, "idle_timeout": 1.2, "min_rate": 1000}
+    with Served(**limits).running() as running:
+        yield running
+
+
+def test_clients_that_take_too_long(impatient: Served) -> None:
+    """All at once, because each one takes its time."""
+    began = monotonic()
+    silent = impatient.connect()
+    half_a_head = impatient.connect()
+    half_a_head.sendall(b"GET /a HTTP/1.1\r\nHo")
+    dribbling = impatient.connect()
+    half_a_body = impatient.connect()
+    half_a_body.sendall(request(POST, b"Content-Length: 100000", body=b"a" * 5000))
+    slow_body = impatient.connect()
+    slow_body.sendall(request(POST, b"Content-Length: 100000", body=b"a"))
+    unread = impatient.connect()
+    unread.sendall(request(b"GET /big"))
+    idle = impatient.connect()
+    idle.sendall(request())
+    ended = threading.Thread(target=dribble, args=(dribbling, b"GET /a HTTP/1.1\r\nX: " + b"a" * 1000))
+    ended.start()
+    # Nothing is said to somebody who has said nothing.
+    assert read(silent, silence=5) == b""
+    refused(read(half_a_head, silence=5), 408, "request_timeout")
+    refused(read(dribbling, silence=5), 408, "request_timeout")
+    refused(read(slow_body, silence=5), 408, "request_timeout")
+    refused(read(half_a_body, silence=5), 408, "request_timeout")
+    assert answers(read(idle, silence=5)) == [b"GET /a "]
+    # It was cut off: the answer ends before its end.
+    deadline = monotonic() + 5
+    while impatient.state.connections and monotonic() < deadline:
+        threading.Event().wait(0.02)
+    assert not impatient.state.connections
+    assert monotonic() - began < 8
+    received = 0
+    with suppress(ConnectionResetError):
+        while chunk := unread.recv(1 << 20):
+            received += len(chunk)
+    assert received < 32 * 1024 * 1024
+    ended.join()
+    for connection in (silent, half_a_head, dribbling, half_a_body, slow_body, unread, idle):
+        connection.close()
+
+
+def dribble(connection: socket.socket, text: bytes) -> None:
+    """Byte by byte, until the other side has had enough."""
+    for place in range(len(text)):
+        try:
+            connection.send(text[place : place + 1])
+        except OSError:
+            return
+        threading.Event().wait(0.05)
+
+
+def test_a_slow_reader_that_reads_gets_all(impatient: Served) -> None:
+    received = 0
+    with impatient.connect() as connection:
+        connection.sendall(request(b"GET /big"))
+        while chunk := connection.recv(256 * 1024):
+            received += len(chunk)
+            if received >= 32 * 1024 * 1024:
+                break
+            threading.Event().wait(0.008)
+    assert received > 32 * 1024 * 1024
+
+
+def test_who_is_idle_makes_room() -> None:
+    with Served(max_connections=5).running() as served:
+        idle = [served.connect() for _ in range(4)]
+        for connection in idle:
+            connection.sendall(request())
+            assert connection.recv(1000)
+        busy = served.connect()
+        busy.sendall(request(POST, b"Content-Length: 1"))
+        late = served.connect()
+        late.sendall(request())
+        assert late.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        closed = [connection for connection in idle if read(connection, silence=0.1) == b""]
+        assert len(closed) == 1
+        for connection in idle:
+            if connection not in closed:
+                connection.sendall(request(POST, b"Content-Length: 1"))
+        late.sendall(request(POST, b"Content-Length: 1"))
+        threading.Event().wait(0.1)
+        # All of them are being worked on.
+        refused(served.exchange(request()), 503, "too_many_connections")
+        busy.sendall(b"a")
+        assert answers(read(busy)) == [b"POST /a a(open)"]
+        for connection in (*idle, busy, late):
+            connection.close()
