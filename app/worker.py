@@ -15,7 +15,18 @@ from prometheus_client import start_http_server
 
 from app.composition import close_resources, make_resources
 from app.identity.api import IdentityTasks
-from app.jobs.api import JOB_KINDS, LANES, SCHEDULES, ArtifactStore, Executor, JobsTasks, JobWatch, Relay, WebhookSender
+from app.jobs.api import (
+    JOB_KINDS,
+    LANES,
+    SCHEDULES,
+    ArtifactStore,
+    Executor,
+    JobsTasks,
+    JobWatch,
+    Postman,
+    Relay,
+    WebhookSender,
+)
 from app.jobs.settings import JobsSettings
 from app.kernel.database import Database
 from app.kernel.mail import Mailer, make_transport
@@ -85,10 +96,11 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
+    postman = Postman(mailer, resources.keys)
     sender = WebhookSender(jobs)
     kinds = {
-        **IdentityTasks(mailer, settings.identity, settings.public_url).kinds(),
-        **JobsTasks(store, mailer, sender, resources.keys, jobs).kinds(),
+        **IdentityTasks(postman, settings.identity, settings.public_url).kinds(),
+        **JobsTasks(store, postman, sender, resources.keys, jobs).kinds(),
         **kinds,
     }
     worker_id = f"{socket.gethostname()}:{os.getpid()}"

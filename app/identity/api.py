@@ -1,5 +1,6 @@
 """What other modules and the composition root may use of the identity module."""
 
+from app.identity.queries.accounts import list_admins
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.key_rotation import rotate_signing_keys
@@ -12,6 +13,7 @@ __all__ = [
     "IdentityTasks",
     "PasswordHashing",
     "export_identity",
+    "list_admins",
     "make_identity",
     "provision_account",
     "rotate_signing_keys",

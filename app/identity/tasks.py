@@ -6,7 +6,7 @@ again makes another token, which takes the place of the one before.
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from app.identity.service.emails import (
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
 from app.kernel.ids import UserId
-from app.kernel.mail import Mail, Mailer, MailRefused, Templates
+from app.kernel.mail import Mail, MailRefused, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 from app.users import api as users
 
@@ -54,6 +54,14 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
         "your Onehop account was closed; its data will be deleted when the time to think it over has passed.",
     ),
 }
+
+
+class Postman(Protocol):
+    """Who takes messages."""
+
+    async def send(self, ctx: JobContext, mail: Mail) -> None:
+        """Raises MailRefused, also where a server has refused the address before, or RetryJob."""
+        ...
 
 
 class EmailArgs(JobArgs):
@@ -87,8 +95,8 @@ class PurgeArgs(JobArgs):
 class IdentityTasks:
     """The handlers. `public_url` is the base of links."""
 
-    def __init__(self, mailer: Mailer, settings: IdentitySettings, public_url: str) -> None:
-        self._mailer = mailer
+    def __init__(self, postman: Postman, settings: IdentitySettings, public_url: str) -> None:
+        self._postman = postman
         self._settings = settings
         self._public_url = public_url
 
@@ -170,7 +178,7 @@ class IdentityTasks:
     async def _send(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> None:
         subject, text, html = _TEMPLATES.render(template, data)
         try:
-            await self._mailer.send(Mail(to, subject, text, html, reference=str(ctx.job_id)))
+            await self._postman.send(ctx, Mail(to, subject, text, html, reference=str(ctx.job_id)))
         except MailRefused as error:
             raise PermanentJobError("mail_refused", str(error)) from error
 

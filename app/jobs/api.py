@@ -16,6 +16,7 @@ from app.jobs.service.administration import (
     retry_failed_jobs,
 )
 from app.jobs.service.execution import Executor
+from app.jobs.service.mailing import Postman
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
@@ -35,6 +36,7 @@ __all__ = [
     "JobsRuntime",
     "JobsTasks",
     "Overview",
+    "Postman",
     "Relay",
     "State",
     "WebhookSender",

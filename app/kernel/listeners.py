@@ -3,6 +3,9 @@
 An event of somebody who listens is a job row in the transaction of its cause. The set of listeners is read whole every
 few seconds and told over the bus in between; where the bus is down, an endpoint may miss what happens in the first
 seconds of its life, and nothing afterwards.
+
+An event belongs to a user, and only they hear of it. None stands for an event of the installation, which administrators
+hear of.
 """
 
 import asyncio
@@ -33,14 +36,14 @@ class Listeners:
     """One per process. Until the first read everybody may be a listener."""
 
     def __init__(
-        self, db: Database, bus: Bus, queue: Queue, read: Callable[[ReadConn], Awaitable[Sequence[UserId]]]
+        self, db: Database, bus: Bus, queue: Queue, read: Callable[[ReadConn], Awaitable[Sequence[UserId | None]]]
     ) -> None:
         self._db = db
         self._bus = bus
         self._queue = queue
         self._read_all = read
-        self._users: set[UUID] | None = None
-        self._told: set[UUID] = set()
+        self._users: set[UUID | None] | None = None
+        self._told: set[UUID | None] = set()
         self._wake = asyncio.Event()
         self._background = Background()
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._wake.set)
@@ -53,7 +56,7 @@ class Listeners:
     async def close(self) -> None:
         await self._background.close()
 
-    def has(self, user_id: UserId) -> bool:
+    def has(self, user_id: UserId | None) -> bool:
         """Whether somebody may want to hear of this user."""
         return self._users is None or user_id in self._users
 
@@ -61,7 +64,7 @@ class Listeners:
         """A unit of one statement; a transaction where that statement's event has a listener."""
         return db.transaction(label) if self.has(user_id) else db.statement(label)
 
-    async def publish(self, tx: Tx, user_id: UserId, event_type: str, data: Sequence[Mapping[str, Any]]) -> None:
+    async def publish(self, tx: Tx, user_id: UserId | None, event_type: str, data: Sequence[Mapping[str, Any]]) -> None:
         """Publishes one event for each of `data` within `tx`, if anybody listens.
 
         A unit of one statement was begun when nobody did, and stays one.
@@ -79,22 +82,22 @@ class Listeners:
         ]
         await self._queue.enqueue_rows(tx, rows)
 
-    def add(self, tx: Tx, user_id: UserId) -> None:
+    def add(self, tx: Tx, user_id: UserId | None) -> None:
         """After the commit of `tx` every process knows that this user listens."""
 
         async def tell() -> None:
             self._add(user_id)
             try:
-                await self._bus.publish(_CHANNEL, user_id.bytes)
+                await self._bus.publish(_CHANNEL, b"" if user_id is None else user_id.bytes)
             except RedisUnavailable:
                 _logger.info("a listener was not announced; all processes read it soon")
 
         tx.after_commit(tell)
 
     def _on_message(self, payload: bytes) -> None:
-        self._add(UUID(bytes=payload))
+        self._add(UUID(bytes=payload) if payload else None)
 
-    def _add(self, user_id: UUID) -> None:
+    def _add(self, user_id: UUID | None) -> None:
         # A read that is under way may have begun before this user's commit.
         self._told.add(user_id)
         if self._users is not None:

@@ -11,7 +11,7 @@ from app.jobs.api import JOB_KINDS
 from app.jobs.handlers.email_send import EmailArgs
 from app.settings import Settings
 from app.worker import open_worker
-from tests.fixtures.people import Person
+from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.post_office import PostOffice
 from tests.jobs.kinds import Producer, eventually
 from tests.jobs.test_invoices import INVOICE
@@ -35,7 +35,7 @@ async def enqueue(producer: Producer, args: dict[str, Any]) -> None:
 
 async def ends(connection: Connection) -> list[tuple[int, str | None]]:
     rows = await connection.fetch(
-        "SELECT state, error ->> 'code' AS code FROM jobs.jobs WHERE kind = 'email.send' ORDER BY id"
+        "SELECT state, error ->> 'code' AS code FROM jobs.jobs WHERE kind ~ '^(email|identity)' ORDER BY id"
     )
     return [(row["state"], row["code"]) for row in rows]
 
@@ -111,6 +111,19 @@ async def test_a_refused_address_is_not_written_to_again(
         await enqueue(producer, LETTER | {"to": "bob@example.org"})
         await until(connection, [(3, "mail_refused"), (3, "address_suppressed"), (2, None)])
     assert [item.rcpt_tos for item in post_office.received] == [["bob@example.org"]]
+
+
+async def test_security_mail_is_not_sent_to_a_refused_address_either(
+    make_person: MakePerson, mailing: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    person = await make_person(email="gone@example.org")
+    post_office.rcpt = "550 no such user"
+    async with open_worker(mailing, JOB_KINDS):
+        await until(connection, [(3, "mail_refused")])
+        post_office.rcpt = ""
+        assert (await person.post("/v1/auth/password/forgot", json={"email": person.email})).status_code == 202
+        await until(connection, [(3, "mail_refused"), (3, "mail_refused")])
+    assert post_office.received == []
 
 
 async def test_refused_words_say_nothing_about_the_address(

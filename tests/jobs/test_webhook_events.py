@@ -19,18 +19,22 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 @LOCAL
 async def test_a_finished_job_is_an_event_for_who_wants_it(
-    person: Person, make_person: MakePerson, receiver: Receiver, settings: Settings
+    person: Person, make_person: MakePerson, receiver: Receiver, settings: Settings, connection: Connection
 ) -> None:
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
     await register(person, receiver.url, "job.succeeded")
     await register(person, receiver.url, "job.failed", "invoice.issued")
     await register(await make_person(), receiver.url)
     async with open_worker(settings, JOB_KINDS):
-        job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
+        body = {"kind": "export.events", "args": {"format": "csv"}}
+        job = (await person.post("/v1/jobs", json=body, headers=trace)).json()
         (delivery,) = await settled(person)
     assert delivery["event_type"] == "job.succeeded"
     assert len(receiver.requests) == 1
     event = json.loads(receiver.requests[0][1])
     assert (event["type"], event["data"]) == ("job.succeeded", {"job_id": job["id"], "kind": "export.events"})
+    traces = await connection.fetch("SELECT trace_parent FROM jobs.jobs WHERE kind = 'webhook.deliver'")
+    assert [row["trace_parent"] for row in traces] == [trace["traceparent"]]
 
 
 async def published(connection: Connection) -> list[tuple[str, dict[str, Any]]]:
@@ -111,3 +115,25 @@ async def test_a_job_that_ends_in_its_own_transaction_or_with_its_workers_is_an_
         "job.succeeded": {"job_id": made["id"], "kind": "report.activity"},
         "job.failed": {"job_id": poison["id"], "kind": "export.events"},
     }
+
+
+@LOCAL
+async def test_a_registration_is_an_event_for_administrators_who_name_it(
+    make_person: MakePerson, receiver: Receiver, settings: Settings, connection: Connection
+) -> None:
+    admin, ordinary, everything = [await make_person() for _ in range(3)]
+    for administrator in (admin, everything):
+        await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", administrator.id)
+    await make_person()
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = 'webhook.publish'") == 0
+    for listener in (admin, ordinary):
+        await register(listener, receiver.url, "user.registered")
+    await register(everything, receiver.url, "*")
+    newcomer = await make_person()
+    async with open_worker(settings, JOB_KINDS):
+        (delivery,) = await settled(admin)
+        assert delivery["event_type"] == "user.registered"
+        for listener in (ordinary, everything):
+            assert (await listener.get("/v1/webhooks/deliveries")).json()["items"] == []
+    events = [json.loads(body) for _, body in receiver.requests]
+    assert [(event["type"], event["data"]) for event in events] == [("user.registered", {"user_id": str(newcomer.id)})]

@@ -1,5 +1,6 @@
 """Accounts."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -127,6 +128,16 @@ async def set_email(tx: Tx, user_id: UserId, email: str, email_canonical: str, n
             raise EmailTaken from error
         raise
     return old
+
+
+LIST_ADMINS = """
+SELECT user_id FROM identity.accounts WHERE user_id = ANY($1::uuid[]) AND role = 'admin' AND status = 'active'
+"""
+
+
+async def list_admins(conn: ReadConn, user_ids: Sequence[UserId]) -> list[UserId]:
+    """Those of these users who are administrators now."""
+    return [row["user_id"] for row in await conn.fetch(LIST_ADMINS, user_ids)]
 
 
 # Whoever changes what an administrator is takes these locks first, in one order, so that two of them cannot each leave

@@ -81,6 +81,7 @@ async def _store_open(
             version=1,
             totp_enabled=False,
         )
+        await _publish(tx, identity, user_id)
         tokens = await open_session(tx, identity, account, device, action="registered", methods=("pwd",))
         await mail_registered(tx, identity.queue, registration.email)
     return SignedIn(user, tokens)
@@ -101,9 +102,14 @@ async def _store_unverified(db: Database, identity: Identity, registration: Regi
         )
         if is_new:
             await _create_user(tx, user_id, registration)
+            await _publish(tx, identity, user_id)
         # One job in both cases; the worker finds out which e-mail it is.
         if may_mail:
             await mail_registered(tx, identity.queue, registration.email)
+
+
+async def _publish(tx: Tx, identity: Identity, user_id: UserId) -> None:
+    await identity.listeners.publish(tx, None, "user.registered", [{"user_id": str(user_id)}])
 
 
 async def _create_user(tx: Tx, user_id: UserId, registration: Registration) -> users.User:

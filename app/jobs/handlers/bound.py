@@ -15,7 +15,6 @@ from app.jobs.service.storage import ArtifactStore
 from app.jobs.settings import JobsSettings
 from app.kernel.idempotency import delete_expired_keys
 from app.kernel.keys import Keys
-from app.kernel.mail import Mailer
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
 
 KIND_CLEAN = "jobs.clean"
@@ -38,10 +37,10 @@ class JobsTasks:
     """The handlers that need more than their context."""
 
     def __init__(
-        self, store: ArtifactStore, mailer: Mailer, sender: WebhookSender, keys: Keys, settings: JobsSettings
+        self, store: ArtifactStore, postman: Postman, sender: WebhookSender, keys: Keys, settings: JobsSettings
     ) -> None:
         self._store = store
-        self._postman = Postman(mailer, keys)
+        self._postman = postman
         self._deliverer = WebhookDeliverer(sender, keys)
         self._settings = settings
 

@@ -20,7 +20,7 @@ from app.jobs.records.webhooks import (
     retry_after,
 )
 from app.jobs.service.endpoints import SEAL_PURPOSE
-from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_event
+from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_admin_event, publish_event
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
@@ -40,7 +40,7 @@ class DeliverArgs(JobArgs):
 
 
 class PublishArgs(JobArgs):
-    """An event of the job's owner, as `kernel.listeners` publishes it."""
+    """An event of the job's owner, or of the installation, as `kernel.listeners` publishes it."""
 
     event_id: UUID = Field(strict=False)
     event_type: str
@@ -50,12 +50,12 @@ class PublishArgs(JobArgs):
 @job(KIND_PUBLISH, args=PublishArgs, lane=LANE)
 async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
     """Brings an event to the endpoints that want it."""
-    if ctx.user_id is None:
-        raise ValueError("an event belongs to a user")
+    now = ctx.clock.now()
     async with ctx.transaction("jobs.publish") as tx:
-        await publish_event(
-            tx, ctx.queue, ctx.user_id, args.event_type, args.data, event_id=args.event_id, now=ctx.clock.now()
-        )
+        if ctx.user_id is None:
+            await publish_admin_event(tx, ctx.queue, args.event_type, args.data, event_id=args.event_id, now=now)
+        else:
+            await publish_event(tx, ctx.queue, ctx.user_id, args.event_type, args.data, event_id=args.event_id, now=now)
         await ctx.complete(tx)
 
 

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from app.jobs.records.webhooks import ALL_EVENTS, Delivery, Endpoint, MatchingEndpoint, Message, NewDelivery
+from app.jobs.records.webhooks import (
+    ADMIN_EVENTS,
+    ALL_EVENTS,
+    Delivery,
+    Endpoint,
+    MatchingEndpoint,
+    Message,
+    NewDelivery,
+)
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -62,13 +70,26 @@ async def get_endpoint(conn: ReadConn, user_id: UserId, endpoint_id: UUID) -> En
 
 
 LIST_LISTENERS = """
-SELECT DISTINCT e.user_id FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL
+SELECT e.user_id FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL
+UNION
+SELECT NULL FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL AND e.event_types && $1::text[]
 """
 
 
-async def list_listeners(conn: ReadConn) -> list[UserId]:
-    """All users with an endpoint that is in use."""
-    return [row["user_id"] for row in await conn.fetch(LIST_LISTENERS)]
+async def list_listeners(conn: ReadConn) -> list[UserId | None]:
+    """All users with an endpoint that is in use, and None if one of them names an event of the installation."""
+    return [row["user_id"] for row in await conn.fetch(LIST_LISTENERS, sorted(ADMIN_EVENTS))]
+
+
+LIST_SUBSCRIBERS = """
+SELECT DISTINCT e.user_id FROM jobs.webhook_endpoints AS e
+WHERE e.disabled_at IS NULL AND $1::text = ANY(e.event_types)
+"""
+
+
+async def list_subscribers(conn: ReadConn, event_type: str) -> list[UserId]:
+    """Users with an endpoint in use that names this event."""
+    return [row["user_id"] for row in await conn.fetch(LIST_SUBSCRIBERS, event_type)]
 
 
 UPDATE_ENDPOINT = """

@@ -11,7 +11,7 @@ from uuid import UUID
 from app.kernel.ids import UserId
 
 EVENT_TYPES: dict[str, str] = {
-    "user.registered": "An account was created.",
+    "user.registered": "Somebody registered. Administrators alone hear of it, where an endpoint names it.",
     "user.updated": "A profile was changed.",
     "user.deleted": "An account was closed.",
     "session.revoked": "A session was ended.",
@@ -21,6 +21,8 @@ EVENT_TYPES: dict[str, str] = {
     "webhook.test": "Sent on demand, to try an endpoint.",
 }
 ALL_EVENTS = "*"
+# Events of the installation, of which `*` says nothing.
+ADMIN_EVENTS = frozenset({"user.registered"})
 
 MAX_ENDPOINTS = 20
 SECRET_BYTES = 32

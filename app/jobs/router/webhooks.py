@@ -75,6 +75,7 @@ async def update_endpoint(
     endpoint = await endpoints.change_endpoint(
         resources.db,
         runtime.sender,
+        resources.listeners,
         principal.user_id,
         endpoint_id,
         url=None if patch.url is MISSING else patch.url,

@@ -1,13 +1,14 @@
 """Webhook endpoints and deliveries, for their owner."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
 from app.jobs.queries import webhooks as queries
 from app.jobs.records.webhooks import (
+    ADMIN_EVENTS,
     MAX_ENDPOINTS,
     OLD_SECRET_TTL,
     SECRET_BYTES,
@@ -19,7 +20,7 @@ from app.jobs.records.webhooks import (
 from app.jobs.service.publishing import Event, enqueue_deliveries, message_of, send_messages
 from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
@@ -54,7 +55,7 @@ async def create_endpoint(
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
     async with db.statement("jobs.create_endpoint") as tx:
-        listeners.add(tx, user_id)
+        _listen(listeners, tx, user_id, event_types)
         endpoint = await queries.insert_endpoint(
             tx,
             endpoint_id=endpoint_id,
@@ -86,6 +87,7 @@ async def get_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endp
 async def change_endpoint(
     db: Database,
     sender: WebhookSender,
+    listeners: Listeners,
     user_id: UserId,
     endpoint_id: UUID,
     *,
@@ -98,6 +100,7 @@ async def change_endpoint(
     if url is not None:
         await sender.check_url(url)
     async with db.statement("jobs.change_endpoint") as tx:
+        _listen(listeners, tx, user_id, event_types or ())
         endpoint = await queries.update_endpoint(
             tx,
             user_id,
@@ -129,7 +132,8 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, user_id: UserId,
 async def enable_endpoint(db: Database, listeners: Listeners, user_id: UserId, endpoint_id: UUID) -> Endpoint:
     """Raises EndpointNotFound."""
     async with db.statement("jobs.enable_endpoint") as tx:
-        listeners.add(tx, user_id)
+        # Before its events are known: a false alarm ends with the next read of the listeners.
+        _listen(listeners, tx, user_id, ADMIN_EVENTS)
         return _found(await queries.enable_endpoint(tx, user_id, endpoint_id))
 
 
@@ -185,3 +189,9 @@ def _found(endpoint: Endpoint | None) -> Endpoint:
     if endpoint is None:
         raise EndpointNotFound
     return endpoint
+
+
+def _listen(listeners: Listeners, tx: Tx, user_id: UserId, event_types: Collection[str]) -> None:
+    listeners.add(tx, user_id)
+    if not ADMIN_EVENTS.isdisjoint(event_types):
+        listeners.add(tx, None)

@@ -8,9 +8,10 @@ from uuid import UUID, uuid5
 
 import orjson
 
+from app.identity import api as identity
 from app.jobs.queries import webhooks as queries
 from app.jobs.records import State, Transition
-from app.jobs.records.webhooks import ALL_EVENTS, MAX_ATTEMPTS, MatchingEndpoint, Message, NewDelivery
+from app.jobs.records.webhooks import ADMIN_EVENTS, ALL_EVENTS, MAX_ATTEMPTS, MatchingEndpoint, Message, NewDelivery
 from app.kernel.database import Tx
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue import Queue
@@ -47,6 +48,18 @@ async def publish_event(
 ) -> None:
     """Publishes one event within `tx`."""
     await publish_events(tx, queue, [Event(event_id, user_id, event_type, data)], now)
+
+
+async def publish_admin_event(
+    tx: Tx, queue: Queue, event_type: str, data: Mapping[str, Any], *, event_id: UUID, now: datetime
+) -> None:
+    """Publishes an event of the installation to the endpoints of administrators that name it.
+
+    Who is one is asked now: an endpoint outlives its owner's role.
+    """
+    admins = await identity.list_admins(tx, await queries.list_subscribers(tx, event_type))
+    if admins:
+        await publish_events(tx, queue, [Event(event_id, admin, event_type, data) for admin in admins], now)
 
 
 async def publish_job_ends(
@@ -113,7 +126,8 @@ async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[Us
 
 
 def _wants(endpoint: MatchingEndpoint, event: Event) -> bool:
-    return endpoint.user_id == event.user_id and not {event.type, ALL_EVENTS}.isdisjoint(endpoint.event_types)
+    wanted = {event.type} if event.type in ADMIN_EVENTS else {event.type, ALL_EVENTS}
+    return endpoint.user_id == event.user_id and not wanted.isdisjoint(endpoint.event_types)
 
 
 def message_of(event: Event, now: datetime) -> Message:
