@@ -22,8 +22,10 @@ class IdentitySettings(Section):
     )
     refresh_retry_ttl: int = Field(60, ge=0, le=600, description="How long an Idempotency-Key repeats a rotation.")
     max_sessions: int = Field(50, ge=1, le=1000, description="Of one account; the longest unused one gives way.")
-    hash_threads: int = Field(2, ge=1, le=64, description="Password hashes at one time.")
-    hash_queue: int = Field(64, ge=0, le=10_000, description="Password hashes that may wait for a thread.")
+    hash_threads: int | None = Field(
+        None, ge=1, le=64, description="Password hashes at one time. None: one for each core of this process."
+    )
+    hash_queue: int = Field(32, ge=0, le=10_000, description="Password hashes that may wait for a thread.")
     hash_memory_kib: int = Field(19 * 1024, ge=1024, description="argon2id m, the OWASP floor by default.")
     hash_iterations: int = Field(2, ge=1, le=20, description="argon2id t.")
     network_failures: int | None = Field(

@@ -72,8 +72,10 @@ class HttpSettings(Section):
     cors_credentials: bool = False
     max_body_bytes: int = Field(1024 * 1024, ge=1024, le=1024**3)
     request_timeout: float = Field(10.0, gt=0, le=600, description="Seconds until a request is given up with 504.")
-    max_in_flight: int = Field(256, ge=1, le=100_000, description="Requests inside the framework at one moment.")
-    max_waiting: int = Field(512, ge=0, le=100_000)
+    max_in_flight: int = Field(
+        256, ge=1, le=100_000, description="Upper bound of the requests worked on at one moment; fewer if latency asks."
+    )
+    max_waiting: int = Field(128, ge=0, le=100_000, description="Reads that may wait for their turn; as many writes.")
     max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
     trusted_proxies: tuple[str, ...] = Field((), description="CIDRs whose X-Forwarded-For is believed.")
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")

@@ -1,6 +1,8 @@
 """Log-in: what is told to whom, what it costs, and what happens when much of it comes at once."""
 
 import asyncio
+import os
+import threading
 from collections import Counter
 from datetime import timedelta
 
@@ -345,3 +347,13 @@ async def test_who_was_turned_away_for_lack_of_room_has_not_failed(
         turned_away += sum(answer.status_code == 503 for answer in answers)
     assert turned_away >= 5
     assert (await client.post("/v1/auth/login", json=right)).status_code == 200
+
+
+async def test_hashing_threads_stand_back_behind_the_event_loop(client: httpx.AsyncClient, person: Person) -> None:
+    """Where both want the same core; and there are as many as this process has cores."""
+    body = {"email": person.email, "password": person.password}
+    assert (await client.post("/v1/auth/login", json=body)).status_code == 200
+    own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("password-hash")]
+    assert 1 <= len(threads) <= len(os.sched_getaffinity(0))
+    assert {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads} == {min(own + 5, 19)}

@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
+from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import trace_parent_var
@@ -170,41 +171,6 @@ async def test_deadline(planted_client: httpx.AsyncClient) -> None:
     # It counts until the answer begins, and a caller who asked to wait gets that much more.
     assert (await planted_client.get("/test/stream/0.4")).text == "first last"
     assert (await planted_client.get("/test/sleep/0.4", headers={"Prefer": "respond-async, wait=1"})).status_code == 200
-
-
-@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="1", APP_HTTP_MAX_WAIT="0.1")
-async def test_admission(planted_client: httpx.AsyncClient) -> None:
-    first = asyncio.create_task(planted_client.get("/test/sleep/0.3"))
-    await asyncio.sleep(0.05)
-    started = time.perf_counter()
-    second = asyncio.create_task(planted_client.get("/test/sleep/0"))
-    await asyncio.sleep(0.02)
-    full = await planted_client.get("/test/sleep/0")
-    assert time.perf_counter() - started < 0.09
-    problem_of(full, 503, "overloaded")
-    assert full.headers["retry-after"] in {"1", "2", "3"}
-    problem_of(await second, 503, "overloaded")
-    assert 0.1 <= time.perf_counter() - started < 0.2
-    # Whoever watches the process is always let in.
-    assert (await planted_client.get("/livez")).status_code == 200
-    assert (await planted_client.get("/metrics")).status_code == 200
-    # Who waits shortly enough gets the place.
-    await asyncio.sleep(0.1)
-    third = await planted_client.get("/test/sleep/0")
-    assert (third.status_code, (await first).status_code) == (200, 200)
-
-
-@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="2", APP_HTTP_MAX_WAITING="3", APP_HTTP_MAX_WAIT="1")
-async def test_places_come_back_whatever_happens(planted_client: httpx.AsyncClient) -> None:
-    for _ in range(10):
-        tasks = [asyncio.create_task(planted_client.get("/test/sleep/0.05")) for _ in range(5)]
-        await asyncio.sleep(0.01)
-        for task in tasks[1::2]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await planted_client.get("/test/broken")
-    answers = await asyncio.gather(*(planted_client.get("/test/sleep/0.01") for _ in range(5)))
-    assert [answer.status_code for answer in answers] == [200] * 5
 
 
 async def test_a_body_beyond_the_limit_is_refused_by_its_length(planted_client: httpx.AsyncClient) -> None:
@@ -378,7 +344,8 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
 
     scope = {"type": "http", "method": "HEAD", "path": "/", "headers": [], "query_string": b""}
     async with asyncio.timeout(1):
-        await RequestContext(endless, HttpSettings(), None, {})(scope, receive, send)
+        admission = Admission(endless, HttpSettings(), remembered=(), long_polls=(), log_ins=(), max_log_ins=1)
+        await RequestContext(admission, HttpSettings(), None, {}, admission)(scope, receive, send)
         await ended.wait()
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert (b"x-stream", b"1") in sent[0]["headers"]

@@ -1,21 +1,26 @@
 """Lets in as many requests as can be worked on, lets a few wait shortly, and refuses the rest early and cheaply."""
 
-import asyncio
 import random
-from collections import deque
+from collections.abc import Collection
+from itertools import cycle
+from time import perf_counter
 
-from prometheus_client import Counter, Gauge
+import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.errors import Unavailable
+from app.kernel.http import PROBLEM_MEDIA_TYPE
+from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
 from app.kernel.settings import HttpSettings
-
-_in_flight = Gauge("app_admission_inflight", "Admitted requests.", multiprocess_mode="livesum")
-_rejected = Counter("app_admission_rejected", "Refused requests.", ["reason"])
 
 # These tell whether the process lives and what it does, so they must answer when nothing else can.
 _ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
+# What reads cannot take from writes and writes not from reads; the rest is for who comes first.
+_RESERVED = 0.4
+_LOWEST_LIMIT = 8
+_FIRST_LIMIT = 64
 _MAX_RETRY_AFTER = 3
+_READS = frozenset({"GET", "HEAD"})
 
 
 class Overloaded(Unavailable):
@@ -24,58 +29,128 @@ class Overloaded(Unavailable):
 
 
 class Admission:
-    """A gate of `max_in_flight` places and `max_waiting` seats, left by the first come or after `max_wait` seconds."""
+    """Reads and writes have places by what latency allows, log-ins as many as there are hashes at one time, and those
+    that wait for a job (`Prefer: wait=N`) have places of their own, because they do nothing meanwhile.
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+    `remembered` are the paths whose answers may come from memory. Those are looked up even when all places are taken,
+    since refusing would cost as much; only what is not found there needs a place (`take_place`). `long_polls` are
+    beginnings of paths where a caller may ask to wait; `log_ins` are the paths of requests that hash a password.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        *,
+        remembered: Collection[str],
+        long_polls: tuple[str, ...],
+        log_ins: Collection[str],
+        max_log_ins: int,
+    ) -> None:
         self._app = app
-        self._places = settings.max_in_flight
-        self._seats = settings.max_waiting
-        self._max_wait = settings.max_wait
-        self._used = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # Whether somebody lately found no place; only then is it worth asking `refuses` first.
+        self.is_pressed = False
+        highest = settings.max_in_flight
+        limit = AdaptiveLimit(lowest=min(_LOWEST_LIMIT, highest), start=min(_FIRST_LIMIT, highest), highest=highest)
+        work = Gate("work", limit, seats=settings.max_waiting, max_wait=settings.max_wait)
+        self._reads = Share("read", work, _RESERVED)
+        self._writes = Share("write", work, _RESERVED)
+        self._log_ins = Share("log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0))
+        self._waits = Share("wait", Gate("wait", FixedLimit(highest), seats=0, max_wait=0))
+        self._gates = (work, self._log_ins.gate, self._waits.gate)
+        self._remembered = frozenset(remembered)
+        self._long_polls = long_polls
+        self._log_in_paths = frozenset(log_ins)
 
     def sample(self) -> None:
-        """Sets the gauge."""
-        _in_flight.set(self._used)
+        """Brings the metrics up to date."""
+        for gate in self._gates:
+            gate.sample()
+        self.is_pressed = not all(gate.has_place for gate in self._gates)
+
+    def refuses(self, scope: Scope) -> bool:
+        """Whether a request finds neither a place nor a seat; it may be asked before anything is done for it."""
+        path = scope["path"]
+        if path in _ALWAYS_ADMITTED or (path in self._remembered and scope["method"] in _READS):
+            return False
+        share = self._share_of(scope)
+        return share.gate.refuses(share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ADMITTED:
             await self._app(scope, receive, send)
             return
-        if self._used >= self._places:
-            await self._wait_for_place()
+        share = self._share_of(scope)
+        if share.gate.enters(share):
+            scope["place"] = share
+            scope["admitted_at"] = perf_counter()
         else:
-            self._used += 1
+            self.is_pressed = True
+            scope["wanted_place"] = share
+            if scope["path"] not in self._remembered or share is not self._reads:
+                await take_place(scope)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._leave()
+            leave_place(scope)
 
-    async def _wait_for_place(self) -> None:
-        if len(self._waiting) >= self._seats:
-            _rejected.labels("queue_full").inc()
-            raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            async with asyncio.timeout(self._max_wait):
-                await place
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if place.done() and not place.cancelled():
-                # The place came at the same moment; somebody else takes it.
-                self._leave()
-            elif place in self._waiting:
-                self._waiting.remove(place)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            _rejected.labels("waited_too_long").inc()
-            raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER)) from error  # noqa: S311
+    def _share_of(self, scope: Scope) -> Share:
+        if scope["method"] in _READS:
+            path = scope["path"]
+            return self._waits if path.startswith(self._long_polls) and _asks_to_wait(scope) else self._reads
+        return self._log_ins if scope["path"] in self._log_in_paths else self._writes
 
-    def _leave(self) -> None:
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                # The place is handed over, so the number of used ones stays.
-                place.set_result(None)
-                return
-        self._used -= 1
+
+async def take_place(scope: Scope) -> None:
+    """Waits for a place, if the request goes on without one so far.
+
+    Raises:
+        Overloaded: there is none.
+    """
+    share: Share | None = scope.pop("wanted_place", None)
+    if share is None:
+        return
+    if not share.gate.enters(share) and not await share.gate.waits(share):
+        raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
+    scope["place"] = share
+    scope["admitted_at"] = perf_counter()
+
+
+def leave_place(scope: Scope) -> None:
+    """Gives the place back, if the request has one. From now on it only sends, or waits for what others do."""
+    share: Share | None = scope.pop("place", None)
+    if share is not None:
+        now = perf_counter()
+        share.gate.observe(scope.get("endpoint") or scope.get("route_template"), now - scope["admitted_at"], now)
+        share.gate.leave(share)
+
+
+def _asks_to_wait(scope: Scope) -> bool:
+    return any(name == b"prefer" and b"wait=" in value for name, value in scope["headers"])
+
+
+class Refusal:
+    """The answer to what finds no place, finished but for the request's id. `headers` are those of every answer."""
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        error = Overloaded()
+        content = {
+            "type": f"/problems/{error.code}",
+            "title": error.title,
+            "status": error.status,
+            "detail": error.title,
+            "instance": "urn:onehop:request:%b",
+            "code": error.code,
+            "request_id": "%b",
+        }
+        self._body = orjson.dumps(content)
+        self._size = len(self._body) - 2 * len(b"%b")
+        common = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), *headers]
+        seconds = range(1, _MAX_RETRY_AFTER + 1)
+        self._heads = cycle([[*common, (b"retry-after", b"%d" % value)] for value in seconds])
+
+    async def send(self, request_id: bytes, send: Send) -> None:
+        length = b"%d" % (self._size + 2 * len(request_id))
+        headers = [*next(self._heads), (b"content-length", length), (b"x-request-id", request_id)]
+        await send({"type": "http.response.start", "status": Overloaded.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self._body % (request_id, request_id)})

@@ -4,6 +4,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Authenticator, InvalidToken
 from app.kernel.errors import AppError
+from app.kernel.middleware.admission import take_place
 
 _SCHEME = b"bearer "
 
@@ -23,6 +24,8 @@ class Authentication:
                 if principal is not None:
                     scope["principal"] = principal
                 else:
+                    # Looking a token up costs more than most requests.
+                    await take_place(scope)
                     await self._authenticate(scope, header)
         await self._app(scope, receive, send)
 

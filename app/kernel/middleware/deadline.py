@@ -1,22 +1,27 @@
-"""Gives up a request that has not begun to answer in time."""
+"""Gives up a request that has not begun to answer in time, and a read whose client has gone."""
 
 import asyncio
 import re
+from collections import deque
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import DeadlineExceeded
+from app.kernel.middleware.admission import leave_place
 from app.kernel.settings import HttpSettings
 
 _WAIT = re.compile(rb"(?:^|,)\s*wait=(\d{1,3})\s*(?:,|$)")
 _MAX_WAIT_SECONDS = 30
+# Most reads are done by then, so that it costs them nothing to be watched.
+_WATCHED_AFTER_SECONDS = 0.05
 
 
 class Deadline:
     """Stands behind the response cache, because what comes from memory needs no timer.
 
     The clock stops when the answer begins, so that a download or a stream may take its time. A caller that asks to wait
-    (`Prefer: wait=N`, RFC 7240) gets that much more.
+    (`Prefer: wait=N`, RFC 7240) gets that much more. A write goes on when its client has gone: half of it may be done.
     """
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
@@ -28,20 +33,80 @@ class Deadline:
             await self._app(scope, receive, send)
             return
         seconds = self._seconds + _asked_to_wait(scope["found_headers"].get(b"prefer"))
-        timer = asyncio.timeout(seconds)
-
-        async def send_and_stop_clock(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                timer.reschedule(None)
-            await send(message)
-
+        exchange = _Exchange(scope, receive, send, seconds)
         try:
-            async with timer:
-                await self._app(scope, receive, send_and_stop_clock)
-        except TimeoutError as error:
-            if timer.expired():
-                raise DeadlineExceeded from error
+            await self._app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError as error:
+            reason = exchange.reason
+            if reason is not None and exchange.was_cancelled_only_here():
+                raise reason() from error
             raise
+        finally:
+            exchange.stop_clock()
+
+
+class _Exchange:
+    """One request with its clock. What `asyncio.timeout` does, at a quarter of its cost."""
+
+    __slots__ = ("_cancelling", "_ends", "_kept", "_loop", "_receive", "_scope", "_send", "_task", "_timer", "_watch",
+                 "reason")  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._loop = loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task.
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._kept: deque[Message] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        # Why the request was given up.
+        self.reason: type[Exception] | None = None
+        self._ends = loop.time() + seconds
+        if scope["method"] == "GET" and seconds > _WATCHED_AFTER_SECONDS:
+            self._timer = loop.call_later(_WATCHED_AFTER_SECONDS, self._start_watch)
+        else:
+            self._timer = loop.call_later(seconds, self._give_up, DeadlineExceeded)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.stop_clock()
+            leave_place(self._scope)
+        await self._send(message)
+
+    async def receive(self) -> Message:
+        if self._kept:
+            return self._kept.popleft()
+        if self._watch is not None:
+            # Two that wait for messages would take them from each other.
+            self._watch.cancel()
+        return await self._receive()
+
+    def stop_clock(self) -> None:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def was_cancelled_only_here(self) -> bool:
+        return self._task.uncancel() <= self._cancelling
+
+    def _start_watch(self) -> None:
+        self._timer = self._loop.call_at(self._ends, self._give_up, DeadlineExceeded)
+        self._watch = self._loop.create_task(self._until_disconnect())
+
+    async def _until_disconnect(self) -> None:
+        while (message := await self._receive())["type"] != "http.disconnect":
+            if self._kept is None:
+                self._kept = deque()
+            self._kept.append(message)
+        self._give_up(ClientDisconnect)
+
+    def _give_up(self, reason: type[Exception]) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self._task.cancel()
 
 
 def _asked_to_wait(prefer: bytes | None) -> int:

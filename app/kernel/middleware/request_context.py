@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.access_log import AccessLog
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import problem_response
+from app.kernel.middleware.admission import Admission, Refusal
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
@@ -45,12 +46,19 @@ class RequestContext:
     """`routes` maps an endpoint function to its path template, which is the label of its metrics."""
 
     def __init__(
-        self, app: ASGIApp, settings: HttpSettings, access_log: AccessLog | None, routes: Mapping[Any, str]
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        access_log: AccessLog | None,
+        routes: Mapping[Any, str],
+        admission: Admission,
     ) -> None:
         self._app = app
+        self._admission = admission
         self._timeout = settings.request_timeout
         self._max_body_bytes = settings.max_body_bytes
         self._security = SecurityHeaders(settings)
+        self._refusal = Refusal(self._security.added_to(()))
         self._access_log = access_log
         self._routes = routes
         self._prefix = os.urandom(6).hex()
@@ -66,10 +74,14 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._admission.is_pressed and self._admission.refuses(scope):
+            # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
+            await self._refusal.send(self._request_id(_given_id(scope)).encode(), send)
+            return
         started = perf_counter()
         found = {name: value for name, value in scope["headers"] if name in _WANTED}
         scope["found_headers"] = found
-        request_id = self._request_id(found)
+        request_id = self._request_id(found.get(b"x-request-id"))
         request_id_var.set(request_id)
         trace_parent = found.get(b"traceparent")
         is_traced = trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent)
@@ -133,8 +145,7 @@ class RequestContext:
         """A problem of a layer outside the one that adds the security headers."""
         await problem_response(error)(scope, receive, self._security.wrap(exchange.send))
 
-    def _request_id(self, found: dict[bytes, bytes]) -> str:
-        given = found.get(b"x-request-id")
+    def _request_id(self, given: bytes | None) -> str:
         if given is not None and _REQUEST_ID.fullmatch(given):
             return given.decode()
         return f"{self._prefix}-{next(self._numbers):x}"
@@ -149,6 +160,13 @@ class RequestContext:
         observe(seconds)
         if self._access_log is not None:
             self._access_log.write(method, route, exchange.status, seconds, scope)
+
+
+def _given_id(scope: Scope) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return cast("bytes", value)
+    return None
 
 
 class _Exchange:

@@ -16,6 +16,7 @@ from app.kernel.cache import CachedAnswer
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.http import body_etag, matches_any
 from app.kernel.ids import UserId
+from app.kernel.middleware.admission import take_place
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.resources import Resources
 
@@ -66,6 +67,7 @@ class ResponseCache:
         read = self._reads.get(scope["path"])
         principal: Principal | None = scope.get("principal")
         if read is None or principal is None or not read.scopes <= principal.scopes:
+            await take_place(scope)
             await self._app(scope, receive, _Conditional(scope, send).send)
             return
         query = scope["query_string"]
@@ -74,6 +76,7 @@ class ResponseCache:
             key = f"{key}?{query.decode('latin-1')}"
         answer = self._cache.get_local(key)
         if answer is None:
+            await take_place(scope)
             await self._answer_miss(scope, receive, send, read, principal, key)
         else:
             scope["route_template"] = read.path

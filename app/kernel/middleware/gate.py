@@ -1,0 +1,209 @@
+"""How many requests are worked on at once, and who gets the next free place. Knows nothing of HTTP."""
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable
+from time import perf_counter
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_limit = Gauge("app_admission_limit", "Places at the moment.", ["pool"], multiprocess_mode="livesum")
+_in_flight = Gauge("app_admission_inflight", "Requests that have a place.", ["class"], multiprocess_mode="livesum")
+_queue_seconds = Histogram("app_admission_queue_seconds", "Waits for a place, also those in vain.", ["class"])
+_rejected = Counter("app_admission_rejected", "Refused requests.", ["class", "reason"])
+
+# Above so many times the usual latency there are too many requests inside.
+_TOLERANCE = 1.5
+# Up to this times the tolerance nobody minds, however much quicker a single request would be.
+_PROMPT_SECONDS = 0.02
+_WINDOW_SECONDS = 0.1
+_WINDOW_SAMPLES = 10
+_SMOOTHING = 0.2
+_STEP = 4
+_USUAL_WEIGHT = 0.01
+# What is answered from memory says nothing of the load.
+_INSTANT_SECONDS = 0.0002
+# A refusal tells that there is too much to do; so long after it the newest comes first, and hardly anybody waits.
+_CROWDED_SECONDS = 1.0
+_CROWDED_SEATS = 8
+
+
+class AdaptiveLimit:
+    """Gradient2 of Netflix's concurrency-limits: as many places as do not make requests slower than usual.
+
+    Two things differ from the original. Each latency is compared with what is usual for its own kind of request, since
+    a mix of light and heavy ones has no usual latency. And what is usual is not learned while requests are refused,
+    unless there are as few places as may be: a lasting overload would become the measure of itself.
+    """
+
+    def __init__(self, *, lowest: int, start: int, highest: int) -> None:
+        self.value = start
+        self._exact = float(start)
+        self._lowest = lowest
+        self._highest = highest
+        self._usual: dict[Hashable, float] = {}
+        self._expected = 0.0
+        self._measured = 0.0
+        self._samples = 0
+        self._most_used = 0
+        self._window_ends = 0.0
+
+    def observe(self, kind: Hashable, seconds: float, now: float, *, used: int, is_crowded: bool) -> None:
+        """A request of this kind was answered after `seconds`, when `used` places were taken."""
+        usual = self._usual.setdefault(kind, seconds)
+        self._expected += max(usual, _PROMPT_SECONDS)
+        self._measured += seconds
+        self._samples += 1
+        self._most_used = max(self._most_used, used)
+        if seconds < usual or not is_crowded or self.value <= self._lowest:
+            self._usual[kind] = usual + (seconds - usual) * _USUAL_WEIGHT
+        if now >= self._window_ends and self._samples >= _WINDOW_SAMPLES:
+            self._adapt(now)
+
+    def _adapt(self, now: float) -> None:
+        gradient = min(1.0, max(0.5, _TOLERANCE * self._expected / self._measured))
+        if gradient < 1:
+            self._exact = max(self._lowest, self._exact * (1 - _SMOOTHING * (1 - gradient)))
+        elif self._most_used * 2 >= self.value:
+            # More places than are used would only let in a crowd all at once.
+            self._exact = min(self._highest, self._exact + _STEP)
+        self.value = int(self._exact)
+        self._expected = self._measured = 0.0
+        self._samples = self._most_used = 0
+        self._window_ends = now + _WINDOW_SECONDS
+
+
+class FixedLimit:
+    """As many places as somebody said."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def observe(self, kind: Hashable, seconds: float, now: float, *, used: int, is_crowded: bool) -> None: ...
+
+
+class Share:
+    """One class of requests at a gate. It may have `part` of the places even when all others are taken."""
+
+    __slots__ = ("gate", "name", "part", "queue_full", "used", "waited_too_long", "waiting")
+
+    def __init__(self, name: str, gate: "Gate", part: float = 0.0) -> None:
+        self.name = name
+        self.gate = gate
+        self.part = part
+        self.used = 0
+        self.waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
+        self.queue_full = 0
+        self.waited_too_long = 0
+        gate.shares.append(self)
+
+
+class Gate:
+    """Places for several classes of requests, and seats for a few that wait.
+
+    Who waits is let in in the order of coming. Once somebody had to be refused it is the newest first: the others have
+    waited so long already that they may be gone, and all would be late if they were served in turn.
+    """
+
+    def __init__(self, name: str, limit: AdaptiveLimit | FixedLimit, *, seats: int, max_wait: float) -> None:
+        self.name = name
+        self.used = 0
+        self.limit = limit
+        self.shares: list[Share] = []
+        self._seats = seats
+        self._max_wait = max_wait
+        self._crowded_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def sample(self) -> None:
+        """Brings the metrics up to date."""
+        _limit.labels(self.name).set(self.limit.value)
+        for share in self.shares:
+            _in_flight.labels(share.name).set(share.used)
+            _rejected.labels(share.name, "queue_full").inc(share.queue_full)
+            _rejected.labels(share.name, "waited_too_long").inc(share.waited_too_long)
+            share.queue_full = share.waited_too_long = 0
+
+    @property
+    def has_place(self) -> bool:
+        return self.used < self.limit.value
+
+    def enters(self, share: Share) -> bool:
+        """Takes a place if one is free."""
+        if self.used < self.limit.value or share.used < share.part * self.limit.value:
+            self.used += 1
+            share.used += 1
+            return True
+        return False
+
+    def refuses(self, share: Share) -> bool:
+        """Whether there is neither a place nor a seat; counts the refusal then."""
+        if self.used < self.limit.value or share.used < share.part * self.limit.value:
+            return False
+        now = perf_counter()
+        is_crowded = now < self._crowded_until
+        if len(share.waiting) < (min(_CROWDED_SEATS, self._seats) if is_crowded else self._seats):
+            return False
+        self._crowded_until = now + _CROWDED_SECONDS
+        share.queue_full += 1
+        return True
+
+    async def waits(self, share: Share) -> bool:
+        """Waits for a place; False: there is none to be had in time."""
+        if self.refuses(share):
+            return False
+        now = perf_counter()
+        loop = asyncio.get_running_loop()
+        place: asyncio.Future[bool] = loop.create_future()
+        entry = (place, now + self._max_wait)
+        share.waiting.append(entry)
+        if self._timer is None:
+            self._timer = loop.call_later(self._max_wait, self._expire)
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if not place.cancelled() and place.done():
+                if place.result():
+                    self.leave(share)
+            else:
+                share.waiting.remove(entry)
+            raise
+        finally:
+            _queue_seconds.labels(share.name).observe(perf_counter() - now)
+
+    def leave(self, share: Share) -> None:
+        """Gives a place back, to somebody who waits if there is one."""
+        self.used -= 1
+        share.used -= 1
+        for other in self.shares:
+            if other.waiting:
+                self._let_in()
+                return
+
+    def observe(self, kind: Hashable, seconds: float, now: float) -> None:
+        """Tells the limit how long a request took."""
+        if seconds > _INSTANT_SECONDS:
+            self.limit.observe(kind, seconds, now, used=self.used, is_crowded=now < self._crowded_until)
+
+    def _let_in(self) -> None:
+        is_crowded = perf_counter() < self._crowded_until
+        while waiting := [share for share in self.shares if share.waiting]:
+            # The class that has the least of its part comes first.
+            share = min(waiting, key=lambda share: share.used / (share.part or 1.0))
+            if not self.enters(share):
+                return
+            place, _ = share.waiting.pop() if is_crowded else share.waiting.popleft()
+            place.set_result(True)
+
+    def _expire(self) -> None:
+        """Turns away those who have waited too long."""
+        now = perf_counter()
+        self._timer = None
+        for share in self.shares:
+            while share.waiting and share.waiting[0][1] <= now:
+                share.waiting.popleft()[0].set_result(False)
+                share.waited_too_long += 1
+                self._crowded_until = now + _CROWDED_SECONDS
+        ends = [share.waiting[0][1] for share in self.shares if share.waiting]
+        if ends:
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, min(ends) - now), self._expire)

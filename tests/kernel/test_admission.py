@@ -1,0 +1,207 @@
+"""Who is let in when there is more to do than can be done, and how the others are told."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from app.kernel.auth import Public
+from app.kernel.http import Router, json_response
+from tests.fixtures.answers import problem_of
+from tests.fixtures.people import Person, register
+from tests.fixtures.waiting import eventually
+from tests.kernel.conftest import Planted
+
+
+class Held:
+    """Requests that stay inside until they are let go."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.go = asyncio.Event()
+
+    async def stay(self) -> None:
+        self.inside += 1
+        try:
+            await self.go.wait()
+        finally:
+            self.inside -= 1
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+@pytest.fixture
+async def client(planted: Planted, held: Held) -> AsyncIterator[httpx.AsyncClient]:
+    router = Router(prefix="/test")
+
+    @router.get("/hold", dependencies=[Public])
+    async def hold() -> Response:
+        await held.stay()
+        return json_response({})
+
+    @router.post("/hold", dependencies=[Public])
+    async def hold_write() -> Response:
+        await held.stay()
+        return json_response({})
+
+    @router.get("/sleep/{seconds}", dependencies=[Public])
+    async def sleep(seconds: float) -> Response:
+        await asyncio.sleep(seconds)
+        return json_response({})
+
+    @router.get("/stream", dependencies=[Public])
+    async def stream() -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"first "
+            await held.stay()
+            yield b"last"
+
+        return StreamingResponse(parts(), media_type="text/plain")
+
+    @router.get("/broken", dependencies=[Public])
+    async def broken() -> Response:
+        raise ValueError
+
+    async with planted(router) as client:
+        yield client
+        held.go.set()
+
+
+Answering = asyncio.Task[httpx.Response]
+
+
+async def fill(client: httpx.AsyncClient, held: Held, count: int, method: str = "GET") -> list[Answering]:
+    tasks = [asyncio.create_task(client.request(method, "/test/hold")) for _ in range(count)]
+    before = held.inside
+    await eventually(lambda: held.inside == before + count)
+    return tasks
+
+
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="2", APP_HTTP_MAX_WAITING="1", APP_HTTP_MAX_WAIT="0.3")
+async def test_admission(client: httpx.AsyncClient, held: Held) -> None:
+    inside = await fill(client, held, 2)
+    started = time.perf_counter()
+    second = asyncio.create_task(client.get("/test/hold"))
+    await asyncio.sleep(0.02)
+    full = await client.get("/test/hold")
+    assert time.perf_counter() - started < 0.25
+    problem_of(full, 503, "overloaded")
+    assert full.headers["retry-after"] in {"1", "2", "3"}
+    problem_of(await second, 503, "overloaded")
+    assert time.perf_counter() - started >= 0.3
+    # Whoever watches the process is always let in.
+    assert (await client.get("/livez")).status_code == 200
+    assert (await client.get("/readyz")).status_code == 200
+    metrics = (await client.get("/metrics")).text
+    assert 'app_admission_limit{pool="work"}' in metrics
+    # Who waits shortly enough gets the place.
+    third = asyncio.create_task(client.get("/test/sleep/0"))
+    await asyncio.sleep(0.05)
+    held.go.set()
+    assert [answer.status_code for answer in await asyncio.gather(*inside, third)] == [200, 200, 200]
+
+
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="2", APP_HTTP_MAX_WAITING="3", APP_HTTP_MAX_WAIT="5")
+async def test_places_come_back_whatever_happens(client: httpx.AsyncClient) -> None:
+    for _ in range(10):
+        tasks = [asyncio.create_task(client.get("/test/sleep/0.05")) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        for task in tasks[1::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await client.get("/test/broken")
+    answers = await asyncio.gather(*(client.get("/test/sleep/0.01") for _ in range(5)))
+    assert [answer.status_code for answer in answers] == [200] * 5
+
+
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="0")
+async def test_a_refusal_looks_the_same_however_early_it_comes(client: httpx.AsyncClient, held: Held) -> None:
+    await fill(client, held, 1)
+    late = await client.get("/test/hold", headers={"X-Request-ID": "mine-1"})
+    early = await client.get("/test/hold", headers={"X-Request-ID": "mine-2"})
+    problem_of(late, 503, "overloaded")
+    problem_of(early, 503, "overloaded")
+    assert late.text.replace("mine-1", "mine-2") == early.text
+    assert early.headers["x-request-id"] == "mine-2"
+    assert set(late.headers) == set(early.headers)
+    for name in set(early.headers) - {"x-request-id", "retry-after"}:
+        assert early.headers[name] == late.headers[name], name
+    made = await client.get("/test/hold", headers={"X-Request-ID": "not one"})
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", made.headers["x-request-id"])
+    problem_of(made, 503, "overloaded")
+    assert (await client.head("/test/hold")).status_code == 503
+    await eventually(lambda: refused(client, "read", "queue_full", 4))
+
+
+async def refused(client: httpx.AsyncClient, name: str, reason: str, least: float) -> bool:
+    metrics = (await client.get("/metrics")).text
+    found = re.search(rf'app_admission_rejected_total{{class="{name}",reason="{reason}"}} ([\d.]+)', metrics)
+    return found is not None and float(found[1]) >= least
+
+
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="0")
+async def test_what_is_in_memory_needs_no_place(client: httpx.AsyncClient, held: Held) -> None:
+    person = await register(client)
+    for path in ("/v1/users/me", "/v1/overview"):
+        assert (await person.get(path)).status_code == 200
+    (inside,) = await fill(client, held, 1)
+    for _ in range(2):
+        assert (await person.get("/v1/users/me")).status_code == 200
+        assert (await person.get("/v1/overview")).status_code == 200
+        # Not in memory, of a path that might be; and a token that nobody has seen.
+        problem_of(await person.get("/v1/users/me/preferences"), 503, "overloaded")
+        stranger = Person(client, person.id, "", "", {"access_token": "unknown"})
+        problem_of(await stranger.get("/v1/users/me"), 503, "overloaded")
+        problem_of(await client.get("/v1/users/me"), 503, "overloaded")
+    held.go.set()
+    assert (await inside).status_code == 200
+    assert (await person.get("/v1/users/me/preferences")).status_code == 200
+
+
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="5", APP_HTTP_MAX_WAITING="0")
+async def test_reads_leave_places_for_writes(client: httpx.AsyncClient, held: Held) -> None:
+    await fill(client, held, 5)
+    problem_of(await client.get("/test/sleep/0"), 503, "overloaded")
+    await fill(client, held, 2, method="POST")
+    problem_of(await client.post("/test/hold"), 503, "overloaded")
+
+
+@pytest.mark.settings(
+    APP_HTTP_MAX_IN_FLIGHT="1",
+    APP_HTTP_MAX_WAITING="0",
+    APP_IDENTITY_HASH_THREADS="1",
+    APP_IDENTITY_HASH_QUEUE="0",
+    APP_IDENTITY_HASH_ITERATIONS="6",
+)
+async def test_log_ins_have_places_of_their_own(client: httpx.AsyncClient, held: Held) -> None:
+    person = await register(client)
+    await fill(client, held, 1, method="POST")
+    body = {"email": person.email, "password": person.password}
+    answers = await asyncio.gather(*(client.post("/v1/auth/login", json=body) for _ in range(3)))
+    assert sorted(answer.status_code for answer in answers) == [200, 503, 503]
+    for answer in answers:
+        if answer.status_code == 503:
+            problem_of(answer, 503, "overloaded")
+    assert (await client.post("/v1/auth/login", json=body)).status_code == 200
+
+
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="0")
+async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncClient, held: Held) -> None:
+    person = await register(client)
+    job = await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})
+    path = job.headers["location"]
+    polls = [asyncio.create_task(person.get(path, headers={"Prefer": "wait=1"}))]
+    await asyncio.sleep(0.05)
+    streams = [asyncio.create_task(client.get("/test/stream"))]
+    await eventually(lambda: held.inside == 1)
+    assert (await client.get("/test/sleep/0")).status_code == 200
+    held.go.set()
+    assert [answer.status_code for answer in await asyncio.gather(*polls, *streams)] == [200, 200]

@@ -1,0 +1,171 @@
+"""The gate: how many places there are, and who gets the next one."""
+
+import asyncio
+from time import perf_counter
+
+import pytest
+
+from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
+from tests.fixtures.waiting import eventually
+
+
+class Clocked:
+    """A limit with a clock of its own; `answer` is a window of requests that took so long."""
+
+    def __init__(self, *, lowest: int = 8, start: int = 64, highest: int = 256) -> None:
+        self.limit = AdaptiveLimit(lowest=lowest, start=start, highest=highest)
+        self.now = 0.0
+
+    def answer(self, seconds: float, *, kind: str = "read", used: int | None = None, is_crowded: bool = False) -> int:
+        self.now += 0.2
+        for _ in range(10):
+            taken = self.limit.value if used is None else used
+            self.limit.observe(kind, seconds, self.now, used=taken, is_crowded=is_crowded)
+        return self.limit.value
+
+
+def test_the_limit_grows_while_all_places_are_used_and_latency_stays() -> None:
+    clocked = Clocked()
+    assert [clocked.answer(0.1) for _ in range(3)] == [68, 72, 76]
+    assert [clocked.answer(0.1, used=20) for _ in range(3)] == [76, 76, 76]
+    assert max(clocked.answer(0.1) for _ in range(100)) == 256
+
+
+def test_the_limit_falls_when_requests_take_longer_than_usual_and_comes_back() -> None:
+    clocked = Clocked()
+    clocked.answer(0.1)
+    before = clocked.limit.value
+    # Half as long again is borne with.
+    assert clocked.answer(0.14, is_crowded=True) > before
+    fallen = [clocked.answer(0.5, is_crowded=True) for _ in range(60)]
+    until = fallen.index(8)
+    assert fallen[:until] == sorted(fallen[:until], reverse=True)
+    assert until < 40
+    again = [clocked.answer(0.1, is_crowded=True) for _ in range(16)]
+    assert again[-1] >= 64
+
+
+def test_nobody_minds_what_is_prompt() -> None:
+    clocked = Clocked()
+    clocked.answer(0.001)
+    assert clocked.answer(0.029) > 64
+    assert [clocked.answer(0.060, is_crowded=True) for _ in range(5)][-1] < 64
+
+
+def test_each_kind_of_request_has_its_own_usual_latency() -> None:
+    clocked = Clocked()
+    values = [clocked.answer(seconds, kind=kind) for _ in range(10) for kind, seconds in (("a", 0.02), ("b", 0.8))]
+    assert values == sorted(values)
+
+
+def test_an_overload_does_not_become_usual() -> None:
+    clocked = Clocked()
+    clocked.answer(0.1)
+    for _ in range(200):
+        clocked.answer(0.1 * clocked.limit.value / 32, is_crowded=True)
+    assert 40 <= clocked.limit.value <= 52
+
+
+def test_what_is_slow_whatever_is_let_in_becomes_usual() -> None:
+    clocked = Clocked()
+    clocked.answer(0.05)
+    assert [clocked.answer(0.3, is_crowded=True) for _ in range(60)].count(8) > 0
+    assert max(clocked.answer(0.3, is_crowded=True) for _ in range(60)) > 64
+
+
+def make_gate(places: int, *, seats: int = 10, max_wait: float = 5.0) -> Gate:
+    return Gate("test", FixedLimit(places), seats=seats, max_wait=max_wait)
+
+
+async def wait_for_place(gate: Gate, share: Share, name: str, order: list[str]) -> bool:
+    if not await gate.waits(share):
+        return False
+    order.append(name)
+    return True
+
+
+async def line_up(gate: Gate, share: Share, names: str, order: list[str]) -> "list[asyncio.Task[bool]]":
+    tasks = [asyncio.create_task(wait_for_place(gate, share, name, order)) for name in names]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_first_come_first_served_until_somebody_is_refused() -> None:
+    gate = make_gate(1, seats=4)
+    share = Share("read", gate, 1.0)
+    assert gate.enters(share)
+    assert not gate.enters(share)
+    order: list[str] = []
+    tasks = await line_up(gate, share, "abcd", order)
+    gate.leave(share)
+    await asyncio.sleep(0)
+    assert order == ["a"]
+    tasks += await line_up(gate, share, "e", order)
+    assert not await gate.waits(share)
+    for _ in range(4):
+        gate.leave(share)
+        await asyncio.sleep(0)
+    assert order == ["a", "e", "d", "c", "b"]
+    assert await asyncio.gather(*tasks) == [True] * 5
+    gate.leave(share)
+    assert (gate.used, share.used) == (0, 0)
+
+
+async def test_who_waits_too_long_is_turned_away() -> None:
+    gate = make_gate(1, max_wait=0.05)
+    share = Share("read", gate, 1.0)
+    assert gate.enters(share)
+    started = perf_counter()
+    tasks = await line_up(gate, share, "ab", [])
+    assert await asyncio.gather(*tasks) == [False, False]
+    assert 0.05 <= perf_counter() - started < 2
+    assert (share.waited_too_long, len(share.waiting)) == (2, 0)
+
+
+async def test_who_gives_up_waiting_takes_no_place() -> None:
+    gate = make_gate(1)
+    share = Share("read", gate, 1.0)
+    assert gate.enters(share)
+    order: list[str] = []
+    gone, handed, stays = await line_up(gate, share, "abc", order)
+    gone.cancel()
+    await asyncio.sleep(0)
+    gate.leave(share)
+    # Its place has come, but it does not know yet.
+    handed.cancel()
+    await eventually(lambda: order == ["c"])
+    outcomes = await asyncio.gather(gone, handed, stays, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, asyncio.CancelledError, bool]
+    gate.leave(share)
+    assert (gate.used, share.used, len(share.waiting)) == (0, 0, 0)
+
+
+async def test_a_class_keeps_its_part() -> None:
+    gate = make_gate(10)
+    reads, writes = Share("read", gate, 0.4), Share("write", gate, 0.4)
+    assert [gate.enters(reads) for _ in range(11)] == [True] * 10 + [False]
+    assert [gate.enters(writes) for _ in range(5)] == [True] * 4 + [False]
+    order: list[str] = []
+    tasks = await line_up(gate, reads, "r", order) + await line_up(gate, writes, "w", order)
+    for _ in range(4):
+        # There are more inside than places, so nobody follows a read.
+        gate.leave(reads)
+    await asyncio.sleep(0)
+    assert order == []
+    gate.leave(writes)
+    await asyncio.sleep(0)
+    assert order == ["w"]
+    gate.leave(reads)
+    await eventually(lambda: order == ["w", "r"])
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("places", [1, 3])
+async def test_refusing_counts(places: int) -> None:
+    gate = make_gate(places, seats=0)
+    share = Share("log_in", gate)
+    assert not gate.refuses(share)
+    for _ in range(places):
+        assert gate.enters(share)
+    assert [gate.refuses(share) for _ in range(3)] == [True] * 3
+    assert share.queue_full == 3

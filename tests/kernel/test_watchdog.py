@@ -1,0 +1,35 @@
+"""The watch on the event loop."""
+
+import asyncio
+import time
+
+import structlog
+from prometheus_client import REGISTRY
+
+from app.kernel.watchdog import watched_loop
+from tests.fixtures.waiting import eventually
+
+
+def lag_count(above: str) -> float:
+    """How many beats were later than the bucket `above`."""
+    total = REGISTRY.get_sample_value("event_loop_lag_seconds_count") or 0
+    return total - (REGISTRY.get_sample_value("event_loop_lag_seconds_bucket", {"le": above}) or 0)
+
+
+def stand_still(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+async def test_a_loop_that_stands_still_is_seen() -> None:
+    late_before = lag_count("0.1")
+    with structlog.testing.capture_logs() as logs, watched_loop(0.1):
+        await asyncio.sleep(0.15)
+        assert logs == []
+        stand_still(0.6)
+        assert len(logs) == 1
+        await eventually(lambda: lag_count("0.1") > late_before)
+    (line,) = logs
+    assert (line["event"], line["log_level"]) == ("the event loop stands still", "warning")
+    assert 0.1 < line["seconds"] < 0.6
+    assert "in stand_still" in line["stack"]
+    assert "test_a_loop_that_stands_still_is_seen" in line["stack"]
