@@ -11,8 +11,9 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 LOAD_HOST ?= http://127.0.0.1:8000
 LOAD_USERS ?= 50
 LOAD_SECONDS ?= 60
+FUZZ_SECONDS ?= 300
 
-.PHONY: help run dev serve worker migrate seed doctor openapi test quick check format lint types imports migrations-lint \
+.PHONY: help run dev serve worker migrate seed doctor openapi test quick fuzz check format lint types imports migrations-lint \
 	dockerfile-lint audit load bench bench-quick lock clean install install-dev
 
 help: ## Show this list
@@ -56,6 +57,9 @@ test: install-dev ## The whole suite on its own servers, in parallel, with cover
 
 quick: install-dev ## The suite without the slow tests and without coverage
 	@$(VENV)/python -m pytest -n auto -m 'not slow' $(ARGS)
+
+fuzz: install-dev ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
 check: install-dev lint types imports migrations-lint dockerfile-lint test ## Everything that must pass before a merge
 

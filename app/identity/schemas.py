@@ -19,7 +19,11 @@ def _check_email(value: str) -> str:
         raise PydanticCustomError("invalid_email", "Not an e-mail address.") from error
 
 
-Email = Annotated[str, Field(min_length=3, max_length=254, examples=["ada@example.com"]), AfterValidator(_check_email)]
+Email = Annotated[
+    str,
+    Field(min_length=3, max_length=254, examples=["ada@example.com"], json_schema_extra={"format": "email"}),
+    AfterValidator(_check_email),
+]
 # Log-in says no more of a malformed address than of an unknown one.
 AnyEmail = Annotated[str, Field(min_length=1, max_length=254, examples=["ada@example.com"])]
 SentPassword = Annotated[str, Field(min_length=1, max_length=MAX_SENT_PASSWORD, examples=["correct horse battery"])]
@@ -260,15 +264,25 @@ class SecurityEventPage(Schema):
 FormText = Annotated[str, Field(max_length=4096)]
 
 
+def _describe_as_required(schema: dict[str, Any]) -> None:
+    del schema["default"]
+    schema["minLength"] = 1
+
+
+# What is missing is told in OAuth's own words, so the model takes it.
+_REQUIRED: Any = Field("", json_schema_extra=_describe_as_required)
+
+
 class TokenForm(
     BaseModel,
     json_schema_extra=example(
         {"grant_type": "password", "username": "ada@example.com", "password": "correct horse battery"}
-    ),
+    )
+    | {"required": ["grant_type"]},
 ):
     """RFC 6749, sections 4.3 and 6. Unknown parameters are ignored, as section 3.2 demands."""
 
-    grant_type: FormText = ""
+    grant_type: FormText = _REQUIRED
     username: FormText = ""
     password: FormText = ""
     refresh_token: FormText = ""
@@ -277,12 +291,15 @@ class TokenForm(
     client_secret: FormText = ""
 
 
-class TokenOnlyForm(BaseModel, json_schema_extra=example({"token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
+class TokenOnlyForm(
+    BaseModel,
+    json_schema_extra=example({"token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"}) | {"required": ["token"]},
+):
     """RFC 7662, section 2.1, and RFC 7009, section 2.1. The form of a token tells its type, so the hint is not
     needed.
     """
 
-    token: FormText = ""
+    token: FormText = _REQUIRED
     token_type_hint: FormText = ""
 
 

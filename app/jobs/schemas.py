@@ -217,7 +217,8 @@ def _known_event(name: str) -> str:
     return name
 
 
-EventTypes = Annotated[list[Annotated[str, AfterValidator(_known_event)]], Field(min_length=1, max_length=50)]
+_EventName = Annotated[str, Field(json_schema_extra={"enum": [ALL_EVENTS, *EVENT_TYPES]}), AfterValidator(_known_event)]
+EventTypes = Annotated[list[_EventName], Field(min_length=1, max_length=50)]
 
 
 class CreateEndpoint(

@@ -54,8 +54,12 @@ def _check_timezone(value: str) -> str:
 
 
 DisplayName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
-Locale = Annotated[str, Field(max_length=35), AfterValidator(_check_locale)]
-Timezone = Annotated[str, Field(max_length=64), AfterValidator(_check_timezone)]
+Locale = Annotated[
+    str, Field(max_length=35, json_schema_extra={"pattern": f"^{_LOCALE.pattern}$"}), AfterValidator(_check_locale)
+]
+Timezone = Annotated[
+    str, Field(max_length=64, json_schema_extra={"format": "timezone"}), AfterValidator(_check_timezone)
+]
 
 
 @dataclass(frozen=True, slots=True)

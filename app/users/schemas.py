@@ -43,7 +43,9 @@ def _check_extra(value: Any) -> str:
 _OBJECT = WithJsonSchema({"type": "object", "additionalProperties": True})
 
 Bio = Annotated[str, Field(max_length=2_000)]
-WebAddress = Annotated[str, Field(max_length=2_048), AfterValidator(_check_web_address)]
+WebAddress = Annotated[
+    str, Field(max_length=2_048, json_schema_extra={"format": "uri"}), AfterValidator(_check_web_address)
+]
 Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$")]
 OccurredAt = Annotated[Timestamp, Field(ge=datetime(1970, 1, 1, tzinfo=UTC))]
 # Checked as an object, carried as the JSON text that is stored.
@@ -147,7 +149,13 @@ class EventsRequest(
     Schema,
     json_schema_extra=example(
         {"kind": "page.viewed", "occurred_at": "2026-01-31T12:00:00Z", "properties": {"path": "/pricing"}}
-    ),
+    )
+    | {
+        "oneOf": [
+            {"required": ["kind"], "properties": {"events": False}},
+            {"required": ["events"], "maxProperties": 1},
+        ]
+    },
 ):
     """One event, or `events` with up to 500 of them."""
 

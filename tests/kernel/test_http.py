@@ -233,6 +233,7 @@ async def test_media_types(planted_client: httpx.AsyncClient, content_type: str 
     assert answer.status_code == status, answer.text
     if status == 415:
         problem_of(answer, 415, "unsupported_media_type")
+        assert answer.headers["accept-post"] == "application/json"
 
 
 async def test_forms(planted_client: httpx.AsyncClient) -> None:
@@ -341,10 +342,14 @@ async def test_a_status_we_have_no_error_for(planted_client: httpx.AsyncClient) 
 async def test_a_method_that_is_not_there(planted_client: httpx.AsyncClient) -> None:
     answer = await planted_client.put("/test/things/x")
     problem_of(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "DELETE, GET, HEAD"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+
+
+async def test_options_tell_the_methods(planted_client: httpx.AsyncClient) -> None:
     answer = await planted_client.request("OPTIONS", "/test/things")
-    problem_of(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET, HEAD, POST"
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    problem_of(await planted_client.request("OPTIONS", "/nowhere"), 404, "not_found")
 
 
 async def test_no_redirect_for_a_slash(planted_client: httpx.AsyncClient) -> None:

@@ -25,27 +25,27 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "name": "If-Match",
         "in": "header",
         "description": "Change it only if its `ETag` is still this one; else 412.",
-        "schema": {"type": "string", "maxLength": 1024},
+        "schema": {"type": "string"},
         "example": '"0198f00000007000800000000000000-3"',
     },
     "IfNoneMatch": {
         "name": "If-None-Match",
         "in": "header",
         "description": "Answer 304 without a body if its `ETag` is still this one.",
-        "schema": {"type": "string", "maxLength": 1024},
+        "schema": {"type": "string"},
         "example": '"8f14e45fceea167a5a36dedd"',
     },
     "IfRange": {
         "name": "If-Range",
         "in": "header",
         "description": "Answer a part only if the file's `ETag` is still this one.",
-        "schema": {"type": "string", "maxLength": 1024},
+        "schema": {"type": "string"},
     },
     "Range": {
         "name": "Range",
         "in": "header",
         "description": "One range of bytes (RFC 9110, section 14); anything else is ignored.",
-        "schema": {"type": "string", "maxLength": 1024},
+        "schema": {"type": "string"},
         "example": "bytes=0-1023",
     },
     "IdempotencyKey": {
@@ -53,7 +53,6 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "in": "header",
         "description": "One effect and one answer for 24 hours, however often the request comes with this key.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-        "example": "b7f1c9d2-6a7e-4f1c-9f0e-3d6f1f0a7f55",
     },
 }
 ReadHeader = Literal["IfMatch", "IfNoneMatch", "IfRange", "Range", "IdempotencyKey"]
@@ -167,7 +166,8 @@ def _complete_response(status: int, response: dict[str, Any], headers: Iterable[
         response["description"] = HTTPStatus(status).phrase
     if "text/event-stream" in response.get("content", {}):
         # FastAPI describes the events by a keyword of OpenAPI 3.2.
-        response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        events = response["content"]["text/event-stream"]
+        events["schema"] = events.pop("itemSchema")
 
 
 def _sent_headers(status: int, operation: Mapping[str, Any]) -> Iterable[str]:

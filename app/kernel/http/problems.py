@@ -65,7 +65,11 @@ def install_error_handlers(app: FastAPI) -> None:
     """Makes every answer of status 400 and above a problem (RFC 9457), whoever raised it."""
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return problem_response(problem_of(app, request, error))
+        problem = problem_of(app, request, error)
+        if request.method == "OPTIONS" and isinstance(problem, _MethodNotAllowed):
+            # There is such a resource, and what it takes is the answer (RFC 9110, section 9.3.7).
+            return Response(status_code=204, headers=problem.headers)
+        return problem_response(problem)
 
     for known in (AppError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(known, on_error)
@@ -116,7 +120,7 @@ def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
             methods |= context.methods
     if "GET" in methods:
         methods.add("HEAD")
-    return sorted(methods)
+    return sorted({*methods, "OPTIONS"})
 
 
 class _MethodNotAllowed(AppError):
