@@ -41,7 +41,7 @@ _logger = get_logger(__name__)
 
 # Handlers share the pool with each other and can wait for it; a request could not.
 _ACQUIRE_TIMEOUT = 5.0
-_STOP_WITHIN = 8.0
+_STOP_WITHIN = 5.0
 _RESTART_AFTER = 0.5
 
 

@@ -57,8 +57,8 @@ class _Child:
 class Supervisor:
     """Runs programs until the process is told to stop. Use it from the main thread, as a context manager.
 
-    Inside the block SIGINT, SIGTERM and SIGHUP only count; leaving it stops all children in the order in
-    which they were given. A second signal shortens the children's time to one more moment.
+    Inside the block SIGINT, SIGTERM and SIGHUP only count; leaving it tells all children to stop, and waits for them in
+    the order in which they were given. A second signal shortens their time to one more moment.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -179,19 +179,20 @@ class Supervisor:
                 self._say(f"{child.program.name} ended unexpectedly ({ending}); starting it again in {pause:.1f} s")
 
     def stop(self) -> None:
-        """Stop all children in the order in which they were given. Does nothing the second time."""
+        """Stop all children at the same time, so that the slowest bounds it. Does nothing the second time."""
         children, self._children = self._children, []
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.process.terminate()
         # The signal that brought us here does not count as impatience.
         patience = min(self._stop_requests, 1)
-        for child in children:
-            process = child.process
-            if process is None or process.poll() is not None:
-                continue
-            started = time.monotonic()
+        started = time.monotonic()
+        alive = [
+            (child, process) for child in children if (process := child.process) is not None and process.poll() is None
+        ]
+        for _, process in alive:
             process.terminate()
+        for child, process in alive:
             while process.poll() is None and time.monotonic() - started < child.program.stop_seconds:
                 if self._stop_requests > patience:
                     break

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs
+from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_attempts, prune_jobs
 from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
 from app.worker import Worker
@@ -65,6 +65,24 @@ async def test_old_jobs_are_deleted_once_their_files_are(worker: Worker, connect
     assert [row["job_id"] for row in await connection.fetch("SELECT job_id FROM jobs.attempts")] == [young]
 
 
+async def test_old_failed_runs_of_a_job_that_goes_on_are_deleted(worker: Worker, connection: Connection) -> None:
+    # Its id says that it was made in 2022.
+    job_id = UUID("01800000-0000-7000-8000-000000000000")
+    await connection.execute(
+        "INSERT INTO jobs.jobs (id, kind, lane, args, run_at) VALUES ($1, 'x', 'bulk', '{}', now() + interval '1 day')",
+        job_id,
+    )
+    await connection.execute(
+        """
+        INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
+        SELECT $1, n, now(), now() - n * interval '29 days', 'retried', '{}', 'x' FROM generate_series(1, 3) AS n
+        """,
+        job_id,
+    )
+    assert await prune_attempts(worker.db, SystemClock(), 30) == 2
+    assert [row["n"] for row in await connection.fetch("SELECT n FROM jobs.attempts")] == [1]
+
+
 async def test_what_a_crash_left_behind_is_found(worker: Worker, connection: Connection, steps: Steps) -> None:
     await make_file(worker, connection, steps)
     (published,) = files(worker)
@@ -110,6 +128,7 @@ async def test_the_housekeeping_job_runs_by_the_clock(worker: Worker, connection
         "jobs": 0,
         "orphans": 0,
         "artifacts": 0,
+        "attempts": 0,
         "webhook_messages": 0,
         "idempotency_keys": 0,
     }

@@ -107,6 +107,28 @@ def test_children_end_in_the_order_in_which_they_were_given(tell: Callable[..., 
     assert not any(child.is_running() for child in children)
 
 
+def test_no_child_waits_for_another_to_be_told(tell: Callable[..., Story], tmp_path: Path) -> None:
+    """The first ends only after the second has, which therefore must have been told as well."""
+    story = tell(
+        """
+        told = "import pathlib, signal, sys, time; t = []; signal.signal(signal.SIGTERM, lambda *_: t.append(1)); "
+        told += f"f = pathlib.Path({sys.argv[1]!r}); print('listens', flush=True); "
+        waits = told + "[time.sleep(0.01) for _ in iter(f.exists, True)]"
+        touches = told + "[time.sleep(0.01) for _ in iter(lambda: len(t), 1)]; f.touch()"
+        with Supervisor(say) as supervisor:
+            supervisor.start(program("first", waits, stop_seconds=20))
+            supervisor.start(program("second", touches, stop_seconds=20))
+            supervisor.watch()
+        """,
+        str(tmp_path / "ended"),
+    )
+    for _ in range(2):
+        story.read_until("listens")
+    story.process.terminate()
+    assert story.finish() == 0
+    assert [line.partition(" (")[0] for line in story.lines[2:]] == ["first stopped", "second stopped"]
+
+
 def test_children_are_out_of_reach_of_the_terminal(tell: Callable[..., Story]) -> None:
     story = tell(TWO)
     story.read_until("up")

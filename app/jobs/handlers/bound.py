@@ -7,7 +7,7 @@ from app.jobs.handlers.email_send import email_send_kind
 from app.jobs.handlers.invoice_email import invoice_email_kind
 from app.jobs.handlers.report_weekly import KIND_WEEKLY, report_email_kind
 from app.jobs.handlers.webhook_deliver import WebhookDeliverer
-from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_jobs, prune_messages
+from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_attempts, prune_jobs, prune_messages
 from app.jobs.service.mailing import Postman
 from app.jobs.service.scheduling import Schedule
 from app.jobs.service.sending import WebhookSender
@@ -67,6 +67,7 @@ class JobsTasks:
             "artifacts": await expire_artifacts(ctx.db, self._store),
             "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),
             "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
+            "attempts": await prune_attempts(ctx.db, ctx.clock, self._settings.retention_days),
             "webhook_messages": await prune_messages(ctx.db, self._settings.retention_days),
             "idempotency_keys": keys,
         }

@@ -1,6 +1,8 @@
 """What is over its time."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
 
 from app.kernel.database import ReadConn, Tx
 
@@ -39,6 +41,22 @@ DELETE FROM jobs.jobs WHERE id IN (
 async def delete_old_jobs(tx: Tx, days: int, limit: int) -> int:
     """Deletes up to `limit` jobs that ended more than `days` days ago and have no file left; answers how many."""
     return int((await tx.execute(DELETE_OLD_JOBS, days, limit)).removeprefix("DELETE "))
+
+
+# The newest job that may have such an attempt bounds the look at the primary key, as ids begin with their time.
+DELETE_OLD_ATTEMPTS = """
+DELETE FROM jobs.attempts WHERE (job_id, n) IN (
+    SELECT a.job_id, a.n FROM jobs.attempts AS a
+    WHERE a.job_id < $1 AND a.ended_at < $2
+    LIMIT $3
+)
+"""
+
+
+async def delete_old_attempts(tx: Tx, before: datetime, limit: int) -> int:
+    """Deletes up to `limit` failed runs that ended earlier, of jobs that go on; answers how many."""
+    newest = UUID(int=round(before.timestamp() * 1000) << 80)
+    return int((await tx.execute(DELETE_OLD_ATTEMPTS, newest, before, limit)).removeprefix("DELETE "))
 
 
 LIST_PUBLISHED_KEYS = """

@@ -41,6 +41,18 @@ async def prune_jobs(db: Database, retention_days: int) -> int:
             return total
 
 
+async def prune_attempts(db: Database, clock: Clock, retention_days: int) -> int:
+    """Deletes failed runs of long ago of jobs that are still there, as one that was replayed again and again."""
+    total = 0
+    before = clock.now() - timedelta(days=retention_days)
+    while True:
+        async with db.statement("jobs.prune_attempts") as tx:
+            deleted = await queries.delete_old_attempts(tx, before, _BATCH)
+        total += deleted
+        if deleted < _BATCH:
+            return total
+
+
 async def prune_messages(db: Database, retention_days: int) -> int:
     """Deletes webhook messages with their deliveries after their time; answers how many messages."""
     total = 0
