@@ -28,9 +28,11 @@ from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
+from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
+from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
 from app.kernel.telemetry import configure_logging
 from app.kernel.watchdog import watched_loop
@@ -163,6 +165,15 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         await open_resources(resources)
         await resources.listeners.start()
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
+        app.state.limits = RateLimits(
+            settings.limits,
+            resources.redis,
+            processes=settings.workers,
+            network_quota=settings.limits.network or (3_000 if settings.is_production else 10_000_000),
+            longest_wait=settings.redis.operation_timeout,
+        )
+        app.state.limits.start()
+        stack.push_async_callback(app.state.limits.close)
         access_log = _start_access_log(settings, stack)
         app.entry = _layers(app, settings, access_log)
         background = Background()
@@ -182,21 +193,39 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
     resources: Resources = app.state.resources
+    limits: RateLimits = app.state.limits
+    cached_reads = CACHED_READS if settings.cache.enabled else ()
+    networks = NetworkQuota(limits, settings.http)
     # What FastAPI records for OpenTelemetry, it records only of requests that pass through it.
     handlers = app.framework if app.is_observed else DirectRoutes(app, app.framework, settings.http.max_body_bytes)
     stack: ASGIApp = SecurityHeadersLayer(Deadline(handlers, settings.http), settings.http)
-    stack = ResponseCache(stack, resources, CACHED_READS if settings.cache.enabled else ())
-    stack = Authentication(stack, app.state.identity.authenticator)
+    remembered = [read.path for read in cached_reads]
+    stack = ResponseCache(stack, resources, cached_reads)
+    stack = RateLimit(
+        stack,
+        limits,
+        networks,
+        settings.http,
+        remembered=remembered,
+        remembered_cost=settings.limits.remembered_cost,
+    )
+    stack = Authentication(stack, app.state.identity.authenticator, networks)
     stack = admission = Admission(
         stack,
         settings.http,
-        remembered=[read.path for read in CACHED_READS] if settings.cache.enabled else [],
+        remembered=remembered,
         long_polls=LONG_POLLS,
         log_ins=LOG_INS,
         max_log_ins=app.state.identity.hashing.places,
     )
     stack = context = RequestContext(stack, settings.http, access_log, _templates(app), admission)
-    app.state.samplers = (context.sample, admission.sample, resources.cache.sample, resources.db.observe_pool)
+    app.state.samplers = (
+        context.sample,
+        admission.sample,
+        limits.sample,
+        resources.cache.sample,
+        resources.db.observe_pool,
+    )
     if settings.http.cors_origins:
         stack = Cors(stack, settings.http)
     return stack

@@ -24,6 +24,7 @@ from app.kernel.settings import (
     DatabaseSettings,
     Environment,
     HttpSettings,
+    LimitsSettings,
     LogSettings,
     MailSettings,
     RedisSettings,
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     http: HttpSettings = HttpSettings()
     connections: ConnectionSettings = ConnectionSettings()
+    limits: LimitsSettings = LimitsSettings()
     mail: MailSettings = MailSettings()
     log: LogSettings = LogSettings()
     users: UsersSettings = UsersSettings()

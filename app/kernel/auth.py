@@ -8,9 +8,11 @@ declares what it needs by a typed alias, and a route that declares nothing stops
     async def ingest(principal: Annotated[Principal, Require("events:write")]) -> ...     # with this scope
     async def ban(principal: Annotated[Principal, RequireRole("admin")]) -> ...           # with this role
     @router.post("/login", dependencies=[Public])                                         # anybody
+
+It declares what it costs there too, where that is more than one unit: `Require("jobs:write", cost=5)`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
@@ -21,6 +23,7 @@ from fastapi.security import OAuth2PasswordBearer
 
 from app.kernel.errors import Forbidden, Unauthenticated
 from app.kernel.ids import UserId
+from app.kernel.rate_limits import charge
 
 SCOPES = {
     "profile:read": "Read the own profile and preferences",
@@ -49,9 +52,13 @@ class Principal:
     kind: Literal["user", "api_key"] = "user"
     # The user's id as it begins the keys of the response cache; made once per token instead of once per request.
     cache_key: str = field(init=False, repr=False)
+    # An API key has a quota of its own, so that a program gone wild does not lock its user out.
+    quota_key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_key", self.user_id.hex)
+        quota_key = f"limits:user:{self.user_id.hex}" if self.kind == "user" else f"limits:key:{self.token_id}"
+        object.__setattr__(self, "quota_key", quota_key)
 
     @property
     def is_admin(self) -> bool:
@@ -123,23 +130,27 @@ def principal_of(request: Mapping[str, Any]) -> Principal:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What a route demands of its caller; checked before the body is read."""
+    """What a route demands of its caller, and takes from the caller's quota; checked before the body is read."""
 
     is_public: bool = False
     scopes: frozenset[str] = frozenset()
     role: Role | None = None
     needs_session: bool = False
+    cost: float = 1.0
 
-    def check(self, request: Mapping[str, Any]) -> None:
+    def check(self, scope: MutableMapping[str, Any]) -> None:
         """Lets the request pass.
 
         Raises:
             Unauthenticated, InvalidToken, Unavailable: there is no caller.
             InsufficientScope, RoleRequired, SessionRequired: the caller may not do this.
+            QuotaExceeded: the caller may not do this so often.
         """
         if self.is_public:
+            charge(scope, self.cost)
             return
-        principal = principal_of(request)
+        principal = principal_of(scope)
+        charge(scope, self.cost)
         if not self.scopes <= principal.scopes:
             raise InsufficientScope(self.scopes - principal.scopes)
         if self.role is not None and self.role not in principal.roles:
@@ -169,19 +180,20 @@ class _Demand(OAuth2PasswordBearer):
 
 
 class _PublicDemand:
-    permission = Permission(is_public=True)
+    def __init__(self, permission: Permission) -> None:
+        self.permission = permission
 
     async def __call__(self) -> None:
         """Nothing is asked of the caller."""
 
 
-def Require(*scopes: str) -> Any:  # noqa: N802 - reads as a declaration in `Annotated[Principal, Require("…")]`
-    """Demands an authenticated caller with all of `scopes`."""
+def Require(*scopes: str, cost: float = 1.0) -> Any:  # noqa: N802 - reads as a declaration in `Annotated[Principal, Require("…")]`
+    """Demands an authenticated caller with all of `scopes`. `cost` is in units of the caller's quota."""
     unknown = set(scopes) - SCOPES.keys()
     if unknown:
         message = f"unknown scopes: {sorted(unknown)}"
         raise ValueError(message)
-    return Security(_Demand(Permission(scopes=frozenset(scopes))), scopes=list(scopes))
+    return Security(_Demand(Permission(scopes=frozenset(scopes), cost=cost)), scopes=list(scopes))
 
 
 def RequireRole(role: Literal["admin"]) -> Any:  # noqa: N802
@@ -192,7 +204,9 @@ def RequireRole(role: Literal["admin"]) -> Any:  # noqa: N802
 CurrentPrincipal = Annotated[Principal, Require()]
 # For what changes credentials: only somebody who logged in, never an API key.
 SessionPrincipal = Annotated[Principal, Security(_Demand(Permission(needs_session=True)))]
-Public = Depends(_PublicDemand())
+Public = Depends(_PublicDemand(Permission(is_public=True)))
+# Where a password is hashed.
+CostlyPublic = Depends(_PublicDemand(Permission(is_public=True, cost=10.0)))
 
 
 def declared_permission(dependant: Dependant) -> Permission | None:

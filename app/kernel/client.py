@@ -1,29 +1,40 @@
 """Who is at the other end of the connection: network address and user agent, as far as they can be believed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from fastapi import Request
+from starlette.types import Scope
+
+from app.kernel.settings import HttpSettings
 
 _MAX_USER_AGENT = 512
-_Network = tuple[str, ...]
+_IPV6_PREFIX = 64
+_CACHED = 4096
 
 
-def client_address(request: Request, trusted_proxies: Sequence[str]) -> str | None:
-    """The client's IP address.
+def client_address(scope: Scope, settings: HttpSettings) -> str | None:
+    """The client's IP address; IPv4 in its own form also where it came mapped into IPv6.
 
-    `X-Forwarded-For` counts only from the right, and only as far as each hop is one of `trusted_proxies` (CIDRs);
-    what a client writes into it itself is never believed.
+    `X-Forwarded-For`, or `Forwarded` (RFC 7239) where that is what the proxies set, counts only from the right, and
+    only as far as each hop is one of `trusted_proxies`; what a client writes into it itself is never believed.
     """
-    peer = request.client.host if request.client else None
-    if peer is None or not trusted_proxies:
+    client = scope.get("client")
+    peer: str | None = client[0] if client else None
+    if peer is None or not settings.trusted_proxies:
         return _normal(peer)
-    hops = [hop.strip() for value in request.headers.getlist("x-forwarded-for") for hop in value.split(",")]
-    address = peer
-    while hops and _is_trusted(address, tuple(trusted_proxies)):
-        address = hops.pop()
-    return _normal(address)
+    name = settings.forwarded_header.encode()
+    forwarded = b",".join(value for key, value in scope["headers"] if key == name)
+    return _walk(peer, forwarded, settings.trusted_proxies, is_standard=name == b"forwarded")
+
+
+@lru_cache(maxsize=_CACHED)
+def network_of(address: str | None, ipv4_prefix: int = 32) -> str:
+    """The network that an address (of `client_address`) is counted by: a /64 of IPv6, where each host has many."""
+    if address is None:
+        return "unknown"
+    return str(ip_network(f"{address}/{_IPV6_PREFIX if ':' in address else ipv4_prefix}", strict=False))
 
 
 def user_agent(request: Request) -> str | None:
@@ -32,20 +43,40 @@ def user_agent(request: Request) -> str | None:
     return value[:_MAX_USER_AGENT] if value else None
 
 
+@lru_cache(maxsize=_CACHED)
+def _walk(peer: str, forwarded: bytes, trusted: Sequence[str], *, is_standard: bool) -> str | None:
+    text = forwarded.decode("latin-1")
+    hops = list(_standard_hops(text)) if is_standard else [hop.strip() for hop in text.split(",")] if text else []
+    address: str | None = _normal(peer)
+    while hops and address is not None and _is_trusted(address, trusted):
+        address = _normal(hops.pop())
+    return address
+
+
+def _standard_hops(text: str) -> Iterable[str]:
+    """The `for` of each element of RFC 7239; a quoted string with a comma in it is none that a proxy writes."""
+    for element in text.split(","):
+        pairs = (pair.partition("=") for pair in element.split(";"))
+        yield next((value.strip().strip('"') for name, _, value in pairs if name.strip().lower() == "for"), "")
+
+
+@lru_cache(maxsize=_CACHED)
+def _is_trusted(address: str, networks: Sequence[str]) -> bool:
+    parsed = ip_address(address)
+    return any(parsed in ip_network(network, strict=False) for network in networks)
+
+
+@lru_cache(maxsize=_CACHED)
 def _normal(address: str | None) -> str | None:
-    parsed = _parse(address or "")
-    return str(parsed) if parsed else None
-
-
-@lru_cache(maxsize=1024)
-def _is_trusted(address: str, networks: _Network) -> bool:
-    parsed = _parse(address)
-    return parsed is not None and any(parsed in ip_network(network, strict=False) for network in networks)
-
-
-def _parse(address: str) -> IPv4Address | IPv6Address | None:
+    """The address alone: some proxies add a port, and IPv6 has brackets then."""
+    if not address:
+        return None
+    if address.startswith("["):
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
     try:
-        parsed = ip_address(address)
+        parsed: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
     except ValueError:
         return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)

@@ -6,6 +6,7 @@ all modules.
 """
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +78,10 @@ class HttpSettings(Section):
     )
     max_waiting: int = Field(128, ge=0, le=100_000, description="Reads that may wait for their turn; as many writes.")
     max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
-    trusted_proxies: tuple[str, ...] = Field((), description="CIDRs whose X-Forwarded-For is believed.")
+    trusted_proxies: tuple[str, ...] = Field((), description="CIDRs whose word is believed on whom they speak for.")
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
+        "x-forwarded-for", description="The header those proxies set. The other one comes from clients."
+    )
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
     docs: bool | None = Field(None, description="Serve /docs. None: in development only.")
 
@@ -87,6 +91,30 @@ class HttpSettings(Section):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network, strict=False)
+        return value
+
+
+class LimitsSettings(Section):
+    """Quotas, in units: a request costs one, some cost more, and an answer from memory costs a fraction.
+
+    A quota is there at once and comes back evenly within the window.
+    """
+
+    caller: int = Field(120_000, ge=1, le=10**9, description="Of a user or an API key, in a window.")
+    network: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="Of an IPv4 address or IPv6 /64, without a valid token. None: 3,000, in development 10,000,000.",
+    )
+    window: int = Field(60, ge=1, le=86_400, description="Seconds.")
+    remembered_cost: float = Field(0.05, ge=0, le=1, description="Units of an answer from the cache of the process.")
 
 
 class ConnectionSettings(Section):

@@ -11,6 +11,7 @@ from app.kernel.http import Id, Router, if_match, json_fragment, json_response, 
 from app.kernel.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
+from app.kernel.rate_limits import charge
 from app.kernel.resources import ResourcesDep
 from app.users import service
 from app.users.records import EventFilter
@@ -32,6 +33,9 @@ from app.users.schemas import (
 )
 
 router = Router(prefix="/v1", tags=["users"])
+
+# Units of the caller's quota for one of many in a request.
+_COST_OF_ITEM = 0.05
 
 ProfileReader = Annotated[Principal, Require("profile:read")]
 ProfileWriter = Annotated[Principal, Require("profile:write")]
@@ -132,8 +136,9 @@ async def summarise_events(
 
 
 @router.post("/users/lookup", response_model=LookupAnswer)
-async def look_up_users(_: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
+async def look_up_users(request: Request, _: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
     """The public view of up to 100 users at once."""
+    charge(request.scope, 1 + len(body.ids) * _COST_OF_ITEM)
     found, missing = await service.look_up_users(resources.db, body.ids)
     return json_response({"items": found, "missing": missing})
 
@@ -156,6 +161,7 @@ async def record_events(
 ) -> Response:
     """Store one event or many; they are durable when the answer arrives."""
     events = body.new_events()
+    charge(request.scope, 1 + (len(events) - 1) * _COST_OF_ITEM)
     if "idempotency-key" not in request.headers:
         ids = await service.ingest_events(request.app.state.events, resources.clock, principal.user_id, events)
         return json_response({"accepted": len(ids), "ids": ids}, status=201)

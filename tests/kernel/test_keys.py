@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from pydantic import ValidationError
 from starlette.requests import Request
 
-from app.kernel.client import client_address, user_agent
+from app.kernel.client import client_address, network_of, user_agent
 from app.kernel.clock import ManualClock, SystemClock
 from app.kernel.ids import new_id
 from app.kernel.keys import Keys, SealBroken
+from app.kernel.settings import HttpSettings
 
 SECRET = "a secret of the installation, long enough"
 
@@ -92,7 +94,49 @@ def request_from(peer: str | None, *forwarded: str, **headers: str) -> Request:
     ],
 )
 def test_client_address(peer: str | None, forwarded: list[str], trusted: tuple[str, ...], address: str | None) -> None:
-    assert client_address(request_from(peer, *forwarded), trusted) == address
+    assert client_address(request_from(peer, *forwarded).scope, HttpSettings(trusted_proxies=trusted)) == address
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ("for=198.51.100.1", "198.51.100.1"),
+        ('for="[2001:db8::7]:4711";proto=https', "2001:db8::7"),
+        ("proto=https;For=198.51.100.1:80", "198.51.100.1"),
+        ("for=1.1.1.1, for=198.51.100.1, by=10.0.0.9;for=10.0.0.2", "198.51.100.1"),
+        ("for=_hidden", None),
+        ("for=unknown", None),
+        ("by=10.0.0.9", None),
+    ],
+)
+def test_client_address_by_the_standard_header(forwarded: str, address: str | None) -> None:
+    settings = HttpSettings(trusted_proxies=("10.0.0.0/8",), forwarded_header="forwarded")
+    assert client_address(request_from("10.0.0.1", "6.6.6.6", forwarded=forwarded).scope, settings) == address
+
+
+def test_only_the_header_that_the_proxies_set_counts() -> None:
+    settings = HttpSettings(trusted_proxies=("10.0.0.0/8",))
+    request = request_from("10.0.0.1", "198.51.100.1", forwarded="for=6.6.6.6")
+    assert client_address(request.scope, settings) == "198.51.100.1"
+    assert client_address(request_from("10.0.0.1", forwarded="for=6.6.6.6").scope, settings) == "10.0.0.1"
+
+
+def test_proxies_are_networks() -> None:
+    with pytest.raises(ValidationError):
+        HttpSettings(trusted_proxies=("10.0.0.0/33",))
+
+
+@pytest.mark.parametrize(
+    ("address", "prefix", "network"),
+    [
+        ("198.51.100.7", 32, "198.51.100.7/32"),
+        ("198.51.100.7", 24, "198.51.100.0/24"),
+        ("2001:db8:1:2:3::4", 32, "2001:db8:1:2::/64"),
+        (None, 32, "unknown"),
+    ],
+)
+def test_networks(address: str | None, prefix: int, network: str) -> None:
+    assert network_of(address, prefix) == network
 
 
 def test_user_agent_is_shortened() -> None:

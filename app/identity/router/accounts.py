@@ -19,7 +19,7 @@ from app.identity.schemas import (
     VerifiedView,
 )
 from app.identity.service import addresses, passwords, registration, standing
-from app.kernel.auth import Public, SessionPrincipal
+from app.kernel.auth import CostlyPublic, Public, SessionPrincipal
 from app.kernel.http import Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
@@ -33,7 +33,7 @@ _ACCEPTED = {"status": "accepted"}
     "/register",
     status_code=201,
     response_model=SignedInView,
-    dependencies=[Public],
+    dependencies=[CostlyPublic],
     responses=problem_responses(403, 409)
     | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
 )
@@ -122,7 +122,7 @@ async def forgot_password(
 @router.post(
     "/password/reset",
     status_code=204,
-    dependencies=[Public],
+    dependencies=[CostlyPublic],
 )
 async def reset_password(
     body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep

@@ -17,7 +17,7 @@ async def _identity(request: Request) -> Identity:
 
 
 async def _device(request: Request, resources: ResourcesDep) -> Device:
-    return Device(client_address(request, resources.http.trusted_proxies), user_agent(request))
+    return Device(client_address(request.scope, resources.http), user_agent(request))
 
 
 IdentityDep = Annotated[Identity, Depends(_identity)]

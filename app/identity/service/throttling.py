@@ -21,12 +21,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import ip_network
 from math import ceil
 
 from prometheus_client import Counter
 
 from app.identity.errors import TooManyAttempts
+from app.kernel.client import network_of
 from app.kernel.clock import Clock
 from app.kernel.errors import Unavailable
 from app.kernel.keys import Keys
@@ -34,6 +34,7 @@ from app.kernel.redis import RedisGateway, RedisUnavailable
 
 _attempts_total = Counter("app_identity_attempts", "Attempts to prove who somebody is.", ["outcome"])
 _DAY = 86_400
+_IPV4_PREFIX = 24
 _MAILS_AN_HOUR = 10
 _MAX_LOCAL_BUCKETS = 10_000
 
@@ -106,7 +107,7 @@ class Throttle:
 
     def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[Bucket]:
         """For a log-in of somebody who claims an address. `device_id` must have been verified."""
-        network = self._network(ip)
+        network = network_of(ip, ipv4_prefix=_IPV4_PREFIX)
         shared = self._bucket("network", network, self._network_limit, 3600, 0, 0, is_personal=False)
         if device_id is not None:
             return [self._bucket("device", device_id, 5, _DAY, 1, 900, is_personal=True), shared]
@@ -123,7 +124,9 @@ class Throttle:
 
     def registration_buckets(self, ip: str | None, limit: int) -> list[Bucket]:
         """For somebody who makes an account or asks for an e-mail."""
-        return [self._bucket("register", self._network(ip), limit, 3600, 0, 0, is_personal=False)]
+        return [
+            self._bucket("register", network_of(ip, ipv4_prefix=_IPV4_PREFIX), limit, 3600, 0, 0, is_personal=False)
+        ]
 
     def account_bucket(self, email_canonical: str) -> list[Bucket]:
         """What a password reset opens again."""
@@ -226,10 +229,3 @@ class Throttle:
     ) -> Bucket:
         name = urlsafe_b64encode(hmac.digest(self._key, f"{kind}|{subject}".encode(), sha256)[:18]).decode()
         return Bucket(f"identity:attempts:{kind}:{name}", limit, window, first_pause, longest_pause, is_personal)
-
-    @staticmethod
-    def _network(ip: str | None) -> str:
-        if ip is None:
-            return "unknown"
-        address = ip.partition("%")[0]
-        return str(ip_network(f"{address}/{64 if ':' in address else 24}", strict=False))

@@ -10,6 +10,10 @@ from app.kernel.http import json_fragment
 
 JobReader = Annotated[Principal, Require("jobs:read")]
 JobWriter = Annotated[Principal, Require("jobs:write")]
+# Each of these makes work for others than this process: a job and what it does, a file, somebody else's server.
+JobStarter = Annotated[Principal, Require("jobs:write", cost=5)]
+FileReader = Annotated[Principal, Require("jobs:read", cost=2)]
+WebhookSender = Annotated[Principal, Require("webhooks:manage", cost=5)]
 WebhookManager = Annotated[Principal, Require("webhooks:manage")]
 Admin = Annotated[Principal, RequireRole("admin")]
 

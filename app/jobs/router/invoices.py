@@ -7,7 +7,7 @@ from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.jobs.records.invoices import Invoice, NewInvoice, compute_totals
-from app.jobs.router.access import JobReader, JobWriter, Runtime, fragment
+from app.jobs.router.access import FileReader, JobReader, JobStarter, Runtime, fragment
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.router.jobs import job_view
 from app.jobs.schemas import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice
@@ -29,7 +29,7 @@ router = Router(prefix="/v1/invoices", tags=["invoices"])
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def issue_invoice(
-    request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoice
+    request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoice
 ) -> Response:
     """Store an invoice; its PDF, the e-mail and the webhook follow in the background."""
 
@@ -83,7 +83,7 @@ async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id:
     openapi_extra=reads_headers("IfNoneMatch", "Range", "IfRange"),
 )
 async def download_invoice(
-    request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
+    request: Request, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
     """The invoice as a PDF."""
     invoice, artifact = await invoicing.get_pdf(resources.db, resources.clock, principal.user_id, invoice_id)

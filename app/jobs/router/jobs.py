@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs.records import Job, State, api_state
-from app.jobs.router.access import JobReader, JobWriter, Runtime, fragment
+from app.jobs.router.access import FileReader, JobReader, JobStarter, JobWriter, Runtime, fragment
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.schemas import (
     JobList,
@@ -60,7 +60,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def submit_job(
-    request: Request, principal: JobWriter, resources: ResourcesDep, runtime: Runtime, body: SubmitJob
+    request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, body: SubmitJob
 ) -> Response:
     """Start work in the background."""
     submission = submitting.Submission(body.kind, body.args, body.run_at, body.unique_key)
@@ -186,7 +186,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 @router.post(
     "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(409) | located(202)
 )
-async def retry_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
+async def retry_job(principal: JobStarter, resources: ResourcesDep, job_id: Id) -> Response:
     """Run a failed or cancelled job again, from the start."""
     job = await submitting.retry_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
     return json_response(job_view(job, resources.clock.now()), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
@@ -200,7 +200,7 @@ async def retry_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -
 )
 async def download_artifact(
     request: Request,
-    principal: JobReader,
+    principal: FileReader,
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Id,

@@ -7,7 +7,7 @@ from fastapi import Query, Response
 from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
-from app.jobs.router.access import Runtime, WebhookManager
+from app.jobs.router.access import Runtime, WebhookManager, WebhookSender
 from app.jobs.schemas import (
     CreateEndpoint,
     DeliveryList,
@@ -110,7 +110,7 @@ async def rotate_secret(principal: WebhookManager, resources: ResourcesDep, endp
     status_code=202,
     response_model=DeliveryView,
 )
-async def test_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+async def test_endpoint(principal: WebhookSender, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Send a test event."""
     delivery = await endpoints.test_endpoint(
         resources.db, resources.queue, resources.clock, principal.user_id, endpoint_id
@@ -149,7 +149,7 @@ async def list_deliveries(
     status_code=202,
     response_model=DeliveryView,
 )
-async def redeliver(principal: WebhookManager, resources: ResourcesDep, delivery_id: Id) -> Response:
+async def redeliver(principal: WebhookSender, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Send a message once more."""
     delivery = await endpoints.redeliver(resources.db, resources.queue, principal.user_id, delivery_id)
     return json_response(_delivery_view(delivery), status=202)

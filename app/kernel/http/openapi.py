@@ -78,6 +78,17 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "required": True,
         "schema": {"type": "integer", "minimum": 1},
     },
+    "RateLimit": {
+        "description": "Units of the quota that are left, and how many seconds they last at its rate "
+        "(draft-ietf-httpapi-ratelimit-headers).",
+        "schema": {"type": "string"},
+        "example": '"caller";r=119000;t=60',
+    },
+    "RateLimitPolicy": {
+        "description": "The quota: units in a window of seconds.",
+        "schema": {"type": "string"},
+        "example": '"caller";q=120000;w=60',
+    },
     "Challenge": {
         "description": "How to authenticate (RFC 6750, section 3).",
         "required": True,
@@ -93,9 +104,12 @@ _HEADER_NAMES = {
     "ETag": "ETag",
     "Location": "Location",
     "RetryAfter": "Retry-After",
+    "RateLimit": "RateLimit",
+    "RateLimitPolicy": "RateLimit-Policy",
     "Challenge": "WWW-Authenticate",
     "Replayed": "Idempotent-Replayed",
 }
+_QUOTA_HEADERS = ("RateLimit", "RateLimitPolicy")
 _HEADERS_OF_STATUS = {401: ("Challenge",), 429: ("RetryAfter",), 503: ("RetryAfter",), 504: ("RetryAfter",)}
 
 
@@ -155,7 +169,7 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
         responses["304"] = {"description": "The caller has this already"}
     for status, response in responses.items():
         if "$ref" not in response:
-            _complete_response(int(status), response, list(_sent_headers(int(status), operation)))
+            _complete_response(int(status), response, list(_sent_headers(int(status), operation, route)))
     operation["responses"] = dict(sorted(responses.items()))
     return statuses
 
@@ -170,8 +184,10 @@ def _complete_response(status: int, response: dict[str, Any], headers: Iterable[
         events["schema"] = events.pop("itemSchema")
 
 
-def _sent_headers(status: int, operation: Mapping[str, Any]) -> Iterable[str]:
+def _sent_headers(status: int, operation: Mapping[str, Any], route: APIRoute) -> Iterable[str]:
     yield "RequestId"
+    if route.path not in _ALWAYS_ANSWERED:
+        yield from _QUOTA_HEADERS
     if status >= _FIRST_ERROR:
         return
     read = {item["$ref"].rpartition("/")[2] for item in operation.get("parameters", ()) if "$ref" in item}
@@ -219,7 +235,7 @@ def _problem(status: int) -> dict[str, Any]:
     error_class = error_class_of(status)
     return {
         "description": error_class.title,
-        "headers": _references("RequestId", *_HEADERS_OF_STATUS.get(status, ())),
+        "headers": _references("RequestId", *_QUOTA_HEADERS, *_HEADERS_OF_STATUS.get(status, ())),
         "content": {
             PROBLEM_MEDIA_TYPE: {
                 "schema": {"$ref": "#/components/schemas/Problem"},

@@ -5,16 +5,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.auth import Authenticator, InvalidToken
 from app.kernel.errors import AppError
 from app.kernel.middleware.admission import take_place
+from app.kernel.middleware.rate_limit import NetworkQuota
 
 _SCHEME = b"bearer "
 
 
 class Authentication:
-    """Sets `scope["principal"]`, or `scope["authentication_error"]` for the route to raise if it is not public."""
+    """Sets `scope["principal"]`, or `scope["authentication_error"]` for the route to raise if it is not public.
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+    To look at a token not seen before costs a signature or a statement, so it needs some quota of its network.
+    """
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, networks: NetworkQuota) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._networks = networks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -23,10 +28,12 @@ class Authentication:
                 principal = self._authenticator.recall(header)
                 if principal is not None:
                     scope["principal"] = principal
-                else:
+                elif await self._networks.admit(scope, send):
                     # Looking a token up costs more than most requests.
                     await take_place(scope)
                     await self._authenticate(scope, header)
+                else:
+                    return
         await self._app(scope, receive, send)
 
     async def _authenticate(self, scope: Scope, header: bytes) -> None:
@@ -38,3 +45,5 @@ class Authentication:
             scope["principal"] = await self._authenticator.authenticate(token, header)
         except AppError as error:
             scope["authentication_error"] = error
+        else:
+            self._networks.give_back(scope)

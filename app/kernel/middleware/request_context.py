@@ -20,6 +20,7 @@ from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import problem_response
 from app.kernel.middleware.admission import Admission, Refusal
 from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.rate_limits import Bucket
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 
@@ -89,7 +90,7 @@ class RequestContext:
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
-        exchange = _Exchange(send, (b"x-request-id", request_id.encode()), is_head=is_head)
+        exchange = _Exchange(scope, send, (b"x-request-id", request_id.encode()), is_head=is_head)
         self._active += 1
         try:
             await self._answer(scope, receive, exchange, found)
@@ -172,9 +173,10 @@ def _given_id(scope: Scope) -> bytes | None:
 class _Exchange:
     """One answer on its way out. The answer to HEAD ends with its head."""
 
-    __slots__ = ("_request_id", "_send", "answered", "status")
+    __slots__ = ("_request_id", "_scope", "_send", "answered", "status")
 
-    def __init__(self, send: Send, request_id: tuple[bytes, bytes], *, is_head: bool) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: tuple[bytes, bytes], *, is_head: bool) -> None:
+        self._scope = scope
         self._send = send
         self._request_id = request_id
         self.answered = asyncio.Event() if is_head else None
@@ -184,7 +186,11 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             # Not in place: the list may be that of a cached answer.
-            message["headers"] = [*message["headers"], self._request_id]
+            quota: Bucket | None = self._scope.get("quota")
+            if quota is None:
+                message["headers"] = [*message["headers"], self._request_id]
+            else:
+                message["headers"] = [*message["headers"], self._request_id, *quota.headers()]
             await self._send(message)
             if self.answered is not None:
                 await self._send({"type": "http.response.body", "body": b""})

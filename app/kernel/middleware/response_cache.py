@@ -18,6 +18,7 @@ from app.kernel.http import body_etag, matches_any
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import take_place
 from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.rate_limits import charge
 from app.kernel.resources import Resources
 
 _MAX_QUERY_BYTES = 256
@@ -85,6 +86,7 @@ class ResponseCache:
     async def _answer_miss(
         self, scope: Scope, receive: Receive, send: Send, read: CachedRead, principal: Principal, key: str
     ) -> None:
+        charge(scope, 1.0)
         capture = _Capture(scope, send)
         fill: Callable[[], Awaitable[CachedAnswer | None]]
         if read.handler is not None and not scope["query_string"]:

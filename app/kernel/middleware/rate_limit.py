@@ -1,0 +1,110 @@
+"""Charges each request to its caller's quota, or to its network's where nobody has proved who calls."""
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.kernel.auth import Principal
+from app.kernel.client import client_address, network_of
+from app.kernel.http import problem_response
+from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
+from app.kernel.settings import HttpSettings
+from app.kernel.telemetry import request_id_var
+
+# An operator's probes must not compete with whoever shares their network.
+_UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})
+_PLACE_OF_ID = "the-id-of-the-request"
+
+
+class NetworkQuota:
+    """The quota of a network, for what comes without a valid token: log-ins, registrations, guesses of tokens."""
+
+    def __init__(self, limits: RateLimits, settings: HttpSettings) -> None:
+        self._limits = limits
+        self._settings = settings
+        self._refusal = Refusal(settings)
+
+    async def admit(self, scope: Scope, send: Send) -> bool:
+        """Charges a unit to the network; False: the request has been answered with 429."""
+        network = network_of(client_address(scope, self._settings))
+        key = f"limits:network:{network}"
+        bucket = self._limits.buckets.get(key) or self._limits.open(self._limits.network, key)
+        scope["quota"] = bucket
+        scope["paid"] = 1.0
+        if await self._limits.spend(bucket, 1.0):
+            return True
+        await self._refusal.send(bucket, send)
+        return False
+
+    def give_back(self, scope: Scope) -> None:
+        """The request has proved to be somebody's, whose quota it is charged to instead."""
+        bucket: Bucket = scope.pop("quota")
+        bucket.tokens += scope.pop("paid")
+
+
+class RateLimit:
+    """Stands behind the authentication, and in front of the response cache: an answer from memory is charged too, but
+    only `remembered_cost`. What a request costs beyond one unit is charged where its route is known (`charge`).
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: RateLimits,
+        networks: NetworkQuota,
+        settings: HttpSettings,
+        *,
+        remembered: Collection[str],
+        remembered_cost: float,
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._networks = networks
+        self._refusal = Refusal(settings)
+        self._costs = dict.fromkeys(remembered, remembered_cost)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            principal: Principal | None = scope.get("principal")
+            if principal is not None:
+                cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
+                limits = self._limits
+                bucket = limits.buckets.get(principal.quota_key)
+                if bucket is None:
+                    bucket = limits.open(limits.caller, principal.quota_key)
+                tokens = bucket.tokens - cost
+                scope["quota"] = bucket
+                scope["paid"] = cost
+                if tokens >= bucket.low:
+                    bucket.tokens = tokens
+                elif not await limits.spend(bucket, cost):
+                    await self._refusal.send(bucket, send)
+                    return
+            elif (
+                "quota" not in scope and scope["path"] not in _UNLIMITED and not await self._networks.admit(scope, send)
+            ):
+                return
+        await self._app(scope, receive, send)
+
+
+class Refusal:
+    """The answer 429, of which all but the request's id and the seconds is made in advance."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        token = request_id_var.set(_PLACE_OF_ID)
+        response = problem_response(QuotaExceeded())
+        request_id_var.reset(token)
+        self._parts = bytes(response.body).split(_PLACE_OF_ID.encode())
+        headers = [header for header in response.raw_headers if header[0] not in {b"retry-after", b"content-length"}]
+        self._headers = SecurityHeaders(settings).added_to(headers)
+
+    async def send(self, bucket: Bucket, send: Send) -> None:
+        body = (request_id_var.get() or "unknown").encode().join(self._parts)
+        headers = [
+            *self._headers,
+            (b"retry-after", b"%d" % bucket.seconds_refused()),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        await send({"type": "http.response.start", "status": QuotaExceeded.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
