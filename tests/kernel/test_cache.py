@@ -303,6 +303,60 @@ async def test_an_entry_without_its_tags_is_no_answer(
     assert await second.get() == b"1"
 
 
+async def test_a_tag_that_was_forgotten_and_then_lost_keeps_the_old_answer_out(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    """Before the write and after the loss Redis has no version of the tag, which must not look the same."""
+    reader, writer = await start_process(), await start_process()
+    source.hold = asyncio.Event()
+    early = asyncio.create_task(reader.get())
+    await eventually(lambda: source.reads == 1)
+    source.value = b"1"
+    await writer.cache.forget_now(["user:1"])
+    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
+        await administrator.flushdb()
+    source.hold.set()
+    assert await early == b"0"
+    await reader.stored()
+    assert await entries(valkey) == []
+    assert [await writer.get(), await reader.get()] == [b"1", b"1"]
+
+
+async def test_the_old_answer_does_not_come_back_while_redis_is_being_told(
+    start_process: StartProcess, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a write's forgetting here and in Redis, somebody may bring the old answer back from there."""
+    first, second = await start_process(), await start_process()
+    await first.get()
+    await first.stored()
+    forget = second.cache._remote.forget
+    told, tell = asyncio.Event(), asyncio.Event()
+
+    async def forget_slowly(tags: tuple[str, ...]) -> None:
+        told.set()
+        await tell.wait()
+        await forget(tags)
+
+    monkeypatch.setattr(second.cache._remote, "forget", forget_slowly)
+    source.value = b"1"
+    writing = asyncio.create_task(second.cache.forget_now(["user:1"]))
+    await told.wait()
+    # Nobody has been told yet that the write is done.
+    assert await second.get() == b"0"
+    tell.set()
+    await writing
+    assert await second.get() == b"1"
+
+
+async def test_two_answers_of_one_moment_may_share_a_tag(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    process = await start_process()
+    await asyncio.gather(process.get("one", ("a", "b")), process.get("two", ("b", "c")))
+    await process.stored()
+    assert await entries(valkey) == ["cache:entry:one", "cache:entry:two"]
+
+
 async def test_switched_off(start_process: StartProcess, source: Source, valkey: EmbeddedValkey) -> None:
     process = await start_process(enabled=False)
     assert [await process.get(), await process.get()] == [b"0", b"0"]

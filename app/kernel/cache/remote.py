@@ -1,6 +1,6 @@
 """Level 2: finished answers in Redis, each with the versions that its tags had before the database was read.
 
-All look-ups of one moment are one MGET, all answers to be stored one script, and all tags to be forgotten another.
+All look-ups of one moment are one script, and so are all answers to be stored and all tags to be forgotten.
 """
 
 import random
@@ -22,25 +22,39 @@ _TAG_PREFIX = "cache:tag:"
 _MAX_WAITING_STORES = 512
 _MAX_STORES = 32
 
-# Stores entries whose tags still have the versions seen before the database was read. A tag without a version gets
-# one, so that an entry is valid only while every one of its tags exists: an evicted tag is a miss, never a stale
-# answer. KEYS are, for each entry, its key and those of its tags; ARGV a new version, and for each entry the number of
-# its tags, its time to live, the versions, and the answer.
+# In all scripts KEYS are, for each entry, its key and those of its tags.
+#
+# Gives a tag without a version a new one before the database is read. Were it left without, nobody could tell
+# afterwards a tag that never had one from a tag that was forgotten and then lost: an entry counts only while Redis has
+# held all of its tags. ARGV are the new version, the time to live of tags, and for each entry the number of its tags.
+_LOOK_UP_SCRIPT = """
+local values = redis.call('MGET', unpack(KEYS))
+local key = 1
+for i = 3, #ARGV do
+  for tag = key + 1, key + ARGV[i] do
+    if not values[tag] then
+      redis.call('SET', KEYS[tag], ARGV[1], 'PX', ARGV[2])
+      values[tag] = ARGV[1]
+    end
+  end
+  key = key + 1 + ARGV[i]
+end
+return values
+"""
+
+# Stores entries whose tags still have the versions seen before the database was read. ARGV are, for each entry, the
+# number of its tags, its time to live, the versions, and the answer.
 _STORE_SCRIPT = """
-local fresh = ARGV[1]
-local key, arg = 1, 2
+local key, arg = 1, 1
 while key <= #KEYS do
   local count, ttl = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
   local versions, same = {}, true
   for i = 1, count do
-    local seen = ARGV[arg + 1 + i]
-    local current = redis.call('GET', KEYS[key + i]) or ''
-    -- Another entry of this very call may have given the tag its first version.
-    if current ~= seen and not (seen == '' and current == fresh) then same = false end
-    versions[i] = seen == '' and fresh or seen
+    versions[i] = ARGV[arg + 1 + i]
+    same = same and redis.call('GET', KEYS[key + i]) == versions[i]
   end
   if same then
-    for i = 1, count do redis.call('SET', KEYS[key + i], versions[i], 'PX', ttl * 2) end
+    for i = 1, count do redis.call('PEXPIRE', KEYS[key + i], ttl * 2) end
     redis.call('SET', KEYS[key], table.concat(versions, ',') .. '\\n' .. ARGV[arg + 2 + count], 'PX', ttl)
   end
   key, arg = key + 1 + count, arg + 3 + count
@@ -61,7 +75,7 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What Redis has of an entry, and the present versions of its tags; an empty one: none."""
+    """What Redis has of an entry, and the present versions of its tags."""
 
     answer: CachedAnswer | None
     versions: tuple[bytes, ...]
@@ -75,6 +89,7 @@ class RemoteCache:
         self._redis = redis
         self._channel = channel
         self._origin = origin
+        self._look_up_script = redis.client.register_script(_LOOK_UP_SCRIPT)
         self._store_script = redis.client.register_script(_STORE_SCRIPT)
         self._forget_script = redis.client.register_script(_FORGET_SCRIPT)
         self._look_ups = Coalescer(self._look_up_all, shared_failure=RedisUnavailable)
@@ -117,10 +132,14 @@ class RemoteCache:
 
     async def _look_up_all(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Found]:
         keys: list[str] = []
+        args: list[str | int] = [new_id().hex, self._settings.ttl * 2000]
         for key, tags in wanted:
             keys.append(_ENTRY_PREFIX + key)
             keys.extend([_TAG_PREFIX + tag for tag in tags])
-        values: list[bytes | None] = await self._redis.call(lambda client: client.mget(keys))
+            args.append(len(tags))
+        values: list[bytes | None] = await self._redis.call(
+            lambda client: self._look_up_script(keys=keys, args=args, client=client)
+        )
         found = {}
         start = 0
         for item in wanted:
@@ -142,7 +161,7 @@ class RemoteCache:
 
     async def _store_all(self, batch: Sequence[tuple[Wanted, tuple[bytes, ...], CachedAnswer]]) -> None:
         keys: list[str] = []
-        args: list[bytes | str | int] = [new_id().hex]
+        args: list[bytes | str | int] = []
         for (key, tags), versions, answer in batch:
             keys.append(_ENTRY_PREFIX + key)
             keys.extend([_TAG_PREFIX + tag for tag in tags])
