@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VENV := .venv/bin
-CODE := app benchmarks tests alembic locustfile.py requirements/install.py
+CODE := app benchmarks tests alembic locustfile.py requirements/install.py requirements/licences.py
 
 # The first interpreter on the PATH that is new enough; `make run PYTHON=/some/python3.12` chooses another.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14 python; do \
@@ -14,7 +14,7 @@ LOAD_SECONDS ?= 60
 FUZZ_SECONDS ?= 300
 
 .PHONY: help run dev serve worker migrate seed doctor openapi test quick fuzz check format lint types imports migrations-lint \
-	dockerfile-lint audit load bench bench-quick lock clean install install-dev
+	dockerfile-lint audit load bench bench-quick lock licences clean install install-dev
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -101,6 +101,9 @@ bench-quick: install-dev ## The same in five minutes, report in reports/benchmar
 
 lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: newest versions)
 	@$(VENV)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+licences: install-dev ## Write docs/licences.md anew
+	@$(VENV)/python requirements/licences.py
 
 clean: ## Remove caches and reports (data in .data and .venv stay)
 	@rm -rf .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache reports htmlcov

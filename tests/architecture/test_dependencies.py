@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,13 @@ def test_a_lock_is_complete_and_names_no_place(name: str) -> None:
         assert re.match(r"[A-Za-z0-9._-]+==\S+", entry), entry
         assert "--hash=sha256:" in entry, entry
     assert not re.search(r"https?://|file:|--(?:extra-)?index|--find-links| @ ", text)
+
+
+def test_licences_are_listed_and_none_binds_the_product() -> None:
+    found = runpy.run_path(str(ROOT / "requirements" / "licences.py"))
+    page = found["make_page"]()
+    assert (ROOT / "docs" / "licences.md").read_text(encoding="utf-8") == page, "run `make licences`"
+    assert not re.search(r"GPL|SSPL|BUSL|Proprietary|Commons", page)
 
 
 def test_locks_agree_and_hold_what_is_declared() -> None:

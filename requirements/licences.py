@@ -1,0 +1,52 @@
+"""Writes docs/licences.md from the lock of the image and what its packages say of themselves: `make licences`."""
+
+import re
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "licences.md"
+# The identifiers of SPDX for what packages wrote before there was a field for them.
+_SPDX = {
+    "Apache 2.0": "Apache-2.0",
+    "BSD License": "BSD-3-Clause",
+    "ISC License": "ISC",
+    "MIT License": "MIT",
+}
+# Locked for other platforms and older Pythons, so that they are not installed everywhere.
+_ELSEWHERE = {"async-timeout": "Apache-2.0", "colorama": "BSD-3-Clause"}
+_HEAD = """# Licences
+
+What the image contains besides Onehop, by licence. `make licences` writes this page anew; a test fails when it is old.
+None of them asks more of a product than to name it: MPL-2.0 covers its own files only, which are used unchanged.
+
+| licence | packages |
+|---|---|
+"""
+
+
+def make_page() -> str:
+    """The whole page."""
+    lock = (ROOT / "requirements" / "production.txt").read_text(encoding="utf-8")
+    packages: dict[str, list[str]] = defaultdict(list)
+    for name in re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE):
+        packages[_licence_of(name)].append(name)
+    return _HEAD + "".join(f"| {licence} | {', '.join(names)} |\n" for licence, names in sorted(packages.items()))
+
+
+def _licence_of(name: str) -> str:
+    try:
+        fields = metadata(name)
+    except PackageNotFoundError:
+        return _ELSEWHERE[name]
+    expression = fields.get("License-Expression")
+    if expression:
+        return str(expression)
+    classes = [text.rpartition(" :: ")[2] for text in fields.get_all("Classifier", []) if text.startswith("License")]
+    word = str(fields.get("License") or classes[0])
+    return _SPDX.get(word, word)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_page(), encoding="utf-8")
