@@ -9,6 +9,7 @@ from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
 from app.kernel.point_reads import PointReads
+from app.kernel.positions import Positions
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.kernel.resources import Resources
@@ -23,6 +24,8 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     db = Database(settings.database, application_name=application_name)
     cache = Cache(settings.cache, redis, bus)
     cache.bind(db)
+    positions = Positions(redis)
+    db.bind_positions(positions)
     rings = [
         RedisGateway(settings.redis.model_copy(update={"url": url})) if url.get_secret_value() != redis.url else redis
         for url in settings.jobs.redis_urls

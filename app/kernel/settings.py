@@ -29,10 +29,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _split_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
 class DatabaseSettings(Section):
     """Postgres. Time-outs are in seconds."""
 
     url: SecretStr | None = Field(None, description="DSN; also read from DATABASE_URL. None: the embedded server.")
+    replica_urls: tuple[SecretStr, ...] = Field(
+        (), description="DSNs of read replicas, by commas; also read from DATABASE_REPLICA_URLS."
+    )
+    replica_max_lag: float = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
     pool_size: int = Field(10, ge=1, le=200, description="Connections of one process; fixed, not elastic.")
     export_pool_size: int = Field(2, ge=1, le=20, description="Connections for long snapshots, apart from the pool.")
     acquire_timeout: float = Field(0.25, gt=0, le=10)
@@ -44,6 +54,11 @@ class DatabaseSettings(Section):
         default=True,
         description="Send the time-outs as startup parameters. Off behind PgBouncer, where ALTER ROLE sets them.",
     )
+
+    @field_validator("replica_urls", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _split_list(value)
 
 
 class RedisSettings(Section):
@@ -88,9 +103,7 @@ class HttpSettings(Section):
     @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        return _split_list(value)
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -163,7 +176,9 @@ def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[s
     problems: list[str] = []
     for name, value in environ.items():
         target = name.removesuffix("_FILE")
-        if target == name or not (name.startswith("APP_") or target in {"DATABASE_URL", "REDIS_URL"}):
+        if target == name or not (
+            name.startswith("APP_") or target in {"DATABASE_URL", "DATABASE_REPLICA_URLS", "REDIS_URL"}
+        ):
             values[name] = value
             continue
         if target in environ:

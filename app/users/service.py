@@ -287,7 +287,7 @@ async def list_events(
     """
     owner = (user_id, wanted)
     after = cursors.decode(EVENTS_LIST, owner, cursor, tuple[datetime, UUID]) if cursor else None
-    async with db.read("users.list_events") as conn:
+    async with db.read("users.list_events", sees=[events_tag(user_id)]) as conn:
         # One more than wanted tells whether there is another page.
         events = await queries.list_events(conn, user_id, wanted, after, limit + 1)
     page = events[:limit]
@@ -316,6 +316,6 @@ async def summarise_events(
         raise InvalidPeriod("`since` must lie before `until`.")
     if until - since > LONGEST_PERIODS[bucket]:
         raise InvalidPeriod(f"By {bucket}, a period has at most {LONGEST_PERIODS[bucket].days} days.")
-    async with db.read("users.summarise_events") as conn:
+    async with db.read("users.summarise_events", sees=[events_tag(user_id)]) as conn:
         counts = await queries.list_event_counts(conn, user_id, bucket, since, until)
     return EventSummary(bucket, since, until, counts)

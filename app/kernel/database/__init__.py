@@ -19,11 +19,13 @@ from app.kernel.database.failures import (
     TransactionConflict,
 )
 from app.kernel.database.gateway import Database, Statement
+from app.kernel.database.replicas import UNKNOWN_POSITION
 from app.kernel.database.retrying import MAX_CONFLICT_RETRIES, retries_conflicts
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Row, Tx
 
 __all__ = [
     "MAX_CONFLICT_RETRIES",
+    "UNKNOWN_POSITION",
     "ConstraintViolated",
     "CopyConn",
     "Database",

@@ -1,6 +1,6 @@
 """Units of work as the caller sees them: what one may do with a connection while it is lent."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import asyncpg
@@ -20,46 +20,66 @@ class Gateway(Protocol):
     def translate(self, error: Exception) -> Exception: ...
 
 
+Renew = Callable[[Exception], Awaitable[Any]]
+
+
 class ReadConn:
     """Reads on one connection. Statements see the newest committed rows, each for itself."""
 
-    __slots__ = ("_connection", "_database", "_interrupted", "_unit")
+    __slots__ = ("_connection", "_database", "_interrupted", "_renew", "_unit")
 
-    def __init__(self, database: Gateway, connection: Any, unit: str) -> None:
+    def __init__(self, database: Gateway, connection: Any, unit: str, renew: Renew | None = None) -> None:
+        """`renew` gives another connection after an error that speaks for trying once more there, else None."""
         self._database = database
         self._connection = connection
         self._unit = unit
+        self._renew = renew
         # Set while a statement is under way, and left set when it was cut off: such a connection is never used again.
         self._interrupted = False
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
         """All rows."""
-        result: list[Row] = await self._run(self._connection.fetch, sql, args)
+        result: list[Row] = await self._run("fetch", sql, *args)
         return result
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row, or None."""
-        result: Row | None = await self._run(self._connection.fetchrow, sql, args)
+        result: Row | None = await self._run("fetchrow", sql, *args)
         return result
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
         """The first column of the first row, or None."""
-        return await self._run(self._connection.fetchval, sql, args)
+        return await self._run("fetchval", sql, *args)
 
-    async def _run(self, call: Callable[..., Awaitable[Any]], sql: str, args: tuple[Any, ...]) -> Any:
+    def stay(self) -> None:
+        """From now on a statement depends on those before it, and cannot be moved to another connection."""
+        self._renew = None
+
+    async def _run(self, method: str, sql: str, *args: Any, **options: Any) -> Any:
         self._database.note(self._unit, sql)
         self._interrupted = True
         try:
-            result = await call(sql, *args)
-        except asyncpg.PostgresError as error:
-            # The server answered, so the protocol is in step again.
-            self._interrupted = isinstance(error, asyncpg.PostgresConnectionError)
-            raise self._database.translate(error) from error
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
-            self._interrupted = not isinstance(error, asyncpg.DataError)
-            raise self._database.translate(error) from error
-        self._interrupted = False
-        return result
+            result = await getattr(self._connection, method)(sql, *args, **options)
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+            TimeoutError,
+        ) as error:
+            # A server that answered is in step again, and a value that was never sent has changed nothing.
+            self._interrupted = isinstance(error, asyncpg.PostgresConnectionError) or not isinstance(
+                error, asyncpg.PostgresError | asyncpg.DataError
+            )
+            renew, self._renew = self._renew, None
+            connection = await renew(error) if renew is not None else None
+            if connection is None:
+                raise self._database.translate(error) from error
+            self._connection = connection
+        else:
+            self._interrupted = False
+            return result
+        return await ReadConn._run(self, method, sql, *args, **options)
 
     @property
     def is_interrupted(self) -> bool:
@@ -72,8 +92,10 @@ class Tx(ReadConn):
 
     __slots__ = ("_after_commit", "_commits", "_emitted", "_has_committed", "_statements_left")
 
-    def __init__(self, database: Gateway, connection: Any, unit: str, *, single: bool) -> None:
-        super().__init__(database, connection, unit)
+    def __init__(
+        self, database: Gateway, connection: Any, unit: str, renew: Renew | None = None, *, single: bool
+    ) -> None:
+        super().__init__(database, connection, unit, renew)
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._emitted: dict[str, list[Any]] = {}
         self._statements_left = 1 if single else -1
@@ -88,7 +110,7 @@ class Tx(ReadConn):
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Runs a statement; the answer is its command tag, such as `UPDATE 3`."""
-        result: str = await self._run(self._connection.execute, sql, args)
+        result: str = await self._run("execute", sql, *args)
         return result
 
     def after_commit(self, callback: Callable[[], Awaitable[None]]) -> None:
@@ -99,12 +121,12 @@ class Tx(ReadConn):
         """Hands `item` to the handler of `topic` after the commit, together with all others of this unit."""
         self._emitted.setdefault(topic, []).append(item)
 
-    async def _run(self, call: Callable[..., Awaitable[Any]], sql: str, args: tuple[Any, ...]) -> Any:
+    async def _run(self, method: str, sql: str, *args: Any, **options: Any) -> Any:
         if self._statements_left == 0:
             message = f"{self._unit}: a single-statement unit cannot run a second statement"
             raise RuntimeError(message)
         self._statements_left -= 1
-        result = await super()._run(call, sql, args)
+        result = await super()._run(method, sql, *args, **options)
         self._has_committed = self._commits
         return result
 
@@ -128,6 +150,11 @@ class Tx(ReadConn):
     def may_have_committed(self) -> bool:
         """Also true where the answer to the last statement never came."""
         return self._has_committed or (self._commits and self._interrupted)
+
+    @property
+    def emitted(self) -> "Mapping[str, list[Any]]":
+        """The items of each topic."""
+        return self._emitted
 
     @property
     def has_after_commit_work(self) -> bool:
@@ -164,12 +191,7 @@ class CopyConn(ReadConn):
 
     async def copy_to(self, sql: str, *args: Any, output: Callable[[bytes], Awaitable[None]], **options: Any) -> int:
         """Streams `COPY (sql) TO` into `output`; the answer is the number of rows. `options` are asyncpg's."""
-
-        async def copy(sql: str, *args: Any) -> str:
-            tag: str = await self._connection.copy_from_query(sql, *args, output=output, **options)
-            return tag
-
-        tag: str = await self._run(copy, sql, args)
+        tag: str = await self._run("copy_from_query", sql, *args, output=output, **options)
         return int(tag.removeprefix("COPY "))
 
 
@@ -180,5 +202,5 @@ class DirectConn(ReadConn):
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Runs a statement; the answer is its command tag."""
-        result: str = await self._run(self._connection.execute, sql, args)
+        result: str = await self._run("execute", sql, *args)
         return result

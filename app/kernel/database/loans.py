@@ -1,0 +1,135 @@
+"""A connection of a pool on loan to one unit of work."""
+
+from contextlib import suppress
+from time import perf_counter
+from typing import Any, Protocol
+
+import asyncpg
+from prometheus_client import Histogram
+
+from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_lost_session
+from app.kernel.database.pools import CONNECT_ERRORS
+from app.kernel.database.replicas import Replica
+from app.kernel.database.units import Row
+from app.kernel.telemetry import DURATION_BUCKETS, get_logger
+
+_logger = get_logger(__name__)
+_unit_seconds = Histogram(
+    "app_database_unit_seconds", "Time a unit of work held its connection.", ["unit"], buckets=DURATION_BUCKETS
+)
+_acquire_seconds = Histogram(
+    "app_database_acquire_seconds", "Time waited for a connection of the pool.", buckets=DURATION_BUCKETS
+)
+# What a replica says, or does not say, for reasons of its own. (40001 is also how it ends a statement that keeps it
+# from replaying.)
+_REPLICA_ERRORS = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+class Lender(Protocol):
+    """What a loan needs of its gateway."""
+
+    def translate(self, error: Exception) -> Exception: ...
+
+
+class Loan:
+    """A connection, replaced by another one where the first turns out to be dead."""
+
+    __slots__ = ("_acquired_at", "_lender", "_lent_by", "_pool", "_replica", "_timeout", "_unit", "connection")
+
+    def __init__(
+        self, lender: Lender, pool: "asyncpg.Pool[Row]", unit: str, timeout: float, replica: Replica | None = None
+    ) -> None:
+        self._lender = lender
+        self._pool = pool
+        self._unit = unit
+        self._timeout = timeout
+        self._replica = replica
+        self._lent_by = pool
+        self._acquired_at = 0.0
+        self.connection: Any = None
+
+    @property
+    def is_of_primary(self) -> bool:
+        return self._replica is None
+
+    async def begin(self) -> None:
+        """Waits for a connection, of the primary if the replica has none.
+
+        Raises:
+            PoolExhausted, DatabaseUnavailable
+        """
+        started = perf_counter()
+        if self._replica is not None and (pool := self._replica.pool) is not None:
+            self.connection, self._lent_by = await self._replica.acquire(pool), pool
+        if self.connection is None:
+            self._replica, self._lent_by = None, self._pool
+            try:
+                # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
+                self.connection = await self._pool.acquire(timeout=self._timeout)
+            except TimeoutError as error:
+                is_full = self._pool.get_idle_size() == 0
+                raise (PoolExhausted() if is_full else DatabaseUnavailable()) from error
+            except CONNECT_ERRORS as error:
+                raise self._lender.translate(error) from error
+        self._acquired_at = perf_counter()
+        _acquire_seconds.observe(self._acquired_at - started)
+
+    async def end(self) -> None:
+        """Gives the connection back."""
+        if self.connection is None:
+            return
+        connection, self.connection = self.connection, None
+        try:
+            await self._lent_by.release(connection)
+        except CONNECT_ERRORS:
+            _terminate(connection)
+        _unit_seconds.labels(self._unit).observe(perf_counter() - self._acquired_at)
+
+    def discard(self) -> None:
+        """Drops the connection, because nobody knows what would come out of it next."""
+        if self.connection is not None:
+            _terminate(self.connection)
+
+    async def renew(self, error: Exception) -> Any:
+        """Another connection, to the primary, if `error` says that the present one is of no use; else None.
+
+        Only for what can be sent a second time: it may have been carried out, and only its answer lost.
+        """
+        if self._replica is not None:
+            if not (is_lost_session(error) or isinstance(error, _REPLICA_ERRORS)):
+                return None
+            self._replica.note_failure(error)
+        elif isinstance(error, TimeoutError) or not (
+            is_lost_session(error) or isinstance(error, ConnectionError | asyncpg.InterfaceError)
+        ):
+            return None
+        else:
+            self._lender.translate(error)
+        return await self._exchange()
+
+    async def renew_if_refused(self, error: Exception) -> Any:
+        """The same for a write, if it certainly was not carried out: on a primary that has become a replica."""
+        if not isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            return None
+        self._lender.translate(error)
+        return await self._exchange()
+
+    async def _exchange(self) -> Any:
+        self.discard()
+        await self.end()
+        self._replica = None
+        await self.begin()
+        return self.connection
+
+
+def _terminate(connection: Any) -> None:
+    # One that was lost meanwhile the pool has taken back already.
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()

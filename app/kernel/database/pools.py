@@ -1,0 +1,144 @@
+"""How connections are made: what each of them has, and which of several hosts it leads to."""
+
+import asyncio
+from collections import deque
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import asyncpg
+
+from app.kernel.database.units import Row
+from app.kernel.settings import DatabaseSettings
+
+CONNECT_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+# A host that has not answered for so long (RFC 8305 calls it the connection attempt delay) gets company.
+_ATTEMPT_DELAY_SECONDS = 0.1
+_DEFAULT_PORT = 5432
+
+
+class Connector:
+    """Makes connections and pools to one DSN, which may name several hosts: `//a:5432,b:5432/name`."""
+
+    def __init__(self, dsn: str, settings: DatabaseSettings, application_name: str) -> None:
+        self._dsn = dsn
+        self._settings = settings
+        self._application_name = application_name
+        self._hosts = _hosts_of(dsn)
+        self._preferred = 0
+
+    async def connect(self, unit: str) -> Any:
+        """One connection outside of any pool, which nothing but its use bounds."""
+        return await self._connect(
+            timeout=self._settings.connect_timeout,
+            command_timeout=self._settings.statement_timeout + 0.5,
+            server_settings={"application_name": f"{self._application_name}:{unit}"},
+        )
+
+    async def pool(self, size: int, *, command_timeout: float | None) -> "asyncpg.Pool[Row]":
+        """A pool without connections; they are made when they are needed. Nothing takes them away but a failure."""
+        session = {"application_name": self._application_name, "TimeZone": "UTC"}
+        if self._settings.session_settings:
+            session |= {
+                "statement_timeout": _milliseconds(self._settings.statement_timeout),
+                "lock_timeout": _milliseconds(self._settings.lock_timeout),
+                "idle_in_transaction_session_timeout": _milliseconds(self._settings.idle_in_transaction_timeout),
+                "jit": "off",
+            }
+        return await asyncpg.create_pool(
+            self._dsn,
+            connect=self._connect,
+            min_size=0,
+            max_size=size,
+            max_inactive_connection_lifetime=0,
+            max_queries=1_000_000,
+            timeout=self._settings.connect_timeout,
+            command_timeout=command_timeout,
+            statement_cache_size=512,
+            max_cached_statement_lifetime=0,
+            server_settings=session,
+            reset=_no_reset,
+        )
+
+    async def _connect(self, *_: Any, **options: Any) -> Any:
+        """A connection to the first host that is there and takes writes; the arguments are asyncpg's.
+
+        asyncpg's own way through several hosts has one time-out for all of them, which a host that swallows packets
+        uses up alone. Here each one has its own, and the next one need not wait for it.
+        """
+        dsn = self._dsn
+        if len(self._hosts) == 1:
+            return await asyncpg.connect(dsn, **options)
+        if "target_session_attrs" not in dsn:
+            options["target_session_attrs"] = "read-write"
+        waiting = deque(range(len(self._hosts)))
+        waiting.rotate(-self._preferred)
+        attempts: dict[asyncio.Task[Any], int] = {}
+        failure: BaseException = OSError("no host")
+        try:
+            while waiting or attempts:
+                if waiting:
+                    index = waiting.popleft()
+                    host, port = self._hosts[index]
+                    attempts[asyncio.create_task(asyncpg.connect(dsn, host=host, port=port, **options))] = index
+                finished = await asyncio.wait(
+                    attempts,
+                    timeout=_ATTEMPT_DELAY_SECONDS if waiting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for attempt in finished[0]:
+                    error = attempt.exception()
+                    index = attempts.pop(attempt)
+                    if error is None:
+                        self._preferred = index
+                        return attempt.result()
+                    failure = error
+            raise failure
+        finally:
+            for attempt in attempts:
+                attempt.add_done_callback(_discard)
+                attempt.cancel()
+
+
+async def close_pool(pool: "asyncpg.Pool[Row] | None") -> None:
+    """Waits for the units under way, at most five seconds, then closes all connections."""
+    if pool is None:
+        return
+    try:
+        async with asyncio.timeout(5):
+            await pool.close()
+    except (TimeoutError, asyncpg.InterfaceError):
+        pool.terminate()
+
+
+def _hosts_of(dsn: str) -> list[tuple[str, int]]:
+    parts = urlsplit(dsn)
+    query = parse_qs(parts.query)
+    named = parts.netloc.rpartition("@")[2] or ",".join(query.get("host", []))
+    ports = ",".join(query.get("port", [])).split(",")
+    hosts = []
+    for number, item in enumerate(named.split(",")):
+        host, port = item, ports[min(number, len(ports) - 1)]
+        # What follows the last colon is a port, unless that colon stands inside the brackets of an IPv6 address.
+        if ":" in item.rpartition("]")[2]:
+            host, _, port = item.rpartition(":")
+        hosts.append((unquote(host).strip("[]"), int(port or _DEFAULT_PORT)))
+    return hosts
+
+
+def _discard(attempt: "asyncio.Task[Any]") -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+async def _no_reset(_: Any) -> None:
+    """Nothing of ours outlives a transaction on a connection, so releasing one costs no statement."""

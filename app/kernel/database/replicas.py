@@ -1,0 +1,213 @@
+"""Read replicas: which of them has replayed enough, and which is there at all.
+
+A commit that changes what replicas may show is known by the tags that it emits, and by its position in the WAL. A read
+names the tags it depends on, and a replica serves it only if it has replayed all of their commits. A loop looks at each
+replica four times a second; one that is dead, lags too far behind or has been promoted gets no reads meanwhile.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Protocol
+
+import asyncpg
+from prometheus_client import Counter, Gauge
+
+from app.kernel.background import Background
+from app.kernel.database.pools import CONNECT_ERRORS, Connector, close_pool
+from app.kernel.database.units import Row
+from app.kernel.errors import Unavailable
+from app.kernel.settings import DatabaseSettings
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
+_reads_total = Counter("app_database_replica_reads", "Reads that a replica was allowed to serve.", ["outcome"])
+_lag_seconds = Gauge(
+    "app_database_replica_lag_seconds",
+    "How old the newest state is that a replica has replayed.",
+    ["replica"],
+    multiprocess_mode="max",
+)
+_usable = Gauge("app_database_replica_usable", "Whether a replica gets reads.", ["replica"], multiprocess_mode="min")
+
+UNKNOWN_POSITION = 2**63 - 1
+"""Behind every commit there will be: no replica has replayed it."""
+
+_WATCH_SECONDS = 0.25
+_ANSWER_SECONDS = 1.0
+# Not long, because the primary has connections too.
+_ACQUIRE_SECONDS = 0.25
+GET_REPLAYED = "SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint"
+GET_FLUSHED = "SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint"
+# Of what is inserted, because a commit with synchronous_commit off is answered before it is flushed.
+GET_INSERTED = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint"
+
+
+class Positions(Protocol):
+    """Where all processes keep the WAL position up to which each tag's commits reach."""
+
+    async def note(self, emitted: Mapping[str, Sequence[Any]], position: int) -> None:
+        """Keeps `position` for what a unit emitted."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def latest(self, tags: Sequence[str], ask_now: Callable[[], Awaitable[int]]) -> int:
+        """The position that covers all commits of `tags`.
+
+        Where nothing is known of the past any more, `ask_now` tells one that covers everything.
+        """
+        ...
+
+
+class Replica:
+    """One replica, as this process sees it."""
+
+    def __init__(self, name: str, connector: Connector, settings: DatabaseSettings) -> None:
+        self.name = name
+        self.replayed = -1
+        self.is_usable = False
+        self._connector = connector
+        self._settings = settings
+        self.pool: asyncpg.Pool[Row] | None = None
+        self._watching: Any = None
+
+    async def acquire(self, pool: "asyncpg.Pool[Row]") -> Any:
+        """A connection of its pool, or None."""
+        try:
+            connection = await pool.acquire(timeout=_ACQUIRE_SECONDS)
+        except CONNECT_ERRORS as error:
+            self.note_failure(error)
+            return None
+        _reads_total.labels("replica").inc()
+        return connection
+
+    def note_failure(self, error: Exception) -> None:
+        """No reads until it has been looked at again."""
+        _reads_total.labels("failed").inc()
+        self._set_usable(usable=False, reason=type(error).__name__)
+
+    async def look(self, freshness: Callable[[int], float | None]) -> None:
+        """Asks how far it is. `freshness` says how many seconds old the state at a position is, if that is known."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                if self._watching is None:
+                    self._watching = await self._connector.connect("replica")
+                is_replica, replayed = await self._watching.fetchrow(GET_REPLAYED)
+        except CONNECT_ERRORS as error:
+            self._lose(error)
+            return
+        self.replayed = replayed if replayed is not None else -1
+        lag = freshness(self.replayed)
+        _lag_seconds.labels(self.name).set(lag if lag is not None else self._settings.replica_max_lag)
+        if self.pool is None:
+            self.pool = await self._connector.pool(
+                self._settings.pool_size, command_timeout=self._settings.statement_timeout + 0.5
+            )
+        if not is_replica:
+            self._set_usable(usable=False, reason="it has been promoted")
+        elif lag is None or lag > self._settings.replica_max_lag:
+            self._set_usable(usable=False, reason="it lags behind")
+        else:
+            self._set_usable(usable=True)
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.terminate()
+        await close_pool(self.pool)
+
+    def _lose(self, error: Exception) -> None:
+        """Ends everything that waits for it, so that it is done elsewhere at once."""
+        self._set_usable(usable=False, reason=type(error).__name__)
+        if self._watching is not None:
+            self._watching.terminate()
+            self._watching = None
+        if self.pool is not None:
+            self.pool.terminate()
+            self.pool = None
+
+    def _set_usable(self, *, usable: bool, reason: str = "") -> None:
+        if usable != self.is_usable:
+            event = "replica gets reads" if usable else "replica gets no reads"
+            _logger.warning(event, replica=self.name, reason=reason)
+        self.is_usable = usable
+        _usable.labels(self.name).set(usable)
+
+
+class Replicas:
+    """All replicas of one primary."""
+
+    def __init__(self, settings: DatabaseSettings, application_name: str, ask_primary: "AskPrimary") -> None:
+        self._replicas = [
+            Replica(str(number), Connector(url.get_secret_value(), settings, application_name), settings)
+            for number, url in enumerate(settings.replica_urls)
+        ]
+        self._max_lag = settings.replica_max_lag
+        self._ask_primary = ask_primary
+        self._background = Background()
+        # When this process asked the primary, and how far its WAL reached then, over the longest lag allowed.
+        self._samples: deque[tuple[float, int]] = deque(maxlen=int(settings.replica_max_lag / _WATCH_SECONDS) + 2)
+        self._next = 0
+        self.positions: Positions | None = None
+
+    def open(self) -> None:
+        for look in (self._sample, *(replica.look for replica in self._replicas)):
+            self._background.spawn(self._repeat(look))
+
+    async def close(self) -> None:
+        await self._background.close()
+        if self.positions is not None:
+            await self.positions.close()
+        for replica in self._replicas:
+            await replica.close()
+
+    async def choose(self, tags: Sequence[str]) -> Replica | None:
+        """A replica that shows all commits of `tags`; None if that is none."""
+        usable = [replica for replica in self._replicas if replica.is_usable]
+        if self.positions is None or not usable:
+            return None
+        position = await self.positions.latest(tags, self._now)
+        fitting = [replica for replica in usable if replica.replayed >= position]
+        if not fitting:
+            _reads_total.labels("behind").inc()
+            return None
+        self._next += 1
+        return fitting[self._next % len(fitting)]
+
+    async def note_commit(self, emitted: Mapping[str, Sequence[Any]]) -> None:
+        """To be awaited between a commit and what tells others of it."""
+        if self.positions is None:
+            return
+        await self.positions.note(emitted, await self._now())
+
+    async def _now(self) -> int:
+        """A position behind all that has been committed so far."""
+        try:
+            return await self._ask_primary(GET_INSERTED)
+        except Unavailable:
+            return UNKNOWN_POSITION
+
+    def _freshness(self, replayed: int) -> float | None:
+        """Seconds between the newest sample and the newest one that a replica at `replayed` has reached."""
+        reached = next((time for time, position in reversed(self._samples) if position <= replayed), None)
+        return None if reached is None else self._samples[-1][0] - reached
+
+    async def _sample(self, _: object) -> None:
+        # Timed before, so that what is committed while it runs does not count as older than the answer.
+        asked_at = monotonic()
+        with suppress(Unavailable):
+            self._samples.append((asked_at, await self._ask_primary(GET_FLUSHED)))
+
+    async def _repeat(self, look: "Look") -> None:
+        while True:
+            try:
+                await look(self._freshness)
+            except Exception:
+                _logger.exception("looking at the replicas failed")
+            await asyncio.sleep(_WATCH_SECONDS)
+
+
+AskPrimary = Callable[[str], Awaitable[int]]
+Look = Callable[[Callable[[int], float | None]], Awaitable[None]]

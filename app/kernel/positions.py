@@ -1,0 +1,87 @@
+"""Up to which position of the WAL the commits of each tag reach: what a read replica must have replayed to be read.
+
+Kept in Redis, because any process may get the next request of whoever wrote. A commit is noted before its writer gets
+an answer, so nobody misses a write of their own. Without Redis nothing is known, and the primary answers.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from app.kernel.background import Background
+from app.kernel.cache import FORGET_TOPIC
+from app.kernel.database import UNKNOWN_POSITION
+from app.kernel.redis import RedisGateway, RedisUnavailable
+
+_TAG_PREFIX = "positions:tag:"
+# The least position of every tag; asked of the primary when it is missing.
+_FLOOR = "positions:floor"
+# Far longer than the largest lag of a replica in use: what is forgotten has been replayed everywhere.
+_KEPT_SECONDS = 3600
+_RETRY_SECONDS = 0.1
+
+# Numbers are padded and compared as text, because Lua's have 53 bits.
+_RAISE_SCRIPT = """
+for i = 1, #KEYS do
+  local present = redis.call('GET', KEYS[i])
+  if not present or present < ARGV[1] then redis.call('SET', KEYS[i], ARGV[1]) end
+  if ARGV[2] ~= '0' then redis.call('EXPIRE', KEYS[i], ARGV[2]) end
+end
+"""
+
+
+class Positions:
+    """One per process."""
+
+    def __init__(self, redis: RedisGateway) -> None:
+        self._redis = redis
+        self._raise = redis.client.register_script(_RAISE_SCRIPT)
+        self._background = Background()
+        self._is_retrying = False
+
+    async def close(self) -> None:
+        await self._background.close()
+
+    async def note(self, emitted: Mapping[str, Sequence[Any]], position: int) -> None:
+        """Keeps `position` for the tags that a unit forgets."""
+        keys = [_TAG_PREFIX + tag for tag in dict.fromkeys(emitted.get(FORGET_TOPIC, ()))]
+        if not keys:
+            return
+        if position == UNKNOWN_POSITION:
+            await self._doubt_all()
+            return
+        try:
+            await self._tell(keys, position, _KEPT_SECONDS)
+        except RedisUnavailable:
+            await self._doubt_all()
+
+    async def latest(self, tags: Sequence[str], ask_now: Callable[[], Awaitable[int]]) -> int:
+        """The position that covers all commits of `tags`; `ask_now` gives one where it has been forgotten."""
+        try:
+            *known, floor = await self._redis.call(
+                lambda client: client.mget([_FLOOR if tag is None else _TAG_PREFIX + tag for tag in (*tags, None)])
+            )
+            if floor is None:
+                floor = await ask_now()
+                if floor != UNKNOWN_POSITION:
+                    await self._tell([_FLOOR], floor, 0)
+        except RedisUnavailable:
+            return UNKNOWN_POSITION
+        return max(int(floor), *(int(position) for position in known if position is not None), 0)
+
+    async def _tell(self, keys: Sequence[str], position: int, seconds: int) -> None:
+        await self._redis.call(lambda _: self._raise(keys=list(keys), args=[f"{position:019}", seconds]))
+
+    async def _doubt_all(self) -> None:
+        """Somebody's position could not be kept: who reads next asks the primary for one that covers everything."""
+        try:
+            await self._redis.call(lambda client: client.delete(_FLOOR))
+        except RedisUnavailable:
+            if not self._is_retrying:
+                self._is_retrying = True
+                self._background.spawn(self._doubt_later())
+
+    async def _doubt_later(self) -> None:
+        await asyncio.sleep(_RETRY_SECONDS)
+        self._is_retrying = False
+        await self._doubt_all()

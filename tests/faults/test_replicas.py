@@ -1,0 +1,217 @@
+"""Read replicas: who wrote sees it, whatever the replica has replayed; and no read fails because of one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+import redis
+
+from app.kernel.cache import FORGET_TOPIC
+from app.kernel.database import Database
+from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.kernel.positions import Positions
+from app.main import create_app
+from app.settings import load_settings
+from tests.faults.signals import frozen
+from tests.fixtures.people import register
+from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
+from tests.kernel.conftest import OpenDatabase, OpenRedis, client_of
+
+TABLES = "CREATE TABLE notes (text text)"
+COUNT = "SELECT count(*) FROM notes"
+IS_REPLICA = "SELECT pg_is_in_recovery()"
+
+
+@pytest.fixture
+async def at_replica(replica_url: str) -> AsyncIterator[Connection]:
+    """A connection to the replica, as soon as it knows the database of this test."""
+    connection = None
+
+    async def is_there() -> bool:
+        nonlocal connection
+        try:
+            connection = await asyncpg.connect(replica_url)
+        except asyncpg.InvalidCatalogNameError:
+            return False
+        return True
+
+    await eventually(is_there)
+    assert connection is not None
+    yield connection
+    connection.terminate()
+
+
+@pytest.fixture
+async def database(
+    open_database: OpenDatabase,
+    open_redis: OpenRedis,
+    connection: Connection,
+    at_replica: Connection,
+    replica_url: str,
+) -> Database:
+    """A gateway whose replica is in use."""
+    await connection.execute(TABLES)
+    database = await open_database(replica_urls=replica_url, replica_max_lag=1, acquire_timeout=5, connect_timeout=5)
+    database.bind_positions(Positions(await open_redis()))
+    database.on_commit(FORGET_TOPIC, ignore)
+    await eventually(lambda: asks_replica(database))
+    return database
+
+
+async def ignore(_: object) -> None:
+    """A gateway alone has no cache that takes what is forgotten."""
+
+
+async def asks_replica(database: Database, tag: str = "unwritten") -> bool:
+    async with database.read("test.read", sees=[tag]) as conn:
+        return bool(await conn.fetchval(IS_REPLICA))
+
+
+async def count(database: Database, tag: str) -> int:
+    async with database.read("test.read", sees=[tag]) as conn:
+        number: int = await conn.fetchval(COUNT)
+        return number
+
+
+async def write(database: Database, tag: str) -> None:
+    async with database.statement("test.write") as tx:
+        tx.emit(FORGET_TOPIC, tag)
+        await tx.execute("INSERT INTO notes VALUES ('text')")
+
+
+@asynccontextmanager
+async def paused(at_replica: Connection) -> AsyncIterator[None]:
+    """The replica replays nothing inside the block."""
+    await at_replica.execute("SELECT pg_wal_replay_pause()")
+
+    async def is_paused() -> bool:
+        return bool(await at_replica.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+
+    try:
+        await eventually(is_paused)
+        yield
+    finally:
+        await at_replica.execute("SELECT pg_wal_replay_resume()")
+
+
+async def test_only_who_can_bear_it_reads_from_a_replica(database: Database) -> None:
+    assert await asks_replica(database)
+    async with database.read("test.read") as conn:
+        assert await conn.fetchval(IS_REPLICA) is False
+
+
+async def test_a_replica_that_has_not_replayed_a_write_is_not_asked_for_it(
+    database: Database, at_replica: Connection
+) -> None:
+    async with paused(at_replica):
+        await write(database, "mine")
+        assert (await asks_replica(database, "mine"), await count(database, "mine")) == (False, 1)
+        # Others, who have not written, may well see the past.
+        assert (await asks_replica(database, "other"), await count(database, "other")) == (True, 0)
+    await eventually(lambda: asks_replica(database, "mine"))
+    assert await count(database, "mine") == 1
+
+
+async def test_redis_may_lose_what_it_knows(database: Database, at_replica: Connection, valkey: EmbeddedValkey) -> None:
+    async with paused(at_replica):
+        await write(database, "mine")
+        with redis.Redis.from_url(valkey.url()) as client:
+            client.flushall()
+        assert await count(database, "mine") == 1
+        valkey.stop()
+        try:
+            assert await count(database, "mine") == 1
+            await write(database, "mine")
+        finally:
+            valkey.start()
+        assert await count(database, "mine") == 2
+    await eventually(lambda: asks_replica(database, "mine"))
+    assert await count(database, "mine") == 2
+
+
+async def test_a_lagging_replica_is_left_alone_until_it_has_caught_up(
+    database: Database, connection: Connection, at_replica: Connection
+) -> None:
+    async def is_ejected() -> bool:
+        # A primary that writes nothing has no replica that lags.
+        await connection.execute("INSERT INTO notes VALUES ('beside the gateway')")
+        return not await asks_replica(database)
+
+    async with paused(at_replica):
+        await eventually(is_ejected)
+    await eventually(lambda: asks_replica(database))
+
+
+@asynccontextmanager
+async def load(database: Database) -> AsyncIterator[list[bool]]:
+    """Eight readers; the block may see which of their reads a replica answered. One that failed fails the test."""
+    done: list[bool] = []
+    ended = asyncio.Event()
+
+    async def read() -> None:
+        while not ended.is_set():
+            done.append(await asks_replica(database))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(read())
+        try:
+            yield done
+        finally:
+            ended.set()
+
+
+async def test_no_read_fails_when_the_replica_is_killed(database: Database, standby: EmbeddedPostgres) -> None:
+    async with load(database) as done:
+        await eventually(lambda: any(done))
+        standby.stop(mode="immediate")
+        try:
+            done.clear()
+            await eventually(lambda: len(done) > 100)
+            assert not any(done[-50:])
+        finally:
+            standby.start()
+        await eventually(lambda: done[-1])
+
+
+async def test_no_read_fails_when_the_replica_is_frozen(database: Database, standby: EmbeddedPostgres) -> None:
+    pid = standby.pid()
+    assert pid is not None
+    async with load(database) as done:
+        await eventually(lambda: any(done))
+        with frozen(pid):
+            done.clear()
+            # Those that wait for it go on when it is given up, long before their statements' time-out.
+            await eventually(lambda: len(done) > 100, within=4)
+        await eventually(lambda: done[-1])
+
+
+async def test_every_process_shows_what_any_of_them_has_written(
+    environment: dict[str, str], at_replica: Connection, replica_url: str, frozen_garbage: None
+) -> None:
+    settings = load_settings(environment | {"DATABASE_REPLICA_URLS": replica_url, "APP_CACHE_ENABLED": "false"})
+    apps = [create_app(settings) for _ in range(2)]
+    async with client_of(apps[0]) as client, client_of(apps[1]) as other:
+        person = await register(client)
+        for app in apps:
+            await eventually(lambda app=app: asks_replica(app.state.resources.db))  # type: ignore[misc]
+        async with paused(at_replica):
+            assert (await person.post("/v1/events", json={"kind": "page.viewed"})).status_code == 201
+            for each in (client, other):
+                page = await each.get("/v1/users/me/events", headers=person.headers)
+                assert [event["kind"] for event in page.json()["items"]] == ["page.viewed"]
+
+
+async def test_without_replicas_nothing_is_asked(open_database: OpenDatabase, open_redis: OpenRedis) -> None:
+    database = await open_database()
+    database.bind_positions(Positions(await open_redis()))
+    database.on_commit(FORGET_TOPIC, ignore)
+    with database.recorder() as seen:
+        async with database.statement("test.write") as tx:
+            tx.emit(FORGET_TOPIC, "mine")
+            await tx.execute("SELECT 1")
+        assert await asks_replica(database, "mine") is False
+    assert [statement.sql for statement in seen] == ["SELECT 1", IS_REPLICA]
