@@ -5,7 +5,7 @@ A module names its own errors by subclassing the status class that fits, in its 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,9 @@ class FieldError:
     pointer: str
     detail: str
     code: str
+
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 
 class AppError(Exception):
@@ -39,6 +42,19 @@ class AppError(Exception):
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+
+    def as_problem(self, request_id: str) -> dict[str, Any]:
+        """The body of its answer (RFC 9457)."""
+        content: dict[str, Any] = {
+            "type": f"/problems/{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail or self.title,
+            "instance": f"urn:onehop:request:{request_id}",
+            "code": self.code,
+            "request_id": request_id,
+        }
+        return content | {"errors": self.errors} if self.errors else content
 
 
 class BadRequest(AppError):

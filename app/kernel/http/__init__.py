@@ -5,11 +5,12 @@ Postgres cannot store (NUL, lone surrogates), unknown query parameters, another 
 records with orjson; the response models only document it, and the tests hold the two together.
 """
 
+from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
 from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.json_input import MAX_ERRORS, MAX_JSON_DEPTH, InvalidJson, escape_pointer, parse_json
 from app.kernel.http.openapi import located, make_openapi, reads_headers
-from app.kernel.http.problems import PROBLEM_MEDIA_TYPE, install_error_handlers, problem_response, problem_responses
+from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operation_id
 from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp, example
 

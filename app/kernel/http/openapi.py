@@ -12,7 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from app.kernel.auth import declared_permission
-from app.kernel.http.problems import PROBLEM_MEDIA_TYPE, error_class_of
+from app.kernel.errors import PROBLEM_MEDIA_TYPE
+from app.kernel.http.problems import error_class_of
 from app.kernel.http.schemas import Problem
 
 _EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"

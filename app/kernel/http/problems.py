@@ -10,6 +10,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 
 from app.kernel.errors import (
+    PROBLEM_MEDIA_TYPE,
     AppError,
     BadRequest,
     Conflict,
@@ -32,8 +33,6 @@ from app.kernel.errors import (
 from app.kernel.http.json_input import MAX_ERRORS, escape_pointer
 from app.kernel.telemetry import request_id_var
 
-PROBLEM_MEDIA_TYPE = "application/problem+json"
-
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route whose own business can answer these statuses; the document fills them in."""
@@ -45,18 +44,7 @@ def problem_response(error: AppError) -> Response:
     if isinstance(error, OAuthError):
         oauth = {"error": error.oauth_code, "error_description": error.detail}
         return Response(orjson.dumps(oauth), error.status, error.headers, "application/json")
-    request_id = request_id_var.get() or "unknown"
-    content: dict[str, Any] = {
-        "type": f"/problems/{error.code}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail or error.title,
-        "instance": f"urn:onehop:request:{request_id}",
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if error.errors:
-        content["errors"] = error.errors
+    content = error.as_problem(request_id_var.get() or "unknown")
     headers = {"Cache-Control": "no-store", **error.headers}
     return Response(orjson.dumps(content), error.status, headers, PROBLEM_MEDIA_TYPE)
 

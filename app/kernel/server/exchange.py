@@ -6,7 +6,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.kernel.errors import AppError, Unavailable
-from app.kernel.http import problem_response
+from app.kernel.server.guard import refusal
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -37,10 +37,12 @@ class Exchange(RequestResponseCycle):
         if self.response_started:
             self.transport.abort()
             return
-        response = problem_response(error)
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})
+        # Written as it is: the headers that the application would have added are in it.
+        self.response_complete = self.response_started = True
+        self.keep_alive = False
+        self.transport.write(refusal(error, self.default_headers))
+        self.transport.close()
+        self.on_response()
 
 
 def _nothing() -> None:

@@ -12,14 +12,13 @@ from http import HTTPStatus
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+import orjson
 from prometheus_client import Counter, Gauge
 from uvicorn.server import ServerState
 
-from app.kernel.errors import AppError, BadRequest, Unavailable
-from app.kernel.http import problem_response
+from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError, BadRequest, Unavailable
 from app.kernel.ids import new_id
 from app.kernel.settings import ConnectionSettings
-from app.kernel.telemetry import request_id_var
 
 SWEEP_SECONDS = 0.5
 # After the last answer of a connection its client may still be sending; without reading that over, the answer
@@ -28,10 +27,11 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 # A client whose connection has been silent for so long while the process ends will not mind its end.
 DRAIN_IDLE_SECONDS = 1.0
-_SECURITY = (
-    b"x-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
-    b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
-)
+_SECURITY = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
 # RFC 3986, section 3.2.2, without user information.
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _KNOWN_HOSTS = 1000
@@ -127,12 +127,16 @@ def guard_of(state: ServerState, limits: ConnectionSettings, loop: asyncio.Abstr
 def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     """The whole last answer of a connection: `error` as a problem, sent below the application."""
     request_id = new_id().hex
-    token = request_id_var.set(request_id)
-    try:
-        response = problem_response(error)
-    finally:
-        request_id_var.reset(token)
-    phrase = HTTPStatus(error.status).phrase.encode()
-    fields = [*headers, *response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
-    head = b"".join(b"%s: %s\r\n" % field for field in fields)
-    return b"HTTP/1.1 %d %s\r\n%s%s\r\n%s" % (error.status, phrase, head, _SECURITY, bytes(response.body))
+    body = orjson.dumps(error.as_problem(request_id))
+    fields = {
+        "content-type": PROBLEM_MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        "x-request-id": request_id,
+        **_SECURITY,
+        **error.headers,
+        "connection": "close",
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    date = b"".join(b"%s: %s\r\n" % field for field in headers)
+    return "\r\n".join([*lines, ""]).encode() + date + b"\r\n" + body

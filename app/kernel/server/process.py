@@ -107,8 +107,6 @@ class Server(uvicorn.Server):
         await self._until(self._is_quiet, deadline, meanwhile=guard.sweep)
         await self._cancel()
         await _within(_CLOSE_SECONDS, self.lifespan.shutdown())
-        if self._last_resort is not None:
-            self._last_resort.cancel()
 
     def _is_quiet(self) -> bool:
         return not self.server_state.connections and not self.server_state.tasks

@@ -1,0 +1,50 @@
+"""What the tests of the server's life serve: an application that starts at once.
+
+`python -m tests.kernel.small_application PORT WORKERS GRACE [takeover]`
+"""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from app.kernel.server import serve
+from app.kernel.settings import ConnectionSettings
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        await live(receive, send)
+        return
+    if scope["path"] == "/die":
+        os._exit(9)
+    if scope["path"] == "/wait":
+        await asyncio.sleep(60)
+    while scope["path"] == "/hang":
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            continue
+    text = f"{os.getpid()} {scope['state']['draining'].is_set()}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text})
+
+
+async def live(receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed" if os.environ.get("FAIL") else "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+if __name__ == "__main__":
+    port, workers, grace, *rest = sys.argv[1:]
+    serve(
+        "tests.kernel.small_application:app",
+        ConnectionSettings(drain_delay=0.3),
+        host="127.0.0.1",
+        port=int(port),
+        workers=int(workers),
+        grace_seconds=int(grace),
+        takes_over="takeover" in rest,
+    )

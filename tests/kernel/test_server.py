@@ -1,0 +1,139 @@
+"""How server processes begin, follow each other and end, with a small application in them."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import psutil
+import pytest
+
+from benchmarks.client import ask
+from benchmarks.load import request
+from benchmarks.visitors import Visitors
+from tests.fixtures.application import ROOT, free_port
+from tests.fixtures.waiting import eventually
+
+Process = asyncio.subprocess.Process
+Start = Callable[..., Awaitable[Process]]
+ROOT_REQUEST = request("GET", "/")
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+async def start(port: int) -> AsyncIterator[Start]:
+    """Starts a server on the port of this test, and waits until it answers."""
+    started: list[Process] = []
+
+    async def start_one(*, workers: int = 1, grace: int = 5, takeover: bool = False, **variables: str) -> Process:
+        arguments = [str(port), str(workers), str(grace), *(["takeover"] if takeover else [])]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.kernel.small_application", *arguments),
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        started.append(process)
+        if not takeover and not variables:
+            await eventually(lambda: answers(port))
+        return process
+
+    yield start_one
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def answers(port: int) -> bool:
+    try:
+        return (await ask(port, ROOT_REQUEST))[0] == 200
+    except OSError:
+        return False
+
+
+async def ended(process: Process, *, within: float = 10.0) -> int:
+    return await asyncio.wait_for(process.wait(), within)
+
+
+def servers_below(process: Process) -> set[int]:
+    """The ids of the group's processes that run."""
+    found = set()
+    for child in psutil.Process(process.pid).children():
+        try:
+            if "multiprocessing.spawn" in " ".join(child.cmdline()):
+                found.add(child.pid)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+async def test_replacements_lose_no_request(port: int, start: Start) -> None:
+    group = await start(workers=2)
+    await eventually(lambda: len(servers_below(group)) == 2)
+    before = servers_below(group)
+    async with Visitors(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as visitors:
+        await visitors.until(100)
+        group.send_signal(signal.SIGHUP)
+        await eventually(lambda: len(after := servers_below(group)) == 2 and not after & before, within=30)
+        await visitors.until(visitors.total + 100)
+    assert visitors.lost == {}
+    assert set(visitors.statuses) == {200}
+    # One that dies takes along what is inside it, and is replaced too.
+    with pytest.raises(ConnectionError):
+        await ask(port, request("GET", "/die"))
+    assert (await ask(port, ROOT_REQUEST))[0] == 200
+    await eventually(lambda: len(servers_below(group)) == 2)
+    group.send_signal(signal.SIGTERM)
+    assert await ended(group) == 0
+
+
+async def test_a_group_that_cannot_start_ends(start: Start) -> None:
+    group = await start(workers=2, FAIL="1")
+    assert await ended(group, within=20) == 3
+
+
+async def test_a_new_server_takes_over(port: int, start: Start) -> None:
+    old = await start()
+    async with Visitors(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as visitors:
+        await visitors.until(100)
+        new = await start(takeover=True)
+        assert await ended(old, within=20) == 0
+        await visitors.until(visitors.total + 100)
+    assert visitors.lost == {}
+    assert set(visitors.statuses) == {200}
+    _, body = await ask(port, ROOT_REQUEST)
+    assert body == f"{new.pid} False".encode()
+
+
+async def test_the_end(port: int, start: Start) -> None:
+    """New connections are served until the delay is over; what is inside is cancelled after the grace."""
+    server = await start(grace=1)
+    waiting = asyncio.create_task(ask(port, request("GET", "/wait")))
+    await asyncio.sleep(0.1)
+    server.send_signal(signal.SIGTERM)
+    await eventually(lambda: is_draining(port), within=0.3)
+    assert await ended(server) == 0
+    status, body = await waiting
+    assert status == 503
+    assert b'"code":"unavailable"' in body
+
+
+async def is_draining(port: int) -> bool:
+    return (await ask(port, ROOT_REQUEST))[1].endswith(b"True")
+
+
+async def test_what_hangs_is_ended(port: int, start: Start) -> None:
+    """A second after the grace a task that cannot be cancelled is left behind, and all else after some more."""
+    server = await start(grace=0)
+    hanging = asyncio.create_task(ask(port, request("GET", "/hang")))
+    await asyncio.sleep(0.1)
+    server.send_signal(signal.SIGTERM)
+    assert await ended(server) == 1
+    with pytest.raises(ConnectionError):
+        await hanging
