@@ -167,8 +167,10 @@ class EventsRequest(
     def new_events(self) -> list[NewEvent]:
         """The events in either form."""
         if self.events is MISSING:
-            fields = {name: getattr(self, name) for name in self.model_fields_set}
-            return [EventRequest.model_construct(**fields).new_event("#")]
+            kind: Any = self.kind
+            occurred_at: Any = None if self.occurred_at is MISSING else self.occurred_at
+            properties: Any = "{}" if self.properties is MISSING else self.properties
+            return [NewEvent(kind, occurred_at, properties, "#")]
         return [event.new_event(f"#/events/{index}") for index, event in enumerate(self.events)]
 
     @model_validator(mode="after")

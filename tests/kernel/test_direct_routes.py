@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
@@ -185,9 +187,11 @@ async def client_of(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def framework() -> FastAPI:
+def framework(tmp_path: Path) -> FastAPI:
+    (tmp_path / "direct.txt").write_text("a file")
     app = FastAPI(redirect_slashes=False, max_body_size=MAX_BODY_BYTES, openapi_url=None)
     app.router.routes.extend(router.routes)
+    app.mount("/files", StaticFiles(directory=tmp_path))
     install_error_handlers(app)
     return app
 
@@ -246,6 +250,10 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield from (
         ("GET", f"/t/{path}", {}) for path in ("stream", "model", "items/first", "items/last", "items/x/", "nope")
     )
+    yield from ((method, "/t/no-such-thing/at/all", {}) for method in ("GET", "POST", "OPTIONS", "BREW"))
+    yield "GET", "/files/direct.txt", {}
+    yield "GET", "/files/nothing", {}
+    yield "POST", "/files/direct.txt", {}
     yield "GET", ITEM, {"headers": {"x-shared": "a", "prefer": "wait=3"}}
     yield "GET", ITEM, {"headers": {"prefer": "more than nine"}}
     yield "GET", ITEM, {"headers": {"x-shared": "refuse"}}

@@ -1,5 +1,6 @@
 """Units of work as the caller sees them: what one may do with a connection while it is lent."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -167,11 +168,18 @@ class Tx(ReadConn):
             for topic, items in self._emitted.items()
         ]
         work.extend((getattr(callback, "__qualname__", "callback"), callback) for callback in self._after_commit)
-        for name, callback in work:
+
+        async def run(name: str, callback: Callable[[], Awaitable[None]]) -> None:
             try:
                 await callback()
             except Exception:
                 _logger.exception("after-commit work failed", unit=self._unit, work=name)
+
+        if len(work) == 1:
+            await run(*work[0])
+        else:
+            # Side by side, because each waits for another round trip and the caller waits for all of them.
+            await asyncio.gather(*(run(name, callback) for name, callback in work))
 
 
 class CopyConn(ReadConn):

@@ -19,9 +19,10 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.kernel.errors import AppError, PayloadTooLarge
+from app.kernel.errors import AppError, NotFound, PayloadTooLarge
 from app.kernel.http.json_input import parse_json
 from app.kernel.http.problems import problem_of, problem_response
 from app.kernel.http.routing import StrictRoute
@@ -46,6 +47,9 @@ class DirectRoutes:
         for route in _leading_strict_routes(app.routes):
             for method in route.methods or ():
                 by_method.setdefault(method, []).append(route)
+        strict = {id(route): route for routes in by_method.values() for route in routes}
+        self._known = re.compile("|".join(_unnamed(route.path_regex) for route in strict.values()) or r"(?!)")
+        self._others = [route for route in app.routes if id(route) not in strict]
         made: dict[int, DirectRoute | None] = {}
         for method, routes in by_method.items():
             for number, route in enumerate(routes):
@@ -62,12 +66,14 @@ class DirectRoutes:
             await self._framework(scope, receive, send)
             return
         route, parameters = self.find(scope["method"], scope["path"])
-        if route is None:
+        if route is not None:
+            scope["app"] = self._app
+            scope["path_params"] = parameters
+            await route(scope, receive, send)
+        elif self._is_nowhere(scope):
+            await problem_response(NotFound())(scope, receive, send)
+        else:
             await self._framework(scope, receive, send)
-            return
-        scope["app"] = self._app
-        scope["path_params"] = parameters
-        await route(scope, receive, send)
 
     def find(self, method: str, path: str) -> "tuple[DirectRoute | None, dict[str, str]]":
         """The route and the parameters in its address; None if only the framework can answer."""
@@ -76,6 +82,12 @@ class DirectRoutes:
         except KeyError:
             patterns = self._patterns.get(method)
             return (None, {}) if patterns is None else patterns.find(path)
+
+    def _is_nowhere(self, scope: Scope) -> bool:
+        """Whether no route has this address, whatever the method."""
+        if self._known.match(scope["path"]):
+            return False
+        return all(route.matches(scope)[0] is Match.NONE for route in self._others)
 
 
 class DirectRoute:
@@ -201,7 +213,7 @@ class _Patterns:
         group = 1
         for route, direct in routes:
             regex = route.path_regex
-            parts.append(f"({_GROUP_NAME.sub('', regex.pattern)})")
+            parts.append(f"({_unnamed(regex)})")
             # The outer group of an alternative ends last, so its number is what the match reports.
             is_plain = regex.groups == len(regex.groupindex)
             self._found[group] = direct if is_plain else None, route.param_convertors, group + 1
@@ -261,6 +273,10 @@ class _Body:
             return await self._receive()
         raw, self._raw = self._raw, None
         return {"type": "http.request", "body": raw, "more_body": False}
+
+
+def _unnamed(regex: re.Pattern[str]) -> str:
+    return _GROUP_NAME.sub("", regex.pattern)
 
 
 def _leading_strict_routes(routes: Iterable[Any]) -> Iterator[StrictRoute]:
