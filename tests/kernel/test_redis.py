@@ -117,6 +117,34 @@ async def test_a_late_answer_is_not_given_to_the_next_caller(open_redis: OpenRed
     assert await gateway.call(lambda client: client.get("b")) == b"2"
 
 
+async def test_cancelled_commands_cross_no_answers(open_redis: OpenRedis) -> None:
+    """Whoever hangs up in the middle of a command leaves no answer behind for the next one."""
+    gateway = await open_redis(pool_size=4)
+    await gateway.call(lambda client: client.mset({f"key:{number}": number for number in range(50)}))
+    crossed, answered = [], 0
+
+    async def read(number: int) -> None:
+        nonlocal answered
+        try:
+            value = await gateway.call(lambda client: client.get(f"key:{number}"), timeout=2)
+        except RedisUnavailable:
+            return
+        answered += 1
+        if value != str(number).encode():
+            crossed.append((number, value))
+
+    for turn in range(40):
+        tasks = [asyncio.create_task(read(number)) for number in range(50)]
+        for _ in range(turn % 5):
+            await asyncio.sleep(0)
+        for task in tasks[turn % 2 :: 2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert crossed == []
+    assert answered > 0
+    assert await gateway.call(lambda client: client.get("key:7")) == b"7"
+
+
 async def test_more_callers_than_connections_wait_for_their_turn(open_redis: OpenRedis) -> None:
     gateway = await open_redis(pool_size=2)
     assert await asyncio.gather(*(ping(gateway) for _ in range(50))) == [True] * 50
