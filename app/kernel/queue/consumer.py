@@ -30,6 +30,7 @@ logger = get_logger(__name__)
 
 _LOOK_EVERY = 1.0
 _DIRECT_LOOK_EVERY = 0.25
+_DIRECT_PAUSE = 0.02
 _COALESCE = 0.002
 _HIDDEN_MS = 10_000
 _REDIS_TIMEOUT = 1.0
@@ -217,23 +218,26 @@ async def consume(ring: int, queue: Queue, runner: Runner, executor: Executor) -
 async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor) -> None:
     """Claims from Postgres until Redis answers again."""
     next_ping = monotonic() + _LOOK_EVERY
-    while not runner.draining:
-        try:
-            async with runner.claiming:
-                if wants := runner.wants():
-                    runner.start(await executor.claim_direct(wants, runner.free))
-        except Unavailable:
-            logger.warning("jobs.claim_without_database")
-        await asyncio.sleep(_DIRECT_LOOK_EVERY)
-        if monotonic() >= next_ping:
-            next_ping = monotonic() + _LOOK_EVERY
+    with runner.bell() as bell:
+        while not runner.draining:
             try:
-                async with asyncio.timeout(_REDIS_TIMEOUT):
-                    await redis.ping()
-            except (RedisError, OSError, TimeoutError):
-                continue
-            logger.info("jobs.redis_back")
-            return
+                async with runner.claiming:
+                    if wants := runner.wants():
+                        runner.start(await executor.claim_direct(wants, runner.free))
+            except Unavailable:
+                logger.warning("jobs.claim_without_database")
+            # While jobs end there is a look for each freed slot, but not one after the other without a pause.
+            await asyncio.sleep(_DIRECT_PAUSE)
+            await _wait(bell, _DIRECT_LOOK_EVERY)
+            if monotonic() >= next_ping:
+                next_ping = monotonic() + _LOOK_EVERY
+                try:
+                    async with asyncio.timeout(_REDIS_TIMEOUT):
+                        await redis.ping()
+                except (RedisError, OSError, TimeoutError):
+                    continue
+                logger.info("jobs.redis_back")
+                return
 
 
 async def _wait(bell: asyncio.Event, timeout: float) -> None:
