@@ -38,7 +38,7 @@ async def producer(settings: Settings) -> AsyncIterator[Producer]:
     await db.open()
     yield Producer(db, redis, queue)
     await db.close()
-    await redis.close()
+    await queue.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from app.kernel.embedded import EmbeddedValkey
-from tests.jobs.kinds import Producer
+from tests.jobs.kinds import Producer, eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -55,6 +55,21 @@ async def test_without_redis_the_row_waits_for_the_relay(
             await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE dispatched_at IS NULL") >= 1
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 0") == 7
+
+
+async def test_a_job_that_met_a_hiccup_of_redis_is_brought_there_soon(
+    producer: Producer, connection: Connection, valkey: EmbeddedValkey
+) -> None:
+    valkey.stop()
+    async with producer.db.statement("test.enqueue") as tx:
+        job_id = await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
+    assert await connection.fetchval("SELECT dispatched_at IS NOT NULL FROM jobs.jobs")
+    valkey.start()
+
+    async def is_there() -> bool:
+        return bool(await producer.redis.client.zrange("jobs:queue:default:0", 0, -1) == [str(job_id).encode()])
+
+    await eventually(is_there)
 
 
 async def test_redis_holds_no_more_ids_than_the_window_allows(producer: Producer, connection: Connection) -> None:

@@ -12,6 +12,7 @@ from zlib import crc32
 from prometheus_client import Counter
 from redis.asyncio import Redis
 
+from app.kernel.background import Background
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
@@ -36,6 +37,7 @@ PAST_MS = 14 * 86_400_000
 VISIBLE_UNTIL_MS = 8 * 86_400_000
 
 _FULL_FOR_SECONDS = 0.25
+_AGAIN_AFTER_SECONDS = (0.1, 0.5, 2.0)
 _PRIORITY_STEP_MS = 60_000
 _LOWEST_PRIORITY = 4
 _TURN_MS = 10_000
@@ -100,6 +102,7 @@ class Queue:
         self._insert = insert
         self._clock = clock
         self._full_until: dict[str, float] = {}
+        self._background = Background()
         self._dispatch_script = self._rings[0].client.register_script(_DISPATCH)
 
     def bind(self, db: Database) -> None:
@@ -108,6 +111,7 @@ class Queue:
 
     async def close(self) -> None:
         """Closes the rings."""
+        await self._background.close()
         for ring in self._rings:
             await ring.close()
 
@@ -333,6 +337,15 @@ class Queue:
     async def _ring(self, refs: list[JobRef]) -> None:
         if left := await self.dispatch(refs):
             logger.warning("jobs.not_dispatched", count=len(left))
+            self._background.spawn(self._ring_again(left))
+
+    async def _ring_again(self, refs: list[JobRef]) -> None:
+        """After a hiccup; the relay looks for ids that are missing only after a while."""
+        for pause in _AGAIN_AFTER_SECONDS:
+            await asyncio.sleep(pause)
+            refs = await self.dispatch(refs)
+            if not refs:
+                return
 
 
 async def _get_epoch(client: Redis) -> bytes | None:
