@@ -12,9 +12,10 @@ LOAD_HOST ?= http://127.0.0.1:8000
 LOAD_USERS ?= 50
 LOAD_SECONDS ?= 60
 FUZZ_SECONDS ?= 300
+CHAOS_SECONDS ?= 300
 
 .PHONY: help run dev serve worker migrate seed doctor openapi test quick fuzz check format lint types imports migrations-lint \
-	dockerfile-lint audit load bench bench-quick lock licences clean install install-dev
+	dockerfile-lint audit load bench bench-quick chaos lock licences clean install install-dev
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -98,6 +99,9 @@ bench: install-dev ## Every measure and the report in docs/benchmarks; about an 
 
 bench-quick: install-dev ## The same in five minutes, report in reports/benchmarks (ARGS="--only limits")
 	@$(VENV)/python -m benchmarks quick --output reports/benchmarks $(ARGS)
+
+chaos: install-dev ## Break everything in turn under load, and check that nothing is lost (CHAOS_SECONDS)
+	@$(VENV)/python -m benchmarks.chaos $(CHAOS_SECONDS) $(ARGS)
 
 lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: newest versions)
 	@$(VENV)/python requirements/lock.py $(if $(UPGRADE),--upgrade)

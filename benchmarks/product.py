@@ -47,6 +47,7 @@ class Bench:
 
     async def __aenter__(self) -> Self:
         postgres, valkey = self._stack.enter_context(machine.servers(self.directory))
+        self.postgres, self.valkey = postgres, valkey
         postgres.create_database("bench")
         self.database_url = postgres.dsn("bench")
         self.redis_url = valkey.url()

@@ -227,7 +227,8 @@ class _Link:
         for writer in self._writers:
             connection = writer.get_extra_info("socket")
             with suppress(OSError):
-                if connection.family != socket.AF_UNIX:
+                # Some event loops have no socket any more where the other side was faster.
+                if connection is not None and connection.family != socket.AF_UNIX:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             writer.transport.abort()
 
