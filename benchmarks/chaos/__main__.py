@@ -60,9 +60,9 @@ async def run(seconds: float, seed: int, output: Path) -> int:
             await judge(bench, verdicts, ledger, callers)
             _judge_answers(verdicts, ledger)
     about = (
-        f"`make chaos`: {CALLERS} callers, two API processes and a worker for {seconds:.0f} s, with "
-        f"{broken.total()} faults of {FAULT_SECONDS:.0f} s and {REST_SECONDS:.0f} s between them (seed {seed}). Figures of time are those of a "
-        "machine that also runs the callers, the servers and the proxies."
+        f"`make chaos`: {CALLERS} callers, two API processes and a worker for {seconds:.0f} s, with {broken.total()} "
+        f"faults of {FAULT_SECONDS:.0f} s and {REST_SECONDS:.0f} s between them (seed {seed}). Figures of time are "
+        "those of a machine that also runs the callers, the servers and the proxies."
     )
     verdicts.write(output, about)
     with output.open("a", encoding="utf-8") as page:
