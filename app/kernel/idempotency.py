@@ -11,7 +11,7 @@ from hashlib import sha256
 from fastapi import Request, Response
 from prometheus_client import Counter
 
-from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts, retries_lost_sessions
 from app.kernel.errors import BadRequest, Conflict, Unprocessable
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
@@ -117,6 +117,7 @@ async def _without_key(db: Database, operation: str, effect: Effect, *, single_s
         return await effect(tx)
 
 
+@retries_lost_sessions
 @retries_conflicts
 async def _with_key(
     resources: Resources, caller: str, operation: str, key: str, request_hash: bytes, effect: Effect

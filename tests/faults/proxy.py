@@ -130,7 +130,7 @@ class Proxy:
 
     def reset(self) -> None:
         """Ends all connections with RST; new ones work."""
-        for link in self._links:
+        for link in list(self._links):
             link.reset()
 
     async def restore(self) -> None:
@@ -217,13 +217,16 @@ class _Link:
                 self._pass_on(group, reader, self._writers[0], "client")
         except* OSError:
             # What the one side did to us, the other one is to feel.
-            self.reset()
+            self._abort()
         finally:
             for writer in self._writers:
                 writer.close()
 
     def reset(self) -> None:
         self.task.cancel()
+        self._abort()
+
+    def _abort(self) -> None:
         for writer in self._writers:
             connection = writer.get_extra_info("socket")
             with suppress(OSError):

@@ -13,10 +13,18 @@ from app.kernel.redis import RedisGateway
 from app.main import create_app
 from app.settings import Settings, load_settings
 from tests.fixtures.application import Lifespan
+from tests.fixtures.waiting import eventually
 
 OpenDatabase = Callable[..., Awaitable[Database]]
 OpenRedis = Callable[..., Awaitable[RedisGateway]]
 Planted = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+async def pool_becomes_whole(database: Database) -> None:
+    """Every connection of the pool comes back to it."""
+    pool = database._pool
+    assert pool is not None
+    await eventually(lambda: pool.get_idle_size() == pool.get_size() > 0)
 
 
 @pytest.fixture

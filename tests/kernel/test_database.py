@@ -16,11 +16,8 @@ from app.kernel.database import (
     Tx,
     retries_conflicts,
 )
-from app.kernel.embedded import EmbeddedPostgres
-from tests.faults.signals import frozen
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
-from tests.kernel.conftest import OpenDatabase
+from tests.kernel.conftest import OpenDatabase, pool_becomes_whole
 
 TABLES = """
 CREATE TABLE accounts (name text PRIMARY KEY, amount integer NOT NULL CONSTRAINT amount_positive CHECK (amount >= 0));
@@ -40,13 +37,6 @@ async def accounts(connection: Connection) -> Connection:
 @pytest.fixture
 async def database(open_database: OpenDatabase, accounts: Connection) -> Database:
     return await open_database(pool_size=4)
-
-
-async def pool_becomes_whole(database: Database) -> None:
-    """Every connection of the pool comes back to it."""
-    pool = database._pool
-    assert pool is not None
-    await eventually(lambda: pool.get_idle_size() == pool.get_size() > 0)
 
 
 class Committed:
@@ -393,71 +383,6 @@ async def test_connections_carry_no_session_state(open_database: OpenDatabase, a
     behind_a_pooler = await open_database(session_settings="false")
     async with behind_a_pooler.read("test.read") as conn:
         assert await conn.fetchval("SHOW statement_timeout") == "0"
-
-
-async def answers_again(database: Database, within: float) -> None:
-    async with asyncio.timeout(within):
-        while True:
-            try:
-                async with database.read("test.again") as conn:
-                    assert await conn.fetchval("SELECT 1") == 1
-                    return
-            except DatabaseUnavailable:
-                await asyncio.sleep(0.05)
-
-
-async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
-    database = await open_database(pool_size=4)
-    await answers_again(database, 1)
-    postgres.stop(mode="immediate")
-    try:
-        started = time.perf_counter()
-        outcomes = await asyncio.gather(*(answers_again(database, 0.2) for _ in range(8)), return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {TimeoutError}
-        with pytest.raises(DatabaseUnavailable) as raised:
-            async with database.transaction("test.unit") as tx:
-                await tx.fetchval("SELECT 1")
-        assert (raised.value.status, raised.value.code) == (503, "database_unavailable")
-        assert raised.value.headers == {"Retry-After": "1"}
-        assert time.perf_counter() - started < 1
-    finally:
-        postgres.start()
-    await answers_again(database, 2)
-    async with asyncio.TaskGroup() as group:
-        for _ in range(4):
-            group.create_task(answers_again(database, 2))
-    await pool_becomes_whole(database)
-
-
-async def test_frozen_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
-    database = await open_database(pool_size=2, statement_timeout=0.2, connect_timeout=0.3)
-    await answers_again(database, 1)
-    pid = postgres.pid()
-    assert pid is not None
-    with frozen(pid):
-        started = time.perf_counter()
-        for _ in range(2):
-            with pytest.raises(DatabaseUnavailable):
-                async with database.transaction("test.unit") as tx:
-                    await tx.fetchval("SELECT 1")
-        # The statement's time-out and half a second for each, and the time to let the connection go.
-        assert time.perf_counter() - started < 2.5
-    await answers_again(database, 2)
-    await pool_becomes_whole(database)
-
-
-async def test_no_server_at_the_start(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
-    postgres.stop(mode="immediate")
-    try:
-        database = await open_database()
-        assert database.seconds_since_answer == float("inf")
-        with pytest.raises(DatabaseUnavailable):
-            async with database.read("test.read"):
-                pass
-    finally:
-        postgres.start()
-    await answers_again(database, 2)
-    assert database.seconds_since_answer < 2
 
 
 async def test_unopened_gateway_is_unavailable(database_url: str, open_database: OpenDatabase) -> None:

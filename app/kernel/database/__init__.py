@@ -16,11 +16,12 @@ from app.kernel.database.failures import (
     DatabaseUnavailable,
     InvalidValue,
     PoolExhausted,
+    SessionLost,
     TransactionConflict,
 )
 from app.kernel.database.gateway import Database, Statement
 from app.kernel.database.replicas import UNKNOWN_POSITION
-from app.kernel.database.retrying import MAX_CONFLICT_RETRIES, retries_conflicts
+from app.kernel.database.retrying import MAX_CONFLICT_RETRIES, retries_conflicts, retries_lost_sessions
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Row, Tx
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
     "PoolExhausted",
     "ReadConn",
     "Row",
+    "SessionLost",
     "Statement",
     "TransactionConflict",
     "Tx",
     "retries_conflicts",
+    "retries_lost_sessions",
 ]

@@ -17,6 +17,10 @@ class DatabaseUnavailable(Unavailable):
     title = "The database cannot answer at the moment"
 
 
+class SessionLost(DatabaseUnavailable):
+    """The connection broke: nobody knows whether the last statement, or the commit, was carried out."""
+
+
 class PoolExhausted(Unavailable):
     code = "pool_exhausted"
     title = "All database connections are busy"
@@ -61,7 +65,9 @@ def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read f
     if isinstance(error, asyncpg.InsufficientResourcesError):
         _logger.error("postgres is out of resources", error=type(error).__name__)
         return DatabaseUnavailable()
-    if is_lost_session(error) or isinstance(error, _LOST_ANSWER_ERRORS):
+    if is_lost_session(error) or isinstance(error, ConnectionError):
+        return SessionLost()
+    if isinstance(error, _LOST_ANSWER_ERRORS):
         return DatabaseUnavailable()
     return error
 

@@ -26,6 +26,7 @@ _statements_total = Counter("app_database_statements", "SQL statements, by unit 
 _pool_connections = Gauge(
     "app_database_pool_connections", "Connections of the pool.", ["state"], multiprocess_mode="livesum"
 )
+_EXPIRY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Database:
         self._recordings: list[list[Statement]] = []
         self._background = Background()
         self._seen_at = 0.0
+        self._expired_at = 0.0
 
     async def open(self) -> None:
         """Makes the pools. Postgres need not be there yet: connections are made when they are needed."""
@@ -201,6 +203,10 @@ class Database:
         return translate(error)
 
     def _expire_pool(self) -> None:
+        # All of them break at once, and those that are new already need not be made again for each that is found.
+        if perf_counter() - self._expired_at < _EXPIRY_SECONDS:
+            return
+        self._expired_at = perf_counter()
         for pool in (self._pool, self._export_pool):
             if pool is not None:
                 self._background.spawn(pool.expire_connections())

@@ -1,0 +1,236 @@
+"""The database gateway while its server is away, hangs, changes or breaks the connections."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from app.kernel.database import Database, DatabaseUnavailable, SessionLost
+from app.kernel.embedded import EmbeddedPostgres
+from tests.faults.proxy import Proxy, black_hole
+from tests.faults.signals import frozen
+from tests.faults.standby import make_standby, promote
+from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
+from tests.kernel.conftest import OpenDatabase, pool_becomes_whole
+
+SLEEP = "SELECT pg_sleep(0.3)"
+PID = "SELECT pg_backend_pid()"
+
+
+async def answers_again(database: Database, within: float) -> None:
+    async with asyncio.timeout(within):
+        while True:
+            try:
+                async with database.read("test.again") as conn:
+                    assert await conn.fetchval("SELECT 1") == 1
+                    return
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
+    database = await open_database(pool_size=4)
+    await answers_again(database, 1)
+    postgres.stop(mode="immediate")
+    try:
+        started = time.perf_counter()
+        outcomes = await asyncio.gather(*(answers_again(database, 0.2) for _ in range(8)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {TimeoutError}
+        with pytest.raises(DatabaseUnavailable) as raised:
+            async with database.transaction("test.unit") as tx:
+                await tx.fetchval("SELECT 1")
+        assert (raised.value.status, raised.value.code) == (503, "database_unavailable")
+        assert raised.value.headers == {"Retry-After": "1"}
+        assert time.perf_counter() - started < 1
+    finally:
+        postgres.start()
+    await answers_again(database, 2)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(answers_again(database, 2))
+    await pool_becomes_whole(database)
+
+
+async def test_frozen_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
+    database = await open_database(pool_size=2, statement_timeout=0.2, connect_timeout=0.3)
+    await answers_again(database, 1)
+    pid = postgres.pid()
+    assert pid is not None
+    with frozen(pid):
+        started = time.perf_counter()
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable):
+                async with database.transaction("test.unit") as tx:
+                    await tx.fetchval("SELECT 1")
+        # The statement's time-out and half a second for each, and the time to let the connection go.
+        assert time.perf_counter() - started < 2.5
+    await answers_again(database, 2)
+    await pool_becomes_whole(database)
+
+
+async def test_no_server_at_the_start(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
+    postgres.stop(mode="immediate")
+    try:
+        database = await open_database()
+        assert database.seconds_since_answer == float("inf")
+        with pytest.raises(DatabaseUnavailable):
+            async with database.read("test.read"):
+                pass
+    finally:
+        postgres.start()
+    await answers_again(database, 2)
+    assert database.seconds_since_answer < 2
+
+
+@pytest.fixture
+async def database(open_database: OpenDatabase, to_postgres: Proxy) -> Database:
+    """A gateway behind the proxy, whose pool is full of connections."""
+    database = await open_database(url=to_postgres.url, pool_size=4, acquire_timeout=5, connect_timeout=5)
+    await eventually(lambda: to_postgres.accepted == 4)
+    await answers_again(database, 5)
+    return database
+
+
+async def test_reads_do_not_notice_that_all_connections_broke(database: Database, to_postgres: Proxy) -> None:
+    async def read() -> str:
+        async with database.read("test.read") as conn:
+            await conn.fetchval(SLEEP)
+            # The second statement shows that the unit goes on where it was moved to.
+            return str(await conn.fetchval("SELECT 'read'"))
+
+    reading = [asyncio.create_task(read()) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    to_postgres.reset()
+    assert await asyncio.gather(*reading) == ["read"] * 4
+    await pool_becomes_whole(database)
+
+
+async def test_a_terminated_backend_costs_a_write_but_no_read(
+    database: Database, connection: Connection, to_postgres: Proxy
+) -> None:
+    pids: list[int] = []
+
+    async def read() -> int:
+        async with database.read("test.read") as conn:
+            pids.append(await conn.fetchval(PID))
+            await conn.fetchval(SLEEP)
+            return int(await conn.fetchval(PID))
+
+    async def write() -> None:
+        async with database.transaction("test.write") as tx:
+            pids.append(await tx.fetchval(PID))
+            await tx.execute(SLEEP)
+
+    reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
+    await eventually(lambda: len(pids) == 2)
+    assert await connection.fetchval("SELECT bool_and(pg_terminate_backend(pid)) FROM unnest($1::int[]) AS pid", pids)
+    assert await reading not in pids
+    # Nobody knows how far it came, so it is not sent again.
+    with pytest.raises(SessionLost):
+        await writing
+    async with database.transaction("test.write") as tx:
+        assert await tx.fetchval("SELECT 1") == 1
+    await pool_becomes_whole(database)
+
+
+async def test_a_transaction_may_begin_on_a_dead_connection(database: Database, to_postgres: Proxy) -> None:
+    async def write() -> None:
+        async with database.transaction("test.write") as tx:
+            assert await tx.fetchval("SELECT 1") == 1
+
+    to_postgres.slow_down(towards="client", latency=0.3)
+    writing = asyncio.create_task(write())
+    # While BEGIN is under way.
+    await asyncio.sleep(0.1)
+    to_postgres.reset()
+    await to_postgres.restore()
+    await writing
+
+
+async def test_a_read_is_sent_again_once_only(open_database: OpenDatabase, to_postgres: Proxy) -> None:
+    database = await open_database(url=to_postgres.url, pool_size=1, connect_timeout=5, acquire_timeout=5)
+    await answers_again(database, 5)
+
+    async def cut() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            to_postgres.reset()
+
+    cutting = asyncio.create_task(cut())
+    started = time.perf_counter()
+    with pytest.raises(DatabaseUnavailable):
+        async with database.read("test.read") as conn:
+            await conn.fetchval("SELECT pg_sleep(20)")
+    cutting.cancel()
+    assert time.perf_counter() - started < 5
+
+
+async def test_a_host_that_swallows_packets_costs_a_tenth_of_a_second(
+    open_database: OpenDatabase, to_postgres: Proxy
+) -> None:
+    with black_hole() as port:
+        url = to_postgres.url.replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:")
+        database = await open_database(url=url, connect_timeout=5, acquire_timeout=2)
+        started = time.perf_counter()
+        async with database.read("test.read") as conn:
+            assert await conn.fetchval("SELECT 1") == 1
+        assert time.perf_counter() - started < 3
+
+
+@pytest.fixture
+async def successor(postgres: EmbeddedPostgres, servers_directory: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A replica that the test may promote."""
+    standby = make_standby(postgres, servers_directory / "successor")
+    yield standby
+    standby.stop(mode="immediate")
+
+
+async def test_failover(
+    open_database: OpenDatabase, postgres: EmbeddedPostgres, database_url: str, successor: EmbeddedPostgres
+) -> None:
+    name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
+    folders = [server.dsn(name).partition("?host=")[2] for server in (successor, postgres)]
+    url = f"postgresql://postgres@/{name}?host={','.join(folders)}"
+    database = await open_database(url=url, acquire_timeout=2, connect_timeout=2)
+    async with database.statement("test.write") as tx:
+        # Of the two, the one that takes writes is found.
+        await tx.execute("CREATE TABLE notes AS SELECT 'acknowledged' AS text")
+
+    async def is_replayed() -> bool:
+        try:
+            connection = await asyncpg.connect(successor.dsn(name))
+        except asyncpg.InvalidCatalogNameError:
+            return False
+        try:
+            return bool(await connection.fetchval("SELECT to_regclass('notes') IS NOT NULL"))
+        finally:
+            await connection.close()
+
+    await eventually(is_replayed)
+    only_successor = await open_database(url=successor.dsn(name), acquire_timeout=2, connect_timeout=2)
+    # What a demoted primary says.
+    with pytest.raises(DatabaseUnavailable) as raised:
+        async with only_successor.statement("test.write") as tx:
+            await tx.execute("INSERT INTO notes VALUES ('too early')")
+    assert raised.value.status == 503
+    postgres.stop(mode="immediate")
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            async with database.statement("test.write") as tx:
+                await tx.execute("INSERT INTO notes VALUES ('refused')")
+        promote(successor)
+        started = time.perf_counter()
+        for each in (database, only_successor):
+            await answers_again(each, 5)
+            async with each.transaction("test.write") as tx:
+                await tx.execute("INSERT INTO notes VALUES ('after')")
+        assert time.perf_counter() - started < 3
+        async with database.read("test.read") as conn:
+            stored = [row["text"] for row in await conn.fetch("SELECT text FROM notes")]
+        assert stored == ["acknowledged", "after", "after"]
+    finally:
+        postgres.start()
