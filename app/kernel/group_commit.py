@@ -21,9 +21,10 @@ _group_size = Histogram(
 class GroupCommit(Generic[T, R]):
     """Each caller gets its answer only after its own item is committed.
 
-    `write` commits a sequence of items, all or none, and answers what became of each. When it fails for a group, each
-    item is tried alone, so that one bad item fails nobody else; not so when nothing can be written at the moment, which
-    is no item's fault. `weight` is the size of an item; a group is at most `max_weight` heavy, or one item.
+    `write` commits a sequence of items, all or none, and answers what became of each. When it fails for a group, its
+    halves are tried by themselves, so that one bad item fails nobody else; not so when nothing can be written at the
+    moment, which is no item's fault. `weight` is the size of an item; a group is at most `max_weight` heavy, or one
+    item.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class GroupCommit(Generic[T, R]):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
             if len(group) > 1 and not isinstance(error, Unavailable):
-                for entry in group:
-                    await self._write_group([entry])
+                middle = len(group) // 2
+                await self._write_group(group[:middle])
+                await self._write_group(group[middle:])
                 return
             for _, done in group:
                 if not done.done():

@@ -68,6 +68,17 @@ async def test_one_bad_item_fails_alone() -> None:
     assert store.committed() == ["a", "c"]
 
 
+async def test_a_bad_item_is_found_by_halves() -> None:
+    store = Store()
+    group = GroupCommit(store.write, weight=lambda _: 1)
+    names = [f"item{number}" for number in range(100)] + ["bad"] + [f"item{number}" for number in range(100, 200)]
+    outcomes = await asyncio.gather(*(group.submit(name) for name in names), return_exceptions=True)
+    assert [outcome for outcome in outcomes if isinstance(outcome, str)] == [
+        name.upper() for name in names if name != "bad"
+    ]
+    assert len(store.groups) < 20
+
+
 async def test_when_nothing_can_be_written_nobody_waits_for_another_try() -> None:
     store = Store()
     group = GroupCommit(store.write, weight=lambda _: 1)
