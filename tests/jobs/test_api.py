@@ -393,6 +393,9 @@ async def test_a_resumed_stream_does_not_repeat_what_was_seen(
     steps.gate.set()
     events = parse_stream((await watching).text)
     assert [(name, data["state"]) for name, _, data in events] == [("state", "succeeded"), ("done", "succeeded")]
+    last = next(version for _, version, _ in events if version is not None)
+    again = await person.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": last})
+    assert [(name, version) for name, version, _ in parse_stream(again.text)] == [("done", last)]
 
 
 async def test_callers_need_the_scope(client: Any, person: Person) -> None:

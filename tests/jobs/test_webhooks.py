@@ -91,6 +91,30 @@ async def test_what_is_not_taken_is_tried_again_by_the_schedule(
 
 
 @LOCAL
+async def test_what_was_redelivered_is_not_tried_again(
+    person: Person, receiver: Receiver, settings: Settings, connection: Connection
+) -> None:
+    receiver.answers = [(500, {}), (200, {})]
+    endpoint = await register(person, receiver.url)
+    async with open_worker(settings, JOB_KINDS):
+        tested = await person.post(f"/v1/webhooks/endpoints/{endpoint['id']}/test")
+
+        async def is_waiting() -> bool:
+            return bool(await connection.fetchval("SELECT next_at IS NOT NULL FROM jobs.webhook_deliveries"))
+
+        await eventually(is_waiting)
+        await person.post(f"/v1/webhooks/deliveries/{tested.json()['id']}/redeliver")
+        await settled(person)
+        await connection.execute("UPDATE jobs.jobs SET run_at = now() WHERE kind = 'webhook.deliver' AND state = 0")
+
+        async def are_over() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) = 2 FROM jobs.jobs WHERE state = 2"))
+
+        await eventually(are_over)
+    assert len(receiver.requests) == 2
+
+
+@LOCAL
 async def test_410_ends_the_endpoint(person: Person, receiver: Receiver, settings: Settings) -> None:
     receiver.answers = [(410, {})]
     endpoint = await register(person, receiver.url)

@@ -81,6 +81,9 @@ class WebhookDeliverer:
                 return None
             endpoint = await queries.get_endpoint(conn, ctx.user_id, delivery.endpoint_id)
             message = await queries.get_message(conn, ctx.user_id, delivery.message_id)
+        if delivery.state == "delivered":
+            # It was sent again on demand meanwhile, and that got there.
+            return None
         if endpoint is None or message is None or endpoint.disabled_at is not None:
             await self._give_up(ctx, ctx.user_id, delivery.id, "endpoint_disabled")
             return None

@@ -161,8 +161,9 @@ async def watch_job(
     following = watching.follow_job(resources.db, runtime.watch, job_id, principal.user_id)
     async for job in until(draining, following):
         events = _events(seen, job, resources.clock.now())
-        if seen is None and last_event_id == str(job.version) and not State(job.state).is_final:
-            events = []
+        if seen is None and last_event_id == str(job.version):
+            # Nothing is new; `done` is said again, because without it a client would come back for ever.
+            events = [event for event in events if event.event == "done"]
         for event in events:
             yield event
         seen = job
