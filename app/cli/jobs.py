@@ -66,10 +66,12 @@ def list_jobs(
 @jobs.command()
 def show(job_id: _JobId) -> None:
     """One job as JSON, with its failed attempts."""
-    from app.jobs.api import get_any_job, list_attempts
+    from app.jobs.api import State, get_any_job, list_attempts
 
     async def read(own: "Resources") -> dict[str, Any]:
-        return asdict(await get_any_job(own.db, job_id)) | {"attempts": await list_attempts(own.db, job_id)}
+        job = await get_any_job(own.db, job_id)
+        words = {"state": State(job.state).name.lower(), "attempts": await list_attempts(own.db, job_id)}
+        return asdict(job) | words
 
     say(orjson.dumps(_with_resources(read), default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
 

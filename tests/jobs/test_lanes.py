@@ -9,6 +9,7 @@ import pytest
 
 from app.jobs.records import LaneDepth
 from app.jobs.service.lanes import publish_lanes
+from app.kernel.embedded import EmbeddedValkey
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue.slots import LaneShare, Runner
 from app.settings import Settings
@@ -106,6 +107,20 @@ async def test_long_work_of_one_user_is_capped(start_worker: StartWorker, connec
     steps.gate.set()
     await all_done(connection, 9)
     assert await connection.fetchval("SELECT max(attempt) FROM jobs.jobs") == 1
+
+
+async def test_the_cap_holds_without_redis_too(
+    start_worker: StartWorker, steps: Steps, connection: Connection, valkey: EmbeddedValkey
+) -> None:
+    valkey.stop()
+    worker = await start_worker(user_running=2)
+    await enqueue(worker, "test.wait", 6, UserId(new_id()), lane="bulk")
+    await eventually(lambda: len(steps.started) == 2)
+    (other,) = await enqueue(worker, "test.wait", 1, UserId(new_id()), lane="bulk")
+    await eventually(lambda: other in steps.started)
+    assert len(steps.started) == 3
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 0 AND attempt = 0") == 4
+    steps.gate.set()
 
 
 async def test_a_paused_lane_starts_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:

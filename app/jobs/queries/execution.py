@@ -54,20 +54,30 @@ CLAIM_NEXT_JOBS = """
 WITH wanted AS (
     SELECT lane, count FROM unnest($1::text[], $2::integer[]) AS w(lane, count)
 ), picked AS (
-    SELECT p.id FROM wanted CROSS JOIN LATERAL (
-        SELECT id FROM jobs.jobs
+    SELECT p.id, p.user_id, p.lane FROM wanted CROSS JOIN LATERAL (
+        SELECT id, user_id, lane FROM jobs.jobs
         WHERE lane = wanted.lane AND state = 0 AND run_at <= now()
         ORDER BY priority, run_at
         LIMIT wanted.count
         FOR UPDATE SKIP LOCKED
     ) AS p
     LIMIT $3
+), ranked AS (
+    SELECT p.id, p.user_id IS NULL OR p.lane <> ALL($7::text[])
+           OR row_number() OVER (PARTITION BY p.user_id, p.lane ORDER BY p.id)
+              + (SELECT count(*) FROM jobs.jobs AS r WHERE r.user_id = p.user_id AND r.lane = p.lane AND r.state = 1)
+              <= $8::integer AS allowed
+    FROM picked AS p
+), put_off AS (
+    UPDATE jobs.jobs AS j
+    SET run_at = now() + make_interval(secs => $9::float8 + random() * ($10::float8 - $9::float8)), dispatched_at = NULL
+    FROM ranked AS r WHERE j.id = r.id AND NOT r.allowed
 )
 UPDATE jobs.jobs AS j
 SET state = 1, attempt = j.attempt + 1, run_token = $4, worker_id = $5, version = j.version + 1,
     started_at = now(), lease_until = now() + make_interval(secs => $6), dispatched_at = NULL, progress = NULL
-FROM picked
-WHERE j.id = picked.id
+FROM ranked AS r
+WHERE j.id = r.id AND r.allowed
 RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
           j.created_at, j.run_at AS ready_at, j.trace_parent
 """
@@ -81,11 +91,23 @@ async def claim_next_jobs(
     run_token: UUID,
     worker_id: str,
     lease_seconds: float,
+    user_cap: int,
 ) -> list[ClaimedJob]:
-    """Takes up to `total` due jobs of the wanted lanes without any help of Redis."""
+    """Takes up to `total` due jobs of the wanted lanes without any help of Redis, as far as users' caps allow."""
     lanes = [lane for lane, _ in wants]
     counts = [count for _, count in wants]
-    rows = await tx.fetch(CLAIM_NEXT_JOBS, lanes, counts, total, run_token, worker_id, lease_seconds)
+    rows = await tx.fetch(
+        CLAIM_NEXT_JOBS,
+        lanes,
+        counts,
+        total,
+        run_token,
+        worker_id,
+        lease_seconds,
+        CAPPED_LANES,
+        user_cap,
+        *CAP_PAUSE,
+    )
     return [ClaimedJob(**row) for row in rows]
 
 

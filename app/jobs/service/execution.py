@@ -118,6 +118,7 @@ class Executor:
                 run_token=uuid4(),
                 worker_id=self._worker_id,
                 lease_seconds=self.settings.lease,
+                user_cap=self.settings.user_running,
             )
         self.ends.note_changes((job.id, job.user_id) for job in jobs)
         return jobs
