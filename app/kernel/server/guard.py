@@ -20,7 +20,9 @@ from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError, BadRequest, Unavaila
 from app.kernel.ids import new_id
 from app.kernel.settings import ConnectionSettings
 
+# One round of the sweep, in steps, because ending thousands of connections at once would hold up everybody else.
 SWEEP_SECONDS = 0.5
+_STEPS = 10
 # After the last answer of a connection its client may still be sending; without reading that over, the answer
 # would be lost to the reset that follows.
 LINGER_SECONDS = 2.0
@@ -73,18 +75,27 @@ class Guard:
         self._connections = connections
         self._loop = loop
         self._hosts: set[bytes] = set()
+        self._round: list[Connection] = []
+        self._step = 1
         self._sweep_for_ever()
 
     def _sweep_for_ever(self) -> None:
-        self.sweep()
-        self._loop.call_later(SWEEP_SECONDS, self._sweep_for_ever)
+        if not self._round:
+            self._round = list(self._connections)
+            self._step = len(self._round) // _STEPS + 1
+            _connections.set(len(self._round))
+        self._examine(self._round[-self._step :])
+        del self._round[-self._step :]
+        self._loop.call_later(SWEEP_SECONDS / _STEPS, self._sweep_for_ever)
 
     def sweep(self) -> None:
-        """Ends what has been in one state for too long."""
+        """Looks at all of them now."""
+        self._examine(tuple(self._connections))
+
+    def _examine(self, connections: Sequence[Connection]) -> None:
         now = self._loop.time()
-        for connection in tuple(self._connections):
+        for connection in connections:
             connection.examine(now)
-        _connections.set(len(self._connections))
 
     def make_room(self, newest: Connection) -> bool:
         """Whether there is room for the `newest` one, if need be after ending those that have been idle longest."""

@@ -299,9 +299,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Ends the connection if it has been in its state for too long."""
         state, since = self._state(), self._since
         if state is not self._seen_state or self.scope is not self._seen_scope:
+            # A body's time goes on when its request has been answered already.
+            if state is not _State.REST or self.scope is not self._seen_scope:
+                self._since = since = now
+                self._received_before = self._received
             self._seen_state, self._seen_scope = state, self.scope
-            self._since = since = now
-            self._received_before = self._received
         self._examine_writing(now)
         age = now - since
         limits = self._limits
@@ -311,8 +313,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(RequestTimeout("The head of the request did not come in time."))
         elif state is _State.BODY:
             self._examine_body(age)
-        elif state is _State.REST and age > limits.body_timeout:
-            self.end("body_timeout")
+        elif state is _State.REST and self._is_too_slow(age):
+            self.end("request_timeout")
         elif state is _State.LEAVING and age > (
             limits.write_timeout if self.transport.is_closing() else LINGER_SECONDS
         ):
@@ -345,10 +347,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._since += age
             self._received_before = self._received
             return
-        too_few = self._received - self._received_before < self._limits.min_rate * age
-        # A third of the time is enough to see that it will not do.
-        if age > self._limits.body_timeout or (age > self._limits.body_timeout / 3 and too_few):
+        if self._is_too_slow(age):
             self._refuse(RequestTimeout("The body of the request did not come in time."))
+
+    def _is_too_slow(self, age: float) -> bool:
+        """Whether a body that has been coming for so long takes too long; after a third of the time one can see it."""
+        timeout = self._limits.body_timeout
+        received = self._received - self._received_before
+        return age > timeout or (age > timeout / 3 and received < self._limits.min_rate * age)
 
     def _examine_writing(self, now: float) -> None:
         """Cuts off a client that does not read its answer."""
