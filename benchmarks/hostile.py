@@ -199,8 +199,8 @@ async def main(only: str | None) -> int:
         return verdicts.exit_code
     verdicts.write(
         machine.ROOT / "docs" / "benchmarks" / "hostile.md",
-        "What clients that keep silent, dribble or send too much cost all others, and what the guard against them costs "
-        "a request. Made by `python -m benchmarks.hostile`.",
+        "What clients that keep silent, dribble or send too much cost all others, and what the guard against them "
+        "costs a request. Made by `python -m benchmarks.hostile`.",
     )
     return verdicts.exit_code
 

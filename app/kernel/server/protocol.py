@@ -14,7 +14,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.kernel.errors import AppError, HeadTooLarge, RequestTimeout, TargetTooLong, UnknownTransferCoding
+from app.kernel.errors import AppError, HeadTooLarge, RequestTimeout, TargetTooLong
 from app.kernel.server.exchange import Exchange
 from app.kernel.server.guard import (
     DRAIN_IDLE_SECONDS,
@@ -26,11 +26,10 @@ from app.kernel.server.guard import (
     guard_of,
     refusal,
 )
+from app.kernel.server.heads import fault_of_head
 from app.kernel.settings import ConnectionSettings
 
-_SLASH = ord("/")
 _WATCHED = frozenset({b"host", b"expect", b"transfer-encoding"})
-_VERSIONS = frozenset({"1.1", "1.0"})
 _FIELD_OVERHEAD = len(": \r\n")
 # Fields behind a body (RFC 9112, section 7.1.2) go here: nothing of ours wants them, and among those of the head they
 # could pretend to be something.
@@ -169,7 +168,12 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         scope = self.scope
         version = parser.get_http_version()
-        error = self._excess() or self._fault(version)
+        hosts, codings = self._hosts, self._codings
+        self._hosts = []
+        if codings:
+            self._codings = []
+            self._is_chunked, self._framing = True, 0
+        error = self._excess() or fault_of_head(self.url, version, hosts, codings, self._guard.knows_host)
         if error is not None:
             self._refusal = error
             raise error
@@ -218,28 +222,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= limits.max_pipelined:
             return InvalidMessage("Too many requests wait on this connection.")
         return None
-
-    def _fault(self, version: str) -> AppError | None:
-        """Why the message may not be passed on. Forgets the fields by which it is judged."""
-        hosts, self._hosts = self._hosts, []
-        if len(hosts) != 1 and (hosts or version != "1.0"):
-            return InvalidMessage("There must be one Host field.")
-        if hosts and not self._guard.knows_host(hosts[0]):
-            return InvalidMessage("The Host field is not valid.")
-        if version not in _VERSIONS:
-            return InvalidMessage("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        if self._codings and (error := self._fault_of_codings(version)):
-            return error
-        if self.url[0] != _SLASH and not _is_authority(self.url, hosts):
-            return InvalidMessage("The target is neither a path nor a URI of this host.")
-        return None
-
-    def _fault_of_codings(self, version: str) -> AppError | None:
-        codings, self._codings = self._codings, []
-        self._is_chunked, self._framing = True, 0
-        if version == "1.0" or len(codings) > 1:
-            return InvalidMessage("The length of the message is ambiguous.")
-        return UnknownTransferCoding() if codings[0].lower() != b"chunked" else None
 
     def _should_upgrade(self) -> bool:
         """For uvicorn's callbacks: a message with `Upgrade` is not the one that is answered, see below."""
@@ -315,9 +297,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._examine_body(age)
         elif state is _State.REST and self._is_too_slow(age):
             self.end("request_timeout")
-        elif state is _State.LEAVING and age > (
-            limits.write_timeout if self.transport.is_closing() else LINGER_SECONDS
-        ):
+        else:
+            self._examine_silence(state, age)
+
+    def _examine_silence(self, state: _State, age: float) -> None:
+        limits = self._limits
+        if state is _State.LEAVING and age > (limits.write_timeout if self.transport.is_closing() else LINGER_SECONDS):
             self.transport.abort()
         elif state in {_State.NEW, _State.IDLE}:
             seconds = limits.head_timeout if state is _State.NEW else limits.idle_timeout
@@ -401,9 +386,3 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
-
-
-def _is_authority(url: bytes, hosts: list[bytes]) -> bool:
-    """Whether an absolute-form target (RFC 9112, section 3.2.2) names the host of the `Host` field."""
-    scheme, _, rest = url.partition(b"://")
-    return scheme.lower() in {b"http", b"https"} and [rest.split(b"/", 1)[0].lower()] == [h.lower() for h in hosts]

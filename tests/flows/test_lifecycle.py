@@ -1,0 +1,44 @@
+"""The end of an API process that has work in it."""
+
+import asyncio
+import signal
+
+import httpx
+
+from tests.fixtures.answers import problem_of
+from tests.fixtures.application import LiveServer, Processes
+from tests.fixtures.people import register
+from tests.fixtures.waiting import eventually
+
+
+async def test_a_stream_ends_and_readiness_with_it(live_server: LiveServer, processes: Processes) -> None:
+    """A job that nobody works on would be watched for ever."""
+    base = await live_server(APP_CONNECTIONS_DRAIN_DELAY="1")
+    (server,) = processes._running
+    async with httpx.AsyncClient(base_url=base) as client:
+        person = await register(client)
+        job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
+        lines: list[str] = []
+
+        async def watch() -> None:
+            headers = {"Authorization": f"Bearer {person.tokens['access_token']}"}
+            async with client.stream("GET", f"/v1/jobs/{job['id']}/events", headers=headers) as stream:
+                lines.extend([line async for line in stream.aiter_lines() if line])
+
+        watching = asyncio.create_task(watch())
+        await asyncio.sleep(0.2)
+        server.send_signal(signal.SIGTERM)
+        await eventually(lambda: is_leaving(client), within=1)
+        await watching
+        assert lines[-3:] == ["event: shutdown", "data: {}", "retry: 1000"]
+        assert lines[0] == "event: state"
+    assert await asyncio.wait_for(server.wait(), 15) == 0
+
+
+async def is_leaving(client: httpx.AsyncClient) -> bool:
+    answer = await client.get("/readyz")
+    if answer.status_code == 200:
+        return False
+    problem_of(answer, 503, "not_ready")
+    assert answer.headers["connection"] == "close"
+    return True
