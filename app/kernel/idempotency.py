@@ -40,16 +40,19 @@ class RequestInProgress(Conflict):
     title = "A request with this Idempotency-Key is still running"
 
 
-TRY_LOCK_KEY = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))"
-
-INSERT_KEY = """
-INSERT INTO kernel.idempotency_keys (caller, operation, key, request_hash, created_at, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (caller, operation, key) DO UPDATE
-   SET request_hash = excluded.request_hash, status = NULL, body = NULL,
-       created_at = excluded.created_at, expires_at = excluded.expires_at
- WHERE idempotency_keys.expires_at <= excluded.created_at
-RETURNING key
+# The lock is tried first, because an INSERT would wait for the one that has just inserted the same key. ON CONFLICT
+# looks at the newest row of the key, also at one that was committed after the statement began.
+CLAIM_KEY = """
+WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended($7, 0)) AS is_held),
+     claim AS (
+       INSERT INTO kernel.idempotency_keys (caller, operation, key, request_hash, created_at, expires_at)
+       SELECT $1::text, $2::text, $3::text, $4::bytea, $5::timestamptz, $6::timestamptz FROM lock WHERE lock.is_held
+       ON CONFLICT (caller, operation, key) DO UPDATE
+          SET request_hash = excluded.request_hash, status = NULL, body = NULL,
+              created_at = excluded.created_at, expires_at = excluded.expires_at
+        WHERE idempotency_keys.expires_at <= excluded.created_at
+       RETURNING key)
+SELECT lock.is_held, EXISTS (SELECT FROM claim) AS is_fresh FROM lock
 """
 
 GET_ANSWER = """
@@ -127,11 +130,12 @@ async def _with_key(
     seal_context = f"{caller}\0{operation}\0{key}".encode()
     now = resources.clock.now()
     async with resources.db.transaction(operation) as tx:
-        if not await tx.fetchval(TRY_LOCK_KEY, f"{caller}\0{operation}\0{key_hash}".replace("\0", "|")):
+        lock = f"{caller}|{operation}|{key_hash}"
+        claim = await tx.fetchrow(CLAIM_KEY, caller, operation, key_hash, request_hash, now, now + KEPT_FOR, lock)
+        if claim is None or not claim["is_held"]:
             _outcomes_total.labels("in_progress").inc()
             raise RequestInProgress
-        fresh = await tx.fetchval(INSERT_KEY, caller, operation, key_hash, request_hash, now, now + KEPT_FOR)
-        if fresh is None:
+        if not claim["is_fresh"]:
             stored = await tx.fetchrow(GET_ANSWER, caller, operation, key_hash)
             if stored is None or stored["status"] is None:
                 raise RequestInProgress
