@@ -143,8 +143,8 @@ async def open_loop(port: int, requests: Sequence[bytes], seconds: float, rate: 
     sent = 0
     while (elapsed := perf_counter() - began) < seconds:
         while sent < elapsed * rate:
-            sent += 1
             crowd.request(began + sent / rate)
+            sent += 1
         await asyncio.sleep(_TICK_SECONDS)
     crowd.outcome.seconds = perf_counter() - began
     crowd.outcome.in_time = len(crowd.outcome.good())

@@ -58,7 +58,11 @@ class RateLimits:
         self._background.spawn(self._review_for_ever())
 
     async def close(self) -> None:
+        """Gives back what is leased; it would be missing to the other processes until the window is over."""
         await self._background.close()
+        kept = (bucket for bucket in self.buckets.values() if not bucket.is_returned and not bucket.is_negligible())
+        self._returning = dict.fromkeys(kept)
+        await self._exchange_all()
 
     def sample(self) -> None:
         """Sets the gauge."""
