@@ -166,7 +166,7 @@ class RemoteCache:
             keys.append(_ENTRY_PREFIX + key)
             keys.extend([_TAG_PREFIX + tag for tag in tags])
             ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
-            args.extend((len(tags), ttl, *versions, msgspec.msgpack.encode(answer)))
+            args.extend((len(tags), ttl, *versions, answer.encode()))
         await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client))
 
     async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], None]:
@@ -185,4 +185,4 @@ def _decode(raw: bytes | None, versions: Sequence[bytes]) -> CachedAnswer | None
     stored, _, payload = raw.partition(b"\n")
     if stored != b",".join(versions):
         return None
-    return msgspec.msgpack.decode(payload, type=CachedAnswer)
+    return CachedAnswer.decode(payload)

@@ -81,14 +81,16 @@ class Admission:
             await self._app(scope, receive, send)
             return
         share = self._share_of(scope)
-        if share.gate.enters(share):
+        if share is self._reads and scope["path"] in self._remembered:
+            # What is found in memory needs no place.
+            scope["wanted_place"] = share
+        elif share.gate.enters(share):
             scope["place"] = share
             scope["admitted_at"] = perf_counter()
         else:
             self.is_pressed = True
             scope["wanted_place"] = share
-            if scope["path"] not in self._remembered or share is not self._reads:
-                await take_place(scope)
+            await take_place(scope)
         try:
             await self._app(scope, receive, send)
         finally:

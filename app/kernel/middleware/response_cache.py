@@ -23,6 +23,7 @@ from app.kernel.resources import Resources
 
 _MAX_QUERY_BYTES = 256
 _OK = 200
+_NO_BODY = {"type": "http.response.body", "body": b""}
 _NO_STORE = (b"cache-control", b"no-store")
 _REVALIDATE = (b"cache-control", b"private, no-cache")
 _NEVER_STORED_PREFIX = "/v1/auth/"
@@ -122,10 +123,12 @@ class ResponseCache:
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
     if_none_match = scope["found_headers"].get(b"if-none-match")
     if if_none_match is not None and matches_any(if_none_match, answer.etag):
-        await send({"type": "http.response.start", "status": 304, "headers": [(b"etag", answer.etag), _REVALIDATE]})
-        await send({"type": "http.response.body", "body": b""})
+        head = answer.unchanged
+        await send({"type": "http.response.start", "status": 304, "headers": head.headers, "prepared": head})
+        await send(_NO_BODY)
         return
-    await send({"type": "http.response.start", "status": _OK, "headers": answer.headers})
+    head = answer.head
+    await send({"type": "http.response.start", "status": _OK, "headers": head.headers, "prepared": head})
     await send({"type": "http.response.body", "body": answer.body})
 
 

@@ -1,11 +1,14 @@
 """One request and its answer."""
 
 import asyncio
+from itertools import starmap
+from typing import Any
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.kernel.errors import AppError, Unavailable
+from app.kernel.heads import PreparedHead, header_line
 from app.kernel.server.guard import refusal
 from app.kernel.telemetry import get_logger
 
@@ -13,7 +16,33 @@ _logger = get_logger(__name__)
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's, except for what becomes of a failure."""
+    """uvicorn's, except for what becomes of a failure, and for heads that are rendered already."""
+
+    async def send(self, message: Any) -> None:
+        prepared: PreparedHead | None = message.get("prepared")
+        if prepared is None:
+            await super().send(message)
+            return
+        headers = message["headers"]
+        known = len(prepared.headers)
+        if self.response_started or self.access_log or headers[:known] != prepared.headers:
+            # A layer between may have put something in front of them.
+            await super().send(message)
+            return
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        if prepared.length is not None:
+            self.expected_content_length = prepared.length
+            self.chunked_encoding = False
+        lines = [prepared.rendered, *starmap(header_line, self.default_headers), *starmap(header_line, headers[known:])]
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self.transport.write(b"".join(lines))
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         try:
