@@ -1,32 +1,29 @@
 """Heads of answers that are sent many times, rendered once.
 
 An `http.response.start` may carry one under `prepared`, beside `headers` as every server wants them: these begin with
-the headers of the prepared head. Our own server then writes its bytes instead of checking and joining each header for
-each answer, which costs it 0.7 µs a header.
+the headers of the prepared head. With it comes the body under `whole_body`. Our own server then writes the bytes of
+both at once, instead of checking and joining each header for each answer, and sets `is_sent_whole`; to any other server
+the message is an ordinary one, and the body has to follow as usual.
 """
 
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
+from itertools import starmap
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class PreparedHead:
-    """`rendered` is the status line and the lines of `headers`; `length` is their Content-Length, or None."""
+    """`rendered` is the status line and the lines of `headers`, among them Content-Length if there may be a body."""
 
-    __slots__ = ("headers", "length", "rendered")
+    __slots__ = ("headers", "rendered")
 
     def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.headers = list(headers)
-        self.length: int | None = None
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())]
-        for name, value in headers:
-            lines.append(header_line(name, value))
-            if name == b"content-length":
-                self.length = int(value)
-        self.rendered = b"".join(lines)
+        status_line = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
+        self.rendered = status_line + b"".join(starmap(header_line, headers))
 
 
 def header_line(name: bytes, value: bytes) -> bytes:

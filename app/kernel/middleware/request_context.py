@@ -191,6 +191,8 @@ class _Exchange:
                 message["headers"] = [*message["headers"], self._request_id]
             else:
                 message["headers"] = [*message["headers"], self._request_id, *quota.headers()]
+            if self.answered is not None:
+                message["whole_body"] = None
             await self._send(message)
             if self.answered is not None:
                 await self._send({"type": "http.response.body", "body": b""})

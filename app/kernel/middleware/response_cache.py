@@ -23,7 +23,7 @@ from app.kernel.resources import Resources
 
 _MAX_QUERY_BYTES = 256
 _OK = 200
-_NO_BODY = {"type": "http.response.body", "body": b""}
+_NOT_MODIFIED = 304
 _NO_STORE = (b"cache-control", b"no-store")
 _REVALIDATE = (b"cache-control", b"private, no-cache")
 _NEVER_STORED_PREFIX = "/v1/auth/"
@@ -123,13 +123,19 @@ class ResponseCache:
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
     if_none_match = scope["found_headers"].get(b"if-none-match")
     if if_none_match is not None and matches_any(if_none_match, answer.etag):
-        head = answer.unchanged
-        await send({"type": "http.response.start", "status": 304, "headers": head.headers, "prepared": head})
-        await send(_NO_BODY)
-        return
-    head = answer.head
-    await send({"type": "http.response.start", "status": _OK, "headers": head.headers, "prepared": head})
-    await send({"type": "http.response.body", "body": answer.body})
+        status, head, body = _NOT_MODIFIED, answer.unchanged, b""
+    else:
+        status, head, body = _OK, answer.head, answer.body
+    start: Message = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": head.headers,
+        "prepared": head,
+        "whole_body": body,
+    }
+    await send(start)
+    if "is_sent_whole" not in start:
+        await send({"type": "http.response.body", "body": body})
 
 
 class _Uncached:
@@ -199,6 +205,8 @@ def _finished(headers: list[tuple[bytes, bytes]], body: bytes) -> CachedAnswer:
     """A whole 200 as it is kept; `headers` is taken over."""
     if not _has(headers, b"cache-control"):
         headers.append(_REVALIDATE)
+    if not _has(headers, b"content-length"):
+        headers.append((b"content-length", b"%d" % len(body)))
     etag = next((value for name, value in headers if name == b"etag"), None)
     if etag is None:
         etag = body_etag(body)

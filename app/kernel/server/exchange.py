@@ -16,33 +16,35 @@ _logger = get_logger(__name__)
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's, except for what becomes of a failure, and for heads that are rendered already."""
+    """uvicorn's, except for what becomes of a failure, and for answers that come whole with a prepared head."""
 
     async def send(self, message: Any) -> None:
         prepared: PreparedHead | None = message.get("prepared")
-        if prepared is None:
+        if prepared is None or self.response_started or self.access_log or message["whole_body"] is None:
             await super().send(message)
             return
         headers = message["headers"]
         known = len(prepared.headers)
-        if self.response_started or self.access_log or headers[:known] != prepared.headers:
-            # A layer between may have put something in front of them.
+        if headers[:known] != prepared.headers:
+            # A layer between has put something in front of them.
             await super().send(message)
             return
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
+        message["is_sent_whole"] = True
         if self.disconnected:
             return
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        if prepared.length is not None:
-            self.expected_content_length = prepared.length
-            self.chunked_encoding = False
         lines = [prepared.rendered, *starmap(header_line, self.default_headers), *starmap(header_line, headers[known:])]
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
+        lines += (b"\r\n", message["whole_body"])
+        self.waiting_for_100_continue = False
+        self.response_started = self.response_complete = True
         self.transport.write(b"".join(lines))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         try:
