@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -78,6 +78,12 @@ class Onehop(FastAPI):
     """FastAPI behind our own layers: most requests are answered before the framework and its telemetry run."""
 
     entry: ASGIApp | None = None
+    # The server asks it before it makes a task of a request; None: go on.
+    refusal: Callable[[Scope], bytes | None] | None = None
+
+    def refusal_of(self, scope: Scope) -> bytes | None:
+        """The finished answer to a request that there is no place for."""
+        return self.refusal(scope) if self.refusal is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.entry is None or scope["type"] != "http":
@@ -187,7 +193,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             gc.set_threshold(*_GC_THRESHOLDS)
             yield
         finally:
-            app.entry = None
+            app.entry = app.refusal = None
             gc.unfreeze()
 
 
@@ -227,7 +233,9 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         resources.db.observe_pool,
     )
     if settings.http.cors_origins:
-        stack = Cors(stack, settings.http)
+        return Cors(stack, settings.http)
+    # Behind the other layer it would lack what a browser needs to read it.
+    app.refusal = context.refusal
     return stack
 
 

@@ -11,6 +11,8 @@ from typing import Any, cast
 import uvloop
 
 _TICK_SECONDS = 0.002
+_CONNECT_SECONDS = 60
+_LIGHT = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def percentile(sorted_values: Sequence[float], share: float) -> float:
@@ -135,10 +137,22 @@ async def closed_loop(port: int, requests: Sequence[bytes], seconds: float, conn
     return outcome
 
 
-async def open_loop(port: int, requests: Sequence[bytes], seconds: float, rate: float, connections: int) -> Outcome:
-    """`rate` requests a second fall due whether or not the answers come; due ones wait for a free connection."""
+async def open_loop(
+    port: int,
+    requests: Sequence[bytes],
+    seconds: float,
+    rate: float,
+    connections: int,
+    begun: Callable[[], None] | None = None,
+) -> Outcome:
+    """`rate` requests a second fall due whether or not the answers come; due ones wait for a free connection.
+
+    `begun` is called when all connections stand and before the first request falls due.
+    """
     crowd = _Crowd(requests)
     await crowd.connect(port, connections)
+    if begun is not None:
+        begun()
     began = perf_counter()
     sent = 0
     while (elapsed := perf_counter() - began) < seconds:
@@ -164,10 +178,18 @@ class _Crowd:
         self._lost = 0
 
     async def connect(self, port: int, count: int) -> None:
+        """Each connection asks for something light first: the system says that it stands before the server has
+        accepted it, and accepting a thousand takes as long as many requests.
+        """
         loop = asyncio.get_running_loop()
         for _ in range(count):
             made = await loop.create_connection(lambda: Connection(self._done, self._note_loss), "127.0.0.1", port)
-            self._idle.append(made[1])
+            made[1].send(_LIGHT, perf_counter())
+        for _ in range(round(_CONNECT_SECONDS / _TICK_SECONDS)):
+            if len(self._idle) + self._lost >= count:
+                break
+            await asyncio.sleep(_TICK_SECONDS)
+        self.outcome.latencies.clear()
 
     def request(self, at: float) -> None:
         if self._idle:

@@ -12,7 +12,9 @@ from fastapi.responses import StreamingResponse
 
 from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
+from app.kernel.server.outbox import Outbox
 from tests.fixtures.answers import problem_of
+from tests.fixtures.application import LiveServer
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import Planted
@@ -205,3 +207,62 @@ async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncCli
     assert (await client.get("/test/sleep/0")).status_code == 200
     held.go.set()
     assert [answer.status_code for answer in await asyncio.gather(*polls, *streams)] == [200, 200]
+
+
+@pytest.mark.settings(
+    APP_IDENTITY_HASH_THREADS="1",
+    APP_IDENTITY_HASH_QUEUE="0",
+    APP_IDENTITY_HASH_ITERATIONS="20",
+)
+async def test_a_server_refuses_before_it_makes_a_task(live_server: LiveServer) -> None:
+    """What goes over the wire is whole, and the connection goes on behind it."""
+    body = {"email": "nobody@example.com", "password": "takes a while"}
+    async with httpx.AsyncClient(base_url=await live_server(), timeout=20) as client:
+        inside = asyncio.create_task(client.post("/v1/auth/login", json=body))
+        refusals: list[httpx.Response] = []
+        for number in range(4):
+            await asyncio.sleep(0.02)
+            answer = await client.post("/v1/auth/login", json=body, headers={"X-Request-ID": f"mine-{number}"})
+            if answer.status_code == 503:
+                refusals.append(answer)
+        closing = await client.post("/v1/auth/login", json=body, headers={"Connection": "close"})
+        assert (await client.get("/livez")).status_code == 200
+        problem_of(await inside, 401, "invalid_credentials")
+        assert len(refusals) >= 3
+        for answer in (*refusals, closing):
+            problem_of(answer, 503, "overloaded")
+        first = refusals[0]
+        for answer in refusals[1:]:
+            assert set(answer.headers) | {"date"} == set(first.headers) | {"date"}
+            assert len(answer.content) == len(first.content) == int(answer.headers["content-length"])
+        assert closing.headers["connection"] == "close"
+        problem_of(await client.post("/v1/auth/login", json=body), 401, "invalid_credentials")
+
+
+class Answered:
+    """Counts what an outbox sends, and takes its time for it."""
+
+    sent = 0
+
+    def take(self, _: bytes) -> None:
+        Answered.sent += 1
+        until = time.thread_time() + 0.0005
+        while time.thread_time() < until:
+            pass
+
+
+async def test_refusals_do_not_displace_other_work() -> None:
+    Answered.sent = 0
+    outbox = Outbox(asyncio.get_running_loop())
+    for _ in range(400):
+        outbox.put(Answered(), b"")
+    turns = 0
+    while Answered.sent < 100:
+        until = time.thread_time() + 0.002
+        while time.thread_time() < until:
+            pass
+        turns += 1
+        await asyncio.sleep(0)
+    # A twentieth of what the turn took, and at least one.
+    assert turns > 50
+    await eventually(lambda: Answered.sent == 400)

@@ -3,8 +3,6 @@
 import asyncio
 from time import perf_counter
 
-import pytest
-
 from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
 from tests.fixtures.waiting import eventually
 
@@ -101,7 +99,7 @@ async def test_first_come_first_served_until_somebody_is_refused() -> None:
     await asyncio.sleep(0)
     assert order == ["a"]
     tasks += await line_up(gate, share, "e", order)
-    assert not await gate.waits(share)
+    assert not gate.has_seat(share)
     for _ in range(4):
         gate.leave(share)
         await asyncio.sleep(0)
@@ -160,12 +158,13 @@ async def test_a_class_keeps_its_part() -> None:
     await asyncio.gather(*tasks)
 
 
-@pytest.mark.parametrize("places", [1, 3])
-async def test_refusing_counts(places: int) -> None:
-    gate = make_gate(places, seats=0)
-    share = Share("log_in", gate)
-    assert not gate.refuses(share)
-    for _ in range(places):
-        assert gate.enters(share)
-    assert [gate.refuses(share) for _ in range(3)] == [True] * 3
+async def test_a_promised_seat_is_taken() -> None:
+    gate = make_gate(1, seats=2)
+    share = Share("read", gate)
+    assert gate.enters(share)
+    assert gate.has_seat(share)
+    share.coming += 1
+    assert gate.has_seat(share)
+    share.coming += 1
+    assert [gate.has_seat(share) for _ in range(3)] == [False] * 3
     assert share.queue_full == 3

@@ -17,7 +17,7 @@ from app.kernel.settings import HttpSettings
 _ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
 # What reads cannot take from writes and writes not from reads; the rest is for who comes first.
 _RESERVED = 0.4
-_LOWEST_LIMIT = 8
+_LOWEST_LIMIT = 16
 _FIRST_LIMIT = 64
 _MAX_RETRY_AFTER = 3
 _READS = frozenset({"GET", "HEAD"})
@@ -69,32 +69,46 @@ class Admission:
         self.is_pressed = not all(gate.has_place for gate in self._gates)
 
     def refuses(self, scope: Scope) -> bool:
-        """Whether a request finds neither a place nor a seat; it may be asked before anything is done for it."""
+        """Whether a request finds neither a place nor a seat; it may be asked before anything is done for it.
+
+        If not, it has one of both from now on, until `leave_place`.
+        """
+        if "place" in scope or "seat" in scope:
+            return False
         path = scope["path"]
         if path in _ALWAYS_ADMITTED or (path in self._remembered and scope["method"] in _READS):
             return False
         share = self._share_of(scope)
-        return share.gate.refuses(share)
+        if share.gate.enters(share):
+            scope["place"] = share
+            scope["admitted_at"] = perf_counter()
+        elif share.gate.has_seat(share):
+            share.coming += 1
+            scope["seat"] = share
+        else:
+            return True
+        return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ADMITTED:
             await self._app(scope, receive, send)
             return
-        share = self._share_of(scope)
-        if share is self._reads and scope["path"] in self._remembered:
-            # What is found in memory needs no place.
-            scope["wanted_place"] = share
-        elif share.gate.enters(share):
-            scope["place"] = share
-            scope["admitted_at"] = perf_counter()
-        else:
-            self.is_pressed = True
-            scope["wanted_place"] = share
+        if "seat" in scope:
             await take_place(scope)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            leave_place(scope)
+        elif "place" not in scope:
+            share = self._share_of(scope)
+            if share is self._reads and scope["path"] in self._remembered:
+                # What is found in memory needs no place.
+                scope["wanted_place"] = share
+            elif share.gate.enters(share):
+                scope["place"] = share
+                scope["admitted_at"] = perf_counter()
+            else:
+                self.is_pressed = True
+                scope["wanted_place"] = share
+                await take_place(scope)
+        # The outermost layer leaves the place, because the server may have taken it (`refuses`).
+        await self._app(scope, receive, send)
 
     def _share_of(self, scope: Scope) -> Share:
         if scope["method"] in _READS:
@@ -111,8 +125,15 @@ async def take_place(scope: Scope) -> None:
     """
     share: Share | None = scope.pop("wanted_place", None)
     if share is None:
-        return
-    if not share.gate.enters(share) and not await share.gate.waits(share):
+        share = scope.pop("seat", None)
+        if share is None:
+            return
+        share.coming -= 1
+        has_seat = True
+    else:
+        has_seat = False
+    gate = share.gate
+    if not gate.enters(share) and not ((has_seat or gate.has_seat(share)) and await gate.waits(share)):
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     scope["place"] = share
     scope["admitted_at"] = perf_counter()
@@ -125,6 +146,8 @@ def leave_place(scope: Scope) -> None:
         now = perf_counter()
         share.gate.observe(scope.get("endpoint") or scope.get("route_template"), now - scope["admitted_at"], now)
         share.gate.leave(share)
+    elif (share := scope.pop("seat", None)) is not None:
+        share.coming -= 1
 
 
 def _asks_to_wait(scope: Scope) -> bool:
@@ -148,8 +171,16 @@ class Refusal:
         self._body = orjson.dumps(content)
         self._size = len(self._body) - 2 * len(b"%b")
         common = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), *headers]
-        seconds = range(1, _MAX_RETRY_AFTER + 1)
-        self._heads = cycle([[*common, (b"retry-after", b"%d" % value)] for value in seconds])
+        heads = [[*common, (b"retry-after", b"%d" % value)] for value in range(1, _MAX_RETRY_AFTER + 1)]
+        self._heads = cycle(heads)
+        lines = [b"".join(b"%b: %b\r\n" % field for field in head) for head in heads]
+        tail = b"content-length: %d\r\nx-request-id: %b\r\n\r\n"
+        self._raw_heads = cycle([b"HTTP/1.1 503 Service Unavailable\r\n" + line + tail for line in lines])
+
+    def raw(self, request_id: bytes) -> bytes:
+        """All of it as it goes over the wire, in HTTP/1.1."""
+        head = next(self._raw_heads) % (self._size + 2 * len(request_id), request_id)
+        return head + self._body % (request_id, request_id)
 
     async def send(self, request_id: bytes, send: Send) -> None:
         length = b"%d" % (self._size + 2 * len(request_id))

@@ -85,13 +85,15 @@ class FixedLimit:
 class Share:
     """One class of requests at a gate. It may have `part` of the places even when all others are taken."""
 
-    __slots__ = ("gate", "name", "part", "queue_full", "used", "waited_too_long", "waiting")
+    __slots__ = ("coming", "gate", "name", "part", "queue_full", "used", "waited_too_long", "waiting")
 
     def __init__(self, name: str, gate: "Gate", part: float = 0.0) -> None:
         self.name = name
         self.gate = gate
         self.part = part
         self.used = 0
+        # Those that have been promised a seat and have not sat down yet.
+        self.coming = 0
         self.waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
         self.queue_full = 0
         self.waited_too_long = 0
@@ -136,22 +138,19 @@ class Gate:
             return True
         return False
 
-    def refuses(self, share: Share) -> bool:
-        """Whether there is neither a place nor a seat; counts the refusal then."""
-        if self.used < self.limit.value or share.used < share.part * self.limit.value:
-            return False
+    def has_seat(self, share: Share) -> bool:
+        """Whether somebody may wait; who may not counts as refused."""
         now = perf_counter()
         is_crowded = now < self._crowded_until
-        if len(share.waiting) < (min(_CROWDED_SEATS, self._seats) if is_crowded else self._seats):
-            return False
+        seats = min(_CROWDED_SEATS, self._seats) if is_crowded else self._seats
+        if len(share.waiting) + share.coming < seats:
+            return True
         self._crowded_until = now + _CROWDED_SECONDS
         share.queue_full += 1
-        return True
+        return False
 
     async def waits(self, share: Share) -> bool:
-        """Waits for a place; False: there is none to be had in time."""
-        if self.refuses(share):
-            return False
+        """Waits for a place; False: none came in time."""
         now = perf_counter()
         loop = asyncio.get_running_loop()
         place: asyncio.Future[bool] = loop.create_future()

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.access_log import AccessLog
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import problem_response
-from app.kernel.middleware.admission import Admission, Refusal
+from app.kernel.middleware.admission import Admission, Refusal, leave_place
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import Bucket
 from app.kernel.settings import HttpSettings
@@ -71,6 +71,12 @@ class RequestContext:
         """Sets the gauges."""
         _active.set(self._active)
 
+    def refusal(self, scope: Scope) -> bytes | None:
+        """What to send over the connection at once, if there is no place for a request that the server has read."""
+        if self._admission.is_pressed and self._admission.refuses(scope):
+            return self._refusal.raw(self._request_id(_given_id(scope)).encode())
+        return None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -96,6 +102,7 @@ class RequestContext:
             await self._answer(scope, receive, exchange, found)
         finally:
             self._active -= 1
+            leave_place(scope)
             self._record(scope, exchange, perf_counter() - started, is_head=is_head)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange", found: dict[bytes, bytes]) -> None:

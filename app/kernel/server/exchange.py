@@ -46,6 +46,18 @@ class Exchange(RequestResponseCycle):
             self.transport.close()
         self.on_response()
 
+    def take(self, answer: bytes) -> None:
+        """Sends a whole answer that was made without the application."""
+        if self.disconnected or self.transport.is_closing():
+            return
+        self.response_started = self.response_complete = True
+        if self.keep_alive:
+            self.transport.write(answer)
+        else:
+            self.transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            self.transport.close()
+        self.on_response()
+
     async def run_asgi(self, app: ASGI3Application) -> None:
         try:
             await app(self.scope, self.receive, self.send)

@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError, BadRequest, Unavailable
 from app.kernel.ids import new_id
+from app.kernel.server.outbox import Outbox
 from app.kernel.settings import ConnectionSettings
 
 # One round of the sweep, in steps, because ending thousands of connections at once would hold up everybody else.
@@ -77,6 +78,7 @@ class Guard:
         self._hosts: set[bytes] = set()
         self._round: list[Connection] = []
         self._step = 1
+        self.outbox = Outbox(loop)
         self._sweep_for_ever()
 
     def _sweep_for_ever(self) -> None:

@@ -5,6 +5,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 from urllib.parse import unquote
@@ -63,6 +64,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits: ConnectionSettings = getattr(config, "connections", None) or ConnectionSettings()
         self._guard = guard_of(server_state, self._limits, self.loop)
+        # An application may have a finished answer for what it has no place for (`Onehop.refusal_of`).
+        self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
         self._active: RequestResponseCycle | None = None
         # The scope whose head has come to its end; another one than `scope` while a head is on its way.
         self._headed: Any = None
@@ -205,7 +208,11 @@ class GuardedProtocol(HttpToolsProtocol):
         )
         if waiting is None or waiting.response_complete:
             self._active = cycle
-            self._start_asgi_task(cycle, self.app)
+            refusal = self._refusal_of(scope) if self._refusal_of is not None else None
+            if refusal is None:
+                self._start_asgi_task(cycle, self.app)
+            else:
+                self._guard.outbox.put(cycle, refusal)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
