@@ -115,6 +115,37 @@ async def test_what_was_redelivered_is_not_tried_again(
 
 
 @LOCAL
+async def test_a_receiver_may_ask_for_time_but_not_for_more_than_five_days(
+    person: Person, receiver: Receiver, settings: Settings, connection: Connection
+) -> None:
+    receiver.answers = [(503, {"Retry-After": "120"})]
+    endpoint = await register(person, receiver.url)
+    url = f"/v1/webhooks/endpoints/{endpoint['id']}"
+    async with open_worker(settings, JOB_KINDS):
+        await person.post(f"{url}/test")
+
+        async def wait() -> float | None:
+            seconds: float | None = await connection.fetchval(
+                "SELECT extract(epoch FROM next_at - now())::float8 FROM jobs.webhook_deliveries"
+            )
+            return seconds
+
+        async def is_waiting() -> bool:
+            return await wait() is not None
+
+        await eventually(is_waiting)
+        assert 100 < (await wait() or 0) <= 120
+        assert (await person.get(url)).json()["status"] == "active"
+        await connection.execute("UPDATE jobs.webhook_endpoints SET failing_since = now() - interval '5 days 1 minute'")
+        await connection.execute("UPDATE jobs.jobs SET run_at = now() WHERE kind = 'webhook.deliver'")
+
+        async def is_disabled() -> bool:
+            return bool((await person.get(url)).json()["disabled_reason"] == "failing")
+
+        await eventually(is_disabled)
+
+
+@LOCAL
 async def test_410_ends_the_endpoint(person: Person, receiver: Receiver, settings: Settings) -> None:
     receiver.answers = [(410, {})]
     endpoint = await register(person, receiver.url)

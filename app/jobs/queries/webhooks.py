@@ -196,6 +196,17 @@ async def take_probe(tx: Tx, user_id: UserId, endpoint_id: UUID, now: datetime, 
     return await tx.fetchval(TAKE_PROBE, user_id, endpoint_id, now, until) is not None
 
 
+COUNT_OPEN_BREAKERS = """
+SELECT count(*) FROM jobs.webhook_endpoints AS e WHERE e.open_until > now() AND e.disabled_at IS NULL
+"""
+
+
+async def count_open_breakers(conn: ReadConn) -> int:
+    """How many endpoints are left alone for the moment."""
+    count: int = await conn.fetchval(COUNT_OPEN_BREAKERS)
+    return count
+
+
 LIST_MATCHING_ENDPOINTS = """
 SELECT e.id, e.user_id, e.event_types FROM jobs.webhook_endpoints AS e
 WHERE e.user_id = ANY($1::uuid[]) AND e.disabled_at IS NULL AND e.event_types && $2::text[]

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from prometheus_client import Counter, Gauge
 
 from app.jobs.queries import relay as queries
+from app.jobs.queries.webhooks import count_open_breakers
 from app.jobs.records import MAX_RESCUES, State
 from app.jobs.service.lanes import publish_lanes
 from app.jobs.service.publishing import publish_job_ends
@@ -37,6 +38,9 @@ _depth = Gauge(
 )
 _oldest = Gauge(
     "app_jobs_oldest_runnable_seconds", "Age of the oldest runnable job.", ["lane"], multiprocess_mode="mostrecent"
+)
+_open_breakers = Gauge(
+    "app_jobs_webhook_open_breakers", "Endpoints that are left alone for the moment.", multiprocess_mode="mostrecent"
 )
 _leads = Gauge("app_jobs_relay_leader_processes", "Whether this process is the relay.", multiprocess_mode="livesum")
 
@@ -197,9 +201,10 @@ class Relay:
         return True
 
     async def observe(self) -> None:
-        """Sets the gauges from one statement, and tells the API processes."""
+        """Sets the gauges, and tells the API processes."""
         async with self._db.read("jobs.depths") as conn:
             depths = await queries.list_lane_depths(conn, self._lanes)
+            _open_breakers.set(await count_open_breakers(conn))
         now = self._clock.now()
         for depth in depths:
             oldest = depth.oldest_run_at
