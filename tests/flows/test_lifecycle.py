@@ -42,3 +42,15 @@ async def is_leaving(client: httpx.AsyncClient) -> bool:
     problem_of(answer, 503, "not_ready")
     assert answer.headers["connection"] == "close"
     return True
+
+
+async def test_heads_over_the_wire(live_server: LiveServer) -> None:
+    """One connection: an answer of a wrong length would spoil the next one."""
+    base = await live_server()
+    async with httpx.AsyncClient(base_url=base, limits=httpx.Limits(max_connections=1)) as client:
+        for path in ("/livez", "/readyz", "/v1/users/me", "/nothing", "/docs", "/metrics"):
+            head, whole = await client.head(path), await client.get(path)
+            assert head.status_code == whole.status_code
+            assert head.content == b""
+            if path != "/metrics":
+                assert abs(int(head.headers["content-length"]) - len(whole.content)) <= 2

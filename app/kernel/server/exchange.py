@@ -1,11 +1,13 @@
 """One request and its answer."""
 
 import asyncio
-from itertools import starmap
+import re
+from collections.abc import Iterable
+from itertools import chain, starmap
 from typing import Any
 
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from app.kernel.errors import AppError, Unavailable
 from app.kernel.heads import PreparedHead, header_line
@@ -15,25 +17,51 @@ from app.kernel.telemetry import get_logger
 _logger = get_logger(__name__)
 
 
+# Field names that have been looked at, each as it goes over the wire. They are those of our own code.
+_PREFIXES: dict[bytes, bytes] = {}
+_MAX_PREFIXES = 1000
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# All that a value may hold (RFC 9110, section 5.5). What is left of a head without it must be its line ends.
+_VISIBLE = bytes([9, *range(32, 127), *range(128, 256)])
+_STATUSES_WITHOUT_BODY = frozenset({204, 304})
+
+
 class Exchange(RequestResponseCycle):
-    """uvicorn's, except for what becomes of a failure, and for answers that come whole with a prepared head."""
+    """uvicorn's, except for what becomes of a failure, and for what it writes: an answer that comes whole with a
+    prepared head at once, any other head after one look at all of it instead of two at each field.
+    """
+
+    # Noted when the request comes, because the application answers as if it were GET.
+    is_head = False
 
     async def send(self, message: Any) -> None:
-        prepared: PreparedHead | None = message.get("prepared")
-        if prepared is None or self.response_started or self.access_log or message["whole_body"] is None:
-            await super().send(message)
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        kind = message["type"]
+        if kind == "http.response.start" and not self.response_started:
+            if not self._send_prepared(message) and not self.disconnected:
+                self._send_head(message["status"], message.get("headers", ()))
+        elif self.disconnected:
             return
+        elif kind == "http.response.body" and self.response_started and not self.response_complete:
+            self._send_body(message.get("body", b""), is_last=not message.get("more_body", False))
+        else:
+            error = f"{kind} was not to be sent now"
+            raise RuntimeError(error)
+
+    def _send_prepared(self, message: Any) -> bool:
+        """Whether it was an answer that comes whole with a prepared head; it has been sent then."""
+        prepared: PreparedHead | None = message.get("prepared")
+        if prepared is None or message["whole_body"] is None:
+            return False
         headers = message["headers"]
         known = len(prepared.headers)
         if headers[:known] != prepared.headers:
             # A layer between has put something in front of them.
-            await super().send(message)
-            return
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+            return False
         message["is_sent_whole"] = True
         if self.disconnected:
-            return
+            return True
         lines = [prepared.rendered, *starmap(header_line, self.default_headers), *starmap(header_line, headers[known:])]
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
@@ -45,6 +73,53 @@ class Exchange(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+        return True
+
+    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        lines = [STATUS_LINE[status]]
+        is_closing = False
+        for name, value in chain(self.default_headers, headers):
+            prefix = _PREFIXES.get(name) or _prefix_of(name)
+            if prefix == b"content-length: ":
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+            elif prefix == b"transfer-encoding: ":
+                self.chunked_encoding = True
+            elif prefix == b"connection: " and b"close" in value.lower():
+                self.keep_alive = False
+                is_closing = True
+            lines.append(b"%s%s\r\n" % (prefix, value))
+        if not self.keep_alive and not is_closing:
+            lines.append(b"connection: close\r\n")
+        if self.chunked_encoding is None and not self.is_head and status not in _STATUSES_WITHOUT_BODY:
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join(lines)
+        if head.translate(None, _VISIBLE) != b"\r\n" * len(lines):
+            raise ValueError("a header field holds a control character")
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.transport.write(head + b"\r\n")
+
+    def _send_body(self, body: bytes, *, is_last: bool) -> None:
+        if self.is_head:
+            self.expected_content_length = 0
+        elif self.chunked_encoding:
+            chunk = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
+            self.transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
+        else:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0:
+                raise RuntimeError("the body is longer than its content-length")
+            self.transport.write(body)
+        if is_last:
+            if self.expected_content_length > 0:
+                raise RuntimeError("the body is shorter than its content-length")
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
 
     def take(self, answer: bytes) -> None:
         """Sends a whole answer that was made without the application."""
@@ -86,6 +161,15 @@ class Exchange(RequestResponseCycle):
         self.transport.write(refusal(error, self.default_headers))
         self.transport.close()
         self.on_response()
+
+
+def _prefix_of(name: bytes) -> bytes:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError("a header field has an invalid name")
+    prefix = name.lower() + b": "
+    if len(_PREFIXES) < _MAX_PREFIXES:
+        _PREFIXES[name] = prefix
+    return prefix
 
 
 def _nothing() -> None:

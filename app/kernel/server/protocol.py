@@ -206,6 +206,8 @@ class GuardedProtocol(HttpToolsProtocol):
             version != "1.0" and parser.should_keep_alive() and not self._guard.is_draining,
             self.on_response_complete,
         )
+        if scope["method"] == "HEAD":
+            cycle.is_head = True
         if waiting is None or waiting.response_complete:
             self._active = cycle
             refusal = self._refusal_of(scope) if self._refusal_of is not None else None
