@@ -30,8 +30,8 @@ from app.kernel.http import (
     json_response,
 )
 from app.kernel.ids import UserId
-from app.main import create_app
-from app.settings import Settings
+from app.main import Onehop, create_app
+from app.settings import load_settings
 
 MAX_BODY_BYTES = 1_000
 SEEN = {200, 201, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 500}
@@ -316,15 +316,20 @@ async def test_a_failure_of_ours_goes_on_to_the_layers_around(framework: FastAPI
             await client.get("/t/errors/nobody-knows")
 
 
-def test_all_routes_but_these_are_direct(settings: Settings) -> None:
-    app = create_app(settings)
-    assert DirectRoutes(app, app, MAX_BODY_BYTES).left_out == FRAMEWORK_ONLY
+@pytest.fixture
+def product() -> Onehop:
+    """The program, not started."""
+    variables = {"DATABASE_URL": "postgresql:///none", "REDIS_URL": "redis://none", "APP_SECRET_KEY": "k" * 32}
+    return create_app(load_settings(variables))
 
 
-def test_the_same_route_is_found(settings: Settings) -> None:
-    app = create_app(settings)
-    direct = DirectRoutes(app, app, MAX_BODY_BYTES)
-    strict = [route for route in app.routes if isinstance(route, StrictRoute)]
+def test_all_routes_but_these_are_direct(product: Onehop) -> None:
+    assert DirectRoutes(product, product, MAX_BODY_BYTES).left_out == FRAMEWORK_ONLY
+
+
+def test_the_same_route_is_found(product: Onehop) -> None:
+    direct = DirectRoutes(product, product, MAX_BODY_BYTES)
+    strict = [route for route in product.routes if isinstance(route, StrictRoute)]
     parts = sorted({part for route in strict for part in route.path.split("/")} | {str(uuid4()), "", "x\n", "a.b"})
 
     @given(
