@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import MagicMock
 from uuid import UUID, uuid4
 
 import httpx
@@ -31,7 +32,8 @@ from app.kernel.http import (
 )
 from app.kernel.ids import UserId
 from app.main import Onehop, create_app
-from app.settings import load_settings
+from app.settings import Settings, load_settings
+from tests.kernel.conftest import client_of as application_client
 
 MAX_BODY_BYTES = 1_000
 SEEN = {200, 201, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 500}
@@ -351,3 +353,13 @@ def test_the_same_route_is_found(product: Onehop) -> None:
             assert expected[0] is None or (method, expected[0]) in FRAMEWORK_ONLY or address.endswith("\n")
 
     check()
+
+
+async def test_with_opentelemetry_everything_passes_the_framework(settings: Settings, frozen_garbage: None) -> None:
+    app = create_app(settings)
+    was_observed = app.is_observed
+    app._telemetry["tracer_provider"] = provider = MagicMock()
+    assert (was_observed, app.is_observed) == (False, True)
+    async with application_client(app) as client:
+        assert (await client.get("/livez")).status_code == 200
+    assert "GET" in [call.args[0] for call in provider.get_tracer.return_value.start_span.call_args_list]
