@@ -186,11 +186,13 @@ def _etag(user_id: UserId, version: int) -> str:
 
 
 def _versions(request: Request, user_id: UserId) -> list[int] | None:
-    """The versions of this user's row that `If-Match` names, weak tags left out; None if it names no tags."""
+    """The versions of this user's row that `If-Match` names, also by the tags of compressed forms, weak tags left out;
+    None if it names no tags.
+    """
     tags = if_match(request)
     if tags is None:
         return None
-    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})"', re.ASCII)
+    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})(?:-gzip)?"', re.ASCII)
     return [int(found[1]) for tag in tags if (found := pattern.fullmatch(tag))]
 
 

@@ -43,6 +43,41 @@ async def test_two_statements_cold_and_none_hot(person: Person, budget: Budget, 
     assert (seen.status_code, seen.content) == (304, b"")
 
 
+async def test_is_compressed_for_who_accepts_that(person: Person) -> None:
+    events = [{"kind": f"kind.{n}"} for n in range(10)]
+    await person.post("/v1/events", json={"events": events})
+    forms = {}
+    for accepted in ("gzip, deflate", "identity", "GZIP;q=0.5", "gzip;q=0, *", "br", "*", "gzip;q=0.0"):
+        answer = await person.get(OVERVIEW, headers={"Accept-Encoding": accepted})
+        forms[accepted] = (answer.headers.get("content-encoding"), answer.headers["etag"])
+        assert answer.headers["vary"] == "accept-encoding"
+        assert len(answer.json()["recent_events"]) == 10
+    plain, packed = forms["identity"], forms["*"]
+    assert plain[0] is None
+    assert packed == ("gzip", plain[1][:-1] + '-gzip"')
+    assert {name for name, form in forms.items() if form == packed} == {"gzip, deflate", "GZIP;q=0.5", "*"}
+    assert {name for name, form in forms.items() if form == plain} == {"identity", "gzip;q=0, *", "br", "gzip;q=0.0"}
+    # Each form is unchanged for who has that form.
+    for accepted, etag, status in (
+        ("gzip", packed[1], 304),
+        ("gzip", plain[1], 200),
+        ("br", plain[1], 304),
+        ("br", packed[1], 200),
+    ):
+        answer = await person.get(OVERVIEW, headers={"Accept-Encoding": accepted, "If-None-Match": etag})
+        assert answer.status_code == status
+        assert answer.headers["vary"] == "accept-encoding"
+
+
+async def test_the_tag_of_a_compressed_form_names_its_version(person: Person) -> None:
+    await person.patch("/v1/users/me", json={"bio": "b" * 1_000})
+    answer = await person.get("/v1/users/me")
+    assert answer.headers["content-encoding"] == "gzip"
+    for status in (200, 412):
+        changed = await person.patch("/v1/users/me", json={"bio": "new"}, headers={"If-Match": answer.headers["etag"]})
+        assert changed.status_code == status
+
+
 async def test_any_part_that_changes_is_seen_at_once(person: Person) -> None:
     async def overview() -> dict[str, object]:
         content: dict[str, object] = (await person.get(OVERVIEW)).json()

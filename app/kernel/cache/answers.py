@@ -1,6 +1,9 @@
-"""A finished answer, as both levels keep it."""
+"""A finished answer, as both levels keep it, and its compressed form."""
 
+import re
+import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -8,15 +11,23 @@ from app.kernel.heads import PreparedHead
 
 _OK = 200
 _NOT_MODIFIED = 304
+# Below, the headers weigh as much as the body; above, compressing would hold up the event loop for a millisecond.
+_COMPRESSED_SIZES = range(1024, 64 * 1024)
+_GZIP = 16 + zlib.MAX_WBITS
+_ZERO = re.compile(rb"q\s*=\s*0(\.0*)?")
+_KEPT_UNCHANGED = frozenset({b"cache-control", b"etag", b"vary"})
+_VARY = (b"vary", b"accept-encoding")
 
 
 class CachedAnswer:
     """A finished 200 answer: raw header pairs, entity tag, and body; `headers` include Content-Length."""
 
-    __slots__ = ("_unchanged", "body", "etag", "head")
+    __slots__ = ("_compressed", "_unchanged", "_varies", "body", "etag", "head")
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]], etag: bytes, body: bytes) -> None:
         self.head = PreparedHead(_OK, headers)
+        self._compressed: CachedAnswer | None = None
+        self._varies = _VARY in headers
         self.etag = etag
         self.body = body
         self._unchanged: PreparedHead | None = None
@@ -25,14 +36,38 @@ class CachedAnswer:
     def unchanged(self) -> PreparedHead:
         """The head of a 304 for who has this answer already (RFC 9110, section 15.4.5)."""
         if self._unchanged is None:
-            kept = [header for header in self.head.headers if header[0] in {b"cache-control", b"etag"}]
+            kept = [header for header in self.head.headers if header[0] in _KEPT_UNCHANGED]
             self._unchanged = PreparedHead(_NOT_MODIFIED, kept)
         return self._unchanged
 
     @property
     def size(self) -> int:
-        """Bytes that are counted against the bound of the memory."""
-        return len(self.body)
+        """Bytes that are counted against the bound of the memory; half as much again for a compressed form."""
+        return len(self.body) * 3 // 2 if self._varies else len(self.body)
+
+    @classmethod
+    def of(cls, headers: Sequence[tuple[bytes, bytes]], etag: bytes, body: bytes) -> "CachedAnswer":
+        """One that may be compressed for who accepts that."""
+        return cls([*headers, _VARY] if len(body) in _COMPRESSED_SIZES else headers, etag, body)
+
+    def accepted_by(self, accept_encoding: bytes) -> "CachedAnswer":
+        """The form for this `Accept-Encoding`. The compressed one has an entity tag of its own (RFC 9110, section
+        8.8.3.3), and is made when it is first asked for.
+        """
+        if not self._varies or not _accepts_gzip(accept_encoding):
+            return self
+        if self._compressed is None:
+            self._compressed = self._compress()
+        return self._compressed
+
+    def _compress(self) -> "CachedAnswer":
+        body = zlib.compress(self.body, 1, wbits=_GZIP)
+        if len(body) > len(self.body) // 2:
+            return self
+        etag = self.etag[:-1] + b'-gzip"'
+        changed = {b"content-length": b"%d" % len(body), b"etag": etag}
+        headers = [(name, changed.get(name, value)) for name, value in self.head.headers]
+        return CachedAnswer([*headers, (b"content-encoding", b"gzip")], etag, body)
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.head.headers, self.etag, self.body))
@@ -40,3 +75,14 @@ class CachedAnswer:
     @classmethod
     def decode(cls, raw: bytes) -> "CachedAnswer":
         return cls(*msgspec.msgpack.decode(raw, type=tuple[list[tuple[bytes, bytes]], bytes, bytes]))
+
+
+@lru_cache(maxsize=64)
+def _accepts_gzip(accept_encoding: bytes) -> bool:
+    """By RFC 9110, section 12.5.3."""
+    weights = {}
+    for part in accept_encoding.lower().split(b","):
+        coding, _, weight = part.partition(b";")
+        weights[coding.strip()] = weight.strip()
+    weight = weights.get(b"gzip", weights.get(b"*", b"q=0"))
+    return _ZERO.fullmatch(weight) is None

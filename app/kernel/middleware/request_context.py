@@ -28,7 +28,17 @@ _logger = get_logger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TRACE_PARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Read once here; the inner layers look into the result instead of walking the list again.
-_WANTED = frozenset({b"x-request-id", b"traceparent", b"content-length", b"authorization", b"if-none-match", b"prefer"})
+_WANTED = frozenset(
+    {
+        b"x-request-id",
+        b"traceparent",
+        b"content-length",
+        b"authorization",
+        b"if-none-match",
+        b"prefer",
+        b"accept-encoding",
+    }
+)
 _CLIENT_CLOSED_REQUEST = 499
 _SERVER_ERROR = 500
 

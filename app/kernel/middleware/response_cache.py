@@ -117,11 +117,15 @@ class ResponseCache:
             if timer.expired():
                 raise DeadlineExceeded from error
             raise
-        return _finished(self._security.added_to(response.raw_headers), bytes(response.body))
+        return _finished(self._security.added_to(response.raw_headers), bytes(response.body), CachedAnswer.of)
 
 
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
-    if_none_match = scope["found_headers"].get(b"if-none-match")
+    found = scope["found_headers"]
+    accept_encoding = found.get(b"accept-encoding")
+    if accept_encoding is not None:
+        answer = answer.accepted_by(accept_encoding)
+    if_none_match = found.get(b"if-none-match")
     if if_none_match is not None and matches_any(if_none_match, answer.etag):
         status, head, body = _NOT_MODIFIED, answer.unchanged, b""
     else:
@@ -198,10 +202,14 @@ class _Capture(_Conditional):
         await super().send(message)
 
     async def _send_whole(self, start: Message, message: Message) -> None:
-        self.answer = _finished(list(start["headers"]), bytes(message.get("body", b"")))
+        self.answer = _finished(list(start["headers"]), bytes(message.get("body", b"")), CachedAnswer.of)
 
 
-def _finished(headers: list[tuple[bytes, bytes]], body: bytes) -> CachedAnswer:
+def _finished(
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    make: Callable[[list[tuple[bytes, bytes]], bytes, bytes], CachedAnswer] = CachedAnswer,
+) -> CachedAnswer:
     """A whole 200 as it is kept; `headers` is taken over."""
     if not _has(headers, b"cache-control"):
         headers.append(_REVALIDATE)
@@ -211,7 +219,7 @@ def _finished(headers: list[tuple[bytes, bytes]], body: bytes) -> CachedAnswer:
     if etag is None:
         etag = body_etag(body)
         headers.append((b"etag", etag))
-    return CachedAnswer(headers, etag, body)
+    return make(headers, etag, body)
 
 
 def _has(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bool:
