@@ -1,5 +1,9 @@
 """Builds what a process owns out of its settings: the one place where kernel and modules are plugged together."""
 
+import asyncio
+
+from pydantic import SecretStr
+
 from app.jobs.api import insert_jobs, list_listeners
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
@@ -13,6 +17,7 @@ from app.kernel.positions import Positions
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.kernel.resources import Resources
+from app.kernel.settings import RedisSettings
 from app.settings import Settings
 
 
@@ -21,8 +26,11 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     clock = clock or SystemClock()
     redis = RedisGateway(settings.redis)
     bus = Bus(redis)
+    cache_redis = _own_server(settings.redis, settings.redis.cache_url, cluster=settings.redis.cache_cluster) or redis
+    # The cache tells the other processes what was forgotten by the server that it is on.
+    cache_bus = bus if cache_redis is redis else Bus(cache_redis)
     db = Database(settings.database, application_name=application_name)
-    cache = Cache(settings.cache, redis, bus)
+    cache = Cache(settings.cache, cache_redis, cache_bus)
     cache.bind(db)
     positions = Positions(redis)
     db.bind_positions(positions)
@@ -39,7 +47,10 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         db=db,
         reads=PointReads(db),
         redis=redis,
+        cache_redis=cache_redis,
+        limits_redis=_own_server(settings.redis, settings.redis.limits_url) or redis,
         bus=bus,
+        cache_bus=cache_bus,
         cache=cache,
         queue=queue,
         clock=clock,
@@ -53,14 +64,22 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
 async def open_resources(resources: Resources) -> None:
     """Connects, as far as there is something to connect to."""
     await resources.db.open()
-    await resources.bus.start()
+    await asyncio.gather(*(bus.start() for bus in {resources.bus, resources.cache_bus}))
 
 
 async def close_resources(resources: Resources) -> None:
     await resources.listeners.close()
     await resources.cache.close()
     await resources.reads.close()
-    await resources.bus.close()
+    for bus in {resources.bus, resources.cache_bus}:
+        await bus.close()
     await resources.db.close()
     await resources.queue.close()
-    await resources.redis.close()
+    for redis in {resources.redis, resources.cache_redis, resources.limits_redis}:
+        await redis.close()
+
+
+def _own_server(settings: RedisSettings, url: SecretStr | None, *, cluster: bool = False) -> RedisGateway | None:
+    if url is None:
+        return None
+    return RedisGateway(settings.model_copy(update={"url": url}), cluster=cluster)

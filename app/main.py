@@ -173,7 +173,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
         app.state.limits = RateLimits(
             settings.limits,
-            resources.redis,
+            resources.limits_redis,
             processes=settings.workers,
             network_quota=settings.limits.network or (3_000 if settings.is_production else 10_000_000),
             longest_wait=settings.redis.operation_timeout,

@@ -22,7 +22,7 @@ class NotReady(Unavailable):
 
 async def check_health(resources: Resources, *, can_sign: bool) -> Response:
     """200, or 503 naming what fails. `checks` says `ok`, `degraded` or `failing` of each dependency."""
-    database, redis = await asyncio.gather(_database(resources.db), _redis(resources.redis))
+    database, redis = await asyncio.gather(_database(resources.db), _redis(resources))
     checks = {
         "database": "ok" if database else "failing",
         "redis": "ok" if redis else "degraded",
@@ -44,8 +44,9 @@ async def _database(db: Database) -> bool:
         return False
 
 
-async def _redis(redis: RedisGateway) -> bool:
+async def _redis(resources: Resources) -> bool:
+    gateways: set[RedisGateway] = {resources.redis, resources.cache_redis, resources.limits_redis}
     try:
-        return bool(await redis.call(lambda client: client.ping()))
+        return all(await asyncio.gather(*(redis.call(lambda client: client.ping()) for redis in gateways)))
     except RedisUnavailable:
         return False

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.kernel.background import end_tasks
@@ -90,7 +89,7 @@ class Bus:
 
     async def _receive(self) -> None:
         # A client of its own: a blocking read must not hold a connection of the request pool.
-        client = Redis.from_url(self._redis.url, socket_connect_timeout=1.0, socket_timeout=None)
+        client = self._redis.subscriber()
         try:
             async with client.pubsub() as pubsub:
                 async with asyncio.timeout(_PING_SECONDS):

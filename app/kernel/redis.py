@@ -5,15 +5,16 @@ answer for `RedisUnavailable`, because Redis never holds the only copy of anythi
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from prometheus_client import Counter, Gauge
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from app.kernel.settings import RedisSettings
 
@@ -31,25 +32,19 @@ class RedisUnavailable(Exception):
 
 
 class RedisGateway:
-    """One per process. `client` is for pipelines and scripts inside `call`, never outside of it."""
+    """One per process and server. `client` is for pipelines and scripts inside `call`, never outside of it.
 
-    def __init__(self, settings: RedisSettings) -> None:
+    Of a `cluster` the URL names any node; all keys of one command or script must lie in one slot.
+    """
+
+    def __init__(self, settings: RedisSettings, *, cluster: bool = False) -> None:
         if settings.url is None:
             message = "the Redis URL is not set"
             raise ValueError(message)
         self._settings = settings
         self.url = settings.url.get_secret_value()
-        self.client: Redis = Redis(
-            connection_pool=BlockingConnectionPool.from_url(
-                self.url,
-                max_connections=settings.pool_size,
-                timeout=settings.operation_timeout,
-                socket_timeout=settings.operation_timeout,
-                socket_connect_timeout=settings.connect_timeout,
-                retry=Retry(NoBackoff(), 0),
-                health_check_interval=0,
-            )
-        )
+        self.is_cluster = cluster
+        self.client: Redis = _cluster_client(self.url, settings) if cluster else _client(self.url, settings)
         self._failures = 0
         self._open_until = 0.0
         self.calls = 0
@@ -80,16 +75,35 @@ class RedisGateway:
             self._succeeded()
             _calls_failed.inc()
             raise RedisUnavailable from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            self._failed()
+            raise RedisUnavailable from error
+        except Exception as error:
+            # While it reads the map of the slots anew, the client of a cluster also fails in ways of its own.
+            if not self.is_cluster:
+                raise
             self._failed()
             raise RedisUnavailable from error
         self._succeeded()
         _calls_ok.inc()
         return result
 
+    def subscriber(self) -> Redis:
+        """A client with a connection of its own, for reads that wait; close it.
+
+        Messages of a cluster reach all of its nodes, so any of them will do: another one each time.
+        """
+        options: dict[str, Any] = {"socket_connect_timeout": 1.0, "socket_timeout": None}
+        nodes = cast("RedisCluster", self.client).get_nodes() if self.is_cluster else []
+        if not nodes:
+            return cast("Redis", Redis.from_url(self.url, **options))
+        node = random.choice(nodes)  # noqa: S311 - any will do
+        return Redis(connection_pool=ConnectionPool(**node.connection_kwargs | options))
+
     async def close(self) -> None:
         await self.client.aclose()
-        await self.client.connection_pool.disconnect()
+        if not self.is_cluster:
+            await self.client.connection_pool.disconnect()
 
     def _succeeded(self) -> None:
         if self._failures:
@@ -102,3 +116,32 @@ class RedisGateway:
         if self._failures >= self._settings.breaker_threshold:
             self._open_until = monotonic() + self._settings.breaker_cooldown
             _breaker_open.set(1)
+
+
+def _client(url: str, settings: RedisSettings) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=settings.pool_size,
+        timeout=settings.operation_timeout,
+        socket_timeout=settings.operation_timeout,
+        socket_connect_timeout=settings.connect_timeout,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+    return Redis(connection_pool=pool)
+
+
+def _cluster_client(url: str, settings: RedisSettings) -> Redis:
+    client = RedisCluster.from_url(
+        url,
+        max_connections=settings.pool_size,
+        socket_timeout=settings.operation_timeout,
+        socket_connect_timeout=settings.connect_timeout,
+        # Once more after the map of the slots has been read anew; the breaker does the rest.
+        cluster_error_retry_attempts=1,
+        connection_error_retry_attempts=0,
+        # A part of the slots is of use without the others.
+        require_full_coverage=False,
+    )
+    # It takes the same commands.
+    return cast("Redis", client)

@@ -20,12 +20,15 @@ from app.kernel.settings import HttpSettings
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Open for as long as the process runs."""
+    """Open for as long as the process runs. Where a role has no server of its own, it shares `redis` and `bus`."""
 
     db: Database
     reads: PointReads
     redis: RedisGateway
+    cache_redis: RedisGateway
+    limits_redis: RedisGateway
     bus: Bus
+    cache_bus: Bus
     cache: Cache
     queue: Queue
     clock: Clock

@@ -65,6 +65,9 @@ class RedisSettings(Section):
     """Redis or Valkey. It may be absent; everything works without it, only slower. Time-outs are in seconds."""
 
     url: SecretStr | None = Field(None, description="URL; also read from REDIS_URL. None: the embedded server.")
+    cache_url: SecretStr | None = Field(None, description="A server of its own for the response cache. None: `url`.")
+    cache_cluster: bool = Field(default=False, description="`cache_url` names a node of a Redis or Valkey Cluster.")
+    limits_url: SecretStr | None = Field(None, description="A server of its own for quotas. None: `url`.")
     connect_timeout: float = Field(0.2, gt=0, le=10)
     operation_timeout: float = Field(0.1, gt=0, le=10)
     breaker_threshold: int = Field(5, ge=1, le=100, description="Errors in a row that open the breaker.")

@@ -58,6 +58,8 @@ class Caller:
         self._headers: dict[str, str] = {}
         self._name = 0
         self._acknowledged: list[tuple[float, int]] = []
+        # A change of which nobody learned the outcome may be made at any time, also after a later one.
+        self.unknown: set[int] = set()
         self.id = ""
 
     async def sign_up(self) -> None:
@@ -95,7 +97,7 @@ class Caller:
             return
         seen = int((answer.json()["display_name"] or "0").rpartition(" ")[2])
         known = max((number for when, number in self._acknowledged if when < began - FRESH_SECONDS), default=0)
-        if seen < known:
+        if seen < known and seen not in self.unknown:
             self._ledger.stale.append(f"{seen} instead of {known} while {self._ledger.phase}")
         await self._try("GET", "/v1/overview")
 
@@ -116,6 +118,8 @@ class Caller:
         answer = await self._try("PATCH", "/v1/users/me", {"display_name": f"Name {number}"})
         if answer is not None and answer.status_code < _OK:
             self._acknowledged.append((monotonic(), number))
+        else:
+            self.unknown.add(number)
 
     async def _log_in(self) -> None:
         answer = await self._try("POST", "/v1/auth/login", self._credentials)

@@ -209,3 +209,14 @@ def test_any_text_is_refused_and_nothing_else_happens(text: str) -> None:
         REFRESH_TOKENS.decode(text)
     with pytest.raises(MalformedToken):
         decode_api_key(text)
+
+
+async def test_before_the_keys_are_read_nobody_is_told_that_a_token_is_bad(
+    client: httpx.AsyncClient, person: Person, identity: Identity
+) -> None:
+    """A process that comes up without the database cannot tell; a 401 would make callers throw their tokens away."""
+    ring = identity.key_ring
+    public, ring._public = ring._public, {}
+    problem_of(await person.get("/v1/users/me"), 503, "unavailable")
+    ring._public = public
+    assert (await person.get("/v1/users/me")).status_code == 200

@@ -109,7 +109,7 @@ async def test_other_process_finds_it_in_redis(
     assert await second.get() == b"0"
     assert source.reads == 1
     assert second.local == b"0"
-    assert await entries(valkey) == ["cache:entry:key"]
+    assert await entries(valkey) == ["cache:entry:{key}"]
 
 
 async def test_time_to_live_is_spread(start_process: StartProcess, valkey: EmbeddedValkey) -> None:
@@ -118,8 +118,8 @@ async def test_time_to_live_is_spread(start_process: StartProcess, valkey: Embed
         await process.get(f"key{number}", (f"tag{number}",))
     await process.stored()
     async with redis.asyncio.Redis.from_url(valkey.url()) as client:
-        left = [await client.pttl(f"cache:entry:key{number}") for number in range(40)]
-        tags = [await client.pttl(f"cache:tag:tag{number}") for number in range(40)]
+        left = [await client.pttl(f"cache:entry:{{key{number}}}") for number in range(40)]
+        tags = [await client.pttl(f"cache:tag:{{tag{number}}}") for number in range(40)]
     assert 88_000 < min(left) < max(left) <= 110_000
     assert max(left) - min(left) > 5_000
     # A tag outlives every entry that names it.
@@ -298,7 +298,7 @@ async def test_an_entry_without_its_tags_is_no_answer(
     await first.get()
     await first.stored()
     async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
-        assert await administrator.delete("cache:tag:user:1") == 1
+        assert await administrator.delete("cache:tag:{1}user") == 1
     source.value = b"1"
     assert await second.get() == b"1"
 
@@ -354,7 +354,7 @@ async def test_two_answers_of_one_moment_may_share_a_tag(
     process = await start_process()
     await asyncio.gather(process.get("one", ("a", "b")), process.get("two", ("b", "c")))
     await process.stored()
-    assert await entries(valkey) == ["cache:entry:one", "cache:entry:two"]
+    assert await entries(valkey) == ["cache:entry:{one}", "cache:entry:{two}"]
 
 
 async def test_switched_off(start_process: StartProcess, source: Source, valkey: EmbeddedValkey) -> None:

@@ -87,7 +87,7 @@ def make_identity(
         authenticator=TokenAuthenticator(
             key_ring, feed, clock, db, issuer=public_url, remembered=settings.token_cache_size
         ),
-        throttle=Throttle(resources.redis, keys, clock, network_limit=settings.network_failures or quota),
+        throttle=Throttle(resources.limits_redis, keys, clock, network_limit=settings.network_failures or quota),
         devices=Devices(keys),
         keys=keys,
         registrations_per_network=settings.network_registrations or quota,

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from app.identity.records import SigningKeyRow, SigningKeyState
+from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
 
@@ -98,10 +99,13 @@ class KeyRing:
         return self._signing is not None
 
     def sign(self, claims: Claims) -> str:
-        """The access token that says `claims`; the same claims give the same token."""
+        """The access token that says `claims`; the same claims give the same token.
+
+        Raises:
+            Unavailable: no key has been read yet.
+        """
         if self._signing is None:
-            message = "there is no active signing key"
-            raise RuntimeError(message)
+            raise Unavailable
         signed = self._signing.header + b"." + _segment(msgspec.json.encode(claims))
         return (signed + b"." + _segment(self._signing.private.sign(signed))).decode()
 
@@ -110,9 +114,12 @@ class KeyRing:
 
         Raises:
             MalformedToken: it is not one of ours.
+            Unavailable: no key has been read yet, so that nobody can tell.
         """
         if len(token) > _MAX_TOKEN_LENGTH:
             raise MalformedToken
+        if not self._public:
+            raise Unavailable
         try:
             header, payload, signature = token.encode("ascii").split(b".")
             public = self._public[header]

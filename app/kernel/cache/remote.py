@@ -1,11 +1,13 @@
 """Level 2: finished answers in Redis, each with the versions that its tags had before the database was read.
 
-All look-ups of one moment are one script, and so are all answers to be stored and all tags to be forgotten.
+All look-ups of one moment are one script, and so are all answers to be stored and all tags to be forgotten; in a
+cluster it is one for each user, whose keys all lie in one slot.
 """
 
+import asyncio
 import random
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,8 +18,9 @@ from app.kernel.ids import new_id
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
 
-_ENTRY_PREFIX = "cache:entry:"
-_TAG_PREFIX = "cache:tag:"
+T = TypeVar("T")
+
+_ID_LENGTH = 32
 # Beyond it an answer is not stored: Redis is too slow to be of use then.
 _MAX_WAITING_STORES = 512
 _MAX_STORES = 32
@@ -131,11 +134,21 @@ class RemoteCache:
         await self._background.close()
 
     async def _look_up_all(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Found]:
+        if not self._redis.is_cluster:
+            return await self._look_up_some(wanted)
+        found: dict[Wanted, Found] = {}
+        for part in await asyncio.gather(
+            *map(self._look_up_some, _by_slot(wanted, lambda item: _entry_name(item.key)))
+        ):
+            found |= part
+        return found
+
+    async def _look_up_some(self, wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
         keys: list[str] = []
         args: list[str | int] = [new_id().hex, self._settings.ttl * 2000]
         for key, tags in wanted:
-            keys.append(_ENTRY_PREFIX + key)
-            keys.extend([_TAG_PREFIX + tag for tag in tags])
+            keys.append(_entry_name(key))
+            keys.extend([_tag_name(tag) for tag in tags])
             args.append(len(tags))
         values: list[bytes | None] = await self._redis.call(
             lambda client: self._look_up_script(keys=keys, args=args, client=client)
@@ -153,7 +166,8 @@ class RemoteCache:
         try:
             while self._stores:
                 batch, self._stores = self._stores[:_MAX_STORES], self._stores[_MAX_STORES:]
-                await self._store_all(batch)
+                parts = _by_slot(batch, lambda item: _entry_name(item[0].key)) if self._redis.is_cluster else [batch]
+                await asyncio.gather(*map(self._store_all, parts))
         except RedisUnavailable:
             self._stores.clear()
         finally:
@@ -163,19 +177,42 @@ class RemoteCache:
         keys: list[str] = []
         args: list[bytes | str | int] = []
         for (key, tags), versions, answer in batch:
-            keys.append(_ENTRY_PREFIX + key)
-            keys.extend([_TAG_PREFIX + tag for tag in tags])
+            keys.append(_entry_name(key))
+            keys.extend([_tag_name(tag) for tag in tags])
             ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
             args.extend((len(tags), ttl, *versions, answer.encode()))
         await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client))
 
     async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], None]:
         tags = list(dict.fromkeys(tag for group in groups for tag in group))
-        keys = [_TAG_PREFIX + tag for tag in tags]
+        parts = _by_slot(tags, _tag_name) if self._redis.is_cluster else [tags]
+        await asyncio.gather(*map(self._forget_some, parts))
+        return {}
+
+    async def _forget_some(self, tags: Sequence[str]) -> None:
+        keys = [_tag_name(tag) for tag in tags]
         message = msgspec.msgpack.encode((self._origin, tags))
         args: list[bytes | str | int] = [new_id().hex, self._settings.ttl * 3000, self._channel, message]
         await self._redis.call(lambda client: self._forget_script(keys=keys, args=args, client=client))
-        return {}
+
+
+def _entry_name(key: str) -> str:
+    """The key of an entry in Redis. What is in braces decides about its slot in a cluster: the id of the user."""
+    return f"cache:entry:{{{key[:_ID_LENGTH]}}}{key[_ID_LENGTH:]}"
+
+
+def _tag_name(tag: str) -> str:
+    """The key of a tag in Redis: in the slot of the user's entries, for tags that end with a user's id."""
+    kind, _, user_id = tag.rpartition(":")
+    return f"cache:tag:{{{user_id.replace('-', '')}}}{kind}"
+
+
+def _by_slot(items: Iterable[T], name: Callable[[T], str]) -> list[list[T]]:
+    """`items` by the part of their names in Redis that decides about the slot."""
+    parts: dict[str, list[T]] = {}
+    for item in items:
+        parts.setdefault(name(item).partition("{")[2].partition("}")[0], []).append(item)
+    return list(parts.values())
 
 
 def _decode(raw: bytes | None, versions: Sequence[bytes]) -> CachedAnswer | None:
