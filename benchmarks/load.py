@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import run_closed
+from benchmarks.client import ask, run_closed
 from benchmarks.machine import Service
 
 WRK = shutil.which("wrk")
@@ -111,6 +111,17 @@ async def _wrk(wrk: str, port: int, requests: Sequence[bytes], seconds: float, c
         raise RuntimeError(f"wrk failed:\n{output.decode()}")
     result: Mapping[str, Any] = json.loads(lines[-1])
     return result
+
+
+async def settled(service: Service) -> None:
+    """Waits until nobody has a place any more: those whose client has gone may still be worked on."""
+    for _ in range(200):
+        metrics = (await ask(service.port, request("GET", "/metrics")))[1].decode()
+        inside = [line for line in metrics.splitlines() if line.startswith("app_admission_inflight{")]
+        # The gauge follows once a second.
+        await asyncio.sleep(1.1)
+        if inside and all(line.endswith(" 0.0") for line in inside):
+            return
 
 
 Side = Callable[[], Awaitable[Sample]]

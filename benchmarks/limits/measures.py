@@ -15,7 +15,7 @@ import redis.asyncio as redis
 from benchmarks import data, machine
 from benchmarks.budgets import Budget, Progress, share
 from benchmarks.client import Outcome, ask, ask_all, closed_loop, open_loop, percentile
-from benchmarks.load import CONNECTIONS, Result, Sample, drive, in_turns, request
+from benchmarks.load import CONNECTIONS, Result, Sample, drive, in_turns, request, settled
 from benchmarks.machine import Service
 from benchmarks.product import Bench
 
@@ -267,14 +267,16 @@ class Limits:
 
     async def _overload(self, what: str, requests: Sequence[bytes]) -> None:
         # Shorter, the start of the crowd would be most of it.
-        seconds = max(self.sizes.seconds, 3)
+        seconds = max(self.sizes.seconds, 5)
         normal: list[Sample] = []
         over: list[Outcome] = []
         async with running_product(self.bench) as product:
             await drive(product, requests, seconds=1)
             for _ in range(self.sizes.rounds):
+                await settled(product)
                 sample = await drive(product, requests, seconds=seconds)
                 normal.append(sample)
+                await settled(product)
                 over.append(await open_loop(product.port, requests, seconds, sample.rate * 10, _CROWD))
                 self.say(f"    capacity {sample.rate:.0f}/s, then {dict(over[-1].statuses)}, {over[-1].unsent} unsent")
         self.results[f"P12 {what} at capacity"] = Result(tuple(normal))

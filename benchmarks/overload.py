@@ -1,0 +1,181 @@
+"""`python -m benchmarks.overload [--quick]`: two, five and ten times what one process can do, and what becomes of it.
+
+Writes docs/benchmarks/overload.md. Requests fall due whether or not answers come, over 2,000 connections that stand
+before the first of them; meanwhile somebody asks for `/livez`; afterwards a closed loop shows when all is as before.
+"""
+
+import asyncio
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import orjson
+import uvloop
+
+from benchmarks import data
+from benchmarks.budgets import Budget
+from benchmarks.client import ask, closed_loop, open_loop, percentile
+from benchmarks.limits.measures import running_product
+from benchmarks.load import CONNECTIONS, Sample, drive, request, settled
+from benchmarks.machine import ROOT, Service, describe
+from benchmarks.product import Bench
+
+FACTORS = (2, 5, 10)
+CROWD = 2000
+_PEOPLE = 3000
+_LIVEZ_EVERY = 0.05
+_RECOVERED = 0.8
+_REPORT = ROOT / "docs/benchmarks/overload.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One overload. Times are in milliseconds, `recovered_after` is in seconds."""
+
+    what: str
+    factor: int
+    capacity: float
+    goodput: float
+    efficiency: float
+    answered: float
+    normal_p99: float
+    admitted_p50: float
+    admitted_p99: float
+    refused_p50: float
+    refused_p99: float
+    livez: float
+    recovered_after: float
+
+    def budgets(self) -> list[Budget]:
+        name = f"{self.what}, {self.factor} times the capacity"
+        ratio = self.admitted_p99 / self.normal_p99
+        return [
+            Budget("", f"{name}: goodput ÷ capacity", self.goodput, 0.9, by_cpu=self.efficiency),
+            Budget("", f"{name}: p99 of the admitted ÷ normal", ratio, 2, at_least=False),
+            Budget("", f"{name}: slowest /livez meanwhile, ms", self.livez, 100, at_least=False),
+            Budget("", f"{name}: back to normal after, s", self.recovered_after, 2, at_least=False),
+        ]
+
+
+async def measure(service: Service, what: str, requests: Sequence[bytes], factor: int, seconds: float) -> Measured:
+    """Capacity, overload, and the way back."""
+    await settled(service)
+    normal = await drive(service, requests, seconds=3)
+    await settled(service)
+    watches: list[asyncio.Task[float]] = []
+    before = 0.0
+
+    def begun() -> None:
+        nonlocal before
+        before = service.cpu_seconds()
+        watches.append(asyncio.create_task(slowest_livez(service, seconds)))
+
+    over = await open_loop(service.port, requests, seconds, normal.rate * factor, CROWD, begun)
+    used = service.cpu_seconds() - before
+    recovered_after = await recovery(service, requests, normal)
+    good, refused = over.good(), sorted(over.latencies.get(503, []))
+    return Measured(
+        what,
+        factor,
+        normal.rate,
+        over.in_time / over.seconds / normal.rate,
+        len(good) * normal.cpu_us / 1e6 / max(used, 1e-9),
+        over.statuses.total() / over.seconds / normal.rate,
+        normal.p99,
+        percentile(good, 0.5),
+        percentile(good, 0.99),
+        percentile(refused, 0.5),
+        percentile(refused, 0.99),
+        await watches[0],
+        recovered_after,
+    )
+
+
+async def slowest_livez(service: Service, seconds: float) -> float:
+    slowest = 0.0
+    ends = perf_counter() + seconds
+    while (began := perf_counter()) < ends:
+        status, _ = await ask(service.port, request("GET", "/livez"))
+        assert status == 200
+        slowest = max(slowest, perf_counter() - began)
+        await asyncio.sleep(_LIVEZ_EVERY)
+    return slowest * 1000
+
+
+async def recovery(service: Service, requests: Sequence[bytes], normal: Sample) -> float:
+    """Seconds until a window of a closed loop has four fifths of the rate from before, and no refusals."""
+    began = perf_counter()
+    window = max(0.3, 20 / normal.rate)
+    while perf_counter() - began < 30:
+        outcome = await closed_loop(service.port, requests, window, CONNECTIONS)
+        good = len(outcome.good())
+        if good == outcome.statuses.total() and good / outcome.seconds >= normal.rate * _RECOVERED:
+            break
+    return max(0.0, perf_counter() - began - window)
+
+
+def workloads(bench: Bench) -> dict[str, list[bytes]]:
+    body = orjson.dumps({"ids": [str(data.user_id(number)) for number in range(1, 51)]})
+    log_ins = [orjson.dumps({"email": data.email(number), "password": data.PASSWORD}) for number in range(1, 401)]
+    return {
+        "log-ins": [request("POST", "/v1/auth/login", body=log_in) for log_in in log_ins],
+        "look-ups of 50 people": [
+            request("POST", "/v1/users/lookup", token=bench.token(number), body=body) for number in range(1, 201)
+        ],
+    }
+
+
+def report(found: Sequence[Measured], seconds: float) -> str:
+    head = (
+        "| what | offered | capacity/s | goodput | by CPU time | answered | normal p99 | admitted p50, p99 "
+        "| refused p50, p99 | /livez | back after |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    rows = "\n".join(
+        f"| {m.what} | {m.factor} times | {m.capacity:.0f} | {m.goodput:.2f} | {m.efficiency:.2f} "
+        f"| {m.answered:.1f} times "
+        f"| {m.normal_p99:.0f} ms | {m.admitted_p50:.0f}, {m.admitted_p99:.0f} ms "
+        f"| {m.refused_p50:.0f}, {m.refused_p99:.0f} ms | {m.livez:.0f} ms | {m.recovered_after:.1f} s |"
+        for m in found
+    )
+    verdicts = "\n".join(f"- {str(budget).strip()}" for m in found for budget in m.budgets())
+    machine = ", ".join(f"{name} {value}" for name, value in describe().items())
+    return (
+        "# Overload\n\n"
+        f"`python -m benchmarks.overload` writes this page: one process on one core, {CROWD:,} connections, windows of "
+        f"{seconds:.0f} s.\nMachine: {machine}.\n\n"
+        "*Goodput* is what was answered as wished within the window ÷ capacity; *by CPU time* is the part of the "
+        "server's computing\ntime that went into it, which neighbours on the machine disturb least. *Answered* is all "
+        "answers ÷ capacity: refusals get a\ntwentieth of the event loop's time while there is other work, so a "
+        "client that waits for them cannot ask faster.\n\n"
+        f"{head}{rows}\n\n## Verdicts\n\n{verdicts}\n"
+    )
+
+
+async def main(directory: Path) -> None:
+    is_quick = "--quick" in sys.argv
+    seconds = 3.0 if is_quick else 10.0
+    found: list[Measured] = []
+    async with Bench(directory) as bench:
+        await bench.fill(_PEOPLE, 20)
+        for what, requests in workloads(bench).items():
+            async with running_product(bench) as service:
+                await drive(service, requests, seconds=1)
+                for factor in FACTORS:
+                    rounds = [
+                        await measure(service, what, requests, factor, seconds) for _ in range(1 if is_quick else 3)
+                    ]
+                    middle = statistics.median_low(one.goodput for one in rounds)
+                    found.append(next(one for one in rounds if one.goodput == middle))
+                    for budget in found[-1].budgets():
+                        print(budget, flush=True)
+    _REPORT.write_text(report(found, seconds), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    Path(".data").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=".data") as folder:
+        uvloop.run(main(Path(folder).absolute()))
