@@ -1,5 +1,6 @@
-"""A streaming replica of an embedded Postgres, and a primary that becomes one's successor."""
+"""A streaming replica of an embedded Postgres, and its promotion."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from app.kernel.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres
@@ -7,8 +8,10 @@ from app.kernel.embedded.privileges import make_private_dir, server_user
 from app.kernel.embedded.processes import run_to_end
 
 
-def make_standby(primary: EmbeddedPostgres, data_dir: Path) -> EmbeddedPostgres:
-    """A started hot standby that follows `primary`, its data in the new folder `data_dir`."""
+def make_standby(
+    primary: EmbeddedPostgres, data_dir: Path, settings: Mapping[str, str] = THROWAWAY_POSTGRES
+) -> EmbeddedPostgres:
+    """A started hot standby that follows `primary`, its data in the new folder `data_dir`; `settings` as there."""
     programs = primary._programs
     user = server_user(data_dir, [programs / "postgres", programs / "pg_basebackup"])
     make_private_dir(data_dir, user)
@@ -24,7 +27,7 @@ def make_standby(primary: EmbeddedPostgres, data_dir: Path) -> EmbeddedPostgres:
         ],
         user=user,
     )
-    standby = EmbeddedPostgres(data_dir, settings=THROWAWAY_POSTGRES, die_with_parent=True)
+    standby = EmbeddedPostgres(data_dir, settings=settings, die_with_parent=True)
     standby.start()
     return standby
 

@@ -99,8 +99,11 @@ async def paused(at_replica: Connection) -> AsyncIterator[None]:
 
 async def test_only_who_can_bear_it_reads_from_a_replica(database: Database) -> None:
     assert await asks_replica(database)
-    async with database.read("test.read") as conn:
+    async with database.snapshot("test.export", sees=["unwritten"]) as conn:
+        assert await conn.fetchval(IS_REPLICA) is True
+    async with database.read("test.read") as conn, database.snapshot("test.export") as export:
         assert await conn.fetchval(IS_REPLICA) is False
+        assert await export.fetchval(IS_REPLICA) is False
 
 
 async def test_a_replica_that_has_not_replayed_a_write_is_not_asked_for_it(

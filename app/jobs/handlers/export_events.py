@@ -9,7 +9,7 @@ from pydantic import AwareDatetime
 from app.jobs.service.exporting import Column, write_ndjson, write_parquet, write_xlsx
 from app.kernel.database import CopyConn
 from app.kernel.queue import JobArgs, JobContext, job
-from app.users.api import count_events, iterate_events, stream_events
+from app.users.api import count_events, events_tag, iterate_events, stream_events
 
 _COLUMNS = (
     Column("id", "text"),
@@ -45,7 +45,9 @@ async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str,
     user_id = ctx.user_id
     if user_id is None:
         raise ValueError("an export belongs to a user")
-    async with ctx.db.snapshot("jobs.export_events") as conn:
+    # A replica may end a long read; the next attempt does not depend on one.
+    sees = [events_tag(user_id)] if ctx.attempt == 1 else []
+    async with ctx.db.snapshot("jobs.export_events", sees=sees) as conn:
         total = await count_events(conn, user_id, args.since, args.until)
 
         async def advance(done: int) -> None:

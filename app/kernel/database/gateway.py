@@ -13,7 +13,7 @@ from app.kernel.background import Background
 from app.kernel.database.failures import DatabaseUnavailable, is_lost_session, translate
 from app.kernel.database.loans import Loan
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, close_pool
-from app.kernel.database.replicas import Positions, Replica, Replicas
+from app.kernel.database.replicas import Positions, Replicas
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Row, Tx
 from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import get_logger
@@ -88,8 +88,7 @@ class Database:
         A statement whose connection is lost is sent once more, on another one. `sees` lets a replica answer if it has
         replayed every commit that emitted one of these tags; without it the primary does.
         """
-        replica = await self._replicas.choose(sees) if sees and self._replicas is not None else None
-        async with self._lend(unit, replica=replica) as loan:
+        async with self._lend(unit, sees=sees) as loan:
             conn = ReadConn(self, loan.connection, unit, loan.renew)
             try:
                 yield conn
@@ -143,9 +142,12 @@ class Database:
         await self._settle(tx)
 
     @asynccontextmanager
-    async def snapshot(self, unit: str) -> AsyncIterator[CopyConn]:
-        """One consistent view for a long read, on a connection apart from the pool of the requests."""
-        async with self._lend(unit, self._export_pool) as loan:
+    async def snapshot(self, unit: str, *, sees: Sequence[str] = ()) -> AsyncIterator[CopyConn]:
+        """One consistent view for a long read, on a connection apart from the pool of the requests.
+
+        `sees` is that of `read`; but a replica may end what keeps it from replaying (`TransactionConflict`).
+        """
+        async with self._lend(unit, is_export=True, sees=sees) as loan:
             conn = CopyConn(self, loan.connection, unit, loan.renew)
             try:
                 await conn.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -212,13 +214,13 @@ class Database:
                 self._background.spawn(pool.expire_connections())
 
     @asynccontextmanager
-    async def _lend(
-        self, unit: str, pool: "asyncpg.Pool[Row] | None" = None, replica: Replica | None = None
-    ) -> AsyncIterator[Loan]:
-        pool = pool or self._pool
+    async def _lend(self, unit: str, *, is_export: bool = False, sees: Sequence[str] = ()) -> AsyncIterator[Loan]:
+        pool = self._export_pool if is_export else self._pool
         if pool is None:
             raise DatabaseUnavailable
-        loan = Loan(self, pool, unit, self._settings.acquire_timeout, replica)
+        loan = Loan(self, pool, unit, self._settings.acquire_timeout)
+        if sees and self._replicas is not None and (replica := await self._replicas.choose(sees)) is not None:
+            loan.prefer(replica, replica.export_pool if is_export else replica.pool)
         await loan.begin()
         try:
             yield loan

@@ -42,19 +42,32 @@ class Lender(Protocol):
 class Loan:
     """A connection, replaced by another one where the first turns out to be dead."""
 
-    __slots__ = ("_acquired_at", "_lender", "_lent_by", "_pool", "_replica", "_timeout", "_unit", "connection")
+    __slots__ = (
+        "_acquired_at",
+        "_lender",
+        "_lent_by",
+        "_pool",
+        "_replica",
+        "_replica_pool",
+        "_timeout",
+        "_unit",
+        "connection",
+    )
 
-    def __init__(
-        self, lender: Lender, pool: "asyncpg.Pool[Row]", unit: str, timeout: float, replica: Replica | None = None
-    ) -> None:
+    def __init__(self, lender: Lender, pool: "asyncpg.Pool[Row]", unit: str, timeout: float) -> None:
         self._lender = lender
         self._pool = pool
         self._unit = unit
         self._timeout = timeout
-        self._replica = replica
+        self._replica: Replica | None = None
+        self._replica_pool: asyncpg.Pool[Row] | None = None
         self._lent_by = pool
         self._acquired_at = 0.0
         self.connection: Any = None
+
+    def prefer(self, replica: Replica, pool: "asyncpg.Pool[Row] | None") -> None:
+        """Tries `pool`, which is one of `replica`'s, first."""
+        self._replica, self._replica_pool = replica, pool
 
     @property
     def is_of_primary(self) -> bool:
@@ -67,20 +80,26 @@ class Loan:
             PoolExhausted, DatabaseUnavailable
         """
         started = perf_counter()
-        if self._replica is not None and (pool := self._replica.pool) is not None:
+        if self._replica is not None and (pool := self._replica_pool) is not None:
             self.connection, self._lent_by = await self._replica.acquire(pool), pool
         if self.connection is None:
             self._replica, self._lent_by = None, self._pool
-            try:
-                # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
-                self.connection = await self._pool.acquire(timeout=self._timeout)
-            except TimeoutError as error:
-                is_full = self._pool.get_idle_size() == 0
-                raise (PoolExhausted() if is_full else DatabaseUnavailable()) from error
-            except CONNECT_ERRORS as error:
-                raise self._lender.translate(error) from error
+            self.connection = await self._acquire()
         self._acquired_at = perf_counter()
         _acquire_seconds.observe(self._acquired_at - started)
+
+    async def _acquire(self, *, may_fail: bool = True) -> Any:
+        try:
+            # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
+            return await self._pool.acquire(timeout=self._timeout)
+        except TimeoutError as error:
+            is_full = self._pool.get_idle_size() == 0
+            raise (PoolExhausted() if is_full else DatabaseUnavailable()) from error
+        except CONNECT_ERRORS as error:
+            # One that was cut off while it was made says nothing of the next one.
+            if not (may_fail and (is_lost_session(error) or isinstance(error, ConnectionResetError))):
+                raise self._lender.translate(error) from error
+        return await self._acquire(may_fail=False)
 
     async def end(self) -> None:
         """Gives the connection back."""

@@ -72,10 +72,11 @@ class Replica:
         self._connector = connector
         self._settings = settings
         self.pool: asyncpg.Pool[Row] | None = None
+        self.export_pool: asyncpg.Pool[Row] | None = None
         self._watching: Any = None
 
     async def acquire(self, pool: "asyncpg.Pool[Row]") -> Any:
-        """A connection of its pool, or None."""
+        """A connection of one of its pools, or None."""
         try:
             connection = await pool.acquire(timeout=_ACQUIRE_SECONDS)
         except CONNECT_ERRORS as error:
@@ -102,10 +103,10 @@ class Replica:
         self.replayed = replayed if replayed is not None else -1
         lag = freshness(self.replayed)
         _lag_seconds.labels(self.name).set(lag if lag is not None else self._settings.replica_max_lag)
-        if self.pool is None:
-            self.pool = await self._connector.pool(
-                self._settings.pool_size, command_timeout=self._settings.statement_timeout + 0.5
-            )
+        if self.pool is None or self.export_pool is None:
+            command_timeout = self._settings.statement_timeout + 0.5
+            self.pool = await self._connector.pool(self._settings.pool_size, command_timeout=command_timeout)
+            self.export_pool = await self._connector.pool(self._settings.export_pool_size, command_timeout=None)
         if not is_replica:
             self._set_usable(usable=False, reason="it has been promoted")
         elif lag is None or lag > self._settings.replica_max_lag:
@@ -117,6 +118,7 @@ class Replica:
         if self._watching is not None:
             self._watching.terminate()
         await close_pool(self.pool)
+        await close_pool(self.export_pool)
 
     def _lose(self, error: Exception) -> None:
         """Ends everything that waits for it, so that it is done elsewhere at once."""
@@ -124,9 +126,10 @@ class Replica:
         if self._watching is not None:
             self._watching.terminate()
             self._watching = None
-        if self.pool is not None:
-            self.pool.terminate()
-            self.pool = None
+        for pool in (self.pool, self.export_pool):
+            if pool is not None:
+                pool.terminate()
+        self.pool = self.export_pool = None
 
     def _set_usable(self, *, usable: bool, reason: str = "") -> None:
         if usable != self.is_usable:
