@@ -77,6 +77,14 @@ def is_lost_session(error: Exception) -> bool:
     return isinstance(error, _LOST_SESSION_ERRORS)
 
 
+def is_broken(error: Exception) -> bool:
+    """Whether the connection is of no use any more, which says nothing of another one."""
+    # asyncpg calls it an internal error if a server's farewell comes before it is asked anything.
+    return is_lost_session(error) or isinstance(
+        error, ConnectionError | asyncpg.InterfaceError | asyncpg.InternalClientError
+    )
+
+
 _LOST_SESSION_ERRORS = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.AdminShutdownError,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Counter, Gauge
 
 from app.kernel.background import Background
-from app.kernel.database.failures import DatabaseUnavailable, is_lost_session, translate
+from app.kernel.database.failures import DatabaseUnavailable, is_broken, translate
 from app.kernel.database.loans import Loan
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, close_pool
 from app.kernel.database.replicas import Positions, Replicas
@@ -26,7 +26,7 @@ _statements_total = Counter("app_database_statements", "SQL statements, by unit 
 _pool_connections = Gauge(
     "app_database_pool_connections", "Connections of the pool.", ["state"], multiprocess_mode="livesum"
 )
-_EXPIRY_SECONDS = 0.5
+_EXPIRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class Database:
 
     def translate(self, error: Exception) -> Exception:
         """The error of ours that a driver error means."""
-        if is_lost_session(error):
+        if is_broken(error):
             # The other connections most likely lead to the same place, so all of them are made anew.
             self._expire_pool()
         return translate(error)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import asyncpg
 from prometheus_client import Histogram
 
-from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_lost_session
+from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_broken
 from app.kernel.database.pools import CONNECT_ERRORS
 from app.kernel.database.replicas import Replica
 from app.kernel.database.units import Row
@@ -26,8 +26,6 @@ _acquire_seconds = Histogram(
 _REPLICA_ERRORS = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )
@@ -97,7 +95,7 @@ class Loan:
             raise (PoolExhausted() if is_full else DatabaseUnavailable()) from error
         except CONNECT_ERRORS as error:
             # One that was cut off while it was made says nothing of the next one.
-            if not (may_fail and (is_lost_session(error) or isinstance(error, ConnectionResetError))):
+            if not (may_fail and is_broken(error)):
                 raise self._lender.translate(error) from error
         return await self._acquire(may_fail=False)
 
@@ -123,12 +121,10 @@ class Loan:
         Only for what can be sent a second time: it may have been carried out, and only its answer lost.
         """
         if self._replica is not None:
-            if not (is_lost_session(error) or isinstance(error, _REPLICA_ERRORS)):
+            if not (is_broken(error) or isinstance(error, _REPLICA_ERRORS)):
                 return None
             self._replica.note_failure(error)
-        elif isinstance(error, TimeoutError) or not (
-            is_lost_session(error) or isinstance(error, ConnectionError | asyncpg.InterfaceError)
-        ):
+        elif not is_broken(error):
             return None
         else:
             self._lender.translate(error)
