@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,7 +31,7 @@ from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
 from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
 from app.kernel.middleware.request_context import RequestContext
-from app.kernel.middleware.response_cache import ResponseCache
+from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
@@ -200,7 +201,10 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
     resources: Resources = app.state.resources
     limits: RateLimits = app.state.limits
-    cached_reads = CACHED_READS if settings.cache.enabled else ()
+    cached_reads: tuple[CachedRead, ...] = CACHED_READS if settings.cache.enabled else ()
+    if app.is_observed:
+        # A miss goes through the framework then, as all that is not answered from memory.
+        cached_reads = tuple(replace(read, handler=None) for read in cached_reads)
     networks = NetworkQuota(limits, settings.http)
     # What FastAPI records for OpenTelemetry, it records only of requests that pass through it.
     handlers = app.framework if app.is_observed else DirectRoutes(app, app.framework, settings.http.max_body_bytes)
