@@ -182,8 +182,8 @@ async def measure_times(bench: Bench, count: int = 150) -> None:
         )
 
 
-async def measure_logins(bench: Bench, in_flight: int = 50, seconds: float = 15.0) -> None:
-    """Reads of one person while fifty others log in all the time."""
+async def measure_logins(bench: Bench, in_flight: int = 32, seconds: float = 15.0) -> None:
+    """Reads of one person while as many log in all the time as have places."""
     async with bench.api(1) as client:
         people = [(await _register(client))[0] for _ in range(in_flight)]
         _, tokens = await _register(client)
