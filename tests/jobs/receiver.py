@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg
 import pytest
 from aiohttp import web
 
@@ -50,3 +51,15 @@ async def settled(person: Person, count: int = 1) -> list[dict[str, Any]]:
 
     await eventually(are_settled)
     return await read()
+
+
+async def try_again_now(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Has a delivery that failed tried again now. Its job is put back a moment after the delivery has been noted."""
+
+    async def is_due() -> bool:
+        done = await connection.execute(
+            "UPDATE jobs.jobs SET run_at = now() WHERE kind = 'webhook.deliver' AND state = 0 AND attempt > 0"
+        )
+        return done == "UPDATE 1"
+
+    await eventually(is_due)

@@ -17,7 +17,7 @@ from app.worker import open_worker
 from tests.fixtures.application import free_port
 from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import eventually
-from tests.jobs.receiver import LOCAL, Receiver, register, settled
+from tests.jobs.receiver import LOCAL, Receiver, register, settled, try_again_now
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -84,7 +84,7 @@ async def test_what_is_not_taken_is_tried_again_by_the_schedule(
         assert row is not None
         assert (row["state"], row["attempts"], row["last_status"], row["failures"]) == ("pending", 1, status, 1)
         assert 3 < row["wait"] <= 6
-        await connection.execute("UPDATE jobs.jobs SET run_at = now() WHERE kind = 'webhook.deliver'")
+        await try_again_now(connection)
         (delivery,) = await settled(person)
     assert (delivery["state"], delivery["attempts"]) == ("delivered", 2)
     assert await connection.fetchval("SELECT failures FROM jobs.webhook_endpoints") == 0
@@ -105,7 +105,7 @@ async def test_what_was_redelivered_is_not_tried_again(
         await eventually(is_waiting)
         await person.post(f"/v1/webhooks/deliveries/{tested.json()['id']}/redeliver")
         await settled(person)
-        await connection.execute("UPDATE jobs.jobs SET run_at = now() WHERE kind = 'webhook.deliver' AND state = 0")
+        await try_again_now(connection)
 
         async def are_over() -> bool:
             return bool(await connection.fetchval("SELECT count(*) = 2 FROM jobs.jobs WHERE state = 2"))
@@ -137,7 +137,7 @@ async def test_a_receiver_may_ask_for_time_but_not_for_more_than_five_days(
         assert 100 < (await wait() or 0) <= 120
         assert (await person.get(url)).json()["status"] == "active"
         await connection.execute("UPDATE jobs.webhook_endpoints SET failing_since = now() - interval '5 days 1 minute'")
-        await connection.execute("UPDATE jobs.jobs SET run_at = now() WHERE kind = 'webhook.deliver'")
+        await try_again_now(connection)
 
         async def is_disabled() -> bool:
             return bool((await person.get(url)).json()["disabled_reason"] == "failing")
