@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -23,7 +24,7 @@ async def to_postgres(database_url: str) -> AsyncIterator[Proxy]:
 @pytest.fixture(scope="module")
 def standby(postgres: EmbeddedPostgres, servers_directory: Path) -> Iterator[EmbeddedPostgres]:
     """A replica of this worker's Postgres. A test may stop, freeze or pause it, as long as it leaves it running."""
-    server = make_standby(postgres, servers_directory / "standby")
+    server = make_standby(postgres, servers_directory / f"standby-{uuid4().hex}")
     try:
         yield server
     finally:
