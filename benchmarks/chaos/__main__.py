@@ -18,7 +18,6 @@ from pathlib import Path
 from time import monotonic
 
 import httpx
-import uvloop
 
 from benchmarks import machine
 from benchmarks.chaos.callers import Caller, Ledger
@@ -164,7 +163,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=machine.ROOT / "docs" / "benchmarks" / "chaos.md")
     options = parser.parse_args()
-    return uvloop.run(run(options.seconds, options.seed, options.output))
+    return asyncio.run(run(options.seconds, options.seed, options.output))
 
 
 if __name__ == "__main__":
