@@ -96,9 +96,11 @@ class Caller:
         if answer is None or answer.status_code >= _OK:
             return
         seen = int((answer.json()["display_name"] or "0").rpartition(" ")[2])
-        known = max((number for when, number in self._acknowledged if when < began - FRESH_SECONDS), default=0)
+        settled = [(number, when) for when, number in self._acknowledged if when < began - FRESH_SECONDS]
+        known, when = max(settled, default=(0, began))
         if seen < known and seen not in self.unknown:
-            self._ledger.stale.append(f"{seen} instead of {known} while {self._ledger.phase}")
+            age = f"{began - when:.1f} s after"
+            self._ledger.stale.append(f"{seen} instead of {known} {age} while {self._ledger.phase}")
         await self._try("GET", "/v1/overview")
 
     async def _record(self) -> None:
