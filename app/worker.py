@@ -27,6 +27,7 @@ from app.jobs.api import (
     Postman,
     Relay,
     WebhookSender,
+    delete_webhooks,
 )
 from app.jobs.settings import JobsSettings
 from app.kernel.database import Database
@@ -106,7 +107,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     postman = Postman(mailer, resources.keys)
     sender = WebhookSender(jobs)
     kinds = {
-        **IdentityTasks(postman, settings.identity, settings.public_url).kinds(),
+        **IdentityTasks(postman, settings.identity, settings.public_url, delete_webhooks).kinds(),
         **JobsTasks(store, postman, sender, resources.keys, jobs).kinds(),
         **kinds,
     }

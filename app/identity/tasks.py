@@ -4,6 +4,7 @@ Tokens are made here, by the worker that sends them, so that no job row and no q
 again makes another token, which takes the place of the one before.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from app.identity.service.emails import (
 )
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
+from app.kernel.database import Tx
 from app.kernel.ids import UserId
 from app.kernel.mail import Mail, MailRefused, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
@@ -93,10 +95,17 @@ class PurgeArgs(JobArgs):
 
 
 class IdentityTasks:
-    """The handlers. `public_url` is the base of links."""
+    """The handlers. `public_url` is the base of links; `forget` deletes what other modules have of a person."""
 
-    def __init__(self, postman: Postman, settings: IdentitySettings, public_url: str) -> None:
+    def __init__(
+        self,
+        postman: Postman,
+        settings: IdentitySettings,
+        public_url: str,
+        forget: Callable[[Tx, UserId], Awaitable[None]],
+    ) -> None:
         self._postman = postman
+        self._forget = forget
         self._settings = settings
         self._public_url = public_url
 
@@ -152,6 +161,7 @@ class IdentityTasks:
         async with ctx.transaction("identity.purge") as tx:
             await anonymise_account(tx, user_id)
             await users.anonymise_user(tx, user_id)
+            await self._forget(tx, user_id)
             await delete_expired_one_time_tokens(tx, ctx.clock.now())
 
     async def _send_link(

@@ -2,6 +2,7 @@
 
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
+from app.jobs.queries.cleaning import delete_webhooks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, State
@@ -41,6 +42,7 @@ __all__ = [
     "State",
     "WebhookSender",
     "cancel_any_job",
+    "delete_webhooks",
     "get_any_job",
     "insert_jobs",
     "list_all_jobs",

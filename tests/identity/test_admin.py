@@ -207,6 +207,7 @@ async def test_the_purge_leaves_nothing_of_the_person(
         await each.post("/v1/events", json={"kind": "a", "properties": {"note": "of Ada"}})
         await make_key(each, "profile:read", name="laptop of Ada")
         await each.patch("/v1/users/me", json={"bio": "Countess of Lovelace"})
+        await each.post("/v1/webhooks/endpoints", json={"url": "https://ada.example/hook", "event_types": ["*"]})
     await person.request("DELETE", "/v1/users/me", json={"current_password": PASSWORD})
 
     async def is_purged() -> bool:
@@ -227,5 +228,6 @@ async def test_the_purge_leaves_nothing_of_the_person(
     assert left["identity.accounts"] == 1
     assert [left[f"identity.{name}"] for name in ("sessions", "api_keys", "one_time_tokens")] == [0, 0, 0]
     assert left["identity.security_events"] > 0
+    assert await connection.fetchval("SELECT array_agg(user_id) FROM jobs.webhook_endpoints") == [stays.id]
     assert (await stays.get("/v1/users/me")).json()["bio"] == "Countess of Lovelace"
     assert len((await stays.get("/v1/users/me/events")).json()["items"]) == 1

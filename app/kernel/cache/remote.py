@@ -64,7 +64,8 @@ while key <= #KEYS do
 end
 """
 
-_FORGET_SCRIPT = """
+# Allowed without memory too, because a server that is full must not keep others from hearing what has changed.
+_FORGET_SCRIPT = """#!lua flags=allow-oom
 for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2]) end
 return redis.call('PUBLISH', ARGV[3], ARGV[4])
 """
