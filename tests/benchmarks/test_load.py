@@ -50,7 +50,8 @@ async def test_a_closed_loop_counts_what_was_answered() -> None:
 async def test_an_open_loop_keeps_its_rate() -> None:
     async with answering([200]) as (port, seen):
         outcome = await open_loop(port, [request("GET", "/")], seconds=0.5, rate=400, connections=10)
-    assert outcome.statuses == {200: len(seen)}
+    # Each connection asks once before the first request falls due.
+    assert outcome.statuses == {200: len(seen) - 10}
     assert 150 <= outcome.statuses[200] <= 210
 
 

@@ -43,15 +43,16 @@ async def try_headers(person: Person, client: httpx.AsyncClient, sent: bytes) ->
 
 async def test_form_bombs(client: httpx.AsyncClient) -> None:
     for body in (
-        b"&".join(b"f%d=1" % number for number in range(2_000)),
+        b"&".join(b"f%d=1" % number for number in range(3_000)),
         b"&" * 100_000,
         b"token=" + b"x" * 500_000,
         b"=" * 100_000,
         b"token=" + b"%41" * 100_000,
     ):
         answer = await client.post("/v1/auth/revoke", content=body, headers=FORM)
-        assert answer.status_code in {400, 413, 422}, answer.text
-        assert len(answer.content) < 2_000
+        problem_of(answer, 413, "payload_too_large")
+    small = b"&".join(b"f%d=1" % number for number in range(2_000))
+    assert (await client.post("/v1/auth/revoke", content=small, headers=FORM)).status_code == 400
     boundary = b"b" * 10_000
     part = b'--%b\r\nContent-Disposition: form-data; name="token"\r\n\r\nx\r\n' % boundary
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}

@@ -58,7 +58,7 @@ class EmbeddedPostgres:
     `postgres`.
 
     `data_dir` itself becomes the cluster; its parent receives `<name>.log` and, by default, `run/<name>/` for
-    the socket. `die_with_parent` stops the server when the thread that started it ends, even by kill -9
+    the socket. `die_with_parent` stops the server when the process that started it ends, even by kill -9
     (Linux only).
     """
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from app.kernel.embedded.privileges import ServerUser, become, make_private_dir
 _LONGEST_SOCKET_PATH = 107
 _PLAIN_PATH = re.compile(rb"[A-Za-z0-9/._+-]*")
 _LOG_LIMIT_BYTES = 10 * 1024 * 1024
+# For Linux a process that is to die with its parent dies with the thread that started it; this one ends with us.
+_starter = ThreadPoolExecutor(1, thread_name_prefix="server-starter")
 
 
 class EmbeddedServerError(RuntimeError):
@@ -34,8 +37,9 @@ def spawn(
     if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
-        try:
-            process = subprocess.Popen(
+
+        def start() -> "subprocess.Popen[bytes]":
+            return subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -45,6 +49,9 @@ def spawn(
                 start_new_session=True,
                 preexec_fn=become(user, death_signal=die_with_parent),  # noqa: PLW1509 - only system calls.
             )
+
+        try:
+            process = start() if die_with_parent is None else _starter.submit(start).result()
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedServerError(f"cannot start {command[0]}{_as_whom(user)}: {error}") from error
     # From here on the process is known by its number alone: whoever leaves last stops it, which may be

@@ -41,7 +41,7 @@ class EmbeddedValkey:
     TCP.
 
     Its parent folder receives `<name>.log` and `run/<name>/` for the socket. `die_with_parent` stops the
-    server when the thread that started it ends, even by kill -9 (Linux only).
+    server when the process that started it ends, even by kill -9 (Linux only).
     """
 
     def __init__(

@@ -19,12 +19,15 @@ from app.kernel.auth import declared_permission
 from app.kernel.errors import (
     BadRequest,
     FieldError,
+    PayloadTooLarge,
     Unprocessable,
     UnsupportedMediaType,
 )
 from app.kernel.http.json_input import MAX_ERRORS, parse_json
 
 _JSON = "application/json"
+# Forms are those of OAuth, whose longest field is a token.
+_MAX_FORM_BYTES = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
 # What a 415 tells what it would take in (W3C Linked Data Platform, RFC 5789, RFC 9110 section 15.5.16).
 _ACCEPTING = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
@@ -55,6 +58,8 @@ class StrictRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             scope = request.scope
             checks.pass_or_raise(scope)
+            if checks.body == "form":
+                request._body = await _read_form(request)  # noqa: SLF001 - Starlette looks here first
             if checks.body != "json":
                 return await handle(request)
             raw = await request.body()
@@ -66,6 +71,16 @@ class StrictRoute(APIRoute):
             return await handle(parsed)
 
         return handle_strictly
+
+
+async def _read_form(request: Request) -> bytes:
+    """Raises PayloadTooLarge. Taking a form apart costs half a microsecond a byte, in which nobody else is served."""
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > _MAX_FORM_BYTES:
+            raise PayloadTooLarge
+    return raw
 
 
 class Checks:
