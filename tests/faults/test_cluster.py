@@ -20,7 +20,7 @@ from tests.kernel.conftest import client_of
 
 SLOTS = 16_384
 NODES = 3
-PEOPLE = 6
+PEOPLE = 12
 
 
 class Node:

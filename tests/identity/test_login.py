@@ -230,6 +230,7 @@ async def test_a_network_has_a_quota_that_successes_do_not_use_up(
     assert 3590 <= int(refused.headers["retry-after"]) <= 3600
 
 
+@pytest.mark.settings(APP_IDENTITY_HASH_MEMORY_KIB="19456", APP_IDENTITY_HASH_ITERATIONS="2")
 async def test_an_old_hash_is_replaced_at_login(
     client: httpx.AsyncClient, person: Person, log_in: LogIn, connection: Connection
 ) -> None:

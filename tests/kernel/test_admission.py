@@ -181,6 +181,7 @@ async def test_reads_leave_places_for_writes(client: httpx.AsyncClient, held: He
     APP_HTTP_MAX_WAITING="0",
     APP_IDENTITY_HASH_THREADS="1",
     APP_IDENTITY_HASH_QUEUE="0",
+    APP_IDENTITY_HASH_MEMORY_KIB="19456",
     APP_IDENTITY_HASH_ITERATIONS="6",
 )
 async def test_log_ins_have_places_of_their_own(client: httpx.AsyncClient, held: Held) -> None:
@@ -212,6 +213,7 @@ async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncCli
 @pytest.mark.settings(
     APP_IDENTITY_HASH_THREADS="1",
     APP_IDENTITY_HASH_QUEUE="0",
+    APP_IDENTITY_HASH_MEMORY_KIB="65536",
     APP_IDENTITY_HASH_ITERATIONS="20",
 )
 async def test_a_server_refuses_before_it_makes_a_task(live_server: LiveServer) -> None:
