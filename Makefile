@@ -13,6 +13,8 @@ LOAD_USERS ?= 50
 LOAD_SECONDS ?= 60
 FUZZ_SECONDS ?= 300
 CHAOS_SECONDS ?= 300
+# Many tests wait for servers and processes, so more of them than cores run at a time.
+TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: help run dev serve worker migrate seed doctor openapi test quick fuzz check format lint types imports migrations-lint \
 	dockerfile-lint audit load bench bench-quick chaos lock licences clean install install-dev
@@ -54,10 +56,10 @@ openapi: install ## Write docs/openapi.json anew
 	@$(VENV)/python -m app openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
 test: install-dev ## The whole suite on its own servers, in parallel, with coverage (ARGS="-k name")
-	@$(VENV)/python -m pytest -n auto --cov --cov-report=term:skip-covered $(ARGS)
+	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term:skip-covered $(ARGS)
 
 quick: install-dev ## The suite without the slow tests and without coverage
-	@$(VENV)/python -m pytest -n auto -m 'not slow' $(ARGS)
+	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow' $(ARGS)
 
 fuzz: install-dev ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
