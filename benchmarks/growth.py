@@ -19,7 +19,12 @@ _PEOPLE = 1000
 # Of the person whose thousandth page is asked for; ten events a page.
 _DEEP_EVENTS = 10_100
 _FIRST_DEEP_EVENT = 30_000
-_UNCACHED = {"APP_CACHE_ENABLED": "false", "APP_JOBS_BACKLOG_LIMIT": "100000000", "APP_JOBS_BACKLOG_AGE": "100000000"}
+_UNCACHED = {
+    "APP_CACHE_ENABLED": "false",
+    "APP_JOBS_BACKLOG_LIMIT": "100000000",
+    "APP_JOBS_BACKLOG_AGE": "100000000",
+    "APP_LIMITS_CALLER": "100000000",
+}
 _EVENT = orjson.dumps({"kind": "page.viewed", "properties": {"path": "/documents/7", "ms": 12}})
 _JOB = orjson.dumps({"kind": "export.events", "args": {"format": "csv"}})
 _WAITING_JOBS = """

@@ -28,7 +28,12 @@ _UVICORN = ("--host", "127.0.0.1", "--loop", "uvloop", "--http", "httptools", "-
 _EVENT = orjson.dumps({"kind": "page.viewed", "properties": {"path": "/documents/7", "ms": 12}})
 _JOB = orjson.dumps({"kind": "export.events", "args": {"format": "csv"}})
 # A bench fills the queue faster than any worker empties it; refusing would be right, but is not measured here.
-_WIDE = {"APP_JOBS_BACKLOG_LIMIT": "100000000", "APP_JOBS_BACKLOG_AGE": "100000000"}
+# All checks are made, and none of them refuses.
+_WIDE = {
+    "APP_JOBS_BACKLOG_LIMIT": "100000000",
+    "APP_JOBS_BACKLOG_AGE": "100000000",
+    "APP_LIMITS_CALLER": "100000000",
+}
 
 
 @dataclass(frozen=True, slots=True)
