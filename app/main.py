@@ -30,6 +30,7 @@ from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
 from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
+from app.kernel.middleware.remembered import AnswerOf, Finished, Remembered
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
@@ -81,10 +82,15 @@ class Onehop(FastAPI):
     entry: ASGIApp | None = None
     # The server asks it before it makes a task of a request; None: go on.
     refusal: Callable[[Scope], bytes | None] | None = None
+    remembered: AnswerOf | None = None
 
     def refusal_of(self, scope: Scope) -> bytes | None:
         """The finished answer to a request that there is no place for."""
         return self.refusal(scope) if self.refusal is not None else None
+
+    def answer_of(self, scope: Scope) -> Finished | None:
+        """The finished answer to a request without a body that is in memory."""
+        return self.remembered(scope) if self.remembered is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.entry is None or scope["type"] != "http":
@@ -194,7 +200,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             gc.set_threshold(*_GC_THRESHOLDS)
             yield
         finally:
-            app.entry = app.refusal = None
+            app.entry = app.refusal = app.remembered = None
             gc.unfreeze()
 
 
@@ -240,6 +246,14 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         return Cors(stack, settings.http)
     # Behind the other layer it would lack what a browser needs to read it.
     app.refusal = context.refusal
+    app.remembered = Remembered(
+        context,
+        app.state.identity.authenticator,
+        limits,
+        resources.cache,
+        cached_reads,
+        settings.limits.remembered_cost,
+    )
     return stack
 
 

@@ -96,24 +96,30 @@ class RequestContext:
             await self._refusal.send(self._request_id(_given_id(scope)).encode(), send)
             return
         started = perf_counter()
-        found = {name: value for name, value in scope["headers"] if name in _WANTED}
-        scope["found_headers"] = found
-        request_id = self._request_id(found.get(b"x-request-id"))
-        request_id_var.set(request_id)
-        trace_parent = found.get(b"traceparent")
-        is_traced = trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent)
-        trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
+        found = scope["found_headers"] = wanted_headers(scope)
+        request_id = self.identify(found)
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
-        exchange = _Exchange(scope, send, (b"x-request-id", request_id.encode()), is_head=is_head)
+        exchange = _Exchange(scope, send, (b"x-request-id", request_id), is_head=is_head)
         self._active += 1
         try:
             await self._answer(scope, receive, exchange, found)
         finally:
             self._active -= 1
             leave_place(scope)
-            self._record(scope, exchange, perf_counter() - started, is_head=is_head)
+            route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), "unmatched")
+            method = "HEAD" if is_head else scope["method"]
+            self.record(method, route, exchange.status, perf_counter() - started, scope)
+
+    def identify(self, found: Mapping[bytes, bytes]) -> bytes:
+        """The request's id, which from now on stands in its log lines, as does the trace it belongs to."""
+        request_id = self._request_id(found.get(b"x-request-id"))
+        request_id_var.set(request_id)
+        trace_parent = found.get(b"traceparent")
+        is_traced = trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent)
+        trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
+        return request_id.encode()
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange", found: dict[bytes, bytes]) -> None:
         try:
@@ -168,16 +174,20 @@ class RequestContext:
             return given.decode()
         return f"{self._prefix}-{next(self._numbers):x}"
 
-    def _record(self, scope: Scope, exchange: "_Exchange", seconds: float, *, is_head: bool) -> None:
-        route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), "unmatched")
-        method = "HEAD" if is_head else scope["method"]
-        key = (method if method in _METHODS else "OTHER", route, exchange.status)
+    def record(self, method: str, route: str, status: int, seconds: float, scope: Scope) -> None:
+        """Counts a request that is over, and writes its line."""
+        key = (method if method in _METHODS else "OTHER", route, status)
         observe = self._observers.get(key)
         if observe is None:
-            observe = self._observers[key] = _duration.labels(key[0], route, str(exchange.status)).observe
+            observe = self._observers[key] = _duration.labels(key[0], route, str(status)).observe
         observe(seconds)
         if self._access_log is not None:
-            self._access_log.write(method, route, exchange.status, seconds, scope)
+            self._access_log.write(method, route, status, seconds, scope)
+
+
+def wanted_headers(scope: Scope) -> dict[bytes, bytes]:
+    """The headers of a request that the layers look at, by name; of one that comes twice, the last."""
+    return {name: value for name, value in scope["headers"] if name in _WANTED}
 
 
 def _given_id(scope: Scope) -> bytes | None:

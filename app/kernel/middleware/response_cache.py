@@ -3,7 +3,7 @@ reads.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.auth import Principal
 from app.kernel.cache import CachedAnswer
 from app.kernel.errors import DeadlineExceeded
+from app.kernel.heads import PreparedHead
 from app.kernel.http import body_etag, matches_any
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import take_place
@@ -120,16 +121,19 @@ class ResponseCache:
         return _finished(self._security.added_to(response.raw_headers), bytes(response.body), CachedAnswer.of)
 
 
-async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
-    found = scope["found_headers"]
+def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes]:
+    """Status, head and body for a request with the headers `found`."""
     accept_encoding = found.get(b"accept-encoding")
     if accept_encoding is not None:
         answer = answer.accepted_by(accept_encoding)
     if_none_match = found.get(b"if-none-match")
     if if_none_match is not None and matches_any(if_none_match, answer.etag):
-        status, head, body = _NOT_MODIFIED, answer.unchanged, b""
-    else:
-        status, head, body = _OK, answer.head, answer.body
+        return _NOT_MODIFIED, answer.unchanged, b""
+    return _OK, answer.head, answer.body
+
+
+async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
+    status, head, body = chosen(answer, scope["found_headers"])
     start: Message = {
         "type": "http.response.start",
         "status": status,

@@ -62,18 +62,20 @@ class Exchange(RequestResponseCycle):
         message["is_sent_whole"] = True
         if self.disconnected:
             return True
-        lines = [prepared.rendered, *starmap(header_line, self.default_headers), *starmap(header_line, headers[known:])]
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines += (b"\r\n", message["whole_body"])
         self.waiting_for_100_continue = False
-        self.response_started = self.response_complete = True
-        self.transport.write(b"".join(lines))
+        start = b"".join([prepared.rendered, *starmap(header_line, headers[known:])])
+        self.send_finished(start, message["whole_body"])
         self.message_event.set()
+        return True
+
+    def send_finished(self, start: bytes, body: bytes) -> None:
+        """Sends a whole answer. `start` is its head but for the server's own headers and the last line end."""
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self.response_started = self.response_complete = True
+        self.transport.write(b"%b%b%b%b" % (start, _lines_of(self.default_headers), end, body))
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
-        return True
 
     def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         lines = [STATUS_LINE[status]]
@@ -161,6 +163,23 @@ class Exchange(RequestResponseCycle):
         self.transport.write(refusal(error, self.default_headers))
         self.transport.close()
         self.on_response()
+
+
+def _lines_of(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Rendered once a second: then there is a new list, with another date."""
+    if headers is not _default.headers:
+        _default.headers, _default.lines = headers, b"".join(starmap(header_line, headers))
+    return _default.lines
+
+
+class _Default:
+    """The server's own headers, rendered once."""
+
+    headers: list[tuple[bytes, bytes]] | None = None
+    lines = b""
+
+
+_default = _Default()
 
 
 def _prefix_of(name: bytes) -> bytes:

@@ -66,6 +66,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._guard = guard_of(server_state, self._limits, self.loop)
         # An application may have a finished answer for what it has no place for (`Onehop.refusal_of`).
         self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
+        # ... and one for what it remembers (`Onehop.answer_of`), as head and body.
+        self._answer_of: Callable[[Any], tuple[bytes, bytes] | None] | None = getattr(self.app, "answer_of", None)
         self._active: RequestResponseCycle | None = None
         # The scope whose head has come to its end; another one than `scope` while a head is on its way.
         self._headed: Any = None
@@ -210,6 +212,8 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.is_head = True
         if waiting is None or waiting.response_complete:
             self._active = cycle
+            if self._is_answered(cycle, has_body=bool(codings)):
+                return
             refusal = self._refusal_of(scope) if self._refusal_of is not None else None
             if refusal is None:
                 self._start_asgi_task(cycle, self.app)
@@ -218,6 +222,18 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+
+    def _is_answered(self, cycle: Exchange, *, has_body: bool) -> bool:
+        """Whether the application remembered an answer, which has been sent then."""
+        if self._answer_of is None or has_body or self.expect_100_continue or self.flow.write_paused:
+            return False
+        answer = self._answer_of(cycle.scope)
+        if answer is None:
+            return False
+        # The parser is about to tell that nothing follows.
+        cycle.more_body = False
+        cycle.send_finished(*answer)
+        return True
 
     def _excess(self) -> AppError | None:
         """What of the head is too much."""
