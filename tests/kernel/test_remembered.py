@@ -1,0 +1,94 @@
+"""What is answered from memory without the layers is what the layers answer, and only that."""
+
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from app.main import Onehop
+from tests.fixtures.people import Person
+
+OWN = {"x-request-id", "ratelimit"}
+
+
+def scope_of(person: Person, path: str = "/v1/overview", method: str = "GET", **headers: str) -> dict[str, Any]:
+    fields = {"host": "localhost", **person.headers, **{name.replace("_", "-"): text for name, text in headers.items()}}
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "client": ("127.0.0.1", 1),
+        "headers": [(name.lower().encode(), text.encode()) for name, text in fields.items()],
+    }
+
+
+def parsed(finished: tuple[bytes, bytes]) -> tuple[int, dict[str, str], bytes]:
+    status, *lines = finished[0].decode().removesuffix("\r\n").split("\r\n")
+    return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), finished[1]
+
+
+def counted(status: str) -> float:
+    labels = {
+        "http_request_method": "GET",
+        "http_route": "/v1/overview",
+        "http_response_status_code": status,
+    }
+    return REGISTRY.get_sample_value("http_server_request_duration_seconds_count", labels) or 0.0
+
+
+@pytest.mark.parametrize("accepted", ["identity", "gzip"])
+@pytest.mark.parametrize("path", ["/v1/overview", "/v1/users/me"])
+async def test_it_is_what_the_layers_answer(app: Onehop, person: Person, path: str, accepted: str) -> None:
+    assert app.answer_of(scope_of(person, path)) is None
+    layers = await person.get(path, headers={"Accept-Encoding": accepted, "X-Request-ID": "mine"})
+    finished = app.answer_of(scope_of(person, path, accept_encoding=accepted, x_request_id="mine"))
+    assert finished is not None
+    status, headers, body = parsed(finished)
+    assert status == layers.status_code == 200
+    assert headers["x-request-id"] == "mine"
+    assert {name: text for name, text in headers.items() if name not in OWN} == {
+        name: text for name, text in layers.headers.items() if name not in OWN
+    }
+    assert len(body) == int(headers["content-length"])
+    again = await person.get(path, headers={"Accept-Encoding": accepted, "If-None-Match": headers["etag"]})
+    unchanged = app.answer_of(scope_of(person, path, accept_encoding=accepted, if_none_match=headers["etag"]))
+    assert unchanged is not None
+    status, headers, body = parsed(unchanged)
+    assert (status, body) == (again.status_code, again.content) == (304, b"")
+    assert headers.keys() == again.headers.keys()
+
+
+async def test_each_is_counted_and_charged(app: Onehop, person: Person) -> None:
+    await person.get("/v1/overview")
+    (bucket,) = [bucket for key, bucket in app.state.limits.buckets.items() if person.id.hex in key.replace("-", "")]
+    before, tokens = counted("200"), bucket.tokens
+    for _ in range(20):
+        assert app.answer_of(scope_of(person)) is not None
+    assert counted("200") == before + 20
+    assert tokens - bucket.tokens == pytest.approx(20 * 0.05)
+    bucket.tokens = bucket.low
+    assert app.answer_of(scope_of(person)) is None
+    assert bucket.tokens == bucket.low
+
+
+async def test_whatever_is_unusual_is_left_to_the_layers(app: Onehop, person: Person) -> None:
+    await person.get("/v1/overview")
+    assert app.answer_of(scope_of(person)) is not None
+    unusual = [
+        scope_of(person, method="HEAD"),
+        scope_of(person, method="POST"),
+        scope_of(person, "/v1/users/me/events"),
+        scope_of(person, content_length="0"),
+        scope_of(person, authorization="Bearer of somebody else"),
+        scope_of(person) | {"query_string": b"a=b"},
+    ]
+    without_token = scope_of(person)
+    without_token["headers"] = without_token["headers"][:1]
+    for scope in [*unusual, without_token]:
+        assert app.answer_of(scope) is None
+    assert (await person.post("/v1/events", json={"kind": "a.b"})).status_code == 201
+    assert app.answer_of(scope_of(person)) is None
+    await person.get("/v1/overview")
+    await person.post("/v1/auth/logout", json={})
+    assert app.answer_of(scope_of(person)) is None
