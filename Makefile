@@ -96,7 +96,7 @@ load: install-dev ## A minute of mixed load against a running system (LOAD_HOST,
 		--html reports/load.html --csv reports/load $(ARGS) || status=$$?; \
 		echo "Report: reports/load.html"; exit $$status
 
-bench: install-dev ## Every measure and the report in docs/benchmarks; about an hour on a machine of its own
+bench: install-dev ## Every measure and the report in docs/benchmarks; about half an hour on a machine of its own
 	@$(VENV)/python -m benchmarks full $(ARGS)
 
 bench-quick: install-dev ## The same in five minutes, report in reports/benchmarks (ARGS="--only limits")

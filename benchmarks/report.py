@@ -10,6 +10,11 @@ import orjson
 from benchmarks.charts import draw
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+# What is known of a miss; the journal has the measurements behind it.
+_REASONS = {
+    "P5": "reached by CPU time; the rate is that of two cores taking turns, as all callers wait for one commit",
+    "P12": "nine of ten requests are refused, and reading and refusing one takes 20 µs of the core that does the work",
+}
 _TITLES = {
     "ladder": "The ladder, stage by stage",
     "limits": "What the machine can do, and what Onehop does",
@@ -65,10 +70,14 @@ def _budgets(budgets: Sequence[Mapping[str, Any]]) -> str:
                 "" if budget["by_cpu"] is None else _number(budget["by_cpu"]),
                 "" if budget["spread"] is None else f"±{budget['spread'] / 2:.0%}",
                 verdict,
-                budget["note"],
+                budget["note"] if budget["is_reached"] else _with_reason(budget),
             )
         )
     return _table(("", "measure", "value", "budget", "by CPU time", "spread", "", "note"), rows)
+
+
+def _with_reason(budget: Mapping[str, Any]) -> str:
+    return "; ".join(part for part in (budget["note"], _REASONS.get(budget["id"], "")) if part)
 
 
 def _ladder(climbs: Sequence[Mapping[str, Any]]) -> str:
