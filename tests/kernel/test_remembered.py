@@ -30,7 +30,8 @@ def parsed(finished: tuple[bytes, bytes]) -> tuple[int, dict[str, str], bytes]:
 
 def counted() -> float:
     """Overviews answered with 200 so far; read where they are counted, because the whole registry takes its time."""
-    return sum(bucket.get() for bucket in _duration.labels("GET", "/v1/overview", "200")._buckets)
+    buckets: list[Any] = _duration.labels("GET", "/v1/overview", "200")._buckets
+    return float(sum(bucket.get() for bucket in buckets))
 
 
 @pytest.mark.parametrize("accepted", ["identity", "gzip"])
