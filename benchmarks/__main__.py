@@ -46,10 +46,10 @@ PLANS = {
     "quick": Plan(
         mode="quick",
         rounds=3,
-        ladder_seconds=2,
+        ladder_seconds=1,
         ladder_people=1000,
         ladder_events=50,
-        limits=limits.Sizes(1, 3, 6000, 40_000),
+        limits=limits.Sizes(1, 3, 6000, 40_000, floods=1),
         growth=growth.Sizes(1, 1, (10_000, 100_000), (1000, 10_000), (1, 32, 1000), (0, 10_000)),
     ),
     "full": Plan(

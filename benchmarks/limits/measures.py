@@ -44,6 +44,8 @@ class Sizes:
     rounds: int
     people: int
     memory_requests: int
+    # Rounds of overload, each of which takes a quarter of a minute.
+    floods: int = 3
 
 
 class Limits:
@@ -277,7 +279,7 @@ class Limits:
         over: list[Outcome] = []
         async with running_product(self.bench) as product:
             await drive(product, requests, seconds=1)
-            for _ in range(self.sizes.rounds):
+            for _ in range(self.sizes.floods):
                 await settled(product)
                 sample = await drive(product, requests, seconds=seconds)
                 normal.append(sample)
