@@ -57,6 +57,8 @@ class Bench:
             "REDIS_URL": self.redis_url,
             "APP_DATA_DIR": str(self.directory),
             "APP_SECRET_KEY": secrets.token_urlsafe(48),
+            # The data are of a week that is over: a worker would prune the finished jobs among them.
+            "APP_JOBS_RETENTION_DAYS": "3650",
         }
         self.settings = load_settings(self.environment)
         self.connection = await asyncpg.connect(self.database_url)
