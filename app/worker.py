@@ -164,7 +164,7 @@ async def _metrics_served(settings: JobsSettings) -> AsyncIterator[None]:
     try:
         server, thread = start_http_server(settings.metrics_port, settings.metrics_host)
     except OSError as error:
-        _logger.error("jobs.metrics_not_served", port=settings.metrics_port, error=str(error))  # noqa: TRY400
+        _logger.error("jobs.metrics_not_served", port=settings.metrics_port, error=str(error))  # noqa: TRY400 - the text says all
         yield
         return
     _logger.info("jobs.metrics_served", host=settings.metrics_host, port=settings.metrics_port)

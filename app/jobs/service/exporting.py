@@ -85,8 +85,8 @@ async def write_parquet(columns: Sequence[Column], rows: AsyncIterator[Values], 
 
 def _load_pyarrow() -> tuple[Any, Any]:
     """Costs a third of a second and tens of megabytes, which only a worker that needs it pays, in a thread."""
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415 - see above
+    from pyarrow import parquet  # noqa: PLC0415 - see above
 
     return pa, parquet
 
@@ -118,7 +118,7 @@ async def write_xlsx(columns: Sequence[Column], rows: AsyncIterator[Values], wri
 
 class _Workbook:
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
-        import xlsxwriter  # noqa: PLC0415
+        import xlsxwriter  # noqa: PLC0415 - likewise: only for who needs it
 
         self._columns = columns
         self._book = xlsxwriter.Workbook(str(path), {"constant_memory": True})

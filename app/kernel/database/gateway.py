@@ -275,7 +275,8 @@ class Database:
         connections: list[Any] = []
         try:
             for _ in range(self._settings.pool_size):
-                connections.append(await pool.acquire(timeout=self._settings.connect_timeout))  # noqa: PERF401
+                # One by one, so that those there are given back when the next one fails.
+                connections.append(await pool.acquire(timeout=self._settings.connect_timeout))  # noqa: PERF401 - see above
         except CONNECT_ERRORS as error:
             _logger.warning("postgres is not reachable yet", error=type(error).__name__)
         finally:

@@ -161,7 +161,7 @@ class EmbeddedPostgres:
     def _is_ready(self) -> bool:
         # Line 8 is how the server tells pg_ctl its state (src/include/utils/pidfile.h).
         lines = self._lock_file()
-        return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004
+        return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004 - see above
 
     def _lock_file(self) -> list[str]:
         with suppress(FileNotFoundError):

@@ -133,7 +133,7 @@ class DirectRoute:
             if not raw:
                 return None
             # Starlette looks here when the handler asks for the body once more.
-            request._body = raw  # noqa: SLF001
+            request._body = raw  # noqa: SLF001 - see above
             value = parse_json(raw)
         # All that can be invalid comes first, because FastAPI must not call a dependency for a second time.
         calls = []

@@ -92,7 +92,7 @@ def _from_http_exception(app: FastAPI, request: Request, error: HTTPException) -
     if error.status_code == 413:  # noqa: PLR2004 - the framework's own body limit
         return PayloadTooLarge()
     known = _CLASSES.get(error.status_code, AppError)
-    if error.status_code == 405:  # noqa: PLR2004
+    if error.status_code == 405:  # noqa: PLR2004 - the number is the name
         headers = {"Allow": ", ".join(_allowed_methods(app, request))}
     else:
         headers = dict(error.headers or {})

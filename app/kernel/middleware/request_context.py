@@ -127,7 +127,7 @@ class RequestContext:
             if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
                 # Refused before a byte of it is read. The server reads over the rest: were the connection closed,
                 # the client would often see a reset before the answer.
-                raise PayloadTooLarge  # noqa: TRY301
+                raise PayloadTooLarge  # noqa: TRY301 - answered as those from inside
             if exchange.answered is not None:
                 await self._answer_head(scope, receive, exchange, exchange.answered)
             else:
@@ -148,7 +148,7 @@ class RequestContext:
                 await self._answer_problem(AppError(), scope, receive, exchange)
             elif exchange.status != _SERVER_ERROR:
                 # Half an answer is out; only a broken connection tells the client that the rest is missing.
-                raise error  # noqa: TRY201
+                raise error  # noqa: TRY201 - the name says what is raised
 
     async def _answer_head(
         self, scope: Scope, receive: Receive, exchange: "_Exchange", is_answered: asyncio.Event

@@ -71,6 +71,7 @@ class Runner:
         """How many jobs of each lane may start now, in the order in which the lanes are to be served."""
         kept = {lane: max(0, share.floor - self._running[lane]) for lane, share in self.lanes.items()}
         wants: dict[str, int] = {}
+        # Drawn by weight; nobody gains by guessing the order.
         for lane in sorted(self.lanes, key=lambda name: -(random.random() ** (1 / self.lanes[name].weight))):  # noqa: S311
             if lane in self.paused:
                 continue
@@ -87,7 +88,7 @@ class Runner:
             task = asyncio.get_running_loop().create_task(self._executor.run(job, self), name=f"job:{job.id}")
             self.tasks[job.id] = task
             self._running[job.lane] += 1
-            task.add_done_callback(lambda done, job=job: self._ended(job, done))  # type: ignore[misc]
+            task.add_done_callback(lambda done, job=job: self._ended(job, done))  # type: ignore[misc]  # mypy cannot type defaults
 
     def cancel(self, job_id: UUID, reason: str) -> None:
         """Stops one job; `reason` tells the executor what to make of it. The first reason counts."""
