@@ -37,10 +37,12 @@ class Coalescer(Generic[K, V]):
         self._running = 0
         self._is_scheduled = False
         self._background = Background()
+        # Up to Python 3.11 each question for the running loop is a system call.
+        self._loop = asyncio.get_running_loop()
 
     async def get(self, key: K) -> V | None:
         """What `ask` finds for `key`, or None; raises what `ask` raised for it."""
-        answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[V | None] = self._loop.create_future()
         self._waiting.append((key, answer))
         self._schedule()
         return await answer
@@ -52,7 +54,7 @@ class Coalescer(Generic[K, V]):
         if self._waiting and not self._is_scheduled and self._running < self._max_running:
             self._is_scheduled = True
             # Not at once: what the same turn of the loop still brings belongs to the batch.
-            asyncio.get_running_loop().call_soon(self._send)
+            self._loop.call_soon(self._send)
 
     def _send(self) -> None:
         self._is_scheduled = False

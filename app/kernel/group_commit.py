@@ -40,10 +40,12 @@ class GroupCommit(Generic[T, R]):
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._background = Background()
         self._is_writing = False
+        # Up to Python 3.11 each question for the running loop is a system call.
+        self._loop = asyncio.get_running_loop()
 
     async def submit(self, item: T) -> R:
         """What became of `item`, once it is committed; raises what `write` raised for it."""
-        done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[R] = self._loop.create_future()
         self._waiting.append((item, done))
         if not self._is_writing:
             self._is_writing = True
@@ -62,10 +64,12 @@ class GroupCommit(Generic[T, R]):
             self._is_writing = False
 
     def _next_group(self) -> list[tuple[T, asyncio.Future[R]]]:
-        group = [self._waiting.popleft()]
-        weight = self._weight(group[0][0])
-        while self._waiting and weight + self._weight(self._waiting[0][0]) <= self._max_weight:
-            weight += self._weight(self._waiting[0][0])
+        group: list[tuple[T, asyncio.Future[R]]] = []
+        left = self._max_weight
+        while self._waiting:
+            left -= self._weight(self._waiting[0][0])
+            if group and left < 0:
+                break
             group.append(self._waiting.popleft())
         return group
 

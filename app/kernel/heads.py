@@ -1,15 +1,17 @@
 """Heads of answers that are sent many times, rendered once.
 
-An `http.response.start` may carry one under `prepared`, beside `headers` as every server wants them: these begin with
-the headers of the prepared head. With it comes the body under `whole_body`. Our own server then writes the bytes of
-both at once, instead of checking and joining each header for each answer, and sets `is_sent_whole`; to any other server
-the message is an ordinary one, and the body has to follow as usual.
+An `http.response.start` may carry the body under `whole_body`. Our own server then writes both at once, and sets
+`is_sent_whole`; to any other server the message is an ordinary one, and the body has to follow as usual. With it may
+come a prepared head under `prepared`, beside `headers` as every server wants them: these begin with the headers of the
+prepared one. That spares checking and joining each header for each answer.
 """
 
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from itertools import starmap
+
+from starlette.types import Message, Send
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -24,6 +26,14 @@ class PreparedHead:
         self.headers = list(headers)
         status_line = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
         self.rendered = status_line + b"".join(starmap(header_line, headers))
+
+
+async def send_whole(start: Message, body: bytes, send: Send) -> None:
+    """Sends an answer whose body is here already, in one step where that is possible."""
+    start["whole_body"] = body
+    await send(start)
+    if "is_sent_whole" not in start:
+        await send({"type": "http.response.body", "body": body})
 
 
 def header_line(name: bytes, value: bytes) -> bytes:

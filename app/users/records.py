@@ -236,7 +236,10 @@ def json_object(value: Any, *, max_bytes: int, max_depth: int) -> str:
 
 def _is_within_depth(value: Any, levels: int) -> bool:
     if isinstance(value, dict):
-        return levels > 0 and all(_is_within_depth(item, levels - 1) for item in value.values())
-    if isinstance(value, list):
-        return levels > 0 and all(_is_within_depth(item, levels - 1) for item in value)
-    return True
+        value = value.values()
+    elif not isinstance(value, list):
+        return True
+    if levels == 0:
+        return False
+    inner = [item for item in value if isinstance(item, (dict, list))]
+    return all(_is_within_depth(item, levels - 1) for item in inner) if inner else True

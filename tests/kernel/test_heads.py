@@ -67,6 +67,14 @@ def take_body(message: Any) -> None:
     message["whole_body"] = None
 
 
+def take_prepared(message: Any) -> None:
+    del message["prepared"]
+
+
+def take_both(message: Any) -> None:
+    del message["prepared"], message["whole_body"]
+
+
 @pytest.mark.parametrize(
     ("change", "lines"),
     [
@@ -74,6 +82,8 @@ def take_body(message: Any) -> None:
         (append, b'content-length: 4\r\netag: "x"\r\nx-request-id: 1'),
         (prepend, b'vary: origin\r\ncontent-length: 4\r\netag: "x"'),
         (take_body, b'content-length: 4\r\netag: "x"'),
+        (take_prepared, b'content-length: 4\r\netag: "x"'),
+        (take_both, b'content-length: 4\r\netag: "x"'),
     ],
 )
 async def test_a_whole_answer_is_written_as_any_other(change: Any, lines: bytes) -> None:

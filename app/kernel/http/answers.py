@@ -11,11 +11,24 @@ from fastapi import Request, Response
 
 _JSON_OPTIONS = orjson.OPT_UTC_Z
 _ETAG_BYTES = 12
+_CONTENT_TYPE = (b"content-type", b"application/json")
 
 
 def dump_json(content: Any) -> bytes:
     """`content` as JSON: dataclasses, msgspec-free; aware datetimes end in `Z`; `orjson.Fragment` passes through."""
     return orjson.dumps(content, default=_encode, option=_JSON_OPTIONS)
+
+
+class _JsonResponse(Response):
+    """Starlette's, whose usual headers do not have to be worked out for each answer."""
+
+    media_type = "application/json"
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        if headers is None:
+            self.raw_headers = [(b"content-length", b"%d" % len(self.body)), _CONTENT_TYPE]
+        else:
+            super().init_headers(headers)
 
 
 def json_response(
@@ -26,7 +39,7 @@ def json_response(
     etag: str | None = None,
 ) -> Response:
     """An answer whose body is `content` as JSON. `etag` is a strong entity tag, quotes included."""
-    response = Response(dump_json(content), status, headers, "application/json")
+    response = _JsonResponse(dump_json(content), status, headers)
     if etag is not None:
         response.headers["ETag"] = etag
     return response

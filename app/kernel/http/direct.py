@@ -23,6 +23,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, NotFound, PayloadTooLarge
+from app.kernel.heads import send_whole
 from app.kernel.http.json_input import parse_json
 from app.kernel.http.problems import problem_of, problem_response
 from app.kernel.http.routing import StrictRoute
@@ -121,6 +122,9 @@ class DirectRoute:
             response = problem_response(problem_of(scope["app"], request, error))
         if response is None:
             await self._framework(scope, body.again, send)
+        elif type(response).__call__ is Response.__call__ and response.background is None:
+            start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+            await send_whole(start, bytes(response.body), send)
         else:
             await response(scope, body.receive, send)
 
@@ -171,12 +175,13 @@ class _Step:
         self._body = dependant.body_params[0] if dependant.body_params else None
         self._no_query, errors = request_params_to_args(self._query, QueryParams(""))
         self._is_query_needed = bool(errors)
+        self._is_plain = not (self._path or self._query or self._headers or self._body)
 
     def arguments(self, request: Request, body: Any) -> dict[str, Any] | None:
         """What the request itself gives; None if any of it is not valid."""
-        found: dict[str, Any] = {}
-        if self._request_name is not None:
-            found[self._request_name] = request
+        found: dict[str, Any] = {} if self._request_name is None else {self._request_name: request}
+        if self._is_plain:
+            return found
         for name, alias, field in self._path:
             found[name], errors = field.validate(request.scope["path_params"][alias])
             if errors:

@@ -14,6 +14,7 @@ from app.kernel.errors import (
 # More than any model of ours takes, and less than what the parsers and serializers behind this can bear.
 MAX_JSON_DEPTH = 64
 MAX_ERRORS = 20
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 class InvalidJson(BadRequest):
@@ -29,7 +30,7 @@ def parse_json(body: bytes) -> Any:
         twice. Unprocessable: a string holds NUL or a lone surrogate, which neither UTF-8 nor Postgres can hold.
     """
     try:
-        text = body.decode("utf-8-sig")
+        text = body.decode().removeprefix(_BYTE_ORDER_MARK)
         value = _decoder.decode(text)
     except RecursionError as error:
         raise InvalidJson("The JSON is nested too deeply.") from error

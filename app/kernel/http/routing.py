@@ -26,6 +26,7 @@ from app.kernel.errors import (
 from app.kernel.http.json_input import MAX_ERRORS, parse_json
 
 _JSON = "application/json"
+_JSON_HEADER = (b"content-type", b"application/json")
 # Forms are those of OAuth, whose longest field is a token.
 _MAX_FORM_BYTES = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
@@ -112,13 +113,11 @@ class Checks:
             _check_encoding(scope.get("raw_path") or b"", "path")
         if scope["query_string"]:
             _check_query(scope["query_string"], self._query_names)
-        if self.body is not None:
+        if self.body is not None and not (self.body == "json" and _JSON_HEADER in scope["headers"]):
             self._check_media_type(Headers(scope=scope), self.body)
 
     def _check_media_type(self, headers: Headers, body: Literal["json", "form"]) -> None:
         header = headers.get("content-type")
-        if header == "application/json" and body == "json":
-            return
         if header is None:
             length = headers.get("content-length")
             if length in (None, "0") and "transfer-encoding" not in headers:

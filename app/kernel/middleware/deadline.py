@@ -27,13 +27,15 @@ class Deadline:
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
         self._seconds = settings.request_timeout
+        # Up to Python 3.11 each question for the running loop is a system call.
+        self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         seconds = self._seconds + _asked_to_wait(scope["found_headers"].get(b"prefer"))
-        exchange = _Exchange(scope, receive, send, seconds)
+        exchange = _Exchange(self._loop, scope, receive, send, seconds)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError as error:
@@ -51,12 +53,14 @@ class _Exchange:
     __slots__ = ("_cancelling", "_ends", "_kept", "_loop", "_receive", "_scope", "_send", "_task", "_timer", "_watch",
                  "reason")  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, scope: Scope, receive: Receive, send: Send, seconds: float
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._loop = loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
+        self._loop = loop
+        task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - a coroutine runs in a task.
         self._task = task
         self._cancelling = task.cancelling()

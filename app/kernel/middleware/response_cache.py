@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.auth import Principal
 from app.kernel.cache import CachedAnswer
 from app.kernel.errors import DeadlineExceeded
-from app.kernel.heads import PreparedHead
+from app.kernel.heads import PreparedHead, send_whole
 from app.kernel.http import body_etag, matches_any
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import take_place
@@ -134,16 +134,8 @@ def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, Pre
 
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
     status, head, body = chosen(answer, scope["found_headers"])
-    start: Message = {
-        "type": "http.response.start",
-        "status": status,
-        "headers": head.headers,
-        "prepared": head,
-        "whole_body": body,
-    }
-    await send(start)
-    if "is_sent_whole" not in start:
-        await send({"type": "http.response.body", "body": body})
+    start = {"type": "http.response.start", "status": status, "headers": head.headers, "prepared": head}
+    await send_whole(start, body, send)
 
 
 class _Uncached:
@@ -227,4 +219,4 @@ def _finished(
 
 
 def _has(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bool:
-    return any(name == wanted for name, _ in headers)
+    return wanted in dict(headers)

@@ -18,10 +18,13 @@ class SecurityHeaders:
 
     def __init__(self, settings: HttpSettings) -> None:
         self._headers = [_NOSNIFF, _REFERRER, *([_HSTS] if settings.hsts else []), _POLICY]
+        self._names = frozenset(name for name, _ in self._headers)
 
     def added_to(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """A new list of `headers` and those of ours that are missing."""
-        present = {name for name, _ in headers}
+        present = dict(headers)
+        if self._names.isdisjoint(present):
+            return [*headers, *self._headers]
         return [*headers, *(header for header in self._headers if header[0] not in present)]
 
     def wrap(self, send: Send) -> Send:

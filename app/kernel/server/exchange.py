@@ -40,7 +40,7 @@ class Exchange(RequestResponseCycle):
         kind = message["type"]
         if kind == "http.response.start" and not self.response_started:
             if not self._send_prepared(message) and not self.disconnected:
-                self._send_head(message["status"], message.get("headers", ()))
+                self._send_start(message)
         elif self.disconnected:
             return
         elif kind == "http.response.body" and self.response_started and not self.response_complete:
@@ -77,7 +77,20 @@ class Exchange(RequestResponseCycle):
             self.transport.close()
         self.on_response()
 
-    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _send_start(self, message: Any) -> None:
+        """The head, and with it the body if that has come too."""
+        head = self._render_head(message["status"], message.get("headers", ()))
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        body: bytes | None = message.get("whole_body")
+        if body is None or self.chunked_encoding or len(body) != self.expected_content_length:
+            self.transport.write(head)
+            return
+        message["is_sent_whole"] = True
+        self.transport.write(head + body)
+        self._complete()
+
+    def _render_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         lines = [STATUS_LINE[status]]
         is_closing = False
         for name, value in chain(self.default_headers, headers):
@@ -99,9 +112,7 @@ class Exchange(RequestResponseCycle):
         head = b"".join(lines)
         if head.translate(None, _VISIBLE) != b"\r\n" * len(lines):
             raise ValueError("a header field holds a control character")
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        self.transport.write(head + b"\r\n")
+        return head + b"\r\n"
 
     def _send_body(self, body: bytes, *, is_last: bool) -> None:
         if self.is_head:
@@ -117,11 +128,14 @@ class Exchange(RequestResponseCycle):
         if is_last:
             if self.expected_content_length > 0:
                 raise RuntimeError("the body is shorter than its content-length")
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
+            self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
     def take(self, answer: bytes) -> None:
         """Sends a whole answer that was made without the application."""
