@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from app.identity.api import Identity
+from app.identity.service.tokens import new_one_time_token
 from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.resources import Resources
@@ -34,6 +35,7 @@ class Cluster:
 
     url: str
     client: httpx.AsyncClient
+    connection: Connection
     restart: Callable[[], Awaitable[str]]
 
     async def statuses(self, token: object, *, path: str = "/v1/users/me") -> Counter[int]:
@@ -58,7 +60,7 @@ class Cluster:
 
 
 @pytest.fixture
-async def cluster(live_server: LiveServer, processes: Processes) -> AsyncIterator[Cluster]:
+async def cluster(live_server: LiveServer, processes: Processes, connection: Connection) -> AsyncIterator[Cluster]:
     url = await live_server(workers=WORKERS)
 
     async def restart() -> str:
@@ -66,7 +68,7 @@ async def cluster(live_server: LiveServer, processes: Processes) -> AsyncIterato
         return await live_server(workers=WORKERS)
 
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-        yield Cluster(url, client, restart)
+        yield Cluster(url, client, connection, restart)
 
 
 Act = Callable[[Cluster, Person, Person], Awaitable[httpx.Response]]
@@ -81,6 +83,22 @@ async def _own_session(cluster: Cluster, person: Person, admin: Person) -> httpx
     other = await cluster.again(person)
     items = (await other.get("/v1/auth/sessions")).json()["items"]
     return await other.delete(f"/v1/auth/sessions/{next(item['id'] for item in items if not item['current'])}")
+
+
+async def _reset(cluster: Cluster, person: Person, admin: Person) -> httpx.Response:
+    """With a link as the worker makes it for its letter."""
+    token, token_hash = new_one_time_token()
+    await cluster.connection.execute(
+        """
+        INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, expires_at)
+        VALUES ($1, 'reset_password', $2, now() + interval '1 hour')
+        """,
+        person.id,
+        token_hash,
+    )
+    return await cluster.client.post(
+        "/v1/auth/password/reset", json={"token": token, "new_password": "a new horse 2026"}
+    )
 
 
 def _patch(role: str) -> Act:
@@ -100,6 +118,7 @@ ACTS: dict[str, Act] = {
     "change of the password": lambda _, person, __: person.post(
         "/v1/auth/password/change", json={"current_password": PASSWORD, "new_password": "a new horse 2026"}
     ),
+    "reset of the password": _reset,
     "sessions ended by an administrator": lambda _, person, admin: admin.delete(
         f"/v1/admin/users/{person.id}/sessions"
     ),
