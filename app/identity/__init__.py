@@ -10,5 +10,6 @@ Invariants:
   before the call that caused it has answered.
 - Nothing stored here can be used as a credential: tokens are derived or kept as hashes, keys and seeds are sealed.
 - An unknown e-mail address is treated exactly like a known one until the password was right.
+- The end of a session that a log-in causes is published later, from a mark in its row.
 - An account and its `users` row are made and anonymised in one transaction.
 """

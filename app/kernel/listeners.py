@@ -69,8 +69,11 @@ class Listeners:
 
         A unit of one statement was begun when nobody did, and stays one.
         """
-        if not data or not self.has(user_id) or not tx.has_statements_left:
-            return
+        if data and self.has(user_id) and tx.has_statements_left:
+            await self.publish_noted(tx, [(user_id, event_type, item) for item in data])
+
+    async def publish_noted(self, tx: Tx, events: Sequence[tuple[UserId | None, str, Mapping[str, Any]]]) -> None:
+        """Publishes events, each as user, type and data, that somebody listened to when they were noted."""
         rows = [
             self._queue.new_job(
                 KIND_PUBLISH,
@@ -78,7 +81,7 @@ class Listeners:
                 user_id=user_id,
                 lane=LANE,
             )
-            for item in data
+            for user_id, event_type, item in events
         ]
         await self._queue.enqueue_rows(tx, rows)
 

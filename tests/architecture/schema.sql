@@ -106,7 +106,8 @@ CREATE TABLE identity.sessions (
     user_agent text,
     device_name text,
     revoked_at timestamp with time zone,
-    revoke_reason text
+    revoke_reason text,
+    has_unpublished_end boolean DEFAULT false NOT NULL
 );
 
 CREATE TABLE identity.signing_keys (
@@ -430,6 +431,8 @@ CREATE INDEX revocations_expires_at_idx ON identity.revocations USING btree (exp
 CREATE INDEX sessions_expires_at_idx ON identity.sessions USING btree (expires_at);
 
 CREATE INDEX sessions_live_idx ON identity.sessions USING btree (user_id, last_used_at DESC) WHERE (revoked_at IS NULL);
+
+CREATE INDEX sessions_unpublished_end_idx ON identity.sessions USING btree (user_id, id) WHERE has_unpublished_end;
 
 CREATE UNIQUE INDEX signing_keys_active_key ON identity.signing_keys USING btree (state) WHERE (state = 'active'::text);
 

@@ -1,11 +1,15 @@
 """What is an event, and who hears of it."""
 
+import asyncio
 import json
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
+import pytest
+from fastapi import FastAPI
 
+from app.identity.api import Identity
 from app.jobs.api import JOB_KINDS
 from app.settings import Settings
 from app.worker import open_worker
@@ -137,3 +141,41 @@ async def test_a_registration_is_an_event_for_administrators_who_name_it(
             assert (await listener.get("/v1/webhooks/deliveries")).json()["items"] == []
     events = [json.loads(body) for _, body in receiver.requests]
     assert [(event["type"], event["data"]) for event in events] == [("user.registered", {"user_id": str(newcomer.id)})]
+
+
+@LOCAL
+@pytest.mark.settings(APP_IDENTITY_MAX_SESSIONS="2")
+async def test_a_log_in_that_ends_another_session_is_three_statements_for_who_listens_too(
+    person: Person, receiver: Receiver, connection: Connection, budget: Budget
+) -> None:
+    await register(person, receiver.url, "session.revoked")
+    login = {"email": person.email, "password": person.password}
+    (first,) = await connection.fetch("SELECT id FROM identity.sessions")
+    for ended in ([], [first["id"]]):
+        with budget(3):
+            assert (await person.client.post("/v1/auth/login", json=login)).status_code == 200
+        await eventually(lambda: has_published(connection, ended))  # noqa: B023 - used at once
+
+
+async def has_published(connection: Connection, sessions: list[UUID]) -> bool:
+    data = [{"session_id": str(session), "reason": "too_many_sessions"} for session in sessions]
+    return await published(connection) == [("session.revoked", item) for item in data]
+
+
+@pytest.mark.settings(APP_IDENTITY_MAX_SESSIONS="1")
+async def test_the_end_of_a_session_that_a_dead_process_has_not_published_is_published_once(
+    person: Person, make_person: MakePerson, connection: Connection, app: FastAPI
+) -> None:
+    identity: Identity = app.state.identity
+    other = await make_person()
+    login = {"email": other.email, "password": other.password}
+    assert (await person.client.post("/v1/auth/login", json=login)).status_code == 200
+    # Nobody listened to that one; the mark of the other is all that is left of who made it.
+    await identity.ends.publish()
+    assert await published(connection) == []
+    session = await connection.fetchval(
+        "UPDATE identity.sessions SET revoked_at = now(), has_unpublished_end = true WHERE user_id = $1 RETURNING id",
+        person.id,
+    )
+    await asyncio.gather(*(identity.ends.publish() for _ in range(5)))
+    assert await has_published(connection, [session])

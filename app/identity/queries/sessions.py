@@ -9,8 +9,9 @@ from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 # One statement, so that a log-in needs no transaction: the session, the account's last log-in with a password hash of
-# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit. None of it happens if
-# the account has changed since the password was checked, for who knew an old password must not come in after its end.
+# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit, marked where somebody
+# wants to hear of it. None of it happens if the account has changed since the password was checked, for who knew an old
+# password must not come in after its end.
 INSERT_SESSION = """
 WITH account AS (
     UPDATE identity.accounts
@@ -19,7 +20,7 @@ WITH account AS (
  RETURNING user_id
 ), surplus AS (
     UPDATE identity.sessions
-       SET revoked_at = $4, revoke_reason = 'session_limit'
+       SET revoked_at = $4, revoke_reason = 'session_limit', has_unpublished_end = $16
      WHERE user_id IN (SELECT user_id FROM account) AND id IN (
            SELECT id FROM identity.sessions
             WHERE user_id = $1 AND revoked_at IS NULL
@@ -50,6 +51,7 @@ async def insert_session(
     limit: int,
     revocations_end: datetime,
     version: int,
+    marks_ends: bool,
 ) -> list[UUID] | None:
     """The sessions that had to end because the account has more than `limit` of them; None if it has left `version`."""
     row = await tx.fetchrow(
@@ -69,8 +71,26 @@ async def insert_session(
         revocations_end,
         action,
         version,
+        marks_ends,
     )
     return list(row["ended"]) if row and row["opened"] else None
+
+
+CLAIM_UNPUBLISHED_ENDS = """
+UPDATE identity.sessions
+   SET has_unpublished_end = false
+ WHERE (user_id, id) IN (
+       SELECT user_id, id FROM identity.sessions
+        WHERE has_unpublished_end
+        LIMIT $1
+        FOR UPDATE SKIP LOCKED)
+RETURNING user_id, id
+"""
+
+
+async def claim_unpublished_ends(tx: Tx, limit: int) -> list[tuple[UserId, UUID]]:
+    """User and id of up to `limit` sessions whose end `tx` has to publish; nobody else gets them unless it fails."""
+    return [(row["user_id"], row["id"]) for row in await tx.fetch(CLAIM_UNPUBLISHED_ENDS, limit)]
 
 
 # Compare and swap: of all who bring one generation, one turns it into the next.

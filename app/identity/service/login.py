@@ -134,7 +134,7 @@ async def _open(
         user = await users.get_user(conn, account.user_id)
     if user is None:
         raise InvalidCredentials
-    async with identity.listeners.unit(db, account.user_id, "identity.open_session") as tx:
+    async with db.statement("identity.open_session") as tx:
         tokens = await open_session(
             tx, identity, account, device, action="logged_in", methods=methods, new_password_hash=new_hash
         )

@@ -12,6 +12,7 @@ from app.identity.service.cleaning import clean_for_ever
 from app.identity.service.devices import Devices
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.issuing import TokenIssuer
+from app.identity.service.publishing import SessionEnds
 from app.identity.service.redis_clock import RedisClock
 from app.identity.service.revocation import RevocationFeed
 from app.identity.service.throttling import Throttle
@@ -52,6 +53,7 @@ class Identity:
     redis_clock: RedisClock
     issuer: TokenIssuer
     feed: RevocationFeed
+    ends: SessionEnds
     authenticator: TokenAuthenticator
     throttle: Throttle
     devices: Devices
@@ -84,6 +86,7 @@ def make_identity(
         redis_clock=RedisClock(resources.redis),
         issuer=TokenIssuer(key_ring, refresh_tokens, issuer=public_url, lifetime=settings.access_token_ttl),
         feed=feed,
+        ends=SessionEnds(db, resources.listeners),
         authenticator=TokenAuthenticator(
             key_ring, feed, clock, db, issuer=public_url, remembered=settings.token_cache_size
         ),
@@ -101,6 +104,7 @@ async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIte
     background = Background()
     background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded))
     background.spawn(clean_for_ever(db, identity.clock))
+    background.spawn(identity.ends.publish_for_ever())
     identity.feed.start()
     try:
         async with asyncio.timeout(2):

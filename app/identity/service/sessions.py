@@ -1,6 +1,5 @@
 """Opening, listing and ending sessions."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from app.identity.records import (
     Tokens,
     session_end,
 )
+from app.identity.service.publishing import SESSION_REVOKED
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import MalformedToken
 from app.kernel.database import Database, Tx
@@ -55,6 +55,7 @@ async def open_session(
         account.user_id, session.id, generation=0, issued_at=now, role=account.role, version=account.version
     )
     revocations_end = identity.revocations_end()
+    marks_ends = identity.listeners.has(account.user_id)
     surplus = await insert_session(
         tx,
         session,
@@ -64,11 +65,13 @@ async def open_session(
         limit=settings.max_sessions,
         revocations_end=revocations_end,
         version=account.version,
+        marks_ends=marks_ends,
     )
     if surplus is None:
         raise InvalidCredentials
     identity.feed.announce(tx, [Revocation("session", ended, 0, revocations_end) for ended in surplus])
-    await _publish_ends(tx, identity, account.user_id, surplus, "too_many_sessions")
+    if surplus and marks_ends:
+        identity.ends.announce(tx)
     return tokens
 
 
@@ -107,13 +110,9 @@ async def end_sessions(
         ),
     )
     identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
-    await _publish_ends(tx, identity, user_id, ended, reason)
-    return len(ended)
-
-
-async def _publish_ends(tx: Tx, identity: Identity, user_id: UserId, ended: Sequence[UUID], reason: str) -> None:
     data = [{"session_id": str(session), "reason": reason} for session in ended]
-    await identity.listeners.publish(tx, user_id, "session.revoked", data)
+    await identity.listeners.publish(tx, user_id, SESSION_REVOKED, data)
+    return len(ended)
 
 
 async def list_own_sessions(db: Database, identity: Identity, actor: Actor) -> list[Session]:

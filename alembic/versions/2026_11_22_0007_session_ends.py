@@ -1,0 +1,20 @@
+"""Ends of sessions that somebody wants to hear of, marked by the statement that ends them."""
+
+from alembic import op
+
+revision = "0007_session_ends"
+down_revision = "0006_attempts"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE identity.sessions ADD COLUMN has_unpublished_end boolean NOT NULL DEFAULT false")
+    op.execute("""
+        CREATE INDEX sessions_unpublished_end_idx ON identity.sessions (user_id, id) WHERE has_unpublished_end
+    """)
+
+
+def downgrade() -> None:
+    op.execute("DROP INDEX identity.sessions_unpublished_end_idx")
+    op.execute("ALTER TABLE identity.sessions DROP COLUMN has_unpublished_end")

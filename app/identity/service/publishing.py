@@ -1,0 +1,71 @@
+"""Tells of sessions that had to end for a new one, after the log-in and not within it.
+
+A log-in is one statement, and a job row for the event would make a transaction of it. So the statement marks the
+sessions that it ends where somebody listens, and the marks are turned into job rows a moment later: by the process that
+made them, or, if that has died meanwhile, by any other within a minute.
+"""
+
+import asyncio
+
+from app.identity.queries.sessions import claim_unpublished_ends
+from app.kernel.database import Database, Tx
+from app.kernel.errors import Unavailable
+from app.kernel.listeners import Listeners
+from app.kernel.telemetry import get_logger
+
+SESSION_REVOKED = "session.revoked"
+
+_AT_A_TIME = 500
+_SECONDS = 60.0
+
+_logger = get_logger(__name__)
+
+
+class SessionEnds:
+    """One per API process."""
+
+    def __init__(self, db: Database, listeners: Listeners) -> None:
+        self._db = db
+        self._listeners = listeners
+        self._marked = asyncio.Event()
+
+    def announce(self, tx: Tx) -> None:
+        """After the commit of `tx`, which has marked sessions, their ends are published soon."""
+
+        async def wake() -> None:
+            self._marked.set()
+
+        tx.after_commit(wake)
+
+    async def publish(self) -> None:
+        """Publishes the ends that are marked."""
+        claimed = _AT_A_TIME
+        while claimed == _AT_A_TIME:
+            async with self._db.transaction("identity.publish_ends") as tx:
+                ends = await claim_unpublished_ends(tx, _AT_A_TIME)
+                if ends:
+                    # Also where nobody seems to listen: this process may know less than the one that marked them.
+                    await self._listeners.publish_noted(
+                        tx,
+                        [
+                            (user_id, SESSION_REVOKED, {"session_id": str(session_id), "reason": "too_many_sessions"})
+                            for user_id, session_id in ends
+                        ],
+                    )
+            claimed = len(ends)
+
+    async def publish_for_ever(self) -> None:
+        """At once where this process has marked something; else now and then, for those that have died."""
+        while True:
+            self._marked.clear()
+            try:
+                await self.publish()
+            except Unavailable as error:
+                _logger.debug("the ends of sessions cannot be published", error=error.code)
+            except Exception:
+                _logger.exception("publishing the ends of sessions failed")
+            try:
+                async with asyncio.timeout(_SECONDS):
+                    await self._marked.wait()
+            except TimeoutError:
+                pass
