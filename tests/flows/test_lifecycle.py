@@ -11,7 +11,7 @@ from tests.fixtures.people import register
 from tests.fixtures.waiting import eventually
 
 
-async def test_a_stream_ends_and_readiness_with_it(live_server: LiveServer, processes: Processes) -> None:
+async def test_who_waits_for_a_job_is_told_and_readiness_ends(live_server: LiveServer, processes: Processes) -> None:
     """A job that nobody works on would be watched for ever."""
     base = await live_server(APP_CONNECTIONS_DRAIN_DELAY="1")
     (server,) = processes._running
@@ -26,12 +26,16 @@ async def test_a_stream_ends_and_readiness_with_it(live_server: LiveServer, proc
                 lines.extend([line async for line in stream.aiter_lines() if line])
 
         watching = asyncio.create_task(watch())
+        waiting = asyncio.create_task(person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"}))
         await asyncio.sleep(0.2)
         server.send_signal(signal.SIGTERM)
         await eventually(lambda: is_leaving(client), within=1)
         await watching
         assert lines[-3:] == ["event: shutdown", "data: {}", "retry: 1000"]
         assert lines[0] == "event: state"
+        answer = await asyncio.wait_for(waiting, 2)
+        assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
+        assert answer.json()["state"] == "queued"
     assert await asyncio.wait_for(server.wait(), 15) == 0
 
 

@@ -120,6 +120,7 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
 
 @router.get("/{job_id}", response_model=JobView)
 async def get_job(
+    request: Request,
     principal: JobReader,
     resources: ResourcesDep,
     runtime: Runtime,
@@ -130,15 +131,20 @@ async def get_job(
 ) -> Response:
     """One of the own jobs."""
     seconds = _wait_of(prefer)
-    job = await watching.wait_for_job(resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds)
+    if seconds:
+        job = await watching.wait_for_job(
+            resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
+        )
+    else:
+        job = await watching.read_job(resources.db, job_id, principal.user_id)
     view = job_view(job, resources.clock.now())
     headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}
     return json_response(view, headers=headers, etag=etag_of(job.id, job.version, view["state"]))
 
 
-async def _existing(principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> UUID:
+async def _existing(principal: JobReader, resources: ResourcesDep, job_id: Id) -> UUID:
     """Answers 404 before a stream begins, because afterwards it is too late for a status."""
-    return (await watching.wait_for_job(resources.db, runtime.watch, job_id, principal.user_id, seconds=0)).id
+    return (await watching.read_job(resources.db, job_id, principal.user_id)).id
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
@@ -157,7 +163,7 @@ async def watch_job(
     """
     principal: Principal = request.scope["principal"]
     seen: Job | None = None
-    draining: asyncio.Event | None = getattr(request.state, "draining", None)
+    draining = _draining(request)
     following = watching.follow_job(resources.db, runtime.watch, job_id, principal.user_id)
     async for job in until(draining, following):
         events = _events(seen, job, resources.clock.now())
@@ -247,6 +253,11 @@ def _events(before: Job | None, job: Job, now: datetime) -> list[ServerSentEvent
         ServerSentEvent(event=name, raw_data=data, id=version if index == len(parts) else None)
         for index, (name, data) in enumerate(parts, start=1)
     ]
+
+
+def _draining(request: Request) -> asyncio.Event | None:
+    """Set when the server begins to end; None where the server is not ours."""
+    return getattr(request.state, "draining", None)
 
 
 def _wait_of(prefer: str | None) -> int:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from time import monotonic
 from uuid import UUID
 
-from app.jobs.errors import JobNotFound
 from app.jobs.records import Job, State
 from app.jobs.service.submitting import CHANGED_TOPIC, get_job
+from app.kernel.background import until
 from app.kernel.bus import Bus
 from app.kernel.database import Database
 from app.kernel.ids import UserId
@@ -94,8 +94,7 @@ async def follow_job(
     with watch.watching(job_id) as changed:
         while True:
             changed.clear()
-            async with db.read("jobs.follow") as conn:
-                job = await get_job(conn, job_id, user_id)
+            job = await read_job(db, job_id, user_id)
             if job.version != version:
                 version = job.version
                 yield job
@@ -111,15 +110,25 @@ async def follow_job(
                 continue
 
 
-async def wait_for_job(db: Database, watch: JobWatch, job_id: UUID, user_id: UserId, *, seconds: float) -> Job:
-    """The job once it is over, or as it is after `seconds`.
+async def wait_for_job(
+    db: Database, watch: JobWatch, job_id: UUID, user_id: UserId, *, seconds: float, stop: asyncio.Event | None = None
+) -> Job:
+    """The job once it is over, or as it is after `seconds` or when `stop` is set.
 
     Raises:
         JobNotFound: no such job of this user.
     """
     latest: Job | None = None
-    async for job in follow_job(db, watch, job_id, user_id, seconds=seconds):
+    async for job in until(stop, follow_job(db, watch, job_id, user_id, seconds=seconds)):
         latest = job
-    if latest is None:
-        raise JobNotFound
-    return latest
+    return latest or await read_job(db, job_id, user_id)
+
+
+async def read_job(db: Database, job_id: UUID, user_id: UserId) -> Job:
+    """The job as it is now.
+
+    Raises:
+        JobNotFound: no such job of this user.
+    """
+    async with db.read("jobs.follow") as conn:
+        return await get_job(conn, job_id, user_id)
