@@ -37,7 +37,6 @@ from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
 from app.kernel.telemetry import configure_logging
-from app.kernel.watchdog import watched_loop
 from app.settings import Settings, load_settings
 from app.users import api as users
 from app.users import router as users_router
@@ -61,8 +60,6 @@ TAGS = {
 }
 
 _SAMPLE_SECONDS = 1.0
-# Beyond this the loop's stack is logged; a quarter of a second is felt by every caller.
-_LONGEST_STALL = 0.25
 # A request leaves hardly any cycles behind. Looking for them seventy times less often took 7 to 15 % off the computing
 # time of reads and writes, and a quarter off the 99th percentile of cached reads.
 _GC_THRESHOLDS = (50_000, 20, 50)
@@ -192,7 +189,6 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         background = Background()
         background.spawn(_sample_for_ever(app))
         stack.push_async_callback(background.close)
-        stack.enter_context(watched_loop(_LONGEST_STALL))
         try:
             # What lives from now on is what requests make; the collector need not look at the program itself again.
             gc.collect()

@@ -26,6 +26,7 @@ from app.kernel.settings import (
     HttpSettings,
     LimitsSettings,
     LogSettings,
+    LoopSettings,
     MailSettings,
     RedisSettings,
     Section,
@@ -71,6 +72,7 @@ class Settings(BaseSettings):
     limits: LimitsSettings = LimitsSettings()
     mail: MailSettings = MailSettings()
     log: LogSettings = LogSettings()
+    loop: LoopSettings = LoopSettings()
     users: UsersSettings = UsersSettings()
     identity: IdentitySettings = IdentitySettings()
     jobs: JobsSettings = JobsSettings()

@@ -37,6 +37,7 @@ from app.kernel.queue.consumer import consume
 from app.kernel.queue.slots import Runner
 from app.kernel.redis import RedisGateway
 from app.kernel.telemetry import configure_logging, get_logger
+from app.kernel.watchdog import watched_loop
 from app.settings import Settings
 
 _logger = get_logger(__name__)
@@ -86,8 +87,9 @@ async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS)
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             _logger.info("jobs.worker_ready", slots=worker.runner.slots, kinds=sorted(kinds))
-            await stop.wait()
-            await worker.drain()
+            with watched_loop(settings.loop.max_stall):
+                await stop.wait()
+                await worker.drain()
     finally:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(signum)

@@ -85,6 +85,7 @@ def serve(
         grace_seconds=grace,
         reload_dir=_APP if reload else None,
         takes_over=takeover,
+        max_stall=settings.loop.max_stall,
     )
 
 

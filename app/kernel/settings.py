@@ -151,6 +151,17 @@ class ConnectionSettings(Section):
     )
 
 
+class LoopSettings(Section):
+    """The event loop of a server or worker process."""
+
+    max_stall: float = Field(
+        5.0,
+        ge=0,
+        le=600,
+        description="Seconds for which it may stand still; then the process ends, to be replaced. 0: for ever.",
+    )
+
+
 class MailSettings(Section):
     """E-mail."""
 

@@ -1,6 +1,7 @@
 """Watches the event loop from beside it: how late it is, and what it does when it does nothing else any more."""
 
 import asyncio
+import os
 import sys
 import threading
 import traceback
@@ -12,6 +13,9 @@ from prometheus_client import Histogram
 
 from app.kernel.telemetry import get_logger
 
+# sysexits.h: an internal fault. Whoever started the process may try again.
+EXIT_STUCK = 70
+
 _logger = get_logger(__name__)
 _lag = Histogram(
     "event_loop_lag_seconds",
@@ -19,15 +23,22 @@ _lag = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0),
 )
 _BEAT_SECONDS = 0.1
+# A quarter of a second is felt by every caller.
+_TOLD_AFTER_SECONDS = 0.25
+# Between two looks no more than this counts: where more has passed, the whole process was stopped, not the loop alone.
+_LONGEST_LOOK_SECONDS = 2 * _BEAT_SECONDS
+_LAST_WORDS_SECONDS = 1.0
 _STACK_FRAMES = 30
 
 
 @contextmanager
-def watched_loop(longest: float) -> Iterator[None]:
-    """Inside the block, measures how late the running loop is, and logs its stack when it stands for `longest`
-    seconds: once for each time, and while it still stands.
+def watched_loop(max_stall: float) -> Iterator[None]:
+    """Inside the block, measures how late the running loop is, and logs its stack once each time it stands still.
+
+    A loop that stands for `max_stall` seconds (0: any time) ends the process with EXIT_STUCK: none of its connections
+    would be answered again. Code that keeps the interpreter's lock keeps the watchdog from looking, too.
     """
-    watchdog = _Watchdog(longest)
+    watchdog = _Watchdog(max_stall)
     watchdog.start()
     try:
         yield
@@ -36,8 +47,8 @@ def watched_loop(longest: float) -> Iterator[None]:
 
 
 class _Watchdog:
-    def __init__(self, longest: float) -> None:
-        self._longest = longest
+    def __init__(self, max_stall: float) -> None:
+        self._max_stall = max_stall
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._due = 0.0
@@ -63,14 +74,27 @@ class _Watchdog:
         self._next_beat()
 
     def _look(self) -> None:
-        told = 0.0
+        due, late, is_told = 0.0, 0.0, False
+        looked_at = monotonic()
         while not self._stopped.wait(_BEAT_SECONDS):
-            due = self._due
-            late = monotonic() - due
-            if late > self._longest and due != told:
-                told = due
-                # The frame keeps all its variables alive, so nothing holds it longer than this line.
-                stack = traceback.format_stack(sys._current_frames()[self._loop_thread])  # noqa: SLF001 - its documented use
-                _logger.warning(
-                    "the event loop stands still", seconds=round(late, 3), stack="".join(stack[-_STACK_FRAMES:])
-                )
+            before, looked_at = looked_at, monotonic()
+            if self._due != due:
+                # The beat that is expected now may take as long as this.
+                due, late, is_told = self._due, -_BEAT_SECONDS, False
+                continue
+            late += min(looked_at - before, _LONGEST_LOOK_SECONDS)
+            if late > _TOLD_AFTER_SECONDS and not is_told:
+                is_told = True
+                self._tell("the event loop stands still", late)
+            if 0 < self._max_stall < late and not self._stopped.is_set():
+                self._tell("the event loop does not go on, so the process is ended", late).join(_LAST_WORDS_SECONDS)
+                os._exit(EXIT_STUCK)
+
+    def _tell(self, event: str, late: float) -> threading.Thread:
+        """Logs from another thread, because what the loop waits for may be the log."""
+        # The frame keeps all its variables alive, so nothing holds it longer than this line.
+        stack = traceback.format_stack(sys._current_frames()[self._loop_thread])  # noqa: SLF001 - its documented use
+        values = {"seconds": round(late, 3), "stack": "".join(stack[-_STACK_FRAMES:])}
+        teller = threading.Thread(target=_logger.warning, args=(event,), kwargs=values, daemon=True)
+        teller.start()
+        return teller

@@ -6,6 +6,7 @@
 import asyncio
 import os
 import sys
+import time
 from typing import Any
 
 from app.kernel.server import serve
@@ -18,6 +19,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         return
     if scope["path"] == "/die":
         os._exit(9)
+    if scope["path"] == "/block":
+        time.sleep(60)  # noqa: ASYNC251 - that is what it is for
     if scope["path"] == "/wait":
         await asyncio.sleep(60)
     while scope["path"] == "/hang":
@@ -47,4 +50,5 @@ if __name__ == "__main__":
         workers=int(workers),
         grace_seconds=int(grace),
         takes_over="takeover" in rest,
+        max_stall=float(os.environ.get("MAX_STALL", "0")),
     )

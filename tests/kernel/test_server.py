@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import psutil
 import pytest
 
+from app.kernel.watchdog import EXIT_STUCK
 from benchmarks.client import ask
 from benchmarks.load import request
 from benchmarks.visitors import Visitors
+from tests.faults.signals import frozen
 from tests.fixtures.application import ROOT, free_port
 from tests.fixtures.waiting import eventually
 
@@ -36,10 +38,11 @@ async def start(port: int) -> AsyncIterator[Start]:
             *(sys.executable, "-m", "tests.kernel.small_application", *arguments),
             cwd=ROOT,
             env={**os.environ, **variables},
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
         started.append(process)
-        if not takeover and not variables:
+        if not takeover and "FAIL" not in variables:
             await eventually(lambda: answers(port))
         return process
 
@@ -137,3 +140,19 @@ async def test_what_hangs_is_ended(port: int, start: Start) -> None:
     assert await ended(server) == 1
     with pytest.raises(ConnectionError):
         await hanging
+
+
+async def test_a_loop_that_stands_still_ends_its_process(port: int, start: Start) -> None:
+    server = await start(MAX_STALL="1")
+    # Who stopped all of it meant no harm.
+    with frozen(server.pid):
+        await asyncio.sleep(1.5)
+    await asyncio.sleep(0.3)
+    assert (await ask(port, ROOT_REQUEST))[0] == 200
+    with pytest.raises(ConnectionError):
+        await ask(port, request("GET", "/block"))
+    assert await ended(server) == EXIT_STUCK
+    assert server.stdout is not None
+    said = (await server.stdout.read()).decode()
+    assert "the event loop does not go on" in said
+    assert "time.sleep(60)" in said

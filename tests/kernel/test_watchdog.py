@@ -21,11 +21,11 @@ def stand_still(seconds: float) -> None:
 
 async def test_a_loop_that_stands_still_is_seen() -> None:
     late_before = lag_count("0.1")
-    with structlog.testing.capture_logs() as logs, watched_loop(0.1):
+    with structlog.testing.capture_logs() as logs, watched_loop(0):
         stand_still(0.6)
         await eventually(lambda: lag_count("0.1") > late_before)
     # A busy machine may hold the loop up at other places too.
     (line,) = [line for line in logs if "in stand_still" in line["stack"]]
     assert (line["event"], line["log_level"]) == ("the event loop stands still", "warning")
-    assert 0.1 <= line["seconds"] < 0.6
+    assert 0.25 < line["seconds"] < 0.6
     assert "test_a_loop_that_stands_still_is_seen" in line["stack"]

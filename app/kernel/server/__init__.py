@@ -34,17 +34,21 @@ def serve(
     grace_seconds: int = 25,
     reload_dir: Path | None = None,
     takes_over: bool = False,
+    max_stall: float = 0.0,
 ) -> None:
     """Serve `application` (`module:name`) until SIGTERM or SIGINT; requests in flight get `grace_seconds` to
     end.
 
     With a `reload_dir` one process serves and starts anew when a file in there changes. If it `takes_over`, the socket
-    is that of the server which runs there, and that one ends as soon as this one serves.
+    is that of the server which runs there, and that one ends as soon as this one serves. A process whose event loop
+    stands still for `max_stall` seconds ends (0: never); there are no others while files are watched, and perhaps a
+    debugger.
     """
     config = Config(
         application,
         connections=_within_file_limit(connections, is_reloading=reload_dir is not None),
         grace=grace_seconds,
+        max_stall=max_stall if reload_dir is None else 0.0,
         host=host,
         port=port,
         workers=workers,

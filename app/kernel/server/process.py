@@ -23,6 +23,7 @@ from app.kernel.embedded.privileges import become
 from app.kernel.server.guard import guard_of
 from app.kernel.settings import ConnectionSettings
 from app.kernel.telemetry import get_logger
+from app.kernel.watchdog import watched_loop
 
 _logger = get_logger(__name__)
 RETIRE = signal.SIGUSR1
@@ -34,12 +35,15 @@ LAST_SECONDS = 4.5
 
 
 class Config(uvicorn.Config):
-    """uvicorn's, with the limits of connections."""
+    """uvicorn's, with the limits of connections and of a standing event loop."""
 
-    def __init__(self, app: str, *, connections: ConnectionSettings, grace: float, **options: Any) -> None:
+    def __init__(
+        self, app: str, *, connections: ConnectionSettings, grace: float, max_stall: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(app, **options)
         self.connections = connections
         self.grace = grace
+        self.max_stall = max_stall
 
     def load(self) -> None:
         """Loads the application in a process that ends when the one above it does."""
@@ -72,6 +76,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self._on_started is not None:
             self._on_started()
+
+    async def main_loop(self) -> None:
+        with watched_loop(self.config.max_stall):
+            await super().main_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._expect_the_end()
