@@ -1,6 +1,7 @@
 """Builds what a process owns out of its settings: the one place where kernel and modules are plugged together."""
 
 import asyncio
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -15,10 +16,13 @@ from app.kernel.pagination import Cursors
 from app.kernel.point_reads import PointReads
 from app.kernel.positions import Positions
 from app.kernel.queue import Queue
-from app.kernel.redis import RedisGateway
+from app.kernel.redis import Memory, RedisGateway
 from app.kernel.resources import Resources
 from app.kernel.settings import RedisSettings
+from app.kernel.telemetry import get_logger
 from app.settings import Settings
+
+_logger = get_logger(__name__)
 
 
 def make_resources(settings: Settings, *, application_name: str, clock: Clock | None = None) -> Resources:
@@ -67,6 +71,29 @@ async def open_resources(resources: Resources) -> None:
     await asyncio.gather(*(bus.start() for bus in {resources.bus, resources.cache_bus}))
 
 
+async def memory_findings(resources: Resources) -> list[tuple[str, Memory, str | None]]:
+    """Of each Redis server that tells: where it is, what it does when it is full, and why that is wrong, if it is."""
+    gateways = {resources.redis, resources.limits_redis, *resources.queue.rings}
+    keeping = {_place(gateway): gateway for gateway in gateways}
+    # A policy is that of a whole server, not of one of its databases.
+    servers = {_place(resources.cache_redis): resources.cache_redis} | keeping
+    answers = await asyncio.gather(*(gateway.memory() for gateway in servers.values()), return_exceptions=True)
+    return [
+        (place, memory, memory.problem(is_cache_only=place not in keeping))
+        for place, memory in zip(servers, answers, strict=True)
+        if isinstance(memory, Memory)
+    ]
+
+
+async def warn_of_eviction(resources: Resources) -> None:
+    """Logs which Redis server throws away what it should keep, or keeps what it should throw away."""
+    for place, memory, problem in await memory_findings(resources):
+        if problem is not None:
+            _logger.warning(
+                "Redis has another maxmemory-policy than it needs", server=place, policy=memory.policy, reason=problem
+            )
+
+
 async def close_resources(resources: Resources) -> None:
     await resources.listeners.close()
     await resources.cache.close()
@@ -77,6 +104,11 @@ async def close_resources(resources: Resources) -> None:
     await resources.queue.close()
     for redis in {resources.redis, resources.cache_redis, resources.limits_redis}:
         await redis.close()
+
+
+def _place(gateway: RedisGateway) -> str:
+    parts = urlsplit(gateway.url)
+    return f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
 
 
 def _own_server(settings: RedisSettings, url: SecretStr | None, *, cluster: bool = False) -> RedisGateway | None:

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.composition import close_resources, make_resources, open_resources
+from app.composition import close_resources, make_resources, open_resources, warn_of_eviction
 from app.core import router as core
 from app.core.pages import DOCS_ASSETS
 from app.development import embedded_environment
@@ -188,6 +188,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         app.entry = _layers(app, settings, access_log)
         background = Background()
         background.spawn(_sample_for_ever(app))
+        background.spawn(warn_of_eviction(resources))
         stack.push_async_callback(background.close)
         try:
             # What lives from now on is what requests make; the collector need not look at the program itself again.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.composition import close_resources, make_resources, memory_findings
 from app.kernel.database import Database, DatabaseUnavailable
 from app.kernel.embedded import EmbeddedServerError, servers
 from app.kernel.migrations import status
@@ -93,18 +94,23 @@ async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("Schema", current == newest, f"{current or 'empty'} {hint}")
 
 
-async def _redis(settings: Settings) -> AsyncIterator[Finding]:
-    gateway = RedisGateway(settings.redis)
+async def _redis_version(redis: RedisGateway) -> str:
     try:
-        info: dict[str, Any] = await gateway.call(lambda client: client.info(), timeout=2.0)
+        info: dict[str, Any] = await redis.call(lambda client: client.info("server"), timeout=2.0)
+    except RedisUnavailable:
+        return "answers, but does not tell its version (INFO is not allowed)"
+    return f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info.get('redis_version')}"
+
+
+async def _redis(settings: Settings) -> AsyncIterator[Finding]:
+    resources = make_resources(settings, application_name="onehop-doctor")
+    try:
+        await resources.redis.call(lambda client: client.ping(), timeout=2.0)
+        yield Finding("Redis", is_good=True, text=await _redis_version(resources.redis))
+        for place, memory, problem in await memory_findings(resources):
+            text = f"maxmemory-policy of {place} is {memory.policy}" + (f": {problem}" if problem else "")
+            yield Finding("Redis memory", problem is None, text)
     except RedisUnavailable as error:
         yield Finding("Redis", is_good=False, text=f"not reachable: {error}; everything works without it, only slower")
-        return
     finally:
-        await gateway.close()
-    version = info.get("valkey_version") or info.get("redis_version")
-    yield Finding("Redis", is_good=True, text=f"{info.get('server_name', 'redis')} {version}")
-    policy = info.get("maxmemory_policy")
-    yield Finding(
-        "Redis memory", policy == "noeviction", f"maxmemory-policy is {policy}; noeviction keeps queued job ids"
-    )
+        await close_resources(resources)

@@ -7,6 +7,7 @@ answer for `RedisUnavailable`, because Redis never holds the only copy of anythi
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,8 @@ from app.kernel.settings import RedisSettings
 
 T = TypeVar("T")
 
+_MEMORY_SECONDS = 2.0
+
 _calls_total = Counter("app_redis_calls", "Round trips to Redis.", ["outcome"])
 _breaker_open = Gauge("app_redis_breaker_open", "Whether the breaker is open.", multiprocess_mode="livemax")
 _calls_ok = _calls_total.labels("ok")
@@ -29,6 +32,21 @@ _calls_refused = _calls_total.labels("refused")
 
 class RedisUnavailable(Exception):
     """Redis did not answer in time, refused, or the breaker is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """`limit` in bytes; 0: none."""
+
+    policy: str
+    limit: int
+
+    def problem(self, *, is_cache_only: bool) -> str | None:
+        """Why the policy does not suit what the server is for."""
+        if is_cache_only:
+            is_wrong = self.policy == "noeviction" and self.limit > 0
+            return "once full it takes nothing new; allkeys-lfu suits a cache" if is_wrong else None
+        return None if self.policy == "noeviction" else "noeviction keeps queued job ids and quotas"
 
 
 class RedisGateway:
@@ -99,6 +117,22 @@ class RedisGateway:
             return cast("Redis", Redis.from_url(self.url, **options))
         node = random.choice(nodes)  # noqa: S311 - any will do
         return Redis(connection_pool=ConnectionPool(**node.connection_kwargs | options))
+
+    async def memory(self) -> "Memory":
+        """What the server does when it is full; of a cluster, one of its nodes. Apart from breaker and pool.
+
+        Raises:
+            RedisUnavailable: it does not answer, or does not tell.
+        """
+        client = self.subscriber()
+        try:
+            async with asyncio.timeout(_MEMORY_SECONDS):
+                info = await client.info("memory")
+            return Memory(info["maxmemory_policy"], int(info["maxmemory"]))
+        except (RedisError, OSError, TimeoutError, KeyError) as error:
+            raise RedisUnavailable from error
+        finally:
+            await client.aclose()
 
     async def close(self) -> None:
         await self.client.aclose()

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 import redis.asyncio as redis
+import structlog
 
+from app.composition import close_resources, make_resources, warn_of_eviction
 from app.main import Onehop, create_app
 from app.settings import load_settings
 from tests.faults.proxy import Proxy
@@ -178,3 +180,38 @@ async def cache_misses(client: httpx.AsyncClient) -> float:
         for line in text.splitlines()
         if line.startswith("app_cache_requests_total") and 'result="miss"' in line
     )
+
+
+async def test_a_policy_that_does_not_suit_is_told(environment: dict[str, str], redis_url: str) -> None:
+    """B4: what keeps queued jobs must not throw away, and what only caches must. Who may not know says nothing."""
+    async with (
+        Proxy.before(redis_url) as keeping,
+        Proxy.before(redis_url) as caching,
+        redis.Redis.from_url(redis_url) as server,
+    ):
+
+        async def told(url: str) -> set[tuple[str, str]]:
+            variables = {"REDIS_URL": url, "APP_REDIS_CACHE_URL": caching.url, "APP_REDIS_LIMITS_URL": url}
+            resources = make_resources(load_settings(environment | variables), application_name="test")
+            try:
+                with structlog.testing.capture_logs() as logs:
+                    await warn_of_eviction(resources)
+            finally:
+                await close_resources(resources)
+            assert {line["log_level"] for line in logs} <= {"warning"}
+            return {(line["server"], line["policy"]) for line in logs}
+
+        try:
+            assert await told(keeping.url) == set()
+            await server.config_set("maxmemory", "1gb")
+            assert await told(keeping.url) == {(f"127.0.0.1:{caching.port}", "noeviction")}
+            await server.config_set("maxmemory-policy", "allkeys-lfu")
+            assert await told(keeping.url) == {(f"127.0.0.1:{keeping.port}", "allkeys-lfu")}
+            await server.execute_command("ACL", "SETUSER", "unknowing", "on", "nopass", "~*", "&*", "+@all", "-info")
+            assert await told(f"redis://unknowing:x@127.0.0.1:{keeping.port}/0") == set()
+            async with keeping.refusing():
+                assert await told(keeping.url) == set()
+        finally:
+            await server.config_set("maxmemory-policy", "noeviction")
+            await server.config_set("maxmemory", "0")
+            await server.execute_command("ACL", "DELUSER", "unknowing")

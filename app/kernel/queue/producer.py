@@ -206,6 +206,11 @@ class Queue:
         return [self.key(lane, shard) for shard in range(ring, self.shards, len(self._rings))]
 
     @property
+    def rings(self) -> tuple[RedisGateway, ...]:
+        """The servers, by number."""
+        return self._rings
+
+    @property
     def urls(self) -> list[str]:
         """Where each ring is."""
         return [ring.url for ring in self._rings]
