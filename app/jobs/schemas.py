@@ -91,9 +91,10 @@ class QueueView(Schema):
 
 
 class QueueList(Schema):
-    """All lanes."""
+    """The lanes."""
 
     items: list[QueueView]
+    next_cursor: str | None
 
 
 class AdminJobList(PageQuery):
@@ -260,9 +261,10 @@ class EndpointCreated(EndpointView):
 
 
 class EndpointList(Schema):
-    """All endpoints."""
+    """Endpoints, oldest first."""
 
     items: list[EndpointView]
+    next_cursor: str | None
 
 
 class EventType(Schema):
@@ -276,6 +278,7 @@ class EventTypeList(Schema):
     """The catalogue."""
 
     items: list[EventType]
+    next_cursor: str | None
 
 
 DeliveryState = Literal["pending", "delivered", "failed"]

@@ -7,6 +7,7 @@ so a cursor from elsewhere, or a changed one, is refused instead of quietly retu
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
@@ -59,6 +60,30 @@ class Cursors:
         if _text_of(raw) != cursor or not hmac.compare_digest(signature, self._sign(list_name, owner, payload)):
             raise InvalidCursor
         return msgspec.msgpack.decode(payload, type=types)
+
+    def page_of(
+        self,
+        list_name: str,
+        owner: object,
+        items: Sequence[T],
+        key: Callable[[T], Any],
+        types: type[Any],
+        *,
+        limit: int,
+        cursor: str | None,
+        descending: bool = False,
+    ) -> Page[T]:
+        """One page of a list so short that it is read whole. `items` are sorted by `key`, a tuple of `types`.
+
+        Raises:
+            InvalidCursor
+        """
+        if cursor is not None:
+            last = self.decode(list_name, owner, cursor, types)
+            items = [item for item in items if (key(item) < last if descending else key(item) > last)]
+        page = list(items[:limit])
+        more = len(items) > limit
+        return Page(page, self.encode(list_name, owner, key(page[-1])) if more else None)
 
     def _sign(self, list_name: str, owner: object, payload: bytes) -> bytes:
         scope = f"{list_name}\0{owner}\0".encode()

@@ -21,8 +21,6 @@ from aiohttp import web
 
 from app.jobs.service.endpoints import create_endpoint
 from app.jobs.service.publishing import publish_event
-from app.jobs.service.sending import WebhookSender
-from app.jobs.settings import JobsSettings
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.errors import AppError
 from app.kernel.ids import UserId, new_id
@@ -225,23 +223,21 @@ async def _register(session: aiohttp.ClientSession, base: str, number: int) -> d
 async def measure_dripping_receiver(bench: Bench, seconds: float = 30) -> None:
     """Deliveries to a receiver that is well, beside one that takes sixty seconds for an answer, byte by byte."""
     await bench.clear()
-    settings = JobsSettings(webhook_http=True, webhook_allow=("127.0.0.1/32",))
-    sender = WebhookSender(settings)
     resources, sent = bench.resources, dict[int, float]()
     async with _receivers() as (urls, received):
         user_id = UserId(uuid4())
         for url in urls:
-            await create_endpoint(
-                resources.db,
-                sender,
-                resources.keys,
-                resources.clock,
-                resources.listeners,
-                user_id,
-                url=url,
-                event_types=["user.updated"],
-                description=None,
-            )
+            async with resources.db.statement("benchmark.create_endpoint") as tx:
+                await create_endpoint(
+                    tx,
+                    resources.keys,
+                    resources.clock,
+                    resources.listeners,
+                    user_id,
+                    url=url,
+                    event_types=["user.updated"],
+                    description=None,
+                )
         async with bench.workers(1, **_LOCAL):
             for number in range(round(seconds * 20)):
                 sent[number] = time.perf_counter()
@@ -260,7 +256,6 @@ async def measure_dripping_receiver(bench: Bench, seconds: float = 30) -> None:
                 async with asyncio.timeout(10):
                     while len(received) < len(sent):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
-    await sender.close()
     waits = sorted((received[number] - sent[number]) * 1000 for number in received)
     p50, p95 = (waits[int(len(waits) * q)] for q in (0.5, 0.95))
     bench.tell(

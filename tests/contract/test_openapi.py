@@ -131,7 +131,13 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
         "PUT /v1/users/me/preferences",
         "PATCH /v1/users/me/preferences",
     }
-    assert readers("IdempotencyKey") == {"POST /v1/events", "POST /v1/jobs", "POST /v1/invoices"}
+    assert readers("IdempotencyKey") == {
+        "POST /v1/auth/api-keys",
+        "POST /v1/events",
+        "POST /v1/invoices",
+        "POST /v1/jobs",
+        "POST /v1/webhooks/endpoints",
+    }
     assert (
         readers("Range")
         == readers("IfRange")
@@ -139,3 +145,17 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
     )
     assert {"GET /v1/overview", "GET /v1/users/me", "GET /v1/jobs"} < readers("IfNoneMatch")
     assert "GET /v1/auth/sessions" not in readers("IfNoneMatch")
+
+
+def test_every_list_has_pages(document: dict[str, Any]) -> None:
+    lists = set()
+    for method, path, operation in operations_of(document):
+        content = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
+        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        properties = document["components"]["schemas"].get(name, {}).get("properties", {})
+        # Counts and look-ups hold all that was asked for.
+        if method == "GET" and "items" in properties and name != "SummaryAnswer":
+            lists.add(path)
+            assert "next_cursor" in properties, path
+            assert {"limit", "cursor"} <= {parameter.get("name") for parameter in operation["parameters"]}, path
+    assert {"/v1/auth/sessions", "/v1/jobs", "/v1/webhooks/endpoints", "/v1/admin/queues"} < lists

@@ -40,6 +40,19 @@ async def test_a_key_is_shown_once_and_does_what_its_scopes_say(client: httpx.As
     assert item["last_used_at"] is not None
 
 
+async def test_keys_are_made_once_an_idempotency_key_and_listed_by_pages(person: Person) -> None:
+    body = {"name": "k", "scopes": ["events:write"]}
+    first, second, other = [
+        await person.post("/v1/auth/api-keys", json=body, headers={"Idempotency-Key": key}) for key in "aab"
+    ]
+    assert second.headers["idempotent-replayed"] == "true"
+    assert first.json() == second.json() != other.json()
+    page = (await person.get("/v1/auth/api-keys?limit=1")).json()
+    rest = (await person.get("/v1/auth/api-keys", params={"cursor": page["next_cursor"]})).json()
+    assert [item["id"] for item in page["items"] + rest["items"]] == [other.json()["id"], first.json()["id"]]
+    assert rest["next_cursor"] is None
+
+
 async def test_a_key_in_use_costs_nothing(
     client: httpx.AsyncClient, person: Person, budget: Budget, resources: Resources
 ) -> None:

@@ -256,6 +256,10 @@ async def test_the_longest_unused_session_gives_way(
     answers = [await each.get("/v1/auth/sessions") for each in people]
     assert [answer.status_code for answer in answers] == [200, 401, 200, 200]
     assert len(answers[0].json()["items"]) == 3
+    listed = [item["id"] for item in answers[0].json()["items"]]
+    cursor = (await people[0].get("/v1/auth/sessions?limit=1")).json()["next_cursor"]
+    rest = (await people[0].get("/v1/auth/sessions", params={"cursor": cursor})).json()
+    assert ([item["id"] for item in rest["items"]], rest["next_cursor"]) == (listed[1:], None)
 
 
 async def test_a_session_lists_when_it_ends(

@@ -284,6 +284,20 @@ async def test_an_account_has_at_most_twenty_endpoints(person: Person) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "too_many_endpoints")
 
 
+async def test_endpoints_are_made_once_a_key_and_listed_by_pages(person: Person) -> None:
+    body = {"url": "https://1.1.1.1/", "event_types": ["*"]}
+    first, second, other = [
+        await person.post("/v1/webhooks/endpoints", json=body, headers={"Idempotency-Key": key}) for key in "aab"
+    ]
+    assert [answer.status_code for answer in (first, second, other)] == [201, 201, 201]
+    assert second.headers["idempotent-replayed"] == "true"
+    assert (second.json(), second.headers["location"]) == (first.json(), first.headers["location"])
+    page = (await person.get("/v1/webhooks/endpoints?limit=1")).json()
+    rest = (await person.get("/v1/webhooks/endpoints", params={"cursor": page["next_cursor"]})).json()
+    assert [item["id"] for item in page["items"] + rest["items"]] == [first.json()["id"], other.json()["id"]]
+    assert rest["next_cursor"] is None
+
+
 async def test_the_catalogue_is_listed(person: Person) -> None:
     items = (await person.get("/v1/webhooks/event-types")).json()["items"]
     assert {"user.registered", "session.revoked", "job.succeeded", "invoice.issued"} <= {item["type"] for item in items}

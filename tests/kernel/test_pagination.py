@@ -52,6 +52,23 @@ def test_every_changed_character_is_noticed() -> None:
             CURSORS.decode("events", 1, text, tuple[int, int])
 
 
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_list_that_is_read_whole_has_pages_too(*, descending: bool) -> None:
+    items = sorted(range(7), reverse=descending)
+    seen: list[int] = []
+    cursor: str | None = None
+    for size in (3, 3, 1):
+        page = CURSORS.page_of(
+            "few", 1, items, lambda item: (item,), tuple[int], limit=3, cursor=cursor, descending=descending
+        )
+        assert len(page.items) == size
+        seen += page.items
+        cursor = page.next_cursor
+        if cursor is not None:
+            items = [item for item in items if item != seen[-1]]
+    assert (seen, cursor) == (sorted(range(7), reverse=descending), None)
+
+
 @given(st.text(max_size=200))
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidCursor):

@@ -89,12 +89,14 @@ async def unban_account(
 
 @router.get("/{user_id}/sessions", response_model=SessionList)
 async def list_account_sessions(
-    user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep
+    user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, page: PageQueryDep
 ) -> Response:
     """The living sessions of an account."""
-    found = await administration.read_sessions(resources.db, identity, UserId(user_id))
-    items = [session_view(session, is_current=session.id == principal.session_id) for session in found]
-    return json_response({"items": items, "next_cursor": None})
+    found = await administration.read_sessions(
+        resources.db, resources.cursors, identity, UserId(user_id), limit=page.limit, cursor=page.cursor
+    )
+    items = [session_view(session, is_current=session.id == principal.session_id) for session in found.items]
+    return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
 @router.delete("/{user_id}/sessions", response_model=RevokedView)

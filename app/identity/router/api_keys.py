@@ -1,12 +1,14 @@
 """API keys."""
 
-from fastapi import Response
+from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.schemas import ApiKeyBody, ApiKeyList, NewApiKeyView
 from app.identity.service import api_keys
 from app.kernel.auth import SessionPrincipal
-from app.kernel.http import Id, Router, json_response, problem_responses
+from app.kernel.database import Tx
+from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers
+from app.kernel.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth/api-keys", tags=["identity"])
@@ -17,28 +19,47 @@ router = Router(prefix="/v1/auth/api-keys", tags=["identity"])
     status_code=201,
     response_model=NewApiKeyView,
     responses=problem_responses(409),
+    openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def create_api_key(
-    body: ApiKeyBody, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    request: Request,
+    body: ApiKeyBody,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
 ) -> Response:
     """Make a key with some of the caller's scopes. It is shown in this answer and never again."""
-    row, key = await api_keys.create(
-        resources.db,
-        identity,
-        actor_of(principal, device),
-        name=body.name,
-        scopes=body.scopes,
-        own_scopes=principal.scopes,
-        expires_at=body.expires_at,
+
+    async def create(tx: Tx) -> Response:
+        row, key = await api_keys.create(
+            tx,
+            identity,
+            actor_of(principal, device),
+            name=body.name,
+            scopes=body.scopes,
+            own_scopes=principal.scopes,
+            expires_at=body.expires_at,
+        )
+        return json_response({**row.view(), "key": key}, status=201)
+
+    return await idempotent(
+        request,
+        resources,
+        principal.user_id,
+        operation="identity.create_api_key",
+        effect=create,
+        single_statement=True,
     )
-    return json_response({**row.view(), "key": key}, status=201)
 
 
 @router.get("", response_model=ApiKeyList)
-async def list_api_keys(principal: SessionPrincipal, resources: ResourcesDep) -> Response:
+async def list_api_keys(principal: SessionPrincipal, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """The caller's living keys, the newest first."""
-    rows = await api_keys.list_own(resources.db, principal.user_id)
-    return json_response({"items": [row.view() for row in rows], "next_cursor": None})
+    found = await api_keys.list_own(
+        resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
+    )
+    return json_response({"items": [row.view() for row in found.items], "next_cursor": found.next_cursor})
 
 
 @router.delete("/{key_id}", status_code=204)

@@ -139,12 +139,14 @@ async def log_out_all(
 
 @router.get("/sessions", response_model=SessionList)
 async def list_sessions(
-    principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, page: PageQueryDep
 ) -> Response:
     """The caller's living sessions, the last used one first."""
-    found = await sessions.list_own_sessions(resources.db, identity, actor_of(principal, device))
-    items = [session_view(session, is_current=session.id == principal.session_id) for session in found]
-    return json_response({"items": items, "next_cursor": None})
+    found = await sessions.list_own_sessions(
+        resources.db, resources.cursors, identity, principal.user_id, limit=page.limit, cursor=page.cursor
+    )
+    items = [session_view(session, is_current=session.id == principal.session_id) for session in found.items]
+    return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
 @router.delete("/sessions/{session_id}", status_code=204)

@@ -5,11 +5,10 @@ from uuid import UUID
 
 from app.identity.errors import AccountNotFound
 from app.identity.queries.accounts import get_admin_account, list_admin_accounts
-from app.identity.queries.sessions import list_sessions
 from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEvent, Session, canonical_email
 from app.identity.service import auditing
 from app.identity.service.runtime import Identity
-from app.identity.service.sessions import end_sessions
+from app.identity.service.sessions import end_sessions, list_own_sessions
 from app.kernel.auth import Role
 from app.kernel.database import Database
 from app.kernel.ids import UserId
@@ -56,16 +55,16 @@ async def read_account(db: Database, user_id: UUID) -> AdminAccount:
     return account
 
 
-async def read_sessions(db: Database, identity: Identity, user_id: UserId) -> list[Session]:
-    """The living sessions of an account.
+async def read_sessions(
+    db: Database, cursors: Cursors, identity: Identity, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[Session]:
+    """A page of the living sessions of an account, the last used one first.
 
     Raises:
-        AccountNotFound
+        AccountNotFound, InvalidCursor
     """
-    async with db.read("identity.admin_sessions") as conn:
-        if await get_admin_account(conn, user_id) is None:
-            raise AccountNotFound
-        return await list_sessions(conn, user_id, identity.clock.now())
+    await read_account(db, user_id)
+    return await list_own_sessions(db, cursors, identity, user_id, limit=limit, cursor=cursor)
 
 
 async def read_security_events(

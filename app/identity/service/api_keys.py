@@ -13,10 +13,11 @@ from app.kernel.auth import InsufficientScope
 from app.kernel.database import Database, Tx
 from app.kernel.errors import FieldError, Unprocessable
 from app.kernel.ids import UserId, new_id
+from app.kernel.pagination import Cursors, Page
 
 
 async def create(
-    db: Database,
+    tx: Tx,
     identity: Identity,
     actor: Actor,
     *,
@@ -38,28 +39,36 @@ async def create(
     if expires_at is not None and expires_at <= now:
         raise Unprocessable(errors=[FieldError("#/expires_at", "It is in the past.", "in_the_past")])
     key = new_api_key(actor.user_id, new_id())
-    async with db.statement("identity.create_api_key") as tx:
-        row = await insert_api_key(
-            tx,
-            user_id=actor.user_id,
-            key_id=key.id,
-            name=name,
-            secret_hash=key.secret_hash,
-            scopes=sorted(set(scopes)),
-            expires_at=expires_at,
-            now=now,
-            event=(new_id(), actor.session_id, actor.device.ip, actor.device.user_agent),
-            limit=identity.settings.max_api_keys,
-        )
+    row = await insert_api_key(
+        tx,
+        user_id=actor.user_id,
+        key_id=key.id,
+        name=name,
+        secret_hash=key.secret_hash,
+        scopes=sorted(set(scopes)),
+        expires_at=expires_at,
+        now=now,
+        event=(new_id(), actor.session_id, actor.device.ip, actor.device.user_agent),
+        limit=identity.settings.max_api_keys,
+    )
     if row is None:
         raise TooManyApiKeys
     return row, key.encode()
 
 
-async def list_own(db: Database, user_id: UserId) -> list[ApiKeyRow]:
-    """The living keys, the newest first."""
+async def list_own(
+    db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[ApiKeyRow]:
+    """A page of the living keys, the newest first.
+
+    Raises:
+        InvalidCursor
+    """
     async with db.read("identity.api_keys") as conn:
-        return await list_api_keys(conn, user_id)
+        keys = await list_api_keys(conn, user_id)
+    return cursors.page_of(
+        "api_keys", user_id, keys, lambda row: (row.id,), tuple[UUID], limit=limit, cursor=cursor, descending=True
+    )
 
 
 async def revoke(db: Database, identity: Identity, actor: Actor, key_id: UUID) -> None:

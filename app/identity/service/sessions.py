@@ -1,6 +1,6 @@
 """Opening, listing and ending sessions."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.identity.errors import InvalidCredentials, SessionNotFound
@@ -21,6 +21,7 @@ from app.identity.service.runtime import Identity
 from app.identity.service.tokens import MalformedToken
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
+from app.kernel.pagination import Cursors, Page
 
 
 async def open_session(
@@ -115,10 +116,26 @@ async def end_sessions(
     return len(ended)
 
 
-async def list_own_sessions(db: Database, identity: Identity, actor: Actor) -> list[Session]:
-    """The living sessions, the last used one first."""
+async def list_own_sessions(
+    db: Database, cursors: Cursors, identity: Identity, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[Session]:
+    """A page of the living sessions, the last used one first.
+
+    Raises:
+        InvalidCursor
+    """
     async with db.read("identity.sessions") as conn:
-        return await list_sessions(conn, actor.user_id, identity.clock.now())
+        sessions = await list_sessions(conn, user_id, identity.clock.now())
+    return cursors.page_of(
+        "sessions",
+        user_id,
+        sessions,
+        lambda session: (session.last_used_at, session.id),
+        tuple[datetime, UUID],
+        limit=limit,
+        cursor=cursor,
+        descending=True,
+    )
 
 
 async def end_own_session(db: Database, identity: Identity, actor: Actor, session_id: UUID) -> None:

@@ -9,18 +9,22 @@ from app.jobs.records import AdminJob, LaneDepth, api_state
 from app.jobs.router.access import Admin, fragment
 from app.jobs.schemas import AdminJobList, AdminJobPage, AdminJobView, QueueList
 from app.jobs.service import administration
-from app.kernel.http import Id, Router, json_response, problem_responses
+from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin", tags=["admin"])
 
 
 @router.get("/queues", response_model=QueueList)
-async def list_queues(_: Admin, resources: ResourcesDep) -> Response:
+async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """Every lane, with what waits and runs in it."""
-    lanes = await administration.list_lanes(resources.db)
+    lanes = sorted(await administration.list_lanes(resources.db), key=lambda lane: lane.lane)
+    found = resources.cursors.page_of(
+        "lanes", "", lanes, lambda lane: (lane.lane,), tuple[str], limit=page.limit, cursor=page.cursor
+    )
     now = resources.clock.now()
-    return json_response({"items": [_lane_view(lane, now) for lane in lanes]})
+    items = [_lane_view(lane, now) for lane in found.items]
+    return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
 @router.post("/queues/{lane}/pause", status_code=204)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
@@ -20,45 +20,70 @@ from app.jobs.schemas import (
     PatchEndpoint,
 )
 from app.jobs.service import endpoints
-from app.kernel.http import Id, Router, json_response, located, problem_responses
+from app.kernel.database import Tx
+from app.kernel.http import Id, PageQueryDep, Router, json_response, located, problem_responses, reads_headers
+from app.kernel.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/webhooks", tags=["webhooks"])
 
 
 @router.get("/event-types", response_model=EventTypeList)
-async def list_event_types(_: WebhookManager) -> Response:
+async def list_event_types(_: WebhookManager, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """What endpoints can ask for."""
-    return json_response({"items": [{"type": name, "description": text} for name, text in EVENT_TYPES.items()]})
+    found = resources.cursors.page_of(
+        "event_types", "", sorted(EVENT_TYPES), lambda name: (name,), tuple[str], limit=page.limit, cursor=page.cursor
+    )
+    items = [{"type": name, "description": EVENT_TYPES[name]} for name in found.items]
+    return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
 @router.post(
-    "/endpoints", status_code=201, response_model=EndpointCreated, responses=problem_responses(409) | located(201)
+    "/endpoints",
+    status_code=201,
+    response_model=EndpointCreated,
+    responses=problem_responses(409) | located(201),
+    openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def create_endpoint(
-    principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, body: CreateEndpoint
+    request: Request, principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, body: CreateEndpoint
 ) -> Response:
     """Register an address. The secret is shown this once."""
-    created = await endpoints.create_endpoint(
-        resources.db,
-        runtime.sender,
-        resources.keys,
-        resources.clock,
-        resources.listeners,
+    # Names are looked up here, before a connection is held.
+    await runtime.sender.check_url(body.url)
+
+    async def create(tx: Tx) -> Response:
+        created = await endpoints.create_endpoint(
+            tx,
+            resources.keys,
+            resources.clock,
+            resources.listeners,
+            principal.user_id,
+            url=body.url,
+            event_types=body.event_types,
+            description=body.description,
+        )
+        view = _view(created.endpoint) | {"secret": created.secret}
+        return json_response(view, status=201, headers={"Location": f"/v1/webhooks/endpoints/{created.endpoint.id}"})
+
+    return await idempotent(
+        request,
+        resources,
         principal.user_id,
-        url=body.url,
-        event_types=body.event_types,
-        description=body.description,
+        operation="jobs.create_endpoint",
+        effect=create,
+        single_statement=True,
     )
-    view = _view(created.endpoint) | {"secret": created.secret}
-    return json_response(view, status=201, headers={"Location": f"/v1/webhooks/endpoints/{created.endpoint.id}"})
 
 
 @router.get("/endpoints", response_model=EndpointList)
-async def list_endpoints(principal: WebhookManager, resources: ResourcesDep) -> Response:
+async def list_endpoints(principal: WebhookManager, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """The own endpoints."""
-    found = await endpoints.list_endpoints(resources.db, principal.user_id)
-    return json_response({"items": [_view(endpoint) for endpoint in found]})
+    found = await endpoints.list_endpoints(
+        resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
+    )
+    items = [_view(endpoint) for endpoint in found.items]
+    return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
 @router.get("/endpoints/{endpoint_id}", response_model=EndpointView)

@@ -39,8 +39,7 @@ class Created:
 
 
 async def create_endpoint(
-    db: Database,
-    sender: WebhookSender,
+    tx: Tx,
     keys: Keys,
     clock: Clock,
     listeners: Listeners,
@@ -50,32 +49,35 @@ async def create_endpoint(
     event_types: Sequence[str],
     description: str | None,
 ) -> Created:
-    """Raises UrlBlocked or TooManyEndpoints."""
-    await sender.check_url(url)
+    """Registers an address that `sender.check_url` has let pass. Raises TooManyEndpoints."""
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
-    async with db.statement("jobs.create_endpoint") as tx:
-        _listen(listeners, tx, user_id, event_types)
-        endpoint = await queries.insert_endpoint(
-            tx,
-            endpoint_id=endpoint_id,
-            user_id=user_id,
-            url=url,
-            event_types=sorted(set(event_types)),
-            description=description,
-            secret=keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes),
-            now=clock.now(),
-            limit=MAX_ENDPOINTS,
-        )
+    _listen(listeners, tx, user_id, event_types)
+    endpoint = await queries.insert_endpoint(
+        tx,
+        endpoint_id=endpoint_id,
+        user_id=user_id,
+        url=url,
+        event_types=sorted(set(event_types)),
+        description=description,
+        secret=keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes),
+        now=clock.now(),
+        limit=MAX_ENDPOINTS,
+    )
     if endpoint is None:
         raise TooManyEndpoints
     return Created(endpoint, format_secret(secret))
 
 
-async def list_endpoints(db: Database, user_id: UserId) -> list[Endpoint]:
-    """All endpoints of a user, the oldest first."""
+async def list_endpoints(
+    db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
+) -> Page[Endpoint]:
+    """A page of the endpoints of a user, the oldest first. Raises InvalidCursor."""
     async with db.read("jobs.endpoints") as conn:
-        return await queries.list_endpoints(conn, user_id)
+        found = await queries.list_endpoints(conn, user_id)
+    return cursors.page_of(
+        "endpoints", user_id, found, lambda endpoint: (endpoint.id,), tuple[UUID], limit=limit, cursor=cursor
+    )
 
 
 async def get_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endpoint:
