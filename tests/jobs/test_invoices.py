@@ -198,6 +198,12 @@ async def test_the_whole_chain(
     assert (await person.get("/v1/invoices")).json() == {"items": [stored | {"status": "sent"}], "next_cursor": None}
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind LIKE 'invoice.%'") == 2
 
+    await connection.execute("DELETE FROM jobs.jobs")
+    anew = await person.get(f"{url}/pdf")
+    assert (anew.status_code, anew.content, anew.headers["etag"]) == (200, pdf.content, pdf.headers["etag"])
+    part = await person.get(f"{url}/pdf", headers={"Range": "bytes=0-4"})
+    assert (part.status_code, part.content) == (206, b"%PDF-")
+
 
 def _read(path: Path) -> bytes:
     return path.read_bytes()

@@ -1,6 +1,7 @@
 """A stored file as an answer: whole, in part, or not again (RFC 9110, sections 13 and 14)."""
 
 import re
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
@@ -27,8 +28,10 @@ def file_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-async def file_response(request: Request, runtime: JobsRuntime, artifact: Artifact, name: str) -> Response:
-    """The file as a download called `name`.
+async def file_response(
+    request: Request, runtime: JobsRuntime, artifact: Artifact, name: str, content: bytes | None = None
+) -> Response:
+    """The file as a download called `name`; `content` is its bytes if they are not stored.
 
     Raises:
         ArtifactExpired: its object is gone.
@@ -49,8 +52,15 @@ async def file_response(request: Request, runtime: JobsRuntime, artifact: Artifa
     }
     if end - start != artifact.size:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
-    body = await open_artifact(runtime.store, artifact, start, end)
+    if content is not None:
+        body: AsyncIterable[bytes] = _once(content[start:end])
+    else:
+        body = await open_artifact(runtime.store, artifact, start, end)
     return StreamingResponse(body, 206 if "Content-Range" in headers else 200, headers, artifact.content_type)
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
 
 
 def _range_of(header: str | None, size: int) -> tuple[int, int]:

@@ -86,8 +86,8 @@ async def download_invoice(
     request: Request, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
     """The invoice as a PDF."""
-    invoice, artifact = await invoicing.get_pdf(resources.db, resources.clock, principal.user_id, invoice_id)
-    return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf")
+    invoice, artifact, content = await invoicing.read_pdf(resources.db, resources.clock, principal.user_id, invoice_id)
+    return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf", content)
 
 
 def _view(invoice: Invoice) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Invoices: stored with their chain in one transaction; made, sent and announced by jobs, one after the other."""
 
+import asyncio
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from app.jobs.errors import ArtifactNotFound, InvoiceNotFound, InvoiceNotReady
+from app.jobs.errors import ArtifactExpired, ArtifactNotFound, InvoiceNotFound, InvoiceNotReady
 from app.jobs.queries import invoices as queries
 from app.jobs.records import Artifact
 from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
@@ -80,6 +82,26 @@ async def get_pdf(db: Database, clock: Clock, user_id: UserId, invoice_id: UUID)
         return invoice, await get_artifact(db, clock, invoice.job_id, user_id, PDF_NAME)
     except ArtifactNotFound as error:
         raise InvoiceNotReady from error
+
+
+async def read_pdf(
+    db: Database, clock: Clock, user_id: UserId, invoice_id: UUID
+) -> tuple[Invoice, Artifact, bytes | None]:
+    """The invoice and its file. Once that is deleted, its bytes too, made anew: the same invoice gives the same ones.
+
+    Raises:
+        InvoiceNotFound
+        InvoiceNotReady: it has not been made yet.
+    """
+    try:
+        return *await get_pdf(db, clock, user_id, invoice_id), None
+    except (ArtifactExpired, InvoiceNotReady):
+        invoice = await read_invoice(db, user_id, invoice_id)
+        if invoice.status == "pending":
+            raise
+    pdf = await asyncio.to_thread(render_invoice, invoice)
+    now = clock.now()
+    return invoice, Artifact(PDF_NAME, "application/pdf", len(pdf), sha256(pdf).digest(), "", now, now, None), pdf
 
 
 def render_invoice(invoice: Invoice) -> bytes:
