@@ -66,6 +66,7 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 
 ROUTERS = (
     core.router,
+    core.links_router,
     users_router.router,
     *IDENTITY_ROUTERS,
     *JOBS_ROUTERS,

@@ -24,7 +24,8 @@ _STYLE = (
     "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e6e8ec}a{color:#7db7ff}code{background:#232a35}}"
 )
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
-PAGE_POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'"
+STYLE_SOURCE = f"'sha256-{_STYLE_HASH}'"
+PAGE_POLICY = f"default-src 'none'; style-src {STYLE_SOURCE}; frame-ancestors 'none'; base-uri 'none'"
 
 
 def front_page(*, docs: bool, mailbox: bool) -> str:

@@ -3,10 +3,10 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.core import mailbox, pages, service
+from app.core import links, mailbox, pages, service
 from app.core.health import NotReady, check_health
 from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
@@ -18,9 +18,12 @@ from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
 from app.users import api as users
 
 router = Router(tags=["core"])
+links_router = Router(include_in_schema=False)
 docs_router = Router(include_in_schema=False)
 mailbox_router = Router(prefix="/dev/mailbox", include_in_schema=False)
 
+# Read by the page's script; named here because an unknown parameter would be refused.
+_Token = Annotated[str, Query(max_length=256)]
 _OVERVIEW_SCOPES = ("profile:read", "events:read", "jobs:read")
 _NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {
@@ -116,6 +119,26 @@ async def get_problem_page(code: str) -> Response:
     if text is None:
         raise NotFound
     return _html(text, pages.PAGE_POLICY)
+
+
+@links_router.get("/verify-email", dependencies=[Public])
+async def open_verify_link(token: _Token = "") -> Response:  # noqa: ARG001 - see its type
+    return _html(links.link_page("verify-email"), links.LINK_POLICY)
+
+
+@links_router.get("/change-email", dependencies=[Public])
+async def open_change_link(token: _Token = "") -> Response:  # noqa: ARG001 - see its type
+    return _html(links.link_page("change-email"), links.LINK_POLICY)
+
+
+@links_router.get("/reset-password", dependencies=[Public])
+async def open_reset_link(token: _Token = "") -> Response:  # noqa: ARG001 - see its type
+    return _html(links.link_page("reset-password"), links.LINK_POLICY)
+
+
+@links_router.get("/forgot-password", dependencies=[Public])
+async def open_forgot_link() -> Response:
+    return _html(links.link_page("forgot-password"), links.LINK_POLICY)
 
 
 @docs_router.get("/docs", dependencies=[Public])

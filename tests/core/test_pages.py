@@ -1,7 +1,9 @@
 """Health, metrics, and the pages for people."""
 
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from html.parser import HTMLParser
 
 import httpx
@@ -69,6 +71,18 @@ async def test_documentation_can_be_switched_off(client: httpx.AsyncClient) -> N
     for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css"):
         problem_of(await client.get(path), 404, "not_found")
     assert "/docs" not in Links((await client.get("/")).text).found
+
+
+@pytest.mark.parametrize("path", ["/verify-email", "/change-email", "/reset-password", "/forgot-password"])
+async def test_links_of_mails_lead_to_a_page_that_calls_the_api(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(f"{path}?token=ot_x" if path != "/forgot-password" else path)
+    assert (answer.status_code, answer.headers["referrer-policy"]) == (200, "no-referrer")
+    assert "ot_x" not in answer.text
+    (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    allowed = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{allowed}'; connect-src 'self'" in answer.headers["content-security-policy"]
+    (call,) = re.findall(r'data-call="([^"]+)"', answer.text)
+    problem_of(await client.post(call, json={}), 422, "validation_failed")
 
 
 async def test_problem_types_lead_to_an_explanation(client: httpx.AsyncClient) -> None:

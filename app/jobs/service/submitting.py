@@ -24,6 +24,7 @@ from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue
 
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
+_MAX_ERRORS = 20
 _UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
 
 
@@ -53,11 +54,14 @@ def parse_args(kind: JobKind[Any], args: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         parsed = kind.args.model_validate_json(orjson.dumps(args))
+    except orjson.JSONEncodeError as error:
+        place = FieldError("#/args", "An integer does not fit into 64 bits.", "number_too_large")
+        raise InvalidArgs(errors=[place]) from error
     except ValidationError as error:
         raise InvalidArgs(
             errors=[
                 FieldError("/".join(["#/args", *map(_escape, fault["loc"])]), fault["msg"], fault["type"])
-                for fault in error.errors(include_input=False, include_url=False, include_context=False)
+                for fault in error.errors(include_input=False, include_url=False, include_context=False)[:_MAX_ERRORS]
             ]
         ) from error
     stored: dict[str, Any] = parsed.model_dump(mode="json", exclude_none=True)
