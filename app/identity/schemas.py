@@ -145,7 +145,7 @@ class SecondFactorNeededView(Schema):
 
 
 class VerifySecondFactorBody(
-    Schema, json_schema_extra=example({"mfa_token": "mt_2Vb8Nc4Xz1Lk7Jh5Gf", "code": "123456"})
+    Schema, json_schema_extra=example({"mfa_token": "b9f24f3a0c2d5e6f7a8b9c0d1e2f3a4b", "code": "123456"})
 ):
     mfa_token: Annotated[str, Field(min_length=1, max_length=1024)]
     code: Code
@@ -159,12 +159,15 @@ class EmailBody(Schema, json_schema_extra=example({"email": "ada@example.com"}))
     email: Email
 
 
-class OneTimeTokenBody(Schema, json_schema_extra=example({"token": "ot_2Vb8Nc4Xz1Lk7Jh5Gf"})):
+class OneTimeTokenBody(Schema, json_schema_extra=example({"token": "CJi8gGwUQE_Qw1dgSrkjNl8819koEl_uiL-zdBH-qz4"})):
     token: OneTimeTokenText
 
 
 class ResetPasswordBody(
-    Schema, json_schema_extra=example({"token": "ot_2Vb8Nc4Xz1Lk7Jh5Gf", "new_password": "correct horse battery"})
+    Schema,
+    json_schema_extra=example(
+        {"token": "CJi8gGwUQE_Qw1dgSrkjNl8819koEl_uiL-zdBH-qz4", "new_password": "correct horse battery"}
+    ),
 ):
     token: OneTimeTokenText
     new_password: SentPassword

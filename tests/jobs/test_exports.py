@@ -19,6 +19,8 @@ from app.jobs.service import exporting
 from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import Person
+from tests.jobs.receiver import register
+from tests.jobs.test_invoices import INVOICE
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Row = tuple[str, str, datetime, Any, datetime]
@@ -59,7 +61,10 @@ def read_csv(content: bytes) -> list[Row]:
 
 
 def read_ndjson(content: bytes) -> list[Row]:
-    events = [json.loads(line) for line in content.splitlines()]
+    return events_of([json.loads(line) for line in content.splitlines()])
+
+
+def events_of(events: list[dict[str, Any]]) -> list[Row]:
     return [
         (
             event["id"],
@@ -160,18 +165,38 @@ async def test_a_workbook_goes_on_in_another_sheet(monkeypatch: pytest.MonkeyPat
 
 async def test_an_account_is_copied_whole(person: Person, connection: Connection, settings: Settings) -> None:
     expected = await insert_events(connection, person, 20)
+    assert (await person.post("/v1/invoices", json=INVOICE)).status_code == 202
+    await register(person, "https://1.1.1.1/")
     async with open_worker(settings, JOB_KINDS):
         submitted = await person.post("/v1/jobs", json={"kind": "export.account", "args": {}})
         job = (await person.get(f"/v1/jobs/{submitted.json()['id']}", headers={"Prefer": "wait=20"})).json()
     assert (job["state"], job["result"]) == ("succeeded", {"events": 20})
-    assert [artifact["name"] for artifact in job["artifacts"]] == ["account.json", "events.ndjson"]
-    files = f"/v1/jobs/{job['id']}/artifacts"
-    account = (await person.get(f"{files}/account.json")).json()
-    assert (account["profile"]["id"], account["profile"]["email"]) == (str(person.id), person.email)
-    assert account["preferences"]["theme"] == "system"
-    assert len(account["identity"]["sessions"]) == 1
-    assert "argon2" not in json.dumps(account)
-    assert read_ndjson((await person.get(f"{files}/events.ndjson")).content) == expected
+    assert [artifact["name"] for artifact in job["artifacts"]] == ["account.zip"]
+    answer = await person.get(f"/v1/jobs/{job['id']}/artifacts/account.zip")
+    assert answer.headers["content-type"] == "application/zip"
+    with ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        files = {name: json.loads(archive.read(name)) for name in archive.namelist()}
+    assert files.keys() == {
+        "profile.json",
+        "preferences.json",
+        "account.json",
+        "sessions.json",
+        "api_keys.json",
+        "security_events.json",
+        "jobs.json",
+        "invoices.json",
+        "webhook_endpoints.json",
+        "events.json",
+    }
+    assert (files["profile.json"]["id"], files["profile.json"]["email"]) == (str(person.id), person.email)
+    assert files["preferences.json"]["theme"] == "system"
+    assert len(files["sessions.json"]) == 1
+    assert [item["number"] for item in files["invoices.json"]] == [INVOICE["number"]]
+    assert {item["kind"] for item in files["jobs.json"]} >= {"export.account", "invoice.pdf"}
+    assert [item["url"] for item in files["webhook_endpoints.json"]] == ["https://1.1.1.1/"]
+    assert not any(secret in json.dumps(files) for secret in ("argon2", "whsec_", "secret"))
+    assert events_of(files["events.json"]) == expected
 
 
 async def test_a_report_counts_what_happened(person: Person, connection: Connection, settings: Settings) -> None:

@@ -172,7 +172,8 @@ async def test_the_whole_chain(
     stored = body["invoice"]
     assert {name: stored[name] for name in INVOICE} == INVOICE
     assert (stored["subtotal_minor"], stored["tax_minor"], stored["total_minor"]) == (11005, 2091, 13096)
-    assert (stored["status"], stored["notes"], body["job"]["kind"]) == ("pending", None, "invoice.pdf")
+    assert (stored["status"], stored["notes"]) == ("pending", None)
+    assert (body["job"]["kind"], body["job"]["state"]) == ("invoice.pdf", "queued")
     url = f"/v1/invoices/{stored['id']}"
     assert accepted.headers["location"] == url
     early = await person.get(f"{url}/pdf")

@@ -15,6 +15,7 @@ from app.kernel.errors import RangeNotSatisfiable
 from app.kernel.http import matches_any
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+_CACHE_CONTROL = "private, no-cache"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -39,13 +40,13 @@ async def file_response(
     """
     etag = f'"{artifact.sha256.hex()}"'
     if matches_any(request.headers.get("if-none-match", "").encode(), etag.encode()):
-        return Response(status_code=304, headers={"ETag": etag})
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": _CACHE_CONTROL})
     part = None if request.headers.get("if-range", etag) != etag else request.headers.get("range")
     start, end = _range_of(part, artifact.size)
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
+        "Cache-Control": _CACHE_CONTROL,
         "Content-Length": str(end - start),
         "Content-Disposition": f'attachment; filename="{_UNSAFE.sub("_", name)}"; '
         f"filename*=UTF-8''{quote(name, safe='')}",

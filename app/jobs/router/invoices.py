@@ -34,7 +34,6 @@ async def issue_invoice(
     """Store an invoice; its PDF, the e-mail and the webhook follow in the background."""
 
     async def issue(tx: Tx) -> Response:
-        now = resources.clock.now()
         new = NewInvoice(
             id=new_id(),
             user_id=principal.user_id,
@@ -48,12 +47,12 @@ async def issue_invoice(
             totals=compute_totals(
                 [line.quantity * line.unit_price_minor for line in body.lines], Decimal(body.tax_rate_percent)
             ),
-            created_at=now,
+            created_at=resources.clock.now(),
         )
         invoice, submitted = await invoicing.issue_invoice(
             tx, resources.queue, resources.cache, runtime.kinds["invoice.pdf"], new
         )
-        content = {"invoice": _view(invoice), "job": job_view(submitted.job, now)}
+        content = {"invoice": _view(invoice), "job": job_view(submitted.job, resources.clock.now())}
         return json_response(content, status=202, headers={"Location": f"/v1/invoices/{invoice.id}"})
 
     return await idempotent(request, resources, principal.user_id, operation="invoices.issue", effect=issue)

@@ -1,4 +1,4 @@
-"""Rows of a snapshot as a file, in constant memory: NDJSON, XLSX and Parquet; CSV comes out of Postgres.
+"""Rows of a snapshot as a file, in constant memory: NDJSON, XLSX, Parquet and ZIP; CSV comes out of Postgres.
 
 What has to be computed runs in a thread, one batch at a time, so that the worker's other jobs go on.
 """
@@ -8,10 +8,12 @@ import io
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import orjson
 
@@ -150,8 +152,44 @@ class _Workbook:
         self._row = 1
 
 
+class Archive:
+    """A ZIP file that is handed to `write` while it grows; the moment of all its members is `made_at`."""
+
+    def __init__(self, write: Write, made_at: datetime) -> None:
+        self._write = write
+        self._made_at = made_at.timetuple()[:6]
+        self._sink = _Sink()
+        self._zip = ZipFile(self._sink, "w")
+
+    async def add(self, name: str, content: bytes) -> None:
+        """A member at once."""
+        async with self.member(name) as write:
+            await write(content)
+
+    @asynccontextmanager
+    async def member(self, name: str) -> AsyncIterator[Write]:
+        """A member piece by piece."""
+        info = ZipInfo(name, self._made_at)
+        info.compress_type = ZIP_DEFLATED
+        # Nobody knows yet how long it will be.
+        member = self._zip.open(info, "w", force_zip64=True)
+
+        async def write(data: bytes) -> None:
+            await asyncio.to_thread(member.write, data)
+            await self._write(self._sink.take())
+
+        yield write
+        await asyncio.to_thread(member.close)
+        await self._write(self._sink.take())
+
+    async def close(self) -> None:
+        """Ends the file."""
+        self._zip.close()
+        await self._write(self._sink.take())
+
+
 class _Sink(io.RawIOBase):
-    """Where pyarrow writes; emptied after every batch."""
+    """Where pyarrow and zipfile write; emptied after every batch."""
 
     def __init__(self) -> None:
         super().__init__()
