@@ -9,6 +9,7 @@ import redis
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache, CachedAnswer
 from app.kernel.embedded import EmbeddedValkey
+from app.kernel.errors import Unavailable
 from app.kernel.settings import CacheSettings
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import OpenRedis
@@ -43,15 +44,23 @@ class Process:
         self.cache = cache
         self.bus = bus
         self.source = source
+        self.is_renewable = True
 
     async def get(self, key: str = "key", tags: tuple[str, ...] = TAGS) -> bytes:
-        answer = self.cache.get_local(key) or await self.cache.get_or_fill(key, tags, self.source.read)
+        answer = self.cache.get_local(key) or await self.cache.get_or_fill(
+            key, tags, self.source.read, renewable=self.is_renewable
+        )
         assert answer is not None
         return answer.body
 
     async def stored(self) -> None:
         """Returns when what was filled is in Redis, for which nobody waits otherwise."""
         await eventually(lambda: not self.cache._remote._is_storing)
+
+    def make_due(self) -> None:
+        """As if the entries in memory were in the last tenth of their time."""
+        for entry in self.cache._local._entries.values():
+            entry.due_at = 0.0
 
     @property
     def local(self) -> bytes | None:
@@ -130,12 +139,95 @@ async def test_time_to_live_is_spread(start_process: StartProcess, valkey: Embed
 
 async def test_ends_by_its_time_to_live(start_process: StartProcess, source: Source) -> None:
     process = await start_process(ttl=1)
+    process.is_renewable = False
     await process.get()
     source.value = b"1"
     await eventually(lambda: process.local is None, within=1.5)
     # The copy in Redis has a spread of its own: it may live up to a fifth of a second longer.
     await asyncio.sleep(0.3)
     assert await process.get() == b"1"
+
+
+async def test_what_is_asked_for_near_its_end_is_renewed_once_and_nobody_waits(
+    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
+) -> None:
+    process = await start_process()
+    await process.get()
+    await process.stored()
+    for answers in (b"1", b"2"):
+        async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
+            await administrator.flushdb()
+        before, source.value = process.local, answers
+        reads = source.reads
+        process.make_due()
+        source.hold = asyncio.Event()
+        assert [process.local for _ in range(3)] == [before] * 3
+        await eventually(lambda: source.reads == reads + 1)  # noqa: B023 - used at once
+        assert process.local == before
+        source.hold.set()
+        await eventually(lambda: process.local == answers)  # noqa: B023 - used at once
+        assert source.reads == reads + 1
+        await process.stored()
+
+
+async def test_what_cannot_be_renewed_stays_until_its_end(
+    start_process: StartProcess, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await start_process(enabled=True, ttl=1)
+    await process.get()
+    monkeypatch.setattr(process.cache, "_get_or_fill_alone", fail)
+    process.make_due()
+    assert process.local == b"0"
+    await eventually(lambda: process.cache._renewals == 0)
+    assert process.local == b"0"
+    await eventually(lambda: process.local is None, within=3)
+
+
+async def fail(*_: object, **__: object) -> None:
+    raise Unavailable
+
+
+async def test_what_needs_its_caller_is_not_renewed(start_process: StartProcess, source: Source) -> None:
+    process = await start_process()
+    process.is_renewable = False
+    await process.get()
+    (entry,) = process.cache._local._entries.values()
+    assert entry.due_at == entry.expires_at
+
+
+async def test_a_write_overtakes_a_renewal(start_process: StartProcess, source: Source, valkey: EmbeddedValkey) -> None:
+    reader, writer = await start_process(), await start_process()
+    await reader.get()
+    await reader.stored()
+    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
+        await administrator.flushdb()
+    reader.make_due()
+    source.hold = asyncio.Event()
+    assert reader.local == b"0"
+    await eventually(lambda: source.reads == 2)
+    source.value = b"1"
+    await writer.cache.forget_now(["user:1"])
+    await eventually(lambda: reader.local is None)
+    source.hold.set()
+    await eventually(lambda: reader.cache._renewals == 0)
+    await reader.stored()
+    assert reader.cache.get_local("key") is None
+    assert [await writer.get(), await reader.get()] == [b"1", b"1"]
+
+
+async def test_without_messages_memory_is_not_used_until_they_come_again(
+    start_process: StartProcess, source: Source
+) -> None:
+    """Redis itself answers, but what others forget would not be heard."""
+    writer, reader = await start_process(), await start_process()
+    await reader.get()
+    await reader.bus.close()
+    for number in (b"1", b"2"):
+        source.value = number
+        await writer.cache.forget_now(["user:1"])
+        assert [await reader.get(), reader.local] == [number, None]
+    await reader.bus.start()
+    assert [await reader.get(), reader.local] == [b"2", b"2"]
 
 
 @pytest.mark.parametrize("tag", TAGS)

@@ -24,7 +24,19 @@ from tests.fixtures.application import Lifespan
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually
 
-ACTIONS = ("write", "write", "record", "me", "me", "overview", "overview", "forget memory", "flush redis", "settle")
+ACTIONS = (
+    "write",
+    "write",
+    "record",
+    "me",
+    "me",
+    "overview",
+    "overview",
+    "forget memory",
+    "age",
+    "flush redis",
+    "settle",
+)
 # What passes between the beginnings of two steps: nothing, turns of the event loop, or milliseconds.
 PAUSES = (None, None, 0.0, 0.0, 0.0005, 0.002)
 PEOPLE = 10
@@ -104,6 +116,10 @@ class World:
                 await asyncio.gather(*tasks)
             elif action == "forget memory":
                 instance.cache._local.forget_all()
+            elif action == "age":
+                # What is read next is near the end of its time, and is renewed.
+                for entry in instance.cache._local._entries.values():
+                    entry.due_at = 0.0
             else:
                 tasks.append(asyncio.create_task(self.act(action, instance)))
             if pause is not None:

@@ -3,10 +3,13 @@
 from typing import Any
 
 import pytest
+import redis
 
 from app.kernel.middleware.request_context import _duration
 from app.main import Onehop
+from tests.fixtures.application import Budget
 from tests.fixtures.people import Person
+from tests.fixtures.waiting import eventually
 
 OWN = {"x-request-id", "ratelimit"}
 
@@ -89,3 +92,20 @@ async def test_whatever_is_unusual_is_left_to_the_layers(app: Onehop, person: Pe
     await person.get("/v1/overview")
     await person.post("/v1/auth/logout", json={})
     assert app.answer_of(scope_of(person)) is None
+
+
+async def test_an_answer_near_its_end_is_renewed_and_nobody_waits(
+    app: Onehop, person: Person, budget: Budget, redis_url: str
+) -> None:
+    await person.get("/v1/overview")
+    local = app.state.resources.cache._local
+    (entry,) = local._entries.values()
+    async with redis.asyncio.Redis.from_url(redis_url) as server:
+        await server.flushall()
+    entry.due_at = 0.0
+    with budget(0):
+        before = app.answer_of(scope_of(person, x_request_id="mine"))
+    await eventually(lambda: list(local._entries.values()) not in ([], [entry]))
+    (renewed,) = local._entries.values()
+    assert renewed.due_at < renewed.expires_at
+    assert app.answer_of(scope_of(person, x_request_id="mine")) == before

@@ -1,7 +1,7 @@
 """The two levels together: look-ups, fills that many share, and what a write does to both."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from prometheus_client import Counter
@@ -9,9 +9,10 @@ from prometheus_client import Counter
 from app.kernel.background import Background
 from app.kernel.bus import Bus
 from app.kernel.cache.answers import CachedAnswer
-from app.kernel.cache.local import LocalCache
+from app.kernel.cache.local import Fill, LocalCache
 from app.kernel.cache.remote import Found, RemoteCache, Wanted
 from app.kernel.database import Database, Tx
+from app.kernel.errors import AppError
 from app.kernel.ids import new_id
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
@@ -21,6 +22,8 @@ FORGET_TOPIC = "cache.forget"
 _CHANNEL = "onehop:cache:forget"
 _RETRY_SECONDS = 0.1
 _MAX_PENDING_TAGS = 10_000
+# What is beyond that ends with its time and is found anew by whoever asks for it.
+_MAX_RENEWALS = 16
 
 _logger = get_logger(__name__)
 _requests_total = Counter("app_cache_requests", "Cache look-ups.", ["tier", "result"])
@@ -37,7 +40,7 @@ class Cache:
         self._settings = settings
         self._bus = bus
         self._origin = new_id().bytes
-        self._local = LocalCache(settings)
+        self._local = LocalCache(settings, self._renew)
         self._remote = RemoteCache(settings, redis, channel=_CHANNEL, origin=self._origin)
         # By tag, which failure it was: one that failed again while it was tried again stays.
         self._pending: dict[str, int] = {}
@@ -45,6 +48,7 @@ class Cache:
         self._retry_task: asyncio.Task[None] | None = None
         self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
         self._flights_of_tag: dict[str, set[str]] = {}
+        self._renewals = 0
         self._background = Background()
         # The answer in this process's memory; bound once, because it is asked for by nearly every request.
         self.get_local = self._local.get
@@ -64,10 +68,11 @@ class Cache:
         _local_hit.inc(self._local.take_hits())
 
     async def get_or_fill(
-        self, key: str, tags: tuple[str, ...], fill: Callable[[], Awaitable[CachedAnswer | None]]
+        self, key: str, tags: tuple[str, ...], fill: Fill, *, renewable: bool = False
     ) -> CachedAnswer | None:
         """The answer in Redis, or that of `fill`, which runs once for all who ask for `key` at the same time.
 
+        `renewable`: `fill` needs nothing of its caller, and may be run again when the answer nears the end of its time.
         None: `fill` had nothing to cache, or another caller's had not; who gets it has to find an answer alone.
         """
         flight = self._flights.get(key)
@@ -78,7 +83,7 @@ class Cache:
             self._flights_of_tag.setdefault(tag, set()).add(key)
         answer = None
         try:
-            answer = await self._get_or_fill_alone(Wanted(key, tags), fill)
+            answer = await self._get_or_fill_alone(Wanted(key, tags), fill, renewable=renewable)
         finally:
             if self._flights.get(key) is flight:
                 self._end_flight(key, tags)
@@ -101,9 +106,7 @@ class Cache:
         await self._remote.close()
         await self._background.close()
 
-    async def _get_or_fill_alone(
-        self, wanted: Wanted, fill: Callable[[], Awaitable[CachedAnswer | None]]
-    ) -> CachedAnswer | None:
+    async def _get_or_fill_alone(self, wanted: Wanted, fill: Fill, *, renewable: bool) -> CachedAnswer | None:
         mark = self._local.begin_fill()
         found = await self._look_up(wanted)
         answer = found.answer if found is not None else None
@@ -115,8 +118,24 @@ class Cache:
                 # Nobody waits for Redis to take it.
                 self._remote.store(wanted, found.versions, answer)
         if self._settings.enabled and self._bus.is_connected:
-            self._local.keep(wanted.key, wanted.tags, mark, answer)
+            self._local.keep(wanted.key, wanted.tags, mark, answer, fill if renewable else None)
         return answer
+
+    def _renew(self, key: str, tags: tuple[str, ...], refill: Fill) -> None:
+        if self._renewals < _MAX_RENEWALS:
+            self._renewals += 1
+            self._background.spawn(self._renew_now(key, tags, refill))
+
+    async def _renew_now(self, key: str, tags: tuple[str, ...], refill: Fill) -> None:
+        """As if somebody asked who does not find it in memory; a write meanwhile counts for it just the same."""
+        try:
+            await self.get_or_fill(key, tags, refill, renewable=True)
+        except AppError as error:
+            _logger.debug("a cached answer was not renewed", error=error.code)
+        except Exception:
+            _logger.exception("renewing a cached answer failed")
+        finally:
+            self._renewals -= 1
 
     async def _look_up(self, wanted: Wanted) -> Found | None:
         """What Redis has; None if it cannot be asked, or must not be believed."""

@@ -2,29 +2,41 @@
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
 from app.kernel.cache.answers import CachedAnswer
 from app.kernel.settings import CacheSettings
 
 _MAX_REMEMBERED_TAGS = 100_000
+# What is asked for in the last tenth of its time is worth having for another one.
+_RENEWED_FROM = 0.9
+
+Fill = Callable[[], Awaitable[CachedAnswer | None]]
 
 
 class _Entry:
-    __slots__ = ("answer", "expires_at", "tags")
+    __slots__ = ("answer", "due_at", "expires_at", "refill", "tags")
 
-    def __init__(self, answer: CachedAnswer, tags: tuple[str, ...], expires_at: float) -> None:
+    def __init__(self, answer: CachedAnswer, tags: tuple[str, ...], ttl: float, refill: Fill | None) -> None:
+        now = monotonic()
         self.answer = answer
         self.tags = tags
-        self.expires_at = expires_at
+        self.expires_at = now + ttl
+        self.refill = refill
+        # When there is more to do than to answer: to renew it, or to drop it.
+        self.due_at = self.expires_at if refill is None else now + ttl * _RENEWED_FROM
 
 
 class LocalCache:
-    """Bounded by number and by bytes; what was not asked for the longest goes first."""
+    """Bounded by number and by bytes; what was not asked for the longest goes first.
 
-    def __init__(self, settings: CacheSettings) -> None:
+    `renew` is called with key, tags and refill of what is asked for near the end of its time, once for each entry.
+    """
+
+    def __init__(self, settings: CacheSettings, renew: Callable[[str, tuple[str, ...], Fill], None]) -> None:
         self._settings = settings
+        self._renew = renew
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
         self._keys_of_tag: dict[str, set[str]] = {}
@@ -38,8 +50,7 @@ class LocalCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires_at < monotonic():
-            self._remove(key)
+        if entry.due_at < monotonic() and not self._is_alive(key, entry):
             return None
         self._hits += 1
         self._entries.move_to_end(key)
@@ -54,8 +65,10 @@ class LocalCache:
         """A mark to be taken before anything is read for a fill."""
         return self._counter
 
-    def keep(self, key: str, tags: tuple[str, ...], mark: int, answer: CachedAnswer) -> None:
-        """Keeps what a fill found, unless one of its tags was forgotten after `mark`."""
+    def keep(
+        self, key: str, tags: tuple[str, ...], mark: int, answer: CachedAnswer, refill: Fill | None = None
+    ) -> None:
+        """Keeps what a fill found, unless one of its tags was forgotten after `mark`; `refill` would find it again."""
         if mark < self._forgotten_floor:
             return
         for tag in tags:
@@ -63,7 +76,7 @@ class LocalCache:
                 return
         self._remove(key)
         ttl = self._settings.ttl * random.uniform(0.9, 1.1)  # noqa: S311 - jitter, not a secret
-        self._entries[key] = _Entry(answer, tags, monotonic() + ttl)
+        self._entries[key] = _Entry(answer, tags, ttl, refill)
         self._bytes += answer.size
         for tag in tags:
             self._keys_of_tag.setdefault(tag, set()).add(key)
@@ -87,6 +100,16 @@ class LocalCache:
         self._entries.clear()
         self._keys_of_tag.clear()
         self._bytes = 0
+
+    def _is_alive(self, key: str, entry: _Entry) -> bool:
+        if entry.expires_at < monotonic():
+            self._remove(key)
+            return False
+        # Whether or not that succeeds, this entry is left alone until its end.
+        entry.due_at = entry.expires_at
+        if entry.refill is not None:
+            self._renew(key, entry.tags, entry.refill)
+        return True
 
     def _remove(self, key: str) -> None:
         entry = self._entries.pop(key, None)

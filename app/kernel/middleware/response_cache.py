@@ -91,14 +91,17 @@ class ResponseCache:
         charge(scope, 1.0)
         capture = _Capture(scope, send)
         fill: Callable[[], Awaitable[CachedAnswer | None]]
-        if read.handler is not None and not scope["query_string"]:
+        handler = None if scope["query_string"] else read.handler
+        if handler is not None:
             scope["route_template"] = read.path
-            fill = partial(self._ask_handler, read.handler, principal)
+            fill = partial(self._ask_handler, handler, principal)
         else:
             fill = partial(self._ask_framework, scope, receive, capture)
         answer = None
         if len(scope["query_string"]) <= _MAX_QUERY_BYTES:
-            answer = await self._cache.get_or_fill(key, read.tags(principal.user_id), fill)
+            answer = await self._cache.get_or_fill(
+                key, read.tags(principal.user_id), fill, renewable=handler is not None
+            )
         if answer is not None:
             scope["route_template"] = read.path
             await _send_answer(answer, scope, send)
