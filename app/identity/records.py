@@ -229,7 +229,6 @@ class ApiKeyRow:
 class ApiKeyOwner:
     """What a request with an API key needs to know."""
 
-    secret_hash: bytes
     scopes: list[str]
     expires_at: datetime | None
     role: Role

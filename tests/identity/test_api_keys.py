@@ -1,11 +1,13 @@
 """API keys: what they may do, and that they end at once."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import httpx
 import pytest
 
 from app.identity.schemas import ApiKeyList, NewApiKeyView
+from app.identity.service.tokens import decode_api_key
 from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
@@ -30,7 +32,9 @@ async def test_a_key_is_shown_once_and_does_what_its_scopes_say(client: httpx.As
     assert key.startswith("ak_")
     listed = await person.get("/v1/auth/api-keys")
     assert key not in listed.text
-    (item,) = body_of(listed, ApiKeyList)["items"]
+    forged = replace(decode_api_key(key), secret=bytes(32)).encode()
+    problem_of(await client.post("/v1/events", json={"kind": "a"}, headers=bearer(forged)), 401, "invalid_token")
+    (item,) = body_of(await person.get("/v1/auth/api-keys"), ApiKeyList)["items"]
     assert (item["name"], item["scopes"], item["last_used_at"]) == ("k", ["events:read", "events:write"], None)
     assert (await client.post("/v1/events", json={"kind": "a"}, headers=bearer(key))).status_code == 201
     answer = await client.get("/v1/users/me", headers=bearer(key))

@@ -300,7 +300,15 @@ async def test_endpoints_are_made_once_a_key_and_listed_by_pages(person: Person)
 
 async def test_the_catalogue_is_listed(person: Person) -> None:
     items = (await person.get("/v1/webhooks/event-types")).json()["items"]
-    assert {"user.registered", "session.revoked", "job.succeeded", "invoice.issued"} <= {item["type"] for item in items}
+    assert [item["type"] for item in items] == [
+        "invoice.issued",
+        "job.failed",
+        "job.succeeded",
+        "session.revoked",
+        "user.deleted",
+        "user.registered",
+        "user.updated",
+    ]
 
 
 async def test_deliveries_of_others_do_not_exist(person: Person) -> None:

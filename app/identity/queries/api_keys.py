@@ -84,18 +84,18 @@ async def revoke_api_keys(
     return [Revocation(**row) for row in rows]
 
 
-# Asked for once per key, process and ten minutes, so this is where the last use is noted.
+# Asked for once per key, process and ten minutes, so this is where the last use is noted; not that of a wrong secret.
 USE_API_KEY = """
 UPDATE identity.api_keys AS key
    SET last_used_at = $3
   FROM identity.accounts AS account
- WHERE key.user_id = $1 AND key.id = $2 AND key.revoked_at IS NULL
+ WHERE key.user_id = $1 AND key.id = $2 AND key.secret_hash = $4 AND key.revoked_at IS NULL
    AND (key.expires_at IS NULL OR key.expires_at > $3)
    AND account.user_id = key.user_id AND account.status = 'active'
-RETURNING key.secret_hash, key.scopes, key.expires_at, account.role, account.version
+RETURNING key.scopes, key.expires_at, account.role, account.version
 """
 
 
-async def use_api_key(tx: Tx, user_id: UserId, key_id: UUID, now: datetime) -> ApiKeyOwner | None:
-    row = await tx.fetchrow(USE_API_KEY, user_id, key_id, now)
+async def use_api_key(tx: Tx, user_id: UserId, key_id: UUID, now: datetime, secret_hash: bytes) -> ApiKeyOwner | None:
+    row = await tx.fetchrow(USE_API_KEY, user_id, key_id, now, secret_hash)
     return ApiKeyOwner(**row) if row else None

@@ -18,7 +18,6 @@ EVENT_TYPES: dict[str, str] = {
     "job.succeeded": "A job ended as it should.",
     "job.failed": "A job failed for good.",
     "invoice.issued": "An invoice was made and sent.",
-    "webhook.test": "Sent on demand, to try an endpoint.",
 }
 ALL_EVENTS = "*"
 # Events of the installation, of which `*` says nothing.
