@@ -66,11 +66,11 @@ def list_jobs(
 @jobs.command()
 def show(job_id: _JobId) -> None:
     """One job as JSON, with its failed attempts."""
-    from app.jobs.api import State, get_any_job, list_attempts
+    from app.jobs.api import get_any_job, list_attempts
 
     async def read(own: "Resources") -> dict[str, Any]:
         job = await get_any_job(own.db, job_id)
-        words = {"state": State(job.state).name.lower(), "attempts": await list_attempts(own.db, job_id)}
+        words = {"state": _state(job), "attempts": await list_attempts(own.db, job_id)}
         return asdict(job) | words
 
     say(orjson.dumps(_with_resources(read), default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
@@ -140,7 +140,12 @@ def resume(lane: _Lane) -> None:
 
 
 def _line(job: "AdminJob") -> str:
-    from app.jobs.api import State
+    return f"{job.id}  {_state(job):<9}  {job.attempt}/{job.max_attempts}  {job.lane:<9} {job.kind}"
 
-    state = State(job.state).name.lower()
-    return f"{job.id}  {state:<9}  {job.attempt}/{job.max_attempts}  {job.lane:<9} {job.kind}"
+
+def _state(job: "AdminJob") -> str:
+    """As the API tells it, and as `--state` takes it."""
+    from app.jobs.api import api_state
+    from app.kernel.clock import SystemClock
+
+    return api_state(job.state, job.attempt, job.run_at, SystemClock().now())

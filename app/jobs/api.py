@@ -5,7 +5,7 @@ from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.cleaning import delete_webhooks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, State
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, api_state
 from app.jobs.service.administration import (
     cancel_any_job,
     get_any_job,
@@ -39,8 +39,8 @@ __all__ = [
     "Overview",
     "Postman",
     "Relay",
-    "State",
     "WebhookSender",
+    "api_state",
     "cancel_any_job",
     "delete_webhooks",
     "get_any_job",

@@ -19,7 +19,9 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(
     async with producer.db.statement("test.enqueue") as tx:
         job_id = await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
     assert (await shell("jobs", "list"))[1].split() == [str(job_id), "queued", "0/8", "default", "test.noop"]
-    assert f'"id": "{job_id}"' in (await shell("jobs", "show", str(job_id)))[1]
+    await connection.execute("UPDATE jobs.jobs SET run_at = now() + interval '1 hour'")
+    assert json.loads((await shell("jobs", "show", str(job_id)))[1])["state"] == "scheduled"
+    await connection.execute("UPDATE jobs.jobs SET run_at = now()")
     await connection.execute(
         """
         INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
