@@ -149,7 +149,7 @@ def report(found: Sequence[Measured], seconds: float) -> str:
         f"{seconds:.0f} s.\nMachine: {machine}.\n\n"
         "*Goodput* is what was answered as wished within the window ÷ capacity; *by CPU time* is the part of the "
         "server's computing\ntime that went into it, which neighbours on the machine disturb least. *Answered* is all "
-        "answers ÷ capacity: refusals get a\ntwentieth of the event loop's time while there is other work, so a "
+        "answers ÷ capacity: refusals get a\nhundredth of the event loop's time while there is other work, so a "
         "client that waits for them cannot ask faster.\n\n"
         f"{head}{rows}\n\n## Verdicts\n\n{verdicts}\n"
     )

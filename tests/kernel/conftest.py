@@ -24,7 +24,7 @@ async def pool_becomes_whole(database: Database) -> None:
     """Every connection of the pool comes back to it."""
     pool = database._pool
     assert pool is not None
-    await eventually(lambda: pool.get_idle_size() == pool.get_size() > 0)
+    await eventually(lambda: pool.connections[0] == pool.connections[1] > 0)
 
 
 @pytest.fixture

@@ -248,6 +248,23 @@ async def test_full_pool_answers_soon(open_database: OpenDatabase, accounts: Con
         assert await conn.fetchval("SELECT 1") == 1
 
 
+async def test_nobody_overtakes_who_waits_for_a_connection(open_database: OpenDatabase, accounts: Connection) -> None:
+    database = await open_database(pool_size=1)
+    order = []
+
+    async def read(name: str) -> None:
+        async with database.read("test.read"):
+            order.append(name)
+
+    async with database.read("test.holder"):
+        waiting = [asyncio.create_task(read(name)) for name in ("first", "second")]
+        await asyncio.sleep(0.02)
+    # In the same turn of the loop in which the first of them is woken.
+    await read("newcomer")
+    await asyncio.gather(*waiting)
+    assert order == ["first", "second", "newcomer"]
+
+
 async def test_slow_statement_is_stopped_by_the_server(open_database: OpenDatabase, accounts: Connection) -> None:
     database = await open_database(statement_timeout=0.2)
     started = time.perf_counter()

@@ -90,7 +90,7 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
                     "SELECT count(*) FROM pg_stat_activity"
                     " WHERE state = 'active' AND query LIKE '%by a test%' AND pid <> pg_backend_pid()"
                 )
-            return bool(running_still == 0 and database._pool.get_idle_size() == database._pool.get_size())
+            return bool(running_still == 0 and len(set(database._pool.connections)) == 1)
 
         await eventually(nothing_is_left, within=5)
         metrics = await metrics_of(running)

@@ -5,21 +5,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import Counter, Gauge
 
 from app.kernel.background import Background
-from app.kernel.database.failures import DatabaseUnavailable, is_broken, translate
+from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_broken, translate
 from app.kernel.database.loans import Loan
-from app.kernel.database.pools import CONNECT_ERRORS, Connector, close_pool
+from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.database.replicas import Positions, Replicas
-from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Row, Tx
+from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Tx
 from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import get_logger
-
-if TYPE_CHECKING:
-    import asyncpg
 
 _logger = get_logger(__name__)
 _statements_total = Counter("app_database_statements", "SQL statements, by unit of work.", ["unit"])
@@ -47,8 +44,8 @@ class Database:
         self._settings = settings
         self._connector = Connector(settings.url.get_secret_value(), settings, application_name)
         self._replicas = Replicas(settings, application_name, self._ask) if settings.replica_urls else None
-        self._pool: asyncpg.Pool[Row] | None = None
-        self._export_pool: asyncpg.Pool[Row] | None = None
+        self._pool: Pool | None = None
+        self._export_pool: Pool | None = None
         self._handlers: dict[str, Callable[[list[Any]], Awaitable[None]]] = {}
         self._recordings: list[list[Statement]] = []
         self._background = Background()
@@ -69,8 +66,9 @@ class Database:
         await self._background.close()
         if self._replicas is not None:
             await self._replicas.close()
-        await close_pool(self._pool)
-        await close_pool(self._export_pool)
+        for pool in (self._pool, self._export_pool):
+            if pool is not None:
+                await pool.close()
 
     def on_commit(self, topic: str, handler: Callable[[list[Any]], Awaitable[None]]) -> None:
         """Registers who takes the items emitted under `topic`."""
@@ -187,9 +185,9 @@ class Database:
     def observe_pool(self) -> None:
         """Sets the pool's gauges."""
         if self._pool is not None:
-            idle = self._pool.get_idle_size()
+            size, idle = self._pool.connections
             _pool_connections.labels("idle").set(idle)
-            _pool_connections.labels("used").set(self._pool.get_size() - idle)
+            _pool_connections.labels("used").set(size - idle)
 
     def note(self, unit: str, sql: str) -> None:
         """Counts a statement."""
@@ -276,8 +274,8 @@ class Database:
         try:
             for _ in range(self._settings.pool_size):
                 # One by one, so that those there are given back when the next one fails.
-                connections.append(await pool.acquire(timeout=self._settings.connect_timeout))  # noqa: PERF401 - see above
-        except CONNECT_ERRORS as error:
+                connections.append(await pool.acquire(self._settings.connect_timeout))  # noqa: PERF401 - see above
+        except (*CONNECT_ERRORS, PoolExhausted) as error:
             _logger.warning("postgres is not reachable yet", error=type(error).__name__)
         finally:
             # Shielded, so that a shutdown at this very moment leaves none of them behind.

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import asyncpg
 from prometheus_client import Histogram
 
-from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_broken
-from app.kernel.database.pools import CONNECT_ERRORS
+from app.kernel.database.failures import DatabaseUnavailable, is_broken
+from app.kernel.database.pools import CONNECT_ERRORS, Pool
 from app.kernel.database.replicas import Replica
-from app.kernel.database.units import Row
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger
 
 _logger = get_logger(__name__)
@@ -52,18 +51,18 @@ class Loan:
         "connection",
     )
 
-    def __init__(self, lender: Lender, pool: "asyncpg.Pool[Row]", unit: str, timeout: float) -> None:
+    def __init__(self, lender: Lender, pool: Pool, unit: str, timeout: float) -> None:
         self._lender = lender
         self._pool = pool
         self._unit = unit
         self._timeout = timeout
         self._replica: Replica | None = None
-        self._replica_pool: asyncpg.Pool[Row] | None = None
+        self._replica_pool: Pool | None = None
         self._lent_by = pool
         self._acquired_at = 0.0
         self.connection: Any = None
 
-    def prefer(self, replica: Replica, pool: "asyncpg.Pool[Row] | None") -> None:
+    def prefer(self, replica: Replica, pool: Pool | None) -> None:
         """Tries `pool`, which is one of `replica`'s, first."""
         self._replica, self._replica_pool = replica, pool
 
@@ -88,11 +87,9 @@ class Loan:
 
     async def _acquire(self, *, may_fail: bool = True) -> Any:
         try:
-            # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
-            return await self._pool.acquire(timeout=self._timeout)
+            return await self._pool.acquire(self._timeout)
         except TimeoutError as error:
-            is_full = self._pool.get_idle_size() == 0
-            raise (PoolExhausted() if is_full else DatabaseUnavailable()) from error
+            raise DatabaseUnavailable from error
         except CONNECT_ERRORS as error:
             # One that was cut off while it was made says nothing of the next one.
             if not (may_fail and is_broken(error)):

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
+from app.kernel.database.failures import PoolExhausted
 from app.kernel.database.units import Row
 from app.kernel.settings import DatabaseSettings
 
@@ -40,7 +41,7 @@ class Connector:
             server_settings={"application_name": f"{self._application_name}:{unit}"},
         )
 
-    async def pool(self, size: int, *, command_timeout: float | None) -> "asyncpg.Pool[Row]":
+    async def pool(self, size: int, *, command_timeout: float | None) -> "Pool":
         """A pool without connections; they are made when they are needed. Nothing takes them away but a failure."""
         session = {"application_name": self._application_name, "TimeZone": "UTC"}
         if self._settings.session_settings:
@@ -50,7 +51,7 @@ class Connector:
                 "idle_in_transaction_session_timeout": _milliseconds(self._settings.idle_in_transaction_timeout),
                 "jit": "off",
             }
-        return await asyncpg.create_pool(
+        pool = await asyncpg.create_pool(
             self._dsn,
             connect=self._connect,
             min_size=0,
@@ -64,6 +65,7 @@ class Connector:
             server_settings=session,
             reset=_no_reset,
         )
+        return Pool(pool, size)
 
     async def _connect(self, *_: Any, **options: Any) -> Any:
         """A connection to the first host that is there and takes writes; the arguments are asyncpg's.
@@ -105,15 +107,56 @@ class Connector:
                 attempt.cancel()
 
 
-async def close_pool(pool: "asyncpg.Pool[Row] | None") -> None:
-    """Waits for the units under way, at most five seconds, then closes all connections."""
-    if pool is None:
-        return
-    try:
-        async with asyncio.timeout(5):
-            await pool.close()
-    except (TimeoutError, asyncpg.InterfaceError):
-        pool.terminate()
+class Pool:
+    """asyncpg's pool with a queue before it: there, a newcomer may take what somebody else was woken for, who then
+    waits again behind all others. With many more callers than connections some wait until their time is over.
+    """
+
+    def __init__(self, pool: "asyncpg.Pool[Row]", size: int) -> None:
+        self._pool = pool
+        self._turns = asyncio.Semaphore(size)
+        self.expire_connections = pool.expire_connections
+        self.terminate = pool.terminate
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many there are, and how many of them are idle."""
+        return self._pool.get_size(), self._pool.get_idle_size()
+
+    async def acquire(self, timeout: float) -> Any:
+        """A connection, made if there is none; each step may take `timeout` seconds, and so may its release.
+
+        Raises:
+            PoolExhausted: there was no turn in that time. TimeoutError and what else making a connection raises.
+        """
+        if self._turns.locked():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._turns.acquire()
+            except TimeoutError as error:
+                raise PoolExhausted from error
+        else:
+            await self._turns.acquire()
+        try:
+            # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
+            return await self._pool.acquire(timeout=timeout)
+        except BaseException:
+            self._turns.release()
+            raise
+
+    async def release(self, connection: Any) -> None:
+        try:
+            await self._pool.release(connection)
+        finally:
+            self._turns.release()
+
+    async def close(self) -> None:
+        """Waits for the units under way, at most five seconds, then closes all connections."""
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except (TimeoutError, asyncpg.InterfaceError):
+            self._pool.terminate()
 
 
 def _hosts_of(dsn: str) -> list[tuple[str, int]]:

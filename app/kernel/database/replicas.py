@@ -12,12 +12,11 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
-import asyncpg
 from prometheus_client import Counter, Gauge
 
 from app.kernel.background import Background
-from app.kernel.database.pools import CONNECT_ERRORS, Connector, close_pool
-from app.kernel.database.units import Row
+from app.kernel.database.failures import PoolExhausted
+from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.errors import Unavailable
 from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import get_logger
@@ -71,15 +70,15 @@ class Replica:
         self.is_usable = False
         self._connector = connector
         self._settings = settings
-        self.pool: asyncpg.Pool[Row] | None = None
-        self.export_pool: asyncpg.Pool[Row] | None = None
+        self.pool: Pool | None = None
+        self.export_pool: Pool | None = None
         self._watching: Any = None
 
-    async def acquire(self, pool: "asyncpg.Pool[Row]") -> Any:
+    async def acquire(self, pool: Pool) -> Any:
         """A connection of one of its pools, or None."""
         try:
-            connection = await pool.acquire(timeout=_ACQUIRE_SECONDS)
-        except CONNECT_ERRORS as error:
+            connection = await pool.acquire(_ACQUIRE_SECONDS)
+        except (*CONNECT_ERRORS, PoolExhausted) as error:
             self.note_failure(error)
             return None
         _reads_total.labels("replica").inc()
@@ -117,8 +116,9 @@ class Replica:
     async def close(self) -> None:
         if self._watching is not None:
             self._watching.terminate()
-        await close_pool(self.pool)
-        await close_pool(self.export_pool)
+        for pool in (self.pool, self.export_pool):
+            if pool is not None:
+                await pool.close()
 
     def _lose(self, error: Exception) -> None:
         """Ends everything that waits for it, so that it is done elsewhere at once."""

@@ -6,7 +6,7 @@ from time import thread_time
 from typing import Protocol
 
 # Reading what is refused takes as long again.
-_REFUSING_PART = 0.05
+_REFUSING_PART = 0.01
 
 
 class Unanswered(Protocol):
