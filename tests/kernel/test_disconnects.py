@@ -1,16 +1,24 @@
 """What becomes of a request whose client has gone."""
 
 import asyncio
+import json
+import threading
 from typing import Any
 
+import asyncpg
 import httpx
-from fastapi import Response
+import pytest
+from fastapi import FastAPI, Response
+from prometheus_client import REGISTRY
 
 from app.kernel.auth import Public
+from app.kernel.database import Database
 from app.kernel.http import Router, json_response
 from app.kernel.resources import ResourcesDep
 from app.settings import Settings
 from tests.fixtures.application import Lifespan
+from tests.fixtures.people import PASSWORD, Person
+from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import create_app_with
 
@@ -20,9 +28,12 @@ async def metrics_of(running: Lifespan) -> str:
         return (await client.get("/metrics")).text
 
 
-async def call_until_gone(running: Lifespan, method: str, path: str, gone: asyncio.Event) -> None:
-    """Sends a request and then closes the connection when `gone` is set."""
+async def call_until_gone(
+    running: Lifespan, method: str, path: str, gone: asyncio.Event, *, body: bytes = b"", token: str | None = None
+) -> int | None:
+    """Sends a request, and closes the connection when `gone` is set. Answers the status, if there was an answer."""
     is_sent = False
+    status: int | None = None
 
     async def receive() -> dict[str, Any]:
         nonlocal is_sent
@@ -30,23 +41,29 @@ async def call_until_gone(running: Lifespan, method: str, path: str, gone: async
             await gone.wait()
             return {"type": "http.disconnect"}
         is_sent = True
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
-    async def send(message: Any) -> None: ...
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
 
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))] if body else []
+    if token is not None:
+        headers.append((b"authorization", f"Bearer {token}".encode()))
     scope = {
         "type": "http",
         "method": method,
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [],
+        "headers": headers,
         "client": ("127.0.0.1", 1),
         "http_version": "1.1",
         "scheme": "http",
         "server": ("localhost", 80),
     }
     await running(scope, receive, send)
+    return status
 
 
 async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Settings) -> None:
@@ -96,3 +113,86 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
         metrics = await metrics_of(running)
     labels = 'http_request_method="GET",http_response_status_code="499",http_route="/slow/sleep"'
     assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
+
+
+@pytest.mark.settings(APP_DATABASE_LOCK_TIMEOUT="20")
+async def test_a_composed_read_ends_with_its_client_unless_others_wait_for_it(
+    running_app: Lifespan, person: Person, db: Database, database_url: str
+) -> None:
+    calls: list[asyncio.Task[int | None]] = []
+    leave: list[asyncio.Event] = []
+
+    async def is_waiting() -> bool:
+        async with db.read("test.look") as conn:
+            return bool(await conn.fetchval("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"))
+
+    async def ask(count: int) -> None:
+        """Leaves nothing in memory before."""
+        await person.post("/v1/events", json={"kind": "something.new"})
+        await locker.execute("BEGIN")
+        await locker.execute("LOCK TABLE users.users IN ACCESS EXCLUSIVE MODE")
+        calls.clear()
+        leave.clear()
+        for _ in range(count):
+            leave.append(asyncio.Event())
+            token = person.tokens["access_token"]
+            calls.append(
+                asyncio.create_task(call_until_gone(running_app, "GET", "/v1/overview", leave[-1], token=token))
+            )
+        await eventually(is_waiting)
+
+    async def outcomes() -> list[int | None]:
+        await locker.execute("ROLLBACK")
+        async with asyncio.timeout(5):
+            return await asyncio.gather(*calls)
+
+    locker = await asyncpg.connect(database_url)
+    try:
+        await ask(1)
+        leave[0].set()
+        async with asyncio.timeout(5):
+            assert await calls[0] is None
+        assert await outcomes() == [None]
+        # The second one waits for the answer of the first.
+        await ask(2)
+        leave[1].set()
+        async with asyncio.timeout(5):
+            assert await calls[1] is None
+        assert await outcomes() == [200, None]
+        await ask(2)
+        leave[0].set()
+        await asyncio.sleep(0.2)
+        assert not any(call.done() for call in calls)
+        assert await outcomes() == [200, 200]
+    finally:
+        await locker.close()
+    labels = 'http_request_method="GET",http_response_status_code="499",http_route="/v1/overview"'
+    assert f"http_server_request_duration_seconds_count{{{labels}}} 2.0" in await metrics_of(running_app)
+
+
+async def test_a_log_in_whose_client_has_gone_is_not_hashed(
+    running_app: Lifespan, app: FastAPI, client: httpx.AsyncClient, person: Person, connection: Connection
+) -> None:
+    hashing = app.state.identity.hashing
+    free = threading.Event()
+    blockers = [hashing._pool.submit(free.wait) for _ in range(hashing._pool._max_workers)]
+    hashed = REGISTRY.get_sample_value("app_identity_password_hash_seconds_count")
+    credentials = {"email": person.email, "password": PASSWORD}
+    gone = asyncio.Event()
+    body = json.dumps(credentials | {"password": "not it at all"}).encode()
+    try:
+        call = asyncio.create_task(call_until_gone(running_app, "POST", "/v1/auth/login", gone, body=body))
+        await eventually(lambda: hashing._used == 1)
+        gone.set()
+        async with asyncio.timeout(5):
+            assert await call is None
+        await eventually(lambda: hashing._used == 0)
+    finally:
+        free.set()
+    await asyncio.gather(*map(asyncio.wrap_future, blockers))
+    assert REGISTRY.get_sample_value("app_identity_password_hash_seconds_count") == hashed
+    assert await connection.fetchval("SELECT count(*) FROM identity.security_events WHERE action = 'login_failed'") == 0
+    labels = 'http_request_method="POST",http_response_status_code="499",http_route="/v1/auth/login"'
+    assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in await metrics_of(running_app)
+    # Who stays is served as ever.
+    assert (await client.post("/v1/auth/login", json=credentials)).status_code == 200

@@ -15,6 +15,7 @@ from prometheus_client import Gauge, Histogram
 
 from app.identity.errors import HashingOverloaded
 from app.identity.settings import IdentitySettings
+from app.kernel.disconnects import ClientGone, when_client_goes
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class PasswordHashing:
         """The PHC string of `password`.
 
         Raises:
-            HashingOverloaded: too many hashes are waiting.
+            HashingOverloaded: too many hashes are waiting. ClientGone: the client went away before it began.
         """
         return await self._run(partial(self._hasher.hash, password))
 
@@ -56,7 +57,7 @@ class PasswordHashing:
         """Whether `password` is the one of `stored`; takes the same time when there is no stored hash.
 
         Raises:
-            HashingOverloaded: too many hashes are waiting.
+            HashingOverloaded: too many hashes are waiting. ClientGone: the client went away before it began.
         """
         matches = await self._run(partial(self._matches, stored or self._dummy, password))
         return matches and stored is not None
@@ -83,7 +84,20 @@ class PasswordHashing:
         future = self._pool.submit(self._timed, work)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
-        return await asyncio.wrap_future(future)
+        is_dropped = False
+
+        def drop() -> None:
+            nonlocal is_dropped
+            # Does nothing once a thread has it.
+            is_dropped = future.cancel()
+
+        with when_client_goes(drop):
+            try:
+                return await asyncio.wrap_future(future)
+            except asyncio.CancelledError:
+                if is_dropped:
+                    raise ClientGone from None
+                raise
 
     def _timed(self, work: Callable[[], T]) -> T:
         with _hash_seconds.time():

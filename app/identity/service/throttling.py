@@ -28,6 +28,7 @@ from prometheus_client import Counter
 from app.identity.errors import TooManyAttempts
 from app.kernel.client import network_of
 from app.kernel.clock import Clock
+from app.kernel.disconnects import ClientGone
 from app.kernel.errors import Unavailable
 from app.kernel.keys import Keys
 from app.kernel.redis import RedisGateway, RedisUnavailable
@@ -165,7 +166,7 @@ class Throttle:
 
     @asynccontextmanager
     async def attempt(self, buckets: Sequence[Bucket]) -> AsyncIterator[None]:
-        """Reserves an attempt for what is inside; one that we were too busy to judge is given back.
+        """Reserves an attempt for what is inside; one that was not judged is given back.
 
         Raises:
             TooManyAttempts: with the seconds until the next one.
@@ -173,7 +174,7 @@ class Throttle:
         await self.reserve(buckets)
         try:
             yield
-        except Unavailable:
+        except (Unavailable, ClientGone):
             await self._give_back(buckets, emptied=())
             raise
 

@@ -24,6 +24,7 @@ _RETRY_SECONDS = 0.1
 _MAX_PENDING_TAGS = 10_000
 # What is beyond that ends with its time and is found anew by whoever asks for it.
 _MAX_RENEWALS = 16
+_RENEWAL_SECONDS = 10.0
 
 _logger = get_logger(__name__)
 _requests_total = Counter("app_cache_requests", "Cache look-ups.", ["tier", "result"])
@@ -49,6 +50,8 @@ class Cache:
         self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
         self._flights_of_tag: dict[str, set[str]] = {}
         self._renewals = 0
+        # Keys of the flights that others than who fills wait for, or have waited.
+        self._shared: set[str] = set()
         self._background = Background()
         # The answer in this process's memory; bound once, because it is asked for by nearly every request.
         self.get_local = self._local.get
@@ -77,6 +80,7 @@ class Cache:
         """
         flight = self._flights.get(key)
         if flight is not None:
+            self._shared.add(key)
             return await asyncio.shield(flight)
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         for tag in tags:
@@ -90,6 +94,14 @@ class Cache:
             if not flight.done():
                 flight.set_result(answer)
         return answer
+
+    def is_under_way(self, key: str) -> bool:
+        """Whether the answer for `key` is being found, so that who asks now waits for another one's."""
+        return key in self._flights
+
+    def is_shared(self, key: str) -> bool:
+        """Whether others too have asked for the answer that is being found for `key`."""
+        return key in self._shared
 
     async def forget_now(self, tags: Sequence[str]) -> None:
         """Forgets `tags` here at once and everywhere before it returns, or as soon as Redis answers again."""
@@ -129,9 +141,10 @@ class Cache:
     async def _renew_now(self, key: str, tags: tuple[str, ...], refill: Fill) -> None:
         """As if somebody asked who does not find it in memory; a write meanwhile counts for it just the same."""
         try:
-            await self.get_or_fill(key, tags, refill, renewable=True)
-        except AppError as error:
-            _logger.debug("a cached answer was not renewed", error=error.code)
+            async with asyncio.timeout(_RENEWAL_SECONDS):
+                await self.get_or_fill(key, tags, refill, renewable=True)
+        except (AppError, TimeoutError) as error:
+            _logger.debug("a cached answer was not renewed", error=type(error).__name__)
         except Exception:
             _logger.exception("renewing a cached answer failed")
         finally:
@@ -155,6 +168,7 @@ class Cache:
 
     def _end_flight(self, key: str, tags: Iterable[str]) -> None:
         del self._flights[key]
+        self._shared.discard(key)
         for tag in tags:
             keys = self._flights_of_tag.get(tag)
             if keys is not None:
@@ -194,3 +208,4 @@ class Cache:
             # Who asks from now on must not be given what a fill under way has read before this.
             for key in self._flights_of_tag.pop(tag, ()):
                 self._flights.pop(key, None)
+                self._shared.discard(key)

@@ -3,10 +3,12 @@
 import asyncio
 import re
 from collections import deque
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.kernel.disconnects import watched_var
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.middleware.admission import leave_place
 from app.kernel.settings import HttpSettings
@@ -21,7 +23,8 @@ class Deadline:
     """Stands behind the response cache, because what comes from memory needs no timer.
 
     The clock stops when the answer begins, so that a download or a stream may take its time. A caller that asks to wait
-    (`Prefer: wait=N`, RFC 7240) gets that much more. A write goes on when its client has gone: half of it may be done.
+    (`Prefer: wait=N`, RFC 7240) gets that much more. A write goes on when its client has gone, because half of it may
+    be done; but a part of it that has not begun yet may ask to be told (`kernel.disconnects`).
     """
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
@@ -35,23 +38,25 @@ class Deadline:
             await self._app(scope, receive, send)
             return
         seconds = self._seconds + _asked_to_wait(scope["found_headers"].get(b"prefer"))
-        exchange = _Exchange(self._loop, scope, receive, send, seconds)
+        exchange = Exchange(self._loop, scope, receive, send, seconds)
+        watched_var.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError as error:
-            reason = exchange.reason
-            if reason is not None and exchange.was_cancelled_only_here():
-                raise reason() from error
+            exchange.explain(error)
             raise
         finally:
             exchange.stop_clock()
 
 
-class _Exchange:
-    """One request with its clock. What `asyncio.timeout` does, at a quarter of its cost."""
+class Exchange:
+    """One request with its clock. What `asyncio.timeout` does, at a quarter of its cost.
 
-    __slots__ = ("_cancelling", "_ends", "_kept", "_loop", "_receive", "_scope", "_send", "_task", "_timer", "_watch",
-                 "reason")  # fmt: skip
+    A read whose client goes is given up, unless `on_gone` says otherwise.
+    """
+
+    __slots__ = ("_cancelling", "_ends", "_is_gone", "_is_read", "_is_received", "_kept", "_loop", "_reason",
+                 "_receive", "_scope", "_send", "_task", "_timer", "_watch", "on_gone")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, scope: Scope, receive: Receive, send: Send, seconds: float
@@ -67,12 +72,16 @@ class _Exchange:
         self._kept: deque[Message] | None = None
         self._watch: asyncio.Task[None] | None = None
         # Why the request was given up.
-        self.reason: type[Exception] | None = None
+        self._reason: type[Exception] | None = None
+        self._is_gone = False
+        self._is_received = False
+        self.on_gone: Callable[[], object] | None = None
+        self._is_read = scope["method"] == "GET"
         self._ends = loop.time() + seconds
-        if scope["method"] == "GET" and seconds > _WATCHED_AFTER_SECONDS:
+        if self._is_read and seconds > _WATCHED_AFTER_SECONDS:
             self._timer = loop.call_later(_WATCHED_AFTER_SECONDS, self._start_watch)
         else:
-            self._timer = loop.call_later(seconds, self._give_up, DeadlineExceeded)
+            self._timer = loop.call_later(seconds, self.give_up, DeadlineExceeded)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -86,18 +95,37 @@ class _Exchange:
         if self._watch is not None:
             # Two that wait for messages would take them from each other.
             self._watch.cancel()
-        return await self._receive()
+        message = await self._receive()
+        self._is_received = not message.get("more_body", False)
+        return message
 
     def stop_clock(self) -> None:
         self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
 
-    def was_cancelled_only_here(self) -> bool:
-        return self._task.uncancel() <= self._cancelling
+    def tell_when_gone(self, act: Callable[[], object] | None) -> None:
+        """Once the body is there, because who reads it finds out by itself."""
+        self.on_gone = act
+        if act is None:
+            return
+        if self._is_gone:
+            act()
+        elif self._watch is None and self._is_received:
+            self._watch = self._loop.create_task(self._until_disconnect())
+
+    def give_up(self, reason: type[Exception]) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def explain(self, error: asyncio.CancelledError) -> None:
+        """Raises the reason, if the request was cancelled for it and for nothing else."""
+        if self._reason is not None and self._task.uncancel() <= self._cancelling:
+            raise self._reason from error
 
     def _start_watch(self) -> None:
-        self._timer = self._loop.call_at(self._ends, self._give_up, DeadlineExceeded)
+        self._timer = self._loop.call_at(self._ends, self.give_up, DeadlineExceeded)
         self._watch = self._loop.create_task(self._until_disconnect())
 
     async def _until_disconnect(self) -> None:
@@ -105,12 +133,11 @@ class _Exchange:
             if self._kept is None:
                 self._kept = deque()
             self._kept.append(message)
-        self._give_up(ClientDisconnect)
-
-    def _give_up(self, reason: type[Exception]) -> None:
-        if self.reason is None:
-            self.reason = reason
-            self._task.cancel()
+        self._is_gone = True
+        if self.on_gone is not None:
+            self.on_gone()
+        elif self._is_read:
+            self.give_up(ClientDisconnect)
 
 
 def _asked_to_wait(prefer: bytes | None) -> int:

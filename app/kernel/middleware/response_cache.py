@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.auth import Principal
 from app.kernel.cache import CachedAnswer
-from app.kernel.errors import DeadlineExceeded
 from app.kernel.heads import PreparedHead, send_whole
 from app.kernel.http import body_etag, matches_any
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import take_place
+from app.kernel.middleware.deadline import Exchange
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import charge
 from app.kernel.resources import Resources
@@ -62,6 +63,8 @@ class ResponseCache:
         self._cache = resources.cache
         self._security = SecurityHeaders(resources.http)
         self._reads = {read.path: read for read in reads}
+        # Up to Python 3.11 each question for the running loop is a system call.
+        self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "GET":
@@ -90,38 +93,47 @@ class ResponseCache:
     ) -> None:
         charge(scope, 1.0)
         capture = _Capture(scope, send)
+        exchange = Exchange(self._loop, scope, receive, send, self._resources.http.request_timeout)
+        if not self._cache.is_under_way(key):
+            exchange.on_gone = partial(self._leave, exchange, key)
         fill: Callable[[], Awaitable[CachedAnswer | None]]
         handler = None if scope["query_string"] else read.handler
         if handler is not None:
             scope["route_template"] = read.path
             fill = partial(self._ask_handler, handler, principal)
         else:
-            fill = partial(self._ask_framework, scope, receive, capture)
+            fill = partial(self._ask_framework, scope, exchange, capture)
         answer = None
-        if len(scope["query_string"]) <= _MAX_QUERY_BYTES:
-            answer = await self._cache.get_or_fill(
-                key, read.tags(principal.user_id), fill, renewable=handler is not None
-            )
+        try:
+            if len(scope["query_string"]) <= _MAX_QUERY_BYTES:
+                answer = await self._cache.get_or_fill(
+                    key, read.tags(principal.user_id), fill, renewable=handler is not None
+                )
+        except asyncio.CancelledError as error:
+            exchange.explain(error)
+            raise
+        finally:
+            exchange.stop_clock()
         if answer is not None:
             scope["route_template"] = read.path
             await _send_answer(answer, scope, send)
         elif not capture.is_used:
-            await self._app(scope, receive, _Conditional(scope, send).send)
+            await self._app(scope, exchange.receive, _Conditional(scope, send).send)
 
-    async def _ask_framework(self, scope: Scope, receive: Receive, capture: "_Capture") -> CachedAnswer | None:
-        await self._app(scope, receive, capture.send)
+    async def _ask_framework(self, scope: Scope, exchange: Exchange, capture: "_Capture") -> CachedAnswer | None:
+        # There it gets another clock.
+        exchange.stop_clock()
+        await self._app(scope, exchange.receive, capture.send)
         return capture.answer
 
     async def _ask_handler(self, handler: Handler, principal: Principal) -> CachedAnswer:
-        timer = asyncio.timeout(self._resources.http.request_timeout)
-        try:
-            async with timer:
-                response = await handler(principal=principal, resources=self._resources)
-        except TimeoutError as error:
-            if timer.expired():
-                raise DeadlineExceeded from error
-            raise
+        response = await handler(principal=principal, resources=self._resources)
         return _finished(self._security.added_to(response.raw_headers), bytes(response.body), CachedAnswer.of)
+
+    def _leave(self, exchange: Exchange, key: str) -> None:
+        """The client has gone for whom an answer is made, but others may wait for the same one."""
+        if not self._cache.is_shared(key):
+            exchange.give_up(ClientDisconnect)
 
 
 def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes]:

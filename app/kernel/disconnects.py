@@ -1,0 +1,35 @@
+"""What a part of the program far from the connection does when the client has gone that it works for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from starlette.requests import ClientDisconnect
+
+
+class ClientGone(ClientDisconnect):
+    """Nobody waits for the answer any more, and nothing is changed so far."""
+
+
+class Watched(Protocol):
+    """A request whose client is watched where somebody asks for it."""
+
+    def tell_when_gone(self, act: Callable[[], object] | None) -> None: ...
+
+
+watched_var: ContextVar[Watched | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def when_client_goes(act: Callable[[], object]) -> Iterator[None]:
+    """Inside the block, `act` is called as soon as the client of the request at hand goes; at once if it has gone."""
+    watched = watched_var.get()
+    if watched is None:
+        yield
+        return
+    watched.tell_when_gone(act)
+    try:
+        yield
+    finally:
+        watched.tell_when_gone(None)
