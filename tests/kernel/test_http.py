@@ -156,7 +156,6 @@ def test_a_byte_order_mark_is_read_over() -> None:
         (b"[" * 5_000 + b"]" * 5_000, "The JSON is nested too deeply."),
         (b'{"a":' * 1_000_000, "The JSON is nested too deeply."),
         (b"[" * 1_000_000, "The JSON is nested too deeply."),
-        (b"9" * 5_000, None),
         (b'"\x00"', None),
         (b'"\x1f"', None),
         (b'"\xff"', None),
@@ -194,6 +193,37 @@ def test_refuses_text_that_cannot_be_stored(body: bytes, pointers: list[str]) ->
         parse_json(body)
     assert [error.pointer for error in raised.value.errors] == pointers
     assert {error.code for error in raised.value.errors} == {"invalid_text"}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (b"9" * 5_000, ["#"]),
+        (b'{"a": [1, -%b, 2], "b/~": {"c": %b}, "d": 9.5}' % (b"9" * 5_000, b"1" * 1_000_000), ["#/a/1", "#/b~1~0/c"]),
+        (b"[%b]" % b",".join([b"1" * 4_301] * 200), [f"#/{index}" for index in range(20)]),
+    ],
+)
+def test_refuses_integers_of_too_many_digits(body: bytes, pointers: list[str]) -> None:
+    with pytest.raises(Unprocessable) as raised:
+        parse_json(body)
+    assert [error.pointer for error in raised.value.errors] == pointers
+    assert {error.code for error in raised.value.errors} == {"too_many_digits"}
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"a": %b, "b": 1, "b": 2}' % (b"9" * 5_000), "An object names a key twice."),
+        (b"[%b, NaN]" % (b"9" * 5_000), "A number is not finite."),
+        (b"[%b, %b" % (b"9" * 5_000, b"[" * 100_000), "The JSON is nested too deeply."),
+        (b"[%b, %b%b]" % (b"9" * 5_000, b"[" * 70, b"]" * 70), "The JSON is nested too deeply."),
+        (b"[%b" % (b"9" * 5_000), None),
+    ],
+)
+def test_a_long_integer_hides_no_other_fault(body: bytes, detail: str | None) -> None:
+    with pytest.raises(InvalidJson) as raised:
+        parse_json(body)
+    assert raised.value.detail == detail
 
 
 @pytest.mark.parametrize(("depth", "status"), [(63, 201), (64, 400), (300, 400), (600, 400), (900, 400), (990, 400)])

@@ -27,21 +27,30 @@ def parse_json(body: bytes) -> Any:
 
     Raises:
         InvalidJson: it is not UTF-8, not JSON, nested too deeply, holds a number that is not finite, or names a key
-        twice. Unprocessable: a string holds NUL or a lone surrogate, which neither UTF-8 nor Postgres can hold.
+        twice. Unprocessable: a string holds NUL or a lone surrogate, which neither UTF-8 nor Postgres can hold, or an
+        integer has more digits than Python reads.
     """
+    is_suspect = False
     try:
         text = body.decode().removeprefix(_BYTE_ORDER_MARK)
-        value = _decoder.decode(text)
+        try:
+            value = _decoder.decode(text)
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError | _RefusedJson):
+                raise
+            # It does not say where, and asking for each number would slow down all the other bodies.
+            is_suspect = True
+            value = _decoder_of_long_numbers.decode(text)
     except RecursionError as error:
         raise InvalidJson("The JSON is nested too deeply.") from error
     except ValueError as error:
         raise InvalidJson(None if isinstance(error, json.JSONDecodeError) else _reason(error)) from error
     if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_too_deep(value):
         raise InvalidJson("The JSON is nested too deeply.")
-    if "\\u" in text:
-        errors = list(_unstorable_text(value, "#"))
+    if is_suspect or "\\u" in text:
+        errors = list(_unstorable(value, "#"))
         if errors:
-            raise Unprocessable("Some text cannot be stored.", errors=errors[:MAX_ERRORS])
+            raise Unprocessable("Some values cannot be stored.", errors=errors[:MAX_ERRORS])
     return value
 
 
@@ -71,8 +80,25 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_unique_pairs, parse_float=_finite_float, parse_constant=_refuse_constant, strict=True
+_TOO_LONG = object()
+
+
+def _int_or_too_long(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        return _TOO_LONG
+
+
+_decoder, _decoder_of_long_numbers = (
+    json.JSONDecoder(
+        object_pairs_hook=_unique_pairs,
+        parse_int=parse_int,
+        parse_float=_finite_float,
+        parse_constant=_refuse_constant,
+        strict=True,
+    )
+    for parse_int in (None, _int_or_too_long)
 )
 
 
@@ -91,19 +117,21 @@ def _is_too_deep(value: Any) -> bool:
     return any(isinstance(item, dict | list) for item in level)
 
 
-def _unstorable_text(value: Any, pointer: str) -> Iterable[FieldError]:
+def _unstorable(value: Any, pointer: str) -> Iterable[FieldError]:
     if isinstance(value, str):
         if "\0" in value or not _is_encodable(value):
             yield FieldError(pointer, "The text holds NUL or a lone surrogate.", "invalid_text")
+    elif value is _TOO_LONG:
+        yield FieldError(pointer, "The number has too many digits.", "too_many_digits")
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _unstorable_text(item, f"{pointer}/{index}")
+            yield from _unstorable(item, f"{pointer}/{index}")
     elif isinstance(value, dict):
         for key, item in value.items():
             if "\0" in key or not _is_encodable(key):
                 yield FieldError(pointer, "A key holds NUL or a lone surrogate.", "invalid_text")
             else:
-                yield from _unstorable_text(item, f"{pointer}/{escape_pointer(key)}")
+                yield from _unstorable(item, f"{pointer}/{escape_pointer(key)}")
 
 
 def _is_encodable(text: str) -> bool:
