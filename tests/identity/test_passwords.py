@@ -90,8 +90,13 @@ async def test_a_weak_password_does_not_use_the_link_up(
     client: httpx.AsyncClient, make_person: MakePerson, mailbox: Mailbox
 ) -> None:
     person = await make_person(email="ada.lovelace@example.com")
+    assert (await person.patch("/v1/users/me", json={"display_name": "The Countess"})).status_code == 200
+    answer = await person.post(
+        "/v1/auth/password/change", json={"current_password": PASSWORD, "new_password": "countess99"}
+    )
+    assert problem_of(answer, 422, "weak_password") == {"#/new_password": "too_similar"}
     token = await reset_token(client, mailbox, person.email)
-    for weak, reason in (("short", "too_short"), ("lovelace1", "too_similar")):
+    for weak, reason in (("short", "too_short"), ("lovelace1", "too_similar"), ("countess99", "too_similar")):
         answer = await client.post("/v1/auth/password/reset", json={"token": token, "new_password": weak})
         assert problem_of(answer, 422, "weak_password") == {"#/new_password": reason}
     answer = await client.post("/v1/auth/password/reset", json={"token": token, "new_password": NEW})

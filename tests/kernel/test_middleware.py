@@ -147,7 +147,10 @@ async def test_cross_origin_requests(planted_client: httpx.AsyncClient) -> None:
 
 @pytest.mark.settings(APP_HTTP_CORS_ORIGINS="https://app.example.com")
 async def test_preflights(client: httpx.AsyncClient) -> None:
-    asked = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "authorization, if-match"}
+    asked = {
+        "Access-Control-Request-Method": "PATCH",
+        "Access-Control-Request-Headers": "authorization, if-match, last-event-id, range",
+    }
     answer = await client.options("/v1/users/me", headers=ORIGIN | asked)
     assert answer.status_code == 200
     assert "PATCH" in answer.headers["access-control-allow-methods"]

@@ -15,7 +15,7 @@ from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions, open_session
 from app.identity.service.tokens import hash_one_time_token
-from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
 from app.users import api as users
 
 
@@ -58,7 +58,7 @@ async def _reset(
         if used is None or account is None or account.status == "deleted":
             raise InvalidOneTimeToken
         # Refused in here, so that the token stays good for a better password.
-        check_password(password, about=(account.email,), pointer="#/new_password")
+        await _check_against_owner(tx, account, password)
         if await set_password(tx, used.user_id, password_hash, now, account.version) is None:
             raise InvalidOneTimeToken
         if account.email_verified_at is None:
@@ -82,6 +82,13 @@ async def _take_over(tx: Tx, identity: Identity, account: Account, device: Devic
         await users.set_email(tx, account.user_id, account.email, verified=True)
 
 
+async def _check_against_owner(conn: ReadConn, account: Account, password: str) -> None:
+    """Raises WeakPassword."""
+    user = await users.get_user(conn, account.user_id)
+    about = (account.email, user.display_name if user else None)
+    check_password(password, about=about, pointer="#/new_password")
+
+
 async def change(db: Database, identity: Identity, actor: Actor, current_password: str, new_password: str) -> Tokens:
     """A new password for who knows the present one; every session ends, and the caller gets a new one.
 
@@ -91,7 +98,8 @@ async def change(db: Database, identity: Identity, actor: Actor, current_passwor
     """
     account = await check_current_password(db, identity, actor.user_id, current_password)
     password = normalise_password(new_password)
-    check_password(password, about=(account.email,), pointer="#/new_password")
+    async with db.read("identity.password_owner") as conn:
+        await _check_against_owner(conn, account, password)
     password_hash = await identity.hashing.hash(password)
     return await _change(db, identity, actor, account, password_hash)
 

@@ -1,4 +1,4 @@
-"""What a driver error means to us: the map of `docs/operations.md`."""
+"""What a driver error means to us."""
 
 from typing import Literal
 
@@ -50,7 +50,7 @@ class ConstraintViolated(Exception):
 
 
 def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read from top to bottom
-    """The error of ours that a driver error means (the map of `docs/operations.md`)."""
+    """The error of ours that a driver error means."""
     if isinstance(error, asyncpg.IntegrityConstraintViolationError):
         return ConstraintViolated(error.constraint_name or error.column_name or "", _constraint_kind(error))
     if isinstance(error, asyncpg.DataError):
