@@ -61,7 +61,7 @@ async def test_a_job_succeeds_with_its_result(worker: Worker, connection: Connec
 async def test_a_failing_job_is_tried_again(worker: Worker, connection: Connection, steps: Steps) -> None:
     steps.failures_left = 2
     job = await ended(connection, await enqueue(worker, "test.flaky", max_attempts=3))
-    assert (job["state"], job["attempt"], job["result"]) == (2, 3, '{"attempt": 3}')
+    assert (job["state"], job["attempt"], job["result"], job["error"]) == (2, 3, '{"attempt": 3}', None)
     assert len(steps.started) == 3
     assert await failures(connection, job["id"]) == [(n, "retried", "internal_error", WORKER_ID, True) for n in (1, 2)]
 

@@ -54,6 +54,7 @@ async def export_account(ctx: JobContext, _: ExportAccountArgs) -> Mapping[str, 
         await archive.add("webhook_endpoints.json", _text_of(await _endpoints(conn, user_id)))
         async with archive.member("events.json") as write:
             rows = await _write_events(conn, ctx, user_id, write)
+        await ctx.progress(rows, rows)
         await archive.close()
     return {"events": rows}
 

@@ -69,6 +69,7 @@ async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str,
             else:
                 values = _values(conn, ctx, args)
                 rows = await _WRITERS[args.format](_COLUMNS, values, file.write, advance)
+            await advance(rows)
     return {"rows": rows}
 
 

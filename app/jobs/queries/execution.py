@@ -114,21 +114,22 @@ async def claim_next_jobs(
 # A cancel that was asked for while the job ran wins over another attempt, but not over a result.
 FINISH_JOBS = """
 WITH outcome AS (
-    SELECT id, run_token, state, result, error, delay, give_back, rescued
+    SELECT id, run_token, state, result, error, delay, give_back, rescued, progress
     FROM unnest($1::uuid[], $2::uuid[], $3::smallint[], $4::jsonb[], $5::jsonb[], $6::float8[], $7::boolean[],
-                $8::boolean[])
-         AS o(id, run_token, state, result, error, delay, give_back, rescued)
+                $8::boolean[], $16::jsonb[])
+         AS o(id, run_token, state, result, error, delay, give_back, rescued, progress)
 ), locked AS (
     SELECT j.id, CASE WHEN o.state = 0 AND j.cancel_requested_at IS NOT NULL THEN 4::smallint ELSE o.state END AS state,
-           o.result, o.error, o.delay, o.give_back, o.rescued, o.state IN (0, 3) AND o.error IS NOT NULL AS has_failed,
-           j.started_at, j.worker_id
+           o.result, o.error, o.delay, o.give_back, o.rescued, o.progress,
+           o.state IN (0, 3) AND o.error IS NOT NULL AS has_failed, j.started_at, j.worker_id
     FROM jobs.jobs AS j JOIN outcome AS o ON o.id = j.id AND o.run_token = j.run_token
     WHERE j.state = 1
     ORDER BY j.id
     FOR UPDATE OF j
 ), finished AS (
     UPDATE jobs.jobs AS j
-    SET state = l.state, result = l.result, error = coalesce(l.error, j.error), version = j.version + 1,
+    SET state = l.state, result = l.result, error = CASE WHEN l.state <> 2 THEN coalesce(l.error, j.error) END,
+        progress = coalesce(l.progress, j.progress), version = j.version + 1,
         attempt = j.attempt - l.give_back::integer, rescues = j.rescues + l.rescued::integer,
         run_at = CASE WHEN l.state = 0 THEN now() + make_interval(secs => l.delay) ELSE j.run_at END,
         finished_at = CASE WHEN l.state >= 2 THEN now() END,
@@ -175,6 +176,7 @@ async def finish_jobs(tx: Tx, outcomes: Sequence[Outcome], artifacts: Sequence[N
         [artifact.sha256 for artifact in artifacts],
         [artifact.storage_key for artifact in artifacts],
         [artifact.expires_at for artifact in artifacts],
+        [outcome.progress for outcome in outcomes],
     )
     return [Transition(**row) for row in rows]
 

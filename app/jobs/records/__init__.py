@@ -152,7 +152,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. For `QUEUED` the job runs again after `delay` seconds."""
+    """How a run ended. For `QUEUED` the job runs again after `delay` seconds. `progress` has not been written yet."""
 
     job_id: UUID
     run_token: UUID
@@ -162,6 +162,7 @@ class Outcome:
     delay: float = 0.0
     give_back: bool = False
     rescued: bool = False
+    progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,9 @@ class Executor:
 
     async def complete(self, run: _Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
         """Ends the run inside the handler's own transaction."""
-        outcome = Outcome(run.job.id, run.job.run_token, State.SUCCEEDED, result=_to_json(result))
+        outcome = Outcome(
+            run.job.id, run.job.run_token, State.SUCCEEDED, result=_to_json(result), progress=run.progress
+        )
         await self.ends.complete(tx, run.job.kind, outcome, run.artifacts)
 
         async def committed() -> None:
@@ -208,7 +210,7 @@ class Executor:
             return self._retry(run, "internal_error", f"An unexpected error occurred ({type(error).__name__}).")
         if run.completed:
             return None
-        return Outcome(job.id, job.run_token, State.SUCCEEDED, result=_to_json(result))
+        return Outcome(job.id, job.run_token, State.SUCCEEDED, result=_to_json(result), progress=run.progress)
 
     def _stopped(self, run: _Run) -> Outcome | None:
         reason = run.runner.reasons.get(run.job.id)
