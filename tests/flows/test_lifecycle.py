@@ -6,8 +6,8 @@ import signal
 import httpx
 
 from tests.fixtures.answers import problem_of
-from tests.fixtures.application import LiveServer, Processes
-from tests.fixtures.people import register
+from tests.fixtures.application import Lifespan, LiveServer, Processes
+from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually
 
 
@@ -37,6 +37,17 @@ async def test_who_waits_for_a_job_is_told_and_readiness_ends(live_server: LiveS
         assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
         assert answer.json()["state"] == "queued"
     assert await asyncio.wait_for(server.wait(), 15) == 0
+
+
+async def test_who_comes_when_the_process_ends_does_not_wait(running_app: Lifespan, person: Person) -> None:
+    job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
+    draining = running_app._state["draining"] = asyncio.Event()
+    draining.set()
+    async with asyncio.timeout(5):
+        stream = await person.get(f"/v1/jobs/{job['id']}/events")
+        answer = await person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"})
+    assert stream.text.split() == ["event:", "shutdown", "data:", "{}", "retry:", "1000"]
+    assert (answer.status_code, answer.json()["state"]) == (200, "queued")
 
 
 async def is_leaving(client: httpx.AsyncClient) -> bool:

@@ -173,7 +173,7 @@ async def watch_job(
         for event in events:
             yield event
         seen = job
-    if draining is not None and draining.is_set() and seen is not None and not State(seen.state).is_final:
+    if draining is not None and draining.is_set() and (seen is None or not State(seen.state).is_final):
         yield ServerSentEvent(event="shutdown", data={}, retry=_RECONNECT_MILLISECONDS)
 
 
