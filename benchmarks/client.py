@@ -77,6 +77,12 @@ class Outcome:
     def statuses(self) -> Counter[int]:
         return Counter({status: len(values) for status, values in self.latencies.items()})
 
+    def take(self, other: "Outcome") -> None:
+        """Adds what another load saw."""
+        self.unsent += other.unsent
+        for status, values in other.latencies.items():
+            self.latencies.setdefault(status, []).extend(values)
+
     def good(self) -> list[float]:
         """Sorted latencies of what was answered as wished."""
         return sorted(value for status, values in self.latencies.items() if status < 400 for value in values)
@@ -165,6 +171,23 @@ async def open_loop(
     crowd.outcome.unsent = crowd.waiting
     await crowd.leave(connections)
     return crowd.outcome
+
+
+async def open_loop_until(
+    over: asyncio.Event, port: int, requests: Sequence[bytes], rate: float, connections: int
+) -> Outcome:
+    """One second of `open_loop` after the other, until somebody knows that it is over."""
+    total = Outcome()
+    runs: list[asyncio.Task[Outcome]] = []
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    while not runs or not over.is_set():
+        runs.append(asyncio.create_task(open_loop(port, requests, 1, rate, connections)))
+        due += 1
+        await asyncio.sleep(max(0.0, due - loop.time()))
+    for outcome in await asyncio.gather(*runs):
+        total.take(outcome)
+    return total
 
 
 class _Crowd:

@@ -21,7 +21,7 @@ import uvloop
 
 from app.kernel.embedded import EmbeddedPostgres
 from benchmarks import data, machine
-from benchmarks.client import Outcome, ask, open_loop
+from benchmarks.client import Outcome, ask, open_loop, open_loop_until
 from benchmarks.load import request
 from benchmarks.product import Bench
 from benchmarks.verdicts import Verdicts
@@ -169,7 +169,10 @@ class Faults:
         """What callers see from two seconds before `fault` to two after, and when all was well again after it."""
         stored = await self._count_events()
         self._ends.clear()
-        kinds = [asyncio.create_task(self._load(requests)) for requests in self._kinds()]
+        kinds = [
+            asyncio.create_task(open_loop_until(self._ends, self._port, requests, RATE, _CONNECTIONS // 5))
+            for requests in self._kinds()
+        ]
         await asyncio.sleep(2)
         await fault()
         began = perf_counter()
@@ -182,22 +185,6 @@ class Faults:
         missing = seen.writes.statuses[201] - (await self._count_events() - stored)
         self._verdicts.at_most("… acknowledged writes that are not there", max(missing, 0), 0)
         return seen, whole
-
-    async def _load(self, requests: list[bytes]) -> Outcome:
-        """One second after the other until the fault is over, so that nobody has to know how long it takes."""
-        total = Outcome()
-        runs: list[asyncio.Task[Outcome]] = []
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while not runs or not self._ends.is_set():
-            runs.append(asyncio.create_task(open_loop(self._port, requests, 1, RATE, _CONNECTIONS // 5)))
-            due += 1
-            await asyncio.sleep(max(0.0, due - loop.time()))
-        for outcome in await asyncio.gather(*runs):
-            total.unsent += outcome.unsent
-            for status, values in outcome.latencies.items():
-                total.latencies.setdefault(status, []).extend(values)
-        return total
 
     def _kinds(self) -> Iterator[list[bytes]]:
         # Nobody writes what the first one reads.
