@@ -58,8 +58,8 @@ async def test_a_change_is_seen_everywhere(live_server: LiveServer) -> None:
             while await name_at(reader) != name:
                 assert time.perf_counter() - changed_at < 2
             delays.append(time.perf_counter() - changed_at)
-        # Two reads are in this, so a busy machine may often be late; what counts is that it is pushed.
-        assert sorted(delays)[len(delays) // 4] < 0.05
+        # Two reads are in this, so a busy machine may be late now and then; what counts is that it is pushed.
+        assert sorted(delays)[len(delays) // 2] < 0.05
 
 
 async def name_at_or_none(person: Person) -> str | None:
