@@ -58,6 +58,8 @@ async def test_documentation_loads_nothing_from_elsewhere(unguarded_client: http
             assert address.startswith("/"), address
             asset = await client.get(address)
             assert asset.status_code == 200, address
+            answer = await client.post(address)
+            assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         assert "default-src 'none'" in answer.headers["content-security-policy"]
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")

@@ -106,6 +106,8 @@ def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
     for context in iter_route_contexts(app.routes):
         if context.methods and context.path_regex.match(path):
             methods |= context.methods
+    # A path without a route of its own is that of a mounted file.
+    methods = methods or {"GET"}
     if "GET" in methods:
         methods.add("HEAD")
     return sorted({*methods, "OPTIONS"})
