@@ -8,7 +8,7 @@ from app.identity.records import Actor, Device
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.authentication import AUDIENCE
 from app.identity.service.runtime import Identity
-from app.identity.service.sessions import end_sessions
+from app.identity.service.sessions import end_session
 from app.identity.service.tokens import MalformedToken, is_api_key
 from app.kernel.auth import InvalidToken, Principal
 from app.kernel.database import Database
@@ -54,9 +54,7 @@ async def revoke(db: Database, identity: Identity, token: str, device: Device) -
     except MalformedToken:
         return
     async with identity.listeners.unit(db, user_id, "identity.revoke_token") as tx:
-        await end_sessions(
-            tx, identity, user_id, device, reason="token_revoked", actor_id=user_id, session_id=session_id
-        )
+        await end_session(tx, identity, user_id, device, session_id, reason="token_revoked")
 
 
 async def _introspect_refresh(db: Database, identity: Identity, token: str) -> dict[str, Any]:

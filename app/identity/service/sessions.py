@@ -169,13 +169,18 @@ async def log_out(
     """Ends the session of either token, expired ones included. Says nothing when there is none to end."""
     for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
         async with identity.listeners.unit(db, user_id, "identity.log_out") as tx:
-            ended = await end_sessions(
-                tx, identity, user_id, device, reason="logged_out", actor_id=user_id, session_id=session_id
-            )
-            if not ended:
-                # Another request has just ended it, and need not have told everybody yet; or the session is over,
-                # and its last access token is not.
-                identity.feed.announce(tx, [Revocation("session", session_id, 0, identity.revocations_end())])
+            await end_session(tx, identity, user_id, device, session_id, reason="logged_out")
+
+
+async def end_session(
+    tx: Tx, identity: Identity, user_id: UserId, device: Device, session_id: UUID, *, reason: str
+) -> None:
+    """Ends a session at the wish of who holds a token of it, which is dead everywhere when the unit has committed."""
+    ended = await end_sessions(tx, identity, user_id, device, reason=reason, actor_id=user_id, session_id=session_id)
+    if not ended:
+        # Another request has just ended it, and need not have told everybody yet; or the session is over, and its
+        # last access token is not.
+        identity.feed.announce(tx, [Revocation("session", session_id, 0, identity.revocations_end())])
 
 
 async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, keep_current: bool) -> int:
