@@ -191,7 +191,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         background.spawn(_sample_for_ever(app))
         stack.push_async_callback(background.close)
         # It ends by itself within two seconds. Cancelled while it connects, it would leave a socket behind.
-        stack.push_async_callback(asyncio.wait, {asyncio.create_task(warn_of_eviction(resources))})
+        stack.push_async_callback(asyncio.wait, {background.spawn(warn_of_eviction(resources))})
         try:
             # What lives from now on is what requests make; the collector need not look at the program itself again.
             gc.collect()
