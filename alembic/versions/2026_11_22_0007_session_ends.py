@@ -9,10 +9,17 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute("ALTER TABLE identity.sessions ADD COLUMN has_unpublished_end boolean NOT NULL DEFAULT false")
     op.execute("""
-        CREATE INDEX sessions_unpublished_end_idx ON identity.sessions (user_id, id) WHERE has_unpublished_end
+        ALTER TABLE identity.sessions ADD COLUMN IF NOT EXISTS has_unpublished_end boolean NOT NULL DEFAULT false
     """)
+    # Every request would wait behind the look at all sessions that an index begins with.
+    with op.get_context().autocommit_block():
+        # A run that was broken off leaves an index that is not valid.
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS identity.sessions_unpublished_end_idx")
+        op.execute("""
+            CREATE INDEX CONCURRENTLY IF NOT EXISTS sessions_unpublished_end_idx
+            ON identity.sessions (user_id, id) WHERE has_unpublished_end
+        """)
 
 
 def downgrade() -> None:

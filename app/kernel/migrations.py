@@ -5,6 +5,7 @@ connection to Postgres, not one through PgBouncer: a session advisory lock keeps
 the same time.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # A migration that cannot get its lock soon must give up: behind it in the lock queue stands every request.
 TIMEOUTS = "SET lock_timeout = '4s'; SET statement_timeout = '60s'"
 
-# Waiting for another runner is no reason to fail, so this wait has the longer limit; lock_timeout covers
-# advisory locks as well.
-WAIT_FOR_OTHER_RUNNERS = "SET lock_timeout = '120s'; SET statement_timeout = '120s'"
-TAKE_LOCK = "SELECT pg_advisory_lock(hashtext('onehop.migrations'))"
+# A runner that waits inside this statement would be a transaction, and CREATE INDEX CONCURRENTLY waits for those.
+TAKE_LOCK = "SELECT pg_try_advisory_lock(hashtext('onehop.migrations'))"
+_OTHER_RUNNERS_SECONDS = 120
+_ASK_AGAIN_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -72,10 +73,14 @@ async def with_connection(dsn: str, work: Callable[[Connection], T], *, locked: 
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
         connection = await asyncpg.connect(dsn, timeout=10)
-        if locked:
-            await connection.execute(WAIT_FOR_OTHER_RUNNERS)
-            await connection.execute(TAKE_LOCK)
-        await connection.execute(TIMEOUTS)
+        try:
+            async with asyncio.timeout(_OTHER_RUNNERS_SECONDS):
+                while locked and not await connection.fetchval(TAKE_LOCK):  # noqa: ASYNC110 - it has to ask
+                    await asyncio.sleep(_ASK_AGAIN_SECONDS)
+            await connection.execute(TIMEOUTS)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)

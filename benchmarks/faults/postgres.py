@@ -254,7 +254,8 @@ async def main(seconds: float) -> int:
         path,
         f"What callers see while PostgreSQL is frozen, stopped and restarted: {RATE} requests a second each of a "
         "cached read, a read that is not cached and a durable write, whether or not the answers come; and while a "
-        "read replica is killed and frozen. Made by `python -m benchmarks.faults.postgres`.",
+        "read replica is killed and frozen. Made by `python -m benchmarks.faults.postgres`. What migrations do to "
+        "callers is in [migrations.md](migrations.md).",
     )
     return verdicts.exit_code
 
