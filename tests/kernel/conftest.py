@@ -7,13 +7,17 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.kernel.bus import Bus
+from app.kernel.cache import Cache
 from app.kernel.database import Database
 from app.kernel.http import Router
 from app.kernel.redis import RedisGateway
+from app.kernel.settings import CacheSettings
 from app.main import create_app
 from app.settings import Settings, load_settings
 from tests.fixtures.application import Lifespan
 from tests.fixtures.waiting import eventually
+from tests.kernel.caches import Process, Source, StartProcess
 
 OpenDatabase = Callable[..., Awaitable[Database]]
 OpenRedis = Callable[..., Awaitable[RedisGateway]]
@@ -83,3 +87,26 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         transport = httpx.ASGITransport(running, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[StartProcess]:
+    processes: list[Process] = []
+
+    async def start(**settings: object) -> Process:
+        gateway = await open_redis(breaker_cooldown=0.1)
+        bus = Bus(gateway)
+        process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus), bus, source)
+        await bus.start()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        await process.cache.close()
+        await process.bus.close()

@@ -1,103 +1,15 @@
-"""The cache of finished answers: what it may never serve, and what it does without Redis."""
+"""The cache of finished answers: what it may never serve, and when it asks anew."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import redis
 
-from app.kernel.bus import Bus
-from app.kernel.cache import Cache, CachedAnswer
+from app.kernel.cache import CachedAnswer
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.errors import Unavailable
-from app.kernel.settings import CacheSettings
 from tests.fixtures.waiting import eventually
-from tests.kernel.conftest import OpenRedis
-
-TAGS = ("user:1", "events:1")
-
-
-class Source:
-    """Stands for the database: answers its present value after `delay`, and counts how often it is asked."""
-
-    def __init__(self) -> None:
-        self.value = b"0"
-        self.reads = 0
-        self.hold: asyncio.Event | None = None
-
-    async def read(self) -> CachedAnswer:
-        self.reads += 1
-        value = self.value
-        if self.hold is not None:
-            await self.hold.wait()
-        return answer_of(value)
-
-
-def answer_of(body: bytes) -> CachedAnswer:
-    return CachedAnswer([(b"content-type", b"text/plain")], b'"tag"', body)
-
-
-class Process:
-    """A cache with a connection of its own, as each process has one."""
-
-    def __init__(self, cache: Cache, bus: Bus, source: Source) -> None:
-        self.cache = cache
-        self.bus = bus
-        self.source = source
-        self.is_renewable = True
-
-    async def get(self, key: str = "key", tags: tuple[str, ...] = TAGS) -> bytes:
-        answer = self.cache.get_local(key) or await self.cache.get_or_fill(
-            key, tags, self.source.read, renewable=self.is_renewable
-        )
-        assert answer is not None
-        return answer.body
-
-    async def stored(self) -> None:
-        """Returns when what was filled is in Redis, for which nobody waits otherwise."""
-        await eventually(lambda: not self.cache._remote._is_storing)
-
-    def make_due(self) -> None:
-        """As if the entries in memory were in the last tenth of their time."""
-        for entry in self.cache._local._entries.values():
-            entry.due_at = 0.0
-
-    @property
-    def local(self) -> bytes | None:
-        answer = self.cache.get_local("key")
-        return answer.body if answer else None
-
-
-StartProcess = Callable[..., Awaitable[Process]]
-
-
-@pytest.fixture
-def source() -> Source:
-    return Source()
-
-
-@pytest.fixture
-async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[StartProcess]:
-    processes: list[Process] = []
-
-    async def start(**settings: object) -> Process:
-        gateway = await open_redis(breaker_cooldown=0.1)
-        bus = Bus(gateway)
-        process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus), bus, source)
-        await bus.start()
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        await process.cache.close()
-        await process.bus.close()
-
-
-async def entries(valkey: EmbeddedValkey) -> list[str]:
-    """The cached entries in Redis."""
-    async with redis.asyncio.Redis.from_url(valkey.url()) as client:
-        return sorted(key.decode() for key in await client.keys("cache:entry:*"))
+from tests.kernel.caches import TAGS, Source, StartProcess, entries
 
 
 async def test_fills_once_and_answers_from_memory(start_process: StartProcess, source: Source) -> None:
@@ -330,114 +242,6 @@ async def test_memory_is_bounded_by_bytes(start_process: StartProcess, source: S
     await process.cache.forget_now(TAGS)
     local = process.cache._local
     assert (local._bytes, local._entries, local._keys_of_tag) == (0, {}, {})
-
-
-async def test_without_redis_everything_is_read_anew(
-    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
-) -> None:
-    process = await start_process()
-    await process.get()
-    valkey.stop()
-    try:
-        # Messages of other processes may be missed, so nothing in memory counts.
-        await eventually(lambda: process.local is None, within=1)
-        source.value = b"1"
-        assert await process.get() == b"1"
-        await process.cache.forget_now(["user:1"])
-        source.value = b"2"
-        assert await process.get() == b"2"
-        assert process.local is None
-    finally:
-        valkey.start()
-    await eventually(lambda: process.bus.is_connected)
-    await eventually(lambda: not process.cache._pending)
-    assert await process.get() == b"2"
-    assert process.local == b"2"
-
-
-async def test_what_could_not_be_forgotten_is_not_read_from_redis(
-    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
-) -> None:
-    """Redis is up again with its old entries before the tag of the write could be forgotten there."""
-    process = await start_process()
-    await process.get()
-    await process.stored()
-    process.cache._forget_local(["user:1"])
-    process.cache._pending["user:1"] = 1
-    source.value = b"1"
-    assert await process.get() == b"1"
-    process.cache._pending.clear()
-
-
-async def test_lost_messages_are_made_up_for(
-    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
-) -> None:
-    writer, reader = await start_process(), await start_process()
-    await reader.get()
-    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
-        await administrator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    source.value = b"1"
-    await writer.cache.forget_now(["user:1"])
-    await eventually(lambda: reader.local is None, within=0.3)
-    assert await reader.get() == b"1"
-
-
-async def test_an_entry_without_its_tags_is_no_answer(
-    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
-) -> None:
-    """Redis may evict a tag before the entries that name it."""
-    first, second = await start_process(), await start_process()
-    await first.get()
-    await first.stored()
-    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
-        assert await administrator.delete("cache:tag:{1}user") == 1
-    source.value = b"1"
-    assert await second.get() == b"1"
-
-
-async def test_a_tag_that_was_forgotten_and_then_lost_keeps_the_old_answer_out(
-    start_process: StartProcess, source: Source, valkey: EmbeddedValkey
-) -> None:
-    """Before the write and after the loss Redis has no version of the tag, which must not look the same."""
-    reader, writer = await start_process(), await start_process()
-    source.hold = asyncio.Event()
-    early = asyncio.create_task(reader.get())
-    await eventually(lambda: source.reads == 1)
-    source.value = b"1"
-    await writer.cache.forget_now(["user:1"])
-    async with redis.asyncio.Redis.from_url(valkey.url()) as administrator:
-        await administrator.flushdb()
-    source.hold.set()
-    assert await early == b"0"
-    await reader.stored()
-    assert await entries(valkey) == []
-    assert [await writer.get(), await reader.get()] == [b"1", b"1"]
-
-
-async def test_the_old_answer_does_not_come_back_while_redis_is_being_told(
-    start_process: StartProcess, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between a write's forgetting here and in Redis, somebody may bring the old answer back from there."""
-    first, second = await start_process(), await start_process()
-    await first.get()
-    await first.stored()
-    forget = second.cache._remote.forget
-    told, tell = asyncio.Event(), asyncio.Event()
-
-    async def forget_slowly(tags: tuple[str, ...]) -> None:
-        told.set()
-        await tell.wait()
-        await forget(tags)
-
-    monkeypatch.setattr(second.cache._remote, "forget", forget_slowly)
-    source.value = b"1"
-    writing = asyncio.create_task(second.cache.forget_now(["user:1"]))
-    await told.wait()
-    # Nobody has been told yet that the write is done.
-    assert await second.get() == b"0"
-    tell.set()
-    await writing
-    assert await second.get() == b"1"
 
 
 async def test_two_answers_of_one_moment_may_share_a_tag(

@@ -63,9 +63,13 @@ class Instance:
     async def request(self, method: str, path: str, body: object = None) -> tuple[dict[bytes, bytes], Any]:
         content = b"" if body is None else json.dumps(body).encode()
         sent: list[dict[str, Any]] = []
+        bodies = [content]
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": content, "more_body": False}
+            if not bodies:
+                # This client never goes away.
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)

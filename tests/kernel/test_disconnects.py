@@ -66,6 +66,34 @@ async def call_until_gone(
     return status
 
 
+async def test_a_body_that_never_ends_is_not_kept_for_a_read(settings: Settings) -> None:
+    """Who is watched may send without end, and faster than anything else gets a turn of the loop."""
+    slow = Router(prefix="/slow")
+
+    @slow.get("/sleep", dependencies=[Public])
+    async def read() -> Response:
+        await asyncio.sleep(0.2)
+        return json_response({})
+
+    received = 0
+    statuses: list[int | None] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal received
+        received += 1
+        assert received < 1_000
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    async with Lifespan(create_app_with(slow, settings)).running() as running:
+        scope = {"type": "http", "method": "GET", "path": "/slow/sleep", "raw_path": b"/slow/sleep"}
+        await running({**scope, "query_string": b"", "headers": [], "client": ("127.0.0.1", 1)}, receive, send)
+    assert statuses[0] == 200
+    assert 0 < received < 100
+
+
 async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Settings) -> None:
     done: list[str] = []
     entered = asyncio.Event()

@@ -17,6 +17,8 @@ _WAIT = re.compile(rb"(?:^|,)\s*wait=(\d{1,3})\s*(?:,|$)")
 _MAX_WAIT_SECONDS = 30
 # Most reads are done by then, so that it costs them nothing to be watched.
 _WATCHED_AFTER_SECONDS = 0.05
+# Of the server these are at most 64 KiB each.
+_MOST_KEPT = 16
 
 
 class Deadline:
@@ -133,6 +135,9 @@ class Exchange:
             if self._kept is None:
                 self._kept = deque()
             self._kept.append(message)
+            if len(self._kept) == _MOST_KEPT:
+                # A body that nobody reads must not fill the memory; its sender is not watched then.
+                return
         self._is_gone = True
         if self.on_gone is not None:
             self.on_gone()
