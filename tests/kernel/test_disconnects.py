@@ -1,6 +1,7 @@
-"""What becomes of a request whose client has gone."""
+"""What becomes of a request whose client has gone, and what any request leaves behind."""
 
 import asyncio
+import gc
 import json
 import threading
 from typing import Any
@@ -17,7 +18,7 @@ from app.kernel.http import Router, json_response
 from app.kernel.resources import ResourcesDep
 from app.settings import Settings
 from tests.fixtures.application import Lifespan
-from tests.fixtures.people import PASSWORD, Person
+from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import create_app_with
@@ -224,3 +225,35 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in await metrics_of(running_app)
     # Who stays is served as ever.
     assert (await client.post("/v1/auth/login", json=credentials)).status_code == 200
+
+
+async def test_requests_leave_no_circles(settings: Settings) -> None:
+    """What refers to itself is freed by the collector only, whose rounds everybody feels."""
+    async with Lifespan(create_app_with(Router(), settings)).running() as running:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(running), base_url="http://localhost") as client:
+            person = await register(client)
+        token = person.headers["Authorization"].removeprefix("Bearer ")
+        login = json.dumps({"email": person.email, "password": PASSWORD}).encode()
+        for method, path, body, status in (
+            ("POST", "/v1/events", b'{"kind": "page.viewed"}', 201),
+            ("GET", "/v1/users/me/events", b"", 200),
+            ("GET", "/v1/overview", b"", 200),
+            ("POST", "/v1/auth/login", login, 200),
+        ):
+            never = asyncio.Event()
+            gc.collect()
+            gc.disable()
+            try:
+                answered = await asyncio.create_task(
+                    call_until_gone(running, method, path, never, body=body, token=token)
+                )
+                # What the request has cancelled ends in the next turns of the loop.
+                await asyncio.sleep(0.05)
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                circles = [item for item in gc.garbage if type(item).__module__.startswith("app.")]
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+            assert (answered, circles) == (status, [])

@@ -49,6 +49,8 @@ class Deadline:
             raise
         finally:
             exchange.stop_clock()
+            # As in `stop_clock`.
+            watched_var.set(None)
 
 
 class Exchange:
@@ -105,6 +107,8 @@ class Exchange:
         self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
+            # A task keeps its context, and that the exchange: a circle that only the collector would find.
+            self._watch = None
 
     def tell_when_gone(self, act: Callable[[], object] | None) -> None:
         """Once the body is there, because who reads it finds out by itself."""

@@ -114,6 +114,8 @@ class ResponseCache:
             raise
         finally:
             exchange.stop_clock()
+            # It knows the exchange: a circle that only the collector would find.
+            exchange.on_gone = None
         if answer is not None:
             scope["route_template"] = read.path
             await _send_answer(answer, scope, send)
