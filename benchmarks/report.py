@@ -12,8 +12,7 @@ from benchmarks.charts import draw
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What is known of a miss; the journal has the measurements behind it.
 _REASONS = {
-    "P5": "reached by CPU time; the rate is that of two cores taking turns, as all callers wait for one commit",
-    "P12": "nine of ten requests are refused, and reading and refusing one takes 20 µs of the core that does the work",
+    "P12": "light work, of which nine of ten are refused: reading and refusing one takes 20 µs of the core that does it",
 }
 _TITLES = {
     "ladder": "The ladder, stage by stage",
