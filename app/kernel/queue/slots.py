@@ -72,7 +72,7 @@ class Runner:
         kept = {lane: max(0, share.floor - self._running[lane]) for lane, share in self.lanes.items()}
         wants: dict[str, int] = {}
         # Drawn by weight; nobody gains by guessing the order.
-        for lane in sorted(self.lanes, key=lambda name: -(random.random() ** (1 / self.lanes[name].weight))):  # noqa: S311
+        for lane in sorted(self.lanes, key=lambda name: -(random.random() ** (1 / self.lanes[name].weight))):  # noqa: S311 - a fair draw, not a secret
             if lane in self.paused:
                 continue
             share = self.lanes[lane]
