@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -152,6 +152,8 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         yield Worker(settings, db, redis, queue, runner, relay, store)
     finally:
         await _stop(loops)
+        # Whoever drained has none left. Others would go on with what is closed below, and open it again.
+        await _stop(runner.tasks.values())
         await mailer.close()
         await sender.close()
         await close_resources(resources)
@@ -189,9 +191,9 @@ async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(_RESTART_AFTER)
 
 
-async def _stop(loops: list[asyncio.Task[None]]) -> None:
+async def _stop(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancels until it works: a cancel that arrives inside a Redis call can be swallowed there."""
-    pending = set(loops)
+    pending = set(tasks)
     while pending:
         for task in pending:
             task.cancel()

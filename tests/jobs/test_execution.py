@@ -12,9 +12,10 @@ import asyncpg
 from app.jobs.api import retry_any_job
 from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
-from app.worker import Worker
+from app.settings import Settings
+from app.worker import Worker, open_worker
 from tests.jobs.conftest import StartWorker
-from tests.jobs.kinds import Steps, eventually
+from tests.jobs.kinds import Steps, eventually, kinds_of
 
 WORKER_ID = f"{socket.gethostname()}:{os.getpid()}"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -179,6 +180,19 @@ async def test_sigterm_hands_a_long_job_to_another_worker_at_once(
     assert steps.ended == [job_id]
     assert first.runner.tasks == {}
     assert second.runner.tasks == {}
+
+
+async def test_a_worker_that_closes_without_draining_leaves_nothing_running(
+    settings: Settings, connection: Connection, steps: Steps
+) -> None:
+    async with open_worker(settings, kinds_of(steps)) as worker:
+        job_id = await enqueue(worker, "test.wait")
+        await eventually(lambda: len(steps.started) == 1)
+        (run,) = worker.runner.tasks.values()
+    assert run.cancelled()
+    # As after a crash: the row keeps its lease, and whoever finds it expired goes on.
+    job = await row(connection, job_id)
+    assert (job["state"], job["attempt"], job["run_token"] is None) == (1, 1, False)
 
 
 async def test_a_run_that_lost_its_lease_changes_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:
