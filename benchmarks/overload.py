@@ -157,7 +157,7 @@ def report(found: Sequence[Measured], seconds: float) -> str:
 
 async def main(directory: Path) -> None:
     is_quick = "--quick" in sys.argv
-    seconds = 3.0 if is_quick else 10.0
+    seconds = 3.0 if is_quick else 30.0
     found: list[Measured] = []
     async with Bench(directory) as bench:
         await bench.fill(_PEOPLE, 20)

@@ -13,7 +13,7 @@ _queue_seconds = Histogram("app_admission_queue_seconds", "Waits for a place, al
 _rejected = Counter("app_admission_rejected", "Refused requests.", ["class", "reason"])
 
 # Above so many times the usual latency there are too many requests inside.
-_TOLERANCE = 1.5
+_TOLERANCE = 1.25
 # Up to this times the tolerance nobody minds, however much quicker a single request would be.
 _PROMPT_SECONDS = 0.01
 _WINDOW_SECONDS = 0.1
@@ -85,7 +85,7 @@ class FixedLimit:
 class Share:
     """One class of requests at a gate. It may have `part` of the places even when all others are taken."""
 
-    __slots__ = ("coming", "gate", "name", "part", "queue_full", "used", "waited_too_long", "waiting")
+    __slots__ = ("coming", "gate", "name", "part", "queue_full", "used", "waited_seconds", "waited_too_long", "waiting")
 
     def __init__(self, name: str, gate: "Gate", part: float = 0.0) -> None:
         self.name = name
@@ -97,6 +97,7 @@ class Share:
         self.waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
         self.queue_full = 0
         self.waited_too_long = 0
+        self.waited_seconds = _queue_seconds.labels(name)
         gate.shares.append(self)
 
 
@@ -168,7 +169,7 @@ class Gate:
                 share.waiting.remove(entry)
             raise
         finally:
-            _queue_seconds.labels(share.name).observe(perf_counter() - now)
+            share.waited_seconds.observe(perf_counter() - now)
 
     def leave(self, share: Share) -> None:
         """Gives a place back, to somebody who waits if there is one."""
@@ -182,7 +183,8 @@ class Gate:
     def observe(self, kind: Hashable, seconds: float, now: float) -> None:
         """Tells the limit how long a request took."""
         if seconds > _INSTANT_SECONDS:
-            self.limit.observe(kind, seconds, now, used=self.used, is_crowded=now < self._crowded_until)
+            is_crowded = now < self._crowded_until or not self.has_place
+            self.limit.observe(kind, seconds, now, used=self.used, is_crowded=is_crowded)
 
     def _let_in(self) -> None:
         is_crowded = perf_counter() < self._crowded_until

@@ -5,8 +5,12 @@ from collections import deque
 from time import thread_time
 from typing import Protocol
 
-# Reading what is refused takes as long again.
-_REFUSING_PART = 0.01
+# Of the time while the event loop is busy, ...
+_PART_OF_BUSY = 0.01
+# ... and so much of it may be busy at all for refusals to have what is left.
+_BUSY_PART = 0.5
+_TICK_SECONDS = 0.005
+_MOST_SAVED_SECONDS = 0.001
 
 
 class Unanswered(Protocol):
@@ -24,27 +28,29 @@ class Outbox:
         self._loop = loop
         self._waiting: deque[tuple[Unanswered, bytes]] = deque()
         self._is_awake = False
-        self._sent_at = 0.0
+        # Computing time that refusals may take now; below zero what the last one took too much.
+        self._credit = _MOST_SAVED_SECONDS
+        self._paid_at = loop.time()
+        self._worked = thread_time()
 
     def put(self, exchange: Unanswered, answer: bytes) -> None:
         self._waiting.append((exchange, answer))
         if not self._is_awake:
             self._is_awake = True
-            self._sent_at = thread_time()
             self._loop.call_soon(self._send_some)
 
     def _send_some(self) -> None:
-        """Once in each turn of the loop, for a part of the computing time that the last turn took."""
-        began = now = thread_time()
-        ends = now + (began - self._sent_at) * _REFUSING_PART
+        now, worked = self._loop.time(), thread_time()
+        passed, busy = now - self._paid_at, worked - self._worked
+        earned = passed * _PART_OF_BUSY + max(0.0, passed * _BUSY_PART - busy)
+        self._credit = min(self._credit + earned, _MOST_SAVED_SECONDS)
+        self._paid_at, self._worked = now, worked
         waiting = self._waiting
-        while waiting:
+        while waiting and self._credit > 0:
             exchange, answer = waiting.popleft()
             exchange.take(answer)
-            now = thread_time()
-            if now >= ends:
-                break
-        self._sent_at = now
+            before, worked = worked, thread_time()
+            self._credit -= worked - before
         self._is_awake = bool(waiting)
         if waiting:
-            self._loop.call_soon(self._send_some)
+            self._loop.call_later(_TICK_SECONDS, self._send_some)
