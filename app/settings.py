@@ -111,6 +111,7 @@ _SECTIONS = {
 }
 _SHORT_NAMES = {
     "DATABASE_URL": "APP_DATABASE_URL",
+    "DATABASE_DIRECT_URL": "APP_DATABASE_DIRECT_URL",
     "DATABASE_REPLICA_URLS": "APP_DATABASE_REPLICA_URLS",
     "REDIS_URL": "APP_REDIS_URL",
     "HOST": "APP_HOST",
@@ -190,9 +191,11 @@ def _development_secret(data_dir: Path) -> str:
 
 
 def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> list[str]:
+    database = tree.get("database", {})
     problems = [
         _secret_problem(str(tree.get("secret_key", ""))),
-        _database_problem(str(tree.get("database", {}).get("url", ""))),
+        _database_problem("DATABASE_URL", str(database.get("url", ""))),
+        _database_problem("DATABASE_DIRECT_URL", str(database["direct_url"])) if "direct_url" in database else None,
     ]
     if not tree.get("redis", {}).get("url"):
         problems.append("REDIS_URL: is required in production")
@@ -221,11 +224,11 @@ def _secret_problem(secret: str) -> str | None:
     return None
 
 
-def _database_problem(url: str) -> str | None:
+def _database_problem(name: str, url: str) -> str | None:
     if not url:
-        return "DATABASE_URL: is required in production"
+        return f"{name}: is required in production"
     if (urlsplit(url).password or "") in _WEAK_DATABASE_PASSWORDS and not _uses_socket(url):
-        return "DATABASE_URL: needs a password that is not a default one"
+        return f"{name}: needs a password that is not a default one"
     return None
 
 

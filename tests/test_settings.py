@@ -44,8 +44,7 @@ def test_variables_reach_their_sections() -> None:
             "UNRELATED": "x",
         }
     )
-    assert settings.database.url is not None
-    assert settings.database.url.get_secret_value() == "postgresql://one/x"
+    assert settings.database.dsn == settings.database.direct_dsn == "postgresql://one/x"
     assert (settings.port, settings.host, settings.workers, settings.database.pool_size) == (8123, "0.0.0.0", 3, 7)  # noqa: S104
     assert settings.http.cors_origins == ("https://a.example.com", "https://b.example.com")
     assert settings.cache.enabled is False
@@ -109,8 +108,15 @@ def test_secrets_from_files(tmp_path: Path) -> None:
     database.write_text("postgresql://file/x\n")
     settings = load_settings({"APP_SECRET_KEY_FILE": str(key), "DATABASE_URL_FILE": str(database)})
     assert settings.secret_key.get_secret_value() == SECRET
-    assert settings.database.url is not None
-    assert settings.database.url.get_secret_value() == "postgresql://file/x"
+    assert settings.database.dsn == "postgresql://file/x"
+
+
+def test_a_pooler_before_postgres() -> None:
+    direct = {"DATABASE_DIRECT_URL": "postgresql://itself/x"}
+    database = load_settings(DEVELOPMENT | {"DATABASE_URL": "postgresql://pooler/x"} | direct).database
+    assert (database.dsn, database.direct_dsn) == ("postgresql://pooler/x", "postgresql://itself/x")
+    (problem,) = problems_of(DEVELOPMENT | direct)
+    assert problem == "APP_DATABASE: Value error, direct_url is of no use without url"
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
@@ -162,6 +168,7 @@ def test_production_names_everything_that_is_missing() -> None:
         ({"APP_SECRET_KEY": "changeme-" + SECRET}, "APP_SECRET_KEY"),
         ({"DATABASE_URL": "postgresql://app:postgres@db/onehop"}, "DATABASE_URL"),
         ({"DATABASE_URL": "postgresql://app@db/onehop"}, "DATABASE_URL"),
+        ({"DATABASE_DIRECT_URL": "postgresql://app@db/onehop"}, "DATABASE_DIRECT_URL"),
         ({"APP_PUBLIC_URL": "http://api.example.com"}, "APP_PUBLIC_URL"),
         ({"APP_DEBUG": "true"}, "APP_DEBUG"),
         ({"APP_JOBS_WEBHOOK_HTTP": "true"}, "APP_JOBS_WEBHOOK_HTTP"),

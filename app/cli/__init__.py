@@ -108,7 +108,7 @@ def up(revision: Annotated[str, typer.Argument()] = "head") -> None:
     from app.kernel.migrations import upgrade
 
     with servers_for_settings(valkey=False) as settings:
-        asyncio.run(upgrade(_dsn(settings), revision))
+        asyncio.run(upgrade(settings.database.direct_dsn, revision))
 
 
 @migrate.command(context_settings={"ignore_unknown_options": True})
@@ -119,7 +119,7 @@ def down(revision: Annotated[str, typer.Argument(help="A revision, -1 for one st
     from app.kernel.migrations import downgrade
 
     with servers_for_settings(valkey=False) as settings:
-        asyncio.run(downgrade(_dsn(settings), revision))
+        asyncio.run(downgrade(settings.database.direct_dsn, revision))
 
 
 @migrate.command()
@@ -130,7 +130,7 @@ def status() -> None:
     from app.kernel.migrations import status as read_status
 
     with servers_for_settings(valkey=False) as settings:
-        current, newest = asyncio.run(read_status(_dsn(settings)))
+        current, newest = asyncio.run(read_status(settings.database.direct_dsn))
     say(f"database: {current or 'empty'}\nnewest:   {newest}")
     raise typer.Exit(0 if current == newest else 1)
 
@@ -161,10 +161,10 @@ def prepare(report: Annotated[Path, typer.Argument()]) -> None:
     _refuse_in_production(settings)
 
     async def both() -> list[dict[str, str]]:
-        if not await is_newest(_dsn(settings)):
+        if not await is_newest(settings.database.direct_dsn):
             from app.kernel.migrations import upgrade
 
-            await upgrade(_dsn(settings))
+            await upgrade(settings.database.direct_dsn)
         accounts = await add_demo_data(settings)
         return [{"email": item.email, "password": item.password, "role": item.role} for item in accounts]
 
@@ -210,13 +210,6 @@ def config() -> None:
             else [(variable_name(name), value)]
         ):
             say(f"{variable}={'' if item is None else item}")
-
-
-def _dsn(settings: "Settings") -> str:
-    url = settings.database.url
-    if url is None:
-        raise RuntimeError("the database has no address")
-    return url.get_secret_value()
 
 
 def _refuse_in_production(settings: "Settings") -> None:

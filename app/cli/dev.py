@@ -52,7 +52,8 @@ def _run_children(
     report = settings.data_dir.absolute() / "run" / "accounts.json"
     report.unlink(missing_ok=True)
     # API and worker need the schema, but not the demo data: mostly only those remain to be looked at.
-    is_ready = asyncio.run(is_newest(environment.get("DATABASE_URL") or _given_dsn(settings)))
+    dsn = environment["DATABASE_URL"] if settings.database.url is None else settings.database.direct_dsn
+    is_ready = asyncio.run(is_newest(dsn))
     preparation = supervisor.begin(Program("Preparing the database", [*python, "prepare", str(report)], environment))
     if not is_ready:
         if not supervisor.finish(preparation):
@@ -90,10 +91,6 @@ def _environment_of_children(settings: Settings, database_url: str | None, redis
         directory.mkdir(parents=True)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     return environment
-
-
-def _given_dsn(settings: Settings) -> str:
-    return settings.database.url.get_secret_value() if settings.database.url is not None else ""
 
 
 def _base_url(settings: Settings) -> str:

@@ -88,8 +88,7 @@ async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
     if row is None:
         return
     yield Finding("PostgreSQL", row["number"] >= _OLDEST_POSTGRES, f"{row['name']}, at least 15 wanted")
-    url = settings.database.url
-    current, newest = await status(url.get_secret_value() if url else "")
+    current, newest = await status(settings.database.direct_dsn)
     hint = "is the newest" if current == newest else f"but {newest} is the newest: python -m app migrate up"
     yield Finding("Schema", current == newest, f"{current or 'empty'} {hint}")
 

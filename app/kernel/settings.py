@@ -8,9 +8,9 @@ all modules.
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Environment = Literal["development", "production"]
 
@@ -39,6 +39,11 @@ class DatabaseSettings(Section):
     """Postgres. Time-outs are in seconds."""
 
     url: SecretStr | None = Field(None, description="DSN; also read from DATABASE_URL. None: the embedded server.")
+    direct_url: SecretStr | None = Field(
+        None,
+        description="DSN of Postgres itself if `url` leads to a pooler; also read from DATABASE_DIRECT_URL. "
+        "Migrations and the worker's lock need it.",
+    )
     replica_urls: tuple[SecretStr, ...] = Field(
         (), description="DSNs of read replicas, by commas; also read from DATABASE_REPLICA_URLS."
     )
@@ -59,6 +64,24 @@ class DatabaseSettings(Section):
     @classmethod
     def _split(cls, value: object) -> object:
         return _split_list(value)
+
+    @model_validator(mode="after")
+    def _check_direct_url(self) -> Self:
+        if self.direct_url is not None and self.url is None:
+            raise ValueError("direct_url is of no use without url")
+        return self
+
+    @property
+    def dsn(self) -> str:
+        """Raises `ValueError` where there is none; whoever starts embedded servers has set it before."""
+        if self.url is None:
+            raise ValueError("the database URL is not set")
+        return self.url.get_secret_value()
+
+    @property
+    def direct_dsn(self) -> str:
+        """For what holds session state; raises as `dsn` does."""
+        return self.dsn if self.direct_url is None else self.direct_url.get_secret_value()
 
 
 class RedisSettings(Section):
@@ -191,7 +214,8 @@ def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[s
     for name, value in environ.items():
         target = name.removesuffix("_FILE")
         if target == name or not (
-            name.startswith("APP_") or target in {"DATABASE_URL", "DATABASE_REPLICA_URLS", "REDIS_URL"}
+            name.startswith("APP_")
+            or target in {"DATABASE_URL", "DATABASE_DIRECT_URL", "DATABASE_REPLICA_URLS", "REDIS_URL"}
         ):
             values[name] = value
             continue

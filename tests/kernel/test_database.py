@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -388,6 +389,14 @@ async def test_direct_connection_keeps_session_locks(database: Database, account
         assert await accounts.fetchval("SELECT pg_try_advisory_lock(7)") is False
         assert await conn.execute("SELECT 1") == "SELECT 1"
         assert await conn.fetchval("SELECT current_setting('application_name')") == "onehop:test.leader"
+
+
+async def test_direct_connection_goes_past_a_pooler(open_database: OpenDatabase, database_url: str) -> None:
+    database = await open_database(direct_url=urlsplit(database_url)._replace(path="/postgres").geturl())
+    async with database.read("test.pooled") as conn:
+        assert await conn.fetchval("SELECT current_database()") == urlsplit(database_url).path[1:]
+    async with database.connect("test.direct") as direct:
+        assert await direct.fetchval("SELECT current_database()") == "postgres"
 
 
 async def test_connections_carry_no_session_state(open_database: OpenDatabase, accounts: Connection) -> None:

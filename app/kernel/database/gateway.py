@@ -38,11 +38,9 @@ class Database:
     """The gateway. One per process."""
 
     def __init__(self, settings: DatabaseSettings, *, application_name: str = "onehop") -> None:
-        if settings.url is None:
-            message = "the database URL is not set"
-            raise ValueError(message)
         self._settings = settings
-        self._connector = Connector(settings.url.get_secret_value(), settings, application_name)
+        self._connector = Connector(settings.dsn, settings, application_name)
+        self._direct_connector = Connector(settings.direct_dsn, settings, application_name)
         self._replicas = Replicas(settings, application_name, self._ask) if settings.replica_urls else None
         self._pool: Pool | None = None
         self._export_pool: Pool | None = None
@@ -157,9 +155,9 @@ class Database:
 
     @asynccontextmanager
     async def connect(self, unit: str) -> AsyncIterator[DirectConn]:
-        """A new connection for the length of the block."""
+        """A new connection to Postgres itself, past any pooler, for the length of the block."""
         try:
-            connection = await self._connector.connect(unit)
+            connection = await self._direct_connector.connect(unit)
         except CONNECT_ERRORS as error:
             raise self.translate(error) from error
         try:
