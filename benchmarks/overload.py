@@ -62,30 +62,35 @@ class Measured:
 
 
 async def measure(service: Service, what: str, requests: Sequence[bytes], factor: int, seconds: float) -> Measured:
-    """Capacity, overload, and the way back."""
+    """Capacity, overload, and the way back. A process slows down by a tenth as it and the machine get warm, so that
+    normal is the mean of before and afterwards.
+    """
     await settled(service)
-    normal = await drive(service, requests, seconds=3)
+    before = await drive(service, requests, seconds=3)
     await settled(service)
     watches: list[asyncio.Task[float]] = []
-    before = 0.0
+    cpu = 0.0
 
     def begun() -> None:
-        nonlocal before
-        before = service.cpu_seconds()
+        nonlocal cpu
+        cpu = service.cpu_seconds()
         watches.append(asyncio.create_task(slowest_livez(service, seconds)))
 
-    over = await open_loop(service.port, requests, seconds, normal.rate * factor, CROWD, begun)
-    used = service.cpu_seconds() - before
-    recovered_after = await recovery(service, requests, normal)
+    over = await open_loop(service.port, requests, seconds, before.rate * factor, CROWD, begun)
+    used = service.cpu_seconds() - cpu
+    recovered_after = await recovery(service, requests, before)
+    await settled(service)
+    after = await drive(service, requests, seconds=3)
+    rate, cpu_us, p99 = ((getattr(before, name) + getattr(after, name)) / 2 for name in ("rate", "cpu_us", "p99"))
     good, refused = over.good(), sorted(over.latencies.get(503, []))
     return Measured(
         what,
         factor,
-        normal.rate,
-        over.in_time / over.seconds / normal.rate,
-        len(good) * normal.cpu_us / 1e6 / max(used, 1e-9),
-        over.statuses.total() / over.seconds / normal.rate,
-        normal.p99,
+        rate,
+        over.in_time / over.seconds / rate,
+        len(good) * cpu_us / 1e6 / max(used, 1e-9),
+        over.statuses.total() / over.seconds / rate,
+        p99,
         percentile(good, 0.5),
         percentile(good, 0.99),
         percentile(refused, 0.5),
@@ -147,10 +152,10 @@ def report(found: Sequence[Measured], seconds: float) -> str:
         "# Overload\n\n"
         f"`python -m benchmarks.overload` writes this page: one process on one core, {CROWD:,} connections, windows of "
         f"{seconds:.0f} s.\nMachine: {machine}.\n\n"
-        "*Goodput* is what was answered as wished within the window ÷ capacity; *by CPU time* is the part of the "
-        "server's computing\ntime that went into it, which neighbours on the machine disturb least. *Answered* is all "
-        "answers ÷ capacity: refusals get a\nhundredth of the event loop's time while there is other work, so a "
-        "client that waits for them cannot ask faster.\n\n"
+        "*Capacity* is what 32 connections get, before and afterwards. *Goodput* is what was answered as wished within "
+        "the window ÷\ncapacity; *by CPU time* is the part of the server's computing time that went into it, which "
+        "neighbours on the machine disturb\nleast. *Answered* is all answers ÷ capacity: refusals get a hundredth of "
+        "the event loop's time while there is other work, so\na client that waits for them cannot ask faster.\n\n"
         f"{head}{rows}\n\n## Verdicts\n\n{verdicts}\n"
     )
 
