@@ -1,7 +1,7 @@
 """`python -m benchmarks [quick|full] [--only ladder,limits,jobs,growth]`: everything, into docs/benchmarks/.
 
-A full run takes about half an hour and wants a machine for itself; a quick one at most five minutes. The exit code is
-1 when a budget is missed.
+A full run takes about half an hour, wants a machine for itself, and ends with exit code 1 when a budget is missed. A
+quick one takes at most five minutes; its windows show where things stand and are too short to judge.
 """
 
 import argparse
@@ -168,7 +168,7 @@ async def main(plan: Plan, parts: list[str], output: Path, folder: Path) -> int:
     for budget in missed:
         run.say(str(budget))
     run.say(f"{len(run.budgets) - len(missed)} of {len(run.budgets)} reached; report: {output / 'README.md'}")
-    return 1 if missed or failures else 0
+    return 1 if failures or (missed and run.plan.mode == "full") else 0
 
 
 if __name__ == "__main__":
