@@ -5,7 +5,6 @@ before the first of them; meanwhile somebody asks for `/livez`; afterwards a clo
 """
 
 import asyncio
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ import uvloop
 from benchmarks import data
 from benchmarks.budgets import Budget
 from benchmarks.client import ask, closed_loop, open_loop, percentile
-from benchmarks.limits.measures import running_product
 from benchmarks.load import CONNECTIONS, Sample, drive, request, settled
 from benchmarks.machine import ROOT, Service, describe
 from benchmarks.product import Bench
@@ -50,12 +48,15 @@ class Measured:
     livez: float
     recovered_after: float
 
+    @property
+    def p99_ratio(self) -> float:
+        return self.admitted_p99 / self.normal_p99
+
     def budgets(self) -> list[Budget]:
         name = f"{self.what}, {self.factor} times the capacity"
-        ratio = self.admitted_p99 / self.normal_p99
         return [
             Budget("", f"{name}: goodput ÷ capacity", self.goodput, 0.9, by_cpu=self.efficiency),
-            Budget("", f"{name}: p99 of the admitted ÷ normal", ratio, 2, at_least=False),
+            Budget("", f"{name}: p99 of the admitted ÷ normal", self.p99_ratio, 2, at_least=False),
             Budget("", f"{name}: slowest /livez meanwhile, ms", self.livez, 100, at_least=False),
             Budget("", f"{name}: back to normal after, s", self.recovered_after, 2, at_least=False),
         ]
@@ -98,6 +99,11 @@ async def measure(service: Service, what: str, requests: Sequence[bytes], factor
         await watches[0],
         recovered_after,
     )
+
+
+def middle(rounds: Sequence[Measured]) -> Measured:
+    """The round with the median goodput."""
+    return sorted(rounds, key=lambda one: one.goodput)[(len(rounds) - 1) // 2]
 
 
 async def slowest_livez(service: Service, seconds: float) -> float:
@@ -167,14 +173,13 @@ async def main(directory: Path) -> None:
     async with Bench(directory) as bench:
         await bench.fill(_PEOPLE, 20)
         for what, requests in workloads(bench).items():
-            async with running_product(bench) as service:
+            async with bench.running() as service:
                 await drive(service, requests, seconds=1)
                 for factor in FACTORS:
                     rounds = [
                         await measure(service, what, requests, factor, seconds) for _ in range(1 if is_quick else 3)
                     ]
-                    middle = statistics.median_low(one.goodput for one in rounds)
-                    found.append(next(one for one in rounds if one.goodput == middle))
+                    found.append(middle(rounds))
                     for budget in found[-1].budgets():
                         print(budget, flush=True)
     _REPORT.write_text(report(found, seconds), encoding="utf-8")

@@ -1,7 +1,6 @@
 """The budgets P1 to P7, P10, P12 and P13, each beside its reference."""
 
 import asyncio
-import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,28 +11,19 @@ from typing import Any
 import orjson
 import redis.asyncio as redis
 
-from benchmarks import data, machine
+from benchmarks import data, machine, overload
 from benchmarks.budgets import Budget, Progress, share
-from benchmarks.client import Outcome, ask, ask_all, closed_loop, open_loop, percentile
-from benchmarks.load import CONNECTIONS, Result, Sample, drive, in_turns, request, settled
+from benchmarks.client import ask, ask_all, closed_loop
+from benchmarks.load import CONNECTIONS, Result, Sample, drive, in_turns, request
 from benchmarks.machine import Service
-from benchmarks.product import Bench
+from benchmarks.product import WIDE, Bench
 
 # The best of the stacks that were measured: its who-am-I ÷ bare ASGI.
 BEST_STACK = 0.016
 _LOGINS_IN_FLIGHT = 32
-# Connections of an overload: many more than may be inside and wait.
-_CROWD = 2000
 _UVICORN = ("--host", "127.0.0.1", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error")
 _EVENT = orjson.dumps({"kind": "page.viewed", "properties": {"path": "/documents/7", "ms": 12}})
 _JOB = orjson.dumps({"kind": "export.events", "args": {"format": "csv"}})
-# A bench fills the queue faster than any worker empties it; refusing would be right, but is not measured here.
-# All checks are made, and none of them refuses.
-_WIDE = {
-    "APP_JOBS_BACKLOG_LIMIT": "100000000",
-    "APP_JOBS_BACKLOG_AGE": "100000000",
-    "APP_LIMITS_CALLER": "100000000",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +52,7 @@ class Limits:
         self._crowd = self._tokens[:CONNECTIONS]
 
     async def run(self) -> None:
-        async with running_product(self.bench) as product:
+        async with self.bench.running() as product:
             async with self._references(product, "bare", "cached", "starlette", "fastapi") as references:
                 await self.references(references)
                 await self.hot(product, references)
@@ -75,7 +65,7 @@ class Limits:
 
     async def run_reads(self) -> None:
         """P1, P2, P3 and P13 alone."""
-        async with running_product(self.bench) as product, self._references(product, "bare", "fastapi") as references:
+        async with self.bench.running() as product, self._references(product, "bare", "fastapi") as references:
             await self.hot(product, references)
             await self.cold(product, references)
 
@@ -230,12 +220,12 @@ class Limits:
     async def logins(self) -> None:
         """P7: what those who only read feel of people logging in, with a watch on the event loop."""
         command = ("-m", "uvicorn", "benchmarks.limits.watched:app", "--port", "{port}", *_UVICORN, "--ws", "none")
-        log_in = self._log_in_requests()
+        log_in = overload.workloads(self.bench)["log-ins"]
         reads = [request("GET", "/v1/overview", token=token) for token in self._crowd]
         stall = request("GET", "/bench/stall")
         stalls: list[float] = []
         rates: list[float] = []
-        service = self.bench.serve("watched", command=command, settings=_WIDE)
+        service = self.bench.serve("watched", command=command, settings=WIDE)
         async with machine.running(service, "/livez"):
             await drive(service, reads, seconds=1)
 
@@ -266,45 +256,22 @@ class Limits:
 
     async def overload(self) -> None:
         """P12: work that no cache saves, asked for ten times as often as it can be done."""
-        body = orjson.dumps({"ids": [str(data.user_id(number)) for number in range(1, 51)]})
-        look_up = [request("POST", "/v1/users/lookup", token=token, body=body) for token in self._tokens[:200]]
-        await self._overload("log-ins", self._log_in_requests())
-        # Nothing here is heavy, so that most of the work is refusing the rest.
-        await self._overload("look-ups of 50 people", look_up)
-
-    async def _overload(self, what: str, requests: Sequence[bytes]) -> None:
-        # Shorter, the start of the crowd, and what is under way at the end, would be much of it.
-        seconds = 10.0 if self.sizes.floods > 1 else 5.0
-        normal: list[Sample] = []
-        over: list[Outcome] = []
-        async with running_product(self.bench) as product:
-            await drive(product, requests, seconds=1)
-            for _ in range(self.sizes.floods):
-                await settled(product)
-                sample = await drive(product, requests, seconds=seconds)
-                normal.append(sample)
-                await settled(product)
-                over.append(await open_loop(product.port, requests, seconds, sample.rate * 10, _CROWD))
-                self.say(f"    capacity {sample.rate:.0f}/s, then {dict(over[-1].statuses)}, {over[-1].unsent} unsent")
-        self.results[f"P12 {what} at capacity"] = Result(tuple(normal))
-        pairs = list(zip(over, normal, strict=True))
-        goodput = statistics.median(o.in_time / o.seconds / n.rate for o, n in pairs)
-        p99 = statistics.median(percentile(o.good(), 0.99) / n.p99 for o, n in pairs)
-        answered = statistics.median(o.statuses.total() / o.seconds / n.rate for o, n in pairs)
-        note = f"{answered:.1f} times capacity were answered at all"
-        self._judge(Budget("P12", f"{what}: goodput at ten times capacity ÷ capacity", goodput, 0.9, note=note))
-        self._judge(Budget("P12", f"{what}: p99 of the admitted ÷ normal", p99, 2, at_least=False))
-
-    def _log_in_requests(self) -> list[bytes]:
-        bodies = [
-            orjson.dumps({"email": data.email(number), "password": data.PASSWORD})
-            for number in range(1, min(self.sizes.people, 400) + 1)
-        ]
-        return [request("POST", "/v1/auth/login", body=body) for body in bodies]
+        seconds = 30.0 if self.sizes.floods > 1 else 5.0
+        for what, requests in overload.workloads(self.bench).items():
+            async with self.bench.running() as product:
+                await drive(product, requests, seconds=1)
+                rounds = [
+                    await overload.measure(product, what, requests, 10, seconds) for _ in range(self.sizes.floods)
+                ]
+            found = overload.middle(rounds)
+            note = f"{found.answered:.1f} times capacity were answered at all"
+            text = f"{what}: goodput at ten times capacity ÷ capacity"
+            self._judge(Budget("P12", text, found.goodput, 0.9, by_cpu=found.efficiency, note=note))
+            self._judge(Budget("P12", f"{what}: p99 of the admitted ÷ normal", found.p99_ratio, 2, at_least=False))
 
     async def memory(self) -> None:
         """P10: a fresh process and a mix of reads and writes."""
-        async with running_product(self.bench) as product:
+        async with self.bench.running() as product:
             reads = [request("GET", "/v1/overview", token=token) for token in self._tokens[:2000]]
             writes = [request("POST", "/v1/events", token=token, body=_EVENT) for token in self._tokens[:20]]
             mix = [*reads, *writes]
@@ -396,10 +363,3 @@ class Limits:
 
 def etag_of(head: dict[str, str]) -> str:
     return head["etag"]
-
-
-@asynccontextmanager
-async def running_product(bench: Bench, **settings: str) -> AsyncIterator[Service]:
-    """One process of the product on the measured core."""
-    async with machine.running(bench.serve(settings={**_WIDE, **settings}), "/livez") as service:
-        yield service
