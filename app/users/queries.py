@@ -68,15 +68,41 @@ async def get_user(conn: ReadConn, user_id: UserId) -> User | None:
     return (await list_users(conn, [user_id])).get(user_id)
 
 
-LIST_PUBLIC_USERS = """
+GET_PUBLIC_USER = """
     SELECT id, display_name, bio, avatar_url, created_at
     FROM users.users
-    WHERE id = ANY($1::uuid[]) AND deleted_at IS NULL
+    WHERE id = $1 AND deleted_at IS NULL
 """
 
 
-async def list_public_users(conn: ReadConn, user_ids: Sequence[UUID]) -> list[PublicUser]:
-    return [PublicUser(**row) for row in await conn.fetch(LIST_PUBLIC_USERS, user_ids)]
+async def get_public_user(conn: ReadConn, user_id: UUID) -> PublicUser | None:
+    row = await conn.fetchrow(GET_PUBLIC_USER, user_id)
+    return PublicUser(**row) if row else None
+
+
+# Postgres writes the JSON, see LIST_OVERVIEWS.
+LOOK_UP_USERS = """
+    WITH wanted AS (
+        SELECT w.id, min(w.position) AS position
+        FROM unnest($1::uuid[]) WITH ORDINALITY AS w (id, position)
+        GROUP BY w.id
+    ), found AS (
+        SELECT v.id, row_to_json(v) AS view
+        FROM (SELECT u.id, u.display_name, u.bio, u.avatar_url,
+                     replace(to_char(u.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z') AS created_at
+              FROM users.users u
+              WHERE u.id = ANY($1) AND u.deleted_at IS NULL) AS v
+    )
+    SELECT COALESCE(json_agg(f.view ORDER BY w.position) FILTER (WHERE f.id IS NOT NULL), '[]') AS items,
+           COALESCE(json_agg(w.id ORDER BY w.position) FILTER (WHERE f.id IS NULL), '[]') AS missing
+    FROM wanted w LEFT JOIN found f ON f.id = w.id
+"""
+
+
+async def look_up_users(conn: ReadConn, user_ids: Sequence[UUID]) -> tuple[str, str]:
+    """JSON arrays of the users among `user_ids` and of the ids of which there is none, in that order, each once."""
+    ((items, missing),) = await conn.fetch(LOOK_UP_USERS, user_ids)
+    return items, missing
 
 
 # The changes come as one JSON object, because a column that is absent stays and one that is null is cleared.

@@ -139,8 +139,8 @@ async def summarise_events(
 async def look_up_users(request: Request, _: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
     """The public view of up to 100 users at once."""
     charge(request.scope, 1 + len(body.ids) * _COST_OF_ITEM)
-    found, missing = await service.look_up_users(resources.db, body.ids)
-    return json_response({"items": found, "missing": missing})
+    items, missing = await service.look_up_users(resources.db, body.ids)
+    return json_response({"items": json_fragment(items), "missing": json_fragment(missing)})
 
 
 @router.get("/users/{user_id}", response_model=PublicUserAnswer)

@@ -147,12 +147,10 @@ async def change_profile(
     return user
 
 
-async def look_up_users(db: Database, user_ids: Sequence[UUID]) -> tuple[list[PublicUser], list[UUID]]:
-    """The users among `user_ids` and the ids of which there is none, both in the order asked for, each once."""
-    wanted = list(dict.fromkeys(user_ids))
+async def look_up_users(db: Database, user_ids: Sequence[UUID]) -> tuple[str, str]:
+    """JSON arrays of the users among `user_ids` and of the ids of which there is none, in that order, each once."""
     async with db.read("users.look_up_users") as conn:
-        found: dict[UUID, PublicUser] = {user.id: user for user in await queries.list_public_users(conn, wanted)}
-    return [found[key] for key in wanted if key in found], [key for key in wanted if key not in found]
+        return await queries.look_up_users(conn, user_ids)
 
 
 async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
@@ -161,10 +159,11 @@ async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
     Raises:
         UserNotFound
     """
-    found, _ = await look_up_users(db, [user_id])
-    if not found:
+    async with db.read("users.read_public_user") as conn:
+        user = await queries.get_public_user(conn, user_id)
+    if user is None:
         raise UserNotFound
-    return found[0]
+    return user
 
 
 async def read_preferences(reads: PointReads, user_id: UserId) -> Preferences:
