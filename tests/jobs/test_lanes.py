@@ -137,6 +137,22 @@ async def test_a_paused_lane_starts_nothing(worker: Worker, connection: Connecti
     await all_done(connection, 4)
 
 
+@pytest.mark.parametrize("redis_is_there", [True, False])
+async def test_a_pause_holds_before_workers_hear_of_it(
+    worker: Worker, connection: Connection, steps: Steps, valkey: EmbeddedValkey, *, redis_is_there: bool
+) -> None:
+    if not redis_is_there:
+        valkey.stop()
+    await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
+    await enqueue(worker, "test.noop", 3, None)
+    (urgent,) = await enqueue(worker, "test.noop", 1, None, lane="critical")
+    await all_done(connection, 1)
+    await asyncio.sleep(0.3)
+    assert steps.started == [urgent]
+    await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
+    await all_done(connection, 4)
+
+
 async def test_a_higher_priority_goes_first(start_worker: StartWorker, connection: Connection, steps: Steps) -> None:
     worker = await start_worker(slots=16)
     await pause(worker, connection)

@@ -14,6 +14,7 @@ from app.jobs.records import (
 )
 from app.kernel.database import ReadConn, Tx
 
+# Jobs of a lane that was paused a moment ago go back to the relay, which hands them out again.
 # Rows that another worker is claiming are skipped, so that two overlapping batches can never wait for each other. What
 # goes beyond a user's cap comes back a moment later; that two workers may exceed it together by a few does no harm.
 CLAIM_JOBS = """
@@ -21,12 +22,17 @@ WITH locked AS (
     SELECT id, user_id, lane, run_at FROM jobs.jobs
     WHERE id = ANY($1::uuid[]) AND state = 0 AND run_at <= now()
     FOR UPDATE SKIP LOCKED
+), paused AS (
+    SELECT lane FROM jobs.lanes WHERE paused_at IS NOT NULL
+), kept AS (
+    UPDATE jobs.jobs AS j SET dispatched_at = NULL
+    FROM locked AS l WHERE j.id = l.id AND l.lane IN (SELECT lane FROM paused)
 ), ranked AS (
     SELECT l.id, l.user_id IS NULL OR l.lane <> ALL($5::text[])
            OR row_number() OVER (PARTITION BY l.user_id, l.lane ORDER BY l.id)
               + (SELECT count(*) FROM jobs.jobs AS r WHERE r.user_id = l.user_id AND r.lane = l.lane AND r.state = 1)
               <= $6::integer AS allowed
-    FROM locked AS l
+    FROM locked AS l WHERE l.lane NOT IN (SELECT lane FROM paused)
 ), put_off AS (
     UPDATE jobs.jobs AS j
     SET run_at = now() + make_interval(secs => $7::float8 + random() * ($8::float8 - $7::float8)), dispatched_at = NULL
@@ -53,6 +59,7 @@ async def claim_jobs(
 CLAIM_NEXT_JOBS = """
 WITH wanted AS (
     SELECT lane, count FROM unnest($1::text[], $2::integer[]) AS w(lane, count)
+    WHERE lane NOT IN (SELECT lane FROM jobs.lanes WHERE paused_at IS NOT NULL)
 ), picked AS (
     SELECT p.id, p.user_id, p.lane FROM wanted CROSS JOIN LATERAL (
         SELECT id, user_id, lane FROM jobs.jobs
