@@ -165,6 +165,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         )
         app.state.resources = resources
         app.state.identity = identity
+        app.state.authenticator = identity.authenticator
         stack.push_async_callback(close_resources, resources)
         app.state.events = users.event_group_commit(resources.db)
         stack.push_async_callback(app.state.events.close)

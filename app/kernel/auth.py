@@ -128,6 +128,19 @@ def principal_of(request: Mapping[str, Any]) -> Principal:
     raise failure or Unauthenticated
 
 
+async def authenticate_again(request: Request) -> None:
+    """For an answer that took long, or goes on for long: the caller may have logged out meanwhile.
+
+    Raises:
+        InvalidToken: the caller's token is not good any more.
+        Unavailable: that cannot be found out at the moment.
+    """
+    authenticator: Authenticator = request.app.state.authenticator
+    header = request.headers["authorization"].encode("latin-1")
+    if authenticator.recall(header) is None:
+        await authenticator.authenticate(header[7:].strip().decode("latin-1"), header)
+
+
 @dataclass(frozen=True, slots=True)
 class Permission:
     """What a route demands of its caller, and takes from the caller's quota; checked before the body is read."""

@@ -399,6 +399,23 @@ async def test_a_resumed_stream_does_not_repeat_what_was_seen(
     assert [(name, version) for name, version, _ in parse_stream(again.text)] == [("done", last)]
 
 
+@pytest.mark.usefixtures("test_kinds", "api_worker")
+async def test_a_stream_and_a_long_poll_end_with_their_session(person: Person, steps: Steps) -> None:
+    job = await submit(person, "test.wait")
+    url = f"/v1/jobs/{job['id']}"
+    stream = asyncio.create_task(person.get(f"{url}/events"))
+    long_poll = asyncio.create_task(person.get(url, headers={"Prefer": "wait=20"}))
+    await eventually(lambda: len(steps.started) == 1)
+    await asyncio.sleep(0.2)
+    assert (await person.post("/v1/auth/logout")).status_code == 204
+    steps.gate.set()
+    told = await stream
+    assert told.status_code == 200
+    assert "succeeded" not in told.text
+    refused = await long_poll
+    assert (refused.status_code, refused.json()["code"]) == (401, "token_revoked")
+
+
 async def test_callers_need_the_scope(client: Any, person: Person) -> None:
     assert (await client.post("/v1/jobs", json=EXPORT)).status_code == 401
     assert (await client.get("/v1/jobs")).status_code == 401

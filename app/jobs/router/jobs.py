@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from app.jobs.schemas import (
     SubmitJob,
 )
 from app.jobs.service import artifacts, submitting, watching
-from app.kernel.auth import Principal
+from app.kernel.auth import InvalidToken, Principal, authenticate_again
 from app.kernel.background import until
 from app.kernel.database import Tx
 from app.kernel.http import (
@@ -135,6 +136,7 @@ async def get_job(
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
         )
+        await authenticate_again(request)
     else:
         job = await watching.read_job(resources.db, job_id, principal.user_id)
     view = job_view(job, resources.clock.now())
@@ -156,7 +158,7 @@ async def watch_job(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`; or `shutdown`, after which
-    another connection goes on where this one ended.
+    another connection goes on where this one ended. It ends too when the caller's token does.
 
     Every event carries the whole of what it is about, and the first ones are a snapshot, so that nothing is missed
     between two connections.
@@ -164,8 +166,10 @@ async def watch_job(
     principal: Principal = request.scope["principal"]
     seen: Job | None = None
     draining = _draining(request)
-    following = watching.follow_job(resources.db, runtime.watch, job_id, principal.user_id)
-    async for job in until(draining, following):
+    following = watching.follow_job(
+        resources.db, runtime.watch, job_id, principal.user_id, before_each=partial(authenticate_again, request)
+    )
+    async for job in _while_welcome(until(draining, following)):
         events = _events(seen, job, resources.clock.now())
         if seen is None and last_event_id == str(job.version):
             # Nothing is new; `done` is said again, because without it a client would come back for ever.
@@ -253,6 +257,15 @@ def _events(before: Job | None, job: Job, now: datetime) -> list[ServerSentEvent
         ServerSentEvent(event=name, raw_data=data, id=version if index == len(parts) else None)
         for index, (name, data) in enumerate(parts, start=1)
     ]
+
+
+async def _while_welcome(jobs: AsyncIterator[Job]) -> AsyncIterator[Job]:
+    """The jobs, until the caller's token is not good any more."""
+    try:
+        async for job in jobs:
+            yield job
+    except InvalidToken:
+        return
 
 
 def _draining(request: Request) -> asyncio.Event | None:

@@ -7,7 +7,7 @@ Redis.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from uuid import UUID
@@ -80,10 +80,17 @@ class JobWatch:
 
 
 async def follow_job(
-    db: Database, watch: JobWatch, job_id: UUID, user_id: UserId, *, seconds: float | None = None
+    db: Database,
+    watch: JobWatch,
+    job_id: UUID,
+    user_id: UserId,
+    *,
+    seconds: float | None = None,
+    before_each: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Job]:
     """The job now, and again after each change, until it is over or `seconds` have passed.
 
+    `before_each` is called before each look, the last of which is at most five seconds ago; what it raises ends it all.
     No connection is held between two looks.
 
     Raises:
@@ -94,6 +101,8 @@ async def follow_job(
     with watch.watching(job_id) as changed:
         while True:
             changed.clear()
+            if before_each is not None:
+                await before_each()
             job = await read_job(db, job_id, user_id)
             if job.version != version:
                 version = job.version
