@@ -38,7 +38,8 @@ RawJson = orjson.Fragment
 
 # BCP 47 as far as people use it: language, script, region, variants.
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|\d{3}))?(-[A-Za-z0-9]{5,8})*", re.ASCII)
-_TIMEZONES = frozenset(available_timezones())
+# `localtime` is whatever the machine is set to, and `Factory` says that nobody has set it.
+_TIMEZONES = frozenset(available_timezones()) - {"Factory", "localtime"}
 
 
 def _check_locale(value: str) -> str:

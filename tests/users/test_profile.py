@@ -99,6 +99,10 @@ async def test_patch_takes_a_merge_patch(person: Person) -> None:
     headers = {"Content-Type": "application/merge-patch+json"}
     answer = await person.patch(ME, content=b'{"bio": "merged"}', headers=headers)
     assert body_of(answer, UserAnswer)["bio"] == "merged"
+    headers = {"Content-Type": "application/json-patch+json"}
+    answer = await person.patch(ME, content=b'{"bio": "patched"}', headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert answer.headers["accept-patch"] == "application/json, application/merge-patch+json"
 
 
 REFUSED_PATCHES: list[tuple[dict[str, Any], str, str]] = [
@@ -116,6 +120,7 @@ REFUSED_PATCHES: list[tuple[dict[str, Any], str, str]] = [
     ({"timezone": None}, "#/timezone", "string_type"),
     ({"timezone": "Mars/Olympus"}, "#/timezone", "invalid_timezone"),
     ({"timezone": "../../etc/passwd"}, "#/timezone", "invalid_timezone"),
+    ({"timezone": "localtime"}, "#/timezone", "invalid_timezone"),
     ({"email": "new@example.com"}, "#/email", "extra_forbidden"),
     ({"id": str(uuid4())}, "#/id", "extra_forbidden"),
     ({"version": 7}, "#/version", "extra_forbidden"),

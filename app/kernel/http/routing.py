@@ -26,6 +26,7 @@ from app.kernel.errors import (
 from app.kernel.http.json_input import MAX_ERRORS, parse_json
 
 _JSON = "application/json"
+_MERGE_PATCH = "application/merge-patch+json"
 _JSON_HEADER = (b"content-type", b"application/json")
 # Forms are those of OAuth, whose longest field is a token.
 _MAX_FORM_BYTES = 16 * 1024
@@ -129,12 +130,16 @@ class Checks:
         if body == "form":
             accepted = media_type == _FORM
         else:
-            accepted = media_type == _JSON or (media_type.startswith("application/") and media_type.endswith("+json"))
+            # Of the types that end in `+json` some mean something else, such as a JSON Patch (RFC 6902).
+            accepted = media_type == _JSON or (media_type == _MERGE_PATCH and self._accepting == "Accept-Patch")
         if not accepted or message.get_content_charset("utf-8") not in ("utf-8", "us-ascii"):
             raise self._unsupported(f"Send {_FORM if body == 'form' else _JSON} in UTF-8.", body)
 
     def _unsupported(self, detail: str, body: Literal["json", "form"]) -> UnsupportedMediaType:
-        return UnsupportedMediaType(detail, headers={self._accepting: _FORM if body == "form" else _JSON})
+        accepted = _FORM if body == "form" else _JSON
+        if self._accepting == "Accept-Patch":
+            accepted += f", {_MERGE_PATCH}"
+        return UnsupportedMediaType(detail, headers={self._accepting: accepted})
 
 
 class Router(APIRouter):
