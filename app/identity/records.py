@@ -292,7 +292,7 @@ def roles_of(role: Role) -> tuple[str, ...]:
 
 def normalise_email(text: str) -> str:
     """An address as it is stored. Raises `ValueError` if it is none."""
-    return validate_email(text, check_deliverability=False, test_environment=True).normalized
+    return validate_email(text, check_deliverability=False, test_environment=True, strict=True).normalized
 
 
 def canonical_email(email: str) -> str:

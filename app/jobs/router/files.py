@@ -14,7 +14,7 @@ from app.jobs.service.runtime import JobsRuntime
 from app.kernel.errors import RangeNotSatisfiable
 from app.kernel.http import matches_any
 
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,99})-(\d{0,99})", re.ASCII)
 _CACHE_CONTROL = "private, no-cache"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 

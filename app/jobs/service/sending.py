@@ -31,6 +31,8 @@ _RESOLVE_SECONDS = 2.0
 _MAX_URL = 2048
 _LONGEST_NUMBER = 9
 _HTTPS_PORTS = frozenset({443, 8443})
+# They mean something else in every network, or nothing (RFC 6761, RFC 6762, RFC 8375, and what ICANN keeps free).
+_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa")
 
 _BLOCKED = tuple(
     ipaddress.ip_network(network)
@@ -90,7 +92,8 @@ class WebhookSender:
             port = parts.port
         except ValueError as error:
             raise _blocked("The URL is not valid.") from error
-        host = parts.hostname
+        # The final dot of a full name, without which the resolver would try other names too.
+        host = (parts.hostname or "").removesuffix(".")
         schemes = {"https", "http"} if self._takes_http else {"https"}
         if len(url) > _MAX_URL or not url.isprintable() or not url.isascii() or " " in url or not host:
             raise _blocked("The URL is not valid; a name in another script has to be written in its xn-- form.")
@@ -98,6 +101,8 @@ class WebhookSender:
             raise _blocked(f"The URL must be {' or '.join(sorted(schemes))}, without a user name and a fragment.")
         if port is not None and not self._takes_http and port not in _HTTPS_PORTS:
             raise _blocked("The port must be 443 or 8443.")
+        if host.endswith(_PRIVATE_NAMES) and not self._allowed:
+            raise _blocked("The name is not public.")
         for address in await _resolve(host, port or 443):
             if is_blocked(address, self._allowed):
                 raise _blocked("The address is not public.")
