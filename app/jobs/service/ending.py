@@ -42,6 +42,7 @@ class LeaseLost(Exception):
 @dataclass(slots=True)
 class _End:
     kind: str
+    user_id: UserId | None
     outcome: Outcome
     artifacts: Sequence[NewArtifact]
     written: "asyncio.Future[bool]"
@@ -64,9 +65,12 @@ class Ends:
         self._changes: list[tuple[UUID, UserId | None]] = []
         self._changes_ready = asyncio.Event()
 
-    async def add(self, kind: str, outcome: Outcome, artifacts: Sequence[NewArtifact]) -> bool:
-        """Returns once the end is written; whether the run still owned its job. A caller may go away meanwhile."""
-        end = _End(kind, outcome, artifacts, asyncio.get_running_loop().create_future())
+    async def add(self, kind: str, user_id: UserId | None, outcome: Outcome, artifacts: Sequence[NewArtifact]) -> bool:
+        """Returns once the end is written; whether the run still owned its job. A caller may go away meanwhile.
+
+        Also false if it was written by a try whose answer got lost.
+        """
+        end = _End(kind, user_id, outcome, artifacts, asyncio.get_running_loop().create_future())
         self._ends.append(end)
         self._ends_ready.set()
         return await asyncio.shield(end.written)
@@ -155,6 +159,8 @@ class Ends:
                 if not isinstance(error, Unavailable):
                     _logger.exception("jobs.ends_not_written", count=len(batch))
                 await asyncio.sleep(_DATABASE_RETRY_SECONDS)
+                # It may have been written all the same, and then the next try finds nothing that has changed.
+                self.note_changes((end.outcome.job_id, end.user_id) for end in batch)
 
     def _may_be_event(self, batch: list[_End]) -> bool:
         return any(end.outcome.state in (State.SUCCEEDED, State.FAILED) and self._is_public(end.kind) for end in batch)

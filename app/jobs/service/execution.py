@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import ValidationError
 
 from app.jobs.queries import execution as queries
+from app.jobs.queries.cleaning import list_published_keys
 from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, retry_delay
 from app.jobs.service.ending import Ends, LeaseLost
 from app.jobs.service.storage import ArtifactStore, StoredFile
@@ -138,7 +139,7 @@ class Executor:
                 return
             _run_seconds.labels(job.kind).observe(monotonic() - started)
             artifacts = run.artifacts if outcome.state is State.SUCCEEDED else []
-            kept = await self.ends.add(job.kind, outcome, artifacts)
+            kept = await self.ends.add(job.kind, job.user_id, outcome, artifacts)
             if not kept or outcome.state is not State.SUCCEEDED:
                 await self._discard(run)
         except asyncio.CancelledError:
@@ -299,11 +300,15 @@ class Executor:
 
     async def _discard(self, run: _Run) -> None:
         """Deletes the files of a run that did not succeed; what is left after a crash the janitor finds."""
-        if run.stored_keys:
-            try:
-                await self.store.delete(run.stored_keys)
-            except OSError:
-                _logger.warning("jobs.files_left_behind", job_id=str(run.job.id))
+        if not run.stored_keys:
+            return
+        try:
+            # A success whose answer got lost looks like a lost lease, but has published them.
+            async with self.db.read("jobs.published_files") as conn:
+                published = set(await list_published_keys(conn, run.stored_keys))
+            await self.store.delete([key for key in run.stored_keys if key not in published])
+        except (OSError, Unavailable):
+            _logger.warning("jobs.files_left_behind", job_id=str(run.job.id))
 
 
 class RunContext:
