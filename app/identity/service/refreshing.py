@@ -4,13 +4,14 @@ A token is good once. Who brings the generation that the row has turns it into t
 either a parallel request or a repeat of one whose answer got lost, and gets the same successor, or it is a replay,
 which ends the session. A parallel request is told from a replay by the moment it came: before the winner's answer
 went out, or after. Those moments are taken from one clock, that of Redis. A client sends parallel requests one after
-the other, so the winner's answer waits until none has come for a moment.
+the other, so the winner's answer waits until none has come for a moment. A winner that lost sight of its rotation
+gives no answer at all, and leaves word of that, so that its client may come again when the database is back.
 """
 
 import asyncio
 import hmac
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from time import monotonic
 
@@ -24,9 +25,12 @@ from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
 from app.identity.service.tokens import MalformedToken, RefreshToken
 from app.kernel.database import Database, retries_conflicts
+from app.kernel.errors import Unavailable
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
 _MARKER_TTL_MS = 60_000
+# How long a client may go on trying to learn what became of its token.
+_DOUBT_TTL_MS = 600_000
 # How long after a rotation its winner may still be on the way to its answer. Without Redis this alone tells a parallel
 # request from a replay.
 _UNANSWERED_FOR = timedelta(seconds=2)
@@ -39,6 +43,12 @@ _ARRIVE = """
 local arrived = redis.call('HINCRBY', KEYS[1], 'arrived', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return arrived
+"""
+
+_MARK_DOUBTFUL = """
+redis.call('HSET', KEYS[1], ARGV[2], 1)
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
 """
 
 _MARK_ANSWERED = """
@@ -84,18 +94,22 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
     arrivals = await _arrive(redis, token)
     has_redis = arrivals is not None and await identity.redis_clock.measure()
     now = identity.clock.now()
-    async with db.statement("identity.rotate_session") as tx:
-        rotation = await rotate_session(
-            tx,
-            user_id=token.user_id,
-            session_id=token.session_id,
-            generation=token.generation,
-            now=now,
-            rotation_key=retry_key,
-            idle_expires_at=now + timedelta(seconds=identity.settings.refresh_idle_ttl),
-            ip=request.device.ip,
-            user_agent=request.device.user_agent,
-        )
+    try:
+        async with db.statement("identity.rotate_session") as tx:
+            rotation = await rotate_session(
+                tx,
+                user_id=token.user_id,
+                session_id=token.session_id,
+                generation=token.generation,
+                now=now,
+                rotation_key=retry_key,
+                idle_expires_at=now + timedelta(seconds=identity.settings.refresh_idle_ttl),
+                ip=request.device.ip,
+                user_agent=request.device.user_agent,
+            )
+    except Unavailable:
+        await _mark_doubtful(redis, token, now)
+        raise
     if rotation is not None:
         tokens = _tokens(identity, token, rotation)
         if arrivals is not None:
@@ -189,18 +203,39 @@ async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
         return
 
 
+async def _mark_doubtful(redis: RedisGateway, token: RefreshToken, rotated_at: datetime) -> None:
+    """A rotation of that moment may have taken place, and nobody has got its answer."""
+    doubt = _doubt_of(rotated_at)
+    try:
+        await redis.call(lambda client: client.eval(_MARK_DOUBTFUL, 1, _marker(token), _DOUBT_TTL_MS, doubt))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
+    except RedisUnavailable:
+        return
+
+
 async def _came_before_answer(
     redis: RedisGateway, token: RefreshToken, rotation: Rotation, arrived_at: int | None, identity: Identity
 ) -> bool:
     is_fresh = identity.clock.now() - rotation.rotated_at <= _UNANSWERED_FOR
     if arrived_at is None:
         return is_fresh
+    # By its moment, so that a token spent long ago cannot be brought again when the database happens to be away.
+    fields = ["answered", _doubt_of(rotation.rotated_at)]
     try:
-        answered_at = await redis.call(lambda client: client.hget(_marker(token), "answered"))  # type: ignore[arg-type, return-value]  # as above
+        answered_at, doubt = await redis.call(lambda client: client.hmget(_marker(token), fields))  # type: ignore[arg-type, return-value]  # as above
     except RedisUnavailable:
         return is_fresh
-    # No marker: the winner is still on its way, or died on it.
-    return is_fresh if answered_at is None else arrived_at < int(answered_at)
+    if answered_at is not None:
+        return arrived_at < int(answered_at)
+    if doubt is not None:
+        # This one is the answer now.
+        await _mark_answered(redis, token)
+        return True
+    # The winner is still on its way, or died on it.
+    return is_fresh
+
+
+def _doubt_of(rotated_at: datetime) -> str:
+    return f"doubt:{rotated_at.timestamp():.6f}"
 
 
 def _marker(token: RefreshToken) -> str:
