@@ -20,6 +20,8 @@ from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Table
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from app.kernel.database.pools import Hosts
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A migration that cannot get its lock soon must give up: behind it in the lock queue stands every request.
@@ -72,7 +74,7 @@ async def with_connection(dsn: str, work: Callable[[Connection], T], *, locked: 
     """Run `work` on one connection of its own, alone among all runners unless `locked` is false."""
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        connection = await asyncpg.connect(dsn, timeout=10)
+        connection: asyncpg.Connection[asyncpg.Record] = await Hosts(dsn).connect(timeout=10)
         try:
             async with asyncio.timeout(_OTHER_RUNNERS_SECONDS):
                 while locked and not await connection.fetchval(TAKE_LOCK):  # noqa: ASYNC110 - it has to ask

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import asyncpg
 
+from app.kernel.database.pools import CONNECT_ERRORS, Hosts
+
 _VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 # Written by alembic, which lets its name and column be relied upon.
@@ -27,8 +29,8 @@ async def is_newest(dsn: str) -> bool:
         ConnectionError: with a reason for the person at the terminal.
     """
     try:
-        connection = await asyncpg.connect(dsn, timeout=10)
-    except (OSError, asyncpg.PostgresError) as error:
+        connection = await Hosts(dsn).connect(timeout=10)
+    except CONNECT_ERRORS as error:
         raise ConnectionError(f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}") from error
     try:
         return bool(await connection.fetchval(CURRENT_REVISION) == newest_revision())

@@ -1,6 +1,5 @@
 """A connection of a pool on loan to one unit of work."""
 
-import asyncio
 from contextlib import suppress
 from time import perf_counter
 from typing import Any, Protocol
@@ -138,8 +137,6 @@ class Loan:
         self.discard()
         await self.end()
         self._replica = None
-        # The pool learns in the loop's next step that its connections have expired.
-        await asyncio.sleep(0)
         await self.begin()
         return self.connection
 

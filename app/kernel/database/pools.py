@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,8 +22,6 @@ CONNECT_ERRORS = (
 # A host that has not answered for so long (RFC 8305 calls it the connection attempt delay) gets company.
 _ATTEMPT_DELAY_SECONDS = 0.1
 _DEFAULT_PORT = 5432
-# While it is at work on a statement, the server looks so often whether its client is still there.
-_LOOK_FOR_CLIENT = "1s"
 
 
 class Connector:
@@ -32,12 +31,11 @@ class Connector:
         self._dsn = dsn
         self._settings = settings
         self._application_name = application_name
-        self._hosts = _hosts_of(dsn)
-        self._preferred = 0
+        self._hosts = Hosts(dsn)
 
     async def connect(self, unit: str) -> Any:
         """One connection outside of any pool, which nothing but its use bounds."""
-        return await self._connect(
+        return await self._hosts.connect(
             timeout=self._settings.connect_timeout,
             command_timeout=self._settings.statement_timeout + 0.5,
             server_settings={"application_name": f"{self._application_name}:{unit}"},
@@ -51,12 +49,11 @@ class Connector:
                 "statement_timeout": _milliseconds(self._settings.statement_timeout),
                 "lock_timeout": _milliseconds(self._settings.lock_timeout),
                 "idle_in_transaction_session_timeout": _milliseconds(self._settings.idle_in_transaction_timeout),
-                "client_connection_check_interval": _LOOK_FOR_CLIENT,
                 "jit": "off",
             }
         pool = await asyncpg.create_pool(
             self._dsn,
-            connect=self._connect,
+            connect=self._hosts.connect,
             min_size=0,
             max_size=size,
             max_inactive_connection_lifetime=0,
@@ -70,7 +67,16 @@ class Connector:
         )
         return Pool(pool, size)
 
-    async def _connect(self, *_: Any, **options: Any) -> Any:
+
+class Hosts:
+    """Those that a DSN names, of which one takes writes at a time."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._hosts = _hosts_of(dsn)
+        self._preferred = 0
+
+    async def connect(self, *_: Any, **options: Any) -> Any:
         """A connection to the first host that is there and takes writes; the arguments are asyncpg's.
 
         asyncpg's own way through several hosts has one time-out for all of them, which a host that swallows packets
@@ -88,7 +94,8 @@ class Connector:
         try:
             while waiting or attempts:
                 if waiting:
-                    index = waiting.popleft()
+                    # Who has no time for all of them goes on here the next time, and not at the beginning again.
+                    self._preferred = index = waiting.popleft()
                     host, port = self._hosts[index]
                     attempts[asyncio.create_task(asyncpg.connect(dsn, host=host, port=port, **options))] = index
                 finished = await asyncio.wait(
@@ -118,13 +125,18 @@ class Pool:
     def __init__(self, pool: "asyncpg.Pool[Row]", size: int) -> None:
         self._pool = pool
         self._turns = asyncio.Semaphore(size)
-        self.expire_connections = pool.expire_connections
         self.terminate = pool.terminate
 
     @property
     def connections(self) -> tuple[int, int]:
         """How many there are, and how many of them are idle."""
         return self._pool.get_size(), self._pool.get_idle_size()
+
+    def expire(self) -> None:
+        """No connection that there is now will be lent again."""
+        # asyncpg's is a coroutine that never waits, and whoever comes next must not be faster.
+        with suppress(StopIteration):
+            self._pool.expire_connections().send(None)
 
     async def acquire(self, timeout: float) -> Any:
         """A connection, made if there is none; each step may take `timeout` seconds, and so may its release.
