@@ -9,9 +9,10 @@ import pytest
 from app.kernel.embedded import EmbeddedPostgres
 from tests.faults.proxy import Proxy
 from tests.faults.standby import make_standby
+from tests.identity.conftest import clock
 from tests.kernel.conftest import open_database, open_redis
 
-__all__ = ["open_database", "open_redis"]
+__all__ = ["clock", "open_database", "open_redis"]
 
 
 @pytest.fixture

@@ -1,11 +1,22 @@
-"""A streaming replica of an embedded Postgres, and its promotion."""
+"""A streaming replica of an embedded Postgres, its promotion, and a primary that waits for one that is not there."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import asyncpg
 
 from app.kernel.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres
 from app.kernel.embedded.privileges import make_private_dir, server_user
 from app.kernel.embedded.processes import run_to_end
+from tests.fixtures.servers import Connection
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = current_database()"
+GIVE_UP_WAITING = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+ WHERE wait_event = 'SyncRep' AND datname = current_database()
+"""
+"""What was written is there afterwards, and whoever wrote it hears that the connection is lost."""
 
 
 def make_standby(
@@ -43,3 +54,42 @@ def promote(standby: EmbeddedPostgres) -> None:
         ],
         user=None,
     )
+
+
+def rewind(former: EmbeddedPostgres, primary: EmbeddedPostgres) -> None:
+    """Makes a primary that was replaced, and does not run, a standby of its successor."""
+    programs, folder = former._programs, former._data_dir
+    # A killed server leaves its lock behind.
+    (folder / "postmaster.pid").unlink(missing_ok=True)
+    run_to_end(
+        [
+            programs / "pg_rewind",
+            *("--target-pgdata", folder),
+            *("--source-server", primary.dsn("postgres")),
+            "--write-recovery-conf",
+            "--no-sync",
+        ],
+        user=server_user(folder, [programs / "pg_rewind"]),
+    )
+
+
+@asynccontextmanager
+async def standby_missing(connection: Connection, database_url: str) -> AsyncIterator[None]:
+    """Inside the block every commit waits for a synchronous standby; at its end they are answered."""
+    await _wait_for(connection, "nobody")
+    try:
+        probe = await asyncpg.connect(database_url)
+        try:
+            # The server learns of it in its own time.
+            while True:
+                await probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')", timeout=0.05)
+        except TimeoutError:
+            probe.terminate()
+        yield
+    finally:
+        await _wait_for(connection, "")
+
+
+async def _wait_for(connection: Connection, standby: str) -> None:
+    await connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standby}'")
+    await connection.execute("SELECT pg_reload_conf()")

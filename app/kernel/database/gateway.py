@@ -14,6 +14,7 @@ from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_
 from app.kernel.database.loans import Loan
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.database.replicas import Positions, Replicas
+from app.kernel.database.stalls import Stalls
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Tx
 from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import get_logger
@@ -47,6 +48,7 @@ class Database:
         self._handlers: dict[str, Callable[[list[Any]], Awaitable[None]]] = {}
         self._recordings: list[list[Statement]] = []
         self._background = Background()
+        self._stalls = Stalls(self._ask)
         self._seen_at = 0.0
         self._expired_at = 0.0
 
@@ -61,6 +63,7 @@ class Database:
 
     async def close(self) -> None:
         """Waits for the units under way, at most five seconds, then closes all connections."""
+        await self._stalls.close()
         await self._background.close()
         if self._replicas is not None:
             await self._replicas.close()
@@ -100,6 +103,7 @@ class Database:
         place, and the work is done to be on the safe side.
         """
         tx: Tx | None = None
+        self._stalls.check()
         try:
             async with self._lend(unit) as loan:
                 tx = Tx(self, loan.connection, unit, loan.renew_if_refused, single=True)
@@ -117,6 +121,7 @@ class Database:
     async def transaction(self, unit: str) -> AsyncIterator[Tx]:
         """A transaction: committed when the block ends, rolled back when it raises."""
         tx: Tx | None = None
+        self._stalls.check()
         try:
             async with self._lend(unit) as loan:
                 tx = Tx(self, loan.connection, unit, loan.renew, single=False)
@@ -195,7 +200,8 @@ class Database:
 
     def translate(self, error: Exception) -> Exception:
         """The error of ours that a driver error means."""
-        if is_broken(error):
+        # A server that says nothing for longer than it may work at a statement is as good as gone.
+        if is_broken(error) or isinstance(error, TimeoutError):
             # The other connections most likely lead to the same place, so all of them are made anew.
             self._expire_pool()
         return translate(error)
@@ -207,7 +213,7 @@ class Database:
         self._expired_at = perf_counter()
         for pool in (self._pool, self._export_pool):
             if pool is not None:
-                self._background.spawn(pool.expire_connections())
+                pool.expire()
 
     @asynccontextmanager
     async def _lend(self, unit: str, *, is_export: bool = False, sees: Sequence[str] = ()) -> AsyncIterator[Loan]:
@@ -248,17 +254,21 @@ class Database:
 
     def _settle_alone(self, tx: Tx | None) -> None:
         """The same where the caller is no longer there to wait: it was cancelled, or cut off, after the commit."""
-        if tx is not None and tx.has_after_commit_work and tx.may_have_committed:
+        if tx is not None and tx.may_have_committed:
             self._background.spawn(self._follow_up(tx) if tx.has_committed else self._settle_unknown(tx))
 
     async def _settle_unknown(self, tx: Tx) -> None:
         """Nobody knows whether a cut-off commit took place; forgetting and ringing once too often does no harm."""
         await self._follow_up(tx)
+        await self._stalls.over()
         # The server may have been at work on it until now.
         await asyncio.sleep(self._settings.statement_timeout)
+        await self._stalls.over()
         await self._follow_up(tx)
 
     async def _follow_up(self, tx: Tx) -> None:
+        if not tx.has_after_commit_work:
+            return
         if self._replicas is not None and tx.emitted:
             await self._replicas.note_commit(tx.emitted)
         await tx.run_after_commit(self._handlers)
