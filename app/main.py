@@ -46,8 +46,7 @@ DESCRIPTION = """Accounts, activity and background jobs.
 Errors are `application/problem+json` (RFC 9457). Lists are paged by cursor. Every answer carries `X-Request-ID`.
 
 Every read answers `HEAD` too, `OPTIONS` tells the methods of a resource, and any other method is 405 with `Allow`. Text
-cannot hold NUL or lone surrogates. Before there is a route, a request can be refused with 408 (it came too slowly), 414
-(its address is too long) or 431 (its headers are too large).
+cannot hold NUL or lone surrogates.
 """
 TAGS = {
     "core": "The composed read, health and metrics.",

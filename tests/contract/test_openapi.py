@@ -61,7 +61,7 @@ def test_every_operation_names_what_its_layers_answer(made_app: Onehop, document
         method = next(iter(route.methods or ()))
         operation = document["paths"][route.path][method.lower()]
         named = set(operation["responses"])
-        expected = {"400", "413", "422"}
+        expected = {"400", "408", "413", "414", "422", "431"}
         if route.path not in {"/livez", "/readyz", "/metrics"}:
             expected |= {"429", "503", "504"}
         permission = declared_permission(route.dependant)

@@ -199,8 +199,9 @@ def _sent_headers(status: int, operation: Mapping[str, Any], route: APIRoute) ->
 
 
 def _derived_statuses(operation: Mapping[str, Any], route: APIRoute) -> Iterable[int]:
-    # An address that is no UTF-8, a body that is too large, and a query parameter that is not known.
-    yield from (400, 413, 422)
+    # An address that is no UTF-8, a body that is too large, and a query parameter that is not known. The others come
+    # before there is a route: too slow a request, too long an address, too large a head.
+    yield from (400, 408, 413, 414, 422, 431)
     if route.path not in _ALWAYS_ANSWERED:
         yield from (429, 503, 504)
     permission = declared_permission(route.dependant)
