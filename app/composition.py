@@ -9,6 +9,7 @@ from app.jobs.api import insert_jobs, list_listeners
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock, SystemClock
+from app.kernel.cluster import ClusterGateway
 from app.kernel.database import Database
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
@@ -114,4 +115,5 @@ def _place(gateway: RedisGateway) -> str:
 def _own_server(settings: RedisSettings, url: SecretStr | None, *, cluster: bool = False) -> RedisGateway | None:
     if url is None:
         return None
-    return RedisGateway(settings.model_copy(update={"url": url}), cluster=cluster)
+    settings = settings.model_copy(update={"url": url})
+    return ClusterGateway(settings) if cluster else RedisGateway(settings)

@@ -5,17 +5,17 @@ answer for `RedisUnavailable`, because Redis never holds the only copy of anythi
 """
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from prometheus_client import Counter, Gauge
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.cluster import ClusterParser
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from app.kernel.settings import RedisSettings
 
@@ -50,19 +50,17 @@ class Memory:
 
 
 class RedisGateway:
-    """One per process and server. `client` is for pipelines and scripts inside `call`, never outside of it.
+    """One per process and server. `client` is for pipelines and scripts inside `call`, never outside of it."""
 
-    Of a `cluster` the URL names any node; all keys of one command or script must lie in one slot.
-    """
+    is_cluster = False
 
-    def __init__(self, settings: RedisSettings, *, cluster: bool = False) -> None:
+    def __init__(self, settings: RedisSettings) -> None:
         if settings.url is None:
             message = "the Redis URL is not set"
             raise ValueError(message)
         self._settings = settings
         self.url = settings.url.get_secret_value()
-        self.is_cluster = cluster
-        self.client: Redis = _cluster_client(self.url, settings) if cluster else _client(self.url, settings)
+        self.client: Redis = _client(self.url, settings)
         self._failures = 0
         self._open_until = 0.0
         self.calls = 0
@@ -72,8 +70,27 @@ class RedisGateway:
         """False while the breaker is open and its cool-down has not ended."""
         return self._failures < self._settings.breaker_threshold or monotonic() >= self._open_until
 
-    async def call(self, work: Callable[["Redis"], Awaitable[T]], *, timeout: float | None = None) -> T:
+    @property
+    def is_well(self) -> bool:
+        """Whether the last call was answered."""
+        return not self._failures
+
+    def on_failover(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` when another server has taken over, which may lack the last writes.
+
+        Of a server alone that is not known; who listens to it with a `Bus` is told that the connection has ended.
+        """
+
+    async def call(
+        self,
+        work: Callable[["Redis"], Awaitable[T]],
+        *,
+        key: str | None = None,  # noqa: ARG002 - a cluster's own `call` needs it
+        timeout: float | None = None,
+    ) -> T:
         """The result of `work(client)`, in at most `timeout` seconds (default: the operation time-out, twice).
+
+        `key` is one of those that `work` touches. It matters in a cluster, where all of them must lie in one slot.
 
         Raises:
             RedisUnavailable: no answer in time, a connection or server error, or an open breaker.
@@ -93,13 +110,7 @@ class RedisGateway:
             self._succeeded()
             _calls_failed.inc()
             raise RedisUnavailable from error
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            self._failed()
-            raise RedisUnavailable from error
-        except Exception as error:
-            # While it reads the map of the slots anew, the client of a cluster also fails in ways of its own.
-            if not self.is_cluster:
-                raise
+        except (RedisError, OSError, TimeoutError) as error:
             self._failed()
             raise RedisUnavailable from error
         self._succeeded()
@@ -107,16 +118,8 @@ class RedisGateway:
         return result
 
     def subscriber(self) -> Redis:
-        """A client with a connection of its own, for reads that wait; close it.
-
-        Messages of a cluster reach all of its nodes, so any of them will do: another one each time.
-        """
-        options: dict[str, Any] = {"socket_connect_timeout": 1.0, "socket_timeout": None}
-        nodes = cast("RedisCluster", self.client).get_nodes() if self.is_cluster else []
-        if not nodes:
-            return cast("Redis", Redis.from_url(self.url, **options))
-        node = random.choice(nodes)  # noqa: S311 - any will do
-        return Redis(connection_pool=ConnectionPool(**node.connection_kwargs | options))
+        """A client with a connection of its own, for reads that wait; close it."""
+        return cast("Redis", Redis.from_url(self.url, socket_connect_timeout=1.0, socket_timeout=None))
 
     async def memory(self) -> "Memory":
         """What the server does when it is full; of a cluster, one of its nodes. Apart from breaker and pool.
@@ -136,8 +139,7 @@ class RedisGateway:
 
     async def close(self) -> None:
         await self.client.aclose()
-        if not self.is_cluster:
-            await self.client.connection_pool.disconnect()
+        await self.client.connection_pool.disconnect()
 
     def _succeeded(self) -> None:
         if self._failures:
@@ -161,21 +163,7 @@ def _client(url: str, settings: RedisSettings) -> Redis:
         socket_connect_timeout=settings.connect_timeout,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        # It tells apart what the nodes of a cluster refuse.
+        parser_class=ClusterParser,
     )
     return Redis(connection_pool=pool)
-
-
-def _cluster_client(url: str, settings: RedisSettings) -> Redis:
-    client = RedisCluster.from_url(
-        url,
-        max_connections=settings.pool_size,
-        socket_timeout=settings.operation_timeout,
-        socket_connect_timeout=settings.connect_timeout,
-        # Once more after the map of the slots has been read anew; the breaker does the rest.
-        cluster_error_retry_attempts=1,
-        connection_error_retry_attempts=0,
-        # A part of the slots is of use without the others.
-        require_full_coverage=False,
-    )
-    # It takes the same commands.
-    return cast("Redis", client)

@@ -1,8 +1,7 @@
 """The response cache on a Valkey Cluster of three nodes, started from the wheel, and on a server of its own."""
 
 import asyncio
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -10,86 +9,33 @@ import httpx
 import pytest
 import redis.asyncio as redis
 
-from app.kernel.embedded.valkey import _program
 from app.main import create_app
 from app.settings import load_settings
-from tests.fixtures.application import free_port
+from tests.faults.cluster import Cluster, running_cluster, slot_of
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import client_of
 
-SLOTS = 16_384
-NODES = 3
 PEOPLE = 12
 
 
-class Node:
-    """A server that is a part of a cluster."""
-
-    def __init__(self, directory: Path) -> None:
-        self.port, self.bus_port = free_port(), free_port()
-        self.client = redis.Redis(port=self.port)
-        directory.mkdir()
-        options = {
-            "bind": "127.0.0.1",
-            "port": self.port,
-            "cluster-enabled": "yes",
-            "cluster-port": self.bus_port,
-            "cluster-node-timeout": 1000,
-            "cluster-require-full-coverage": "no",
-            "save": "",
-            "dir": directory,
-            "logfile": directory / "log",
-        }
-        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        self.process = subprocess.Popen([_program(), *arguments])
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    async def ask(self, *command: str | int) -> bytes:
-        answer: bytes = await self.client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py's
-        return answer
-
-    async def is_up(self) -> bool:
-        try:
-            return bool(await self.client.ping())
-        except redis.ConnectionError:
-            return False
-
-    async def is_ready(self) -> bool:
-        info = await self.ask("CLUSTER", "INFO")
-        return b"cluster_state:ok" in info and b"cluster_slots_ok:16384" in info and b"known_nodes:3" in info
-
-    async def keys(self) -> list[bytes]:
-        return list(await self.client.keys("cache:*"))
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running_cluster(tmp_path) as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def processes_of_cluster(tmp_path: Path) -> Iterator[list[Node]]:
-    nodes = [Node(tmp_path / f"node{number}") for number in range(NODES)]
-    yield nodes
-    for node in nodes:
-        node.process.kill()
-        node.process.wait()
-
-
-@pytest.fixture
-async def cluster(processes_of_cluster: list[Node]) -> AsyncIterator[list[Node]]:
-    nodes = processes_of_cluster
-    for number, node in enumerate(nodes):
-        await eventually(node.is_up)
-        first, last = SLOTS * number // NODES, SLOTS * (number + 1) // NODES - 1
-        await node.ask("CLUSTER", "ADDSLOTSRANGE", first, last)
-        await node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-    for node in nodes[1:]:
-        await nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
-    for node in nodes:
-        await eventually(node.is_ready)
-    yield nodes
-    for node in nodes:
-        await node.client.aclose()
+async def clients(
+    environment: dict[str, str], cluster: Cluster, frozen_garbage: None
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    """Of two processes."""
+    variables = environment | {"APP_REDIS_CACHE_URL": cluster.nodes[0].url, "APP_REDIS_CACHE_CLUSTER": "true"}
+    async with (
+        client_of(create_app(load_settings(variables))) as one,
+        client_of(create_app(load_settings(variables))) as other,
+    ):
+        yield one, other
 
 
 async def overview_of(person: Person, client: httpx.AsyncClient) -> str | None:
@@ -105,46 +51,100 @@ async def remote_hits(client: httpx.AsyncClient) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(start))
 
 
-async def test_two_processes_share_answers_on_three_nodes(
-    environment: dict[str, str], cluster: list[Node], frozen_garbage: None
+async def rename(people: list[Person], name: str, one: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
+    """Who wrote reads it at once, and another process soon."""
+    for person in people:
+        answer = await person.patch("/v1/users/me", json={"display_name": name})
+        assert answer.status_code == 200
+        assert await overview_of(person, one) == name
+    for person in people:
+        await eventually(partial(is_named, name, person, other))
+
+
+async def is_named(name: str, person: Person, client: httpx.AsyncClient) -> bool:
+    return await overview_of(person, client) == name
+
+
+async def test_two_processes_on_three_nodes(
+    clients: tuple[httpx.AsyncClient, httpx.AsyncClient], cluster: Cluster
 ) -> None:
-    variables = environment | {"APP_REDIS_CACHE_URL": cluster[0].url, "APP_REDIS_CACHE_CLUSTER": "true"}
-    async with (
-        client_of(create_app(load_settings(variables))) as one,
-        client_of(create_app(load_settings(variables))) as other,
-    ):
-        people = [await register(one) for _ in range(PEOPLE)]
-        # Many at one moment, so that users of several nodes meet in one batch.
-        await asyncio.gather(*(overview_of(person, one) for person in people))
-
-        async def are_stored() -> bool:
-            keys = [key for node in cluster for key in await node.keys() if b"/v1/overview" in key]
-            return len(keys) == PEOPLE
-
-        await eventually(are_stored)
-        assert len([node for node in cluster if await node.keys()]) > 1
-        hits = await remote_hits(one)
-        assert await asyncio.gather(*(overview_of(person, other) for person in people)) == [None] * PEOPLE
-        assert await remote_hits(one) - hits == PEOPLE
-
-        for person in people:
-            answer = await person.patch("/v1/users/me", json={"display_name": "Changed"})
-            assert answer.status_code == 200
-            assert await overview_of(person, one) == "Changed"
-        for person in people:
-            await eventually(partial(is_changed, person, other))
-        assert (await other.get("/readyz")).json()["checks"]["redis"] == "ok"
-
-        # A node dies: its users' answers come from the database.
-        cluster[1].process.kill()
-        for person in people:
-            answer = await person.patch("/v1/users/me", json={"display_name": "Again"})
-            assert answer.status_code == 200
-            assert await overview_of(person, one) == "Again"
+    one, other = clients
+    await share_answers(cluster, one, other)
+    await move_a_slot_in_use(cluster, one)
+    await lose_a_node(cluster, one, other)
 
 
-async def is_changed(person: Person, client: httpx.AsyncClient) -> bool:
-    return await overview_of(person, client) == "Changed"
+async def share_answers(cluster: Cluster, one: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
+    people = [await register(one) for _ in range(PEOPLE)]
+    # Many at one moment, so that users of several nodes meet in one batch.
+    await asyncio.gather(*(overview_of(person, one) for person in people))
+
+    async def are_stored() -> bool:
+        keys = [key for node in cluster.nodes for key in await node.keys() if b"/v1/overview" in key]
+        return len(keys) == PEOPLE
+
+    await eventually(are_stored)
+    assert len([node for node in cluster.nodes if await node.keys()]) > 1
+    hits = await remote_hits(one)
+    assert await asyncio.gather(*(overview_of(person, other) for person in people)) == [None] * PEOPLE
+    assert await remote_hits(one) - hits == PEOPLE
+    await rename(people, "Changed", one, other)
+    assert (await other.get("/readyz")).json()["checks"]["redis"] == "ok"
+
+
+async def move_a_slot_in_use(cluster: Cluster, one: httpx.AsyncClient) -> None:
+    """Of its keys either node has a part meanwhile: MOVED, ASK and TRYAGAIN."""
+    person = await register(one)
+    assert await overview_of(person, one) is None
+    slot = slot_of(str(person.id))
+    owner = slot * 3 // 16_384
+    source, target = cluster.nodes[owner], cluster.nodes[(owner + 1) % 3]
+    names = iter(f"Name {number}" for number in range(100))
+
+    async def use() -> None:
+        name = next(names)
+        assert (await person.patch("/v1/users/me", json={"display_name": name})).status_code == 200
+        assert await overview_of(person, one) == name
+
+    await cluster.move(slot, source, target, use)
+    await use()
+    assert await target.ask("CLUSTER", "COUNTKEYSINSLOT", slot) > 0
+
+
+async def lose_a_node(cluster: Cluster, one: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
+    """Only its users miss it, and all of them are found again after all have been away."""
+    people = [await register(one) for _ in range(PEOPLE)]
+    await asyncio.gather(*(overview_of(person, one) for person in people))
+    lost = [person for person in people if slot_of(str(person.id)) * 3 // 16_384 == 1]
+    kept = [person for person in people if person not in lost]
+    # Both processes have all answers in memory, so that one must hear of what the other has written.
+    await asyncio.gather(*(overview_of(person, other) for person in people))
+    cluster.nodes[1].kill()
+    await rename(people, "Again", one, other)
+    for person in kept:
+        await eventually(partial(is_shared, person, one, other))
+
+    # All of them, at once, for longer than any breaker's patience; the addresses stay.
+    for node in (cluster.nodes[0], cluster.nodes[2]):
+        node.kill()
+    await rename(people, "Alone", one, other)
+    await asyncio.sleep(0.5)
+    for node in cluster.nodes:
+        node.start()
+    await eventually(cluster.is_whole)
+    await rename(people, "Together", one, other)
+    for person in people:
+        await eventually(partial(is_shared, person, one, other))
+
+
+async def is_shared(person: Person, one: httpx.AsyncClient, other: httpx.AsyncClient) -> bool:
+    """Whether one process finds in Redis what the other one has read, both without an answer in memory."""
+    assert (await person.post("/v1/events", json={"kind": "a.b"})).status_code == 201
+    await overview_of(person, one)
+    await asyncio.sleep(0.05)
+    before = await remote_hits(one)
+    await overview_of(person, other)
+    return await remote_hits(one) > before
 
 
 async def test_each_role_may_have_a_server_of_its_own(

@@ -1,7 +1,9 @@
 """The two levels together: look-ups, fills that many share, and what a write does to both."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Sequence
+from time import monotonic
 
 import msgspec
 from prometheus_client import Counter
@@ -22,6 +24,9 @@ FORGET_TOPIC = "cache.forget"
 _CHANNEL = "onehop:cache:forget"
 _RETRY_SECONDS = 0.1
 _MAX_PENDING_TAGS = 10_000
+# Longer than a replica lags behind, and than it takes to see that it has taken over.
+_RECENT_SECONDS = 15.0
+_MAX_RECENT = 2_000
 # What is beyond that ends with its time and is found anew by whoever asks for it.
 _MAX_RENEWALS = 16
 _RENEWAL_SECONDS = 10.0
@@ -46,6 +51,8 @@ class Cache:
         # By tag, which failure it was: one that failed again while it was tried again stays.
         self._pending: dict[str, int] = {}
         self._failures = 0
+        # When which tags were forgotten. A server that takes over from another one may not have heard of the last ones.
+        self._recent: deque[tuple[float, tuple[str, ...]]] = deque(maxlen=_MAX_RECENT)
         self._retry_task: asyncio.Task[None] | None = None
         self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
         self._flights_of_tag: dict[str, set[str]] = {}
@@ -55,7 +62,8 @@ class Cache:
         self._background = Background()
         # The answer in this process's memory; bound once, because it is asked for by nearly every request.
         self.get_local = self._local.get
-        bus.subscribe(_CHANNEL, self._on_message, on_up=self._local.forget_all, on_down=self._local.forget_all)
+        bus.subscribe(_CHANNEL, self._on_message, on_up=self._on_up, on_down=self._local.forget_all)
+        redis.on_failover(self._forget_recent)
 
     def bind(self, database: Database) -> None:
         """Takes the tags that the units of work of `database` forget."""
@@ -107,10 +115,12 @@ class Cache:
         """Forgets `tags` here at once and everywhere before it returns, or as soon as Redis answers again."""
         tags = tuple(dict.fromkeys(tags))
         self._forget_local(tags)
+        self._recent.append((monotonic(), tags))
         try:
             await self._remote.forget(tags)
         except RedisUnavailable:
             self._forget_later(tags)
+            await self._remote.announce(tags)
         # Meanwhile somebody may have brought the old answer back from Redis.
         self._forget_local(tags)
 
@@ -176,6 +186,16 @@ class Cache:
                 if not keys:
                     del self._flights_of_tag[tag]
 
+    def _on_up(self) -> None:
+        self._local.forget_all()
+        self._forget_recent()
+
+    def _forget_recent(self) -> None:
+        after = monotonic() - _RECENT_SECONDS
+        tags = {tag for at, tags in self._recent if at > after for tag in tags}
+        if tags:
+            self._forget_later(list(tags))
+
     def _forget_later(self, tags: Sequence[str]) -> None:
         if len(self._pending) < _MAX_PENDING_TAGS:
             self._failures += 1
@@ -189,12 +209,8 @@ class Cache:
         while self._pending:
             await asyncio.sleep(_RETRY_SECONDS)
             tried = dict(self._pending)
-            try:
-                await self._remote.forget(tuple(tried))
-            except RedisUnavailable:
-                continue
-            for tag, failure in tried.items():
-                if self._pending[tag] == failure:
+            for tag in await self._remote.forget_some(list(tried)):
+                if self._pending[tag] == tried[tag]:
                     del self._pending[tag]
 
     def _on_message(self, payload: bytes) -> None:

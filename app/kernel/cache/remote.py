@@ -7,6 +7,7 @@ cluster it is one for each user, whose keys all lie in one slot.
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -18,12 +19,17 @@ from app.kernel.ids import new_id
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 _ID_LENGTH = 32
 # Beyond it an answer is not stored: Redis is too slow to be of use then.
 _MAX_WAITING_STORES = 512
 _MAX_STORES = 32
+# Of nodes that are away some may not be known as such.
+_ANNOUNCEMENTS = 3
+# Scripts at a time for tags to be forgotten, one for each user.
+_MAX_FORGETS = 500
 
 # In all scripts KEYS are, for each entry, its key and those of its tags.
 #
@@ -125,9 +131,27 @@ class RemoteCache:
         """Makes all entries under `tags` worthless and tells the other processes.
 
         Raises:
-            RedisUnavailable
+            RedisUnavailable: of one of the tags at least.
         """
-        await self._forgets.get(tags)
+        if not await self._forgets.get(tags):
+            raise RedisUnavailable
+
+    async def forget_some(self, tags: Sequence[str]) -> set[str]:
+        """As `forget`, as far as it goes: the tags that were forgotten. Of very many, those of some users by chance."""
+        parts = _by_slot(tags, _tag_name) if self._redis.is_cluster else [list(tags)]
+        if len(parts) > _MAX_FORGETS:
+            parts = random.sample(parts, _MAX_FORGETS)
+        outcomes = await asyncio.gather(*map(self._forget_part, parts), return_exceptions=True)
+        return {tag for part, _ in _done(parts, outcomes) for tag in part}
+
+    async def announce(self, tags: Sequence[str]) -> None:
+        """Tells the other processes at least, where the node that has the tags is away and another one is not."""
+        if self._redis.is_cluster:
+            message = msgspec.msgpack.encode((self._origin, tags))
+            for _ in range(_ANNOUNCEMENTS):
+                with suppress(RedisUnavailable):
+                    await self._redis.call(lambda client: client.publish(self._channel, message))
+                    return
 
     async def close(self) -> None:
         await self._look_ups.close()
@@ -137,12 +161,9 @@ class RemoteCache:
     async def _look_up_all(self, wanted: Sequence[Wanted]) -> Mapping[Wanted, Found]:
         if not self._redis.is_cluster:
             return await self._look_up_some(wanted)
-        found: dict[Wanted, Found] = {}
-        for part in await asyncio.gather(
-            *map(self._look_up_some, _by_slot(wanted, lambda item: _entry_name(item.key)))
-        ):
-            found |= part
-        return found
+        parts = _by_slot(wanted, lambda item: _entry_name(item.key))
+        outcomes = await asyncio.gather(*map(self._look_up_some, parts), return_exceptions=True)
+        return {item: answer for _, found in _done(parts, outcomes) for item, answer in found.items()}
 
     async def _look_up_some(self, wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
         keys: list[str] = []
@@ -152,7 +173,7 @@ class RemoteCache:
             keys.extend([_tag_name(tag) for tag in tags])
             args.append(len(tags))
         values: list[bytes | None] = await self._redis.call(
-            lambda client: self._look_up_script(keys=keys, args=args, client=client)
+            lambda client: self._look_up_script(keys=keys, args=args, client=client), key=keys[0]
         )
         found = {}
         start = 0
@@ -168,9 +189,9 @@ class RemoteCache:
             while self._stores:
                 batch, self._stores = self._stores[:_MAX_STORES], self._stores[_MAX_STORES:]
                 parts = _by_slot(batch, lambda item: _entry_name(item[0].key)) if self._redis.is_cluster else [batch]
-                await asyncio.gather(*map(self._store_all, parts))
-        except RedisUnavailable:
-            self._stores.clear()
+                outcomes = await asyncio.gather(*map(self._store_all, parts), return_exceptions=True)
+                if not _done(parts, outcomes):
+                    self._stores.clear()
         finally:
             self._is_storing = False
 
@@ -182,19 +203,17 @@ class RemoteCache:
             keys.extend([_tag_name(tag) for tag in tags])
             ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
             args.extend((len(tags), ttl, *versions, answer.encode()))
-        await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client))
+        await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client), key=keys[0])
 
-    async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], None]:
-        tags = list(dict.fromkeys(tag for group in groups for tag in group))
-        parts = _by_slot(tags, _tag_name) if self._redis.is_cluster else [tags]
-        await asyncio.gather(*map(self._forget_some, parts))
-        return {}
+    async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], bool]:
+        done = await self.forget_some(list(dict.fromkeys(tag for group in groups for tag in group)))
+        return {group: done.issuperset(group) for group in groups}
 
-    async def _forget_some(self, tags: Sequence[str]) -> None:
+    async def _forget_part(self, tags: Sequence[str]) -> None:
         keys = [_tag_name(tag) for tag in tags]
         message = msgspec.msgpack.encode((self._origin, tags))
         args: list[bytes | str | int] = [new_id().hex, self._settings.ttl * 3000, self._channel, message]
-        await self._redis.call(lambda client: self._forget_script(keys=keys, args=args, client=client))
+        await self._redis.call(lambda client: self._forget_script(keys=keys, args=args, client=client), key=keys[0])
 
 
 def _entry_name(key: str) -> str:
@@ -214,6 +233,17 @@ def _by_slot(items: Iterable[T], name: Callable[[T], str]) -> list[list[T]]:
     for item in items:
         parts.setdefault(name(item).partition("{")[2].partition("}")[0], []).append(item)
     return list(parts.values())
+
+
+def _done(parts: Sequence[P], outcomes: Sequence[T | BaseException]) -> list[tuple[P, T]]:
+    """The parts that did not fail for want of Redis, with what came of them."""
+    done = []
+    for part, outcome in zip(parts, outcomes, strict=True):
+        if not isinstance(outcome, BaseException):
+            done.append((part, outcome))
+        elif not isinstance(outcome, RedisUnavailable):
+            raise outcome
+    return done
 
 
 def _decode(raw: bytes | None, versions: Sequence[bytes]) -> CachedAnswer | None:
