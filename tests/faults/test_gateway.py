@@ -18,11 +18,13 @@ from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import OpenDatabase, pool_becomes_whole
 
-SLEEP = "SELECT pg_sleep(0.3)"
+# Waits for as long as the test holds the lock.
+WAIT = "SELECT pg_advisory_xact_lock_shared(7)"
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 PID = "SELECT pg_backend_pid()"
 
 
-async def answers_again(database: Database, within: float) -> None:
+async def answers_again(database: Database, within: float = 10) -> None:
     async with asyncio.timeout(within):
         while True:
             try:
@@ -34,8 +36,8 @@ async def answers_again(database: Database, within: float) -> None:
 
 
 async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
-    database = await open_database(pool_size=4)
-    await answers_again(database, 1)
+    database = await open_database(pool_size=4, acquire_timeout=0.25, connect_timeout=1, statement_timeout=60)
+    await answers_again(database)
     postgres.stop(mode="immediate")
     try:
         started = time.perf_counter()
@@ -46,19 +48,20 @@ async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres
                 await tx.fetchval("SELECT 1")
         assert (raised.value.status, raised.value.code) == (503, "database_unavailable")
         assert raised.value.headers == {"Retry-After": "1"}
-        assert time.perf_counter() - started < 1
+        # Nobody waits for the server: a second, and five more for a machine that stands still.
+        assert time.perf_counter() - started < 6
     finally:
         postgres.start()
-    await answers_again(database, 2)
+    await answers_again(database)
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
-            group.create_task(answers_again(database, 2))
+            group.create_task(answers_again(database))
     await pool_becomes_whole(database)
 
 
 async def test_frozen_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
-    database = await open_database(pool_size=2, statement_timeout=0.2, connect_timeout=0.3)
-    await answers_again(database, 1)
+    database = await open_database(pool_size=2, acquire_timeout=0.25, statement_timeout=0.2, connect_timeout=0.3)
+    await answers_again(database)
     pid = postgres.pid()
     assert pid is not None
     with frozen(pid):
@@ -67,45 +70,54 @@ async def test_frozen_server(open_database: OpenDatabase, postgres: EmbeddedPost
             with pytest.raises(DatabaseUnavailable):
                 async with database.transaction("test.unit") as tx:
                     await tx.fetchval("SELECT 1")
-        # The statement's time-out and half a second for each, and the time to let the connection go.
-        assert time.perf_counter() - started < 2.5
-    await answers_again(database, 2)
+        # The statement's time-out and half a second for each, the time to let the connection go, and slack.
+        assert time.perf_counter() - started < 7
+    await answers_again(database)
     await pool_becomes_whole(database)
 
 
 async def test_no_server_at_the_start(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
     postgres.stop(mode="immediate")
     try:
-        database = await open_database()
+        database = await open_database(acquire_timeout=0.25)
         assert database.seconds_since_answer == float("inf")
         with pytest.raises(DatabaseUnavailable):
             async with database.read("test.read"):
                 pass
     finally:
         postgres.start()
-    await answers_again(database, 2)
-    assert database.seconds_since_answer < 2
+    await answers_again(database)
+    assert database.seconds_since_answer < 10
 
 
 @pytest.fixture
 async def database(open_database: OpenDatabase, to_postgres: Proxy) -> Database:
     """A gateway behind the proxy, whose pool is full of connections."""
-    database = await open_database(url=to_postgres.url, pool_size=4, acquire_timeout=5, connect_timeout=5)
+    database = await open_database(url=to_postgres.url, pool_size=4)
     await eventually(lambda: to_postgres.accepted == 4)
-    await answers_again(database, 5)
+    await answers_again(database)
     return database
 
 
-async def test_reads_do_not_notice_that_all_connections_broke(database: Database, to_postgres: Proxy) -> None:
+async def are_waiting(connection: Connection, number: int) -> bool:
+    """Whether so many statements are under way."""
+    return bool(await connection.fetchval(WAITING) == number)
+
+
+async def test_reads_do_not_notice_that_all_connections_broke(
+    database: Database, connection: Connection, to_postgres: Proxy
+) -> None:
     async def read() -> str:
         async with database.read("test.read") as conn:
-            await conn.fetchval(SLEEP)
+            await conn.fetchval(WAIT)
             # The second statement shows that the unit goes on where it was moved to.
             return str(await conn.fetchval("SELECT 'read'"))
 
-    reading = [asyncio.create_task(read()) for _ in range(4)]
-    await asyncio.sleep(0.1)
-    to_postgres.reset()
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(7)")
+        reading = [asyncio.create_task(read()) for _ in range(4)]
+        await eventually(lambda: are_waiting(connection, 4))
+        to_postgres.reset()
     assert await asyncio.gather(*reading) == ["read"] * 4
     await pool_becomes_whole(database)
 
@@ -118,18 +130,21 @@ async def test_a_terminated_backend_costs_a_write_but_no_read(
     async def read() -> int:
         async with database.read("test.read") as conn:
             pids.append(await conn.fetchval(PID))
-            await conn.fetchval(SLEEP)
+            await conn.fetchval(WAIT)
             return int(await conn.fetchval(PID))
 
     async def write() -> None:
         async with database.transaction("test.write") as tx:
             pids.append(await tx.fetchval(PID))
-            await tx.execute(SLEEP)
+            await tx.execute(WAIT)
 
-    reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
-    await eventually(lambda: len(pids) == 2)
-    assert await connection.fetchval("SELECT bool_and(pg_terminate_backend(pid)) FROM unnest($1::int[]) AS pid", pids)
-    assert await reading not in pids
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(7)")
+        reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
+        await eventually(lambda: are_waiting(connection, 2))
+        terminate = "SELECT bool_and(pg_terminate_backend(pid, 10000)) FROM unnest($1::int[]) AS pid"
+        assert await connection.fetchval(terminate, pids)
+    assert await reading not in pids[:2]
     # Nobody knows how far it came, so it is not sent again.
     with pytest.raises(SessionLost):
         await writing
@@ -143,7 +158,7 @@ async def test_a_transaction_may_begin_on_a_dead_connection(database: Database, 
         async with database.transaction("test.write") as tx:
             assert await tx.fetchval("SELECT 1") == 1
 
-    to_postgres.slow_down(towards="client", latency=0.3)
+    to_postgres.slow_down(towards="client", latency=60)
     writing = asyncio.create_task(write())
     # While BEGIN is under way.
     await asyncio.sleep(0.1)
@@ -153,8 +168,8 @@ async def test_a_transaction_may_begin_on_a_dead_connection(database: Database, 
 
 
 async def test_a_read_is_sent_again_once_only(open_database: OpenDatabase, to_postgres: Proxy) -> None:
-    database = await open_database(url=to_postgres.url, pool_size=1, connect_timeout=5, acquire_timeout=5)
-    await answers_again(database, 5)
+    database = await open_database(url=to_postgres.url, pool_size=1, statement_timeout=60)
+    await answers_again(database)
 
     async def cut() -> None:
         while True:
@@ -165,9 +180,9 @@ async def test_a_read_is_sent_again_once_only(open_database: OpenDatabase, to_po
     started = time.perf_counter()
     with pytest.raises(DatabaseUnavailable):
         async with database.read("test.read") as conn:
-            await conn.fetchval("SELECT pg_sleep(20)")
+            await conn.fetchval("SELECT pg_sleep(30)")
     cutting.cancel()
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 15
 
 
 async def test_a_host_that_swallows_packets_costs_a_tenth_of_a_second(
@@ -175,11 +190,12 @@ async def test_a_host_that_swallows_packets_costs_a_tenth_of_a_second(
 ) -> None:
     with black_hole() as port:
         url = to_postgres.url.replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:")
-        database = await open_database(url=url, connect_timeout=5, acquire_timeout=2)
+        database = await open_database(url=url, connect_timeout=20)
         started = time.perf_counter()
         async with database.read("test.read") as conn:
             assert await conn.fetchval("SELECT 1") == 1
-        assert time.perf_counter() - started < 3
+        # Of the twenty that a connection may take.
+        assert time.perf_counter() - started < 8
 
 
 async def test_who_has_no_time_for_all_hosts_goes_on_where_they_stopped(
@@ -206,7 +222,7 @@ async def test_failover(
     name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
     folders = [server.dsn(name).partition("?host=")[2] for server in (successor, postgres)]
     url = f"postgresql://postgres@/{name}?host={','.join(folders)}"
-    database = await open_database(url=url, acquire_timeout=2, connect_timeout=2)
+    database = await open_database(url=url)
     async with database.statement("test.write") as tx:
         # Of the two, the one that takes writes is found.
         await tx.execute("CREATE TABLE notes AS SELECT 'acknowledged' AS text")
@@ -224,7 +240,7 @@ async def test_failover(
     await eventually(is_replayed)
     # Migrations find it too.
     assert await with_connection(url, lambda at: at.exec_driver_sql("SELECT pg_is_in_recovery()").scalar()) is False
-    only_successor = await open_database(url=successor.dsn(name), acquire_timeout=2, connect_timeout=2)
+    only_successor = await open_database(url=successor.dsn(name))
     # What a demoted primary says.
     with pytest.raises(DatabaseUnavailable) as raised:
         async with only_successor.statement("test.write") as tx:
@@ -238,10 +254,10 @@ async def test_failover(
         promote(successor)
         started = time.perf_counter()
         for each in (database, only_successor):
-            await answers_again(each, 5)
+            await answers_again(each)
             async with each.transaction("test.write") as tx:
                 await tx.execute("INSERT INTO notes VALUES ('after')")
-        assert time.perf_counter() - started < 3
+        assert time.perf_counter() - started < 8
         async with database.read("test.read") as conn:
             stored = [row["text"] for row in await conn.fetch("SELECT text FROM notes")]
         assert stored == ["acknowledged", "after", "after"]

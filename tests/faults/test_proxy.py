@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio as redis
 
 from tests.faults.proxy import Proxy, black_hole
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, quickest
 
 PAYLOAD = os.urandom(300_000)
 
@@ -71,9 +71,9 @@ async def test_latency_is_that_of_the_way_and_not_of_each_chunk(proxy: Proxy, ca
     proxy.slow_down(towards="client", latency=0.2, jitter=0.05)
     assert await caller.exchange() >= 0.2
     # Many chunks, all under way at once.
-    assert 0.2 <= await caller.exchange(PAYLOAD) < 0.9
+    assert await quickest(lambda: caller.exchange(PAYLOAD), below=0.9) >= 0.2
     await proxy.restore()
-    assert await caller.exchange() < 0.2
+    await quickest(caller.exchange, below=0.2)
 
 
 async def test_slices_and_bandwidth(proxy: Proxy, caller: Caller) -> None:

@@ -23,7 +23,7 @@ async def test_what_was_acknowledged_survives_kill_9_of_api_and_postgres(
     base = await live_server()
     events: list[UUID] = []
     jobs: list[UUID] = []
-    async with httpx.AsyncClient(base_url=base) as client:
+    async with httpx.AsyncClient(base_url=base, timeout=30) as client:
         person = await register(client)
         writers = [asyncio.create_task(write_events(person, events)) for _ in range(8)]
         writers += [asyncio.create_task(submit_jobs(person, jobs)) for _ in range(8)]

@@ -13,9 +13,9 @@ from tests.fixtures.waiting import eventually
 
 async def test_who_waits_for_a_job_is_told_and_readiness_ends(live_server: LiveServer, processes: Processes) -> None:
     """A job that nobody works on would be watched for ever."""
-    base = await live_server(APP_CONNECTIONS_DRAIN_DELAY="1")
+    base = await live_server(APP_CONNECTIONS_DRAIN_DELAY="3")
     (server,) = processes._running
-    async with httpx.AsyncClient(base_url=base) as client:
+    async with httpx.AsyncClient(base_url=base, timeout=20) as client:
         person = await register(client)
         job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
         lines: list[str] = []
@@ -23,27 +23,29 @@ async def test_who_waits_for_a_job_is_told_and_readiness_ends(live_server: LiveS
         async def watch() -> None:
             headers = {"Authorization": f"Bearer {person.tokens['access_token']}"}
             async with client.stream("GET", f"/v1/jobs/{job['id']}/events", headers=headers) as stream:
-                lines.extend([line async for line in stream.aiter_lines() if line])
+                async for line in stream.aiter_lines():
+                    lines.extend([line] if line else [])
 
         watching = asyncio.create_task(watch())
         waiting = asyncio.create_task(person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"}))
+        await eventually(lambda: len(lines) > 0)
         await asyncio.sleep(0.2)
         server.send_signal(signal.SIGTERM)
-        await eventually(lambda: is_leaving(client), within=1)
+        await eventually(lambda: is_leaving(client))
         await watching
         assert lines[-3:] == ["event: shutdown", "data: {}", "retry: 1000"]
         assert lines[0] == "event: state"
-        answer = await asyncio.wait_for(waiting, 2)
+        answer = await asyncio.wait_for(waiting, 10)
         assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
         assert answer.json()["state"] == "queued"
-    assert await asyncio.wait_for(server.wait(), 15) == 0
+    assert await asyncio.wait_for(server.wait(), 30) == 0
 
 
 async def test_who_comes_when_the_process_ends_does_not_wait(running_app: Lifespan, person: Person) -> None:
     job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
     draining = running_app._state["draining"] = asyncio.Event()
     draining.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         stream = await person.get(f"/v1/jobs/{job['id']}/events")
         answer = await person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"})
     assert stream.text.split() == ["event:", "shutdown", "data:", "{}", "retry:", "1000"]

@@ -308,7 +308,7 @@ async def waits_for_a_lock(database_url: str) -> None:
     """Returns once somebody waits for a lock in this database."""
     observer = await asyncpg.connect(database_url)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while not await observer.fetchval(  # noqa: ASYNC110
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
             ):
@@ -338,7 +338,13 @@ async def test_nothing_is_cut_off_a_password(client: httpx.AsyncClient, make_per
         assert answer.status_code == status
 
 
-@pytest.mark.settings(APP_IDENTITY_HASH_THREADS="1", APP_IDENTITY_HASH_QUEUE="0")
+# A hash that takes its time, so that the others come while it runs.
+@pytest.mark.settings(
+    APP_IDENTITY_HASH_THREADS="1",
+    APP_IDENTITY_HASH_QUEUE="0",
+    APP_IDENTITY_HASH_MEMORY_KIB="8192",
+    APP_IDENTITY_HASH_ITERATIONS="10",
+)
 async def test_who_was_turned_away_for_lack_of_room_has_not_failed(
     identity: Identity, client: httpx.AsyncClient, person: Person
 ) -> None:

@@ -15,7 +15,6 @@ from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.settings import Settings
 from app.worker import Worker, open_worker
-from tests.fixtures.application import free_port
 from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import Producer, Steps, kinds_of
 from tests.jobs.receiver import Receiver
@@ -69,12 +68,12 @@ async def worker(start_worker: StartWorker) -> Worker:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    port = free_port()
-    made = Receiver(f"http://127.0.0.1:{port}/hook")
+    made = Receiver()
     application = web.Application()
     application.router.add_post("/hook", made.handle)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
     yield made
     await runner.cleanup()

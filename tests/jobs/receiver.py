@@ -18,7 +18,7 @@ LOCAL = pytest.mark.settings(APP_JOBS_WEBHOOK_ALLOW="127.0.0.1/32", APP_JOBS_WEB
 class Receiver:
     """Somebody's server. `answers` are given in turn; the last one for ever."""
 
-    url: str
+    url: str = ""
     answers: list[tuple[int, dict[str, str]]] = field(default_factory=lambda: [(200, {})])
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     delay: float = 0.0

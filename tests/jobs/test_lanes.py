@@ -208,12 +208,18 @@ async def test_a_full_lane_refuses_with_an_estimate(
     person: Person, running_app: Lifespan, connection: Connection
 ) -> None:
     resources = running_app._application.state.resources
+    board = running_app._application.state.jobs.board
     export = {"kind": "export.events", "args": {"format": "csv"}}
 
     async def report(waiting: int, finished: int) -> None:
         depth = LaneDepth("bulk", False, waiting, resources.clock.now(), 3, finished)
         await publish_lanes(resources.bus, [depth], resources.clock.now())
-        await asyncio.sleep(0.05)
+
+        def is_heard() -> bool:
+            told = board._reports.get("bulk")
+            return told is not None and (told.waiting, told.rate) == (waiting, finished / 60)
+
+        await eventually(is_heard)
 
     await report(99, 60)
     assert (await person.post("/v1/jobs", json=export)).status_code == 202
@@ -234,7 +240,7 @@ async def test_the_relay_reports_what_waits(worker: Worker, connection: Connecti
         await pubsub.subscribe("jobs:lanes")
         await enqueue(worker, "test.noop", 5, None, lane="bulk")
         await worker.relay.observe()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             while not seen:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
                 if message is not None and b'"bulk","waiting":5' in message["data"]:

@@ -55,8 +55,9 @@ def with_rings(settings: Settings, *servers: EmbeddedValkey, shards: int) -> Set
 
 @pytest.fixture
 async def api(both: Settings) -> AsyncIterator[Resources]:
-    """What an API process enqueues with."""
-    resources = make_resources(both, application_name="test")
+    """What an API process enqueues with. It tries a lost server again after so long that a test does not see it."""
+    patient = both.model_copy(update={"redis": both.redis.model_copy(update={"breaker_cooldown": 30})})
+    resources = make_resources(patient, application_name="test")
     await resources.db.open()
     yield resources
     await close_resources(resources)

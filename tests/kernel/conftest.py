@@ -33,11 +33,16 @@ async def pool_becomes_whole(database: Database) -> None:
 
 @pytest.fixture
 async def open_database(database_url: str) -> AsyncIterator[OpenDatabase]:
-    """Makes a coroutine that opens a gateway to this test's database; keywords are fields of its settings."""
+    """Makes a coroutine that opens a gateway to this test's database; keywords are fields of its settings.
+
+    Time-outs are those of `environment`: a test about those of production gives them.
+    """
     async with AsyncExitStack() as stack:
 
         async def open_database(**changes: object) -> Database:
-            variables = {f"APP_DATABASE_{name.upper()}": str(value) for name, value in changes.items()}
+            patient = ("acquire_timeout", "connect_timeout", "statement_timeout", "lock_timeout")
+            fields = dict.fromkeys(patient, 10) | changes
+            variables = {f"APP_DATABASE_{name.upper()}": str(value) for name, value in fields.items()}
             settings = load_settings({"DATABASE_URL": database_url, "APP_SECRET_KEY": "k" * 32} | variables)
             database = Database(settings.database)
             await database.open()
@@ -49,11 +54,12 @@ async def open_database(database_url: str) -> AsyncIterator[OpenDatabase]:
 
 @pytest.fixture
 async def open_redis(redis_url: str) -> AsyncIterator[OpenRedis]:
-    """Makes a coroutine that opens a gateway to this worker's Valkey; keywords are fields of its settings."""
+    """Makes a coroutine that opens a gateway to this worker's Valkey; keywords are fields of its settings, as above."""
     async with AsyncExitStack() as stack:
 
         async def open_redis(**changes: object) -> RedisGateway:
-            variables = {f"APP_REDIS_{name.upper()}": str(value) for name, value in changes.items()}
+            fields = {"operation_timeout": 5, "connect_timeout": 5} | changes
+            variables = {f"APP_REDIS_{name.upper()}": str(value) for name, value in fields.items()}
             settings = load_settings({"REDIS_URL": redis_url, "APP_SECRET_KEY": "k" * 32} | variables)
             gateway = RedisGateway(settings.redis)
             stack.push_async_callback(gateway.close)
@@ -102,7 +108,7 @@ async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[
         gateway = await open_redis(breaker_cooldown=0.1)
         bus = Bus(gateway)
         process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus), bus, source)
-        await bus.start()
+        await bus.start(wait=10)
         processes.append(process)
         return process
 

@@ -44,7 +44,7 @@ if __name__ == "__main__":
     port, workers, grace, *rest = sys.argv[1:]
     serve(
         "tests.kernel.small_application:app",
-        ConnectionSettings(drain_delay=0.3),
+        ConnectionSettings(drain_delay=float(os.environ.get("DRAIN_DELAY", "0.3"))),
         host="127.0.0.1",
         port=int(port),
         workers=int(workers),

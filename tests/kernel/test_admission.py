@@ -87,18 +87,18 @@ async def fill(client: httpx.AsyncClient, held: Held, count: int, method: str = 
     return tasks
 
 
-@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="2", APP_HTTP_MAX_WAITING="1", APP_HTTP_MAX_WAIT="0.3")
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="2", APP_HTTP_MAX_WAITING="1", APP_HTTP_MAX_WAIT="0.8")
 async def test_admission(client: httpx.AsyncClient, held: Held) -> None:
     inside = await fill(client, held, 2)
     started = time.perf_counter()
     second = asyncio.create_task(client.get("/test/hold"))
     await asyncio.sleep(0.02)
     full = await client.get("/test/hold")
-    assert time.perf_counter() - started < 0.25
+    assert not second.done()
     problem_of(full, 503, "overloaded")
     assert full.headers["retry-after"] in {"1", "2", "3"}
     problem_of(await second, 503, "overloaded")
-    assert time.perf_counter() - started >= 0.3
+    assert time.perf_counter() - started >= 0.8
     # Whoever watches the process is always let in.
     assert (await client.get("/livez")).status_code == 200
     assert (await client.get("/readyz")).status_code == 200

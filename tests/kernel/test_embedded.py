@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,12 +43,16 @@ with servers(Path(sys.argv[1])) as found:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """A folder for servers; whatever still runs there afterwards is ended."""
-    directory = tmp_path / "data"
-    yield directory
-    for process in _processes_of(directory):
-        process.kill()
+def data_dir() -> Iterator[Path]:
+    """A folder for servers; whatever still runs there afterwards is ended.
+
+    Where pytest has its folders, the path of a socket may be too long for some users' names.
+    """
+    with tempfile.TemporaryDirectory(prefix="onehop-", ignore_cleanup_errors=True) as folder:
+        directory = Path(folder) / "data"
+        yield directory
+        for process in _processes_of(directory):
+            process.kill()
 
 
 def _processes_of(directory: Path) -> list[psutil.Process]:
@@ -64,7 +69,7 @@ def _processes_of(directory: Path) -> list[psutil.Process]:
     return found
 
 
-def _wait_for(what: str, condition: object, seconds: float = 15.0) -> None:
+def _wait_for(what: str, condition: object, seconds: float = 30.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

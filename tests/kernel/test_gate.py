@@ -137,7 +137,7 @@ async def test_who_waits_too_long_is_turned_away() -> None:
     started = perf_counter()
     tasks = await line_up(gate, share, "ab", [])
     assert await asyncio.gather(*tasks) == [False, False]
-    assert 0.05 <= perf_counter() - started < 2
+    assert 0.05 <= perf_counter() - started < 10
     assert (share.waited_too_long, len(share.waiting)) == (2, 0)
 
 

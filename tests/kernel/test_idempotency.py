@@ -131,10 +131,10 @@ async def test_hundred_at_once_have_one_effect(person: Person, notes: Connection
 
 
 async def test_while_the_first_runs_the_second_is_told(person: Person, notes: Connection) -> None:
-    slow = asyncio.create_task(person.post(PATH, json={"text": "a", "seconds": 0.3}, headers=key("k1")))
+    slow = asyncio.create_task(person.post(PATH, json={"text": "a", "seconds": 0.8}, headers=key("k1")))
     await asyncio.sleep(0.1)
     problem_of(
-        await person.post(PATH, json={"text": "a", "seconds": 0.3}, headers=key("k1")), 409, "request_in_progress"
+        await person.post(PATH, json={"text": "a", "seconds": 0.8}, headers=key("k1")), 409, "request_in_progress"
     )
     assert (await slow).status_code == 201
     assert await count(notes) == 1

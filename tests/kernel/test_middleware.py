@@ -164,16 +164,16 @@ async def test_without_origins_nobody_is_allowed(client: httpx.AsyncClient) -> N
     assert "access-control-allow-origin" not in (await client.get("/livez", headers=ORIGIN)).headers
 
 
-@pytest.mark.settings(APP_HTTP_REQUEST_TIMEOUT="0.2")
+@pytest.mark.settings(APP_HTTP_REQUEST_TIMEOUT="0.4")
 async def test_deadline(planted_client: httpx.AsyncClient) -> None:
     started = time.perf_counter()
-    answer = await planted_client.get("/test/sleep/5")
-    assert time.perf_counter() - started < 0.4
+    answer = await planted_client.get("/test/sleep/20")
+    assert 0.4 <= time.perf_counter() - started < 8
     problem_of(answer, 504, "deadline_exceeded")
     assert answer.headers["retry-after"] == "1"
     # It counts until the answer begins, and a caller who asked to wait gets that much more.
-    assert (await planted_client.get("/test/stream/0.4")).text == "first last"
-    assert (await planted_client.get("/test/sleep/0.4", headers={"Prefer": "respond-async, wait=1"})).status_code == 200
+    assert (await planted_client.get("/test/stream/0.6")).text == "first last"
+    assert (await planted_client.get("/test/sleep/0.6", headers={"Prefer": "respond-async, wait=5"})).status_code == 200
 
 
 async def test_a_body_beyond_the_limit_is_refused_by_its_length(planted_client: httpx.AsyncClient) -> None:
@@ -346,7 +346,7 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "method": "HEAD", "path": "/", "headers": [], "query_string": b""}
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         admission = Admission(endless, HttpSettings(), remembered=(), long_polls=(), log_ins=(), max_log_ins=1)
         await RequestContext(admission, HttpSettings(), None, {}, admission)(scope, receive, send)
         await ended.wait()

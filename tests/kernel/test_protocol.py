@@ -92,17 +92,24 @@ class Served:
             return read(connection)
 
 
-def read(connection: socket.socket, *, first: float = 5.0, silence: float = 0.2) -> bytes:
+def read(connection: socket.socket, *, first: float = 5.0, silence: float = 0.24) -> bytes:
     connection.settimeout(first)
     received = b""
-    try:
-        # The first part of an answer may take its time on a busy machine.
-        while chunk := connection.recv(65536):
+    # One of the silences may be that of a machine that stood still.
+    silences = 0
+    while silences < 3:
+        try:
+            # The first part of an answer may take its time on a busy machine.
+            chunk = connection.recv(65536)
+        except TimeoutError:
+            silences += 1
+        else:
+            if not chunk:
+                return received
             received += chunk
-            connection.settimeout(silence)
-    except TimeoutError:
-        received += b"(open)"
-    return received
+            silences = 0
+        connection.settimeout(silence / 3)
+    return received + b"(open)"
 
 
 @pytest.fixture(scope="module")
@@ -329,15 +336,21 @@ def dribble(connection: socket.socket, text: bytes) -> None:
 
 
 def test_a_slow_reader_that_reads_gets_all(impatient: Served) -> None:
+    # Who stands still for longer than the time-out is cut off: a machine may do so once.
+    assert any(read_slowly(impatient) > 32 * 1024 * 1024 for _ in range(3))
+
+
+def read_slowly(served: Served) -> int:
+    """How many bytes of the large answer came."""
     received = 0
-    with impatient.connect() as connection:
+    with served.connect() as connection, suppress(ConnectionResetError):
         connection.sendall(request(b"GET /big"))
         while chunk := connection.recv(256 * 1024):
             received += len(chunk)
-            if received >= 32 * 1024 * 1024:
+            if received > 32 * 1024 * 1024:
                 break
             threading.Event().wait(0.008)
-    assert received > 32 * 1024 * 1024
+    return received
 
 
 def test_who_is_idle_makes_room() -> None:
@@ -357,7 +370,7 @@ def test_who_is_idle_makes_room() -> None:
             if connection not in closed:
                 connection.sendall(request(POST, b"Content-Length: 1"))
         late.sendall(request(POST, b"Content-Length: 1"))
-        threading.Event().wait(0.1)
+        threading.Event().wait(0.3)
         # All of them are being worked on.
         refused(served.exchange(request()), 503, "too_many_connections")
         busy.sendall(b"a")

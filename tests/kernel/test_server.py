@@ -43,7 +43,7 @@ async def start(port: int) -> AsyncIterator[Start]:
         )
         started.append(process)
         if not takeover and "FAIL" not in variables:
-            await eventually(lambda: answers(port))
+            await eventually(lambda: answers(port), within=30)
         return process
 
     yield start_one
@@ -60,7 +60,7 @@ async def answers(port: int) -> bool:
         return False
 
 
-async def ended(process: Process, *, within: float = 10.0) -> int:
+async def ended(process: Process, *, within: float = 30.0) -> int:
     return await asyncio.wait_for(process.wait(), within)
 
 
@@ -98,7 +98,7 @@ async def test_replacements_lose_no_request(port: int, start: Start) -> None:
 
 async def test_a_group_that_cannot_start_ends(start: Start) -> None:
     group = await start(workers=2, FAIL="1")
-    assert await ended(group, within=20) == 3
+    assert await ended(group) == 3
 
 
 async def test_a_new_server_takes_over(port: int, start: Start) -> None:
@@ -106,7 +106,7 @@ async def test_a_new_server_takes_over(port: int, start: Start) -> None:
     async with Visitors(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as visitors:
         await visitors.until(100)
         new = await start(takeover=True)
-        assert await ended(old, within=20) == 0
+        assert await ended(old) == 0
         await visitors.until(visitors.total + 100)
     assert visitors.lost == {}
     assert set(visitors.statuses) == {200}
@@ -116,11 +116,11 @@ async def test_a_new_server_takes_over(port: int, start: Start) -> None:
 
 async def test_the_end(port: int, start: Start) -> None:
     """New connections are served until the delay is over; what is inside is cancelled after the grace."""
-    server = await start(grace=1)
+    server = await start(grace=1, DRAIN_DELAY="2")
     waiting = asyncio.create_task(ask(port, request("GET", "/wait")))
     await asyncio.sleep(0.1)
     server.send_signal(signal.SIGTERM)
-    await eventually(lambda: is_draining(port), within=0.3)
+    await eventually(lambda: is_draining(port))
     assert await ended(server) == 0
     status, body = await waiting
     assert status == 503

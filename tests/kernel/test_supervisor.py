@@ -1,6 +1,7 @@
 """The supervisor of `dev`: order of ending, restarts, deadlines, and no orphans. Each case runs in its own process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def tell() -> Iterator[Callable[..., Story]]:
         story.process.communicate()
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -152,8 +153,8 @@ def test_a_child_that_dies_is_started_again(tell: Callable[..., Story]) -> None:
     story.read_until("up")
     before = story.children()
     before[0].kill()
-    line = story.read_until("unexpectedly")
-    assert line == "first ended unexpectedly (SIGKILL); starting it again in 0.5 s"
+    name, _, said = story.read_until("unexpectedly").partition(" ")
+    assert (name in {"first", "second"}, said) == (True, "ended unexpectedly (SIGKILL); starting it again in 0.5 s")
     _wait_until(lambda: len([child for child in story.children() if child.status() != "zombie"]) == 2)
     story.process.terminate()
     assert story.finish() == 0
@@ -211,8 +212,10 @@ def test_a_deaf_child_is_killed_at_its_deadline(tell: Callable[..., Story]) -> N
     started = time.monotonic()
     story.process.terminate()
     assert story.finish() == 0
-    assert 0.4 < time.monotonic() - started < 5
-    assert story.lines[-1].startswith("deaf killed (0.5 s)")
+    assert 0.4 < time.monotonic() - started < 15
+    said = re.fullmatch(r"deaf killed \((\d+\.\d) s\)", story.lines[-1])
+    assert said is not None
+    assert float(said[1]) >= 0.5
 
 
 def test_a_second_signal_hastens(tell: Callable[..., Story]) -> None:
@@ -228,7 +231,7 @@ def test_a_second_signal_hastens(tell: Callable[..., Story]) -> None:
     started = time.monotonic()
     story.process.send_signal(signal.SIGINT)
     assert story.finish() == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert story.lines[-1].startswith("deaf killed")
 
 

@@ -1,6 +1,7 @@
 """The watch on the event loop."""
 
 import time
+from typing import Any
 
 import structlog
 from prometheus_client import REGISTRY
@@ -21,11 +22,17 @@ def stand_still(seconds: float) -> None:
 
 async def test_a_loop_that_stands_still_is_seen() -> None:
     late_before = lag_count("0.1")
-    with structlog.testing.capture_logs() as logs, watched_loop(0):
-        stand_still(0.6)
-        await eventually(lambda: lag_count("0.1") > late_before)
     # A busy machine may hold the loop up at other places too.
-    (line,) = [line for line in logs if "in stand_still" in line["stack"]]
+    told: list[Any] = []
+    with structlog.testing.capture_logs() as logs, watched_loop(0):
+        # Nothing is seen where the whole machine stands still at the same time.
+        for _ in range(3):
+            stand_still(0.6)
+            await eventually(lambda: lag_count("0.1") > late_before)
+            told = [line for line in logs if "in stand_still" in line["stack"]]
+            if told:
+                break
+    (line,) = told
     assert (line["event"], line["log_level"]) == ("the event loop stands still", "warning")
     assert 0.25 < line["seconds"] < 0.6
     assert "test_a_loop_that_stands_still_is_seen" in line["stack"]

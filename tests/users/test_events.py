@@ -285,7 +285,8 @@ async def test_summary_counts_by_day_and_by_hour(person: Person, budget: Budget)
 async def test_summary_knows_an_event_at_once(person: Person) -> None:
     for count in (1, 2, 3):
         await record(person, "k")
-        assert [item["count"] for item in (await person.get(SUMMARY)).json()["items"]] == [count]
+        # On two days if this is midnight.
+        assert sum(item["count"] for item in (await person.get(SUMMARY)).json()["items"]) == count
 
 
 async def test_summary_has_a_default_period(person: Person) -> None:

@@ -22,6 +22,8 @@ CONNECT_ERRORS = (
 # A host that has not answered for so long (RFC 8305 calls it the connection attempt delay) gets company.
 _ATTEMPT_DELAY_SECONDS = 0.1
 _DEFAULT_PORT = 5432
+# While it is at work on a statement, the server looks so often whether its client is still there.
+_LOOK_FOR_CLIENT = "1s"
 
 
 class Connector:
@@ -49,6 +51,7 @@ class Connector:
                 "statement_timeout": _milliseconds(self._settings.statement_timeout),
                 "lock_timeout": _milliseconds(self._settings.lock_timeout),
                 "idle_in_transaction_session_timeout": _milliseconds(self._settings.idle_in_transaction_timeout),
+                "client_connection_check_interval": _LOOK_FOR_CLIENT,
                 "jit": "off",
             }
         pool = await asyncpg.create_pool(
