@@ -111,6 +111,7 @@ async def test_a_submitted_job_is_answered_with_one_statement(
         ({"kind": "export.events", "args": {"format": "doc"}}, "#/args/format"),
         ({"kind": "export.events", "args": {"format": "csv", "a/b": 1}}, "#/args/a~1b"),
         ({"kind": "export.events", "args": {"format": "csv", "since": "2026-01-01T00:00:00"}}, "#/args/since"),
+        ({"kind": "export.events", "args": {"format": "csv", "since": "0001-01-01T00:00:00+14:00"}}, "#/args/since"),
         ({"kind": "email.steal", "args": {}}, "#/kind"),
         ({"kind": "export.events", "args": {"format": "csv", "limit": 2**64}}, "#/args"),
         ({"kind": "export.events"}, "#/args"),

@@ -162,6 +162,8 @@ async def test_forms(planted_client: httpx.AsyncClient) -> None:
         ({"name": "x", "at": 1_700_000_000}, {"#/at": "datetime_type"}),
         ({"name": "x", "at": "1700000000"}, {"#/at": "datetime_type"}),
         ({"name": "x", "at": "9999-12-31T23:00:00-05:00"}, {"#/at": "datetime_range"}),
+        ({"name": "x", "at": "9999-12-31T23:59:59.999999Z"}, {"#/at": "datetime_range"}),
+        ({"name": "x", "at": "0001-01-01T00:00:00Z"}, {"#/at": "datetime_range"}),
         ([], {"#": "model_attributes_type"}),
         (None, {"#": "missing"}),
     ],

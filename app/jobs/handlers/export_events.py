@@ -4,11 +4,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import AwareDatetime
-
 from app.jobs.service.exporting import Column, write_ndjson, write_parquet, write_xlsx
 from app.kernel.database import CopyConn
-from app.kernel.queue import JobArgs, JobContext, job
+from app.kernel.queue import JobArgs, JobContext, Moment, job
 from app.users.api import count_events, events_tag, iterate_events, stream_events
 
 _COLUMNS = (
@@ -32,8 +30,8 @@ class ExportEventsArgs(JobArgs):
     """`since` is included, `until` is not."""
 
     format: Literal["csv", "ndjson", "xlsx", "parquet"]
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
 
 @job("export.events", args=ExportEventsArgs, lane="bulk", public=True, max_attempts=5, timeout=900)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any
 
-from pydantic import AwareDatetime, model_validator
+from pydantic import model_validator
 
 from app.jobs.service.documents import render_pdf
-from app.kernel.queue import JobArgs, JobContext, job
+from app.kernel.queue import JobArgs, JobContext, Moment, job
 from app.users.api import EventSummary, summarise_events
 
 KIND_REPORT = "report.activity"
@@ -22,8 +22,8 @@ _LONGEST = timedelta(days=366)
 class ReportArgs(JobArgs):
     """`since` is included, `until` is not. `mail`: send it to the owner too, if they want e-mail."""
 
-    since: AwareDatetime
-    until: AwareDatetime
+    since: Moment
+    until: Moment
     mail: bool = False
 
     @model_validator(mode="after")

@@ -1,13 +1,15 @@
 """The types that all request and response models are made of."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
+
+from app.kernel.clock import in_utc
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
@@ -33,8 +35,8 @@ def _refuse_numbers(value: Any) -> Any:
 
 def _to_utc(value: datetime) -> datetime:
     try:
-        return value.astimezone(UTC)
-    except OverflowError as error:
+        return in_utc(value)
+    except ValueError as error:
         raise PydanticCustomError("datetime_range", "Not between the years 1 and 9999 in UTC.") from error
 
 

@@ -3,17 +3,20 @@
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict
 
 from app.kernel.cache import Cache
-from app.kernel.clock import Clock
+from app.kernel.clock import Clock, in_utc
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId
 from app.kernel.queue.contracts import DEFAULT_PRIORITY
 from app.kernel.queue.producer import Queue
+
+# A date and time among a kind's arguments, in UTC.
+Moment = Annotated[AwareDatetime, AfterValidator(in_utc)]
 
 
 class JobArgs(BaseModel):
