@@ -134,10 +134,14 @@ def _known_currency(code: str) -> str:
     return code
 
 
+# What may stand in a header of an e-mail: no control characters, and nothing that begins a new line.
+OneLine = Annotated[str, Field(min_length=1, pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$")]
+
+
 class Customer(Schema):
     """Who pays."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: OneLine = Field(max_length=200)
     email: EmailStr = Field(max_length=254)
     address: str = Field(min_length=1, max_length=1000)
 
@@ -165,8 +169,8 @@ class IssueInvoice(
 ):
     """An invoice to be made. Tax is taken on the subtotal and rounded half up to the minor unit."""
 
-    number: str = Field(min_length=1, max_length=64)
-    order_id: str = Field(min_length=1, max_length=64)
+    number: OneLine = Field(max_length=64)
+    order_id: OneLine = Field(max_length=64)
     customer: Customer
     currency: Annotated[str, AfterValidator(_known_currency)] = Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])
     lines: list[InvoiceLine] = Field(min_length=1, max_length=200)

@@ -97,6 +97,13 @@ def invoice(**changes: Any) -> Invoice:
     return Invoice(**values | changes)
 
 
+@pytest.mark.parametrize("notes", ["\u738b\u5c0f\u660e", "\u0e02\u0e2d\u0e1a\u0e04\u0e38\u0e13", "bell \a", "\ufffe"])
+def test_characters_without_a_glyph_do_not_keep_an_invoice_from_being_made(notes: str) -> None:
+    first, again = (render_invoice(invoice(notes=notes)) for _ in range(2))
+    assert first == again
+    assert "130.96" in text_of(first)
+
+
 def text_of(pdf: bytes) -> str:
     return "\n".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages)
 
@@ -150,6 +157,10 @@ def test_hostile_text_is_printed_as_it_is() -> None:
         ({"lines": [{"description": "x", "quantity": 0, "unit_price_minor": 1}]}, "#/lines/0/quantity"),
         ({"lines": [{"description": "x", "quantity": 1, "unit_price_minor": 1.5}]}, "#/lines/0/unit_price_minor"),
         ({"customer": {"name": "x", "email": "no\r\nBcc: y@example.org", "address": "z"}}, "#/customer/email"),
+        ({"number": "1\r\nBcc: y@example.org"}, "#/number"),
+        ({"number": "1\x85"}, "#/number"),
+        ({"order_id": "\u2028"}, "#/order_id"),
+        ({"customer": {"name": "a\x01b", "email": "y@example.org", "address": "z"}}, "#/customer/name"),
         ({"lines": [{"description": "x", "quantity": 10**6, "unit_price_minor": 10**9}] * 2}, "#"),
     ],
 )

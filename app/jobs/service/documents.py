@@ -14,7 +14,19 @@ _TEMPLATES = _FOLDER / "templates"
 
 
 def render_pdf(template: str, data: Mapping[str, Any], made_at: datetime) -> bytes:
-    """PDF/A-3b. Keeps a core busy for some milliseconds, so it belongs into a thread."""
+    """PDF/A-3b, if our fonts have all characters of the data. Keeps a core busy for some milliseconds, so it belongs
+    into a thread.
+    """
+    try:
+        return _compile(template, data, made_at, "a-3b")
+    except typst.TypstError as error:
+        if "could not be displayed" not in str(error):
+            raise
+    # PDF/A wants a glyph for each character. A box in the place of one is better than no document.
+    return _compile(template, data, made_at, [])
+
+
+def _compile(template: str, data: Mapping[str, Any], made_at: datetime, standards: Any) -> bytes:
     return typst.compile(
         str(_TEMPLATES / f"{template}.typ"),
         root=str(_TEMPLATES),
@@ -22,7 +34,7 @@ def render_pdf(template: str, data: Mapping[str, Any], made_at: datetime) -> byt
         ignore_system_fonts=True,
         sys_inputs={"data": orjson.dumps(data).decode()},
         format="pdf",
-        pdf_standards="a-3b",
+        pdf_standards=standards,
         timestamp=int(made_at.timestamp()),
     )
 
