@@ -25,10 +25,14 @@ from app.users.records import (
 
 
 def _check_web_address(value: str) -> str:
+    wrong = PydanticCustomError("invalid_url", "Not an address that begins with http or https.")
+    # Parsers of addresses take line breaks and tabs out of them without a word.
+    if not value.isprintable():
+        raise wrong
     try:
         HttpUrl(value)
     except ValidationError as error:
-        raise PydanticCustomError("invalid_url", "Not an address that begins with http or https.") from error
+        raise wrong from error
     return value
 
 

@@ -112,6 +112,7 @@ REFUSED_PATCHES: list[tuple[dict[str, Any], str, str]] = [
     ({"avatar_url": "javascript:alert(1)"}, "#/avatar_url", "invalid_url"),
     ({"avatar_url": "ftp://example.com/a"}, "#/avatar_url", "invalid_url"),
     ({"avatar_url": "example.com"}, "#/avatar_url", "invalid_url"),
+    ({"avatar_url": "https://exa\nmple.com/a"}, "#/avatar_url", "invalid_url"),
     ({"locale": None}, "#/locale", "string_type"),
     ({"locale": "en_US"}, "#/locale", "invalid_locale"),
     ({"locale": "english"}, "#/locale", "invalid_locale"),
