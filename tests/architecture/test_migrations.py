@@ -88,6 +88,11 @@ async def test_gives_up_behind_a_lock(
     assert await migrations.status(database_url) == ("0002_users", REVISIONS[-1])
 
 
+def test_the_configuration_is_read_in_any_locale() -> None:
+    """Alembic takes the locale's encoding, which by LC_ALL=C is ASCII."""
+    assert (migrations.ROOT / "alembic.ini").read_bytes().isascii()
+
+
 def test_file_names_and_order() -> None:
     files = sorted((migrations.ROOT / "alembic" / "versions").glob("*.py"))
     assert [file.stem[11:] for file in files] == REVISIONS
