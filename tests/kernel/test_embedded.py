@@ -350,6 +350,7 @@ def test_an_ordinary_user_needs_nothing(tmp_path: Path) -> None:
         "    assert owners == {os.geteuid()} and os.geteuid() != 0, owners\n"
         "    print('fine')\n"
     )
+    umask = os.umask(0o022)
     try:
         home.mkdir()
         _copy_for_everybody(home)
@@ -372,6 +373,7 @@ def test_an_ordinary_user_needs_nothing(tmp_path: Path) -> None:
         assert done.stdout == "fine\n", done.stderr
         assert _processes_of(home) == []
     finally:
+        os.umask(umask)
         if IS_ROOT:
             shutil.rmtree(home, ignore_errors=True)
 
