@@ -12,7 +12,7 @@ from benchmarks.charts import draw
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What is known of a miss; the journal has the measurements behind it.
 _REASONS = {
-    "P12": "light work, nine tenths refused: to read and refuse one takes 20 µs of the core that does the work",
+    "P12": "light work (0.3 ms), nine tenths refused: to read and refuse one takes 50 µs of the core that works",
 }
 _TITLES = {
     "ladder": "The ladder, stage by stage",
