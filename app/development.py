@@ -39,7 +39,7 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
         settings = _with_addresses(settings, addresses.database_url, addresses.redis_url)
         if addresses.database_url is not None:
             # Alembic and SQLAlchemy take half a second and 30 MB, which a process with addresses of its own is spared.
-            from app.kernel.migrations import upgrade  # noqa: PLC0415 - see above
+            from app.kernel.migrations import upgrade  # noqa: PLC0415 - seldom needed, and dear
 
             await upgrade(addresses.database_url)
             await stack.enter_async_context(_worker(environment))

@@ -122,17 +122,17 @@ async def get_problem_page(code: str) -> Response:
 
 
 @links_router.get("/verify-email", dependencies=[Public])
-async def open_verify_link(token: _Token = "") -> Response:  # noqa: ARG001 - see its type
+async def open_verify_link(token: _Token = "") -> Response:  # noqa: ARG001 - the page's script reads it
     return _html(links.link_page("verify-email"), links.LINK_POLICY)
 
 
 @links_router.get("/change-email", dependencies=[Public])
-async def open_change_link(token: _Token = "") -> Response:  # noqa: ARG001 - see its type
+async def open_change_link(token: _Token = "") -> Response:  # noqa: ARG001 - the page's script reads it
     return _html(links.link_page("change-email"), links.LINK_POLICY)
 
 
 @links_router.get("/reset-password", dependencies=[Public])
-async def open_reset_link(token: _Token = "") -> Response:  # noqa: ARG001 - see its type
+async def open_reset_link(token: _Token = "") -> Response:  # noqa: ARG001 - the page's script reads it
     return _html(links.link_page("reset-password"), links.LINK_POLICY)
 
 

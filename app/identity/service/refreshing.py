@@ -10,10 +10,12 @@ gives no answer at all, and leaves word of that, so that its client may come aga
 
 import asyncio
 import hmac
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from time import monotonic
+from typing import Any, cast
 
 from prometheus_client import Counter
 
@@ -174,10 +176,15 @@ def _retry_key(identity: Identity, idempotency_key: str | None) -> bytes | None:
     return sha256(idempotency_key.encode()).digest()
 
 
+def _later(answer: Any) -> Awaitable[Any]:
+    """redis-py types what its two clients share for both of them; this one answers later."""
+    return cast("Awaitable[Any]", answer)
+
+
 async def _arrive(redis: RedisGateway, token: RefreshToken) -> int | None:
     """Says that somebody has come with this token; the answer is how many have come by now. None without Redis."""
     try:
-        arrived = await redis.call(lambda client: client.eval(_ARRIVE, 1, _marker(token), _MARKER_TTL_MS))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
+        arrived = await redis.call(lambda client: _later(client.eval(_ARRIVE, 1, _marker(token), str(_MARKER_TTL_MS))))
     except RedisUnavailable:
         return None
     return int(arrived)
@@ -188,7 +195,7 @@ async def _let_others_arrive(redis: RedisGateway, token: RefreshToken, arrived: 
     for _ in range(_MAX_QUIET_PERIODS):
         await asyncio.sleep(quiet)
         try:
-            seen = await redis.call(lambda client: client.hget(_marker(token), "arrived"))  # type: ignore[arg-type, return-value]  # as above
+            seen = await redis.call(lambda client: _later(client.hget(_marker(token), "arrived")))
         except RedisUnavailable:
             return
         if seen is None or int(seen) == arrived:
@@ -198,7 +205,7 @@ async def _let_others_arrive(redis: RedisGateway, token: RefreshToken, arrived: 
 
 async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
     try:
-        await redis.call(lambda client: client.eval(_MARK_ANSWERED, 1, _marker(token), _MARKER_TTL_MS))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
+        await redis.call(lambda client: _later(client.eval(_MARK_ANSWERED, 1, _marker(token), str(_MARKER_TTL_MS))))
     except RedisUnavailable:
         return
 
@@ -207,7 +214,9 @@ async def _mark_doubtful(redis: RedisGateway, token: RefreshToken, rotated_at: d
     """A rotation of that moment may have taken place, and nobody has got its answer."""
     doubt = _doubt_of(rotated_at)
     try:
-        await redis.call(lambda client: client.eval(_MARK_DOUBTFUL, 1, _marker(token), _DOUBT_TTL_MS, doubt))  # type: ignore[arg-type, return-value]  # redis-py types the answer of eval for both of its clients
+        await redis.call(
+            lambda client: _later(client.eval(_MARK_DOUBTFUL, 1, _marker(token), str(_DOUBT_TTL_MS), doubt))
+        )
     except RedisUnavailable:
         return
 
@@ -221,7 +230,7 @@ async def _came_before_answer(
     # By its moment, so that a token spent long ago cannot be brought again when the database happens to be away.
     fields = ["answered", _doubt_of(rotation.rotated_at)]
     try:
-        answered_at, doubt = await redis.call(lambda client: client.hmget(_marker(token), fields))  # type: ignore[arg-type, return-value]  # as above
+        answered_at, doubt = await redis.call(lambda client: _later(client.hmget(_marker(token), fields)))
     except RedisUnavailable:
         return is_fresh
     if answered_at is not None:
