@@ -20,6 +20,7 @@ from tests.jobs.kinds import Steps, kinds_of
 EVENT = {"kind": "page.viewed"}
 EVENTS = "SELECT count(*) FROM users.events"
 KEY = {"Idempotency-Key": "key"}
+UNANSWERED = "A commit got no answer, and it is not known yet why."
 REFUSED = "No standby confirms what is written."
 
 
@@ -29,9 +30,15 @@ async def test_writes_are_refused_while_commits_wait_and_come_true_later(
 ) -> None:
     assert (await person.get("/v1/overview")).json()["recent_events"] == []
     async with standby_missing(connection, database_url):
-        writing = [person.post("/v1/events", json=EVENT, headers=KEY), person.post("/v1/events", json=EVENT)]
-        for answer in await asyncio.gather(*writing):
+        before = await connection.fetchval(WAITING)
+        first = [asyncio.create_task(person.post("/v1/events", json=EVENT, headers=headers)) for headers in (KEY, {})]
+        await eventually(lambda: _are_waiting(connection, before + 2))
+        # Of its own, because those of the same group come while that is written.
+        behind = asyncio.create_task(person.post("/v1/events", json=EVENT))
+        for answer in await asyncio.gather(*first):
             problem_of(answer, 503, "database_unavailable")
+        # Nobody lets it wait for as long again.
+        assert (await behind).json()["detail"] in {UNANSWERED, REFUSED}
 
         async def are_refused() -> bool:
             answer = await person.post("/v1/events", json=EVENT, headers=KEY)
@@ -39,6 +46,7 @@ async def test_writes_are_refused_while_commits_wait_and_come_true_later(
 
         await eventually(are_refused)
         waiting = await connection.fetchval(WAITING)
+        assert waiting == before + 2
         for _ in range(20):
             answers = await asyncio.gather(
                 person.post("/v1/events", json=EVENT, headers=KEY), person.get("/v1/users/me")

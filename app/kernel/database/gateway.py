@@ -112,8 +112,8 @@ class Database:
                 finally:
                     if tx.is_interrupted:
                         loan.discard()
-        except BaseException:
-            self._settle_alone(tx)
+        except BaseException as error:
+            self._settle_alone(tx, error)
             raise
         await self._settle(tx)
 
@@ -137,8 +137,8 @@ class Database:
                 finally:
                     if tx.is_interrupted:
                         loan.discard()
-        except BaseException:
-            self._settle_alone(tx)
+        except BaseException as error:
+            self._settle_alone(tx, error)
             raise
         await self._settle(tx)
 
@@ -252,10 +252,14 @@ class Database:
             # A caller that goes away now must not take the after-commit work with it.
             await asyncio.shield(self._background.spawn(self._follow_up(tx)))
 
-    def _settle_alone(self, tx: Tx | None) -> None:
+    def _settle_alone(self, tx: Tx | None, error: BaseException) -> None:
         """The same where the caller is no longer there to wait: it was cancelled, or cut off, after the commit."""
-        if tx is not None and tx.may_have_committed:
-            self._background.spawn(self._follow_up(tx) if tx.has_committed else self._settle_unknown(tx))
+        if tx is None or not tx.may_have_committed:
+            return
+        if not tx.has_committed and isinstance(error.__cause__, TimeoutError):
+            # Here and now, because the next writer is woken by this very error.
+            self._stalls.suspect()
+        self._background.spawn(self._follow_up(tx) if tx.has_committed else self._settle_unknown(tx))
 
     async def _settle_unknown(self, tx: Tx) -> None:
         """Nobody knows whether a cut-off commit took place; forgetting and ringing once too often does no harm."""

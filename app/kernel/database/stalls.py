@@ -3,7 +3,8 @@
 PostgreSQL lets them wait without any limit, whatever `statement_timeout` says, and also when their client has gone. To
 cancel one would show its changes to everybody before they are safe, and who repeats a request that has nothing left to
 do would be told that it is done. So they are left alone; but each further one would keep a connection of the server, so
-while some wait, new ones are refused at once.
+while some wait, new ones are refused at once: from the moment on at which the first is given up, before the server has
+said why.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ _stalled = Gauge(
     multiprocess_mode="livemax",
 )
 _ASK_AGAIN_SECONDS = 0.5
+_UNANSWERED = "A commit got no answer, and it is not known yet why."
+_UNCONFIRMED = "No standby confirms what is written."
 
 # With a standby that is there, commits wait too, but not for so long.
 COUNT_WAITING = """
@@ -36,42 +39,53 @@ class Stalls:
 
     def __init__(self, ask: Callable[[str], Awaitable[int]]) -> None:
         self._ask = ask
-        self._is_stalled = False
+        # What a writer is told; None: writes are welcome.
+        self._refusal: str | None = None
         self._watching: asyncio.Task[None] | None = None
         self._background = Background()
 
     def check(self) -> None:
         """Raises `DatabaseUnavailable` while commits would wait."""
-        if self._is_stalled:
-            raise DatabaseUnavailable("No standby confirms what is written.")
+        if self._refusal is not None:
+            raise DatabaseUnavailable(self._refusal)
+
+    def suspect(self) -> None:
+        """A commit got no answer in time: nobody else begins one before the server has been asked."""
+        if self._refusal is None:
+            self._refusal = _UNANSWERED
+        self._watch()
 
     async def over(self) -> None:
         """Returns once no commit waits any more."""
-        if self._watching is None:
-            self._watching = self._background.spawn(self._watch())
-        await asyncio.shield(self._watching)
+        await asyncio.shield(self._watch())
 
     async def close(self) -> None:
         await self._background.close()
 
-    async def _watch(self) -> None:
+    def _watch(self) -> "asyncio.Task[None]":
+        if self._watching is None:
+            self._watching = self._background.spawn(self._ask_until_over())
+        return self._watching
+
+    async def _ask_until_over(self) -> None:
         try:
-            while (waiting := await self._count()) > 0:
-                if not self._is_stalled:
-                    _logger.error("commits wait for a standby", waiting=waiting)
-                    self._is_stalled = True
-                    _stalled.set(1)
+            while not await self._is_over():  # noqa: ASYNC110 - it has to ask.
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
-            if self._is_stalled:
-                _logger.warning("commits wait no more")
         finally:
-            self._is_stalled = False
+            if self._refusal == _UNCONFIRMED:
+                _logger.warning("commits wait no more")
+            self._refusal = None
             _stalled.set(0)
             self._watching = None
 
-    async def _count(self) -> int:
+    async def _is_over(self) -> bool:
         try:
-            return await self._ask(COUNT_WAITING)
+            waiting = await self._ask(COUNT_WAITING)
         except Unavailable:
             # Nobody to ask: it stays as it is.
-            return int(self._is_stalled)
+            return self._refusal is None
+        if waiting and self._refusal != _UNCONFIRMED:
+            _logger.error("commits wait for a standby", waiting=waiting)
+            self._refusal = _UNCONFIRMED
+            _stalled.set(1)
+        return waiting == 0
