@@ -333,7 +333,7 @@ async def test_a_long_poll_answers_when_the_job_is_over_or_the_time_is_up(person
     job = await submit(person, "test.wait")
     loop = asyncio.get_running_loop()
     began = loop.time()
-    answer = await person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "respond-async, wait=1"})
+    answer = await person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "respond-async, Wait = 1"})
     assert 0.9 < loop.time() - began < 8
     assert answer.json()["state"] == "running"
     assert answer.headers["preference-applied"] == "wait=1"

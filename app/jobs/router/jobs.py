@@ -1,7 +1,6 @@
 """`/v1/jobs`."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
@@ -28,6 +27,7 @@ from app.kernel.database import Tx
 from app.kernel.http import (
     Id,
     Router,
+    asked_to_wait,
     dump_json,
     etag_of,
     json_response,
@@ -40,9 +40,7 @@ from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 
-MAX_WAIT_SECONDS = 30
 _RECONNECT_MILLISECONDS = 1000
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.ASCII)
 
 
 @router.post(
@@ -119,19 +117,12 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
     return json_response({"items": [job_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
 
 
-@router.get("/{job_id}", response_model=JobView)
+@router.get("/{job_id}", response_model=JobView, openapi_extra=reads_headers("Prefer"))
 async def get_job(
-    request: Request,
-    principal: JobReader,
-    resources: ResourcesDep,
-    runtime: Runtime,
-    job_id: Id,
-    prefer: Annotated[
-        str | None, Header(description="`wait=N` answers once the job is over, or after N seconds.")
-    ] = None,
+    request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id
 ) -> Response:
     """One of the own jobs."""
-    seconds = _wait_of(prefer)
+    seconds = asked_to_wait(request.scope)
     if seconds:
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
@@ -271,9 +262,3 @@ async def _while_welcome(jobs: AsyncIterator[Job]) -> AsyncIterator[Job]:
 def _draining(request: Request) -> asyncio.Event | None:
     """Set when the server begins to end; None where the server is not ours."""
     return getattr(request.state, "draining", None)
-
-
-def _wait_of(prefer: str | None) -> int:
-    """Seconds to wait, by RFC 7240; a preference that makes no sense is ignored."""
-    found = _WAIT.search(prefer) if prefer else None
-    return min(int(found[1]), MAX_WAIT_SECONDS) if found else 0

@@ -10,6 +10,7 @@ from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, jso
 from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.json_input import MAX_ERRORS, MAX_JSON_DEPTH, InvalidJson, escape_pointer, parse_json
 from app.kernel.http.openapi import located, make_openapi, reads_headers
+from app.kernel.http.preferences import asked_to_wait
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operation_id
 from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp, example
@@ -30,6 +31,7 @@ __all__ = [
     "Schema",
     "StrictRoute",
     "Timestamp",
+    "asked_to_wait",
     "body_etag",
     "dump_json",
     "escape_pointer",

@@ -49,6 +49,13 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
         "example": "bytes=0-1023",
     },
+    "Prefer": {
+        "name": "Prefer",
+        "in": "header",
+        "description": "`wait=N` answers once it is over, or after N seconds, at most 30 (RFC 7240).",
+        "schema": {"type": "string"},
+        "example": "wait=10",
+    },
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
@@ -56,7 +63,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     },
 }
-ReadHeader = Literal["IfMatch", "IfNoneMatch", "IfRange", "Range", "IdempotencyKey"]
+ReadHeader = Literal["IfMatch", "IfNoneMatch", "IfRange", "Range", "Prefer", "IdempotencyKey"]
 
 _HEADERS: dict[str, dict[str, Any]] = {
     "RequestId": {

@@ -9,7 +9,7 @@ import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.errors import Unavailable
-from app.kernel.http import PROBLEM_MEDIA_TYPE
+from app.kernel.http import PROBLEM_MEDIA_TYPE, asked_to_wait
 from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
 from app.kernel.settings import HttpSettings
 
@@ -113,7 +113,7 @@ class Admission:
     def _share_of(self, scope: Scope) -> Share:
         if scope["method"] in _READS:
             path = scope["path"]
-            return self._waits if path.startswith(self._long_polls) and _asks_to_wait(scope) else self._reads
+            return self._waits if path.startswith(self._long_polls) and asked_to_wait(scope) else self._reads
         return self._log_ins if scope["path"] in self._log_in_paths else self._writes
 
 
@@ -148,10 +148,6 @@ def leave_place(scope: Scope) -> None:
         share.gate.leave(share)
     elif (share := scope.pop("seat", None)) is not None:
         share.coming -= 1
-
-
-def _asks_to_wait(scope: Scope) -> bool:
-    return any(name == b"prefer" and b"wait=" in value for name, value in scope["headers"])
 
 
 class Refusal:

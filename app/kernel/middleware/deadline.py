@@ -1,7 +1,6 @@
 """Gives up a request that has not begun to answer in time, and a read whose client has gone."""
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Callable
 
@@ -10,11 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.disconnects import watched_var
 from app.kernel.errors import DeadlineExceeded
+from app.kernel.http import asked_to_wait
 from app.kernel.middleware.admission import leave_place
 from app.kernel.settings import HttpSettings
 
-_WAIT = re.compile(rb"(?:^|,)\s*wait=(\d{1,3})\s*(?:,|$)")
-_MAX_WAIT_SECONDS = 30
 # Most reads are done by then, so that it costs them nothing to be watched.
 _WATCHED_AFTER_SECONDS = 0.05
 # Of the server these are at most 64 KiB each.
@@ -39,7 +37,7 @@ class Deadline:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seconds = self._seconds + _asked_to_wait(scope["found_headers"].get(b"prefer"))
+        seconds = self._seconds + (asked_to_wait(scope) if b"prefer" in scope["found_headers"] else 0)
         exchange = Exchange(self._loop, scope, receive, send, seconds)
         watched_var.set(exchange)
         try:
@@ -147,8 +145,3 @@ class Exchange:
             self.on_gone()
         elif self._is_read:
             self.give_up(ClientDisconnect)
-
-
-def _asked_to_wait(prefer: bytes | None) -> int:
-    found = _WAIT.search(prefer) if prefer else None
-    return min(int(found[1]), _MAX_WAIT_SECONDS) if found else 0
