@@ -13,14 +13,13 @@ from app.kernel.cache import FORGET_TOPIC
 from app.kernel.database import UNKNOWN_POSITION
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
-_TAG_PREFIX = "positions:tag:"
+_TAG_PREFIX = "wal:tag:"
 # The least position of every tag; asked of the primary when it is missing.
-_FLOOR = "positions:floor"
+_FLOOR = "wal:floor"
 # Far longer than the largest lag of a replica in use: what is forgotten has been replayed everywhere.
 _KEPT_SECONDS = 3600
 _RETRY_SECONDS = 0.1
 
-# Numbers are padded and compared as text, because Lua's have 53 bits.
 _RAISE_SCRIPT = """
 for i = 1, #KEYS do
   local present = redis.call('GET', KEYS[i])
@@ -42,7 +41,7 @@ class Positions:
     async def close(self) -> None:
         await self._background.close()
 
-    async def note(self, emitted: Mapping[str, Sequence[Any]], position: int) -> None:
+    async def note(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
         """Keeps `position` for the tags that a unit forgets."""
         keys = [_TAG_PREFIX + tag for tag in dict.fromkeys(emitted.get(FORGET_TOPIC, ()))]
         if not keys:
@@ -55,22 +54,24 @@ class Positions:
         except RedisUnavailable:
             await self._doubt_all()
 
-    async def latest(self, tags: Sequence[str], ask_now: Callable[[], Awaitable[int]]) -> int:
+    async def latest(self, tags: Sequence[str], ask_now: Callable[[], Awaitable[str]]) -> str:
         """The position that covers all commits of `tags`; `ask_now` gives one where it has been forgotten."""
         try:
             *known, floor = await self._redis.call(
                 lambda client: client.mget([_FLOOR if tag is None else _TAG_PREFIX + tag for tag in (*tags, None)])
             )
             if floor is None:
-                floor = await ask_now()
-                if floor != UNKNOWN_POSITION:
-                    await self._tell([_FLOOR], floor, 0)
+                now = await ask_now()
+                if now != UNKNOWN_POSITION:
+                    await self._tell([_FLOOR], now, 0)
+                floor = now.encode()
         except RedisUnavailable:
             return UNKNOWN_POSITION
-        return max(int(floor), *(int(position) for position in known if position is not None), 0)
+        latest: bytes = max(floor, *(position for position in known if position is not None), b"")
+        return latest.decode()
 
-    async def _tell(self, keys: Sequence[str], position: int, seconds: int) -> None:
-        await self._redis.call(lambda _: self._raise(keys=list(keys), args=[f"{position:019}", seconds]))
+    async def _tell(self, keys: Sequence[str], position: str, seconds: int) -> None:
+        await self._redis.call(lambda _: self._raise(keys=list(keys), args=[position, seconds]))
 
     async def _doubt_all(self) -> None:
         """Somebody's position could not be kept: who reads next asks the primary for one that covers everything."""

@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
 import redis
 
 from app.kernel.cache import FORGET_TOPIC
-from app.kernel.database import Database
+from app.kernel.database import Database, DatabaseUnavailable
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.positions import Positions
 from app.main import create_app
 from app.settings import load_settings
 from tests.faults.signals import frozen
+from tests.faults.standby import make_standby, promote
 from tests.fixtures.people import register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
@@ -226,3 +229,60 @@ async def test_without_replicas_nothing_is_asked(open_database: OpenDatabase, op
             await tx.execute("SELECT 1")
         assert await asks_replica(database, "mine") is False
     assert [statement.sql for statement in seen] == ["SELECT 1", IS_REPLICA]
+
+
+async def says(connection: Connection, question: str) -> bool:
+    return bool(await connection.fetchval(question))
+
+
+async def is_written(database: Database, tag: str) -> bool:
+    try:
+        await write(database, tag)
+    except DatabaseUnavailable:
+        return False
+    return True
+
+
+async def test_a_replica_that_went_another_way_than_the_new_primary_is_not_asked(
+    open_database: OpenDatabase,
+    open_redis: OpenRedis,
+    connection: Connection,
+    at_replica: Connection,
+    database_url: str,
+    replica_url: str,
+    postgres: EmbeddedPostgres,
+    servers_directory: Path,
+) -> None:
+    await connection.execute(TABLES)
+    name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
+    successor = make_standby(postgres, servers_directory / f"successor-{uuid4().hex}")
+    try:
+        folders = [server.dsn(name).partition("?host=")[2] for server in (postgres, successor)]
+        url = f"postgresql://postgres@/{name}?host={','.join(folders)}"
+        database = await open_database(url=url, replica_urls=replica_url)
+        database.bind_positions(Positions(await open_redis()))
+        database.on_commit(FORGET_TOPIC, ignore)
+        at_successor = await asyncpg.connect(successor.dsn(name))
+        await at_successor.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        await at_successor.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: says(at_successor, "SELECT count(*) = 0 FROM pg_stat_wal_receiver"))
+        # What the successor does not get: more than it will write itself.
+        await connection.execute("CREATE TABLE lost AS SELECT number FROM generate_series(1, 100000) AS number")
+        written = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+        await eventually(lambda: says(at_replica, f"SELECT pg_last_wal_replay_lsn() >= '{written}'"))
+        await eventually(lambda: asks_replica(database))
+        postgres.stop(mode="immediate")
+        promote(successor)
+        await eventually(lambda: is_written(database, "mine"))
+        assert await says(at_successor, f"SELECT pg_current_wal_insert_lsn() < '{written}'")
+        assert (await asks_replica(database, "mine"), await count(database, "mine")) == (False, 1)
+
+        async def asks_primary() -> bool:
+            return not await asks_replica(database, "other")
+
+        # Nor is it asked for what nobody has written since, because it shows what is lost.
+        await eventually(asks_primary)
+        at_successor.terminate()
+    finally:
+        successor.stop(mode="immediate")
+        postgres.start()

@@ -231,10 +231,9 @@ class Database:
         finally:
             await loan.end()
 
-    async def _ask(self, sql: str) -> int:
+    async def _ask(self, sql: str) -> Any:
         async with self.read("database.position") as conn:
-            answer: int = await conn.fetchval(sql)
-            return answer
+            return await conn.fetchval(sql)
 
     async def _roll_back(self, conn: ReadConn, loan: Loan) -> None:
         """Ends a transaction, or the connection if that cannot be done at once."""

@@ -3,6 +3,10 @@
 A commit that changes what replicas may show is known by the tags that it emits, and by its position in the WAL. A read
 names the tags it depends on, and a replica serves it only if it has replayed all of their commits. A loop looks at each
 replica four times a second; one that is dead, lags too far behind or has been promoted gets no reads meanwhile.
+
+A position is text: eight hexadecimal digits of the timeline and sixteen of the LSN. Each failover begins a timeline at
+some LSN, behind which that of before may have gone on: a replica that has followed it there never gets what was written
+since, however large its LSN.
 """
 
 import asyncio
@@ -31,29 +35,43 @@ _lag_seconds = Gauge(
 )
 _usable = Gauge("app_database_replica_usable", "Whether a replica gets reads.", ["replica"], multiprocess_mode="min")
 
-UNKNOWN_POSITION = 2**63 - 1
+UNKNOWN_POSITION = "f" * 24
 """Behind every commit there will be: no replica has replayed it."""
 
 _WATCH_SECONDS = 0.25
 _ANSWER_SECONDS = 1.0
 # Not long, because the primary has connections too.
 _ACQUIRE_SECONDS = 0.25
-GET_REPLAYED = "SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint"
-GET_FLUSHED = "SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint"
+_TIMELINE_DIGITS = 8
+# The timeline is the one received last, which only a role with pg_read_all_stats sees, or that of the last restart
+# point. It may be ahead of what is replayed, but not once an LSN is reached that lies behind its beginning.
+GET_REPLAYED = """
+SELECT pg_is_in_recovery(),
+       lpad(to_hex(greatest(timeline_id, (SELECT received_tli FROM pg_stat_wal_receiver))), 8, '0')
+       || lpad(to_hex((pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint), 16, '0')
+  FROM pg_control_checkpoint()
+"""
+GET_FLUSHED = """
+SELECT lower(left(pg_walfile_name(lsn), 8)) || lpad(to_hex((lsn - '0/0'::pg_lsn)::bigint), 16, '0')
+  FROM pg_current_wal_flush_lsn() AS lsn
+"""
 # Of what is inserted, because a commit with synchronous_commit off is answered before it is flushed.
-GET_INSERTED = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint"
+GET_INSERTED = """
+SELECT lower(left(pg_walfile_name(lsn), 8)) || lpad(to_hex((lsn - '0/0'::pg_lsn)::bigint), 16, '0')
+  FROM pg_current_wal_insert_lsn() AS lsn
+"""
 
 
 class Positions(Protocol):
     """Where all processes keep the WAL position up to which each tag's commits reach."""
 
-    async def note(self, emitted: Mapping[str, Sequence[Any]], position: int) -> None:
+    async def note(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
         """Keeps `position` for what a unit emitted."""
         ...
 
     async def close(self) -> None: ...
 
-    async def latest(self, tags: Sequence[str], ask_now: Callable[[], Awaitable[int]]) -> int:
+    async def latest(self, tags: Sequence[str], ask_now: Callable[[], Awaitable[str]]) -> str:
         """The position that covers all commits of `tags`.
 
         Where nothing is known of the past any more, `ask_now` tells one that covers everything.
@@ -66,7 +84,7 @@ class Replica:
 
     def __init__(self, name: str, connector: Connector, settings: DatabaseSettings) -> None:
         self.name = name
-        self.replayed = -1
+        self.replayed = ""
         self.is_usable = False
         self._connector = connector
         self._settings = settings
@@ -89,7 +107,7 @@ class Replica:
         _reads_total.labels("failed").inc()
         self._set_usable(usable=False, reason=type(error).__name__)
 
-    async def look(self, freshness: Callable[[int], float | None]) -> None:
+    async def look(self, freshness: Callable[[str], float | None]) -> None:
         """Asks how far it is. `freshness` says how many seconds old the state at a position is, if that is known."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -99,7 +117,7 @@ class Replica:
         except CONNECT_ERRORS as error:
             self._lose(error)
             return
-        self.replayed = replayed if replayed is not None else -1
+        self.replayed = replayed or ""
         lag = freshness(self.replayed)
         _lag_seconds.labels(self.name).set(lag if lag is not None else self._settings.replica_max_lag)
         if self.pool is None or self.export_pool is None:
@@ -109,7 +127,7 @@ class Replica:
         if not is_replica:
             self._set_usable(usable=False, reason="it has been promoted")
         elif lag is None or lag > self._settings.replica_max_lag:
-            self._set_usable(usable=False, reason="it lags behind")
+            self._set_usable(usable=False, reason="it lags behind, or follows a former primary")
         else:
             self._set_usable(usable=True)
 
@@ -151,7 +169,7 @@ class Replicas:
         self._ask_primary = ask_primary
         self._background = Background()
         # When this process asked the primary, and how far its WAL reached then, over the longest lag allowed.
-        self._samples: deque[tuple[float, int]] = deque(maxlen=int(settings.replica_max_lag / _WATCH_SECONDS) + 2)
+        self._samples: deque[tuple[float, str]] = deque(maxlen=int(settings.replica_max_lag / _WATCH_SECONDS) + 2)
         self._next = 0
         self.positions: Positions | None = None
 
@@ -172,7 +190,7 @@ class Replicas:
         if self.positions is None or not usable:
             return None
         position = await self.positions.latest(tags, self._now)
-        fitting = [replica for replica in usable if replica.replayed >= position]
+        fitting = [replica for replica in usable if _reaches(replica.replayed, position)]
         if not fitting:
             _reads_total.labels("behind").inc()
             return None
@@ -185,16 +203,19 @@ class Replicas:
             return
         await self.positions.note(emitted, await self._now())
 
-    async def _now(self) -> int:
+    async def _now(self) -> str:
         """A position behind all that has been committed so far."""
         try:
             return await self._ask_primary(GET_INSERTED)
         except Unavailable:
             return UNKNOWN_POSITION
 
-    def _freshness(self, replayed: int) -> float | None:
+    def _freshness(self, replayed: str) -> float | None:
         """Seconds between the newest sample and the newest one that a replica at `replayed` has reached."""
-        reached = next((time for time, position in reversed(self._samples) if position <= replayed), None)
+        # On the timeline of a former primary it shows what may have been lost with it.
+        if not self._samples or replayed[:_TIMELINE_DIGITS] < self._samples[-1][1][:_TIMELINE_DIGITS]:
+            return None
+        reached = next((time for time, position in reversed(self._samples) if _reaches(replayed, position)), None)
         return None if reached is None else self._samples[-1][0] - reached
 
     async def _sample(self, _: object) -> None:
@@ -212,5 +233,10 @@ class Replicas:
             await asyncio.sleep(_WATCH_SECONDS)
 
 
-AskPrimary = Callable[[str], Awaitable[int]]
-Look = Callable[[Callable[[int], float | None]], Awaitable[None]]
+def _reaches(replayed: str, position: str) -> bool:
+    timeline, lsn = position[:_TIMELINE_DIGITS], position[_TIMELINE_DIGITS:]
+    return replayed[:_TIMELINE_DIGITS] >= timeline and replayed[_TIMELINE_DIGITS:] >= lsn
+
+
+AskPrimary = Callable[[str], Awaitable[str]]
+Look = Callable[[Callable[[str], float | None]], Awaitable[None]]
