@@ -9,6 +9,7 @@ Needs asyncio alone, so that tests and the scripts of `benchmarks/` can use one 
 """
 
 import asyncio
+import ctypes
 import random
 import socket
 import struct
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 Address = tuple[str, int] | str
@@ -29,6 +30,11 @@ _CHUNK_BYTES = 64 * 1024
 _CHUNKS_UNDER_WAY = 256
 # l_onoff and l_linger of SO_LINGER: closing sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# Of Linux's asm/socket.h; Python does not name them.
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
+# struct sock_filter: "return 0", which keeps nothing of any packet.
+_KEEP_NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class Proxy:
         self._flowing.set()
         self._listener: asyncio.Server | None = None
         self._links: set[_Link] = set()
+        self._is_cut_off = False
         self._url: str | None = None
         self.port = 0
         self.accepted = 0
@@ -123,6 +130,14 @@ class Proxy:
         """Connections stay open and new ones are accepted, but no byte passes: a hung machine."""
         self._flowing.clear()
 
+    def cut_off(self) -> None:
+        """As `freeze`, but nothing is acknowledged nor accepted either: a machine without power, or a cut cable."""
+        self._flowing.clear()
+        program = ctypes.create_string_buffer(_KEEP_NOTHING)
+        for way in self._ways():
+            way.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+        self._is_cut_off = True
+
     def refuse(self) -> None:
         """No port, no connections: a stopped server."""
         self._stop_listening()
@@ -136,6 +151,10 @@ class Proxy:
     async def restore(self) -> None:
         """As good as new. What was sent during a freeze arrives now."""
         self.slow_down()
+        if self._is_cut_off:
+            self._is_cut_off = False
+            for way in self._ways():
+                way.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
         self._flowing.set()
         if self._listener is None:
             await self._listen()
@@ -157,6 +176,14 @@ class Proxy:
             yield
         finally:
             await self.restore()
+
+    def _ways(self) -> Iterator[Any]:
+        """The sockets on the clients' side."""
+        if self._listener is not None:
+            yield from self._listener.sockets
+        for link in self._links:
+            if (way := link.way) is not None:
+                yield way
 
     async def wait_until_flowing(self) -> None:
         await self._flowing.wait()
@@ -221,6 +248,12 @@ class _Link:
         finally:
             for writer in self._writers:
                 writer.close()
+
+    @property
+    def way(self) -> Any:
+        """The socket on the client's side; None once it is closed."""
+        writer = self._writers[0]
+        return None if writer.is_closing() else writer.get_extra_info("socket")
 
     def reset(self) -> None:
         self.task.cancel()

@@ -208,6 +208,23 @@ async def test_who_has_no_time_for_all_hosts_goes_on_where_they_stopped(
         await answers_again(database, 5)
 
 
+async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(
+    open_database: OpenDatabase, to_postgres: Proxy
+) -> None:
+    url = f"{to_postgres.url}?sslmode=disable"
+    database = await open_database(url=url, pool_size=1, connect_timeout=0.3, statement_timeout=60)
+    await answers_again(database)
+    to_postgres.cut_off()
+    started = time.perf_counter()
+    with pytest.raises(SessionLost):
+        async with database.statement("test.write") as tx:
+            await tx.execute("SELECT 1")
+    # Of the sixty that a statement may take.
+    assert time.perf_counter() - started < 20
+    await to_postgres.restore()
+    await answers_again(database)
+
+
 @pytest.fixture
 async def successor(postgres: EmbeddedPostgres, servers_directory: Path) -> AsyncIterator[EmbeddedPostgres]:
     """A replica that the test may promote."""

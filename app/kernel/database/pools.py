@@ -1,6 +1,7 @@
 """How connections are made: what each of them has, and which of several hosts it leads to."""
 
 import asyncio
+import socket
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,9 @@ CONNECT_ERRORS = (
 # A host that has not answered for so long (RFC 8305 calls it the connection attempt delay) gets company.
 _ATTEMPT_DELAY_SECONDS = 0.1
 _DEFAULT_PORT = 5432
+# As many times as long as for a connection: a machine that acknowledges nothing meanwhile is gone. One whose server is
+# slow, or stopped, acknowledges.
+_PATIENCE = 3
 # While it is at work on a statement, the server looks so often whether its client is still there.
 _LOOK_FOR_CLIENT = "1s"
 
@@ -80,7 +84,13 @@ class Hosts:
         self._preferred = 0
 
     async def connect(self, *_: Any, **options: Any) -> Any:
-        """A connection to the first host that is there and takes writes; the arguments are asyncpg's.
+        """A connection to the first host that is there and takes writes; the arguments are asyncpg's."""
+        connection = await self._connect(options)
+        _notice_loss(connection, _PATIENCE * options["timeout"])
+        return connection
+
+    async def _connect(self, options: dict[str, Any]) -> Any:
+        """The same.
 
         asyncpg's own way through several hosts has one time-out for all of them, which a host that swallows packets
         uses up alone. Here each one has its own, and the next one need not wait for it.
@@ -190,6 +200,13 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
             host, _, port = item.rpartition(":")
         hosts.append((unquote(host).strip("[]"), int(port or _DEFAULT_PORT)))
     return hosts
+
+
+def _notice_loss(connection: Any, seconds: float) -> None:
+    """Breaks the connection if what is sent on it is not acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482)."""
+    way: socket.socket = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg shows it to nobody.
+    if way.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+        way.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def _discard(attempt: "asyncio.Task[Any]") -> None:
