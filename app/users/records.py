@@ -36,6 +36,10 @@ LONGEST_PERIODS: dict[Bucket, timedelta] = {"day": timedelta(days=366), "hour": 
 # JSON that Postgres made goes into answers as it is, without being read on the way.
 RawJson = orjson.Fragment
 
+# As orjson writes numbers; the second one passes over texts that look like them.
+_EXPONENT = re.compile(rb"\de[+-]")
+_STRING_OR_EXPONENT = re.compile(rb'"(?:[^"\\]|\\.)*"|e[+-]?(\d+)')
+
 # BCP 47 as far as people use it: language, script, region, variants.
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|\d{3}))?(-[A-Za-z0-9]{5,8})*", re.ASCII)
 # `localtime` is whatever the machine is set to, and `Factory` says that nobody has set it.
@@ -219,6 +223,8 @@ def merge_patch(target: Any, patch: Any) -> Any:
 def json_object(value: Any, *, max_bytes: int, max_depth: int) -> str:
     """The JSON text of an object; `max_depth` counts nested objects and arrays, the outermost included.
 
+    Its size is that with every number written out, as Postgres keeps it: 1e308 has 309 digits there, and in answers.
+
     Raises:
         PydanticCustomError: it is no object, too deep, too large, or holds an integer beyond 64 bits.
     """
@@ -230,9 +236,15 @@ def json_object(value: Any, *, max_bytes: int, max_depth: int) -> str:
         text = orjson.dumps(value)
     except orjson.JSONEncodeError as error:
         raise PydanticCustomError("number_too_large", "An integer does not fit into 64 bits.") from error
-    if len(text) > max_bytes:
+    if _size_written_out(text) > max_bytes:
         raise PydanticCustomError("too_large", "More than {limit} bytes as JSON.", {"limit": max_bytes})
     return text.decode()
+
+
+def _size_written_out(text: bytes) -> int:
+    if not _EXPONENT.search(text):
+        return len(text)
+    return len(text) + sum(int(exponent) for exponent in _STRING_OR_EXPONENT.findall(text) if exponent)
 
 
 def _is_within_depth(value: Any, levels: int) -> bool:

@@ -55,6 +55,8 @@ def test_merging_twice_is_merging_once(target: Any, patch: Any) -> None:
         ({"a": {"b": {}}}, "too_deep"),
         ({"a": "ü" * 10}, "too_large"),
         ({"a": 2**64}, "number_too_large"),
+        ({"a": 1e20}, "too_large"),
+        ({"a": [-1e-9, 1e-9]}, "too_large"),
     ],
 )
 def test_json_object_refuses(value: Any, code: str) -> None:
@@ -65,3 +67,4 @@ def test_json_object_refuses(value: Any, code: str) -> None:
 
 def test_json_object_counts_bytes_and_levels() -> None:
     assert json_object({"a": ["ü" * 5]}, max_bytes=20, max_depth=2) == '{"a":["üüüüü"]}'
+    assert json_object({'"1e+9': "\\7e-9"}, max_bytes=20, max_depth=2) == '{"\\"1e+9":"\\\\7e-9"}'
