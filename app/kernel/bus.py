@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from app.kernel.background import end_tasks
-from app.kernel.redis import RedisGateway
+from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -81,8 +81,11 @@ class Bus:
         while True:
             try:
                 await self._receive()
-            except (RedisError, OSError, TimeoutError) as error:
+            except (RedisError, RedisUnavailable, OSError, TimeoutError) as error:
                 _logger.debug("bus connection lost", error=type(error).__name__)
+            except Exception:
+                # Without this loop the process would never hear of anything again.
+                _logger.exception("receiving messages failed")
             finally:
                 self._went_down()
             await asyncio.sleep(_RECONNECT_SECONDS)

@@ -107,6 +107,8 @@ class ClusterGateway(RedisGateway):
                 raise RedisUnavailable
             return address
         addresses = [address for address in set(self._owners) if address]
+        if not addresses:
+            raise RedisUnavailable
         return random.choice(  # noqa: S311 - any will do
             [address for address in addresses if self._node(address).is_well] or addresses
         )

@@ -78,6 +78,23 @@ async def test_a_failing_handler_does_not_end_the_others(open_bus: OpenBus) -> N
     await listener.hears(b"y")
 
 
+async def test_an_unforeseen_error_does_not_end_reception(open_bus: OpenBus) -> None:
+    bus = await open_bus()
+    begun: list[None] = []
+
+    def fail_once() -> None:
+        begun.append(None)
+        if len(begun) == 1:
+            raise KeyError
+
+    heard: list[bytes] = []
+    bus.subscribe("test", heard.append, on_up=fail_once)
+    await bus.start(wait=10)
+    await eventually(lambda: len(begun) == 2 and bus.is_connected)
+    await bus.publish("test", b"after")
+    await eventually(lambda: heard == [b"after"])
+
+
 async def test_a_cut_connection_is_told_and_made_anew(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
