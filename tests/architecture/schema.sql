@@ -458,6 +458,8 @@ CREATE INDEX jobs_waiting_run_at_idx ON jobs.jobs USING btree (run_at) WHERE ((s
 
 CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id, id DESC);
 
+CREATE INDEX webhook_messages_created_at_idx ON jobs.webhook_messages USING btree (created_at);
+
 CREATE INDEX idempotency_keys_expires_at_idx ON kernel.idempotency_keys USING btree (expires_at);
 
 CREATE INDEX idx_events_user_created ON users.events USING btree (user_id, created_at DESC, id DESC, kind);

@@ -9,11 +9,17 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_attempts, prune_jobs
+from app.jobs.service.cleaning import (
+    delete_orphans,
+    expire_artifacts,
+    prune_attempts,
+    prune_jobs,
+    prune_messages,
+)
 from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
 from app.worker import Worker
-from tests.jobs.kinds import Steps, eventually
+from tests.jobs.kinds import Producer, Steps, eventually
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -132,3 +138,26 @@ async def test_the_housekeeping_job_runs_by_the_clock(worker: Worker, connection
         "webhook_messages": 0,
         "idempotency_keys": 0,
     }
+
+
+async def test_webhook_messages_go_with_their_deliveries(producer: Producer, connection: Connection) -> None:
+    await connection.execute(
+        """
+        INSERT INTO jobs.webhook_messages (user_id, id, event_type, payload, created_at)
+        SELECT md5(n::text)::uuid, md5(n::text)::uuid, 'user.updated', '{}', now() - make_interval(hours => n)
+        FROM generate_series(1, 1300) AS n
+        """
+    )
+    await connection.execute(
+        """
+        INSERT INTO jobs.webhook_deliveries (user_id, id, endpoint_id, message_id)
+        SELECT user_id, id, id, id FROM jobs.webhook_messages
+        """
+    )
+    # In two batches: 1,300 hours are 54 days and four hours.
+    assert await prune_messages(producer.db, 10) == 1300 - 239
+    for left in (
+        await connection.fetchval("SELECT count(*) FROM jobs.webhook_messages"),
+        await connection.fetchval("SELECT count(*) FROM jobs.webhook_deliveries"),
+    ):
+        assert left == 239

@@ -338,7 +338,8 @@ async def reopen_delivery(tx: Tx, user_id: UserId, delivery_id: UUID) -> bool:
 DELETE_OLD_MESSAGES = """
 WITH old AS (
     SELECT m.user_id, m.id FROM jobs.webhook_messages AS m
-    WHERE m.created_at < now() - make_interval(days => $1) LIMIT $2
+    WHERE m.created_at < now() - make_interval(days => $1)
+    ORDER BY m.created_at LIMIT $2
 ), gone AS (
     DELETE FROM jobs.webhook_deliveries AS d USING old WHERE d.user_id = old.user_id AND d.message_id = old.id
 )
