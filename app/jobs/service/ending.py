@@ -75,10 +75,6 @@ class Ends:
         self._ends_ready.set()
         return await asyncio.shield(end.written)
 
-    def waits_for(self, job_id: UUID) -> bool:
-        """Whether this job has ended and that is not yet being written."""
-        return any(end.outcome.job_id == job_id for end in self._ends)
-
     def note_changes(self, changes: Iterable[tuple[UUID, UserId | None]]) -> None:
         """These jobs have changed, each with the user whose cached answers must be forgotten."""
         self._changes.extend(changes)

@@ -64,7 +64,9 @@ class _Run:
     progress: str | None = None
     artifacts: list[NewArtifact] = field(default_factory=list)
     stored_keys: list[str] = field(default_factory=list)
+    # Its end is part of the handler's own transaction, or waits to be written.
     completed: bool = False
+    ended: bool = False
 
 
 class Executor:
@@ -139,6 +141,7 @@ class Executor:
                 return
             _run_seconds.labels(job.kind).observe(monotonic() - started)
             artifacts = run.artifacts if outcome.state is State.SUCCEEDED else []
+            run.ended = True
             kept = await self.ends.add(job.kind, job.user_id, outcome, artifacts)
             if not kept or outcome.state is not State.SUCCEEDED:
                 await self._discard(run)
@@ -288,7 +291,7 @@ class Executor:
             if self._runs.get(run.job.id) is not run or run.completed:
                 continue
             if beat is None:
-                if not self.ends.waits_for(run.job.id):
+                if not run.ended:
                     run.runner.cancel(run.job.id, "lease_lost")
                 continue
             if run.progress is written:
