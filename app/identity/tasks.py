@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 
 from app.identity.queries.accounts import anonymise_account, get_account, get_account_by_email
-from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens, replace_one_time_token
+from app.identity.queries.one_time_tokens import replace_one_time_token
 from app.identity.records import Account, TokenPurpose, canonical_email
 from app.identity.service.addresses import EmailChange
 from app.identity.service.emails import (
@@ -28,7 +28,7 @@ from app.identity.service.emails import (
 )
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
-from app.kernel.database import Tx
+from app.kernel.database import Tx, in_batches
 from app.kernel.ids import UserId
 from app.kernel.mail import Mail, MailRefused, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
@@ -38,7 +38,6 @@ from app.users import api as users
 _TEMPLATES = Templates(Path(__file__).parent / "templates")
 _HOUR = 3600
 _MINUTE = 60
-_EVENTS_AT_A_TIME = 5_000
 _NOTICES: dict[Notice, tuple[str, str]] = {
     "password_changed": ("Your password was changed", "the password of your Onehop account was changed."),
     "email_changed": (
@@ -154,15 +153,13 @@ class IdentityTasks:
         account = await _by_id(ctx, args.user_id)
         if account is None or account.status != "deleted":
             return
-        deleted = _EVENTS_AT_A_TIME
-        while deleted == _EVENTS_AT_A_TIME:
-            async with ctx.db.statement("identity.purge_events") as tx:
-                deleted = await users.delete_events(tx, user_id, limit=_EVENTS_AT_A_TIME)
+        await in_batches(
+            ctx.db, "identity.purge_events", lambda tx, limit: users.delete_events(tx, user_id, limit), size=5_000
+        )
         async with ctx.transaction("identity.purge") as tx:
             await anonymise_account(tx, user_id)
             await users.anonymise_user(tx, user_id)
             await self._forget(tx, user_id)
-            await delete_expired_one_time_tokens(tx, ctx.clock.now())
 
     async def _send_link(
         self, ctx: JobContext, account: Account, to: str, purpose: TokenPurpose, payload: str = "{}"

@@ -63,10 +63,14 @@ STORE_ANSWER = """
 UPDATE kernel.idempotency_keys SET status = $4, body = $5 WHERE caller = $1 AND operation = $2 AND key = $3
 """
 
+# One that is being claimed anew at this moment is left alone.
 DELETE_EXPIRED_KEYS = """
 DELETE FROM kernel.idempotency_keys
  WHERE (caller, operation, key) IN (
-       SELECT caller, operation, key FROM kernel.idempotency_keys WHERE expires_at <= $1 LIMIT 5000)
+       SELECT caller, operation, key FROM kernel.idempotency_keys
+        WHERE expires_at <= $1
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED)
 """
 
 Effect = Callable[[Tx], Awaitable[Response]]
@@ -97,9 +101,9 @@ async def idempotent(
     return await _with_key(resources, str(user_id), operation, key, request_hash, effect)
 
 
-async def delete_expired_keys(tx: Tx, now: datetime) -> int:
-    """Removes up to 5,000 keys past their time; the answer is how many."""
-    return int((await tx.execute(DELETE_EXPIRED_KEYS, now)).removeprefix("DELETE "))
+async def delete_expired_keys(tx: Tx, now: datetime, limit: int) -> int:
+    """Removes up to `limit` keys past their time; the answer is how many."""
+    return int((await tx.execute(DELETE_EXPIRED_KEYS, now, limit)).removeprefix("DELETE "))
 
 
 def _key_of(request: Request) -> str | None:

@@ -105,8 +105,8 @@ async def anonymise_user(tx: Tx, user_id: UserId) -> None:
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
 
-async def delete_events(tx: Tx, user_id: UserId, *, limit: int = 5_000) -> int:
-    """Delete some of a user's events; the answer is how many. Call it until it is 0."""
+async def delete_events(tx: Tx, user_id: UserId, limit: int) -> int:
+    """Delete up to `limit` of a user's events; the answer is how many."""
     deleted = await queries.delete_events(tx, user_id, limit)
     tx.emit(FORGET_TOPIC, events_tag(user_id))
     return deleted

@@ -5,6 +5,7 @@ import os
 import threading
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import httpx
@@ -260,6 +261,26 @@ async def test_the_longest_unused_session_gives_way(
     cursor = (await people[0].get("/v1/auth/sessions?limit=1")).json()["next_cursor"]
     rest = (await people[0].get("/v1/auth/sessions", params={"cursor": cursor})).json()
     assert ([item["id"] for item in rest["items"]], rest["next_cursor"]) == (listed[1:], None)
+
+
+@pytest.mark.settings(APP_IDENTITY_MAX_SESSIONS="1000")
+async def test_as_many_sessions_are_listed_as_there_may_be(person: Person, connection: Connection) -> None:
+    await connection.execute(
+        """
+        INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
+                                       idle_expires_at, expires_at, methods)
+        SELECT user_id, md5(n::text)::uuid, rotated_at, created_at, authenticated_at, last_used_at, idle_expires_at,
+               expires_at, methods
+        FROM identity.sessions, generate_series(1, 230) AS n
+        """
+    )
+    found: list[str] = []
+    page: dict[str, Any] = {"next_cursor": ""}
+    while page["next_cursor"] is not None:
+        query = {"limit": 100} | ({"cursor": page["next_cursor"]} if page["next_cursor"] else {})
+        page = (await person.get("/v1/auth/sessions", params=query)).json()
+        found += [item["id"] for item in page["items"]]
+    assert len(set(found)) == len(found) == 231
 
 
 async def test_a_session_lists_when_it_ends(

@@ -182,7 +182,7 @@ async def test_expired_keys_are_removed(settings: Settings, notes: Connection) -
               FROM generate_series(1, 5) AS n"""
         await notes.execute(insert, now)
         async with resources.db.transaction("test.clean") as tx:
-            assert await delete_expired_keys(tx, now) == 3
+            assert await delete_expired_keys(tx, now, 10) == 3
     assert await notes.fetchval("SELECT array_agg(key ORDER BY key) FROM kernel.idempotency_keys") == ["4", "5"]
 
 

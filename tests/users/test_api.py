@@ -131,7 +131,7 @@ async def test_events_are_deleted_bit_by_bit(db: Database, connection: Connectio
     deleted: list[int] = []
     while not deleted or deleted[-1]:
         async with db.statement("test") as tx:
-            deleted.append(await api.delete_events(tx, user.id, limit=5))
+            deleted.append(await api.delete_events(tx, user.id, 5))
     assert deleted == [5, 5, 2, 0]
     assert await connection.fetchval("SELECT count(*) FROM users.events") == 3
 

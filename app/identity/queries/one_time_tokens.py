@@ -48,8 +48,17 @@ async def delete_one_time_tokens(tx: Tx, user_id: UserId) -> None:
     await tx.execute(DELETE_ONE_TIME_TOKENS, user_id)
 
 
-DELETE_EXPIRED_ONE_TIME_TOKENS = "DELETE FROM identity.one_time_tokens WHERE expires_at <= $1"
+DELETE_EXPIRED_ONE_TIME_TOKENS = """
+DELETE FROM identity.one_time_tokens
+ WHERE (user_id, purpose) IN (
+       SELECT user_id, purpose FROM identity.one_time_tokens
+        WHERE expires_at <= $1
+        ORDER BY expires_at
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED)
+"""
 
 
-async def delete_expired_one_time_tokens(tx: Tx, now: datetime) -> None:
-    await tx.execute(DELETE_EXPIRED_ONE_TIME_TOKENS, now)
+async def delete_expired_one_time_tokens(tx: Tx, now: datetime, limit: int) -> int:
+    """Deletes up to `limit` that nobody can use any more; the answer is how many."""
+    return int((await tx.execute(DELETE_EXPIRED_ONE_TIME_TOKENS, now, limit)).removeprefix("DELETE "))

@@ -145,11 +145,11 @@ SELECT id, created_at, last_used_at, ip, user_agent, device_name, LEAST(idle_exp
   FROM identity.sessions
  WHERE user_id = $1 AND revoked_at IS NULL AND idle_expires_at > $2 AND expires_at > $2
  ORDER BY last_used_at DESC, id DESC
- LIMIT 200
 """
 
 
 async def list_sessions(conn: ReadConn, user_id: UserId, now: datetime) -> list[Session]:
+    """All living sessions, of which the settings allow so many (`max_sessions`); the last used one first."""
     return [Session(**row) for row in await conn.fetch(LIST_SESSIONS, user_id, now)]
 
 
@@ -206,11 +206,20 @@ async def list_revocations(conn: ReadConn, age: float, now: datetime) -> Sequenc
     return [Revocation(**row) for row in await conn.fetch(LIST_REVOCATIONS, age, now)]
 
 
-DELETE_EXPIRED_REVOCATIONS = "DELETE FROM identity.revocations WHERE expires_at < $1"
+DELETE_EXPIRED_REVOCATIONS = """
+DELETE FROM identity.revocations
+ WHERE id IN (
+       SELECT id FROM identity.revocations
+        WHERE expires_at < $1
+        ORDER BY expires_at
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED)
+"""
 
 
-async def delete_expired_revocations(tx: Tx, now: datetime) -> str:
-    return await tx.execute(DELETE_EXPIRED_REVOCATIONS, now)
+async def delete_expired_revocations(tx: Tx, now: datetime, limit: int) -> int:
+    """Deletes up to `limit` that no living token can be refused for any more; the answer is how many."""
+    return int((await tx.execute(DELETE_EXPIRED_REVOCATIONS, now, limit)).removeprefix("DELETE "))
 
 
 DELETE_ENDED_SESSIONS = """

@@ -5,32 +5,35 @@ import random
 from datetime import timedelta
 
 from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens
-from app.identity.queries.sessions import delete_ended_sessions
+from app.identity.queries.sessions import delete_ended_sessions, delete_expired_revocations
 from app.kernel.clock import Clock
-from app.kernel.database import Database
+from app.kernel.database import Database, in_batches
 from app.kernel.errors import Unavailable
 from app.kernel.telemetry import get_logger
 
 # For so long the owner of a session can still ask what became of it.
 _KEPT_FOR = timedelta(days=30)
-_AT_A_TIME = 1_000
 _SECONDS = 600.0
 
 _logger = get_logger(__name__)
 
 
 async def clean(db: Database, clock: Clock) -> int:
-    """Deletes ended sessions and links; the answer is how many sessions. Several processes may do so at once."""
+    """Deletes links, revocations and sessions whose time is over; the answer is how many. Several processes may do so
+    at once.
+    """
     now = clock.now()
-    async with db.statement("identity.clean_one_time_tokens") as tx:
-        await delete_expired_one_time_tokens(tx, now)
-    total = 0
-    deleted = _AT_A_TIME
-    while deleted == _AT_A_TIME:
-        async with db.statement("identity.clean_sessions") as tx:
-            deleted = await delete_ended_sessions(tx, now - _KEPT_FOR, _AT_A_TIME)
-        total += deleted
-    return total
+    return (
+        await in_batches(
+            db, "identity.clean_one_time_tokens", lambda tx, limit: delete_expired_one_time_tokens(tx, now, limit)
+        )
+        + await in_batches(
+            db, "identity.clean_revocations", lambda tx, limit: delete_expired_revocations(tx, now, limit)
+        )
+        + await in_batches(
+            db, "identity.clean_sessions", lambda tx, limit: delete_ended_sessions(tx, now - _KEPT_FOR, limit)
+        )
+    )
 
 
 async def clean_for_ever(db: Database, clock: Clock) -> None:

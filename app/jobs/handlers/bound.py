@@ -13,6 +13,7 @@ from app.jobs.service.scheduling import Schedule
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.settings import JobsSettings
+from app.kernel.database import in_batches
 from app.kernel.idempotency import delete_expired_keys
 from app.kernel.keys import Keys
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
@@ -23,8 +24,6 @@ SCHEDULES = (
     Schedule(name="jobs.clean", kind=KIND_CLEAN, cron="17 * * * *"),
     Schedule(name="report.weekly", kind=KIND_WEEKLY, cron="0 6 * * MON"),
 )
-
-_KEYS_AT_A_TIME = 5_000
 
 
 class CleanArgs(JobArgs):
@@ -57,12 +56,8 @@ class JobsTasks:
 
     async def _clean(self, ctx: JobContext, _: CleanArgs) -> dict[str, int]:
         """Answers how much of each was removed."""
-        keys = 0
-        removed = _KEYS_AT_A_TIME
-        while removed == _KEYS_AT_A_TIME:
-            async with ctx.db.statement("jobs.idempotency_keys") as tx:
-                removed = await delete_expired_keys(tx, ctx.clock.now())
-            keys += removed
+        now = ctx.clock.now()
+        keys = await in_batches(ctx.db, "jobs.idempotency_keys", lambda tx, limit: delete_expired_keys(tx, now, limit))
         return {
             "artifacts": await expire_artifacts(ctx.db, self._store),
             "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),

@@ -134,14 +134,17 @@ async def undispatch_jobs(tx: Tx, ids: Sequence[UUID]) -> None:
     await tx.execute(UNDISPATCH_JOBS, ids)
 
 
-UNDISPATCH_ALL = """
-UPDATE jobs.jobs SET dispatched_at = NULL WHERE state = 0 AND dispatched_at IS NOT NULL
+# A row that is locked is being claimed or changed; if it stays queued, the sweep misses its id.
+UNDISPATCH_SOME = """
+UPDATE jobs.jobs SET dispatched_at = NULL
+WHERE id IN (SELECT j.id FROM jobs.jobs AS j WHERE j.state = 0 AND j.dispatched_at IS NOT NULL
+             LIMIT $1 FOR UPDATE SKIP LOCKED)
 """
 
 
-async def undispatch_all(tx: Tx) -> int:
-    """Hands every queued job back to the relay; answers how many there were."""
-    return int((await tx.execute(UNDISPATCH_ALL)).removeprefix("UPDATE "))
+async def undispatch_some(tx: Tx, limit: int) -> int:
+    """Hands up to `limit` queued jobs back to the relay; answers how many."""
+    return int((await tx.execute(UNDISPATCH_SOME, limit)).removeprefix("UPDATE "))
 
 
 GET_EPOCH = """

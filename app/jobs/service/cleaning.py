@@ -1,13 +1,12 @@
 """What is over its time goes: files, finished jobs, and files that belong to nothing."""
 
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from app.jobs.queries import cleaning as queries
 from app.jobs.queries.webhooks import delete_old_messages
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
-from app.kernel.database import Database, Tx
+from app.kernel.database import Database, in_batches
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -33,18 +32,18 @@ async def expire_artifacts(db: Database, store: ArtifactStore) -> int:
 
 async def prune_jobs(db: Database, retention_days: int) -> int:
     """Deletes jobs that ended long ago and have no file left; answers how many."""
-    return await _delete_all(db, "jobs.prune", lambda tx: queries.delete_old_jobs(tx, retention_days, _BATCH))
+    return await in_batches(db, "jobs.prune", lambda tx, limit: queries.delete_old_jobs(tx, retention_days, limit))
 
 
 async def prune_attempts(db: Database, clock: Clock, retention_days: int) -> int:
     """Deletes failed runs of long ago of jobs that are still there, as one that was replayed again and again."""
     before = clock.now() - timedelta(days=retention_days)
-    return await _delete_all(db, "jobs.prune_attempts", lambda tx: queries.delete_old_attempts(tx, before, _BATCH))
+    return await in_batches(db, "jobs.prune_attempts", lambda tx, limit: queries.delete_old_attempts(tx, before, limit))
 
 
 async def prune_messages(db: Database, retention_days: int) -> int:
     """Deletes webhook messages with their deliveries after their time; answers how many messages."""
-    return await _delete_all(db, "jobs.prune_messages", lambda tx: delete_old_messages(tx, retention_days, _BATCH))
+    return await in_batches(db, "jobs.prune_messages", lambda tx, limit: delete_old_messages(tx, retention_days, limit))
 
 
 async def delete_orphans(db: Database, store: ArtifactStore, clock: Clock) -> int:
@@ -59,14 +58,3 @@ async def delete_orphans(db: Database, store: ArtifactStore, clock: Clock) -> in
     if total:
         _logger.info("jobs.orphans_deleted", count=total)
     return total
-
-
-async def _delete_all(db: Database, unit: str, delete: Callable[[Tx], Awaitable[int]]) -> int:
-    """Deletes batch by batch, each by itself, so that no lock is held for long."""
-    total = 0
-    while True:
-        async with db.statement(unit) as tx:
-            deleted = await delete(tx)
-        total += deleted
-        if deleted < _BATCH:
-            return total

@@ -23,7 +23,7 @@ from app.jobs.settings import JobsSettings
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
-from app.kernel.database import Database, DirectConn
+from app.kernel.database import Database, DirectConn, in_batches
 from app.kernel.errors import Unavailable
 from app.kernel.queue import JobRef, Queue
 from app.kernel.redis import RedisUnavailable
@@ -191,9 +191,11 @@ class Relay:
         known = await queries.get_epoch(conn)
         if known is not None and set(await self._queue.read_epochs()) == {str(known)}:
             return False
+        # Until both have the new epoch they differ, and all of this is done again. What is put in meanwhile has gone to
+        # the new Redis already, and going there twice does no harm.
+        count = await in_batches(self._db, "jobs.undispatch_all", queries.undispatch_some)
         epoch = uuid4()
-        async with self._db.transaction("jobs.new_epoch") as tx:
-            count = await queries.undispatch_all(tx)
+        async with self._db.statement("jobs.new_epoch") as tx:
             await queries.set_epoch(tx, epoch)
         await self._queue.write_epoch(str(epoch))
         if count:

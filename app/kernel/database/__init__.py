@@ -11,6 +11,7 @@ No driver exception leaves this package. No session state is left on a connectio
 between and so that a released connection needs no reset statement.
 """
 
+from app.kernel.database.batches import in_batches
 from app.kernel.database.failures import (
     ConstraintViolated,
     DatabaseUnavailable,
@@ -40,6 +41,7 @@ __all__ = [
     "Statement",
     "TransactionConflict",
     "Tx",
+    "in_batches",
     "retries_conflicts",
     "retries_lost_sessions",
 ]
