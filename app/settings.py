@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -32,6 +32,7 @@ from app.kernel.settings import (
     Section,
     SettingsError,
     read_environment,
+    url_of,
 )
 from app.users.settings import UsersSettings
 
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Also read from HOST.")
     port: int = Field(8000, ge=1, le=65_535, description="Also read from PORT.")
     workers: int = Field(1, ge=1, le=64, description="API processes.")
-    public_url: str = Field(
+    public_url: Annotated[str, url_of("https", "http")] = Field(
         "http://127.0.0.1:8000", description="Base of the links in e-mails and of the token issuer."
     )
     data_dir: Path = Field(Path(".data"), description="Embedded servers, artifacts, the development secret.")
@@ -174,6 +175,14 @@ def _is_known(name: str) -> bool:
 
 def _development_secret(data_dir: Path) -> str:
     """A random secret shared by all processes that use this data directory."""
+    try:
+        return _shared_secret(data_dir)
+    except OSError as error:
+        advice = "if another user made it, run as that user, or remove the folder to start afresh"
+        raise SettingsError([f"APP_DATA_DIR: {data_dir} cannot be used ({error.strerror}); {advice}"]) from error
+
+
+def _shared_secret(data_dir: Path) -> str:
     path = data_dir / "development-secret"
     data_dir.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}")

@@ -114,4 +114,8 @@ if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036
         _say(f"Onehop needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
         raise SystemExit(1)
-    raise SystemExit(main(sys.argv[1]))
+    try:
+        raise SystemExit(main(sys.argv[1]))
+    except KeyboardInterrupt:
+        # What is half installed is not in the copy of the lock file, and done again the next time.
+        raise SystemExit(130) from None

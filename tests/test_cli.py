@@ -14,9 +14,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import asyncpg
 import psutil
 import pytest
 
+from app.cli.environment import explanation
+from app.kernel.errors import NotFound
 from tests.fixtures.application import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,6 +263,29 @@ def test_a_database_that_does_not_answer_is_told(environment: dict[str, str]) ->
     assert _processes(environment) == []
 
 
+def test_what_is_wrong_is_told_in_a_line(environment: dict[str, str]) -> None:
+    done = _run({**environment, "DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z"}, "migrate", "status")
+    assert done.returncode == 1
+    assert done.stderr.startswith("PostgreSQL cannot be reached: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (asyncpg.UndefinedTableError("x"), "The database lacks the newest schema: python -m app migrate up"),
+        (asyncpg.InvalidPasswordError("not you"), "PostgreSQL refuses: not you"),
+        (asyncpg.InsufficientPrivilegeError("not allowed"), "PostgreSQL refuses: not allowed"),
+        (asyncpg.LockNotAvailableError("held"), "PostgreSQL was too busy, run it again: held"),
+        (NotFound("There is no such job"), "There is no such job"),
+        (asyncpg.PostgresSyntaxError("ours"), None),
+        (KeyError("ours"), None),
+    ],
+)
+def test_errors_of_the_program_alone_keep_their_traceback(error: Exception, told: str | None) -> None:
+    assert explanation(error) == told
+
+
 def test_a_host_that_is_not_ours(environment: dict[str, str]) -> None:
     done = _run({**environment, "HOST": "203.0.113.1"}, "dev")
     assert done.returncode == 1
@@ -309,6 +335,7 @@ def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     assert "ok   Redis: valkey 9." in sick.stdout
     assert _run(environment, "migrate", "up").returncode == 0
     assert _run(environment, "doctor").returncode == 0
+    assert _run(environment, "seed").returncode == 0
 
 
 def test_doctor_finds_servers_that_are_down(environment: dict[str, str]) -> None:

@@ -96,6 +96,45 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("APP_DATABASE_URL", "db.example/onehop"),
+        ("APP_DATABASE_URL", "mysql://db.example/onehop"),
+        ("APP_DATABASE_URL", "postgresql://app:pass:word@db.example:port/onehop"),
+        ("APP_DATABASE_REPLICA_URLS", "postgresql://one/x,two/x"),
+        ("APP_REDIS_URL", "localhost:6379"),
+        ("APP_REDIS_URL", "redis://localhost:port"),
+        ("APP_JOBS_REDIS_URLS", "http://localhost"),
+        ("APP_MAIL_SMTP_URL", "mail.example"),
+        ("APP_JOBS_ARTIFACT_URL", "ftp://files"),
+        ("APP_PUBLIC_URL", "onehop.example"),
+    ],
+)
+def test_urls_that_lead_nowhere(name: str, value: str) -> None:
+    (problem,) = problems_of(DEVELOPMENT | {name: value})
+    assert problem.startswith(name)
+    assert value not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:p%40ss@[::1]:5432,b.example,c.example:5433/onehop?sslmode=require",
+        "postgresql:///onehop?host=/run/postgresql",
+        "postgres://postgres@/onehop?host=%2Ftmp%2Fa%20b&port=5433",
+    ],
+)
+def test_urls_that_lead_somewhere(url: str) -> None:
+    assert load_settings(DEVELOPMENT | {"DATABASE_URL": url}).database.dsn == url
+
+
+def test_a_data_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    (problem,) = problems_of({"APP_DATA_DIR": str(tmp_path / "data")})
+    assert problem.startswith(f"APP_DATA_DIR: {tmp_path / 'data'} cannot be used (File exists)")
+
+
 def test_values_are_not_told() -> None:
     assert "a-secret-in-the-wrong-place" not in str(
         problems_of(DEVELOPMENT | {"APP_PORT": "a-secret-in-the-wrong-place"})

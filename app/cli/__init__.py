@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.environment import environ, fail, servers_for_settings
+from app.cli.environment import environ, explanation, fail, servers_for_settings
 from app.cli.identity import keys, users
 from app.cli.jobs import jobs
 from app.cli.terminal import say
@@ -32,13 +32,22 @@ cli.add_typer(jobs, name="jobs")
 
 
 def run() -> None:
-    """The entry point; wrong settings end with one message that names all of them and exit code 78."""
+    """The entry point.
+
+    Wrong settings end with one message that names all of them and exit code 78, what whoever runs it can mend with one
+    line and exit code 1, and the rest with a traceback.
+    """
     from app.kernel.settings import SettingsError
 
     try:
         cli(prog_name="python -m app")
     except SettingsError as error:
         fail("The settings are wrong:\n  " + "\n  ".join(error.problems), code=EXIT_CONFIG)
+    except Exception as error:
+        text = explanation(error)
+        if text is None:
+            raise
+        fail(text)
 
 
 @cli.command()
@@ -54,7 +63,7 @@ def dev(*, reload: Annotated[bool, typer.Option("--reload", help="Start the API 
     if settings.is_production:
         fail("APP_ENV is production: use `serve`, `worker` and `migrate up` there.", code=EXIT_CONFIG)
     if problem := port_problem(settings.host, settings.port):
-        fail(f"{problem[0].upper()}{problem[1:]}. Choose another one: make run PORT=8001")
+        fail(f"{problem[0].upper()}{problem[1:]}")
     try:
         run_everything(settings, reload=reload)
     except (EmbeddedServerError, ProgramFailed, ConnectionError) as error:
@@ -142,7 +151,7 @@ def seed() -> None:
 
     from app.demo import seed as add_demo_data
 
-    with servers_for_settings(valkey=False) as settings:
+    with servers_for_settings() as settings:
         _refuse_in_production(settings)
         for account in asyncio.run(add_demo_data(settings)):
             say(f"{account.email} / {account.password} ({account.role})")

@@ -49,7 +49,8 @@ def _run_children(
 ) -> None:
     """Prepare the database, start API and worker, tell where they are, and watch them until the stop."""
     python = [sys.executable, "-m", "app"]
-    report = settings.data_dir.absolute() / "run" / "accounts.json"
+    # Of this process alone: another one may be starting on the same data.
+    report = settings.data_dir.absolute() / "run" / f"accounts-{os.getpid()}.json"
     report.unlink(missing_ok=True)
     # API and worker need the schema, but not the demo data: mostly only those remain to be looked at.
     dsn = environment["DATABASE_URL"] if settings.database.url is None else settings.database.direct_dsn

@@ -37,6 +37,16 @@ def environ() -> Mapping[str, str]:
     return {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
 
 
+def explanation(error: Exception) -> str | None:
+    """What whoever runs a command can mend, in a line; None for an error of the program."""
+    from app.kernel.database.failures import outside_cause
+    from app.kernel.errors import AppError
+
+    if isinstance(error, AppError):
+        return error.detail or error.title
+    return outside_cause(error)
+
+
 def fail(text: str, *, code: int = 1) -> NoReturn:
     typer.echo(text, err=True)
     raise SystemExit(code)

@@ -1,8 +1,10 @@
 """Settings of the jobs module."""
 
+from typing import Annotated
+
 from pydantic import Field, SecretStr, field_validator
 
-from app.kernel.settings import Section
+from app.kernel.settings import RedisUrl, Section, url_of
 
 
 class JobsSettings(Section):
@@ -12,7 +14,7 @@ class JobsSettings(Section):
     shards: int = Field(
         1, ge=1, le=64, description="Queues a lane is split into, at least one a Redis URL; may change at any time."
     )
-    redis_urls: tuple[SecretStr, ...] = Field(
+    redis_urls: tuple[RedisUrl, ...] = Field(
         (), description="Redis servers that share the shards, the first one first; may change. Empty: the main one."
     )
     window: int = Field(10_000, ge=1, le=1_000_000, description="Ids of a lane and shard that Redis holds at most.")
@@ -25,11 +27,13 @@ class JobsSettings(Section):
     backlog_age: int = Field(3600, ge=1, description="Age of a lane's oldest runnable job beyond which they get 429.")
     user_running: int = Field(3, ge=1, description="Jobs of one user that run at a time in the lanes of long work.")
     retention_days: int = Field(30, ge=1, le=3650, description="Until a finished job is deleted.")
-    artifact_url: str | None = Field(
+    artifact_url: Annotated[str, url_of("file", "s3")] | None = Field(
         None,
         description="Where files go: `file:///path` or `s3://bucket/prefix`. None: `artifacts` in the data directory.",
     )
-    artifact_s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible store.")
+    artifact_s3_endpoint: Annotated[str, url_of("https", "http")] | None = Field(
+        None, description="Endpoint of an S3-compatible store."
+    )
     artifact_s3_key_id: str | None = None
     artifact_s3_secret: SecretStr | None = None
     artifact_s3_region: str = "us-east-1"

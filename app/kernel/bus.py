@@ -39,6 +39,7 @@ class Bus:
         self._subscriptions: dict[bytes, _Subscription] = {}
         self._task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
+        self._failure = "it does not answer"
 
     @property
     def is_connected(self) -> bool:
@@ -54,7 +55,7 @@ class Bus:
         on_down: Callable[[], None] = _ignore,
     ) -> None:
         """Calls `on_message` for each message; `on_up` when reception begins, `on_down` when messages may be lost."""
-        self._subscriptions[channel.encode()] = _Subscription(on_message, on_up, on_down)
+        self._subscriptions[self._redis.channel(channel).encode()] = _Subscription(on_message, on_up, on_down)
 
     async def start(self, *, wait: float = 0.5) -> None:
         """Begins to receive; returns once connected, or after `wait` seconds without Redis."""
@@ -63,7 +64,7 @@ class Bus:
             async with asyncio.timeout(wait):
                 await self._connected.wait()
         except TimeoutError:
-            _logger.warning("redis is not reachable yet; running without it")
+            _logger.warning("redis is not reachable yet; running without it", reason=self._failure)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -75,13 +76,14 @@ class Bus:
         Raises:
             RedisUnavailable: it could not be sent.
         """
-        return await self._redis.call(lambda client: client.publish(channel, payload))
+        return await self._redis.call(lambda client: client.publish(self._redis.channel(channel), payload))
 
     async def _receive_for_ever(self) -> None:
         while True:
             try:
                 await self._receive()
             except (RedisError, RedisUnavailable, OSError, TimeoutError) as error:
+                self._failure = str(error) or type(error).__name__
                 _logger.debug("bus connection lost", error=type(error).__name__)
             except Exception:
                 # Without this loop the process would never hear of anything again.

@@ -16,11 +16,13 @@ from alembic.config import Config
 from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Table, Text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.kernel.database.pools import Hosts
+from app.kernel.errors import NotFound
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,12 +56,26 @@ class VersionTable(PostgresqlImpl):
         return table
 
 
+class NoSuchRevision(NotFound):
+    code = "no_such_revision"
+    title = "There is no such revision"
+
+
 async def upgrade(dsn: str, revision: str = "head") -> None:
-    await with_connection(dsn, lambda connection: command.upgrade(_config(connection), revision))
+    """Raises NoSuchRevision."""
+    await _migrate(command.upgrade, dsn, revision)
 
 
 async def downgrade(dsn: str, revision: str) -> None:
-    await with_connection(dsn, lambda connection: command.downgrade(_config(connection), revision))
+    """Raises NoSuchRevision."""
+    await _migrate(command.downgrade, dsn, revision)
+
+
+async def _migrate(step: Callable[[Config, str], None], dsn: str, revision: str) -> None:
+    try:
+        await with_connection(dsn, lambda connection: step(_config(connection), revision))
+    except CommandError as error:
+        raise NoSuchRevision(str(error)) from error
 
 
 async def status(dsn: str) -> tuple[str | None, str | None]:

@@ -75,6 +75,11 @@ class RedisGateway:
         """Whether the last call was answered."""
         return not self._failures
 
+    def channel(self, name: str) -> str:
+        """`name`, apart from that of other installations on this server, whose channels know no databases."""
+        number = self.client.connection_pool.connection_kwargs.get("db") or 0
+        return f"{name}@{number}" if number else name
+
     def on_failover(self, listener: Callable[[], None]) -> None:
         """Calls `listener` when another server has taken over, which may lack the last writes.
 

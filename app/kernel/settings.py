@@ -5,14 +5,18 @@ secret may also be given as a file: `APP_SECRET_KEY_FILE=/run/secrets/key`. `app
 all modules.
 """
 
+import re
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Environment = Literal["development", "production"]
+
+# An address or name, which may be an IPv6 one in brackets, and a port.
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 
 
 class SettingsError(Exception):
@@ -29,6 +33,28 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def url_of(*schemes: str) -> AfterValidator:
+    """Refuses another scheme, and a port that is no number; the message does not tell the URL, which has a password."""
+
+    def check(value: str | SecretStr) -> str | SecretStr:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        scheme, _, rest = text.partition("://")
+        if scheme not in schemes or not rest:
+            raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        hosts = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2].split(",")
+        if not all(_HOST.fullmatch(host) for host in hosts):
+            raise ValueError(
+                "has a port that is no number, or a password whose signs are not written as %40 and the like"
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+PostgresUrl = Annotated[SecretStr, url_of("postgresql", "postgres")]
+RedisUrl = Annotated[SecretStr, url_of("redis", "rediss", "unix")]
+
+
 def _split_list(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -38,13 +64,13 @@ def _split_list(value: object) -> object:
 class DatabaseSettings(Section):
     """Postgres. Time-outs are in seconds."""
 
-    url: SecretStr | None = Field(None, description="DSN; also read from DATABASE_URL. None: the embedded server.")
-    direct_url: SecretStr | None = Field(
+    url: PostgresUrl | None = Field(None, description="DSN; also read from DATABASE_URL. None: the embedded server.")
+    direct_url: PostgresUrl | None = Field(
         None,
         description="DSN of Postgres itself if `url` leads to a pooler; also read from DATABASE_DIRECT_URL. "
         "Migrations and the worker's lock need it.",
     )
-    replica_urls: tuple[SecretStr, ...] = Field(
+    replica_urls: tuple[PostgresUrl, ...] = Field(
         (), description="DSNs of read replicas, by commas; also read from DATABASE_REPLICA_URLS."
     )
     replica_max_lag: float = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
@@ -87,10 +113,10 @@ class DatabaseSettings(Section):
 class RedisSettings(Section):
     """Redis or Valkey. It may be absent; everything works without it, only slower. Time-outs are in seconds."""
 
-    url: SecretStr | None = Field(None, description="URL; also read from REDIS_URL. None: the embedded server.")
-    cache_url: SecretStr | None = Field(None, description="A server of its own for the response cache. None: `url`.")
+    url: RedisUrl | None = Field(None, description="URL; also read from REDIS_URL. None: the embedded server.")
+    cache_url: RedisUrl | None = Field(None, description="A server of its own for the response cache. None: `url`.")
     cache_cluster: bool = Field(default=False, description="`cache_url` names a node of a Redis or Valkey Cluster.")
-    limits_url: SecretStr | None = Field(None, description="A server of its own for quotas. None: `url`.")
+    limits_url: RedisUrl | None = Field(None, description="A server of its own for quotas. None: `url`.")
     connect_timeout: float = Field(0.2, gt=0, le=10)
     operation_timeout: float = Field(0.1, gt=0, le=10)
     breaker_threshold: int = Field(5, ge=1, le=100, description="Errors in a row that open the breaker.")
@@ -188,7 +214,7 @@ class LoopSettings(Section):
 class MailSettings(Section):
     """E-mail."""
 
-    smtp_url: SecretStr | None = Field(
+    smtp_url: Annotated[SecretStr, url_of("smtp", "smtp+starttls", "smtps")] | None = Field(
         None,
         description="smtp://user:password@host:25, smtp+starttls://… or smtps://…; None: the development mailbox.",
     )

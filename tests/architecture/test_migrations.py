@@ -71,6 +71,13 @@ async def test_status_of_an_empty_database(empty_database_url: str) -> None:
     assert await migrations.status(empty_database_url) == (None, REVISIONS[-1])
 
 
+async def test_a_revision_that_is_not_there_is_named(empty_database_url: str) -> None:
+    with pytest.raises(migrations.NoSuchRevision, match="no_such_revision"):
+        await migrations.upgrade(empty_database_url, "no_such_revision")
+    with pytest.raises(migrations.NoSuchRevision, match="-1"):
+        await migrations.downgrade(empty_database_url, "-1")
+
+
 async def test_runners_wait_for_each_other(empty_database_url: str) -> None:
     await asyncio.gather(*(migrations.upgrade(empty_database_url) for _ in range(4)))
     assert await migrations.status(empty_database_url) == (REVISIONS[-1], REVISIONS[-1])

@@ -57,6 +57,13 @@ async def test_a_large_file_is_written_and_read_in_parts(store: ArtifactStore) -
     assert await store.read_all(key) == content
 
 
+async def test_the_data_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of #1? ü"
+    async with ArtifactStore(JobsSettings(), folder).create(uuid4(), uuid4(), "one.txt") as (key, file):
+        await file.write(b"1")
+    assert (folder / "artifacts" / key).read_bytes() == b"1"
+
+
 async def test_a_file_that_was_not_finished_does_not_exist(store: ArtifactStore) -> None:
     async def write_and_fail() -> str:
         async with store.create(uuid4(), uuid4(), "half.bin") as (key, file):

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import redis
+from pydantic import SecretStr
 
 from app.kernel.bus import Bus
 from app.kernel.embedded import EmbeddedValkey
-from app.kernel.redis import RedisUnavailable
+from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.settings import RedisSettings
 from tests.faults.signals import frozen
 from tests.fixtures.waiting import eventually
 from tests.kernel.conftest import OpenRedis
@@ -62,6 +64,23 @@ async def test_everybody_hears_the_sender_too(open_bus: OpenBus) -> None:
         await listener.hears(b"one \0\xff")
     assert other.heard == []
     assert [listener.states for listener in (*listeners, other)] == [["up"]] * 3
+
+
+async def test_databases_of_one_server_do_not_hear_each_other(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
+    gateways = [RedisGateway(RedisSettings(url=SecretStr(valkey.url(number)))) for number in (0, 1, 1)]
+    buses = [Bus(gateway) for gateway in gateways]
+    listeners = [Listener(bus) for bus in buses]
+    try:
+        for bus in buses:
+            await bus.start(wait=10)
+        assert await buses[1].publish("test", b"of one") == 2
+        assert await buses[0].publish("test", b"of zero") == 1
+        for listener, heard in zip(listeners, (b"of zero", b"of one", b"of one"), strict=True):
+            await listener.hears(heard)
+    finally:
+        for bus, gateway in zip(buses, gateways, strict=True):
+            await bus.close()
+            await gateway.close()
 
 
 async def test_a_failing_handler_does_not_end_the_others(open_bus: OpenBus) -> None:

@@ -27,6 +27,7 @@ from app.kernel.embedded import (
     servers,
 )
 from app.kernel.embedded.privileges import make_private_dir
+from app.kernel.embedded.processes import run_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_ROOT = os.geteuid() == 0
@@ -244,6 +245,19 @@ def test_a_cluster_of_another_version_is_named(data_dir: Path) -> None:
     (data_dir / "postgres" / "PG_VERSION").write_text("12\n")
     with pytest.raises(EmbeddedServerError, match="was made by PostgreSQL 12"):
         EmbeddedPostgres(data_dir / "postgres").start()
+
+
+def test_a_failed_start_leaves_no_server_behind(data_dir: Path) -> None:
+    (data_dir / "postgres").mkdir(parents=True)
+    (data_dir / "postgres" / "PG_VERSION").write_text("1", encoding="ascii")
+    with pytest.raises(EmbeddedServerError, match="was made by PostgreSQL 1,"), servers(data_dir):
+        pass
+    assert _processes_of(data_dir) == []
+
+
+def test_tools_of_a_server_are_out_of_reach_of_the_terminal() -> None:
+    session = int(run_to_end(["/bin/sh", "-c", "ps -o sid= -p $$"], user=None))
+    assert session != os.getsid(0)
 
 
 def test_a_server_that_cannot_start_says_why(data_dir: Path) -> None:

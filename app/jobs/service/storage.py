@@ -53,11 +53,12 @@ class ArtifactStore:
     """One per process."""
 
     def __init__(self, settings: JobsSettings, data_dir: Path) -> None:
-        url = settings.artifact_url or f"file://{(data_dir / 'artifacts').absolute()}"
-        parts = urlsplit(url)
+        parts = urlsplit(settings.artifact_url or "")
         self._store: LocalStore | S3Store
-        if parts.scheme == "file":
-            self._store = LocalStore(parts.path, mkdir=True, automatic_cleanup=True)
+        if parts.scheme != "s3":
+            # A folder's name may hold what means something in a URL.
+            folder = parts.path or (data_dir / "artifacts").absolute()
+            self._store = LocalStore(folder, mkdir=True, automatic_cleanup=True)
         else:
             secret = settings.artifact_s3_secret
             self._store = S3Store(

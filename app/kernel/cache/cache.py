@@ -47,7 +47,7 @@ class Cache:
         self._bus = bus
         self._origin = new_id().bytes
         self._local = LocalCache(settings, self._renew)
-        self._remote = RemoteCache(settings, redis, channel=_CHANNEL, origin=self._origin)
+        self._remote = RemoteCache(settings, redis, channel=redis.channel(_CHANNEL), origin=self._origin)
         # By tag, which failure it was: one that failed again while it was tried again stays.
         self._pending: dict[str, int] = {}
         self._failures = 0

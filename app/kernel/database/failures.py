@@ -1,5 +1,6 @@
 """What a driver error means to us."""
 
+import socket
 from typing import Literal
 
 import asyncpg
@@ -10,6 +11,8 @@ from app.kernel.telemetry import get_logger
 ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "exclusion"]
 
 _logger = get_logger(__name__)
+# SQLSTATE: connection, authorisation, name of the database, privilege, resources, operator, system.
+_OUTSIDE = ("08", "28", "3D", "42501", "53", "57", "58")
 
 
 class DatabaseUnavailable(Unavailable):
@@ -70,6 +73,22 @@ def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read f
     if isinstance(error, _LOST_ANSWER_ERRORS):
         return DatabaseUnavailable()
     return error
+
+
+def outside_cause(error: BaseException) -> str | None:
+    """What is wrong with the server, the way to it or its schema, for whoever runs a command; None: nothing is."""
+    # SQLAlchemy, under which migrations run, wraps what the driver raises.
+    while not isinstance(error, asyncpg.PostgresError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
+        return "The database lacks the newest schema: python -m app migrate up"
+    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError):
+        return f"PostgreSQL was too busy, run it again: {error}"
+    if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_OUTSIDE):
+        return f"PostgreSQL refuses: {error}"
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}"
+    return None
 
 
 def is_lost_session(error: Exception) -> bool:

@@ -127,6 +127,9 @@ class EmbeddedPostgres:
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server, whoever started it; no error if none runs. Escalates after 6 s."""
         pid = self.pid()
+        if pid is None and self._launched is not None and is_running(self._launched):
+            # It has not written its number yet.
+            pid = self._launched
         if pid is None:
             return
         first = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode]

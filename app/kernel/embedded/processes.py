@@ -72,6 +72,8 @@ def run_to_end(command: Sequence[str | Path], *, user: ServerUser | None, stdin:
             cwd="/",
             env=server_environment(),
             timeout=120,
+            # Out of reach of a Ctrl-C in the terminal: whoever called us decides what that means.
+            start_new_session=True,
             preexec_fn=become(user),
         )
     except (OSError, subprocess.SubprocessError) as error:

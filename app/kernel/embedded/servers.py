@@ -41,6 +41,7 @@ class _Server(Protocol):
     def launch(self) -> None: ...
     def wait_ready(self) -> None: ...
     def pid(self) -> int | None: ...
+    def stop(self) -> None: ...
 
 
 @contextmanager
@@ -129,11 +130,18 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) 
     found = {name for name, server in wanted if server.pid() is not None}
     if database_server is not None and not (data_dir / "postgres").exists():
         progress("PostgreSQL: creating a new database cluster")
-    for _name, server in wanted:
-        server.launch()
-    for name, server in wanted:
-        server.wait_ready()
-        progress(f"{name} {'was running' if name in found else 'started'} ({time.monotonic() - started:.1f} s)")
+    try:
+        for _name, server in wanted:
+            server.launch()
+        for name, server in wanted:
+            server.wait_ready()
+            progress(f"{name} {'was running' if name in found else 'started'} ({time.monotonic() - started:.1f} s)")
+    except BaseException:
+        # One that does not answer yet is known to who launched it alone.
+        for name, server in wanted:
+            if name not in found:
+                server.stop()
+        raise
     if database_server is not None:
         database_server.create_database(_DATABASE)
     return Servers(

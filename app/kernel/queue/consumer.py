@@ -209,7 +209,7 @@ async def consume(ring: int, queue: Queue, runner: Runner, executor: Executor) -
         try:
             await Consumer(redis, queue, ring, runner, executor).async_run()
         except (TimeoutError, RedisError, OSError) as error:
-            logger.warning("jobs.redis_lost", ring=ring, error=type(error).__name__)
+            logger.warning("jobs.redis_lost", ring=ring, error=type(error).__name__, reason=str(error))
             await _consume_directly(redis, runner, executor)
         finally:
             await redis.aclose()

@@ -1,5 +1,6 @@
 """uvicorn as `dev`, `serve` and the image run it."""
 
+import errno
 import os
 import resource
 import shutil
@@ -127,14 +128,15 @@ def port_problem(host: str, port: int) -> str | None:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        return f"{host} is no address of this machine ({error.strerror})"
+        return f"HOST {host} is no address of this machine ({error.strerror})"
     with socket.socket(family, kind, protocol) as probe:
         # The same option as uvicorn's, or a port in TIME_WAIT would look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
-            return f"port {port} on {host} cannot be used: {error.strerror}"
+            advice = "" if error.errno == errno.EADDRNOTAVAIL else ". Choose another one: make run PORT=8001"
+            return f"port {port} on {host} cannot be used: {error.strerror}{advice}"
     return None
 
 
