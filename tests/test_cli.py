@@ -249,9 +249,11 @@ def test_dev_starts_a_killed_api_again(dev: Callable[..., Running], environment:
 
 def test_a_taken_port_is_told_before_anything_starts(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", int(environment["PORT"]))):
-        done = _run(environment, "dev")
-    assert done.returncode == 1
-    assert f"Port {environment['PORT']} on 127.0.0.1 cannot be used: Address already in use" in done.stderr
+        for command in ("dev", "serve"):
+            done = _run(environment, command)
+            assert done.returncode == 1
+            told = f"Port {environment['PORT']} on 127.0.0.1 cannot be used: Address already in use"
+            assert done.stderr.startswith(told)
     assert not (Path(environment["APP_DATA_DIR"]) / "postgres").exists()
 
 

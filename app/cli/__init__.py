@@ -63,7 +63,7 @@ def dev(*, reload: Annotated[bool, typer.Option("--reload", help="Start the API 
     if settings.is_production:
         fail("APP_ENV is production: use `serve`, `worker` and `migrate up` there.", code=EXIT_CONFIG)
     if problem := port_problem(settings.host, settings.port):
-        fail(f"{problem[0].upper()}{problem[1:]}")
+        fail(problem)
     try:
         run_everything(settings, reload=reload)
     except (EmbeddedServerError, ProgramFailed, ConnectionError) as error:
@@ -81,10 +81,13 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the API on HOST and PORT."""
+    from app.kernel.server import port_problem
     from app.kernel.server import serve as serve_application
     from app.settings import load_settings
 
     settings = load_settings()
+    if not takeover and (problem := port_problem(settings.host, settings.port)):
+        fail(problem)
     serve_application(
         "app.main:app",
         settings.connections,

@@ -47,9 +47,9 @@ def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
     yield Finding("Settings", is_good=True, text=f"for {settings.env}")
     yield from _disk(settings.data_dir.absolute())
     taken = port_problem(settings.host, settings.port)
-    yield Finding(
-        "Port", is_good=True, text=f"{taken} (Onehop may be running)" if taken else f"{settings.port} is free"
-    )
+    # A port that is taken may be taken by Onehop; an address that is not ours never will be.
+    is_good = taken is None or taken.startswith("Port")
+    yield Finding("Port", is_good, taken or f"{settings.port} is free")
     own_database, own_redis = settings.database.url is None, settings.redis.url is None
     try:
         with servers(settings.data_dir, postgres=own_database, valkey=own_redis) as started:

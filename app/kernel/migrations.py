@@ -110,4 +110,7 @@ async def with_connection(dsn: str, work: Callable[[Connection], T], *, locked: 
 
 
 def _config(connection: Connection | None = None) -> Config:
-    return Config(ROOT / "alembic.ini", attributes={"connection": connection})
+    # Not from alembic.ini, in which a per cent sign in the path of this folder would mean something.
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(ROOT / "alembic").replace("%", "%%"))
+    return config

@@ -95,6 +95,16 @@ async def test_gives_up_behind_a_lock(
     assert await migrations.status(database_url) == ("0002_users", REVISIONS[-1])
 
 
+async def test_the_clone_may_be_in_any_folder(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "100% of #1"
+    folder.symlink_to(migrations.ROOT)
+    monkeypatch.setattr(migrations, "ROOT", folder)
+    await migrations.upgrade(database_url)
+    assert await migrations.status(database_url) == (REVISIONS[-1], REVISIONS[-1])
+
+
 def test_the_configuration_is_read_in_any_locale() -> None:
     """Alembic takes the locale's encoding, which by LC_ALL=C is ASCII."""
     assert (migrations.ROOT / "alembic.ini").read_bytes().isascii()

@@ -135,8 +135,8 @@ def port_problem(host: str, port: int) -> str | None:
         try:
             probe.bind(address)
         except OSError as error:
-            advice = "" if error.errno == errno.EADDRNOTAVAIL else ". Choose another one: make run PORT=8001"
-            return f"port {port} on {host} cannot be used: {error.strerror}{advice}"
+            advice = "" if error.errno == errno.EADDRNOTAVAIL else ". Choose another one by PORT"
+            return f"Port {port} on {host} cannot be used: {error.strerror}{advice}"
     return None
 
 
