@@ -1,8 +1,11 @@
 """`export.events` in its four formats, compared with the table row for row."""
 
+import asyncio
 import csv
 import io
 import json
+import os
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -150,12 +153,13 @@ async def test_a_format_agrees_with_the_table(
         assert READERS[format_name](nothing) == []
 
 
-async def test_a_workbook_goes_on_in_another_sheet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_workbook_goes_on_in_another_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "XLSX_ROWS_PER_SHEET", 5)
-    book = exporting._Workbook(tmp_path / "book.xlsx", [exporting.Column("n", "text")])
+    book = exporting._Workbook([exporting.Column("n", "text")])
     book.append([[str(n)] for n in range(10)])
     book.close()
-    sheets = sheets_of((tmp_path / "book.xlsx").read_bytes())
+    sheets = sheets_of(await asyncio.to_thread(book.path.read_bytes))
+    book.discard()
     assert sheets == [
         [["n"], ["0"], ["1"], ["2"], ["3"]],
         [["n"], ["4"], ["5"], ["6"], ["7"]],
@@ -213,3 +217,19 @@ async def test_a_report_counts_what_happened(person: Person, connection: Connect
     for wrong in ({"until": period["since"]}, {"since": "2024-01-01T00:00:00Z"}):
         answer = await person.post("/v1/jobs", json={"kind": "report.activity", "args": period | wrong})
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/args")
+
+
+async def test_a_workbook_that_is_not_finished_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    async def rows() -> AsyncIterator[list[str]]:
+        for number in range(exporting.BATCH + 1):
+            yield [str(number)]
+        raise ConnectionError
+
+    async def ignore(_: object) -> None:
+        """Nobody wants the bytes."""
+
+    with pytest.raises(ConnectionError):
+        await exporting.write_xlsx([exporting.Column("id", "text")], rows(), ignore, ignore)
+    assert await asyncio.to_thread(os.listdir, tmp_path) == []

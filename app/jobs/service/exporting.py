@@ -5,7 +5,7 @@ What has to be computed runs in a thread, one batch at a time, so that the worke
 
 import asyncio
 import io
-import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -99,31 +99,32 @@ async def write_xlsx(columns: Sequence[Column], rows: AsyncIterator[Values], wri
     Text is written as text, so that a cell is never taken for a formula or a link. Times lose their zone, which Excel
     does not know; they are in UTC.
     """
-    descriptor, name = await asyncio.to_thread(tempfile.mkstemp, ".xlsx")
-    await asyncio.to_thread(os.close, descriptor)
-    path = Path(name)
+    book = await asyncio.to_thread(_Workbook, columns)
     try:
-        sheet = await asyncio.to_thread(_Workbook, path, columns)
         count = 0
         async for batch in _batches(rows, BATCH):
-            await asyncio.to_thread(sheet.append, batch)
+            await asyncio.to_thread(book.append, batch)
             count += len(batch)
             await advance(count)
-        await asyncio.to_thread(sheet.close)
-        with await asyncio.to_thread(path.open, "rb") as file:
+        await asyncio.to_thread(book.close)
+        with await asyncio.to_thread(book.path.open, "rb") as file:
             while data := await asyncio.to_thread(file.read, _FILE_CHUNK):
                 await write(data)
         return count
     finally:
-        await asyncio.to_thread(path.unlink)
+        await asyncio.to_thread(book.discard)
 
 
 class _Workbook:
-    def __init__(self, path: Path, columns: Sequence[Column]) -> None:
+    """A file at `path`, in a folder of its own, where xlsxwriter keeps what belongs to unfinished sheets too."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
         import xlsxwriter  # noqa: PLC0415 - likewise: only for who needs it
 
+        self._folder = Path(tempfile.mkdtemp())
+        self.path = self._folder / "rows.xlsx"
         self._columns = columns
-        self._book = xlsxwriter.Workbook(str(path), {"constant_memory": True})
+        self._book = xlsxwriter.Workbook(str(self.path), {"constant_memory": True, "tmpdir": str(self._folder)})
         self._time_format = self._book.add_format({"num_format": "yyyy-mm-dd hh:mm:ss.000"})
         self._row = XLSX_ROWS_PER_SHEET
 
@@ -144,6 +145,12 @@ class _Workbook:
         if self._row == XLSX_ROWS_PER_SHEET:
             self._begin_sheet()
         self._book.close()
+
+    def discard(self) -> None:
+        """Also of one that was never closed."""
+        for sheet in self._book.worksheets():
+            sheet._opt_close()  # noqa: SLF001 - else its file stays open until the collector finds it
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _begin_sheet(self) -> None:
         self._sheet = self._book.add_worksheet()
