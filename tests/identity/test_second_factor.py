@@ -91,6 +91,19 @@ async def test_a_code_of_the_activation_is_used_up(
     problem_of(await finish(client, await begin(client, person), phone.code(late=STEP)), 401, "invalid_code")
 
 
+@pytest.mark.settings(APP_DATABASE_LOCK_TIMEOUT="0.02")
+async def test_a_code_that_nobody_could_judge_is_no_attempt(
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, connection: Connection
+) -> None:
+    phone, _ = await enrol(person, clock)
+    mfa_token = await begin(client, person)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM identity.totp_factors FOR UPDATE")
+        for _ in range(6):
+            problem_of(await finish(client, mfa_token, phone.code()), 503, "database_unavailable")
+    body_of(await finish(client, mfa_token, phone.code()), SignedInView)
+
+
 @pytest.mark.parametrize(("late", "status"), [(-2, 401), (-1, 200), (0, 200), (1, 200), (2, 401)])
 async def test_a_clock_may_differ_by_one_step(
     clock: ManualClock, client: httpx.AsyncClient, person: Person, late: int, status: int

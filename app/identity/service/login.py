@@ -98,12 +98,12 @@ async def verify_second_factor(
     pending = _unseal(identity, mfa_token)
     user_id = UserId(UUID(pending.user_id))
     buckets = identity.throttle.proof_buckets("totp", user_id)
-    await identity.throttle.reserve(buckets)
-    async with db.read("identity.login") as conn:
-        account = await get_account(conn, user_id)
-    if account is None or account.version != pending.version or account.status != "active":
-        raise InvalidMfaToken
-    method = await use_code(db, identity, user_id, code)
+    async with identity.throttle.attempt(buckets):
+        async with db.read("identity.login") as conn:
+            account = await get_account(conn, user_id)
+        if account is None or account.version != pending.version or account.status != "active":
+            raise InvalidMfaToken
+        method = await use_code(db, identity, user_id, code)
     await identity.throttle.release(buckets)
     named = Device(device.ip, device.user_agent, pending.device_name)
     return await _open(db, identity, account, named, methods=("pwd", method), new_hash=None)

@@ -45,7 +45,8 @@ async def register(db: Database, identity: Identity, registration: Registration,
     # Hashed before a connection is taken: it needs longer than everything else together.
     password_hash = await identity.hashing.hash(password)
     if identity.settings.registration == "verify":
-        await _store_unverified(db, identity, registration, password_hash)
+        may_mail = await identity.throttle.may_mail(canonical_email(registration.email))
+        await _store_unverified(db, identity, registration, password_hash, may_mail=may_mail)
         return None
     return await _store_open(db, identity, registration, password_hash, device)
 
@@ -88,9 +89,10 @@ async def _store_open(
 
 
 @retries_conflicts
-async def _store_unverified(db: Database, identity: Identity, registration: Registration, password_hash: str) -> None:
+async def _store_unverified(
+    db: Database, identity: Identity, registration: Registration, password_hash: str, *, may_mail: bool
+) -> None:
     user_id = UserId(new_id())
-    may_mail = await identity.throttle.may_mail(canonical_email(registration.email))
     async with db.transaction("identity.register") as tx:
         is_new = await insert_account_if_new(
             tx,

@@ -84,8 +84,8 @@ async def activate(db: Database, identity: Identity, actor: Actor, code: str) ->
         TooManyAttempts
     """
     buckets = identity.throttle.proof_buckets("totp", actor.user_id)
-    await identity.throttle.reserve(buckets)
-    factor = await _factor(db, actor.user_id)
+    async with identity.throttle.attempt(buckets):
+        factor = await _factor(db, actor.user_id)
     if factor is None or factor.confirmed_at is not None:
         raise SecondFactorMissing
     step = _matching_step(identity, actor.user_id, factor, code)
