@@ -17,12 +17,12 @@ from app.core import router as core
 from app.core.pages import DOCS_ASSETS
 from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
-from app.identity.router import LOG_INS
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs.api import JOB_KINDS, JobsRuntime, submission_group_commit
 from app.jobs.router import LONG_POLLS
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
+from app.kernel.auth import declared_permission
 from app.kernel.background import Background
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
@@ -230,7 +230,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         settings.http,
         remembered=remembered,
         long_polls=LONG_POLLS,
-        log_ins=LOG_INS,
+        log_ins=_log_ins(app),
         max_log_ins=app.state.identity.hashing.places,
     )
     stack = context = RequestContext(stack, settings.http, access_log, _templates(app), admission)
@@ -278,6 +278,18 @@ def _templates(app: FastAPI) -> dict[Any, str]:
         context.endpoint: context.path_format
         for context in iter_route_contexts(app.routes)
         if isinstance(context.original_route, APIRoute) and context.path_format
+    }
+
+
+def _log_ins(app: FastAPI) -> set[tuple[str, str]]:
+    """Methods and paths of the routes that declare to hash a password."""
+    return {
+        (method, route.path)
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        and (permission := declared_permission(route.dependant)) is not None
+        and permission.hashes_password
+        for method in route.methods or ()
     }
 
 

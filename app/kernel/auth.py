@@ -150,6 +150,8 @@ class Permission:
     role: Role | None = None
     needs_session: bool = False
     cost: float = 1.0
+    # Admission has places of their own for those.
+    hashes_password: bool = False
 
     def check(self, scope: MutableMapping[str, Any]) -> None:
         """Lets the request pass.
@@ -218,8 +220,12 @@ CurrentPrincipal = Annotated[Principal, Require()]
 # For what changes credentials: only somebody who logged in, never an API key.
 SessionPrincipal = Annotated[Principal, Security(_Demand(Permission(needs_session=True)))]
 Public = Depends(_PublicDemand(Permission(is_public=True)))
-# Where a password is hashed.
-CostlyPublic = Depends(_PublicDemand(Permission(is_public=True, cost=10.0)))
+# Where a password is hashed, which is the most that a request makes this process compute.
+_HASHING_COST = 10.0
+HashingPublic = Depends(_PublicDemand(Permission(is_public=True, cost=_HASHING_COST, hashes_password=True)))
+HashingPrincipal = Annotated[
+    Principal, Security(_Demand(Permission(needs_session=True, cost=_HASHING_COST, hashes_password=True)))
+]
 
 
 def declared_permission(dependant: Dependant) -> Permission | None:

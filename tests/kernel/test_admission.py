@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import httpx
@@ -194,6 +195,10 @@ async def test_log_ins_have_places_of_their_own(client: httpx.AsyncClient, held:
         if answer.status_code == 503:
             problem_of(answer, 503, "overloaded")
     assert (await client.post("/v1/auth/login", json=body)).status_code == 200
+    # So have those who prove their password once more.
+    proof = {"current_password": person.password}
+    proofs = await asyncio.gather(*(person.post("/v1/auth/mfa/recovery-codes", json=proof) for _ in range(3)))
+    assert Counter(answer.json()["code"] for answer in proofs) == {"second_factor_missing": 1, "overloaded": 2}
 
 
 @pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="0")

@@ -19,7 +19,7 @@ from app.identity.schemas import (
     VerifiedView,
 )
 from app.identity.service import addresses, passwords, registration, standing
-from app.kernel.auth import CostlyPublic, Public, SessionPrincipal
+from app.kernel.auth import HashingPrincipal, HashingPublic, Public
 from app.kernel.http import Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
@@ -33,7 +33,7 @@ _ACCEPTED = {"status": "accepted"}
     "/register",
     status_code=201,
     response_model=SignedInView,
-    dependencies=[CostlyPublic],
+    dependencies=[HashingPublic],
     responses=problem_responses(403, 409)
     | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
 )
@@ -80,7 +80,7 @@ async def resend_verification(
 )
 async def change_email(
     body: ChangeEmailBody,
-    principal: SessionPrincipal,
+    principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
@@ -122,7 +122,7 @@ async def forgot_password(
 @router.post(
     "/password/reset",
     status_code=204,
-    dependencies=[CostlyPublic],
+    dependencies=[HashingPublic],
 )
 async def reset_password(
     body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
@@ -138,7 +138,7 @@ async def reset_password(
 )
 async def change_password(
     body: ChangePasswordBody,
-    principal: SessionPrincipal,
+    principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
@@ -157,7 +157,7 @@ async def change_password(
 )
 async def delete_me(
     body: CurrentPasswordBody,
-    principal: SessionPrincipal,
+    principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,

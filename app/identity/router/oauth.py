@@ -24,7 +24,7 @@ from app.identity.schemas import (
 from app.identity.service import introspection, login, refreshing
 from app.identity.service.devices import COOKIE_NAME
 from app.identity.service.tokens import ALGORITHM
-from app.kernel.auth import SCOPES, CostlyPublic, CurrentPrincipal, Public
+from app.kernel.auth import SCOPES, CurrentPrincipal, HashingPublic, Public
 from app.kernel.errors import OAuthError
 from app.kernel.http import Router, json_response
 from app.kernel.resources import ResourcesDep
@@ -40,7 +40,7 @@ _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/token",
     response_model=TokensView,
-    dependencies=[CostlyPublic],
+    dependencies=[HashingPublic],
     responses=_OAUTH_ERROR,
 )
 async def issue_token(

@@ -5,7 +5,7 @@ from fastapi import Response
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.schemas import CodeBody, CurrentPasswordBody, EnrolmentView, RecoveryCodesView, SecondFactorView
 from app.identity.service import second_factor
-from app.kernel.auth import SessionPrincipal
+from app.kernel.auth import HashingPrincipal, SessionPrincipal
 from app.kernel.http import Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
@@ -51,7 +51,7 @@ async def activate_totp(
 @router.delete("/totp", status_code=204, responses=problem_responses(409))
 async def disable_totp(
     body: CurrentPasswordBody,
-    principal: SessionPrincipal,
+    principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
@@ -68,7 +68,7 @@ async def disable_totp(
 )
 async def renew_recovery_codes(
     body: CurrentPasswordBody,
-    principal: SessionPrincipal,
+    principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,

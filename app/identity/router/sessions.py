@@ -22,7 +22,7 @@ from app.identity.schemas import (
 )
 from app.identity.service import auditing, login, refreshing, sessions
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
-from app.kernel.auth import CostlyPublic, Public, SessionPrincipal
+from app.kernel.auth import HashingPublic, Public, SessionPrincipal
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
@@ -32,7 +32,7 @@ router = Router(prefix="/v1/auth", tags=["identity"])
 @router.post(
     "/login",
     response_model=SignedInView | SecondFactorNeededView,
-    dependencies=[CostlyPublic],
+    dependencies=[HashingPublic],
     responses=problem_responses(401, 403),
 )
 async def log_in(

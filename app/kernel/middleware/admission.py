@@ -34,7 +34,8 @@ class Admission:
 
     `remembered` are the paths whose answers may come from memory. Those are looked up even when all places are taken,
     since refusing would cost as much; only what is not found there needs a place (`take_place`). `long_polls` are
-    beginnings of paths where a caller may ask to wait; `log_ins` are the paths of requests that hash a password.
+    beginnings of paths where a caller may ask to wait; `log_ins` are methods and paths of requests that hash a
+    password.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Admission:
         *,
         remembered: Collection[str],
         long_polls: tuple[str, ...],
-        log_ins: Collection[str],
+        log_ins: Collection[tuple[str, str]],
         max_log_ins: int,
     ) -> None:
         self._app = app
@@ -60,7 +61,7 @@ class Admission:
         self._gates = (work, self._log_ins.gate, self._waits.gate)
         self._remembered = frozenset(remembered)
         self._long_polls = long_polls
-        self._log_in_paths = frozenset(log_ins)
+        self._log_in_routes = frozenset(log_ins)
 
     def sample(self) -> None:
         """Brings the metrics up to date."""
@@ -114,7 +115,7 @@ class Admission:
         if scope["method"] in _READS:
             path = scope["path"]
             return self._waits if path.startswith(self._long_polls) and asked_to_wait(scope) else self._reads
-        return self._log_ins if scope["path"] in self._log_in_paths else self._writes
+        return self._log_ins if (scope["method"], scope["path"]) in self._log_in_routes else self._writes
 
 
 async def take_place(scope: Scope) -> None:
