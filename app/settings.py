@@ -34,7 +34,6 @@ from app.kernel.settings import (
     read_environment,
     url_of,
 )
-from app.users.settings import UsersSettings
 
 MINIMUM_SECRET_BYTES = 32
 # Different characters; fewer mean a pattern instead of chance.
@@ -74,7 +73,6 @@ class Settings(BaseSettings):
     mail: MailSettings = MailSettings()
     log: LogSettings = LogSettings()
     loop: LoopSettings = LoopSettings()
-    users: UsersSettings = UsersSettings()
     identity: IdentitySettings = IdentitySettings()
     jobs: JobsSettings = JobsSettings()
 

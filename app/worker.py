@@ -75,7 +75,7 @@ class Worker:
 
 async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS) -> None:
     """Works until SIGTERM or SIGINT; then short jobs end, long ones are handed back without a used attempt."""
-    configure_logging(settings.log, production=settings.env == "production")
+    configure_logging(settings.log, production=settings.is_production)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -80,14 +80,12 @@ async def test_no_server_at_the_start(open_database: OpenDatabase, postgres: Emb
     postgres.stop(mode="immediate")
     try:
         database = await open_database(acquire_timeout=0.25)
-        assert database.seconds_since_answer == float("inf")
         with pytest.raises(DatabaseUnavailable):
             async with database.read("test.read"):
                 pass
     finally:
         postgres.start()
     await answers_again(database)
-    assert database.seconds_since_answer < 10
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from app.kernel.queue import JobKind
 class JobsRuntime:
     """To be made before the bus starts; the router finds it as `app.state.jobs`."""
 
-    settings: JobsSettings
     store: ArtifactStore
     watch: JobWatch
     board: LaneBoard
@@ -31,6 +30,4 @@ class JobsRuntime:
     ) -> "JobsRuntime":
         watch = JobWatch(bus)
         watch.attach(db)
-        return cls(
-            settings, ArtifactStore(settings, data_dir), watch, LaneBoard(bus, settings), WebhookSender(settings), kinds
-        )
+        return cls(ArtifactStore(settings, data_dir), watch, LaneBoard(bus, settings), WebhookSender(settings), kinds)

@@ -49,7 +49,6 @@ class Database:
         self._recordings: list[list[Statement]] = []
         self._background = Background()
         self._stalls = Stalls(self._ask)
-        self._seen_at = 0.0
         self._expired_at = 0.0
 
     async def open(self) -> None:
@@ -180,11 +179,6 @@ class Database:
         finally:
             self._recordings.remove(recording)
 
-    @property
-    def seconds_since_answer(self) -> float:
-        """How long ago Postgres last answered; infinite if it never did."""
-        return perf_counter() - self._seen_at if self._seen_at else float("inf")
-
     def observe_pool(self) -> None:
         """Sets the pool's gauges."""
         if self._pool is not None:
@@ -226,8 +220,6 @@ class Database:
         await loan.begin()
         try:
             yield loan
-            if loan.is_of_primary:
-                self._seen_at = perf_counter()
         finally:
             await loan.end()
 

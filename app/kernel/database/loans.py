@@ -65,10 +65,6 @@ class Loan:
         """Tries `pool`, which is one of `replica`'s, first."""
         self._replica, self._replica_pool = replica, pool
 
-    @property
-    def is_of_primary(self) -> bool:
-        return self._replica is None
-
     async def begin(self) -> None:
         """Waits for a connection, of the primary if the replica has none.
 
