@@ -28,6 +28,16 @@ async def end_tasks(tasks: Collection["asyncio.Task[Any]"]) -> None:
                 task.exception()
 
 
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Waits for `event`, at most so long; whether it is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 async def until(stop: asyncio.Event | None, items: AsyncIterator[T]) -> AsyncIterator[T]:
     """The items, until there are no more or `stop` is set, whichever comes first."""
     stopped = asyncio.ensure_future(stop.wait()) if stop is not None else asyncio.get_running_loop().create_future()

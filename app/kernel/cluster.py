@@ -8,7 +8,6 @@ that was away as a whole: the nodes it knew are struck off one by one.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -18,7 +17,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
-from app.kernel.background import Background
+from app.kernel.background import Background, is_set_within
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import RedisSettings
 from app.kernel.telemetry import get_logger
@@ -133,9 +132,7 @@ class ClusterGateway(RedisGateway):
             self._has_read.set()
             await asyncio.sleep(_HURRY_SECONDS)
             if is_whole:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_CALM_SECONDS):
-                        await self._hurry.wait()
+                await is_set_within(self._hurry, _CALM_SECONDS)
 
     async def _read_map(self) -> bool:
         """Puts together what the nodes know; False if one of them did not answer."""

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
-from app.kernel.background import Background
+from app.kernel.background import Background, is_set_within
 from app.kernel.bus import Bus
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.errors import Unavailable
@@ -117,11 +117,7 @@ class Listeners:
 
     async def _read_for_ever(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(_READ_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await is_set_within(self._wake, _READ_SECONDS)
             self._wake.clear()
             try:
                 await self._read()

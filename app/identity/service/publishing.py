@@ -8,6 +8,7 @@ made them, or, if that has died meanwhile, by any other within a minute.
 import asyncio
 
 from app.identity.queries.sessions import claim_unpublished_ends
+from app.kernel.background import is_set_within
 from app.kernel.database import Database, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.listeners import Listeners
@@ -64,8 +65,4 @@ class SessionEnds:
                 _logger.debug("the ends of sessions cannot be published", error=error.code)
             except Exception:
                 _logger.exception("publishing the ends of sessions failed")
-            try:
-                async with asyncio.timeout(_SECONDS):
-                    await self._marked.wait()
-            except TimeoutError:
-                pass
+            await is_set_within(self._marked, _SECONDS)

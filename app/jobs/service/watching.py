@@ -14,7 +14,7 @@ from uuid import UUID
 
 from app.jobs.records import Job, State
 from app.jobs.service.submitting import CHANGED_TOPIC, get_job
-from app.kernel.background import until
+from app.kernel.background import is_set_within, until
 from app.kernel.bus import Bus
 from app.kernel.database import Database
 from app.kernel.ids import UserId
@@ -112,11 +112,7 @@ async def follow_job(
             patience = watch.patience if end is None else min(watch.patience, end - monotonic())
             if patience <= 0:
                 return
-            try:
-                async with asyncio.timeout(patience):
-                    await changed.wait()
-            except TimeoutError:
-                continue
+            await is_set_within(changed, patience)
 
 
 async def wait_for_job(

@@ -18,6 +18,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
+from app.kernel.background import is_set_within
 from app.kernel.errors import Unavailable
 from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, Queue
 from app.kernel.queue.slots import Executor, Runner
@@ -240,14 +241,10 @@ async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor)
                 return
 
 
-async def _wait(bell: asyncio.Event, timeout: float) -> None:
-    """Until the bell rings or `timeout` seconds pass."""
-    try:
-        async with asyncio.timeout(timeout):
-            await bell.wait()
-    except TimeoutError:
-        return
-    bell.clear()
+async def _wait(bell: asyncio.Event, seconds: float) -> None:
+    """Until the bell rings or the time is over."""
+    if await is_set_within(bell, seconds):
+        bell.clear()
 
 
 async def _never_called(_: dict[Any, Any]) -> None:
