@@ -25,7 +25,7 @@ from app.kernel.redis import RedisGateway
 from app.kernel.telemetry import trace_parent_var
 from app.settings import Settings, load_settings
 from tests.fixtures.application import free_port
-from tests.jobs.kinds import eventually
+from tests.fixtures.waiting import eventually
 from tests.jobs.worker_process import TRACES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +101,7 @@ async def all_succeed(connection: Connection, count: int, seconds: float) -> Non
     async def done() -> bool:
         return await states(connection) == {2: count}
 
-    await eventually(done, seconds)
+    await eventually(done, within=seconds)
 
 
 async def running(connection: Connection, count: int) -> None:

@@ -1,7 +1,6 @@
 """Kinds of jobs that only tests know, and the like."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -90,13 +89,3 @@ def kinds_of(steps: Steps) -> dict[str, JobKind[Any]]:  # noqa: C901 - a list of
 
     kinds = (noop, wait, flaky, hopeless, slow, snooze, effect, file)
     return {kind.name: kind for kind in kinds}
-
-
-async def eventually(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 10.0) -> None:
-    """Waits until `condition` holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            answer = condition()
-            if answer if isinstance(answer, bool) else await answer:
-                return
-            await asyncio.sleep(0.01)

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from tests.fixtures.people import Person
-from tests.jobs.kinds import eventually
+from tests.fixtures.waiting import eventually
 
 LOCAL = pytest.mark.settings(APP_JOBS_WEBHOOK_ALLOW="127.0.0.1/32", APP_JOBS_WEBHOOK_HTTP="true")
 

@@ -15,7 +15,8 @@ from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import MakePerson, Person
-from tests.jobs.kinds import Steps, eventually, kinds_of
+from tests.fixtures.waiting import eventually
+from tests.jobs.kinds import Steps, kinds_of
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

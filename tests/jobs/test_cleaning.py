@@ -19,7 +19,8 @@ from app.jobs.service.cleaning import (
 from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
 from app.worker import Worker
-from tests.jobs.kinds import Producer, Steps, eventually
+from tests.fixtures.waiting import eventually
+from tests.jobs.kinds import Producer, Steps
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

@@ -13,7 +13,8 @@ from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.post_office import PostOffice
-from tests.jobs.kinds import Producer, eventually
+from tests.fixtures.waiting import eventually
+from tests.jobs.kinds import Producer
 from tests.jobs.test_invoices import INVOICE
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -14,8 +14,9 @@ from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures.waiting import eventually
 from tests.jobs.conftest import StartWorker
-from tests.jobs.kinds import Steps, eventually, kinds_of
+from tests.jobs.kinds import Steps, kinds_of
 
 WORKER_ID = f"{socket.gethostname()}:{os.getpid()}"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -46,7 +47,7 @@ async def ended(connection: Connection, job_id: UUID, seconds: float = 10) -> di
     async def is_over() -> bool:
         return bool((await row(connection, job_id))["state"] >= 2)
 
-    await eventually(is_over, seconds)
+    await eventually(is_over, within=seconds)
     return await row(connection, job_id)
 
 

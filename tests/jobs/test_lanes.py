@@ -16,8 +16,9 @@ from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import Person
+from tests.fixtures.waiting import eventually
 from tests.jobs.conftest import StartWorker
-from tests.jobs.kinds import Steps, eventually, kinds_of
+from tests.jobs.kinds import Steps, kinds_of
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -46,7 +47,7 @@ async def all_done(connection: Connection, count: int) -> None:
     async def are_done() -> bool:
         return bool(await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 2") == count)
 
-    await eventually(are_done, 20)
+    await eventually(are_done, within=20)
 
 
 async def test_few_jobs_of_one_user_go_before_many_of_another(

@@ -9,7 +9,7 @@ from app.composition import close_resources, make_resources, open_resources
 from app.kernel.ids import UserId, new_id
 from app.kernel.resources import Resources
 from app.settings import Settings
-from tests.jobs.kinds import eventually
+from tests.fixtures.waiting import eventually
 
 ENDPOINT = """
 INSERT INTO jobs.webhook_endpoints (user_id, id, url, event_types, secret)

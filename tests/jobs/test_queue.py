@@ -6,7 +6,8 @@ import asyncpg
 import pytest
 
 from app.kernel.embedded import EmbeddedValkey
-from tests.jobs.kinds import Producer, eventually
+from tests.fixtures.waiting import eventually
+from tests.jobs.kinds import Producer
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

@@ -17,8 +17,9 @@ from app.kernel.queue import EPOCH_KEY, JobRef
 from app.kernel.resources import Resources
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures.waiting import eventually
 from tests.jobs.conftest import StartWorker
-from tests.jobs.kinds import Steps, eventually, kinds_of
+from tests.jobs.kinds import Steps, kinds_of
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -83,7 +84,7 @@ async def all_done(connection: Connection, count: int, seconds: float = 20) -> N
         rows = await connection.fetch("SELECT state, attempt, count(*) FROM jobs.jobs GROUP BY state, attempt")
         return [tuple(row) for row in rows] == [(2, 1, count)]
 
-    await eventually(done, seconds)
+    await eventually(done, within=seconds)
 
 
 async def test_shard_i_is_on_ring_i_modulo_their_number(

@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person
-from tests.jobs.kinds import eventually
+from tests.fixtures.waiting import eventually
 from tests.jobs.receiver import LOCAL, Receiver, register, settled
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

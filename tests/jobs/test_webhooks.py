@@ -15,7 +15,7 @@ from app.jobs.records.webhooks import RETRY_DELAYS, breaker_pause, retry_after
 from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
-from tests.jobs.kinds import eventually
+from tests.fixtures.waiting import eventually
 from tests.jobs.receiver import LOCAL, Receiver, register, settled, try_again_now
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

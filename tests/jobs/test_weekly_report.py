@@ -17,7 +17,8 @@ from app.jobs.service.scheduling import next_time
 from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
-from tests.jobs.kinds import Producer, eventually
+from tests.fixtures.waiting import eventually
+from tests.jobs.kinds import Producer
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -37,7 +38,7 @@ async def ended(connection: Connection, kind: str, count: int) -> list[dict[str,
         found = await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = $1 AND state = 2", kind)
         return bool(found == count)
 
-    await eventually(are_done, 20)
+    await eventually(are_done, within=20)
     rows = await connection.fetch("SELECT result::text FROM jobs.jobs WHERE kind = $1 ORDER BY id", kind)
     return [orjson.loads(row["result"]) for row in rows]
 
