@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 
-from app.kernel.settings import RedisUrl, Section, url_of
+from app.kernel.settings import BY_COMMAS, RedisUrl, Section, Texts, url_of
 
 
 class JobsSettings(Section):
@@ -14,7 +14,7 @@ class JobsSettings(Section):
     shards: int = Field(
         1, ge=1, le=64, description="Queues a lane is split into, at least one a Redis URL; may change at any time."
     )
-    redis_urls: tuple[RedisUrl, ...] = Field(
+    redis_urls: Annotated[tuple[RedisUrl, ...], BY_COMMAS] = Field(
         (), description="Redis servers that share the shards, the first one first; may change. Empty: the main one."
     )
     window: int = Field(10_000, ge=1, le=1_000_000, description="Ids of a lane and shard that Redis holds at most.")
@@ -38,7 +38,7 @@ class JobsSettings(Section):
     artifact_s3_secret: SecretStr | None = None
     artifact_s3_region: str = "us-east-1"
     artifact_days: int = Field(7, ge=1, le=3650, description="Until a file is deleted.")
-    webhook_allow: tuple[str, ...] = Field(
+    webhook_allow: Texts = Field(
         (), description="CIDRs that webhooks may reach although they are not public, such as a test receiver's."
     )
     webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
@@ -47,10 +47,3 @@ class JobsSettings(Section):
         None, ge=1, le=65_535, description="Where each worker serves its metrics over HTTP; None: nowhere."
     )
     metrics_host: str = Field("127.0.0.1", description="Address of that port; its answers are not protected.")
-
-    @field_validator("webhook_allow", "redis_urls", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value

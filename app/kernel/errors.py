@@ -21,6 +21,13 @@ class FieldError:
     code: str
 
 
+def escape_pointer(part: object) -> str:
+    """One part of a JSON pointer (RFC 6901, section 3)."""
+    return str(part).replace("~", "~0").replace("/", "~1")
+
+
+# Refused places that one answer names.
+MAX_ERRORS = 20
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 

@@ -61,6 +61,13 @@ class Cursors:
             raise InvalidCursor
         return msgspec.msgpack.decode(payload, type=types)
 
+    def cut(
+        self, list_name: str, owner: object, found: Sequence[T], key: Callable[[T], tuple[Any, ...]], *, limit: int
+    ) -> Page[T]:
+        """The first `limit` of what was found; one more tells that another page follows. `key`: an item's sort key."""
+        items = list(found[:limit])
+        return Page(items, self.encode(list_name, owner, key(items[-1])) if len(found) > limit else None)
+
     def page_of(
         self,
         list_name: str,
@@ -81,9 +88,7 @@ class Cursors:
         if cursor is not None:
             last = self.decode(list_name, owner, cursor, types)
             items = [item for item in items if (key(item) < last if descending else key(item) > last)]
-        page = list(items[:limit])
-        more = len(items) > limit
-        return Page(page, self.encode(list_name, owner, key(page[-1])) if more else None)
+        return self.cut(list_name, owner, items, key, limit=limit)
 
     def _sign(self, list_name: str, owner: object, payload: bytes) -> bytes:
         scope = f"{list_name}\0{owner}\0".encode()

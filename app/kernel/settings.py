@@ -11,7 +11,16 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 Environment = Literal["development", "production"]
 
@@ -55,10 +64,15 @@ PostgresUrl = Annotated[SecretStr, url_of("postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, url_of("redis", "rediss", "unix")]
 
 
-def _split_list(value: object) -> object:
+def _split(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+# For a field whose variable lists several values.
+BY_COMMAS = BeforeValidator(_split)
+Texts = Annotated[tuple[str, ...], BY_COMMAS]
 
 
 class DatabaseSettings(Section):
@@ -70,7 +84,7 @@ class DatabaseSettings(Section):
         description="DSN of Postgres itself if `url` leads to a pooler; also read from DATABASE_DIRECT_URL. "
         "Migrations and the worker's lock need it.",
     )
-    replica_urls: tuple[PostgresUrl, ...] = Field(
+    replica_urls: Annotated[tuple[PostgresUrl, ...], BY_COMMAS] = Field(
         (), description="DSNs of read replicas, by commas; also read from DATABASE_REPLICA_URLS."
     )
     replica_max_lag: float = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
@@ -85,11 +99,6 @@ class DatabaseSettings(Section):
         default=True,
         description="Send the time-outs as startup parameters. Off behind PgBouncer, where ALTER ROLE sets them.",
     )
-
-    @field_validator("replica_urls", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return _split_list(value)
 
     @model_validator(mode="after")
     def _check_direct_url(self) -> Self:
@@ -136,7 +145,7 @@ class CacheSettings(Section):
 class HttpSettings(Section):
     """The HTTP edge."""
 
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: Texts = ()
     cors_credentials: bool = False
     max_body_bytes: int = Field(1024 * 1024, ge=1024, le=1024**3)
     request_timeout: float = Field(10.0, gt=0, le=600, description="Seconds until a request is given up with 504.")
@@ -145,17 +154,12 @@ class HttpSettings(Section):
     )
     max_waiting: int = Field(128, ge=0, le=100_000, description="Reads that may wait for their turn; as many writes.")
     max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
-    trusted_proxies: tuple[str, ...] = Field((), description="CIDRs whose word is believed on whom they speak for.")
+    trusted_proxies: Texts = Field((), description="CIDRs whose word is believed on whom they speak for.")
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
         "x-forwarded-for", description="The header those proxies set. The other one comes from clients."
     )
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
     docs: bool | None = Field(None, description="Serve /docs. None: in development only.")
-
-    @field_validator("cors_origins", "trusted_proxies", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return _split_list(value)
 
     @field_validator("trusted_proxies")
     @classmethod

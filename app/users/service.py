@@ -289,10 +289,7 @@ async def list_events(
     async with db.read("users.list_events", sees=[events_tag(user_id)]) as conn:
         # One more than wanted tells whether there is another page.
         events = await queries.list_events(conn, user_id, wanted, after, limit + 1)
-    page = events[:limit]
-    if len(events) == len(page):
-        return Page(page, None)
-    return Page(page, cursors.encode(EVENTS_LIST, owner, (page[-1].created_at, page[-1].id)))
+    return cursors.cut(EVENTS_LIST, owner, events, lambda event: (event.created_at, event.id), limit=limit)
 
 
 async def summarise_events(

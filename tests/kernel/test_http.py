@@ -18,6 +18,7 @@ from app.kernel.errors import (
     Conflict,
     FieldError,
     TooManyRequests,
+    escape_pointer,
 )
 from app.kernel.http import (
     Id,
@@ -27,7 +28,6 @@ from app.kernel.http import (
     Timestamp,
     body_etag,
     dump_json,
-    escape_pointer,
     etag_of,
     if_match,
     json_fragment,

@@ -41,9 +41,7 @@ async def find_accounts(
         found = await list_admin_accounts(
             conn, pattern=pattern, status=wanted.status, role=wanted.role, before=before, limit=limit + 1
         )
-    items = found[:limit]
-    more = len(found) > limit
-    return Page(items, cursors.encode(_LIST, scope, (items[-1].user_id,)) if more else None)
+    return cursors.cut(_LIST, scope, found, lambda account: (account.user_id,), limit=limit)
 
 
 async def read_account(db: Database, user_id: UUID) -> AdminAccount:

@@ -40,6 +40,4 @@ async def read_security_events(
     before: UUID | None = cursors.decode(_LIST, user_id, cursor, tuple[UUID])[0] if cursor else None
     async with db.read("identity.security_events") as conn:
         events = await list_security_events(conn, user_id, before, limit + 1)
-    more = len(events) > limit
-    items = events[:limit]
-    return Page(items, cursors.encode(_LIST, user_id, (items[-1].id,)) if more else None)
+    return cursors.cut(_LIST, user_id, events, lambda event: (event.id,), limit=limit)

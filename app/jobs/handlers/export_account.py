@@ -1,6 +1,6 @@
 """The kind `export.account`: a copy of everything that is known about a user."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -8,23 +8,17 @@ from uuid import UUID
 import orjson
 
 from app.identity.api import export_identity
+from app.jobs.handlers.export_events import EVENT_COLUMNS, event_rows
 from app.jobs.queries.invoices import list_invoices
 from app.jobs.queries.submitting import list_jobs
 from app.jobs.queries.webhooks import list_endpoints
 from app.jobs.records import api_state
-from app.jobs.service.exporting import Archive, Column, write_ndjson
+from app.jobs.service.exporting import Archive, write_ndjson
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
 from app.kernel.queue import JobArgs, JobContext, job
-from app.users.api import export_user, iterate_events
+from app.users.api import export_user
 
-_COLUMNS = (
-    Column("id", "text"),
-    Column("kind", "text"),
-    Column("occurred_at", "timestamp"),
-    Column("properties", "json"),
-    Column("created_at", "timestamp"),
-)
 _PAGE = 1_000
 
 
@@ -74,15 +68,9 @@ async def _write_events(
     async def advance(done: int) -> None:
         await ctx.progress(done)
 
-    rows = await write_ndjson(_COLUMNS, _events(conn, user_id), write_items, advance)
+    rows = await write_ndjson(EVENT_COLUMNS, event_rows(conn, user_id), write_items, advance)
     await write(b"\n]\n" if rows else b"[]\n")
     return rows
-
-
-async def _events(conn: CopyConn, user_id: UserId) -> AsyncIterator[Sequence[Any]]:
-    async for event in iterate_events(conn, user_id, None, None):
-        occurred_at, created_at = map(datetime.fromisoformat, (event["occurred_at"], event["created_at"]))
-        yield (str(event["id"]), event["kind"], occurred_at, event["properties"], created_at)
 
 
 async def _jobs(conn: CopyConn, user_id: UserId, now: datetime) -> AsyncIterator[dict[str, Any]]:

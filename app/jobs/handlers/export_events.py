@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from app.jobs.service.exporting import Column, write_ndjson, write_parquet, write_xlsx
 from app.kernel.database import CopyConn
+from app.kernel.ids import UserId
 from app.kernel.queue import JobArgs, JobContext, Moment, job
 from app.users.api import count_events, events_tag, iterate_events, stream_events
 
-_COLUMNS = (
+EVENT_COLUMNS = (
     Column("id", "text"),
     Column("kind", "text"),
     Column("occurred_at", "timestamp"),
@@ -65,15 +66,16 @@ async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str,
 
                 rows = await stream_events(conn, user_id, args.since, args.until, write)
             else:
-                values = _values(conn, ctx, args)
-                rows = await _WRITERS[args.format](_COLUMNS, values, file.write, advance)
+                values = event_rows(conn, user_id, args.since, args.until)
+                rows = await _WRITERS[args.format](EVENT_COLUMNS, values, file.write, advance)
             await advance(rows)
     return {"rows": rows}
 
 
-async def _values(conn: CopyConn, ctx: JobContext, args: ExportEventsArgs) -> AsyncIterator[Sequence[Any]]:
-    if ctx.user_id is None:
-        return
-    async for event in iterate_events(conn, ctx.user_id, args.since, args.until):
+async def event_rows(
+    conn: CopyConn, user_id: UserId, since: datetime | None = None, until: datetime | None = None
+) -> AsyncIterator[Sequence[Any]]:
+    """A user's events as values of `EVENT_COLUMNS`, the oldest first."""
+    async for event in iterate_events(conn, user_id, since, until):
         occurred_at, created_at = map(datetime.fromisoformat, (event["occurred_at"], event["created_at"]))
         yield (str(event["id"]), event["kind"], occurred_at, event["properties"], created_at)

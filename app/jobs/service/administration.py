@@ -42,8 +42,7 @@ async def list_all_jobs(
     wanted = STATE_FILTERS[state] if state is not None else None
     async with db.read("jobs.list_all") as conn:
         found = await queries.list_all_jobs(conn, before=before, state=wanted, now=clock.now(), limit=limit + 1)
-    items = found[:limit]
-    return Page(items, cursors.encode("jobs.all", state, (items[-1].id,)) if len(found) > limit else None)
+    return cursors.cut("jobs.all", state, found, lambda job: (job.id,), limit=limit)
 
 
 async def get_any_job(db: Database, job_id: UUID) -> AdminJob:

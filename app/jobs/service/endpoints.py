@@ -170,8 +170,7 @@ async def list_deliveries(
         found = await queries.list_deliveries(
             conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1
         )
-    items = found[:limit]
-    return Page(items, cursors.encode("deliveries", scope, (items[-1].id,)) if len(found) > limit else None)
+    return cursors.cut("deliveries", scope, found, lambda delivery: (delivery.id,), limit=limit)
 
 
 @retries_conflicts

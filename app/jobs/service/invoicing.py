@@ -66,8 +66,7 @@ async def list_invoices(
     before = cursors.decode("invoices", user_id, cursor, tuple[UUID])[0] if cursor is not None else None
     async with db.read("jobs.invoices") as conn:
         found = await queries.list_invoices(conn, user_id, before=before, limit=limit + 1)
-    items = found[:limit]
-    return Page(items, cursors.encode("invoices", user_id, (items[-1].id,)) if len(found) > limit else None)
+    return cursors.cut("invoices", user_id, found, lambda invoice: (invoice.id,), limit=limit)
 
 
 async def get_pdf(db: Database, clock: Clock, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:

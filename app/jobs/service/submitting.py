@@ -16,7 +16,7 @@ from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
-from app.kernel.errors import FieldError
+from app.kernel.errors import MAX_ERRORS, FieldError, escape_pointer
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
@@ -24,7 +24,6 @@ from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue
 
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
-_MAX_ERRORS = 20
 _UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
 
 
@@ -60,8 +59,8 @@ def parse_args(kind: JobKind[Any], args: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise InvalidArgs(
             errors=[
-                FieldError("/".join(["#/args", *map(_escape, fault["loc"])]), fault["msg"], fault["type"])
-                for fault in error.errors(include_input=False, include_url=False, include_context=False)[:_MAX_ERRORS]
+                FieldError("/".join(["#/args", *map(escape_pointer, fault["loc"])]), fault["msg"], fault["type"])
+                for fault in error.errors(include_input=False, include_url=False, include_context=False)[:MAX_ERRORS]
             ]
         ) from error
     stored: dict[str, Any] = parsed.model_dump(mode="json", exclude_none=True)
@@ -202,8 +201,7 @@ async def list_jobs(
             now=clock.now(),
             limit=limit + 1,
         )
-    items = found[:limit]
-    return Page(items, cursors.encode("jobs", scope, (items[-1].id,)) if len(found) > limit else None)
+    return cursors.cut("jobs", scope, found, lambda job: (job.id,), limit=limit)
 
 
 @retries_conflicts
@@ -265,7 +263,3 @@ def announce(tx: Tx, cache: Cache, *changes: Transition) -> None:
 
 def ref_of(change: Transition) -> JobRef:
     return JobRef(change.id, change.lane, change.user_id, change.priority)
-
-
-def _escape(part: str | int) -> str:
-    return str(part).replace("~", "~0").replace("/", "~1")

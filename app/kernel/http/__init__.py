@@ -8,7 +8,7 @@ records with orjson; the response models only document it, and the tests hold th
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
 from app.kernel.http.direct import DirectRoutes
-from app.kernel.http.json_input import MAX_ERRORS, MAX_JSON_DEPTH, InvalidJson, escape_pointer, parse_json
+from app.kernel.http.json_input import MAX_JSON_DEPTH, InvalidJson, parse_json
 from app.kernel.http.openapi import located, make_openapi, reads_headers
 from app.kernel.http.preferences import asked_to_wait
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
@@ -16,7 +16,6 @@ from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operat
 from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp, example
 
 __all__ = [
-    "MAX_ERRORS",
     "MAX_JSON_DEPTH",
     "PROBLEM_MEDIA_TYPE",
     "DirectRoutes",
@@ -34,7 +33,6 @@ __all__ = [
     "asked_to_wait",
     "body_etag",
     "dump_json",
-    "escape_pointer",
     "etag_of",
     "example",
     "if_match",

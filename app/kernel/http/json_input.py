@@ -5,15 +5,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from app.kernel.errors import (
-    BadRequest,
-    FieldError,
-    Unprocessable,
-)
+from app.kernel.errors import MAX_ERRORS, BadRequest, FieldError, Unprocessable, escape_pointer
 
 # More than any model of ours takes, and less than what the parsers and serializers behind this can bear.
 MAX_JSON_DEPTH = 64
-MAX_ERRORS = 20
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -140,8 +135,3 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def escape_pointer(part: object) -> str:
-    """One part of a JSON pointer (RFC 6901, section 3)."""
-    return str(part).replace("~", "~0").replace("/", "~1")

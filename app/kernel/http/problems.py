@@ -10,6 +10,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 
 from app.kernel.errors import (
+    MAX_ERRORS,
     PROBLEM_MEDIA_TYPE,
     AppError,
     BadRequest,
@@ -32,8 +33,8 @@ from app.kernel.errors import (
     Unavailable,
     Unprocessable,
     UnsupportedMediaType,
+    escape_pointer,
 )
-from app.kernel.http.json_input import MAX_ERRORS, escape_pointer
 from app.kernel.telemetry import request_id_var
 
 

@@ -17,13 +17,14 @@ from starlette.types import Scope
 
 from app.kernel.auth import declared_permission
 from app.kernel.errors import (
+    MAX_ERRORS,
     BadRequest,
     FieldError,
     PayloadTooLarge,
     Unprocessable,
     UnsupportedMediaType,
 )
-from app.kernel.http.json_input import MAX_ERRORS, parse_json
+from app.kernel.http.json_input import parse_json
 
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"
