@@ -34,6 +34,7 @@ from app.kernel.middleware.remembered import AnswerOf, Finished, Remembered
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
+from app.kernel.output import output
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
 from app.kernel.telemetry import configure_logging
@@ -111,6 +112,14 @@ class Onehop(FastAPI):
         return self._native_telemetry.enabled()
 
 
+class _WholeFiles(StaticFiles):
+    """Starlette refuses a `Range` that it does not understand with an answer of its own; there may be none at all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [header for header in scope["headers"] if header[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 def create_app(settings: Settings) -> Onehop:
     """The application of `settings`; nothing is opened before its lifespan begins.
 
@@ -144,7 +153,7 @@ def create_app(settings: Settings) -> Onehop:
         # One flat list: an included router is matched three times for each request, which costs more than the handler.
         app.router.routes.extend(router.routes)
     if has_docs:
-        app.mount("/docs/assets", StaticFiles(directory=DOCS_ASSETS))
+        app.mount("/docs/assets", _WholeFiles(directory=DOCS_ASSETS))
     install_error_handlers(app)
     _check_routes(app)
     return app
@@ -154,6 +163,7 @@ def create_app(settings: Settings) -> Onehop:
 async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
     configure_logging(settings.log, production=settings.is_production)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, output.flush)
         settings = await stack.enter_async_context(embedded_environment(settings))
         resources = make_resources(settings, application_name="onehop-api")
         identity = make_identity(
@@ -185,8 +195,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         )
         app.state.limits.start()
         stack.push_async_callback(app.state.limits.close)
-        access_log = _start_access_log(settings, stack)
-        app.entry = _layers(app, settings, access_log)
+        app.entry = _layers(app, settings, _access_log(settings))
         background = Background()
         background.spawn(_sample_for_ever(app))
         stack.push_async_callback(background.close)
@@ -264,13 +273,10 @@ async def _sample_for_ever(app: FastAPI) -> None:
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 
-def _start_access_log(settings: Settings, stack: AsyncExitStack) -> AccessLog | None:
+def _access_log(settings: Settings) -> AccessLog | None:
     if not settings.log.access:
         return None
-    access_log = AccessLog(json_lines=(settings.log.format or ("json" if settings.is_production else "text")) == "json")
-    access_log.start()
-    stack.push_async_callback(asyncio.to_thread, access_log.stop)
-    return access_log
+    return AccessLog(json_lines=(settings.log.format or ("json" if settings.is_production else "text")) == "json")
 
 
 def _templates(app: FastAPI) -> dict[Any, str]:

@@ -83,11 +83,14 @@ def serve(
     """Serve the API on HOST and PORT."""
     from app.kernel.server import port_problem
     from app.kernel.server import serve as serve_application
+    from app.kernel.telemetry import configure_logging
     from app.settings import load_settings
 
     settings = load_settings()
     if not takeover and (problem := port_problem(settings.host, settings.port)):
         fail(problem)
+    # For the process that watches over several; the others do so again.
+    configure_logging(settings.log, production=settings.is_production)
     serve_application(
         "app.main:app",
         settings.connections,

@@ -2,7 +2,7 @@
 
 Metrics are prometheus_client objects, defined at module level beside what they count and named
 `app_<module>_<noun>_<unit>`; with several API processes they are summed through `PROMETHEUS_MULTIPROC_DIR`. Logs are
-structlog events on standard output.
+structlog events on standard output, which is written by `kernel.output`.
 """
 
 import logging
@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from app.kernel.output import output
 from app.kernel.settings import LogSettings
 
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,6 +43,16 @@ _SECRET_KEYS = frozenset(
         "cookie",
     }
 )
+
+
+class _Handler(logging.Handler):
+    """Leaves each record, as text, to `output`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            output.write(self.format(record).encode(errors="backslashreplace"))
+        except Exception:  # noqa: BLE001 - as the handlers of the standard library: a line that cannot be made harms nobody
+            self.handleError(record)
 
 
 def get_logger(name: str) -> Any:
@@ -73,7 +84,7 @@ def configure_logging(settings: LogSettings, *, production: bool) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Handler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -11,6 +11,7 @@ from time import monotonic
 
 from prometheus_client import Histogram
 
+from app.kernel.output import output
 from app.kernel.telemetry import get_logger
 
 # sysexits.h: an internal fault. Whoever started the process may try again.
@@ -87,14 +88,11 @@ class _Watchdog:
                 is_told = True
                 self._tell("the event loop stands still", late)
             if 0 < self._max_stall < late and not self._stopped.is_set():
-                self._tell("the event loop does not go on, so the process is ended", late).join(_LAST_WORDS_SECONDS)
+                self._tell("the event loop does not go on, so the process is ended", late)
+                output.flush(_LAST_WORDS_SECONDS)
                 os._exit(EXIT_STUCK)
 
-    def _tell(self, event: str, late: float) -> threading.Thread:
-        """Logs from another thread, because what the loop waits for may be the log."""
+    def _tell(self, event: str, late: float) -> None:
         # The frame keeps all its variables alive, so nothing holds it longer than this line.
         stack = traceback.format_stack(sys._current_frames()[self._loop_thread])  # noqa: SLF001 - its documented use
-        values = {"seconds": round(late, 3), "stack": "".join(stack[-_STACK_FRAMES:])}
-        teller = threading.Thread(target=_logger.warning, args=(event,), kwargs=values, daemon=True)
-        teller.start()
-        return teller
+        _logger.warning(event, seconds=round(late, 3), stack="".join(stack[-_STACK_FRAMES:]))

@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from app.kernel.server import serve
-from app.kernel.settings import ConnectionSettings
+from app.kernel.settings import ConnectionSettings, LogSettings
+from app.kernel.telemetry import configure_logging
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -34,6 +35,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def live(receive: Any, send: Any) -> None:
+    configure_logging(LogSettings(), production=True)
     await receive()
     await send({"type": "lifespan.startup.failed" if os.environ.get("FAIL") else "lifespan.startup.complete"})
     await receive()

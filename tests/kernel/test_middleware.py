@@ -17,6 +17,7 @@ from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.request_context import RequestContext
+from app.kernel.output import Output
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import trace_parent_var
 from app.main import create_app
@@ -310,11 +311,14 @@ async def test_no_log_lines_where_they_are_switched_off(settings: Settings, capf
 def test_log_drops_lines_rather_than_grow(
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr("app.kernel.access_log._MAX_WAITING_LINES", 2)
+    monkeypatch.setattr("app.kernel.output._MAX_WAITING_LINES", 2)
+    stuck = Output()
+    monkeypatch.setattr(stuck, "_start", lambda: None)
+    monkeypatch.setattr("app.kernel.access_log.output", stuck)
     log = AccessLog(json_lines=True)
     for _ in range(5):
         log.write("GET", "/x", 200, 0.001, {})
-    log._flush()
+    stuck._write_waiting()
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["request", "request", "log lines dropped"]
     assert lines[2]["lines"] == 3

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from tests.fixtures.application import ROOT, free_port
 from tests.fixtures.waiting import eventually
 
 Process = asyncio.subprocess.Process
+PIPE = asyncio.subprocess.PIPE
 Start = Callable[..., Awaitable[Process]]
 ROOT_REQUEST = request("GET", "/")
 
@@ -32,13 +34,15 @@ async def start(port: int) -> AsyncIterator[Start]:
     """Starts a server on the port of this test, and waits until it answers."""
     started: list[Process] = []
 
-    async def start_one(*, workers: int = 1, grace: int = 5, takeover: bool = False, **variables: str) -> Process:
+    async def start_one(
+        *, workers: int = 1, grace: int = 5, takeover: bool = False, stdout: int = PIPE, **variables: str
+    ) -> Process:
         arguments = [str(port), str(workers), str(grace), *(["takeover"] if takeover else [])]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.kernel.small_application", *arguments),
             cwd=ROOT,
             env={**os.environ, **variables},
-            stdout=asyncio.subprocess.PIPE,
+            stdout=stdout,
             stderr=asyncio.subprocess.DEVNULL,
         )
         started.append(process)
@@ -114,9 +118,25 @@ async def test_a_new_server_takes_over(port: int, start: Start) -> None:
     assert body == f"{new.pid} False".encode()
 
 
-async def test_the_end(port: int, start: Start) -> None:
-    """New connections are served until the delay is over; what is inside is cancelled after the grace."""
-    server = await start(grace=1, DRAIN_DELAY="2")
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """One that takes nothing more, as that of a reader which has stopped."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while os.write(writer, b"-" * 4096):
+            pass
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_the_end(port: int, start: Start, full_pipe: int) -> None:
+    """New connections are served until the delay is over; what is inside is cancelled after the grace. That nobody
+    reads the log changes nothing.
+    """
+    server = await start(grace=1, stdout=full_pipe, DRAIN_DELAY="2")
     waiting = asyncio.create_task(ask(port, request("GET", "/wait")))
     await asyncio.sleep(0.1)
     server.send_signal(signal.SIGTERM)

@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any, cast
 import uvicorn
 
 from app.kernel.embedded.privileges import become
+from app.kernel.output import output
 from app.kernel.server.guard import guard_of
 from app.kernel.settings import ConnectionSettings
 from app.kernel.telemetry import get_logger
@@ -32,6 +32,7 @@ _TICK_SECONDS = 0.05
 _CANCEL_SECONDS = 1.0
 _CLOSE_SECONDS = 3.0
 LAST_SECONDS = 4.5
+_LAST_WORDS_SECONDS = 0.5
 
 
 class Config(uvicorn.Config):
@@ -147,6 +148,6 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
 
 
 def _leave() -> None:
-    sys.stderr.write("The process does not end by itself, so it is ended.\n")
-    sys.stderr.flush()
+    _logger.error("the process does not end by itself, so it is ended")
+    output.flush(_LAST_WORDS_SECONDS)
     os._exit(1)
