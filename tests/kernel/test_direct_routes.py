@@ -170,13 +170,14 @@ READER = Principal(UserId(UUID(int=2)), None, frozenset({"events:read"}), frozen
 
 
 class Callers:
-    """Stands for the layers around: says who calls."""
+    """Stands for the layers around: says who calls, and what they found."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = dict(scope["headers"]).get(b"x-caller")
+        found = scope["found_headers"] = dict(scope["headers"])
+        caller = found.get(b"x-caller")
         if caller is not None:
             scope["principal"] = PERSON if caller == b"person" else READER
         await self._app(scope, receive, send)

@@ -139,6 +139,15 @@ async def test_media_types(planted_client: httpx.AsyncClient, content_type: str 
         assert answer.headers["accept-post"] == "application/json"
 
 
+async def test_bodies_with_a_content_coding(planted_client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert (await planted_client.post("/test/things", json={"name": "x"}, headers=headers)).status_code == 201
+    headers["Content-Encoding"] = "gzip"
+    answer = await planted_client.post("/test/things", json={"name": "x"}, headers=headers)
+    problem_of(answer, 415, "unsupported_media_type")
+    assert answer.headers["accept-encoding"] == "identity"
+
+
 async def test_forms(planted_client: httpx.AsyncClient) -> None:
     assert (await planted_client.post("/test/form", data={"grant": "ü"})).json() == {"grant": "ü"}
     problem_of(await planted_client.post("/test/form", json={"grant": "x"}), 415, "unsupported_media_type")

@@ -21,9 +21,11 @@ HOST = b"Host: onehop.example\r\n"
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the method, path, and body of the request; `/big` with more than any buffer takes."""
+    """Answers with the method, path, and body of the request; `/big` with more than any buffer takes, `/early`
+    without waiting for a body.
+    """
     body = b""
-    more = True
+    more = scope["path"] != "/early"
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -241,6 +243,19 @@ def test_expect(served: Served) -> None:
     received = served.exchange(request(POST, b"Expect: 100-continue", b"Content-Length: 3"), b"abc")
     assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
     assert answers(received) == [b"POST /a abc(open)"]
+    # HTTP/1.0 knows no 100.
+    received = served.exchange(b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_an_answer_instead_of_100_is_the_last(served: Served) -> None:
+    """The body may come or not, so what comes next could be taken for either."""
+    received = served.exchange(request(b"POST /early", b"Expect: 100-continue", b"Content-Length: 30"), request())
+    assert b" 100 " not in received
+    assert b"connection: close" in received
+    assert answers(received) == [b"POST /early "]
+    bodiless = request(b"GET /early", b"Expect: 100-continue")
+    assert answers(served.exchange(bodiless, request())) == [b"GET /early ", b"GET /a (open)"]
 
 
 def test_an_answer_that_is_due_comes_before_the_end(served: Served) -> None:

@@ -34,6 +34,8 @@ _MAX_FORM_BYTES = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
 # What a 415 tells what it would take in (W3C Linked Data Platform, RFC 5789, RFC 9110 section 15.5.16).
 _ACCEPTING = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
+# RFC 9110, section 12.5.3.
+_NO_CODING = {"Accept-Encoding": "identity"}
 _INVALID_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -115,8 +117,11 @@ class Checks:
             _check_encoding(scope.get("raw_path") or b"", "path")
         if scope["query_string"]:
             _check_query(scope["query_string"], self._query_names)
-        if self.body is not None and not (self.body == "json" and _JSON_HEADER in scope["headers"]):
-            self._check_media_type(Headers(scope=scope), self.body)
+        if self.body is not None:
+            if scope["found_headers"].get(b"content-encoding", b"identity") != b"identity":
+                raise UnsupportedMediaType("Send the body without a content coding.", headers=_NO_CODING)
+            if not (self.body == "json" and _JSON_HEADER in scope["headers"]):
+                self._check_media_type(Headers(scope=scope), self.body)
 
     def _check_media_type(self, headers: Headers, body: Literal["json", "form"]) -> None:
         header = headers.get("content-type")

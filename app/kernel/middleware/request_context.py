@@ -33,6 +33,7 @@ _WANTED = frozenset(
         b"x-request-id",
         b"traceparent",
         b"content-length",
+        b"content-encoding",
         b"idempotency-key",
         b"authorization",
         b"if-none-match",

@@ -39,6 +39,8 @@ class Exchange(RequestResponseCycle):
             await self.flow.drain()
         kind = message["type"]
         if kind == "http.response.start" and not self.response_started:
+            if self.waiting_for_100_continue:
+                self._answer_instead_of_100()
             if not self._send_prepared(message) and not self.disconnected:
                 self._send_start(message)
         elif self.disconnected:
@@ -48,6 +50,11 @@ class Exchange(RequestResponseCycle):
         else:
             error = f"{kind} was not to be sent now"
             raise RuntimeError(error)
+
+    def _answer_instead_of_100(self) -> None:
+        """Only the client knows whether the body that it announced still comes (RFC 9110, section 10.1.1)."""
+        if self.more_body and not self.body:
+            self.keep_alive = False
 
     def _send_prepared(self, message: Any) -> bool:
         """Whether it was an answer that comes whole with a prepared head; it has been sent then."""
@@ -141,6 +148,8 @@ class Exchange(RequestResponseCycle):
         """Sends a whole answer that was made without the application."""
         if self.disconnected or self.transport.is_closing():
             return
+        if self.waiting_for_100_continue:
+            self._answer_instead_of_100()
         self.response_started = self.response_complete = True
         if self.keep_alive:
             self.transport.write(answer)

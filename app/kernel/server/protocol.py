@@ -204,7 +204,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.access_log,
             self.server_state.default_headers,
             asyncio.Event(),
-            self.expect_100_continue,
+            self.expect_100_continue and version != "1.0",
             version != "1.0" and parser.should_keep_alive() and not self._guard.is_draining,
             self.on_response_complete,
         )
