@@ -5,7 +5,12 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
+from app.jobs.service.relay import Relay
+from app.kernel.bus import Bus
+from app.kernel.cache import Cache
+from app.kernel.clock import SystemClock
 from app.kernel.embedded import EmbeddedValkey
+from app.settings import Settings
 from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer
 
@@ -79,3 +84,30 @@ async def test_redis_holds_no_more_ids_than_the_window_allows(producer: Producer
             await producer.queue.enqueue(tx, "test.noop", {}, user_id=None)
     assert await producer.redis.client.zcard("jobs:queue:default:0") == 4
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE dispatched_at IS NULL") == 16
+
+
+async def test_ids_that_were_handed_out_together_are_all_found_when_they_get_lost(
+    producer: Producer, connection: Connection, settings: Settings
+) -> None:
+    await connection.execute(
+        """
+        INSERT INTO jobs.jobs (id, kind, lane, priority, args, max_attempts, timeout_seconds, run_at, dispatched_at)
+        SELECT md5(n::text)::uuid, 'test.noop', 'default', 2, '{}', 8, 300, now(), now() - interval '1 minute'
+        FROM generate_series(1, 1100) AS n
+        """
+    )
+    bus = Bus(producer.redis)
+    relay = Relay(
+        producer.db,
+        Cache(settings.cache, producer.redis, bus),
+        producer.queue,
+        bus,
+        clock=SystemClock(),
+        settings=settings.jobs,
+        lanes=("default",),
+        kinds={},
+        schedules=(),
+    )
+    assert await relay.sweep() == 1100
+    assert await producer.redis.client.zcard("jobs:queue:default:0") == 1100
+    assert await relay.sweep() == 0

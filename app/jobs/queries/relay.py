@@ -111,17 +111,17 @@ async def list_waiting_lanes(conn: ReadConn) -> list[str]:
 
 LIST_DISPATCHED_JOBS = """
 SELECT j.id, j.user_id, j.lane, j.priority, j.dispatched_at FROM jobs.jobs AS j
-WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at > $2 AND j.dispatched_at < $3
-ORDER BY j.dispatched_at
-LIMIT $4
+WHERE j.lane = $1 AND j.state = 0 AND (j.dispatched_at, j.id) > ($2, $3::uuid) AND j.dispatched_at < $4
+ORDER BY j.dispatched_at, j.id
+LIMIT $5
 """
 
 
 async def list_dispatched_jobs(
-    conn: ReadConn, lane: str, *, after: datetime, before: datetime, limit: int
+    conn: ReadConn, lane: str, *, after: tuple[datetime, UUID], before: datetime, limit: int
 ) -> list[DispatchedJob]:
-    """Queued jobs that went to Redis between two moments."""
-    return [DispatchedJob(**row) for row in await conn.fetch(LIST_DISPATCHED_JOBS, lane, after, before, limit)]
+    """Queued jobs that went to Redis before a moment, from behind the one that `after` names by moment and id."""
+    return [DispatchedJob(**row) for row in await conn.fetch(LIST_DISPATCHED_JOBS, lane, *after, before, limit)]
 
 
 UNDISPATCH_JOBS = """

@@ -55,9 +55,10 @@ _FOLLOWER_SECONDS = 1.0
 _FROZEN_SECONDS = 10.0
 _LOST_AFTER = timedelta(seconds=15)
 _REFILL = 500
+_MOST_BATCHES = 20
 _USERS_A_TURN = 200
 _NO_USER = UUID(int=0)
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_FROM_THE_BEGINNING = (datetime(1970, 1, 1, tzinfo=UTC), _NO_USER)
 
 
 class Relay:
@@ -85,7 +86,7 @@ class Relay:
         self._lanes = tuple(lanes)
         self._kinds = kinds
         self._schedules = schedules
-        self._swept_until = dict.fromkeys(lanes, _LONG_AGO)
+        self._swept_until = dict.fromkeys(lanes, _FROM_THE_BEGINNING)
         self._last_user: dict[str, UUID] = {}
 
     async def run(self) -> None:
@@ -171,20 +172,30 @@ class Relay:
         return kind in self._kinds and self._kinds[kind].public
 
     async def sweep(self) -> int:
-        """Looks, batch by batch, for ids that should be in Redis and are not; answers how many were missing."""
+        """Looks for ids that should be in Redis and are not, a batch of each lane, and at some more while they are
+        missing; answers how many were brought there.
+        """
         found = 0
         before = self._clock.now() - _LOST_AFTER
         for lane in self._lanes:
-            async with self._db.read("jobs.sweep") as conn:
-                jobs = await queries.list_dispatched_jobs(
-                    conn, lane, after=self._swept_until[lane], before=before, limit=_REFILL
-                )
-            # The next look goes on where this one ended, and starts over at the end of the list.
-            self._swept_until[lane] = jobs[-1].dispatched_at if len(jobs) == _REFILL else _LONG_AGO
-            missing = await self._queue.missing([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs])
-            await self._dispatch(missing, "lost")
-            found += len(missing)
+            for _ in range(_MOST_BATCHES):
+                brought = await self._sweep_batch(lane, before)
+                found += brought
+                if not brought:
+                    break
         return found
+
+    async def _sweep_batch(self, lane: str, before: datetime) -> int:
+        async with self._db.read("jobs.sweep") as conn:
+            jobs = await queries.list_dispatched_jobs(
+                conn, lane, after=self._swept_until[lane], before=before, limit=_REFILL
+            )
+        # The next look goes on where this one ended, and starts over at the end of the list. Jobs that were handed out
+        # together have the same moment, so the id belongs to it.
+        is_end = len(jobs) < _REFILL
+        self._swept_until[lane] = _FROM_THE_BEGINNING if is_end else (jobs[-1].dispatched_at, jobs[-1].id)
+        missing = await self._queue.missing([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs])
+        return await self._dispatch(missing, "lost")
 
     async def check_epoch(self, conn: DirectConn) -> bool:
         """Notices an emptied or replaced Redis and hands all queued rows back to `refill`; answers whether it did."""
