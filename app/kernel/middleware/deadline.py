@@ -38,20 +38,20 @@ class Deadline:
             await self._app(scope, receive, send)
             return
         seconds = self._seconds + (asked_to_wait(scope) if b"prefer" in scope["found_headers"] else 0)
-        exchange = Exchange(self._loop, scope, receive, send, seconds)
-        watched_var.set(exchange)
+        timed = TimedRequest(self._loop, scope, receive, send, seconds)
+        watched_var.set(timed)
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(scope, timed.receive, timed.send)
         except asyncio.CancelledError as error:
-            exchange.explain(error)
+            timed.explain(error)
             raise
         finally:
-            exchange.stop_clock()
+            timed.stop_clock()
             # As in `stop_clock`.
             watched_var.set(None)
 
 
-class Exchange:
+class TimedRequest:
     """One request with its clock. What `asyncio.timeout` does, at a quarter of its cost.
 
     A read whose client goes is given up, unless `on_gone` says otherwise.
@@ -105,7 +105,7 @@ class Exchange:
         self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
-            # A task keeps its context, and that the exchange: a circle that only the collector would find.
+            # A task keeps its context, and that the request: a circle that only the collector would find.
             self._watch = None
 
     def tell_when_gone(self, act: Callable[[], object] | None) -> None:

@@ -18,7 +18,7 @@ from app.kernel.heads import PreparedHead, send_whole
 from app.kernel.http import body_etag, matches_any
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import take_place
-from app.kernel.middleware.deadline import Exchange
+from app.kernel.middleware.deadline import TimedRequest
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import charge
 from app.kernel.resources import Resources
@@ -93,16 +93,16 @@ class ResponseCache:
     ) -> None:
         charge(scope, 1.0)
         capture = _Capture(scope, send)
-        exchange = Exchange(self._loop, scope, receive, send, self._resources.http.request_timeout)
+        timed = TimedRequest(self._loop, scope, receive, send, self._resources.http.request_timeout)
         if not self._cache.is_under_way(key):
-            exchange.on_gone = partial(self._leave, exchange, key)
+            timed.on_gone = partial(self._leave, timed, key)
         fill: Callable[[], Awaitable[CachedAnswer | None]]
         handler = None if scope["query_string"] else read.handler
         if handler is not None:
             scope["route_template"] = read.path
             fill = partial(self._ask_handler, handler, principal)
         else:
-            fill = partial(self._ask_framework, scope, exchange, capture)
+            fill = partial(self._ask_framework, scope, timed, capture)
         answer = None
         try:
             if len(scope["query_string"]) <= _MAX_QUERY_BYTES:
@@ -110,32 +110,32 @@ class ResponseCache:
                     key, read.tags(principal.user_id), fill, renewable=handler is not None
                 )
         except asyncio.CancelledError as error:
-            exchange.explain(error)
+            timed.explain(error)
             raise
         finally:
-            exchange.stop_clock()
-            # It knows the exchange: a circle that only the collector would find.
-            exchange.on_gone = None
+            timed.stop_clock()
+            # It knows the request: a circle that only the collector would find.
+            timed.on_gone = None
         if answer is not None:
             scope["route_template"] = read.path
             await _send_answer(answer, scope, send)
         elif not capture.is_used:
-            await self._app(scope, exchange.receive, _Conditional(scope, send).send)
+            await self._app(scope, timed.receive, _Conditional(scope, send).send)
 
-    async def _ask_framework(self, scope: Scope, exchange: Exchange, capture: "_Capture") -> CachedAnswer | None:
+    async def _ask_framework(self, scope: Scope, timed: TimedRequest, capture: "_Capture") -> CachedAnswer | None:
         # There it gets another clock.
-        exchange.stop_clock()
-        await self._app(scope, exchange.receive, capture.send)
+        timed.stop_clock()
+        await self._app(scope, timed.receive, capture.send)
         return capture.answer
 
     async def _ask_handler(self, handler: Handler, principal: Principal) -> CachedAnswer:
         response = await handler(principal=principal, resources=self._resources)
         return _finished(self._security.added_to(response.raw_headers), bytes(response.body), CachedAnswer.of)
 
-    def _leave(self, exchange: Exchange, key: str) -> None:
+    def _leave(self, timed: TimedRequest, key: str) -> None:
         """The client has gone for whom an answer is made, but others may wait for the same one."""
         if not self._cache.is_shared(key):
-            exchange.give_up(ClientDisconnect)
+            timed.give_up(ClientDisconnect)
 
 
 def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes]:
