@@ -115,7 +115,7 @@ class Throttle:
         return [
             self._bucket("pair", f"{email_canonical}|{network}", 5, _DAY, 1, 900, is_personal=True),
             self._bucket("email", email_canonical, 20, 900, 0, 0, is_personal=False),
-            self._bucket("account", email_canonical, 100, 30 * _DAY, 0, 0, is_personal=True),
+            *self.account_bucket(email_canonical),
             shared,
         ]
 
@@ -131,7 +131,7 @@ class Throttle:
 
     def account_bucket(self, email_canonical: str) -> list[Bucket]:
         """What a password reset opens again."""
-        return [bucket for bucket in self.login_buckets(email_canonical, None, None) if ":account:" in bucket.key]
+        return [self._bucket("account", email_canonical, 100, 30 * _DAY, 0, 0, is_personal=True)]
 
     async def reserve(self, buckets: Sequence[Bucket]) -> None:
         """Takes one attempt from each bucket, or none.
