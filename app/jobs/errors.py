@@ -83,6 +83,11 @@ class TooManyEndpoints(Conflict):
     title = "There are as many webhook endpoints as one account may have"
 
 
+class TooManyStreams(TooManyRequests):
+    code = "too_many_streams"
+    title = "The caller waits for as many jobs as one may at a time"
+
+
 class BacklogFull(TooManyRequests):
     code = "backlog_full"
     title = "Too much work of this kind is waiting"

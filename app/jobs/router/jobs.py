@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from app.jobs.errors import TooManyStreams
 from app.jobs.records import Job, State, api_state
 from app.jobs.router.access import FileReader, JobReader, JobStarter, JobWriter, Runtime, fragment
 from app.jobs.router.files import file_response, file_responses
@@ -122,7 +123,8 @@ async def get_job(
     request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id
 ) -> Response:
     """One of the own jobs."""
-    seconds = asked_to_wait(request.scope)
+    # A preference may be passed over (RFC 7240, section 2).
+    seconds = 0 if runtime.watch.is_full(principal.user_id) else asked_to_wait(request.scope)
     if seconds:
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
@@ -135,9 +137,12 @@ async def get_job(
     return json_response(view, headers=headers, etag=etag_of(job.id, job.version, view["state"]))
 
 
-async def _existing(principal: JobReader, resources: ResourcesDep, job_id: Id) -> UUID:
-    """Answers 404 before a stream begins, because afterwards it is too late for a status."""
-    return (await watching.read_job(resources.db, job_id, principal.user_id)).id
+async def _watchable(principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> UUID:
+    """Answers 404 or 429 before a stream begins, because afterwards it is too late for a status."""
+    job = await watching.read_job(resources.db, job_id, principal.user_id)
+    if runtime.watch.is_full(principal.user_id):
+        raise TooManyStreams
+    return job.id
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
@@ -145,7 +150,7 @@ async def watch_job(
     request: Request,
     resources: ResourcesDep,
     runtime: Runtime,
-    job_id: Annotated[UUID, Depends(_existing)],
+    job_id: Annotated[UUID, Depends(_watchable)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`; or `shutdown`, after which

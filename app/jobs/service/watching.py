@@ -6,7 +6,7 @@ Redis.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -22,6 +22,8 @@ from app.kernel.redis import RedisUnavailable
 
 _CHANNEL = "jobs:changed"
 _UUID_BYTES = 16
+# Places to wait in are few, and each who waits reads from time to time: nobody gets more of a process than these.
+MOST_OF_A_USER = 64
 _LOOK_SECONDS = 5.0
 _LOOK_WITHOUT_BUS_SECONDS = 1.0
 
@@ -32,6 +34,7 @@ class JobWatch:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._watchers: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
+        self._of_users: Counter[UserId] = Counter()
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._wake_all, on_down=self._wake_all)
 
     def attach(self, db: Database) -> None:
@@ -53,14 +56,22 @@ class JobWatch:
         """Seconds after which one should look without having been woken."""
         return _LOOK_SECONDS if self._bus.is_connected else _LOOK_WITHOUT_BUS_SECONDS
 
+    def is_full(self, user_id: UserId) -> bool:
+        """Whether this user watches as many jobs as one may."""
+        return self._of_users[user_id] >= MOST_OF_A_USER
+
     @contextmanager
-    def watching(self, job_id: UUID) -> Iterator[asyncio.Event]:
+    def watching(self, job_id: UUID, user_id: UserId) -> Iterator[asyncio.Event]:
         """An event that is set whenever the job may have changed."""
         event = asyncio.Event()
         self._watchers[job_id].add(event)
+        self._of_users[user_id] += 1
         try:
             yield event
         finally:
+            self._of_users[user_id] -= 1
+            if not self._of_users[user_id]:
+                del self._of_users[user_id]
             self._watchers[job_id].discard(event)
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
@@ -98,7 +109,7 @@ async def follow_job(
     """
     end = None if seconds is None else monotonic() + seconds
     version = -1
-    with watch.watching(job_id) as changed:
+    with watch.watching(job_id, user_id) as changed:
         while True:
             changed.clear()
             if before_each is not None:
