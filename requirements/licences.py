@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
 # The identifiers of SPDX for what packages wrote before there was a field for them.
 _SPDX = {
+    "Apache 2": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
     "BSD License": "BSD-3-Clause",
     "ISC License": "ISC",
