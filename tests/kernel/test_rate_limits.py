@@ -300,7 +300,8 @@ async def test_a_network_is_limited_where_nobody_proves_who_calls(running_app: L
         assert limits_of(refused)[1].startswith('"network";r=0;')
         # Whoever has been recognised before goes on, and so do probes.
         assert (await person.get("/v1/users/me")).status_code == 200
-        assert (await client.get("/livez")).status_code == 200
+        for token in ({}, {"Authorization": "Bearer never-seen"}):
+            assert (await client.get("/livez", headers=token)).status_code == 200
     async with client_from(running_app, "203.0.113.8") as neighbour:
         problem_of(await neighbour.get("/v1/users/me"), 401, "unauthenticated")
 

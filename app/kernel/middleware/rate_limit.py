@@ -13,7 +13,7 @@ from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import request_id_var
 
 # An operator's probes must not compete with whoever shares their network.
-_UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})
+UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})
 _PLACE_OF_ID = "the-id-of-the-request"
 
 
@@ -78,11 +78,11 @@ class RateLimit:
                 scope["paid"] = cost
                 if tokens >= bucket.low:
                     bucket.tokens = tokens
-                elif not await limits.spend(bucket, cost):
+                elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
                     await self._refusal.send(bucket, send)
                     return
             elif (
-                "quota" not in scope and scope["path"] not in _UNLIMITED and not await self._networks.admit(scope, send)
+                "quota" not in scope and scope["path"] not in UNLIMITED and not await self._networks.admit(scope, send)
             ):
                 return
         await self._app(scope, receive, send)
