@@ -152,7 +152,7 @@ class HttpSettings(Section):
     max_in_flight: int = Field(
         256, ge=1, le=100_000, description="Upper bound of the requests worked on at one moment; fewer if latency asks."
     )
-    max_waiting: int = Field(128, ge=0, le=100_000, description="Reads that may wait for their turn; as many writes.")
+    max_waiting: int = Field(160, ge=0, le=100_000, description="Reads that may wait for their turn; as many writes.")
     max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
     trusted_proxies: Texts = Field((), description="CIDRs whose word is believed on whom they speak for.")
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(

@@ -105,7 +105,8 @@ async def test_admission(client: httpx.AsyncClient, held: Held) -> None:
     assert (await client.get("/readyz")).status_code == 200
     metrics = (await client.get("/metrics")).text
     assert 'app_admission_limit{pool="work"}' in metrics
-    # Who waits shortly enough gets the place.
+    # Who waits shortly enough gets the place, once the last refusal is some time ago.
+    await asyncio.sleep(0.3)
     third = asyncio.create_task(client.get("/test/sleep/0"))
     await asyncio.sleep(0.05)
     held.go.set()

@@ -18,7 +18,7 @@ _ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
 # What reads cannot take from writes and writes not from reads; the rest is for who comes first.
 _RESERVED = 0.4
 _LOWEST_LIMIT = 16
-_FIRST_LIMIT = 64
+_FIRST_LIMIT = 32
 _MAX_RETRY_AFTER = 3
 _READS = frozenset({"GET", "HEAD"})
 

@@ -19,13 +19,15 @@ _PROMPT_SECONDS = 0.01
 _WINDOW_SECONDS = 0.1
 _WINDOW_SAMPLES = 10
 _SMOOTHING = 0.2
-_STEP = 4
+_STEP = 2
+# More places than so many times those that are used would only let in a crowd all at once.
+_HEADROOM = 1.5
 _USUAL_WEIGHT = 0.01
 # What is answered from memory says nothing of the load.
 _INSTANT_SECONDS = 0.0002
-# A refusal tells that there is too much to do; so long after it the newest comes first, and hardly anybody waits.
-_CROWDED_SECONDS = 1.0
-_CROWDED_SEATS = 8
+# A refusal tells that there is too much to do; so long after it nobody sits down to wait. Whose place comes free asks
+# again before it would be missed, and waiting costs work and time.
+_CROWDED_SECONDS = 0.25
 
 
 class AdaptiveLimit:
@@ -64,8 +66,7 @@ class AdaptiveLimit:
         gradient = min(1.0, max(0.5, _TOLERANCE * self._expected / self._measured))
         if gradient < 1:
             self._exact = max(self._lowest, self._exact * (1 - _SMOOTHING * (1 - gradient)))
-        elif self._most_used * 2 >= self.value:
-            # More places than are used would only let in a crowd all at once.
+        elif self._most_used * _HEADROOM >= self.value:
             self._exact = min(self._highest, self._exact + _STEP)
         self.value = int(self._exact)
         self._expected = self._measured = 0.0
@@ -104,8 +105,8 @@ class Share:
 class Gate:
     """Places for several classes of requests, and seats for a few that wait.
 
-    Who waits is let in in the order of coming. Once somebody had to be refused it is the newest first: the others have
-    waited so long already that they may be gone, and all would be late if they were served in turn.
+    Who waits is let in in the order of coming. Once somebody had to be refused the seats are closed for a while: who
+    waits in a lasting overload only comes later, and so does everybody behind.
     """
 
     def __init__(self, name: str, limit: AdaptiveLimit | FixedLimit, *, seats: int, max_wait: float) -> None:
@@ -142,9 +143,7 @@ class Gate:
     def has_seat(self, share: Share) -> bool:
         """Whether somebody may wait; who may not counts as refused."""
         now = perf_counter()
-        is_crowded = now < self._crowded_until
-        seats = min(_CROWDED_SEATS, self._seats) if is_crowded else self._seats
-        if len(share.waiting) + share.coming < seats:
+        if now >= self._crowded_until and len(share.waiting) + share.coming < self._seats:
             return True
         self._crowded_until = now + _CROWDED_SECONDS
         share.queue_full += 1
@@ -187,14 +186,12 @@ class Gate:
             self.limit.observe(kind, seconds, now, used=self.used, is_crowded=is_crowded)
 
     def _let_in(self) -> None:
-        is_crowded = perf_counter() < self._crowded_until
         while waiting := [share for share in self.shares if share.waiting]:
             # The class that has the least of its part comes first.
             share = min(waiting, key=lambda share: share.used / (share.part or 1.0))
             if not self.enters(share):
                 return
-            place, _ = share.waiting.pop() if is_crowded else share.waiting.popleft()
-            place.set_result(True)
+            share.waiting.popleft()[0].set_result(True)
 
     def _expire(self) -> None:
         """Turns away those who have waited too long."""
