@@ -36,8 +36,7 @@ class Outbox:
     def put(self, exchange: Unanswered, answer: bytes) -> None:
         self._waiting.append((exchange, answer))
         if not self._is_awake:
-            self._is_awake = True
-            self._loop.call_soon(self._send_some)
+            self._send_some()
 
     def _send_some(self) -> None:
         now, worked = self._loop.time(), thread_time()
