@@ -90,6 +90,9 @@ class DatabaseSettings(Section):
     replica_max_lag: float = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
     pool_size: int = Field(10, ge=1, le=200, description="Connections of one process; fixed, not elastic.")
     export_pool_size: int = Field(2, ge=1, le=20, description="Connections for long snapshots, apart from the pool.")
+    export_timeout: float = Field(
+        10.0, gt=0, le=600, description="A snapshot's statement, or the next piece of a long one, may take so long."
+    )
     acquire_timeout: float = Field(0.25, gt=0, le=10)
     connect_timeout: float = Field(1.0, gt=0, le=30)
     statement_timeout: float = Field(5.0, gt=0, le=300)

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from app.kernel.database import Database, DatabaseUnavailable, SessionLost
+from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.migrations import with_connection
 from tests.faults.proxy import Proxy, black_hole
@@ -221,6 +222,87 @@ async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(
     assert time.perf_counter() - started < 20
     await to_postgres.restore()
     await answers_again(database)
+
+
+MANY = "SELECT generate_series(1, 10000000) AS number"
+Read = Callable[[CopyConn, Callable[[], Awaitable[None]]], Awaitable[None]]
+
+
+async def count(conn: CopyConn, begun: Callable[[], Awaitable[None]]) -> None:
+    await begun()
+    await conn.fetchval("SELECT 1")
+
+
+async def iterate(conn: CopyConn, begun: Callable[[], Awaitable[None]]) -> None:
+    async for row in conn.cursor(MANY, prefetch=1):
+        if row["number"] == 1:
+            await begun()
+
+
+async def copy(conn: CopyConn, begun: Callable[[], Awaitable[None]]) -> None:
+    pieces = 0
+
+    async def take(_: bytes) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 1:
+            await begun()
+
+    await conn.copy_to(MANY, output=take)
+
+
+async def test_an_export_gives_a_hung_server_up_and_its_connection_back(
+    open_database: OpenDatabase, to_postgres: Proxy
+) -> None:
+    reads: list[Read] = [count, iterate, copy]
+    database = await open_database(url=to_postgres.url, export_pool_size=len(reads), export_timeout=1)
+    all_begun = asyncio.Barrier(len(reads) + 1)
+
+    async def begun() -> None:
+        await all_begun.wait()
+        # Here the server stops.
+        await all_begun.wait()
+
+    async def export(read: Read) -> None:
+        async with database.snapshot("test.export") as conn:
+            await read(conn, begun)
+
+    exports = [asyncio.create_task(export(read)) for read in reads]
+    await all_begun.wait()
+    to_postgres.freeze()
+    started = time.perf_counter()
+    await all_begun.wait()
+    outcomes = await asyncio.gather(*exports, return_exceptions=True)
+    # The second that a piece may take, and slack; they would have waited for ever.
+    assert time.perf_counter() - started < 6
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * len(reads)
+    await to_postgres.restore()
+    async with AsyncExitStack() as stack:
+        for _ in reads:
+            conn = await stack.enter_async_context(database.snapshot("test.export"))
+            assert await conn.fetchval("SELECT 1") == 1
+
+
+async def test_an_export_may_take_long_as_long_as_it_goes_on(open_database: OpenDatabase) -> None:
+    database = await open_database(export_timeout=1)
+    pieces: list[bytes] = []
+
+    async def take_slowly(piece: bytes) -> None:
+        pieces.append(piece)
+        await asyncio.sleep(1.2 if len(pieces) == 1 else 0)
+
+    async def copy_slowly() -> int:
+        async with database.snapshot("test.export") as conn:
+            return await conn.copy_to("SELECT generate_series(1, 100000)", output=take_slowly)
+
+    async def iterate_slowly() -> list[int]:
+        async with database.snapshot("test.export") as conn:
+            sql = "SELECT number, pg_sleep(0.4) FROM generate_series(1, 3) AS number"
+            return [row["number"] async for row in conn.cursor(sql, prefetch=1)]
+
+    copied, iterated = await asyncio.gather(copy_slowly(), iterate_slowly())
+    assert (copied, iterated) == (100_000, [1, 2, 3])
+    assert b"".join(pieces) == b"".join(b"%d\n" % number for number in range(1, 100_001))
 
 
 @pytest.fixture

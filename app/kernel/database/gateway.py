@@ -55,7 +55,9 @@ class Database:
         """Makes the pools. Postgres need not be there yet: connections are made when they are needed."""
         command_timeout = self._settings.statement_timeout + 0.5
         self._pool = await self._connector.pool(self._settings.pool_size, command_timeout=command_timeout)
-        self._export_pool = await self._connector.pool(self._settings.export_pool_size, command_timeout=None)
+        self._export_pool = await self._connector.pool(
+            self._settings.export_pool_size, command_timeout=self._settings.export_timeout
+        )
         self._background.spawn(self._warm_up())
         if self._replicas is not None:
             self._replicas.open()
@@ -145,10 +147,11 @@ class Database:
     async def snapshot(self, unit: str, *, sees: Sequence[str] = ()) -> AsyncIterator[CopyConn]:
         """One consistent view for a long read, on a connection apart from the pool of the requests.
 
+        It may take as long as it goes on: what is bounded, by `export_timeout`, is the time until the next piece comes.
         `sees` is that of `read`; but a replica may end what keeps it from replaying (`TransactionConflict`).
         """
         async with self._lend(unit, is_export=True, sees=sees) as loan:
-            conn = CopyConn(self, loan.connection, unit, loan.renew)
+            conn = CopyConn(self, loan.connection, unit, loan.renew, patience=self._settings.export_timeout)
             try:
                 await conn.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 conn.stay()

@@ -123,7 +123,9 @@ class Replica:
         if self.pool is None or self.export_pool is None:
             command_timeout = self._settings.statement_timeout + 0.5
             self.pool = await self._connector.pool(self._settings.pool_size, command_timeout=command_timeout)
-            self.export_pool = await self._connector.pool(self._settings.export_pool_size, command_timeout=None)
+            self.export_pool = await self._connector.pool(
+                self._settings.export_pool_size, command_timeout=self._settings.export_timeout
+            )
         if not is_replica:
             self._set_usable(usable=False, reason="it has been promoted")
         elif lag is None or lag > self._settings.replica_max_lag:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import asyncpg
+from asyncpg.protocol import NO_TIMEOUT
 
 from app.kernel.telemetry import get_logger
 
@@ -183,9 +184,16 @@ class Tx(ReadConn):
 
 
 class CopyConn(ReadConn):
-    """One unchanging view of the database for a long read."""
+    """One unchanging view of the database for a long read, which may go on for any time, but not stand still."""
 
-    __slots__ = ()
+    __slots__ = ("_patience",)
+
+    def __init__(
+        self, database: Gateway, connection: Any, unit: str, renew: Renew | None = None, *, patience: float
+    ) -> None:
+        """`patience`: seconds for each piece of a COPY. The connection bounds statements and a cursor's batches."""
+        super().__init__(database, connection, unit, renew)
+        self._patience = patience
 
     async def cursor(self, sql: str, *args: Any, prefetch: int = 5_000) -> AsyncIterator[Row]:
         """Rows one by one, `prefetch` of them in memory at a time."""
@@ -199,7 +207,20 @@ class CopyConn(ReadConn):
 
     async def copy_to(self, sql: str, *args: Any, output: Callable[[bytes], Awaitable[None]], **options: Any) -> int:
         """Streams `COPY (sql) TO` into `output`; the answer is the number of rows. `options` are asyncpg's."""
-        tag: str = await self._run("copy_from_query", sql, *args, output=output, **options)
+        loop = asyncio.get_running_loop()
+
+        async def pass_on(piece: bytes) -> None:
+            # Whoever takes it may be slow; only Postgres is waited for in vain.
+            watch.reschedule(None)
+            await output(piece)
+            watch.reschedule(loop.time() + self._patience)
+
+        try:
+            async with asyncio.timeout(self._patience) as watch:
+                # asyncpg's own time-out is one for the whole.
+                tag: str = await self._run("copy_from_query", sql, *args, output=pass_on, timeout=NO_TIMEOUT, **options)
+        except TimeoutError as error:
+            raise self._database.translate(error) from error
         return int(tag.removeprefix("COPY "))
 
 
