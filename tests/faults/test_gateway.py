@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost
+from app.kernel.database.pools import Hosts
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.migrations import with_connection
 from tests.faults.proxy import Proxy, black_hole
@@ -205,6 +206,24 @@ async def test_who_has_no_time_for_all_hosts_goes_on_where_they_stopped(
         url = to_postgres.url.replace("127.0.0.1:", f"{hosts},127.0.0.1:")
         database = await open_database(url=f"{url}?sslmode=disable", connect_timeout=5, acquire_timeout=0.25)
         await answers_again(database, 5)
+
+
+async def test_a_host_that_was_slow_once_need_not_wait_for_one_that_says_nothing(
+    database_url: str, to_postgres: Proxy
+) -> None:
+    async with Proxy.before(database_url) as hung:
+        hung.freeze()
+        url = to_postgres.url.replace("127.0.0.1:", f"127.0.0.1:{hung.port},127.0.0.1:")
+        hosts = Hosts(f"{url}?sslmode=disable")
+        (await hosts.connect(timeout=10)).terminate()
+        async with to_postgres.frozen():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(hosts.connect(timeout=10), 0.25)
+        asked, hung_asked = to_postgres.accepted, hung.accepted
+        connecting = asyncio.create_task(hosts.connect(timeout=10))
+        await eventually(lambda: (to_postgres.accepted, hung.accepted) != (asked, hung_asked))
+        assert to_postgres.accepted == asked + 1
+        (await connecting).terminate()
 
 
 async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(

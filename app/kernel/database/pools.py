@@ -81,7 +81,9 @@ class Hosts:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._hosts = _hosts_of(dsn)
+        # The one that made the last connection, and those that have said nothing since somebody waited for them.
         self._preferred = 0
+        self._silent: set[int] = set()
 
     async def connect(self, *_: Any, **options: Any) -> Any:
         """A connection to the first host that is there and takes writes; the arguments are asyncpg's."""
@@ -93,41 +95,61 @@ class Hosts:
         """The same.
 
         asyncpg's own way through several hosts has one time-out for all of them, which a host that swallows packets
-        uses up alone. Here each one has its own, and the next one need not wait for it.
+        uses up alone. Here each one has its own, and the next one need not wait for it. Those that were silent the last
+        time are asked at the end, all at once: one of them may only have been slow.
         """
         dsn = self._dsn
         if len(self._hosts) == 1:
             return await asyncpg.connect(dsn, **options)
         if "target_session_attrs" not in dsn:
             options["target_session_attrs"] = "read-write"
-        waiting = deque(range(len(self._hosts)))
-        waiting.rotate(-self._preferred)
+        steps = self._steps()
         attempts: dict[asyncio.Task[Any], int] = {}
         failure: BaseException = OSError("no host")
         try:
-            while waiting or attempts:
-                if waiting:
-                    # Who has no time for all of them goes on here the next time, and not at the beginning again.
-                    self._preferred = index = waiting.popleft()
+            while steps or attempts:
+                for index in steps.popleft() if steps else ():
                     host, port = self._hosts[index]
                     attempts[asyncio.create_task(asyncpg.connect(dsn, host=host, port=port, **options))] = index
-                finished = await asyncio.wait(
+                finished, _ = await asyncio.wait(
                     attempts,
-                    timeout=_ATTEMPT_DELAY_SECONDS if waiting else None,
+                    timeout=_ATTEMPT_DELAY_SECONDS if steps else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                for attempt in finished[0]:
+                if not finished:
+                    self._silent.update(attempts.values())
+                for attempt in finished:
                     error = attempt.exception()
-                    index = attempts.pop(attempt)
+                    self._note(attempts.pop(attempt), error)
                     if error is None:
-                        self._preferred = index
                         return attempt.result()
                     failure = error
             raise failure
+        except asyncio.CancelledError:
+            # Who has no time for all of them begins with the others the next time.
+            self._silent.update(attempts.values())
+            raise
         finally:
             for attempt in attempts:
                 attempt.add_done_callback(_discard)
                 attempt.cancel()
+
+    def _steps(self) -> deque[list[int]]:
+        """Who is asked after whom."""
+        order = sorted(range(len(self._hosts)), key=lambda index: index != self._preferred)
+        steps = deque([index] for index in order if index not in self._silent)
+        if self._silent:
+            steps.append([index for index in order if index in self._silent])
+        return steps
+
+    def _note(self, index: int, error: BaseException | None) -> None:
+        """Learns from how an attempt ended."""
+        if isinstance(error, TimeoutError):
+            self._silent.add(index)
+            return
+        self._silent.discard(index)
+        if error is None:
+            self._preferred = index
 
 
 class Pool:
@@ -150,6 +172,10 @@ class Pool:
         # asyncpg's is a coroutine that never waits, and whoever comes next must not be faster.
         with suppress(StopIteration):
             self._pool.expire_connections().send(None)
+        # Otherwise asyncpg bids each farewell when it is next due, and waits for an answer.
+        for holder in self._pool._holders:  # type: ignore[attr-defined]  # noqa: SLF001 - nothing else knows the idle ones.
+            if holder.is_idle():
+                holder.terminate()
 
     async def acquire(self, timeout: float) -> Any:
         """A connection, made if there is none; each step may take `timeout` seconds, and so may its release.
