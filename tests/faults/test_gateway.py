@@ -5,9 +5,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+import uvloop
 
 from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost
 from app.kernel.database.pools import Hosts
@@ -241,6 +243,27 @@ async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(
     assert time.perf_counter() - started < 20
     await to_postgres.restore()
     await answers_again(database)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+async def test_a_connection_lost_as_soon_as_it_is_made_is_no_error_of_ours(
+    run: Callable[[Awaitable[None]], None], to_postgres: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = asyncpg.connect
+
+    async def connect_and_lose(*arguments: Any, **options: Any) -> Any:
+        connection = await connect(*arguments, **options)
+        connection.terminate()
+        await asyncio.sleep(0.01)
+        return connection
+
+    async def ask() -> None:
+        lost = await Hosts(to_postgres.url).connect(timeout=10)
+        with pytest.raises(asyncpg.InterfaceError):
+            await lost.fetchval("SELECT 1")
+
+    monkeypatch.setattr(asyncpg, "connect", connect_and_lose)
+    await asyncio.to_thread(run, ask())
 
 
 MANY = "SELECT generate_series(1, 10000000) AS number"

@@ -231,7 +231,10 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
 def _notice_loss(connection: Any, seconds: float) -> None:
     """Breaks the connection if what is sent on it is not acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482)."""
     way: socket.socket = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg shows it to nobody.
-    if way.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+    if way.family == socket.AF_UNIX or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    # It may be lost already, which its first use tells; uvloop says so with the one, asyncio with the other.
+    with suppress(ValueError, OSError):
         way.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
