@@ -1,6 +1,8 @@
 """The database gateway while its server is away, hangs, changes or breaks the connections."""
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -228,6 +230,14 @@ async def test_a_host_that_was_slow_once_need_not_wait_for_one_that_says_nothing
         (await connecting).terminate()
 
 
+async def test_each_connection_gives_up_a_machine_that_acknowledges_nothing(to_postgres: Proxy) -> None:
+    connection = await Hosts(to_postgres.url).connect(timeout=0.3)
+    way = connection._transport.get_extra_info("socket")
+    assert way.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 900
+    connection.terminate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="newer kernels let only root put a filter on a TCP socket")
 async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(
     open_database: OpenDatabase, to_postgres: Proxy
 ) -> None:
