@@ -25,6 +25,10 @@ _pool_connections = Gauge(
     "app_database_pool_connections", "Connections of the pool.", ["state"], multiprocess_mode="livesum"
 )
 _EXPIRY_SECONDS = 0.1
+# As SET LOCAL. Between two pieces it is whoever takes them that needs the time: a slow file store, for instance.
+_UNBOUNDED = """
+SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '15min', true)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ class Database:
             try:
                 await conn.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 conn.stay()
-                await conn.fetch("SET LOCAL statement_timeout = 0")
+                await conn.fetch(_UNBOUNDED)
                 yield conn
             finally:
                 await self._roll_back(conn, loan)
