@@ -115,7 +115,8 @@ class RedisGateway:
             self._succeeded()
             _calls_failed.inc()
             raise RedisUnavailable from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError, RuntimeError) as error:
+            # The last one is uvloop's, where the connection was lost before a command was written to it.
             self._failed()
             raise RedisUnavailable from error
         self._succeeded()

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import redis
+import uvloop
 
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.redis import RedisGateway, RedisUnavailable
@@ -153,3 +154,23 @@ async def test_needs_an_address(open_redis: OpenRedis) -> None:
     settings = (await open_redis())._settings.model_copy(update={"url": None})
     with pytest.raises(ValueError, match="the Redis URL is not set"):
         RedisGateway(settings)
+
+
+async def test_a_connection_lost_before_a_command_is_written(open_redis: OpenRedis) -> None:
+    async def lose_and_write(client: redis.asyncio.Redis) -> None:
+        """As redis-py does while it connects, on uvloop's transport, which raises RuntimeError."""
+        connection = await client.connection_pool.get_connection()
+        try:
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            connection._writer.writelines([b"PING\r\n"])
+        finally:
+            await client.connection_pool.release(connection)
+
+    async def ask() -> None:
+        gateway = await open_redis()
+        with pytest.raises(RedisUnavailable):
+            await gateway.call(lose_and_write)
+        await gateway.close()
+
+    await asyncio.to_thread(uvloop.run, ask())
