@@ -26,7 +26,7 @@ _pool_connections = Gauge(
 )
 _EXPIRY_SECONDS = 0.1
 # As SET LOCAL. Between two pieces it is whoever takes them that needs the time: a slow file store, for instance.
-_UNBOUNDED = """
+_SNAPSHOT_TIMEOUTS = """
 SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '15min', true)
 """
 
@@ -159,7 +159,7 @@ class Database:
             try:
                 await conn.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 conn.stay()
-                await conn.fetch(_UNBOUNDED)
+                await conn.fetch(_SNAPSHOT_TIMEOUTS)
                 yield conn
             finally:
                 await self._roll_back(conn, loan)
