@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from app.kernel.background import end_tasks
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis import LOST_ERRORS, RedisGateway, RedisUnavailable
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -82,7 +80,7 @@ class Bus:
         while True:
             try:
                 await self._receive()
-            except (RedisError, RedisUnavailable, OSError, TimeoutError) as error:
+            except (*LOST_ERRORS, RedisUnavailable) as error:
                 self._failure = str(error) or type(error).__name__
                 _logger.debug("bus connection lost", error=type(error).__name__)
             except Exception:

@@ -21,6 +21,9 @@ from app.kernel.settings import RedisSettings
 
 T = TypeVar("T")
 
+# What redis-py raises when the server is ill or gone. The last one is uvloop's, where the connection was lost before a
+# command was written to it.
+LOST_ERRORS = (RedisError, OSError, TimeoutError, RuntimeError)
 _MEMORY_SECONDS = 2.0
 
 _calls_total = Counter("app_redis_calls", "Round trips to Redis.", ["outcome"])
@@ -115,8 +118,7 @@ class RedisGateway:
             self._succeeded()
             _calls_failed.inc()
             raise RedisUnavailable from error
-        except (RedisError, OSError, TimeoutError, RuntimeError) as error:
-            # The last one is uvloop's, where the connection was lost before a command was written to it.
+        except LOST_ERRORS as error:
             self._failed()
             raise RedisUnavailable from error
         self._succeeded()
@@ -138,7 +140,7 @@ class RedisGateway:
             async with asyncio.timeout(_MEMORY_SECONDS):
                 info = await client.info("memory")
             return Memory(info["maxmemory_policy"], int(info["maxmemory"]))
-        except (RedisError, OSError, TimeoutError, KeyError) as error:
+        except (*LOST_ERRORS, KeyError) as error:
             raise RedisUnavailable from error
         finally:
             await client.aclose()

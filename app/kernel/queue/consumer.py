@@ -22,6 +22,7 @@ from app.kernel.background import is_set_within
 from app.kernel.errors import Unavailable
 from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, Queue
 from app.kernel.queue.slots import Executor, Runner
+from app.kernel.redis import LOST_ERRORS
 from app.kernel.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ async def consume(ring: int, queue: Queue, runner: Runner, executor: Executor) -
         redis = ArqRedis.from_url(queue.urls[ring], socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
         try:
             await Consumer(redis, queue, ring, runner, executor).async_run()
-        except (TimeoutError, RedisError, OSError) as error:
+        except LOST_ERRORS as error:
             logger.warning("jobs.redis_lost", ring=ring, error=type(error).__name__, reason=str(error))
             await _consume_directly(redis, runner, executor)
         finally:
@@ -235,7 +236,7 @@ async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor)
                 try:
                     async with asyncio.timeout(_REDIS_TIMEOUT):
                         await redis.ping()
-                except (RedisError, OSError, TimeoutError):
+                except LOST_ERRORS:
                     continue
                 logger.info("jobs.redis_back")
                 return
