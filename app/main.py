@@ -37,7 +37,7 @@ from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.output import output
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
-from app.kernel.telemetry import configure_logging
+from app.kernel.telemetry import configure_logging, get_logger
 from app.settings import Settings, load_settings
 from app.users import api as users
 from app.users import router as users_router
@@ -60,6 +60,7 @@ TAGS = {
 }
 
 _SAMPLE_SECONDS = 1.0
+_logger = get_logger(__name__)
 
 ROUTERS = (
     core.router,
@@ -262,7 +263,11 @@ async def _sample_for_ever(app: FastAPI) -> None:
     """Gauges follow once a second instead of with each request."""
     while True:
         for sample in app.state.samplers:
-            sample()
+            try:
+                sample()
+            except Exception:
+                # Without this loop the metrics would stand still, and look well.
+                _logger.exception("sampling gauges failed")
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 

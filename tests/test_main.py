@@ -65,3 +65,16 @@ async def test_starting_and_stopping_leaves_nothing_behind(settings: Settings, f
             assert app.state.resources.bus.is_connected
         await eventually(lambda: asyncio.all_tasks() <= before)
     gc.collect()
+
+
+async def test_gauges_follow_though_one_of_them_fails(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[float] = []
+
+    def fail() -> None:
+        raise ValueError
+
+    monkeypatch.setattr(main, "_SAMPLE_SECONDS", 0.01)
+    app = main.create_app(settings)
+    async with Lifespan(app).running():
+        app.state.samplers = (fail, lambda: sampled.append(1.0))
+        await eventually(lambda: len(sampled) > 1)
