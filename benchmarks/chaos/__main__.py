@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import os
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -36,6 +37,7 @@ BEFORE = "before"
 _EVERYWHERE = frozenset(os.sched_getaffinity(0))
 _SETTINGS = {"APP_WORKERS": "2", "APP_IDENTITY_HASH_MEMORY_KIB": "4096", "APP_LOG_ACCESS": "false"}
 _SERVER_ERROR = "5"
+_KEPT_LOG = Path(tempfile.gettempdir()) / "onehop-chaos-api.log"
 
 
 async def run(seconds: float, seed: int, output: Path) -> int:
@@ -58,6 +60,9 @@ async def run(seconds: float, seed: int, output: Path) -> int:
             await asyncio.gather(*working)
             await judge(bench, verdicts, ledger, callers)
             _judge_answers(verdicts, ledger)
+            if ledger.failures:
+                shutil.copy(stage.api.log, _KEPT_LOG)
+                print(f"       what the API logged: {_KEPT_LOG}")
     about = (
         f"`make chaos`: {CALLERS} callers, two API processes and a worker for {seconds:.0f} s, with {broken.total()} "
         f"faults of {FAULT_SECONDS:.0f} s and {REST_SECONDS:.0f} s between them (seed {seed}). Figures of time are "
