@@ -98,6 +98,7 @@ class DatabaseSettings(Section):
     statement_timeout: float = Field(5.0, gt=0, le=300)
     lock_timeout: float = Field(1.0, gt=0, le=60)
     idle_in_transaction_timeout: float = Field(10.0, gt=0, le=600)
+    transaction_timeout: float = Field(30.0, gt=0, le=600, description="In force with PostgreSQL 17 or newer.")
     session_settings: bool = Field(
         default=True,
         description="Send the time-outs as startup parameters. Off behind PgBouncer, where ALTER ROLE sets them.",

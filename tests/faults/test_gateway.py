@@ -276,8 +276,8 @@ async def test_a_connection_lost_as_soon_as_it_is_made_is_no_error_of_ours(
     await asyncio.to_thread(run, ask())
 
 
-async def test_who_takes_an_export_may_take_longer_than_a_transaction_may_idle(open_database: OpenDatabase) -> None:
-    database = await open_database(idle_in_transaction_timeout=0.1)
+async def test_an_export_may_take_and_idle_longer_than_a_transaction(open_database: OpenDatabase) -> None:
+    database = await open_database(idle_in_transaction_timeout=0.1, transaction_timeout=0.1)
     numbers = []
     async with database.snapshot("test.export") as conn:
         async for row in conn.cursor("SELECT generate_series(1, 3) AS number", prefetch=1):

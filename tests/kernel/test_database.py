@@ -282,6 +282,22 @@ async def test_slow_statement_is_stopped_by_the_server(open_database: OpenDataba
     await pool_becomes_whole(database)
 
 
+async def test_a_transaction_of_many_statements_is_ended_by_the_server(
+    open_database: OpenDatabase, accounts: Connection
+) -> None:
+    database = await open_database(transaction_timeout=0.2)
+    slept = 0
+    with pytest.raises(DatabaseUnavailable):
+        async with database.transaction("test.long") as tx:
+            await tx.execute(ADD, "a", 1)
+            for _ in range(200):
+                await tx.fetchval("SELECT pg_sleep(0.05)")
+                slept += 1
+    assert slept < 10
+    assert await accounts.fetchval(AMOUNTS) == [10, 10]
+    await pool_becomes_whole(database)
+
+
 async def test_lock_is_not_waited_for_long(open_database: OpenDatabase, accounts: Connection) -> None:
     database = await open_database(lock_timeout=0.2)
     async with accounts.transaction():
@@ -408,10 +424,12 @@ async def test_connections_carry_no_session_state(open_database: OpenDatabase, a
         await tx.execute("SET LOCAL statement_timeout = 77")
     async with database.read("test.read") as conn:
         assert await conn.fetchval("SHOW statement_timeout") == "7s"
+        assert await conn.fetchval("SHOW transaction_timeout") == "30s"
         assert await conn.fetchval("SHOW TimeZone") == "UTC"
     behind_a_pooler = await open_database(session_settings="false")
     async with behind_a_pooler.read("test.read") as conn:
         assert await conn.fetchval("SHOW statement_timeout") == "0"
+        assert await conn.fetchval("SHOW transaction_timeout") == "0"
 
 
 async def test_unopened_gateway_is_unavailable(database_url: str, open_database: OpenDatabase) -> None:

@@ -63,7 +63,7 @@ def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read f
         asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.InvalidCachedStatementError,
     ):
         return TransactionConflict()
-    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError):
+    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError | asyncpg.TransactionTimeoutError):
         return DatabaseUnavailable("The statement took too long.")
     if isinstance(error, asyncpg.InsufficientResourcesError):
         _logger.error("postgres is out of resources", error=type(error).__name__)

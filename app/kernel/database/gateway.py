@@ -27,7 +27,10 @@ _pool_connections = Gauge(
 _EXPIRY_SECONDS = 0.1
 # As SET LOCAL. Between two pieces it is whoever takes them that needs the time: a slow file store, for instance.
 _SNAPSHOT_TIMEOUTS = """
-SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '15min', true)
+SELECT set_config(name, wanted.value, true)
+  FROM (VALUES ('statement_timeout', '0'), ('idle_in_transaction_session_timeout', '15min'),
+               ('transaction_timeout', '0')) AS wanted (name, value)
+  JOIN pg_catalog.pg_settings USING (name)
 """
 
 

@@ -26,6 +26,7 @@ _DEFAULT_PORT = 5432
 # As many times as long as for a connection: a machine that acknowledges nothing meanwhile is gone. One whose server is
 # slow, or stopped, acknowledges.
 _PATIENCE = 3
+_KNOWS_TRANSACTION_TIMEOUT = (17,)
 # While it is at work on a statement, the server looks so often whether its client is still there.
 _LOOK_FOR_CLIENT = "1s"
 
@@ -70,9 +71,16 @@ class Connector:
             statement_cache_size=512,
             max_cached_statement_lifetime=0,
             server_settings=session,
+            init=self._bound_transactions,
             reset=_no_reset,
         )
         return Pool(pool, size)
+
+    async def _bound_transactions(self, connection: Any) -> None:
+        # Not a startup parameter, because an older server refuses those that it does not know.
+        if self._settings.session_settings and connection.get_server_version() >= _KNOWS_TRANSACTION_TIMEOUT:
+            timeout = _milliseconds(self._settings.transaction_timeout)
+            await connection.execute("SELECT set_config('transaction_timeout', $1, false)", timeout)
 
 
 class Hosts:
