@@ -152,7 +152,7 @@ class Failover:
         bound = 3 * _POOL_SIZE
         self._verdicts.at_most(f"{title}: commits that wait at a time", waiting, bound, "(of three processes)")
         self._verdicts.at_most(
-            f"{title}: reads fail for, s", max(read_failures, default=0.0), 6.5, f"({len(read_failures)} probes)"
+            f"{title}: reads fail for, s", max(read_failures, default=0.0), 1, f"({len(read_failures)} probes)"
         )
         status, tokens = await refresh
         self._verdicts.equal(f"{title}: a refresh repeated until it is answered", status, 200)

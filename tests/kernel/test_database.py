@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -27,6 +28,7 @@ INSERT INTO accounts VALUES ('a', 10), ('b', 10);
 """
 ADD = "UPDATE accounts SET amount = amount + $2 WHERE name = $1"
 AMOUNTS = "SELECT array_agg(amount ORDER BY name) FROM accounts"
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 @pytest.fixture
@@ -249,6 +251,36 @@ async def test_full_pool_answers_soon(open_database: OpenDatabase, accounts: Con
     assert raised.value.headers == {"Retry-After": "1"}
     async with database.read("test.other") as conn:
         assert await conn.fetchval("SELECT 1") == 1
+
+
+async def test_reads_go_on_while_writes_wait(open_database: OpenDatabase, accounts: Connection) -> None:
+    database = await open_database(pool_size=5, acquire_timeout=0.05, lock_timeout=20, statement_timeout=20)
+    await pool_becomes_whole(database)
+
+    async def add() -> None:
+        async with database.statement("test.add") as tx:
+            await tx.execute(ADD, "a", 1)
+
+    async def writers_wait() -> bool:
+        return bool(await accounts.fetchval(WAITING) == 4)
+
+    async with AsyncExitStack() as reads:
+        for _ in range(5):
+            await reads.enter_async_context(database.read("test.holder"))
+        for _ in range(5):
+            with pytest.raises(PoolExhausted):
+                await add()
+    async with accounts.transaction():
+        await accounts.execute(ADD, "a", 1)
+        # As many as ever: those that waited in vain hold nothing.
+        writers = [asyncio.create_task(add()) for _ in range(4)]
+        await eventually(writers_wait)
+        with pytest.raises(PoolExhausted):
+            await add()
+        async with database.read("test.read") as conn:
+            assert await conn.fetchval(AMOUNTS) == [10, 10]
+    await asyncio.gather(*writers)
+    assert await accounts.fetchval(AMOUNTS) == [15, 10]
 
 
 async def test_nobody_overtakes_who_waits_for_a_connection(open_database: OpenDatabase, accounts: Connection) -> None:

@@ -113,7 +113,7 @@ class Database:
         tx: Tx | None = None
         self._stalls.check()
         try:
-            async with self._lend(unit) as loan:
+            async with self._lend(unit, writes=True) as loan:
                 tx = Tx(self, loan.connection, unit, loan.renew_if_refused, single=True)
                 try:
                     yield tx
@@ -131,7 +131,7 @@ class Database:
         tx: Tx | None = None
         self._stalls.check()
         try:
-            async with self._lend(unit) as loan:
+            async with self._lend(unit, writes=True) as loan:
                 tx = Tx(self, loan.connection, unit, loan.renew, single=False)
                 try:
                     await tx.execute("BEGIN")
@@ -220,11 +220,13 @@ class Database:
                 pool.expire()
 
     @asynccontextmanager
-    async def _lend(self, unit: str, *, is_export: bool = False, sees: Sequence[str] = ()) -> AsyncIterator[Loan]:
+    async def _lend(
+        self, unit: str, *, writes: bool = False, is_export: bool = False, sees: Sequence[str] = ()
+    ) -> AsyncIterator[Loan]:
         pool = self._export_pool if is_export else self._pool
         if pool is None:
             raise DatabaseUnavailable
-        loan = Loan(self, pool, unit, self._settings.acquire_timeout)
+        loan = Loan(self, pool, unit, self._settings.acquire_timeout, writes=writes)
         if sees and self._replicas is not None and (replica := await self._replicas.choose(sees)) is not None:
             loan.prefer(replica, replica.export_pool if is_export else replica.pool)
         await loan.begin()

@@ -47,14 +47,16 @@ class Loan:
         "_replica_pool",
         "_timeout",
         "_unit",
+        "_writes",
         "connection",
     )
 
-    def __init__(self, lender: Lender, pool: Pool, unit: str, timeout: float) -> None:
+    def __init__(self, lender: Lender, pool: Pool, unit: str, timeout: float, *, writes: bool) -> None:
         self._lender = lender
         self._pool = pool
         self._unit = unit
         self._timeout = timeout
+        self._writes = writes
         self._replica: Replica | None = None
         self._replica_pool: Pool | None = None
         self._lent_by = pool
@@ -82,7 +84,7 @@ class Loan:
 
     async def _acquire(self, *, may_fail: bool = True) -> Any:
         try:
-            return await self._pool.acquire(self._timeout)
+            return await self._pool.acquire(self._timeout, writes=self._writes)
         except TimeoutError as error:
             raise DatabaseUnavailable from error
         except CONNECT_ERRORS as error:
@@ -97,7 +99,7 @@ class Loan:
             return
         connection, self.connection = self.connection, None
         try:
-            await self._lent_by.release(connection)
+            await self._lent_by.release(connection, writes=self._writes)
         except CONNECT_ERRORS:
             _terminate(connection)
         _unit_seconds.labels(self._unit).observe(perf_counter() - self._acquired_at)

@@ -27,6 +27,8 @@ _DEFAULT_PORT = 5432
 # slow, or stopped, acknowledges.
 _PATIENCE = 3
 _KNOWS_TRANSACTION_TIMEOUT = (17,)
+# One connection in so many is for reads alone.
+_READERS_SHARE = 5
 # While it is at work on a statement, the server looks so often whether its client is still there.
 _LOOK_FOR_CLIENT = "1s"
 
@@ -163,11 +165,13 @@ class Hosts:
 class Pool:
     """asyncpg's pool with a queue before it: there, a newcomer may take what somebody else was woken for, who then
     waits again behind all others. With many more callers than connections some wait until their time is over.
+    Writes get four fifths of the connections, so that reads go on while writes wait for a lock or for a standby.
     """
 
     def __init__(self, pool: "asyncpg.Pool[Row]", size: int) -> None:
         self._pool = pool
         self._turns = asyncio.Semaphore(size)
+        self._writers = asyncio.Semaphore(size - size // _READERS_SHARE)
         self.terminate = pool.terminate
 
     @property
@@ -185,32 +189,48 @@ class Pool:
             if holder.is_idle():
                 holder.terminate()
 
-    async def acquire(self, timeout: float) -> Any:
+    async def acquire(self, timeout: float, *, writes: bool = False) -> Any:
         """A connection, made if there is none; each step may take `timeout` seconds, and so may its release.
 
         Raises:
             PoolExhausted: there was no turn in that time. TimeoutError and what else making a connection raises.
         """
-        if self._turns.locked():
+        if self._turns.locked() or (writes and self._writers.locked()):
             try:
                 async with asyncio.timeout(timeout):
-                    await self._turns.acquire()
+                    await self._take_turn(writes=writes)
             except TimeoutError as error:
                 raise PoolExhausted from error
         else:
-            await self._turns.acquire()
+            await self._take_turn(writes=writes)
         try:
             # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
             return await self._pool.acquire(timeout=timeout)
         except BaseException:
-            self._turns.release()
+            self._end_turn(writes=writes)
             raise
 
-    async def release(self, connection: Any) -> None:
+    async def release(self, connection: Any, *, writes: bool = False) -> None:
+        """Gives back what was acquired, with the same `writes`."""
         try:
             await self._pool.release(connection)
         finally:
-            self._turns.release()
+            self._end_turn(writes=writes)
+
+    async def _take_turn(self, *, writes: bool) -> None:
+        if writes:
+            await self._writers.acquire()
+        try:
+            await self._turns.acquire()
+        except BaseException:
+            if writes:
+                self._writers.release()
+            raise
+
+    def _end_turn(self, *, writes: bool) -> None:
+        self._turns.release()
+        if writes:
+            self._writers.release()
 
     async def close(self) -> None:
         """Waits for the units under way, at most five seconds, then closes all connections."""
