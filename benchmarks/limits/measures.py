@@ -256,7 +256,7 @@ class Limits:
 
     async def overload(self) -> None:
         """P12: work that no cache saves, asked for ten times as often as it can be done."""
-        seconds = 30.0 if self.sizes.floods > 1 else 5.0
+        seconds = 30.0 if self.sizes.floods > 1 else 10.0
         for what, requests in overload.workloads(self.bench).items():
             async with self.bench.running() as product:
                 await drive(product, requests, seconds=1)

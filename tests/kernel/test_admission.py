@@ -274,3 +274,26 @@ async def test_refusals_do_not_displace_other_work() -> None:
     # A twentieth of what the turn took, and at least one.
     assert turns > 30
     await eventually(lambda: Answered.sent == 120)
+
+
+async def test_refusals_stay_few_though_a_busy_loop_pauses_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = worked = 0.0
+
+    class Quick:
+        sent = 0
+
+        def take(self, _: bytes) -> None:
+            nonlocal now, worked
+            Quick.sent += 1
+            now, worked = now + 0.00001, worked + 0.00001
+
+    monkeypatch.setattr("app.kernel.server.outbox.monotonic", lambda: now)
+    monkeypatch.setattr("app.kernel.server.outbox.thread_time", lambda: worked)
+    outbox = Outbox(asyncio.get_running_loop())
+    for _ in range(200):
+        now += 0.0003
+        for _ in range(10):
+            now, worked = now + 0.00007, worked + 0.00007
+            outbox.put(Quick(), b"")
+    # What was saved before, a millisecond; since then a hundredth of the time would be as much again and a half.
+    assert 100 <= Quick.sent < 300

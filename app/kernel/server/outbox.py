@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from time import thread_time
+from time import monotonic, thread_time
 from typing import Protocol
 
 # Of the time while the event loop is busy, ...
@@ -30,7 +30,7 @@ class Outbox:
         self._is_awake = False
         # Computing time that refusals may take now; below zero what the last one took too much.
         self._credit = _MOST_SAVED_SECONDS
-        self._paid_at = loop.time()
+        self._paid_at = monotonic()
         self._worked = thread_time()
 
     def put(self, exchange: Unanswered, answer: bytes) -> None:
@@ -39,11 +39,13 @@ class Outbox:
             self._send_some()
 
     def _send_some(self) -> None:
-        now, worked = self._loop.time(), thread_time()
-        passed, busy = now - self._paid_at, worked - self._worked
-        earned = passed * _PART_OF_BUSY + max(0.0, passed * _BUSY_PART - busy)
-        self._credit = min(self._credit + earned, _MOST_SAVED_SECONDS)
-        self._paid_at, self._worked = now, worked
+        now, worked = monotonic(), thread_time()
+        passed = now - self._paid_at
+        # Between two refusals of one turn of the loop there is no time to see how busy it is.
+        if passed >= _TICK_SECONDS:
+            earned = passed * _PART_OF_BUSY + max(0.0, passed * _BUSY_PART - (worked - self._worked))
+            self._credit = min(self._credit + earned, _MOST_SAVED_SECONDS)
+            self._paid_at, self._worked = now, worked
         waiting = self._waiting
         while waiting and self._credit > 0:
             exchange, answer = waiting.popleft()
