@@ -30,7 +30,7 @@ from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
 from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
-from app.kernel.middleware.remembered import AnswerOf, Finished, Remembered
+from app.kernel.middleware.remembered import AnswerOf, Finished, LocalAnswers, Remembered
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
@@ -232,6 +232,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         stack,
         settings.http,
         remembered=remembered,
+        lies_in_memory=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
         long_polls=LONG_POLLS,
         log_ins=_log_ins(app),
         max_log_ins=app.state.identity.hashing.places,

@@ -170,6 +170,32 @@ async def test_what_is_in_memory_needs_no_place(client: httpx.AsyncClient, held:
     assert (await person.get("/v1/users/me/preferences")).status_code == 200
 
 
+@pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="0")
+async def test_what_might_be_in_memory_and_is_not_is_refused_as_early(client: httpx.AsyncClient, held: Held) -> None:
+    person = await register(client)
+    page, other = "/v1/users/me/events?limit=20", "/v1/users/me/events?limit=10"
+    assert (await person.get(page)).status_code == 200
+    (inside,) = await fill(client, held, 1)
+    # The first one is found out late at most, in its layer, and measured as any answer.
+    problem_of(await person.get(other), 503, "overloaded")
+    before = await measured(client)
+    for path in (other, "/v1/users/me", "/v1/overview"):
+        problem_of(await person.get(path), 503, "overloaded")
+    assert await measured(client) == before
+    assert (await person.get(page)).status_code == 200
+    assert (await person.request("HEAD", page)).status_code == 200
+    held.go.set()
+    assert (await inside).status_code == 200
+    assert (await person.get(other)).status_code == 200
+
+
+async def measured(client: httpx.AsyncClient) -> float:
+    """How many refusals went through the layers."""
+    metrics = (await client.get("/metrics")).text
+    pattern = r'http_server_request_duration_seconds_count\{.*http_response_status_code="503".*\} ([\d.]+)'
+    return sum(float(count) for count in re.findall(pattern, metrics))
+
+
 @pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="5", APP_HTTP_MAX_WAITING="0")
 async def test_reads_leave_places_for_writes(client: httpx.AsyncClient, held: Held) -> None:
     await fill(client, held, 5)

@@ -355,7 +355,15 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
 
     scope = {"type": "http", "method": "HEAD", "path": "/", "headers": [], "query_string": b""}
     async with asyncio.timeout(10):
-        admission = Admission(endless, HttpSettings(), remembered=(), long_polls=(), log_ins=(), max_log_ins=1)
+        admission = Admission(
+            endless,
+            HttpSettings(),
+            remembered=(),
+            lies_in_memory=lambda _: False,
+            long_polls=(),
+            log_ins=(),
+            max_log_ins=1,
+        )
         await RequestContext(admission, HttpSettings(), None, {}, admission)(scope, receive, send)
         await ended.wait()
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]

@@ -1,7 +1,7 @@
 """Lets in as many requests as can be worked on, lets a few wait shortly, and refuses the rest early and cheaply."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import cycle
 from time import perf_counter
 
@@ -32,10 +32,10 @@ class Admission:
     """Reads and writes have places by what latency allows, log-ins as many as there are hashes at one time, and those
     that wait for a job (`Prefer: wait=N`) have places of their own, because they do nothing meanwhile.
 
-    `remembered` are the paths whose answers may come from memory. Those are looked up even when all places are taken,
-    since refusing would cost as much; only what is not found there needs a place (`take_place`). `long_polls` are
-    beginnings of paths where a caller may ask to wait; `log_ins` are methods and paths of requests that hash a
-    password.
+    `remembered` are the paths whose answers may come from memory, and `lies_in_memory` tells of a request whether its
+    answer does: that is given even when all places are taken, since refusing would cost as much. Only what is not found
+    there needs a place (`take_place`). `long_polls` are beginnings of paths where a caller may ask to wait; `log_ins`
+    are methods and paths of requests that hash a password.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Admission:
         settings: HttpSettings,
         *,
         remembered: Collection[str],
+        lies_in_memory: Callable[[Scope], bool],
         long_polls: tuple[str, ...],
         log_ins: Collection[tuple[str, str]],
         max_log_ins: int,
@@ -53,13 +54,15 @@ class Admission:
         self.is_pressed = False
         highest = settings.max_in_flight
         limit = AdaptiveLimit(lowest=min(_LOWEST_LIMIT, highest), start=min(_FIRST_LIMIT, highest), highest=highest)
-        work = Gate("work", limit, seats=settings.max_waiting, max_wait=settings.max_wait)
+        feel = self._feel_pressure
+        work = Gate("work", limit, seats=settings.max_waiting, max_wait=settings.max_wait, on_full=feel)
         self._reads = Share("read", work, _RESERVED)
         self._writes = Share("write", work, _RESERVED)
-        self._log_ins = Share("log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0))
-        self._waits = Share("wait", Gate("wait", FixedLimit(highest), seats=0, max_wait=0))
+        self._log_ins = Share("log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0, on_full=feel))
+        self._waits = Share("wait", Gate("wait", FixedLimit(highest), seats=0, max_wait=0, on_full=feel))
         self._gates = (work, self._log_ins.gate, self._waits.gate)
         self._remembered = frozenset(remembered)
+        self._lies_in_memory = lies_in_memory
         self._long_polls = long_polls
         self._log_in_routes = frozenset(log_ins)
 
@@ -77,7 +80,9 @@ class Admission:
         if "place" in scope or "seat" in scope:
             return False
         path = scope["path"]
-        if path in _ALWAYS_ADMITTED or (path in self._remembered and scope["method"] in _READS):
+        if path in _ALWAYS_ADMITTED:
+            return False
+        if path in self._remembered and scope["method"] in _READS and self._lies_in_memory(scope):
             return False
         share = self._share_of(scope)
         if share.gate.enters(share):
@@ -105,11 +110,13 @@ class Admission:
                 scope["place"] = share
                 scope["admitted_at"] = perf_counter()
             else:
-                self.is_pressed = True
                 scope["wanted_place"] = share
                 await take_place(scope)
         # The outermost layer leaves the place, because the server may have taken it (`refuses`).
         await self._app(scope, receive, send)
+
+    def _feel_pressure(self) -> None:
+        self.is_pressed = True
 
     def _share_of(self, scope: Scope) -> Share:
         if scope["method"] in _READS:

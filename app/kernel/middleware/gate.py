@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -28,6 +28,10 @@ _INSTANT_SECONDS = 0.0002
 # A refusal tells that there is too much to do; so long after it nobody sits down to wait. Whose place comes free asks
 # again before it would be missed, and waiting costs work and time.
 _CROWDED_SECONDS = 0.25
+
+
+def _ignore() -> None:
+    pass
 
 
 class AdaptiveLimit:
@@ -109,13 +113,23 @@ class Gate:
     waits in a lasting overload only comes later, and so does everybody behind.
     """
 
-    def __init__(self, name: str, limit: AdaptiveLimit | FixedLimit, *, seats: int, max_wait: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        limit: AdaptiveLimit | FixedLimit,
+        *,
+        seats: int,
+        max_wait: float,
+        on_full: Callable[[], None] = _ignore,
+    ) -> None:
+        """`on_full` is called whenever somebody finds no place."""
         self.name = name
         self.used = 0
         self.limit = limit
         self.shares: list[Share] = []
         self._seats = seats
         self._max_wait = max_wait
+        self._on_full = on_full
         self._crowded_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -138,6 +152,7 @@ class Gate:
             self.used += 1
             share.used += 1
             return True
+        self._on_full()
         return False
 
     def has_seat(self, share: Share) -> bool:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 from app.kernel.auth import Authenticator
 from app.kernel.cache import Cache
 from app.kernel.middleware.request_context import RequestContext, wanted_headers
-from app.kernel.middleware.response_cache import CachedRead, chosen
+from app.kernel.middleware.response_cache import CachedRead, chosen, key_of
 from app.kernel.rate_limits import RateLimits
 
 # What goes over the wire but for the server's own headers: the head without its last line end, and the body.
@@ -66,3 +66,21 @@ class Remembered:
         )  # fmt: skip
         self._context.record("GET", read.path, status, perf_counter() - started, scope)
         return start, body
+
+
+class LocalAnswers:
+    """What `reads` declare, as far as it lies in this process's memory."""
+
+    def __init__(self, authenticator: Authenticator, cache: Cache, reads: Iterable[CachedRead]) -> None:
+        self._recall = authenticator.recall
+        self._get_local = cache.get_local
+        self._reads = {read.path: read for read in reads}
+
+    def has(self, scope: Scope) -> bool:
+        """Whether the answer is there, and its caller's token was seen before."""
+        read = self._reads.get(scope["path"])
+        token = wanted_headers(scope).get(b"authorization")
+        principal = self._recall(token) if token is not None else None
+        return (
+            read is not None and principal is not None and self._get_local(key_of(principal, read, scope)) is not None
+        )

@@ -76,10 +76,7 @@ class ResponseCache:
             await take_place(scope)
             await self._app(scope, receive, _Conditional(scope, send).send)
             return
-        query = scope["query_string"]
-        key = principal.cache_key + read.path
-        if query:
-            key = f"{key}?{query.decode('latin-1')}"
+        key = key_of(principal, read, scope)
         answer = self._cache.get_local(key)
         if answer is None:
             await take_place(scope)
@@ -136,6 +133,13 @@ class ResponseCache:
         """The client has gone for whom an answer is made, but others may wait for the same one."""
         if not self._cache.is_shared(key):
             timed.give_up(ClientDisconnect)
+
+
+def key_of(principal: Principal, read: CachedRead, scope: Scope) -> str:
+    """Of the answer to this request in the cache."""
+    key = principal.cache_key + read.path
+    query = scope["query_string"]
+    return f"{key}?{query.decode('latin-1')}" if query else key
 
 
 def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes]:
