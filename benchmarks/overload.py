@@ -7,10 +7,12 @@ before the first of them; meanwhile somebody asks for `/livez`; afterwards a clo
 import asyncio
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from time import perf_counter
+from typing import overload
 
 import orjson
 import uvloop
@@ -28,6 +30,8 @@ _PEOPLE = 3000
 # Each costs as much computing as several refusals.
 _LIVEZ_EVERY = 0.25
 _RECOVERED = 0.8
+# Otherwise it is the cache, filling up, whose memory is measured.
+SETTINGS = {"APP_CACHE_LOCAL_ENTRIES": "1000"}
 _REPORT = ROOT / "docs/benchmarks/overload.md"
 
 
@@ -135,14 +139,40 @@ async def recovery(service: Service, requests: Sequence[bytes], normal: Sample) 
     return max(0.0, perf_counter() - began - window)
 
 
-def workloads(bench: Bench) -> dict[str, list[bytes]]:
+class Fresh(Sequence[bytes]):
+    """Requests that nobody has made before, whichever place is looked at and however often."""
+
+    def __init__(self, make: Callable[[int], bytes]) -> None:
+        self._make = make
+        self._numbers = count(1)
+
+    def __len__(self) -> int:
+        # More than one window of a closed loop takes.
+        return 20_000
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        places = range(len(self))[index]
+        return self._make(next(self._numbers)) if isinstance(places, int) else [self[place] for place in places]
+
+
+def workloads(bench: Bench) -> dict[str, Sequence[bytes]]:
+    tokens = [bench.token(number) for number in range(1, 201)]
+
+    def page(number: int) -> bytes:
+        since = f"2026-01-01T00:00:{number // 1_000_000:02}.{number % 1_000_000:06}Z"
+        return request("GET", f"/v1/users/me/events?limit=20&since={since}", token=tokens[number % len(tokens)])
+
     body = orjson.dumps({"ids": [str(data.user_id(number)) for number in range(1, 51)]})
     log_ins = [orjson.dumps({"email": data.email(number), "password": data.PASSWORD}) for number in range(1, 401)]
     return {
         "log-ins": [request("POST", "/v1/auth/login", body=log_in) for log_in in log_ins],
-        "look-ups of 50 people": [
-            request("POST", "/v1/users/lookup", token=bench.token(number), body=body) for number in range(1, 201)
-        ],
+        "look-ups of 50 people": [request("POST", "/v1/users/lookup", token=token, body=body) for token in tokens],
+        # Of a path that the cache answers, if it can.
+        "pages of events asked for once": Fresh(page),
     }
 
 
@@ -181,7 +211,7 @@ async def main(directory: Path) -> None:
         await bench.fill(_PEOPLE, 20)
         for what, requests in workloads(bench).items():
             for factor in FACTORS:
-                async with bench.running() as service:
+                async with bench.running(**SETTINGS) as service:
                     await drive(service, requests, seconds=2)
                     rounds = [
                         await measure(service, what, requests, factor, seconds) for _ in range(1 if is_quick else 3)

@@ -258,7 +258,7 @@ class Limits:
         """P12: work that no cache saves, asked for ten times as often as it can be done."""
         seconds = 30.0 if self.sizes.floods > 1 else 10.0
         for what, requests in overload.workloads(self.bench).items():
-            async with self.bench.running() as product:
+            async with self.bench.running(**overload.SETTINGS) as product:
                 await drive(product, requests, seconds=1)
                 rounds = [
                     await overload.measure(product, what, requests, 10, seconds) for _ in range(self.sizes.floods)
