@@ -68,6 +68,16 @@ def test_an_overload_does_not_become_usual() -> None:
     assert 40 <= clocked.limit.value <= 52
 
 
+def test_an_overload_does_not_make_forget_what_is_usual() -> None:
+    clocked = Clocked()
+    for _ in range(10):
+        clocked.answer(0.1, used=30)
+    # Fewer places, and each request is quicker.
+    for _ in range(300):
+        clocked.answer(0.04, used=8, is_crowded=True)
+    assert [clocked.answer(0.12) for _ in range(3)] == [66, 68, 70]
+
+
 def test_what_is_slow_whatever_is_let_in_becomes_usual() -> None:
     clocked = Clocked()
     clocked.answer(0.05)
@@ -134,6 +144,37 @@ async def test_first_come_first_served_and_no_seats_once_somebody_was_refused(mo
     assert (gate.used, share.used) == (0, 0)
     monkeypatch.setattr("app.kernel.middleware.gate.perf_counter", lambda: perf_counter() + 0.25)
     assert gate.has_seat(share)
+
+
+async def test_a_few_try_whether_the_overload_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("app.kernel.middleware.gate.perf_counter", lambda: now)
+    gate = make_gate(1, seats=20)
+    share = Share("read", gate)
+    assert gate.enters(share)
+
+    def sit_down(wanted: int) -> int:
+        """How many of those who ask one after the other get a seat."""
+        for _ in range(wanted):
+            share.coming += gate.has_seat(share)
+        found, share.coming = share.coming, 0
+        return found
+
+    now = 10.0
+    assert sit_down(30) == 20
+    # Refused, they ask again and again.
+    found = []
+    for _ in range(24):
+        now += 0.1
+        found.append(sit_down(30))
+    assert [count for count in found if count] == [16, 16]
+    # Those few are all there are.
+    found = []
+    for _ in range(14):
+        now += 0.1
+        found.append(sit_down(15))
+    assert found[-3:] == [15, 15, 15]
+    assert sit_down(20) == 20
 
 
 async def test_who_waits_too_long_is_turned_away() -> None:

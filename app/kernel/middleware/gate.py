@@ -23,15 +23,31 @@ _STEP = 2
 # More places than so many times those that are used would only let in a crowd all at once.
 _HEADROOM = 1.5
 _USUAL_WEIGHT = 0.01
+# So many requests in calm times tell what is usual.
+_KNOWN_AFTER = 100
 # What is answered from memory says nothing of the load.
 _INSTANT_SECONDS = 0.0002
 # A refusal tells that there is too much to do; so long after it nobody sits down to wait. Whose place comes free asks
 # again before it would be missed, and waiting costs work and time.
 _CROWDED_SECONDS = 0.25
+# Once in so long a few may sit down all the same. When they are all there are, the overload is over: those who are
+# refused and ask again at once would keep the seats closed for ever.
+_TRIAL_EVERY_SECONDS = 1.0
+_TRIAL_SEATS = 16
 
 
 def _ignore() -> None:
     pass
+
+
+class _Usual:
+    """How long a kind of request takes, and how many in calm times have told so."""
+
+    __slots__ = ("calm", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.calm = 0
 
 
 class AdaptiveLimit:
@@ -39,7 +55,8 @@ class AdaptiveLimit:
 
     Two things differ from the original. Each latency is compared with what is usual for its own kind of request, since
     a mix of light and heavy ones has no usual latency. And what is usual is not learned while requests are refused,
-    unless there are as few places as may be: a lasting overload would become the measure of itself.
+    unless there are as few places as may be: a lasting overload would become the measure of itself. Nor is it
+    forgotten: fewer places make requests quicker than they are in calm times, and allow for fewer still.
     """
 
     def __init__(self, *, lowest: int, start: int, highest: int) -> None:
@@ -47,7 +64,7 @@ class AdaptiveLimit:
         self._exact = float(start)
         self._lowest = lowest
         self._highest = highest
-        self._usual: dict[Hashable, float] = {}
+        self._usual: dict[Hashable, _Usual] = {}
         self._expected = 0.0
         self._measured = 0.0
         self._samples = 0
@@ -56,13 +73,18 @@ class AdaptiveLimit:
 
     def observe(self, kind: Hashable, seconds: float, now: float, *, used: int, is_crowded: bool) -> None:
         """A request of this kind was answered after `seconds`, when `used` places were taken."""
-        usual = self._usual.setdefault(kind, seconds)
-        self._expected += max(usual, _PROMPT_SECONDS)
+        usual = self._usual.get(kind)
+        if usual is None:
+            usual = self._usual[kind] = _Usual(seconds)
+        self._expected += max(usual.seconds, _PROMPT_SECONDS)
         self._measured += seconds
         self._samples += 1
         self._most_used = max(self._most_used, used)
-        if seconds < usual or not is_crowded or self.value <= self._lowest:
-            self._usual[kind] = usual + (seconds - usual) * _USUAL_WEIGHT
+        if not is_crowded:
+            usual.calm += 1
+            usual.seconds += (seconds - usual.seconds) * max(_USUAL_WEIGHT, 1 / usual.calm)
+        elif self.value <= self._lowest if seconds > usual.seconds else usual.calm < _KNOWN_AFTER:
+            usual.seconds += (seconds - usual.seconds) * _USUAL_WEIGHT
         if now >= self._window_ends and self._samples >= _WINDOW_SAMPLES:
             self._adapt(now)
 
@@ -109,8 +131,8 @@ class Share:
 class Gate:
     """Places for several classes of requests, and seats for a few that wait.
 
-    Who waits is let in in the order of coming. Once somebody had to be refused the seats are closed for a while: who
-    waits in a lasting overload only comes later, and so does everybody behind.
+    Who waits is let in in the order of coming. Once somebody had to be refused the seats are closed for a while, but
+    for a trial now and then: who waits in a lasting overload only comes later, and so does everybody behind.
     """
 
     def __init__(
@@ -131,6 +153,7 @@ class Gate:
         self._max_wait = max_wait
         self._on_full = on_full
         self._crowded_until = 0.0
+        self._next_trial = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def sample(self) -> None:
@@ -158,9 +181,14 @@ class Gate:
     def has_seat(self, share: Share) -> bool:
         """Whether somebody may wait; who may not counts as refused."""
         now = perf_counter()
-        if now >= self._crowded_until and len(share.waiting) + share.coming < self._seats:
+        seats = self._seats
+        if now < self._crowded_until:
+            seats = min(seats, _TRIAL_SEATS) if now >= self._next_trial else 0
+        if len(share.waiting) + share.coming < seats:
             return True
         self._crowded_until = now + _CROWDED_SECONDS
+        if seats:
+            self._next_trial = now + _TRIAL_EVERY_SECONDS
         share.queue_full += 1
         return False
 
