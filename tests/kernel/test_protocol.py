@@ -340,6 +340,19 @@ def test_clients_that_take_too_long(impatient: Served) -> None:
         connection.close()
 
 
+def test_a_body_behind_its_answer() -> None:
+    with Served(body_timeout=0.6).running() as served, served.connect() as whole, served.connect() as endless:
+        for connection in (whole, endless):
+            connection.sendall(request(b"POST /early", b"Content-Length: 4", body=b"a"))
+            assert connection.recv(1000).endswith(b"\r\n\r\nPOST /early ")
+        whole.sendall(b"bcd")
+        assert read(endless, silence=5) == b""
+        # Who has sent all of it is not asked for more bytes.
+        threading.Event().wait(0.6)
+        whole.sendall(request())
+        assert answers(read(whole)) == [b"GET /a (open)"]
+
+
 def dribble(connection: socket.socket, text: bytes) -> None:
     """Byte by byte, until the other side has had enough."""
     for place in range(len(text)):

@@ -84,6 +84,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._seen_state = _State.NEW
         self._seen_scope: Any = None
         self._since = self.loop.time()
+        # Until then nothing can be wrong with it, unless another request begins.
+        self._quiet_until = 0.0
         self._received_before = 0
         self._stalled_since: float | None = None
         self._unsent_before = 0
@@ -91,7 +93,8 @@ class GuardedProtocol(HttpToolsProtocol):
     @property
     def idle_since(self) -> float | None:
         """By the loop's clock; None while there is a request."""
-        if self._state() not in {_State.NEW, _State.IDLE}:
+        state = self._state()
+        if state is not _State.NEW and state is not _State.IDLE:
             return None
         return self._since if self._seen_scope is self.scope else self.loop.time()
 
@@ -134,6 +137,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_chunked:
             self._framing -= _FRAMING_OF_A_BYTE * len(body)
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """As uvicorn's, but the end of a body is noted even if its answer was faster."""
+        cycle = self.cycle
+        if cycle is not None and not self.parser.should_upgrade():
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def _note_framing(self) -> None:
         """The parser keeps a field behind the body until it ends, so that it has to end soon."""
@@ -293,6 +303,7 @@ class GuardedProtocol(HttpToolsProtocol):
         request, because that may be on its way already.
         """
         self._guard.is_draining = True
+        self._quiet_until = 0.0
         cycle = self.cycle
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
@@ -300,10 +311,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def end(self, reason: str) -> None:
         """Closes it without a word."""
         ended.labels(reason).inc()
+        self._quiet_until = 0.0
         self.transport.close()
 
     def examine(self, now: float) -> None:
         """Ends the connection if it has been in its state for too long."""
+        if self.scope is self._seen_scope and now < self._quiet_until:
+            return
         state, since = self._state(), self._since
         if state is not self._seen_state or self.scope is not self._seen_scope:
             # A body's time goes on when its request has been answered already.
@@ -311,11 +325,12 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._since = since = now
                 self._received_before = self._received
             self._seen_state, self._seen_scope = state, self.scope
+            self._quiet_until = 0.0
         self._examine_writing(now)
-        age = now - since
-        limits = self._limits
         if state is _State.ANSWERING:
             return
+        age = now - since
+        limits = self._limits
         if state is _State.HEAD and age > limits.head_timeout:
             self._refuse(RequestTimeout("The head of the request did not come in time."))
         elif state is _State.BODY:
@@ -327,14 +342,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _examine_silence(self, state: _State, age: float) -> None:
         limits = self._limits
-        if state is _State.LEAVING and age > (limits.write_timeout if self.transport.is_closing() else LINGER_SECONDS):
-            self.transport.abort()
-        elif state in {_State.NEW, _State.IDLE}:
+        if state is _State.LEAVING:
+            if age > (limits.write_timeout if self.transport.is_closing() else LINGER_SECONDS):
+                self.transport.abort()
+        elif state is _State.NEW or state is _State.IDLE:
             seconds = limits.head_timeout if state is _State.NEW else limits.idle_timeout
-            if self._guard.is_draining:
+            is_draining = self._guard.is_draining
+            if is_draining:
                 seconds = min(seconds, DRAIN_IDLE_SECONDS)
             if age > seconds:
-                self.end("drained" if self._guard.is_draining else "idle")
+                self.end("drained" if is_draining else "idle")
+            elif not is_draining and not self.flow.write_paused:
+                self._quiet_until = self._since + seconds
 
     def _state(self) -> _State:
         cycle, active = self.cycle, self._active
@@ -384,6 +403,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self, error: AppError) -> None:
         """The connection's last answer, behind those that are due; what comes in afterwards is thrown away."""
         ended.labels(error.code).inc()
+        self._quiet_until = 0.0
         self._is_deaf = True
         self._received = 0
         active, cycle = self._active, self.cycle
