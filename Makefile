@@ -16,7 +16,7 @@ CHAOS_SECONDS ?= 300
 # Many tests wait for servers and processes, so more of them than cores run at a time.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help run dev serve worker migrate seed doctor openapi test quick fuzz check format lint types imports migrations-lint \
+.PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick fuzz check format lint types imports migrations-lint \
 	dockerfile-lint audit load bench bench-quick chaos lock licences clean install install-dev
 
 help: ## Show this list
@@ -51,6 +51,9 @@ seed: install ## Add the demo people and their data
 
 doctor: install ## Check settings, servers, schema and disk, and say what is wrong
 	@$(VENV)/python -m app doctor
+
+env-example: install ## Write .env.example anew from the settings
+	@$(VENV)/python -m app config --env-example > .env.example.new && mv .env.example.new .env.example
 
 openapi: install ## Write docs/openapi.json anew
 	@$(VENV)/python -m app openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app import __version__
 from app.composition import close_resources, make_resources, open_resources, warn_of_eviction
 from app.core import router as core
 from app.core.pages import DOCS_ASSETS
@@ -127,7 +128,7 @@ def create_app(settings: Settings) -> Onehop:
     has_docs = settings.http.docs if settings.http.docs is not None else not settings.is_production
     app = Onehop(
         title="Onehop",
-        version="0.1.0",
+        version=__version__,
         description=DESCRIPTION,
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],

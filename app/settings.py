@@ -31,10 +31,13 @@ from app.kernel.settings import (
     RedisSettings,
     Section,
     SettingsError,
+    Unit,
+    may_be_file,
     read_environment,
     url_of,
 )
 
+DOTENV_NAME = ".env"
 MINIMUM_SECRET_BYTES = 32
 # Different characters; fewer mean a pattern instead of chance.
 MINIMUM_SECRET_CHARACTERS = 12
@@ -54,16 +57,24 @@ class Settings(BaseSettings):
         enable_decoding=False,
     )
 
-    env: Environment = "development"
-    secret_key: SecretStr = Field(description="At least 32 random bytes; every other key is derived from it.")
-    debug: bool = False
-    host: str = Field("127.0.0.1", description="Also read from HOST.")
-    port: int = Field(8000, ge=1, le=65_535, description="Also read from PORT.")
-    workers: int = Field(1, ge=1, le=64, description="API processes.")
+    env: Environment = Field(
+        "development",
+        description="production refuses to start without real secrets and URLs; development fills the gaps.",
+    )
+    secret_key: SecretStr = Field(
+        description="At least 32 random bytes; every other key is derived from it. Required in production; "
+        "development makes one and keeps it in the data directory."
+    )
+    debug: bool = Field(default=False, description="Answer unexpected errors with a traceback; never in production.")
+    host: str = Field("127.0.0.1", description="Address that the API listens on; also read from HOST.")
+    port: int = Field(8000, ge=1, le=65_535, description="Port that the API listens on; also read from PORT.")
+    workers: Annotated[int, Unit("processes")] = Field(1, ge=1, le=64, description="API processes behind one port.")
     public_url: Annotated[str, url_of("https", "http")] = Field(
         "http://127.0.0.1:8000", description="Base of the links in e-mails and of the token issuer."
     )
-    data_dir: Path = Field(Path(".data"), description="Embedded servers, artifacts, the development secret.")
+    data_dir: Path = Field(
+        Path(".data"), description="Directory of the embedded servers, the artifacts and the development secret."
+    )
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     cache: CacheSettings = CacheSettings()
@@ -119,13 +130,13 @@ _SHORT_NAMES = {
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings that `environ` describes; by default the process's environment over a `.env` file.
+    """The settings that `environ` describes; by default those of `process_environ`.
 
     Raises:
         SettingsError: with every problem at once, by the name of its variable.
     """
     if environ is None:
-        environ = {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
+        environ = process_environ()
     values, problems = read_environment(environ)
     for short, name in _SHORT_NAMES.items():
         if values.get(short):
@@ -156,6 +167,36 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if problems or settings is None:
         raise SettingsError(sorted(set(problems)))
     return settings
+
+
+def process_environ() -> dict[str, str]:
+    """The environment of the process over the `.env` file of the working directory, of which no parent is searched.
+
+    A variable of the environment hides every name that the file has for the same setting: `make run PORT=8001` wins
+    over `APP_PORT` of the file.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    path = Path.cwd() / DOTENV_NAME
+    try:
+        # A byte order mark, as Windows editors write it, is no part of the first name.
+        file = dotenv_values(path, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{path}: is not UTF-8 text; save it as UTF-8"]) from error
+    except OSError as error:
+        raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from error
+    given = {long_name(name) for name in os.environ}
+    from_file = {name: value for name, value in file.items() if value is not None and long_name(name) not in given}
+    return from_file | dict(os.environ)
+
+
+def long_name(name: str) -> str:
+    """The variable that `name` stands for: `DATABASE_URL_FILE` → `APP_DATABASE_URL`; other names stay as they are."""
+    plain = name.removesuffix("_FILE")
+    if plain != name and may_be_file(plain):
+        name = plain
+    return _SHORT_NAMES.get(name, name)
 
 
 def variable_name(*path: str) -> str:
@@ -244,4 +285,12 @@ def _uses_socket(database_url: str) -> bool:
     return not parts.hostname and "host=/" in parts.query
 
 
-__all__ = ["Settings", "SettingsError", "load_settings", "variable_name"]
+__all__ = [
+    "DOTENV_NAME",
+    "Settings",
+    "SettingsError",
+    "load_settings",
+    "long_name",
+    "process_environ",
+    "variable_name",
+]

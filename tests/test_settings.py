@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.kernel.settings import SettingsError
-from app.settings import load_settings, variable_name
+from app.settings import load_settings, process_environ, variable_name
 from tests.fixtures.application import ROOT
 
 SECRET = "V7m2x9Qp4LrT6wZs8KdN1hJb5YcG3fUe"
@@ -239,3 +239,92 @@ def test_production_exits_with_one_message() -> None:
 def test_names_of_variables() -> None:
     assert variable_name("database", "pool_size") == "APP_DATABASE_POOL_SIZE"
     assert variable_name("port") == "APP_PORT"
+
+
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory two levels deep, and an environment without any setting."""
+    for name in list(os.environ):
+        if name.startswith("APP_") or name in {"HOST", "PORT", "DATABASE_URL", "REDIS_URL"}:
+            monkeypatch.delenv(name)
+    directory = tmp_path / "parent" / "checkout"
+    directory.mkdir(parents=True)
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("APP_SECRET_KEY", SECRET)
+    return directory
+
+
+def test_the_dotenv_file_of_the_working_directory_is_read(working_directory: Path) -> None:
+    (working_directory / ".env").write_text("PORT=8952\n")
+    assert load_settings().port == 8952
+
+
+def test_no_parent_folder_is_searched_for_a_dotenv_file(working_directory: Path) -> None:
+    (working_directory.parent / ".env").write_text("DATABASE_URL=postgresql://another/project\nPORT=8952\n")
+    settings = load_settings()
+    assert (settings.port, settings.database.url) == (8000, None)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_environment", "port"),
+    [
+        ("APP_PORT=1\n", {"PORT": "2"}, 2),
+        ("PORT=1\n", {"APP_PORT": "2"}, 2),
+        ("APP_PORT=1\nHOST=::1\n", {}, 1),
+        ("APP_PORT=1\n", {"APP_PORT": ""}, 8000),
+    ],
+)
+def test_the_environment_wins_over_the_file_by_whichever_name(
+    working_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_file: str,
+    in_environment: dict[str, str],
+    port: int,
+) -> None:
+    (working_directory / ".env").write_text(in_file)
+    for name, value in in_environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == port
+
+
+def test_a_secret_of_the_file_gives_way_to_a_secret_file_of_the_environment(
+    working_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (working_directory / ".env").write_text("DATABASE_URL=postgresql://file/x\n")
+    (working_directory / "url").write_text("postgresql://secret/x\n")
+    monkeypatch.setenv("APP_DATABASE_URL_FILE", "url")
+    assert load_settings().database.dsn == "postgresql://secret/x"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(working_directory: Path) -> None:
+    (working_directory / ".env").write_bytes(b"\xef\xbb\xbfPORT=8952\r\n")
+    assert load_settings().port == 8952
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_dotenv_file_that_is_not_utf_8(working_directory: Path, encoding: str) -> None:
+    path = working_directory / ".env"
+    path.write_text("APP_MAIL_SENDER='Müller <mueller@example.com>'\n", encoding=encoding)
+    with pytest.raises(SettingsError) as raised:
+        process_environ()
+    assert raised.value.problems == [f"{path}: is not UTF-8 text; save it as UTF-8"]
+
+
+@pytest.mark.parametrize("command", ["config", "doctor", "serve", "worker", "migrate up"])
+def test_commands_tell_of_an_unreadable_dotenv_file_in_one_message(working_directory: Path, command: str) -> None:
+    path = working_directory / ".env"
+    path.write_bytes(b"APP_MAIL_SENDER=M\xfcller\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "app", *command.split()],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = f"{path}: is not UTF-8 text; save it as UTF-8"
+    if command == "doctor":
+        assert (done.returncode, done.stderr) == (1, "")
+        assert done.stdout.endswith(f"FAIL Settings: {message}\n")
+    else:
+        assert (done.returncode, done.stdout) == (78, "")
+        assert done.stderr == f"The settings are wrong:\n  {message}\n"

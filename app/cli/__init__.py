@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.environment import environ, explanation, fail, servers_for_settings
+from app.cli.environment import explanation, fail, servers_for_settings
 from app.cli.identity import keys, users
 from app.cli.jobs import jobs
 from app.cli.terminal import say
@@ -194,7 +194,7 @@ def doctor() -> None:
     from app.cli.doctor import examine
 
     problems = 0
-    for finding in examine(environ()):
+    for finding in examine():
         problems += not finding.is_good
         say(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.subject}: {finding.text}")
     raise typer.Exit(1 if problems else 0)
@@ -211,20 +211,26 @@ def openapi() -> None:
 
 
 @cli.command()
-def config() -> None:
-    """Print the settings in force by the names of their variables; secrets are not shown."""
-    from app.settings import Settings, load_settings, variable_name
+def config(
+    *,
+    changed: Annotated[bool, typer.Option("--changed", help="Only settings that differ from their default.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, for programs.")] = False,
+    env_example: Annotated[
+        bool, typer.Option("--env-example", help="Print the text of .env.example instead; reads no settings.")
+    ] = False,
+) -> None:
+    """Print the settings in force: value, meaning, unit, default and origin. Secrets are masked."""
+    from app.cli import configuration as page
+    from app.settings import load_settings, process_environ
 
-    settings = load_settings()
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        fields = type(value).model_fields if hasattr(type(value), "model_fields") else {}
-        for variable, item in (
-            [(variable_name(name, key), getattr(value, key)) for key in fields]
-            if fields
-            else [(variable_name(name), value)]
-        ):
-            say(f"{variable}={'' if item is None else item}")
+    if env_example:
+        typer.echo(page.env_example(), nl=False)
+        return
+    environ = process_environ()
+    values = [
+        value for value in page.setting_values(load_settings(environ), environ) if value.is_changed or not changed
+    ]
+    say(page.as_json(values) if as_json else page.as_text(values))
 
 
 def _refuse_in_production(settings: "Settings") -> None:

@@ -76,14 +76,14 @@ def _run_children(
 
 def _environment_of_children(settings: Settings, database_url: str | None, redis_url: str | None) -> dict[str, str]:
     environment = {"PYTHONUNBUFFERED": "1"}
-    if "APP_CONNECTIONS_DRAIN_DELAY" not in os.environ:
+    if "drain_delay" not in settings.connections.model_fields_set:
         # No balancer has to notice, and whoever pressed Ctrl-C waits.
         environment["APP_CONNECTIONS_DRAIN_DELAY"] = "0"
     if database_url is not None:
         environment["DATABASE_URL"] = database_url
     if redis_url is not None:
         environment["REDIS_URL"] = redis_url
-    if "APP_PUBLIC_URL" not in os.environ:
+    if "public_url" not in settings.model_fields_set:
         environment["APP_PUBLIC_URL"] = _base_url(settings)
     if settings.workers > 1:
         # Fresh, because files of processes that are gone would be added to the figures for ever.

@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from app.kernel.embedded import EmbeddedServerError, servers
 from app.kernel.migrations import status
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.server import port_problem
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings, process_environ
 
 _OLDEST_POSTGRES = 150_000
 _OPEN_FILES = 1024
@@ -34,12 +34,13 @@ class Finding:
     text: str
 
 
-def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
+def examine() -> Iterator[Finding]:
     """Look at everything; servers that are not named in the settings are started for the moment."""
     yield Finding("Python", sys.version_info >= (3, 11), sys.version.split()[0])
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     yield Finding("Open files", files >= _OPEN_FILES, f"{files} allowed, at least {_OPEN_FILES} wanted (ulimit -n)")
     try:
+        environ = process_environ()
         settings = load_settings(environ)
     except SettingsError as error:
         yield Finding("Settings", is_good=False, text="; ".join(error.problems))

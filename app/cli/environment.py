@@ -1,7 +1,6 @@
 """What the commands share: settings, servers for missing addresses, and how to fail."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,9 +14,10 @@ if TYPE_CHECKING:
 def servers_for_settings(*, valkey: bool = True) -> "Iterator[Settings]":
     """The settings, with embedded servers running for the addresses they lack."""
     from app.kernel.embedded import EmbeddedServerError, servers
-    from app.settings import load_settings
+    from app.settings import load_settings, process_environ
 
-    settings = load_settings()
+    environ = process_environ()
+    settings = load_settings(environ)
     postgres = settings.database.url is None
     valkey = valkey and settings.redis.url is None
     if not postgres and not valkey:
@@ -26,15 +26,9 @@ def servers_for_settings(*, valkey: bool = True) -> "Iterator[Settings]":
     try:
         with servers(settings.data_dir, postgres=postgres, valkey=valkey) as started:
             given = {"DATABASE_URL": started.database_url, "REDIS_URL": started.redis_url}
-            yield load_settings({**environ(), **{name: url for name, url in given.items() if url is not None}})
+            yield load_settings({**environ, **{name: url for name, url in given.items() if url is not None}})
     except EmbeddedServerError as error:
         fail(str(error))
-
-
-def environ() -> Mapping[str, str]:
-    from dotenv import dotenv_values
-
-    return {name: value for name, value in dotenv_values().items() if value is not None} | dict(os.environ)
 
 
 def explanation(error: Exception) -> str | None:

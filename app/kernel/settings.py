@@ -7,6 +7,7 @@ all modules.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -37,9 +38,27 @@ class SettingsError(Exception):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and a misspelt field is an error."""
+    """Base of all sections: frozen, and a misspelt field is an error.
+
+    Every field has a description, and every number a `Unit`: `config` and `.env.example` print both.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a number counts, in the plural: seconds, bytes, connections."""
+
+    name: str
+
+
+Seconds = Annotated[float, Unit("seconds")]
+WholeSeconds = Annotated[int, Unit("seconds")]
+Days = Annotated[int, Unit("days")]
+Bytes = Annotated[int, Unit("bytes")]
+Connections = Annotated[int, Unit("connections")]
+Requests = Annotated[int, Unit("requests")]
 
 
 def url_of(*schemes: str) -> AfterValidator:
@@ -76,29 +95,35 @@ Texts = Annotated[tuple[str, ...], BY_COMMAS]
 
 
 class DatabaseSettings(Section):
-    """Postgres. Time-outs are in seconds."""
+    """PostgreSQL: addresses, pools and time-outs."""
 
-    url: PostgresUrl | None = Field(None, description="DSN; also read from DATABASE_URL. None: the embedded server.")
+    url: PostgresUrl | None = Field(None, description="DSN; also read from DATABASE_URL. Unset: the embedded server.")
     direct_url: PostgresUrl | None = Field(
         None,
-        description="DSN of Postgres itself if `url` leads to a pooler; also read from DATABASE_DIRECT_URL. "
+        description="DSN of PostgreSQL itself if `url` leads to a pooler; also read from DATABASE_DIRECT_URL. "
         "Migrations and the worker's lock need it.",
     )
     replica_urls: Annotated[tuple[PostgresUrl, ...], BY_COMMAS] = Field(
-        (), description="DSNs of read replicas, by commas; also read from DATABASE_REPLICA_URLS."
+        (), description="DSNs of read replicas, separated by commas; also read from DATABASE_REPLICA_URLS."
     )
-    replica_max_lag: float = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
-    pool_size: int = Field(10, ge=1, le=200, description="Connections of one process; fixed, not elastic.")
-    export_pool_size: int = Field(2, ge=1, le=20, description="Connections for long snapshots, apart from the pool.")
-    export_timeout: float = Field(
-        10.0, gt=0, le=600, description="A snapshot's statement, or the next piece of a long one, may take so long."
+    replica_max_lag: Seconds = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
+    pool_size: Connections = Field(10, ge=1, le=200, description="Pool of one process; fixed, not elastic.")
+    export_pool_size: Connections = Field(2, ge=1, le=20, description="For long snapshots, apart from the pool.")
+    export_timeout: Seconds = Field(
+        10.0, gt=0, le=600, description="Limit of a snapshot's statement, and of the next piece of a long one."
     )
-    acquire_timeout: float = Field(0.25, gt=0, le=10)
-    connect_timeout: float = Field(1.0, gt=0, le=30)
-    statement_timeout: float = Field(5.0, gt=0, le=300)
-    lock_timeout: float = Field(1.0, gt=0, le=60)
-    idle_in_transaction_timeout: float = Field(10.0, gt=0, le=600)
-    transaction_timeout: float = Field(30.0, gt=0, le=600, description="In force with PostgreSQL 17 or newer.")
+    acquire_timeout: Seconds = Field(
+        0.25, gt=0, le=10, description="How long a request waits for a connection of the pool; then 503."
+    )
+    connect_timeout: Seconds = Field(1.0, gt=0, le=30, description="Limit of connecting, for each host of the DSN.")
+    statement_timeout: Seconds = Field(5.0, gt=0, le=300, description="Limit of one statement; then 503.")
+    lock_timeout: Seconds = Field(1.0, gt=0, le=60, description="How long a statement waits for a lock; then 503.")
+    idle_in_transaction_timeout: Seconds = Field(
+        10.0, gt=0, le=600, description="PostgreSQL ends a connection that is idle inside a transaction for so long."
+    )
+    transaction_timeout: Seconds = Field(
+        30.0, gt=0, le=600, description="Limit of a whole transaction. In force with PostgreSQL 17 or newer."
+    )
     session_settings: bool = Field(
         default=True,
         description="Send the time-outs as startup parameters. Off behind PgBouncer, where ALTER ROLE sets them.",
@@ -124,46 +149,58 @@ class DatabaseSettings(Section):
 
 
 class RedisSettings(Section):
-    """Redis or Valkey. It may be absent; everything works without it, only slower. Time-outs are in seconds."""
+    """Redis or Valkey. It may be absent; everything works without it, only slower."""
 
-    url: RedisUrl | None = Field(None, description="URL; also read from REDIS_URL. None: the embedded server.")
-    cache_url: RedisUrl | None = Field(None, description="A server of its own for the response cache. None: `url`.")
+    url: RedisUrl | None = Field(None, description="URL; also read from REDIS_URL. Unset: the embedded server.")
+    cache_url: RedisUrl | None = Field(None, description="A server of its own for the response cache. Unset: `url`.")
     cache_cluster: bool = Field(default=False, description="`cache_url` names a node of a Redis or Valkey Cluster.")
-    limits_url: RedisUrl | None = Field(None, description="A server of its own for quotas. None: `url`.")
-    connect_timeout: float = Field(0.2, gt=0, le=10)
-    operation_timeout: float = Field(0.1, gt=0, le=10)
-    breaker_threshold: int = Field(5, ge=1, le=100, description="Errors in a row that open the breaker.")
-    breaker_cooldown: float = Field(1.0, gt=0, le=60, description="Until one probe is let through.")
-    pool_size: int = Field(32, ge=1, le=1000)
+    limits_url: RedisUrl | None = Field(None, description="A server of its own for quotas. Unset: `url`.")
+    connect_timeout: Seconds = Field(0.2, gt=0, le=10, description="Limit of connecting.")
+    operation_timeout: Seconds = Field(
+        0.1, gt=0, le=10, description="Limit of one command; the request then goes on without Redis."
+    )
+    breaker_threshold: Annotated[int, Unit("errors")] = Field(
+        5, ge=1, le=100, description="Errors in a row that open the circuit breaker, which skips Redis."
+    )
+    breaker_cooldown: Seconds = Field(1.0, gt=0, le=60, description="Until an open breaker lets one probe through.")
+    pool_size: Connections = Field(32, ge=1, le=1000, description="Upper bound for each server, in one process.")
 
 
 class CacheSettings(Section):
     """The response cache."""
 
-    enabled: bool = True
-    ttl: int = Field(300, ge=1, le=86_400, description="Seconds; spread by 10 % so that entries do not end together.")
-    local_entries: int = Field(10_000, ge=0, le=1_000_000)
-    local_bytes: int = Field(32 * 1024 * 1024, ge=0, description="Upper bound of the bodies kept in one process.")
+    enabled: bool = Field(default=True, description="Answer repeated reads from memory and Redis.")
+    ttl: WholeSeconds = Field(
+        300, ge=1, le=86_400, description="Lifetime of an entry; spread by 10 % so that entries do not end together."
+    )
+    local_entries: Annotated[int, Unit("entries")] = Field(
+        10_000, ge=0, le=1_000_000, description="Upper bound of the entries kept in one process."
+    )
+    local_bytes: Bytes = Field(32 * 1024 * 1024, ge=0, description="Upper bound of the bodies kept in one process.")
 
 
 class HttpSettings(Section):
     """The HTTP edge."""
 
-    cors_origins: Texts = ()
-    cors_credentials: bool = False
-    max_body_bytes: int = Field(1024 * 1024, ge=1024, le=1024**3)
-    request_timeout: float = Field(10.0, gt=0, le=600, description="Seconds until a request is given up with 504.")
-    max_in_flight: int = Field(
-        256, ge=1, le=100_000, description="Upper bound of the requests worked on at one moment; fewer if latency asks."
+    cors_origins: Texts = Field((), description="Origins that browsers may call from, separated by commas; `*`: all.")
+    cors_credentials: bool = Field(default=False, description="Let those origins send credentials.")
+    max_body_bytes: Bytes = Field(1024 * 1024, ge=1024, le=1024**3, description="Largest request body; above: 413.")
+    request_timeout: Seconds = Field(10.0, gt=0, le=600, description="Limit of one request; then 504.")
+    max_in_flight: Requests = Field(
+        256, ge=1, le=100_000, description="Most requests worked on at one moment; fewer when latency rises."
     )
-    max_waiting: int = Field(160, ge=0, le=100_000, description="Reads that may wait for their turn; as many writes.")
-    max_wait: float = Field(0.1, ge=0, le=10, description="Seconds a request may wait for its turn.")
-    trusted_proxies: Texts = Field((), description="CIDRs whose word is believed on whom they speak for.")
+    max_waiting: Requests = Field(
+        160, ge=0, le=100_000, description="Reads that may wait for their turn, and as many writes; above: 503."
+    )
+    max_wait: Seconds = Field(0.1, ge=0, le=10, description="How long a request waits for its turn; then 503.")
+    trusted_proxies: Texts = Field(
+        (), description="CIDRs of the proxies whose header names the client's address, separated by commas."
+    )
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
         "x-forwarded-for", description="The header those proxies set. The other one comes from clients."
     )
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
-    docs: bool | None = Field(None, description="Serve /docs. None: in development only.")
+    docs: bool | None = Field(None, description="Serve /docs. Unset: in development only.")
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -174,36 +211,55 @@ class HttpSettings(Section):
 
 
 class LimitsSettings(Section):
-    """Quotas, in units: a request costs one, some cost more, and an answer from memory costs a fraction.
+    """Quotas: a request costs one unit, some cost more, and an answer from memory costs a fraction.
 
     A quota is there at once and comes back evenly within the window.
     """
 
-    caller: int = Field(120_000, ge=1, le=10**9, description="Of a user or an API key, in a window.")
-    network: int | None = Field(
+    caller: Annotated[int, Unit("units")] = Field(
+        120_000, ge=1, le=10**9, description="Quota of a user or an API key in a window."
+    )
+    network: Annotated[int | None, Unit("units")] = Field(
         None,
         ge=1,
         le=10**9,
-        description="Of an IPv4 address or IPv6 /64, without a valid token. None: 3,000, in development 10,000,000.",
+        description="Quota of an IPv4 address or IPv6 /64 without a valid token. "
+        "Unset: 3,000, in development 10,000,000.",
     )
-    window: int = Field(60, ge=1, le=86_400, description="Seconds.")
-    remembered_cost: float = Field(0.05, ge=0, le=1, description="Units of an answer from the cache of the process.")
+    window: WholeSeconds = Field(60, ge=1, le=86_400, description="Length of the window.")
+    remembered_cost: Annotated[float, Unit("units")] = Field(
+        0.05, ge=0, le=1, description="Cost of an answer from the cache of the process."
+    )
 
 
 class ConnectionSettings(Section):
-    """What a client may ask of a connection before its requests reach the application. Times are in seconds."""
+    """What a client may ask of a connection before its requests reach the application."""
 
-    max_head_bytes: int = Field(32 * 1024, ge=1024, le=1024**2, description="Request line and fields; above: 431.")
-    max_head_fields: int = Field(100, ge=10, le=10_000)
-    max_target_bytes: int = Field(8 * 1024, ge=256, le=60_000, description="Path and query; above: 414.")
-    head_timeout: float = Field(10.0, gt=0, le=300, description="Until the head of a request is there; then 408.")
-    body_timeout: float = Field(30.0, gt=0, le=3600, description="Until the body of a request is there; then 408.")
-    min_rate: int = Field(1024, ge=0, description="Bytes a second that a body, or the reader of an answer, must make.")
-    write_timeout: float = Field(30.0, gt=0, le=3600, description="A client that does not read is cut off after it.")
-    idle_timeout: float = Field(75.0, gt=0, le=3600, description="Keep-alive; longer than that of a balancer in front.")
-    max_connections: int = Field(10_000, ge=1, description="Of one process; at the limit the longest idle ones go.")
-    max_pipelined: int = Field(16, ge=1, le=1000, description="Requests of a connection that wait for their turn.")
-    drain_delay: float = Field(
+    max_head_bytes: Bytes = Field(
+        32 * 1024, ge=1024, le=1024**2, description="Largest request line and header fields; above: 431."
+    )
+    max_head_fields: Annotated[int, Unit("fields")] = Field(
+        100, ge=10, le=10_000, description="Most header fields of a request; above: 431."
+    )
+    max_target_bytes: Bytes = Field(8 * 1024, ge=256, le=60_000, description="Longest path and query; above: 414.")
+    head_timeout: Seconds = Field(10.0, gt=0, le=300, description="Until the head of a request is complete; then 408.")
+    body_timeout: Seconds = Field(30.0, gt=0, le=3600, description="Until the body of a request is complete; then 408.")
+    min_rate: Annotated[int, Unit("bytes per second")] = Field(
+        1024, ge=0, description="Slowest upload of a body, and slowest reading of a response."
+    )
+    write_timeout: Seconds = Field(
+        30.0, gt=0, le=3600, description="A client that reads nothing for so long is disconnected."
+    )
+    idle_timeout: Seconds = Field(
+        75.0, gt=0, le=3600, description="Keep-alive; longer than that of a load balancer in front."
+    )
+    max_connections: Connections = Field(
+        10_000, ge=1, description="Most of one process; at the limit the longest idle ones are closed."
+    )
+    max_pipelined: Requests = Field(
+        16, ge=1, le=1000, description="Requests of one connection that may wait for the one before."
+    )
+    drain_delay: Seconds = Field(
         1.0, ge=0, le=60, description="Between /readyz turning 503 and the end of listening, for balancers to notice."
     )
 
@@ -211,11 +267,11 @@ class ConnectionSettings(Section):
 class LoopSettings(Section):
     """The event loop of a server or worker process."""
 
-    max_stall: float = Field(
+    max_stall: Seconds = Field(
         5.0,
         ge=0,
         le=600,
-        description="Seconds for which it may stand still; then the process ends, to be replaced. 0: for ever.",
+        description="How long it may stand still; then the process ends, to be replaced. 0: without limit.",
     )
 
 
@@ -224,18 +280,30 @@ class MailSettings(Section):
 
     smtp_url: Annotated[SecretStr, url_of("smtp", "smtp+starttls", "smtps")] | None = Field(
         None,
-        description="smtp://user:password@host:25, smtp+starttls://… or smtps://…; None: the development mailbox.",
+        description="smtp://user:password@host:25, smtp+starttls://… or smtps://…; Unset: the development mailbox.",
     )
-    sender: str = Field("Onehop <no-reply@onehop.example>", max_length=254)
-    timeout: float = Field(15.0, gt=0, le=120, description="Seconds for each step of an SMTP dialogue.")
+    sender: str = Field("Onehop <no-reply@onehop.example>", max_length=254, description="From header of e-mails.")
+    timeout: Seconds = Field(15.0, gt=0, le=120, description="Limit of each step of an SMTP dialogue.")
 
 
 class LogSettings(Section):
     """Logging to standard output."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["json", "text"] | None = Field(None, description="None: text in development, JSON in production.")
-    access: bool = Field(default=True, description="One line a request.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    format: Literal["json", "text"] | None = Field(None, description="Unset: text in development, JSON in production.")
+    access: bool = Field(default=True, description="Log one line for each request.")
+
+
+def may_be_file(name: str) -> bool:
+    """Whether `name` may be given as `name_FILE`: our variables, and the short names of URLs with a password."""
+    return name.startswith("APP_") or name in {
+        "DATABASE_URL",
+        "DATABASE_DIRECT_URL",
+        "DATABASE_REPLICA_URLS",
+        "REDIS_URL",
+    }
 
 
 def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -247,10 +315,7 @@ def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[s
     problems: list[str] = []
     for name, value in environ.items():
         target = name.removesuffix("_FILE")
-        if target == name or not (
-            name.startswith("APP_")
-            or target in {"DATABASE_URL", "DATABASE_DIRECT_URL", "DATABASE_REPLICA_URLS", "REDIS_URL"}
-        ):
+        if target == name or not may_be_file(target):
             values[name] = value
             continue
         if target in environ:
