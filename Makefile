@@ -17,24 +17,21 @@ CHAOS_SECONDS ?= 300
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick fuzz check format lint types imports migrations-lint \
-	dockerfile-lint audit load bench bench-quick chaos lock licences clean install install-dev
+	dockerfile-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  \033[1m%-16s\033[0m %s\n' "$$name" "$$text"; done
 
-install:
+# Each installs what its targets need: run < test < dev.
+install install-test install-dev:
 	@if [ -z "$(PYTHON)" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi
-	@"$(PYTHON)" requirements/install.py run
-
-install-dev:
-	@if [ -z "$(PYTHON)" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi
-	@"$(PYTHON)" requirements/install.py dev
+	@"$(PYTHON)" requirements/install.py $(if $(filter install,$@),run,$(@:install-%=%))
 
 run: install ## Start everything: servers, API and worker (HOST, PORT, APP_WORKERS, DATABASE_URL, REDIS_URL)
 	@exec $(VENV)/python -m app dev
 
-dev: install-dev ## The same, and start the API anew whenever a source file changes
+dev: install ## The same, and start the API anew whenever a source file changes
 	@exec $(VENV)/python -m app dev --reload
 
 serve: install ## The API alone
@@ -58,16 +55,19 @@ env-example: install ## Write .env.example anew from the settings
 openapi: install ## Write docs/openapi.json anew
 	@$(VENV)/python -m app openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
-test: install-dev ## The whole suite on its own servers, in parallel, with coverage (ARGS="-k name")
-	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term:skip-covered $(ARGS)
+PYTEST_ALL = $(VENV)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term:skip-covered
 
-quick: install-dev ## The suite without the slow tests and without coverage
-	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow' $(ARGS)
+test: install-test ## The suite on its own servers, in parallel, with coverage (ARGS="-k name")
+	@$(PYTEST_ALL) -m 'not charts' $(ARGS)
 
-fuzz: install-dev ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
+quick: install-test ## The suite without the slow tests and without coverage
+	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow and not charts' $(ARGS)
+
+fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
-check: install-dev lint types imports migrations-lint dockerfile-lint test ## Everything that must pass before a merge
+check: install-dev lint types imports migrations-lint dockerfile-lint ## Everything that must pass before a merge
+	@$(PYTEST_ALL) $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
 	@$(VENV)/ruff format $(CODE)

@@ -19,6 +19,7 @@ import uvloop
 
 from benchmarks import growth, machine
 from benchmarks.budgets import Budget
+from benchmarks.charts import draw
 from benchmarks.ladder import measures as ladder
 from benchmarks.limits import measures as limits
 from benchmarks.load import TOOL
@@ -148,7 +149,7 @@ class Run:
         # P2 before P10, and what belongs together side by side.
         ordered = sorted(self.budgets, key=lambda budget: int(re.sub(r"\D", "", budget.id)))
         self.results["budgets"] = [budget.as_json() for budget in ordered]
-        write(self.results, self.output)
+        write(self.results, self.output, draw(self.results, self.output))
 
 
 async def main(plan: Plan, parts: list[str], output: Path, folder: Path) -> int:

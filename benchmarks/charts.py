@@ -21,7 +21,8 @@ _BLUE, _RED, _GREY = "#2563eb", "#dc2626", "#9ca3af"
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[str]:
-    """Draws what `results` (as in results.json) hold; the answer is the names without their endings."""
+    """Draws into `folder` what `results` (as in results.json) hold; the answer is the names without their endings."""
+    folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     if climbs := results.get("ladder"):
         drawn.append(_save(_ladder(climbs), folder / "ladder"))

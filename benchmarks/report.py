@@ -7,8 +7,6 @@ from typing import Any
 
 import orjson
 
-from benchmarks.charts import draw
-
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What is known of a miss; the journal has the measurements behind it.
 _REASONS = {
@@ -21,11 +19,13 @@ _TITLES = {
 }
 
 
-def write(results: Mapping[str, Any], folder: Path) -> None:
-    """Writes `results` as JSON, draws them, and puts them into README.md between its two marks; its own text stays."""
+def write(results: Mapping[str, Any], folder: Path, charts: Sequence[str] = ()) -> None:
+    """Writes `results` as JSON, and into README.md between its two marks with `charts` (names from `charts.draw`).
+
+    Other text of README.md stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2) + b"\n")
-    charts = draw(results, folder)
     page = folder / "README.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{_BEGIN}\n{_END}\n"
     before, _, rest = text.partition(_BEGIN)

@@ -31,7 +31,7 @@ def make_page() -> str:
     """The whole page."""
     lock = (ROOT / "requirements" / "production.txt").read_text(encoding="utf-8")
     packages: dict[str, list[str]] = defaultdict(list)
-    for name in re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE):
+    for name in re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==", lock, re.MULTILINE):
         packages[_licence_of(name)].append(name)
     return _HEAD + "".join(f"| {licence} | {', '.join(names)} |\n" for licence, names in sorted(packages.items()))
 

@@ -34,7 +34,11 @@ def test_decisions_are_numbered_and_told_in_one_form() -> None:
     for path in DECISIONS:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert lines[0].startswith(f"# {path.name[:4]} ")
-        assert [line for line in lines if line.startswith("## ")] == ["## Decision", "## What follows"]
+        sections = [line for line in lines if line.startswith("## ")]
+        if sections != ["## Decision", "## What follows"]:
+            # The form since 0030.
+            assert sections == ["## Context", "## Decision", "## Alternatives considered", "## Consequences"]
+            assert re.fullmatch(r"Status: \w+ · Date: \d{4}-\d\d-\d\d", lines[2])
 
 
 def test_readme_is_one_page() -> None:

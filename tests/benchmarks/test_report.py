@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from benchmarks.budgets import Budget
 from benchmarks.report import write
@@ -43,8 +44,20 @@ def test_each_stage_has_its_share_of_the_way(tmp_path: Path) -> None:
     assert before[8:11] == ["", "", ""]
     assert queries[8:11] == ["", "10.0", "50%"]
     assert cache[8:11] == ["100%", "10.0", "50%"]
-    assert (tmp_path / "ladder.svg").exists()
-    assert (tmp_path / "ladder.png").exists()
+
+
+@pytest.mark.charts
+def test_the_report_shows_the_charts(tmp_path: Path) -> None:
+    # Only `make check` installs what draws.
+    from benchmarks.charts import draw  # noqa: PLC0415
+
+    results = {"run": RUN, "budgets": [], "ladder": [stage(0, 10, 14), stage(5, 1000, 0)]}
+    charts = draw(results, tmp_path)
+    write(results, tmp_path, charts)
+    assert charts == ["ladder"]
+    assert "ladder.svg" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "ladder.svg").read_bytes().startswith(b"<?xml")
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
 def stage(number: int, rate: float, queries: float) -> dict[str, Any]:
