@@ -379,7 +379,7 @@ async def test_failover(
     open_database: OpenDatabase, postgres: EmbeddedPostgres, database_url: str, successor: EmbeddedPostgres
 ) -> None:
     name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
-    folders = [server.dsn(name).partition("?host=")[2] for server in (successor, postgres)]
+    folders = [str(server.host) for server in (successor, postgres)]
     url = f"postgresql://postgres@/{name}?host={','.join(folders)}"
     database = await open_database(url=url)
     async with database.statement("test.write") as tx:

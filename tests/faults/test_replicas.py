@@ -257,7 +257,7 @@ async def test_a_replica_that_went_another_way_than_the_new_primary_is_not_asked
     name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
     successor = make_standby(postgres, servers_directory / f"successor-{uuid4().hex}")
     try:
-        folders = [server.dsn(name).partition("?host=")[2] for server in (postgres, successor)]
+        folders = [str(server.host) for server in (postgres, successor)]
         url = f"postgresql://postgres@/{name}?host={','.join(folders)}"
         database = await open_database(url=url, replica_urls=replica_url)
         database.bind_positions(Positions(await open_redis()))

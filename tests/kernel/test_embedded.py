@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 import redis
 
+from app.kernel.database.pools import Hosts
 from app.kernel.embedded import (
     THROWAWAY_POSTGRES,
     EmbeddedPostgres,
@@ -104,6 +106,45 @@ async def test_both_servers_answer_and_keep_their_data(data_dir: Path) -> None:
         client = redis.Redis.from_url(second.redis_url or "")
         assert client.get("kept") == b"seven"
         client.close()
+
+
+# A shell that is set up for another server, with a value of each kind that would lead or keep us away from ours.
+ANOTHER_SERVER = {
+    "PGHOST": "db.example",
+    "PGHOSTADDR": "203.0.113.1",
+    "PGPORT": "5433",
+    "PGUSER": "other",
+    "PGPASSWORD": "other",
+    "PGPASSFILE": "/nonexistent",
+    "PGDATABASE": "other",
+    "PGSSLMODE": "verify-full",
+    "PGSSLROOTCERT": "/nonexistent",
+    "PGSSLNEGOTIATION": "direct",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGSERVICE": "other",
+    "PGOPTIONS": "-c default_transaction_read_only=on",
+    "PGAPPNAME": "other",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGDATA": "/nonexistent",
+}
+
+
+async def test_the_variables_of_another_server_do_not_lead_away(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = tmp_path / "services"
+    services.write_text("[other]\nhost=db.example\nport=5434\nuser=other\nsslmode=require\n", encoding="ascii")
+    for name, value in (ANOTHER_SERVER | {"PGSERVICEFILE": str(services)}).items():
+        monkeypatch.setenv(name, value)
+    with servers(data_dir, valkey=False) as found:
+        assert found.database_url is not None
+        connection = await Hosts(found.database_url).connect(timeout=10)
+        try:
+            row = await connection.fetchrow("SELECT current_user::text, current_database()::text, inet_server_port()")
+            assert tuple(row) == ("postgres", "onehop", None)
+            await connection.execute("CREATE TABLE written AS SELECT 1 AS number")
+        finally:
+            await connection.close()
 
 
 def test_only_the_server_that_is_asked_for_starts(data_dir: Path) -> None:
@@ -250,7 +291,7 @@ async def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
             assert await _value(found.database_url, "SELECT 1") == 1
             assert ping(found.redis_url)
             assert found.database_url is not None
-            socket_dir = Path(found.database_url.partition("?host=")[2])
+            socket_dir = Path(parse_qs(urlsplit(found.database_url).query)["host"][0])
             assert not socket_dir.is_relative_to(tmp_path)
             assert stat.S_IMODE(os.stat(socket_dir).st_mode) == 0o700  # noqa: PTH116
     finally:

@@ -1,6 +1,7 @@
 """How connections are made: what each of them has, and which of several hosts it leads to."""
 
 import asyncio
+import os
 import socket
 from collections import deque
 from contextlib import suppress
@@ -109,6 +110,9 @@ class Hosts:
         time are asked at the end, all at once: one of them may only have been slow.
         """
         dsn = self._dsn
+        if all(host.startswith("/") for host, _ in self._hosts):
+            # There is no TLS on a Unix socket. libpq passes over PGSSLNEGOTIATION there; asyncpg refuses to connect.
+            options["direct_tls"] = False
         if len(self._hosts) == 1:
             return await asyncpg.connect(dsn, **options)
         if "target_session_attrs" not in dsn:
@@ -245,7 +249,7 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
     parts = urlsplit(dsn)
     query = parse_qs(parts.query)
     named = parts.netloc.rpartition("@")[2] or ",".join(query.get("host", []))
-    ports = ",".join(query.get("port", [])).split(",")
+    ports = (",".join(query.get("port", [])) or os.environ.get("PGPORT", "")).split(",")
     hosts = []
     for number, item in enumerate(named.split(",")):
         host, port = item, ports[min(number, len(ports) - 1)]

@@ -49,7 +49,9 @@ _ALWAYS = {
     "log_timezone": "UTC",
     "log_checkpoints": "off",
 }
-_SOCKET_NAME = ".s.PGSQL.5432"
+# There is no TCP; the number is part of the socket's name.
+_PORT = 5432
+_SOCKET_NAME = f".s.PGSQL.{_PORT}"
 _READY_SECONDS = 60.0
 
 
@@ -98,7 +100,7 @@ class EmbeddedPostgres:
         # has the number written there, which in a container is likely, and so is one that is just dying.
         for left_behind in (self._data_dir / "postmaster.pid", self._socket_dir / f"{_SOCKET_NAME}.lock"):
             left_behind.unlink(missing_ok=True)
-        settings = {**self._settings, **_ALWAYS, "unix_socket_directories": str(self._socket_dir)}
+        settings = {**self._settings, **_ALWAYS, "port": str(_PORT), "unix_socket_directories": str(self._socket_dir)}
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._launched = spawn(
             [self._programs / "postgres", "-D", self._data_dir, *arguments],
@@ -146,10 +148,22 @@ class EmbeddedPostgres:
         return pid if is_running(pid) and working_dir_is(pid, self._data_dir) else None
 
     def dsn(self, database: str = "postgres") -> str:
-        """The address in the form that asyncpg and libpq take: `postgresql://postgres@/name?host=/folder`."""
+        """The address in the form that asyncpg and libpq take: `postgresql://postgres@/name?host=/folder&port=5432…`.
+
+        It is complete: whatever an address leaves out, both take from PGPORT, PGSSLMODE and the like, which a developer
+        has set for another server.
+        """
+        return (
+            f"postgresql://postgres@/{quote(database)}?host={quote(str(self.host))}&port={_PORT}"
+            "&sslmode=disable&target_session_attrs=any"
+        )
+
+    @property
+    def host(self) -> Path:
+        """The folder of its socket, which clients take in place of a host."""
         if self._socket_dir is None:
             raise EmbeddedServerError("PostgreSQL has not been started")
-        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self._socket_dir))}"
+        return self._socket_dir
 
     def create_database(self, name: str) -> None:
         """Create an empty database unless it is there already."""
