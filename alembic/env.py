@@ -30,5 +30,4 @@ if context.is_offline_mode():
 elif (given := config.attributes.get("connection")) is not None:
     run(given)
 else:
-    dsn = context.get_x_argument(as_dictionary=True).get("dsn") or os.environ["DATABASE_URL"]
-    asyncio.run(migrations.with_connection(dsn, run))
+    asyncio.run(migrations.with_connection(os.environ["DATABASE_URL"], run))

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from pydantic import SecretStr
@@ -44,6 +44,24 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
             await upgrade(addresses.database_url)
             await stack.enter_async_context(_worker(environment))
         yield settings
+
+
+def welcome(base: str, accounts: Sequence[Mapping[str, str]], *, mailbox: bool, seconds: float | None = None) -> str:
+    """What a developer wants to know first. `accounts`: e-mail, password and role of the demo people."""
+    lines = [
+        "",
+        "Onehop is ready" + (f" ({seconds:.1f} s)." if seconds is not None else "."),
+        f"  API    {base}",
+        f"  Docs   {base}/docs",
+        *([f"  Mail   {base}/dev/mailbox"] if mailbox else []),
+        *(
+            f"  Log in {account['email']} / {account['password']}" + (" (admin)" if account["role"] == "admin" else "")
+            for account in accounts
+        ),
+        "Ctrl-C stops everything.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _with_addresses(settings: Settings, database_url: str | None, redis_url: str | None) -> Settings:

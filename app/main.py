@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
@@ -141,13 +142,11 @@ def create_app(settings: Settings) -> Onehop:
         lifespan=lambda app: _lifespan(app, settings),
     )
     app.state.has_docs = has_docs
-    # Only what is not sent is kept, and nothing is kept in production.
-    has_mailbox = settings.mail.smtp_url is None and not settings.is_production
-    app.state.mailbox = settings.data_dir / "mailbox" if has_mailbox else None
+    app.state.mailbox = settings.data_dir / "mailbox" if settings.has_mailbox else None
     for router in (
         *ROUTERS,
         *([core.docs_router] if has_docs else []),
-        *([core.mailbox_router] if has_mailbox else []),
+        *([core.mailbox_router] if settings.has_mailbox else []),
     ):
         # One flat list: an included router is matched three times for each request, which costs more than the handler.
         app.router.routes.extend(router.routes)
@@ -280,11 +279,12 @@ def _access_log(settings: Settings) -> AccessLog | None:
 
 
 def _templates(app: FastAPI) -> dict[Any, str]:
-    return {
+    routes = {
         context.endpoint: context.path_format
         for context in iter_route_contexts(app.routes)
         if isinstance(context.original_route, APIRoute) and context.path_format
     }
+    return routes | {mount.app: f"{mount.path}/{{path}}" for mount in app.routes if isinstance(mount, Mount)}
 
 
 def _log_ins(app: FastAPI) -> set[tuple[str, str]]:

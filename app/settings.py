@@ -102,6 +102,11 @@ class Settings(BaseSettings):
     def is_production(self) -> bool:
         return self.env == "production"
 
+    @property
+    def has_mailbox(self) -> bool:
+        """Whether e-mails are kept in a folder and shown at /dev/mailbox instead of being sent."""
+        return self.mail.smtp_url is None and not self.is_production
+
 
 class _Environment(EnvSettingsSource):
     """pydantic-settings' reading of variables, from a given mapping instead of the process's own."""

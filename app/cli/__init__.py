@@ -195,8 +195,8 @@ def doctor() -> None:
 
     problems = 0
     for finding in examine():
-        problems += not finding.is_good
-        say(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.subject}: {finding.text}")
+        problems += finding.verdict == "FAIL"
+        say(f"{finding.verdict:<4} {finding.subject}: {finding.text}")
     raise typer.Exit(1 if problems else 0)
 
 

@@ -1,15 +1,16 @@
 """Everything for development in one terminal: servers, schema, demo data, API and worker."""
 
 import asyncio
-import http.client
+import http
 import json
 import os
 import shutil
 import sys
 import time
-from urllib.parse import urlsplit
 
+from app.cli.probe import base_url, get
 from app.cli.terminal import say
+from app.development import welcome
 from app.kernel.embedded import servers
 from app.kernel.schema import is_newest
 from app.kernel.supervisor import Program, Supervisor
@@ -68,9 +69,9 @@ def _run_children(
         return
     accounts: list[dict[str, str]] = json.loads(report.read_text(encoding="utf-8"))
     report.unlink()
-    base = _base_url(settings)
-    if supervisor.wait_until(lambda: _answers(f"{base}/readyz"), seconds=_READY_SECONDS):
-        say(_welcome(base, accounts, time.monotonic() - started))
+    base = base_url(settings.host, settings.port)
+    if supervisor.wait_until(lambda: _is_ready(settings), seconds=_READY_SECONDS):
+        say(welcome(base, accounts, mailbox=settings.has_mailbox, seconds=time.monotonic() - started))
         supervisor.watch()
 
 
@@ -84,7 +85,7 @@ def _environment_of_children(settings: Settings, database_url: str | None, redis
     if redis_url is not None:
         environment["REDIS_URL"] = redis_url
     if "public_url" not in settings.model_fields_set:
-        environment["APP_PUBLIC_URL"] = _base_url(settings)
+        environment["APP_PUBLIC_URL"] = base_url(settings.host, settings.port)
     if settings.workers > 1:
         # Fresh, because files of processes that are gone would be added to the figures for ever.
         directory = settings.data_dir.absolute() / "run" / "metrics"
@@ -94,34 +95,6 @@ def _environment_of_children(settings: Settings, database_url: str | None, redis
     return environment
 
 
-def _base_url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - read, not bound
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
-def _answers(url: str) -> bool:
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2)
-    try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _welcome(base: str, accounts: list[dict[str, str]], seconds: float) -> str:
-    lines = [
-        "",
-        f"Onehop is ready ({seconds:.1f} s).",
-        f"  API    {base}",
-        f"  Docs   {base}/docs",
-        *(
-            f"  Log in {account['email']} / {account['password']}" + (" (admin)" if account["role"] == "admin" else "")
-            for account in accounts
-        ),
-        "Ctrl-C stops everything.",
-        "",
-    ]
-    return "\n".join(lines)
+def _is_ready(settings: Settings) -> bool:
+    answer = get(settings.host, settings.port, "/readyz")
+    return answer is not None and answer[0] == http.HTTPStatus.OK

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import resource
+import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
+from app.cli.probe import is_served_by_onehop
 from app.composition import close_resources, make_resources, memory_findings
 from app.kernel.database import Database, DatabaseUnavailable
 from app.kernel.embedded import EmbeddedServerError, servers
@@ -27,30 +30,36 @@ SERVER_VERSION = (
 )
 
 
+Verdict = Literal["ok", "warn", "FAIL"]
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """`warn`: it works, but not as it should; `FAIL`: Onehop does not work until it is mended."""
+
     subject: str
-    is_good: bool
+    verdict: Verdict
     text: str
 
 
 def examine() -> Iterator[Finding]:
     """Look at everything; servers that are not named in the settings are started for the moment."""
-    yield Finding("Python", sys.version_info >= (3, 11), sys.version.split()[0])
+    # An older one cannot read this file at all.
+    yield Finding("Python", "ok", sys.version.split()[0])
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield Finding("Open files", files >= _OPEN_FILES, f"{files} allowed, at least {_OPEN_FILES} wanted (ulimit -n)")
+    if files == resource.RLIM_INFINITY or files >= _OPEN_FILES:
+        yield Finding("Open files", "ok", "unlimited" if files == resource.RLIM_INFINITY else f"{files} allowed")
+    else:
+        yield Finding("Open files", "warn", f"only {files} allowed, {_OPEN_FILES} are better: ulimit -n {_OPEN_FILES}")
     try:
         environ = process_environ()
         settings = load_settings(environ)
     except SettingsError as error:
-        yield Finding("Settings", is_good=False, text="; ".join(error.problems))
+        yield Finding("Settings", "FAIL", "; ".join(error.problems))
         return
-    yield Finding("Settings", is_good=True, text=f"for {settings.env}")
+    yield Finding("Settings", "ok", f"for {settings.env}")
     yield from _disk(settings.data_dir.absolute())
-    taken = port_problem(settings.host, settings.port)
-    # A port that is taken may be taken by Onehop; an address that is not ours never will be.
-    is_good = taken is None or taken.startswith("Port")
-    yield Finding("Port", is_good, taken or f"{settings.port} is free")
+    yield _port(settings)
     own_database, own_redis = settings.database.url is None, settings.redis.url is None
     try:
         with servers(settings.data_dir, postgres=own_database, valkey=own_redis) as started:
@@ -60,15 +69,32 @@ def examine() -> Iterator[Finding]:
                 **({"REDIS_URL": started.redis_url} if started.redis_url else {}),
             }
             yield from asyncio.run(_servers(load_settings(environ)))
+            if started.database_url is not None:
+                folder = parse_qs(urlsplit(started.database_url).query)["host"][0]
+                yield Finding("psql", "ok", f"psql -h {shlex.quote(folder)} -U postgres onehop (while Onehop runs)")
     except EmbeddedServerError as error:
-        yield Finding("Embedded servers", is_good=False, text=str(error))
+        yield Finding("Embedded servers", "FAIL", str(error))
 
 
 def _disk(data_dir: Path) -> Iterator[Finding]:
     existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
-    yield Finding("Data folder", os.access(existing, os.W_OK), f"{data_dir} must be writable")
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("Data folder", "ok", f"{data_dir} is writable")
+    else:
+        yield Finding("Data folder", "FAIL", f"{existing} is not a writable folder; APP_DATA_DIR names another one")
     free = shutil.disk_usage(existing).free
-    yield Finding("Disk", free >= _FREE_BYTES, f"{free / 1024**3:.1f} GiB free, at least 1 wanted")
+    is_little = free < _FREE_BYTES
+    text = f"{free / 1024**3:.1f} GiB free" + (", at least 1 is wanted" if is_little else "")
+    yield Finding("Disk", "warn" if is_little else "ok", text)
+
+
+def _port(settings: Settings) -> Finding:
+    problem = port_problem(settings.host, settings.port)
+    if problem is None:
+        return Finding("Port", "ok", f"{settings.port} is free")
+    if is_served_by_onehop(settings.host, settings.port):
+        return Finding("Port", "ok", f"{settings.port} is in use by a running Onehop")
+    return Finding("Port", "FAIL", problem)
 
 
 async def _servers(settings: Settings) -> list[Finding]:
@@ -82,16 +108,22 @@ async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
         async with database.connect("core.doctor") as conn:
             row = await conn.fetchrow(SERVER_VERSION)
     except (OSError, DatabaseUnavailable) as error:
-        yield Finding("PostgreSQL", is_good=False, text=f"not reachable: {error}")
+        yield Finding("PostgreSQL", "FAIL", f"not reachable: {error}")
         return
     finally:
         await database.close()
     if row is None:
         return
-    yield Finding("PostgreSQL", row["number"] >= _OLDEST_POSTGRES, f"{row['name']}, at least 15 wanted")
+    if row["number"] >= _OLDEST_POSTGRES:
+        yield Finding("PostgreSQL", "ok", row["name"])
+    else:
+        yield Finding("PostgreSQL", "FAIL", f"{row['name']}; Onehop needs 15 or newer")
     current, newest = await status(settings.database.direct_dsn)
-    hint = "is the newest" if current == newest else f"but {newest} is the newest: python -m app migrate up"
-    yield Finding("Schema", current == newest, f"{current or 'empty'} {hint}")
+    if current == newest:
+        yield Finding("Schema", "ok", f"{current} is the newest")
+    else:
+        hint = f"{current or 'empty'}, but {newest} is the newest: python -m app migrate up"
+        yield Finding("Schema", "FAIL", hint)
 
 
 async def _redis_version(redis: RedisGateway) -> str:
@@ -106,11 +138,11 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     resources = make_resources(settings, application_name="onehop-doctor")
     try:
         await resources.redis.call(lambda client: client.ping(), timeout=2.0)
-        yield Finding("Redis", is_good=True, text=await _redis_version(resources.redis))
+        yield Finding("Redis", "ok", await _redis_version(resources.redis))
         for place, memory, problem in await memory_findings(resources):
             text = f"maxmemory-policy of {place} is {memory.policy}" + (f": {problem}" if problem else "")
-            yield Finding("Redis memory", problem is None, text)
+            yield Finding("Redis memory", "ok" if problem is None else "warn", text)
     except RedisUnavailable as error:
-        yield Finding("Redis", is_good=False, text=f"not reachable: {error}; everything works without it, only slower")
+        yield Finding("Redis", "warn", f"not reachable: {error}; everything works without it, only slower")
     finally:
         await close_resources(resources)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.environment import servers_for_settings
-from app.cli.terminal import say
+from app.cli.terminal import read_secret, say
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -18,12 +18,17 @@ keys = typer.Typer(help="The keys that sign access tokens.", no_args_is_help=Tru
 @users.command("create-admin")
 def create_admin(
     email: Annotated[str, typer.Argument()],
-    password: Annotated[str, typer.Option(prompt=True, confirmation_prompt=True, hide_input=True)],
+    *,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking for it.")
+    ] = False,
 ) -> None:
-    """Make an administrator's account with a verified address."""
+    """Make an administrator's account with a verified address; asks for its password."""
     from app.composition import close_resources, make_resources
     from app.identity.api import PasswordHashing, provision_account
     from app.kernel.errors import Unprocessable
+
+    password = read_secret("Password", from_stdin=password_stdin, option="--password-stdin")
 
     async def create(settings: "Settings") -> bool:
         resources = make_resources(settings, application_name="onehop-cli")

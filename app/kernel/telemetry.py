@@ -98,8 +98,9 @@ def configure_logging(settings: LogSettings, *, production: bool) -> None:
         library = logging.getLogger(noisy)
         library.handlers.clear()
         library.propagate = noisy != "uvicorn.access"
-    for talkative in ("httpx", "httpcore"):
-        # They would write down whole addresses, and with them what is secret in those.
+    # The first two would write down whole addresses, and with them what is secret in those; alembic lists its plug-ins
+    # at each start.
+    for talkative in ("httpx", "httpcore", "alembic"):
         logging.getLogger(talkative).setLevel(max(level, logging.WARNING))
 
 

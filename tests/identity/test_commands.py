@@ -6,6 +6,7 @@ import pytest
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.shell import Shell
+from tests.fixtures.terminal import Terminal
 
 # What the access log of the program in this process writes would stand between the lines of a command.
 pytestmark = pytest.mark.settings(APP_LOG_ACCESS="false")
@@ -15,12 +16,12 @@ PASSWORD = "a very long horse 42"
 async def test_an_operator_makes_an_administrator(
     shell: Shell, client: httpx.AsyncClient, connection: Connection
 ) -> None:
-    create = ("users", "create-admin", "root@example.com", "--password")
-    status, output = await shell(*create, "short")
+    create = ("users", "create-admin", "root@example.com", "--password-stdin")
+    status, output = await shell(*create, stdin="short\n")
     assert (status, output) == (1, "It needs at least 8 characters.\n")
-    status, output = await shell(*create, PASSWORD)
+    status, output = await shell(*create, stdin=f"{PASSWORD}\n")
     assert (status, output) == (0, "root@example.com is an administrator.\n")
-    status, output = await shell(*create, "another very long one")
+    status, output = await shell(*create, stdin="another very long one")
     assert (status, output) == (1, "There is an account with root@example.com already; nothing changed.\n")
     login = await client.post("/v1/auth/login", json={"email": "root@example.com", "password": PASSWORD})
     body = login.json()
@@ -29,9 +30,29 @@ async def test_an_operator_makes_an_administrator(
     assert (await client.get("/v1/admin/users", headers=headers)).status_code == 200
 
 
+async def test_no_password_is_taken_from_the_command_line(shell: Shell, connection: Connection) -> None:
+    status, _ = await shell("users", "create-admin", "root@example.com", "--password", PASSWORD)
+    assert status == 2
+    status, output = await shell("users", "create-admin", "root@example.com", stdin=PASSWORD)
+    assert (status, "--password-stdin" in output) == (1, True)
+    assert await connection.fetchval("SELECT count(*) FROM identity.accounts") == 0
+
+
+async def test_a_password_is_asked_for_in_a_terminal(environment: dict[str, str], connection: Connection) -> None:
+    """Twice, and never shown."""
+    command = ("users", "create-admin", "root@example.com")
+    with Terminal(command, environment) as terminal:
+        await terminal.answer("Password: ", PASSWORD)
+        await terminal.answer("Repeat for confirmation: ", PASSWORD)
+        assert await terminal.end() == 0
+    assert "root@example.com is an administrator." in terminal.output
+    assert PASSWORD not in terminal.output
+    assert await connection.fetchval("SELECT count(*) FROM identity.accounts") == 1
+
+
 @pytest.mark.parametrize("email", ["root", "root@", "a b@example.com", "root@example.com\n"])
 async def test_an_address_that_is_none_makes_no_administrator(shell: Shell, connection: Connection, email: str) -> None:
-    status, output = await shell("users", "create-admin", email, "--password", PASSWORD)
+    status, output = await shell("users", "create-admin", email, "--password-stdin", stdin=PASSWORD)
     assert (status, output) == (1, "Not an e-mail address.\n")
     assert await connection.fetchval("SELECT count(*) FROM identity.accounts") == 0
 

@@ -21,7 +21,7 @@ from app.kernel.output import Output
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import trace_parent_var
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan
 from tests.fixtures.guards import no_blocking_calls
@@ -293,10 +293,51 @@ async def test_text_log_lines(settings: Settings, capfd: pytest.CaptureFixture[s
         transport = httpx.ASGITransport(running)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await client.get("/livez", headers={"X-Request-ID": "r-1"})
-            await client.head("/nowhere", headers={"X-Request-ID": "r-2"})
+            await client.head("/nowhere?token=in_the_address", headers={"X-Request-ID": "r-2"})
+            await client.get("/docs/assets/swagger-ui.css", headers={"X-Request-ID": "r-3"})
+            await client.get("/docs/assets/nothing", headers={"X-Request-ID": "r-4"})
+    lines = re.findall(r"^(\w+ +\d+) +\d+\.\d\d ms  (.*)$", capfd.readouterr().out, re.MULTILINE)
+    assert lines == [
+        ("GET    200", "/livez  r-1"),
+        ("HEAD   404", "unmatched /nowhere  r-2"),
+        ("GET    200", "/docs/assets/{path}  r-3"),
+        ("GET    404", "/docs/assets/{path}  r-4"),
+    ]
+
+
+HOSTILE_PATHS = {
+    "a forged line": ("/x%0AGET    200     0.10 ms  /forged  r-9", "/x%0AGET%20%20%20%20200%20%20%20%20%200.10%20ms"),
+    "a terminal's escape sequence": ("/%1B[2J%9B", "/%1B%5B2J"),
+    "a quote": ("/%22,%22status%22:%22", "/%22%2C%22status%22%3A%22"),
+    "too long": ("/" + "a" * 5_000, "/" + "a" * 199 + "..."),
+    "a lone surrogate": ("/%ED%A0%80", "/"),
+}
+
+
+@pytest.mark.parametrize(("sent", "logged"), HOSTILE_PATHS.values(), ids=HOSTILE_PATHS)
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_paths_that_nothing_is_found_for_are_logged_safely(
+    environment: dict[str, str],
+    frozen_garbage: None,
+    capfd: pytest.CaptureFixture[str],
+    log_format: str,
+    sent: str,
+    logged: str,
+) -> None:
+    settings = load_settings(environment | {"APP_LOG_FORMAT": log_format})
+    async with Lifespan(create_app(settings)).running() as running:
+        transport = httpx.ASGITransport(running)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answer = await client.get(f"{sent}?token=in_the_address")
+            assert answer.status_code == 404
     output = capfd.readouterr().out
-    assert re.search(r"^GET    200 +\d+\.\d\d ms  /livez  r-1$", output, re.MULTILINE)
-    assert re.search(r"^HEAD   404 +\d+\.\d\d ms  unmatched  r-2$", output, re.MULTILINE)
+    (line,) = [line for line in output.splitlines() if "unmatched" in line]
+    path = json.loads(line)["path"] if log_format == "json" else line.split("unmatched ")[1].rpartition("  ")[0]
+    assert path.startswith(logged)
+    assert len(path) < 700
+    assert re.fullmatch(r"[!-~]+", path)
+    assert "in_the_address" not in output
+    assert not any(line.startswith("GET    200     0.10 ms") for line in output.splitlines())
 
 
 @pytest.mark.settings(APP_LOG_ACCESS="false")

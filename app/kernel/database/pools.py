@@ -98,6 +98,9 @@ class Hosts:
 
     async def connect(self, *_: Any, **options: Any) -> Any:
         """A connection to the first host that is there and takes writes; the arguments are asyncpg's."""
+        if all(host.startswith("/") for host, _ in self._hosts):
+            # There is no TLS on a Unix socket. libpq passes over PGSSLNEGOTIATION there; asyncpg refuses to connect.
+            options["direct_tls"] = False
         connection = await self._connect(options)
         _notice_loss(connection, _PATIENCE * options["timeout"])
         return connection
@@ -110,9 +113,6 @@ class Hosts:
         time are asked at the end, all at once: one of them may only have been slow.
         """
         dsn = self._dsn
-        if all(host.startswith("/") for host, _ in self._hosts):
-            # There is no TLS on a Unix socket. libpq passes over PGSSLNEGOTIATION there; asyncpg refuses to connect.
-            options["direct_tls"] = False
         if len(self._hosts) == 1:
             return await asyncpg.connect(dsn, **options)
         if "target_session_attrs" not in dsn:

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.kernel.access_log import AccessLog
+from app.kernel.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import problem_response
 from app.kernel.middleware.admission import Admission, Refusal, leave_place
@@ -56,7 +56,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class RequestContext:
-    """`routes` maps an endpoint function to its path template, which is the label of its metrics."""
+    """`routes` maps an endpoint function, or a mounted application, to its path template, the label of its metrics."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class RequestContext:
         finally:
             self._active -= 1
             leave_place(scope)
-            route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), "unmatched")
+            route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), UNMATCHED)
             method = "HEAD" if is_head else scope["method"]
             self.record(method, route, exchange.status, perf_counter() - started, scope)
 
@@ -145,7 +145,7 @@ class RequestContext:
         except AppError as error:
             await self._answer_problem(error, scope, receive, exchange)
         except Exception as error:
-            _logger.exception("a request failed", method=scope["method"], path=scope["path"])
+            _logger.exception("a request failed", method=scope["method"], path=logged_path(scope["path"]))
             if exchange.status == 0:
                 await self._answer_problem(AppError(), scope, receive, exchange)
             elif exchange.status != _SERVER_ERROR:
