@@ -1,13 +1,11 @@
 """What the module's tables hold, and the pure rules about it."""
 
-import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
 import orjson
-from email_validator import validate_email
 
 from app.kernel.auth import Role
 from app.kernel.ids import UserId
@@ -288,16 +286,6 @@ class SecurityEvent:
 def roles_of(role: Role) -> tuple[str, ...]:
     """What the token's `roles` say of an account with `role`."""
     return ("user",) if role == "user" else ("user", "admin")
-
-
-def normalise_email(text: str) -> str:
-    """An address as it is stored. Raises `ValueError` if it is none."""
-    return validate_email(text, check_deliverability=False, test_environment=True, strict=True).normalized
-
-
-def canonical_email(email: str) -> str:
-    """The form in which addresses are compared: neither case nor the way a letter is composed makes another mailbox."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", email.strip()).casefold())
 
 
 def session_end(now: datetime, idle_ttl: int, absolute_end: datetime) -> datetime:

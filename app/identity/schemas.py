@@ -2,28 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field
 
-from app.identity.records import normalise_email
-from app.kernel.http import Id, PageQuery, Schema, Timestamp, example
+from app.kernel.http import Email, Id, PageQuery, Schema, Timestamp, example
 from app.users.api import DisplayName, Locale, Timezone
 
 MAX_SENT_PASSWORD = 1024
 
 
-def _check_email(value: str) -> str:
-    try:
-        return normalise_email(value)
-    except ValueError as error:
-        raise PydanticCustomError("invalid_email", "Not an e-mail address.") from error
-
-
-Email = Annotated[
-    str,
-    Field(min_length=3, max_length=254, examples=["ada@example.com"], json_schema_extra={"format": "email"}),
-    AfterValidator(_check_email),
-]
 # Log-in says no more of a malformed address than of an unknown one.
 AnyEmail = Annotated[str, Field(min_length=1, max_length=254, examples=["ada@example.com"])]
 SentPassword = Annotated[str, Field(min_length=1, max_length=MAX_SENT_PASSWORD, examples=["correct horse battery"])]

@@ -15,7 +15,7 @@ import msgspec
 
 from app.identity.queries.accounts import anonymise_account, get_account, get_account_by_email
 from app.identity.queries.one_time_tokens import replace_one_time_token
-from app.identity.records import Account, TokenPurpose, canonical_email
+from app.identity.records import Account, TokenPurpose
 from app.identity.service.addresses import EmailChange
 from app.identity.service.emails import (
     KIND_CHANGE,
@@ -28,6 +28,7 @@ from app.identity.service.emails import (
 )
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
+from app.kernel.addresses import canonical_email
 from app.kernel.database import Tx, in_batches
 from app.kernel.ids import UserId
 from app.kernel.mail import Mail, MailRefused, Templates

@@ -4,12 +4,12 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import MISSING, AfterValidator, EmailStr, Field, model_validator
+from pydantic import MISSING, AfterValidator, Field, model_validator
 
 from app.jobs.records import ApiState
 from app.jobs.records.invoices import CURRENCY_DIGITS, MAX_MINOR, InvoiceStatus
 from app.jobs.records.webhooks import ALL_EVENTS, EVENT_TYPES
-from app.kernel.http import Id, PageQuery, Schema, Timestamp, example
+from app.kernel.http import Email, Id, PageQuery, Schema, Timestamp, example
 
 
 class SubmitJob(Schema, json_schema_extra=example({"kind": "export.events", "args": {"format": "csv"}})):
@@ -142,7 +142,7 @@ class Customer(Schema):
     """Who pays."""
 
     name: OneLine = Field(max_length=200)
-    email: EmailStr = Field(max_length=254)
+    email: Email
     address: str = Field(min_length=1, max_length=1000)
 
 

@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from app.kernel.addresses import parse_sender
+
 Environment = Literal["development", "production"]
 
 # An address or name, which may be an IPv6 one in brackets, and a port.
@@ -275,6 +277,11 @@ class LoopSettings(Section):
     )
 
 
+def _check_sender(value: str) -> str:
+    parse_sender(value)
+    return value
+
+
 class MailSettings(Section):
     """E-mail."""
 
@@ -282,7 +289,11 @@ class MailSettings(Section):
         None,
         description="smtp://user:password@host:25, smtp+starttls://… or smtps://…; Unset: the development mailbox.",
     )
-    sender: str = Field("Onehop <no-reply@onehop.example>", max_length=254, description="From header of e-mails.")
+    sender: Annotated[str, AfterValidator(_check_sender)] = Field(
+        "Onehop <no-reply@onehop.example>",
+        max_length=254,
+        description="From header of e-mails: an address, or Name <address>.",
+    )
     timeout: Seconds = Field(15.0, gt=0, le=120, description="Limit of each step of an SMTP dialogue.")
 
 

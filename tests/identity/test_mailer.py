@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from app.kernel.clock import SystemClock
-from app.kernel.mail import Attachment, Mail, Mailer, MailRefused, MailUnavailable, Templates, make_transport
+from app.kernel.mail import (
+    AddressRefused,
+    AddressUnsupported,
+    Attachment,
+    Mail,
+    Mailer,
+    MailRefused,
+    MailUnavailable,
+    Templates,
+    make_transport,
+)
 from app.settings import load_settings
 from tests.fixtures.post_office import PostOffice
 
@@ -129,7 +139,61 @@ async def test_a_line_break_in_a_header_is_refused(
 
 async def test_addresses_with_other_letters_are_carried(post_office: PostOffice, make_mailer: MakeMailer) -> None:
     await make_mailer().send(Mail("zoë@exämple.com", "s", "t", "<p>", "job-1"))
-    assert post_office.received[0].rcpt_tos in (["zoë@exämple.com"], ["zoë@xn--exmple-cua.com"])
+    (envelope,) = post_office.received
+    assert envelope.rcpt_tos == ["zoë@xn--exmple-cua.com"]
+    assert b"\r\nTo: zo\xc3\xab@xn--exmple-cua.com\r\n" in post_office.contents[0]
+
+
+@pytest.mark.parametrize("to", ["info@müller.de", "info@xn--mller-kva.de", "info@MÜLLER。de"])
+async def test_a_domain_with_other_letters_needs_no_smtputf8(
+    post_office: PostOffice, make_mailer: MakeMailer, to: str
+) -> None:
+    post_office.has_smtputf8 = False
+    await make_mailer().send(Mail(to, "s", "t", "<p>", "job-1"))
+    (envelope,) = post_office.received
+    assert envelope.rcpt_tos == ["info@xn--mller-kva.de"]
+    assert b"\r\nTo: info@xn--mller-kva.de\r\n" in post_office.contents[0]
+    assert post_office.contents[0].isascii()
+
+
+async def test_a_server_without_smtputf8_is_told_from_a_refusal(
+    post_office: PostOffice, make_mailer: MakeMailer
+) -> None:
+    post_office.has_smtputf8 = False
+    with pytest.raises(AddressUnsupported):
+        await make_mailer().send(Mail("zoë@example.com", "s", "t", "<p>", "job-1"))
+    assert post_office.received == []
+    await make_mailer().send(LETTER)
+    assert [envelope.rcpt_tos for envelope in post_office.received] == [["ada@example.com"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "text"),
+    [
+        ("550 5.1.1 no such user", AddressRefused, "SMTP 550 5.1.1"),
+        ("550-5.1.1 no such user\r\n550 5.1.1 ada@example.com", AddressRefused, "SMTP 550 5.1.1"),
+        ("556 5.1.10 null MX", AddressRefused, "SMTP 556 5.1.10"),
+        ("550 no such user", MailRefused, "SMTP 550"),
+        ("550 5.7.1 blocked", MailRefused, "SMTP 550 5.7.1"),
+        ("550 5.1.8 your domain does not exist", MailRefused, "SMTP 550 5.1.8"),
+        ("550 5.1.11 something new", MailRefused, "SMTP 550 5.1.11"),
+        ("552 5.2.2 full", MailRefused, "SMTP 552 5.2.2"),
+        ("450 4.1.1 try later", MailUnavailable, "SMTP 450"),
+    ],
+)
+async def test_only_some_refusals_are_about_the_address(
+    post_office: PostOffice, make_mailer: MakeMailer, answer: str, expected: type[Exception], text: str
+) -> None:
+    mailer = make_mailer()
+    post_office.rcpt = answer
+    with pytest.raises(expected) as at_recipient:
+        await mailer.send(LETTER)
+    post_office.rcpt = ""
+    post_office.answers = [answer]
+    with pytest.raises(expected) as at_data:
+        await mailer.send(LETTER)
+    assert [type(at_recipient.value), type(at_data.value)] == [expected, expected]
+    assert [str(at_recipient.value), str(at_data.value)] == [text, text]
 
 
 def test_every_template_renders_and_escapes() -> None:

@@ -92,13 +92,13 @@ async def test_words_and_templates_are_sent(
 async def test_a_refused_address_is_not_written_to_again(
     producer: Producer, person: Person, mailing: Settings, post_office: PostOffice, connection: Connection
 ) -> None:
-    post_office.rcpt = "550 no such user"
+    post_office.rcpt = "550 5.1.1 no such user"
     async with open_worker(mailing, JOB_KINDS):
         await enqueue(producer, LETTER)
         await until(connection, [(3, "mail_refused")])
         row = await connection.fetchrow("SELECT address_hash, reason FROM jobs.email_suppressions")
         assert row is not None
-        assert (len(row["address_hash"]), row["reason"]) == (32, "SMTP 550")
+        assert (len(row["address_hash"]), row["reason"]) == (32, "SMTP 550 5.1.1")
         post_office.rcpt = ""
         await enqueue(producer, LETTER | {"to": "ada@EXAMPLE.org"})
         await until(connection, [(3, "mail_refused"), (3, "address_suppressed")])
@@ -118,7 +118,7 @@ async def test_security_mail_is_not_sent_to_a_refused_address_either(
     make_person: MakePerson, mailing: Settings, post_office: PostOffice, connection: Connection
 ) -> None:
     person = await make_person(email="gone@example.org")
-    post_office.rcpt = "550 no such user"
+    post_office.rcpt = "550 5.1.1 no such user"
     async with open_worker(mailing, JOB_KINDS):
         await until(connection, [(3, "mail_refused")])
         post_office.rcpt = ""

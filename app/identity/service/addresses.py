@@ -5,12 +5,13 @@ import msgspec
 from app.identity.errors import InvalidOneTimeToken
 from app.identity.queries.accounts import set_email, set_email_verified
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
-from app.identity.records import Actor, Device, canonical_email
+from app.identity.records import Actor, Device
 from app.identity.service.auditing import note
 from app.identity.service.emails import mail_change, mail_notice, mail_registered
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import hash_one_time_token
+from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 from app.users import api as users

@@ -5,10 +5,11 @@ from uuid import UUID
 
 from app.identity.errors import AccountNotFound
 from app.identity.queries.accounts import get_admin_account, list_admin_accounts
-from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEvent, Session, canonical_email
+from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEvent, Session
 from app.identity.service import auditing
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions, list_own_sessions
+from app.kernel.addresses import canonical_email_part
 from app.kernel.auth import Role
 from app.kernel.database import Database
 from app.kernel.ids import UserId
@@ -36,7 +37,7 @@ async def find_accounts(
     """
     scope = (wanted.text, wanted.status, wanted.role)
     before: UUID | None = cursors.decode(_LIST, scope, cursor, tuple[UUID])[0] if cursor else None
-    pattern = f"%{_escape_like(canonical_email(wanted.text))}%" if wanted.text else None
+    pattern = f"%{_escape_like(canonical_email_part(wanted.text))}%" if wanted.text else None
     async with db.read("identity.admin_accounts") as conn:
         found = await list_admin_accounts(
             conn, pattern=pattern, status=wanted.status, role=wanted.role, before=before, limit=limit + 1

@@ -9,11 +9,12 @@ import msgspec
 from app.identity.errors import AccountBanned, EmailNotVerified, InvalidCredentials, InvalidMfaToken
 from app.identity.queries.accounts import get_account, get_account_by_email
 from app.identity.queries.security_events import insert_failed_login
-from app.identity.records import Account, Device, SignedIn, canonical_email
+from app.identity.records import Account, Device, SignedIn
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from app.identity.service.runtime import Identity
 from app.identity.service.second_factor import use_code
 from app.identity.service.sessions import open_session
+from app.kernel.addresses import canonical_email
 from app.kernel.database import Database
 from app.kernel.ids import UserId, new_id
 from app.kernel.keys import SealBroken

@@ -6,7 +6,7 @@ from app.identity.errors import InvalidCurrentPassword, InvalidOneTimeToken
 from app.identity.queries.accounts import get_account, set_email_verified, set_password
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
 from app.identity.queries.second_factor import delete_totp
-from app.identity.records import Account, Actor, Device, Tokens, canonical_email
+from app.identity.records import Account, Actor, Device, Tokens
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.auditing import note
 from app.identity.service.emails import mail_notice, mail_reset
@@ -15,6 +15,7 @@ from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions, open_session
 from app.identity.service.tokens import hash_one_time_token
+from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
 from app.users import api as users
 

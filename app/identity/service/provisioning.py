@@ -2,9 +2,9 @@
 
 from app.identity.errors import EmailTaken, InvalidEmail
 from app.identity.queries.accounts import insert_account
-from app.identity.records import canonical_email, normalise_email
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.password_policy import check_password, normalise_password
+from app.kernel.addresses import canonical_email, parse_email
 from app.kernel.auth import Role
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
@@ -30,7 +30,7 @@ async def provision_account(
         InvalidEmail, WeakPassword
     """
     try:
-        email = normalise_email(email)
+        email = parse_email(email).text
     except ValueError as error:
         raise InvalidEmail(errors=[FieldError("#/email", "Not an e-mail address.", InvalidEmail.code)]) from error
     password = normalise_password(password)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from app.identity.errors import RegistrationClosed
 from app.identity.queries.accounts import insert_account, insert_account_if_new
-from app.identity.records import Account, Device, SignedIn, canonical_email
+from app.identity.records import Account, Device, SignedIn
 from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import open_session
+from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.users import api as users

@@ -13,12 +13,23 @@ from app.kernel.http.openapi import located, make_openapi, reads_headers
 from app.kernel.http.preferences import asked_to_wait
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operation_id
-from app.kernel.http.schemas import Id, PageQuery, PageQueryDep, Problem, ProblemField, Schema, Timestamp, example
+from app.kernel.http.schemas import (
+    Email,
+    Id,
+    PageQuery,
+    PageQueryDep,
+    Problem,
+    ProblemField,
+    Schema,
+    Timestamp,
+    example,
+)
 
 __all__ = [
     "MAX_JSON_DEPTH",
     "PROBLEM_MEDIA_TYPE",
     "DirectRoutes",
+    "Email",
     "Id",
     "InvalidEncoding",
     "InvalidJson",

@@ -9,6 +9,7 @@ from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
 
+from app.kernel.addresses import MAX_EMAIL_LENGTH, parse_email
 from app.kernel.clock import in_utc
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -43,6 +44,26 @@ def _to_utc(value: datetime) -> datetime:
 # Strictness is lifted for these two because JSON has no type of its own for them.
 Id = Annotated[UUID, Strict(strict=False)]
 Timestamp = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
+
+
+def _check_email(value: str) -> str:
+    try:
+        return parse_email(value).text
+    except ValueError as error:
+        raise PydanticCustomError("invalid_email", "Not an e-mail address.") from error
+
+
+# Wherever an address comes in that mail is to be sent to; what is stored is the answer of `parse_email`.
+Email = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=MAX_EMAIL_LENGTH,
+        examples=["ada@example.com"],
+        json_schema_extra={"format": "email"},
+    ),
+    AfterValidator(_check_email),
+]
 
 
 def _refuse_loose_numbers(value: Any) -> Any:

@@ -1,0 +1,53 @@
+"""Hands messages over to where they go."""
+
+from pathlib import Path
+
+from prometheus_client import Counter
+
+from app.kernel.addresses import parse_sender
+from app.kernel.clock import Clock
+from app.kernel.mail.dev_mailbox import MailboxTransport
+from app.kernel.mail.message import Mail, MailRefused, MailTransport, MailUnavailable, compose
+from app.kernel.mail.smtp import SmtpTransport
+from app.kernel.settings import MailSettings
+
+_emails_total = Counter("app_mail_messages", "E-mails handed over.", ["outcome"])
+
+
+class Mailer:
+    """Composes and hands over. One per process."""
+
+    def __init__(self, settings: MailSettings, transport: MailTransport, clock: Clock) -> None:
+        self._sender = parse_sender(settings.sender)
+        self._transport = transport
+        self._clock = clock
+
+    async def send(self, mail: Mail) -> None:
+        """Hands `mail` over.
+
+        Raises:
+            MailRefused: it will never be taken; AddressRefused: the server knows no such mailbox;
+                AddressUnsupported: the server cannot carry the address.
+            MailUnavailable: it may be taken later.
+        """
+        try:
+            await self._transport.send(compose(mail, self._sender, self._clock))
+        except MailRefused:
+            _emails_total.labels("refused").inc()
+            raise
+        except MailUnavailable:
+            _emails_total.labels("unavailable").inc()
+            raise
+        _emails_total.labels("sent").inc()
+
+    async def forget(self, address: str) -> None:
+        """Deletes what is kept of messages to this address, in the form of `canonical_email`."""
+        await self._transport.forget(address)
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+
+def make_transport(settings: MailSettings, mailbox: Path) -> MailTransport:
+    """SMTP where an address is set; the development mailbox otherwise."""
+    return SmtpTransport(settings) if settings.smtp_url is not None else MailboxTransport(mailbox)

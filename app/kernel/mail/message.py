@@ -1,0 +1,170 @@
+"""One message, from what the caller gives to the bytes that are sent.
+
+No text of a person is ever parsed as a header. Python's `email.policy` reads what it is given for a header: it decodes
+the encoded words in it (RFC 2047), so that `=?utf-8?q?a=0ABcc:x?=` becomes a line break and a header of its own. The
+headers are therefore written here, each value either as harmless ASCII or encoded, and read back before they are used.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email import policy
+from email.header import Header
+from email.message import EmailMessage
+from email.parser import BytesHeaderParser
+from email.utils import format_datetime
+from typing import Protocol
+
+from app.kernel.addresses import EmailAddress, Sender, parse_email
+from app.kernel.clock import Clock
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")
+_PLAIN_PHRASE = re.compile(r"[A-Za-z0-9]+(?: [A-Za-z0-9]+)*")
+_REFERENCE = re.compile(r"[A-Za-z0-9-]{1,80}")
+_UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_FILE_NAME = 100
+# Together with the name of the header, within the 78 characters that RFC 5322 recommends for a line.
+_MAX_PLAIN = 60
+_URI = re.compile(r"https?://[!-;=?-~]+")
+
+
+class MailRefused(Exception):
+    """This message will never be taken: the address is bad, or the content is refused (SMTP 5xx)."""
+
+
+class AddressRefused(MailRefused):
+    """The server knows no such mailbox."""
+
+
+class AddressUnsupported(MailRefused):
+    """The part of the address before the @ is not ASCII, and the server has no SMTPUTF8."""
+
+
+class MailUnavailable(Exception):
+    """The message could not be handed over now; it may be tried again (SMTP 4xx, connection lost)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that goes with a message. Of its name, letters and digits of ASCII, `.`, `_` and `-` are kept."""
+
+    name: str
+    content_type: str
+    content: bytes
+
+    @property
+    def file_name(self) -> str:
+        """The name as it is sent."""
+        return _UNSAFE_IN_FILE_NAME.sub("-", self.name).strip(".-")[-_MAX_FILE_NAME:] or "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """One message to one address. `reference` makes its Message-ID; a retry must give the same one.
+
+    `unsubscribe_url` takes a POST that ends this kind of mail (RFC 8058), for mail that nobody asked for just now.
+    """
+
+    to: str
+    subject: str
+    text: str
+    html: str
+    reference: str
+    attachments: Sequence[Attachment] = ()
+    unsubscribe_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedMail:
+    """The envelope, and the message as it goes over the wire (RFC 5322, lines end in CRLF)."""
+
+    sender: str
+    recipient: str
+    needs_smtputf8: bool
+    reference: str
+    content: bytes = field(repr=False)
+
+
+class MailTransport(Protocol):
+    """Where messages go."""
+
+    async def send(self, mail: ComposedMail) -> None: ...
+
+    async def forget(self, address: str) -> None:
+        """Deletes what is kept of messages to this address, in the form of `canonical_email`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def compose(mail: Mail, sender: Sender, clock: Clock) -> ComposedMail:
+    """The message as bytes.
+
+    Raises:
+        MailRefused: the address is none, or a header would not say what was given.
+    """
+    try:
+        to = parse_email(mail.to)
+    except ValueError as error:
+        raise MailRefused("not an e-mail address") from error
+    if _CONTROL.search(mail.subject) or not _REFERENCE.fullmatch(mail.reference):
+        raise MailRefused("a header would hold a control character")
+    headers = {
+        "From": f"{_phrase(sender.name)} <{sender.address.wire}>" if sender.name else sender.address.wire,
+        "To": to.wire,
+        "Subject": _unstructured("Subject", mail.subject),
+        "Date": format_datetime(clock.now()),
+        "Message-ID": f"<{mail.reference}@{sender.domain}>",
+        "Auto-Submitted": "auto-generated",
+    }
+    if mail.unsubscribe_url is not None:
+        if not _URI.fullmatch(mail.unsubscribe_url):
+            raise MailRefused("the address to unsubscribe at is no URL")
+        headers["List-Unsubscribe"] = f"<{mail.unsubscribe_url}>"
+        headers["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+    _check(head, headers, to, mail.subject)
+    content = head + _body(mail).as_bytes()
+    return ComposedMail(sender.address.wire, to.wire, to.needs_smtputf8, mail.reference, content)
+
+
+def _body(mail: Mail) -> EmailMessage:
+    """The MIME part of the message. Nothing in its headers comes from a person, and its lines are short ASCII."""
+    body = EmailMessage(policy=policy.SMTP)
+    body.set_content(mail.text, cte="quoted-printable")
+    body.add_alternative(mail.html, subtype="html", cte="quoted-printable")
+    for attachment in mail.attachments:
+        maintype, _, subtype = attachment.content_type.partition("/")
+        body.add_attachment(attachment.content, maintype=maintype, subtype=subtype, filename=attachment.file_name)
+    return body
+
+
+def _unstructured(name: str, text: str) -> str:
+    if _PLAIN_TEXT.fullmatch(text) and "=?" not in text and len(text) <= _MAX_PLAIN:
+        return text
+    return _encoded(text, name)
+
+
+def _phrase(text: str) -> str:
+    return text if _PLAIN_PHRASE.fullmatch(text) and len(text) <= _MAX_PLAIN else _encoded(text, "From")
+
+
+def _encoded(text: str, name: str) -> str:
+    """Encoded words (RFC 2047), folded; what looks like one already is text like any other."""
+    try:
+        return Header(text, "utf-8", header_name=name).encode(linesep="\r\n")
+    except UnicodeError as error:
+        raise MailRefused("a header would hold half a character") from error
+
+
+def _check(head: bytes, headers: Mapping[str, str], to: EmailAddress, subject: str) -> None:
+    """Reads the headers as their receiver will.
+
+    Raises:
+        MailRefused: they say something else than what was given.
+    """
+    read = BytesHeaderParser(policy=policy.default).parsebytes(head + b"\r\n")
+    is_same = read.keys() == list(headers) and str(read["To"]) == to.wire and read["Subject"] == subject
+    if not is_same or read.get_payload() or read.defects:
+        raise MailRefused("the headers do not read back as they were written")

@@ -1,0 +1,28 @@
+"""Templates of e-mails."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import DictLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+class Templates:
+    """Templates of one module: `name.txt`, whose first line is the subject, and `name.html`, which escapes its data.
+
+    All are read when this is made, so make it while the program starts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=DictLoader({file.name: file.read_text("utf-8") for file in folder.iterdir()}),
+            autoescape=lambda name: bool(name) and str(name).endswith(".html"),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def render(self, name: str, data: Mapping[str, object]) -> tuple[str, str, str]:
+        """Subject, text and HTML."""
+        subject, _, text = self._environment.get_template(f"{name}.txt").render(data).partition("\n")
+        return subject.strip(), text.strip() + "\n", self._environment.get_template(f"{name}.html").render(data)
