@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
-from starlette.routing import Mount
+from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
@@ -36,6 +36,7 @@ from app.kernel.middleware.remembered import AnswerOf, Finished, LocalAnswers, R
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
+from app.kernel.middleware.upgrade import answer_without_upgrade
 from app.kernel.output import output
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
@@ -91,7 +92,9 @@ class Onehop(FastAPI):
         return self.remembered(scope) if self.remembered is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.entry is None or scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await answer_without_upgrade(self, scope, receive, send)
+        elif self.entry is None or scope["type"] != "http":
             await super().__call__(scope, receive, send)
         else:
             await self.entry(scope, receive, send)
@@ -302,6 +305,9 @@ def _log_ins(app: FastAPI) -> set[tuple[str, str]]:
 def _check_routes(app: FastAPI) -> None:
     """Every route is of the kind that demands a permission; that it has one was checked when it was made."""
     for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, WebSocketRoute):
+            message = f"{context.path} is a WebSocket route, which declares no permission and no server of ours reaches"
+            raise RuntimeError(message)  # noqa: TRY004 - as below
         if isinstance(context.original_route, APIRoute) and not isinstance(context.original_route, StrictRoute):
             message = f"{context.path} does not come from app.kernel.http.Router"
             raise RuntimeError(message)  # noqa: TRY004 - the wiring is wrong, not an argument

@@ -24,6 +24,7 @@ from fastapi.security import OAuth2PasswordBearer
 from app.kernel.errors import Forbidden, Unauthenticated
 from app.kernel.ids import UserId
 from app.kernel.rate_limits import charge
+from app.kernel.request_headers import headers_of
 
 SCOPES = {
     "profile:read": "Read the own profile and preferences",
@@ -36,6 +37,7 @@ SCOPES = {
     "admin": "Administer all accounts",
 }
 Role = Literal["user", "admin"]
+_BEARER = b"bearer "
 _USER_SCOPES = frozenset(SCOPES) - {"admin"}
 SCOPES_OF_ROLE: dict[str, frozenset[str]] = {"user": _USER_SCOPES, "admin": frozenset(SCOPES)}
 
@@ -104,14 +106,22 @@ class Authenticator(Protocol):
         """The caller behind an `Authorization` header that was verified before and is still good; no I/O."""
         ...
 
-    async def authenticate(self, token: str, header: bytes | None = None) -> Principal:
-        """The caller of a token not seen before, remembered under `header`.
+    async def authenticate(self, token: str, *, is_remembered: bool = False) -> Principal:
+        """The caller of a token not seen before. `is_remembered`: `recall` knows it from now on, in the usual spelling
+        of its header.
 
         Raises:
             InvalidToken: the token is not good.
             Unavailable: that cannot be found out at the moment.
         """
         ...
+
+
+def bearer_token(header: bytes | None) -> str | None:
+    """The token in an `Authorization` header (RFC 6750, section 2.1); None if there is none, or of another scheme."""
+    if header is None or header[: len(_BEARER)].lower() != _BEARER:
+        return None
+    return header[len(_BEARER) :].strip().decode("latin-1")
 
 
 def principal_of(request: Mapping[str, Any]) -> Principal:
@@ -136,9 +146,9 @@ async def authenticate_again(request: Request) -> None:
         Unavailable: that cannot be found out at the moment.
     """
     authenticator: Authenticator = request.app.state.authenticator
-    header = request.headers["authorization"].encode("latin-1")
+    header = headers_of(request.scope)[b"authorization"]
     if authenticator.recall(header) is None:
-        await authenticator.authenticate(header[7:].strip().decode("latin-1"), header)
+        await authenticator.authenticate(bearer_token(header) or "", is_remembered=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from fastapi import Request
 from starlette.types import Scope
 
+from app.kernel.request_headers import headers_of
 from app.kernel.settings import HttpSettings
 
 _MAX_USER_AGENT = 512
 _IPV6_PREFIX = 64
 _CACHED = 4096
+# Only the right end counts, which trusted proxies wrote. Whatever a client put in front of it is not kept.
+_MAX_FORWARDED = 512
 
 
 def client_address(scope: Scope, settings: HttpSettings) -> str | None:
@@ -25,7 +28,7 @@ def client_address(scope: Scope, settings: HttpSettings) -> str | None:
     if peer is None or not settings.trusted_proxies:
         return _normal(peer)
     name = settings.forwarded_header.encode()
-    forwarded = b",".join(value for key, value in scope["headers"] if key == name)
+    forwarded = headers_of(scope).get(name, b"")[-_MAX_FORWARDED:]
     return _walk(peer, forwarded, settings.trusted_proxies, is_standard=name == b"forwarded")
 
 

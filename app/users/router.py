@@ -162,7 +162,7 @@ async def record_events(
     """Store one event or many; they are durable when the answer arrives."""
     events = body.new_events()
     charge(request.scope, 1 + (len(events) - 1) * _COST_OF_ITEM)
-    if b"idempotency-key" not in request.scope["found_headers"]:
+    if "idempotency-key" not in request.headers:
         ids = await service.ingest_events(request.app.state.events, resources.clock, principal.user_id, events)
         return json_response({"accepted": len(ids), "ids": ids}, status=201)
 

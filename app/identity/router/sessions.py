@@ -22,8 +22,9 @@ from app.identity.schemas import (
 )
 from app.identity.service import auditing, login, refreshing, sessions
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
-from app.kernel.auth import HashingPublic, Public, SessionPrincipal
+from app.kernel.auth import HashingPublic, Public, SessionPrincipal, bearer_token
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
+from app.kernel.request_headers import headers_of
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -111,12 +112,11 @@ async def log_out(
     body: LogoutBody | None = None,
 ) -> Response:
     """End the session of the access token, of the refresh token, or of both. Calling it again does no harm."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
     await sessions.log_out(
         resources.db,
         identity,
         device,
-        access_token=token.strip() if scheme.lower() == "bearer" else None,
+        access_token=bearer_token(headers_of(request.scope).get(b"authorization")),
         refresh_token=body.refresh_token if body else None,
     )
     return Response(status_code=204)

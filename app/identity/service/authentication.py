@@ -20,6 +20,8 @@ from app.kernel.ids import UserId
 AUDIENCE = "onehop"
 # How long a process trusts what it has read of an API key; revocations do not wait for it.
 API_KEY_SECONDS = 600
+# Tokens that a process keeps of one user, who gets a new one with each refresh; the oldest go first.
+MAX_REMEMBERED_OF_USER = 128
 
 _verifications_total = Counter(
     "app_identity_token_verifications", "Access tokens that were not remembered.", ["outcome"]
@@ -63,8 +65,10 @@ class TokenAuthenticator:
         self._db = db
         self._issuer = issuer
         self._remembered = remembered
-        # By the whole header: by its signature alone, a changed payload would be taken for the genuine one.
+        # By the whole header: by its signature alone, a changed payload would be taken for the genuine one. Of the many
+        # spellings of one header, with other capitals or spaces, only the usual one is kept.
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._headers_of: dict[UserId, dict[bytes, None]] = {}
 
     def recall(self, header: bytes) -> Principal | None:
         """See `Authenticator`."""
@@ -73,11 +77,12 @@ class TokenAuthenticator:
             return None
         return verified.principal
 
-    async def authenticate(self, token: str, header: bytes | None = None) -> Principal:
+    async def authenticate(self, token: str, *, is_remembered: bool = False) -> Principal:
         """See `Authenticator`."""
         if not self._feed.is_complete:
             await self._feed.refresh()
-        verified = self._verified.pop(header, None) if header is not None else None
+        header = b"Bearer " + token.encode("latin-1", "replace")
+        verified = self._forget(header) if is_remembered else None
         if verified is None or self._is_dead(verified):
             # What is remembered of an API key ends long before the key, and with its owner's role of then.
             verified = await self._verify(token)
@@ -85,7 +90,7 @@ class TokenAuthenticator:
             raise TokenExpired
         if self._is_dead(verified):
             raise TokenRevoked
-        if header is not None:
+        if is_remembered:
             self._remember(header, verified)
         return verified.principal
 
@@ -139,8 +144,23 @@ class TokenAuthenticator:
         if self._remembered == 0:
             return
         self._verified[header] = verified
+        headers = self._headers_of.setdefault(verified.principal.user_id, {})
+        headers[header] = None
+        if len(headers) > MAX_REMEMBERED_OF_USER:
+            self._forget(next(iter(headers)))
         if len(self._verified) > self._remembered:
-            self._verified.popitem(last=False)
+            self._forget(next(iter(self._verified)))
+
+    def _forget(self, header: bytes) -> _Verified | None:
+        """The entry of `header`, which is no longer kept."""
+        verified = self._verified.pop(header, None)
+        if verified is not None:
+            user_id = verified.principal.user_id
+            headers = self._headers_of[user_id]
+            del headers[header]
+            if not headers:
+                del self._headers_of[user_id]
+        return verified
 
 
 def _principal_of(claims: Claims) -> Principal:

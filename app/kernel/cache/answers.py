@@ -13,6 +13,8 @@ _OK = 200
 _NOT_MODIFIED = 304
 # Below, the headers weigh as much as the body; above, compressing would hold up the event loop for a millisecond.
 _COMPRESSED_SIZES = range(1024, 64 * 1024)
+# Longer than any client's. An answer need not be compressed, so that what is longer is neither read nor kept.
+_MAX_ACCEPT_ENCODING = 256
 _GZIP = 16 + zlib.MAX_WBITS
 _ZERO = re.compile(rb"q\s*=\s*0(\.0*)?")
 _KEPT_UNCHANGED = frozenset({b"cache-control", b"etag", b"vary"})
@@ -54,7 +56,7 @@ class CachedAnswer:
         """The form for this `Accept-Encoding`. The compressed one has an entity tag of its own (RFC 9110, section
         8.8.3.3), and is made when it is first asked for.
         """
-        if not self._varies or not _accepts_gzip(accept_encoding):
+        if not self._varies or len(accept_encoding) > _MAX_ACCEPT_ENCODING or not _accepts_gzip(accept_encoding):
             return self
         if self._compressed is None:
             self._compressed = self._compress()

@@ -8,11 +8,12 @@ records with orjson; the response models only document it, and the tests hold th
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
 from app.kernel.http.direct import DirectRoutes
+from app.kernel.http.encoding import AmbiguousPath, InvalidEncoding, check_path
 from app.kernel.http.json_input import MAX_JSON_DEPTH, InvalidJson, parse_json
 from app.kernel.http.openapi import located, make_openapi, reads_headers
 from app.kernel.http.preferences import asked_to_wait
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
-from app.kernel.http.routing import InvalidEncoding, Router, StrictRoute, operation_id
+from app.kernel.http.routing import Router, StrictRoute, operation_id
 from app.kernel.http.schemas import (
     Email,
     Id,
@@ -28,6 +29,7 @@ from app.kernel.http.schemas import (
 __all__ = [
     "MAX_JSON_DEPTH",
     "PROBLEM_MEDIA_TYPE",
+    "AmbiguousPath",
     "DirectRoutes",
     "Email",
     "Id",
@@ -43,6 +45,7 @@ __all__ = [
     "Timestamp",
     "asked_to_wait",
     "body_etag",
+    "check_path",
     "dump_json",
     "etag_of",
     "example",

@@ -4,6 +4,8 @@ import re
 
 from starlette.types import Scope
 
+from app.kernel.request_headers import headers_of
+
 _MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(rb"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.IGNORECASE)
 
@@ -13,7 +15,6 @@ def asked_to_wait(scope: Scope) -> int:
 
     Asked by all who let a request wait, give it a place meanwhile, or bound its time, so that they mean the same.
     """
-    for name, value in scope["headers"]:
-        if name == b"prefer" and (found := _WAIT.search(value)):
-            return min(int(found[1]), _MAX_WAIT_SECONDS)
-    return 0
+    prefer = headers_of(scope).get(b"prefer")
+    found = _WAIT.search(prefer) if prefer is not None else None
+    return min(int(found[1]), _MAX_WAIT_SECONDS) if found else 0

@@ -1,10 +1,8 @@
 """Routes that refuse what is not wanted before the framework looks at it."""
 
-import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from email.message import Message
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.utils import get_flat_params
@@ -12,23 +10,24 @@ from fastapi.params import Form, Param
 from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from app.kernel.auth import declared_permission
 from app.kernel.errors import (
     MAX_ERRORS,
-    BadRequest,
     FieldError,
     PayloadTooLarge,
     Unprocessable,
     UnsupportedMediaType,
 )
+from app.kernel.http.encoding import check_text
 from app.kernel.http.json_input import parse_json
+from app.kernel.request_headers import headers_of
 
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"
-_JSON_HEADER = (b"content-type", b"application/json")
+_JSON_TYPE = b"application/json"
 # Forms are those of OAuth, whose longest field is a token.
 _MAX_FORM_BYTES = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
@@ -36,12 +35,6 @@ _FORM = "application/x-www-form-urlencoded"
 _ACCEPTING = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
 # RFC 9110, section 12.5.3.
 _NO_CODING = {"Accept-Encoding": "identity"}
-_INVALID_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-
-
-class InvalidEncoding(BadRequest):
-    code = "invalid_encoding"
-    title = "The address is not valid percent-encoded UTF-8"
 
 
 class _ParsedRequest(Request):
@@ -114,24 +107,24 @@ class Checks:
         """Returns if the caller may call the route with an address and a body of this form; else raises an AppError."""
         self._permission.check(scope)
         if self._has_path_parameters:
-            _check_encoding(scope.get("raw_path") or b"", "path")
+            check_text(scope.get("raw_path") or b"", "path")
         if scope["query_string"]:
             _check_query(scope["query_string"], self._query_names)
         if self.body is not None:
-            if scope["found_headers"].get(b"content-encoding", b"identity") != b"identity":
+            headers = headers_of(scope)
+            if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise UnsupportedMediaType("Send the body without a content coding.", headers=_NO_CODING)
-            if not (self.body == "json" and _JSON_HEADER in scope["headers"]):
-                self._check_media_type(Headers(scope=scope), self.body)
+            if not (self.body == "json" and headers.get(b"content-type") == _JSON_TYPE):
+                self._check_media_type(headers, self.body)
 
-    def _check_media_type(self, headers: Headers, body: Literal["json", "form"]) -> None:
-        header = headers.get("content-type")
+    def _check_media_type(self, headers: Mapping[bytes, bytes], body: Literal["json", "form"]) -> None:
+        header = headers.get(b"content-type")
         if header is None:
-            length = headers.get("content-length")
-            if length in (None, "0") and "transfer-encoding" not in headers:
+            if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
                 return
             raise self._unsupported("The request has a body but no Content-Type.", body)
         message = Message()
-        message["content-type"] = header
+        message["content-type"] = header.decode("latin-1")
         media_type = message.get_content_type()
         if body == "form":
             accepted = media_type == _FORM
@@ -157,21 +150,8 @@ class Router(APIRouter):
         )
 
 
-def _check_encoding(raw: bytes, place: str) -> None:
-    if b"%" not in raw:
-        return
-    if _INVALID_PERCENT.search(raw):
-        raise InvalidEncoding
-    try:
-        text = unquote_to_bytes(raw.replace(b"+", b" ")).decode()
-    except UnicodeDecodeError as error:
-        raise InvalidEncoding from error
-    if "\0" in text:
-        raise Unprocessable(errors=[FieldError(place, "The text holds NUL.", "invalid_text")])
-
-
 def _check_query(raw: bytes, known: frozenset[str]) -> None:
-    _check_encoding(raw, "query")
+    check_text(raw, "query")
     names = [name for name, _ in QueryParams(raw).multi_items()]
     errors = [
         FieldError("query", "There is no such query parameter.", "unknown_parameter")

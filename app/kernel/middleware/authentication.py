@@ -2,12 +2,11 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.kernel.auth import Authenticator, InvalidToken
+from app.kernel.auth import Authenticator, InvalidToken, bearer_token
 from app.kernel.errors import AppError
 from app.kernel.middleware.admission import take_place
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
-
-_SCHEME = b"bearer "
+from app.kernel.request_headers import headers_of
 
 
 class Authentication:
@@ -23,7 +22,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            header = scope["found_headers"].get(b"authorization")
+            header = headers_of(scope).get(b"authorization")
             if header is not None:
                 principal = self._authenticator.recall(header)
                 if principal is not None:
@@ -40,12 +39,12 @@ class Authentication:
         await self._app(scope, receive, send)
 
     async def _authenticate(self, scope: Scope, header: bytes) -> None:
-        if header[:7].lower() != _SCHEME:
+        token = bearer_token(header)
+        if token is None:
             scope["authentication_error"] = InvalidToken("Only bearer tokens are accepted.")
             return
-        token = header[7:].strip().decode("latin-1")
         try:
-            scope["principal"] = await self._authenticator.authenticate(token, header)
+            scope["principal"] = await self._authenticator.authenticate(token, is_remembered=True)
         except AppError as error:
             scope["authentication_error"] = error
         else:

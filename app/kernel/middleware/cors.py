@@ -3,11 +3,12 @@
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.errors import BadRequest
 from app.kernel.http import problem_response
 from app.kernel.ids import new_id
+from app.kernel.request_headers import has_repeated_header, headers_of
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import request_id_var
 
@@ -61,6 +62,15 @@ class Cors(CORSMiddleware):
             expose_headers=_ANSWER_HEADERS,
             max_age=_MAX_AGE_SECONDS,
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers_of(scope)
+            if has_repeated_header(scope):
+                # Of two origins none can be believed; the layer behind refuses the request.
+                await self.app(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         request_id = new_id().hex

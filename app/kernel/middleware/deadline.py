@@ -37,7 +37,7 @@ class Deadline:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seconds = self._seconds + (asked_to_wait(scope) if b"prefer" in scope["found_headers"] else 0)
+        seconds = self._seconds + asked_to_wait(scope)
         timed = TimedRequest(self._loop, scope, receive, send, seconds)
         watched_var.set(timed)
         try:

@@ -11,9 +11,10 @@ from starlette.types import Scope
 
 from app.kernel.auth import Authenticator
 from app.kernel.cache import Cache
-from app.kernel.middleware.request_context import RequestContext, wanted_headers
+from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, chosen, key_of
 from app.kernel.rate_limits import RateLimits
+from app.kernel.request_headers import headers_of
 
 # What goes over the wire but for the server's own headers: the head without its last line end, and the body.
 Finished = tuple[bytes, bytes]
@@ -40,12 +41,17 @@ class Remembered:
         self._cost = cost
 
     def __call__(self, scope: Scope) -> Finished | None:
-        """The answer to a request without a body; None: the application has to find it."""
+        """The answer to a request without a body, whose path is written as the router has it; None: the application
+        has to find it.
+        """
         read = self._reads.get(scope["path"])
         if read is None or scope["method"] != "GET" or scope["query_string"]:
             return None
         started = perf_counter()
-        found = wanted_headers(scope)
+        fields = scope["headers"]
+        found = {name: value for name, value in fields}  # noqa: C416 - takes two thirds of the time of `dict(fields)`
+        if len(found) != len(fields):
+            return None
         token = found.get(b"authorization")
         principal = self._recall(token) if token is not None else None
         if principal is None or not read.scopes <= principal.scopes or b"content-length" in found:
@@ -79,7 +85,7 @@ class LocalAnswers:
     def has(self, scope: Scope) -> bool:
         """Whether the answer is there, and its caller's token was seen before."""
         read = self._reads.get(scope["path"])
-        token = wanted_headers(scope).get(b"authorization")
+        token = headers_of(scope).get(b"authorization")
         principal = self._recall(token) if token is not None else None
         return (
             read is not None and principal is not None and self._get_local(key_of(principal, read, scope)) is not None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
@@ -17,30 +17,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.errors import AppError, PayloadTooLarge
-from app.kernel.http import problem_response
+from app.kernel.http import check_path, problem_response
 from app.kernel.middleware.admission import Admission, Refusal, leave_place
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import Bucket
+from app.kernel.request_headers import check_headers, headers_of
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 
 _logger = get_logger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TRACE_PARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-# Read once here; the inner layers look into the result instead of walking the list again.
-_WANTED = frozenset(
-    {
-        b"x-request-id",
-        b"traceparent",
-        b"content-length",
-        b"content-encoding",
-        b"idempotency-key",
-        b"authorization",
-        b"if-none-match",
-        b"prefer",
-        b"accept-encoding",
-    }
-)
 _CLIENT_CLOSED_REQUEST = 499
 _SERVER_ERROR = 500
 
@@ -86,7 +73,7 @@ class RequestContext:
     def refusal(self, scope: Scope) -> bytes | None:
         """What to send over the connection at once, if there is no place for a request that the server has read."""
         if self._admission.is_pressed and self._admission.refuses(scope):
-            return self._refusal.raw(self._request_id(_given_id(scope)).encode())
+            return self._refusal.raw(self._request_id(headers_of(scope).get(b"x-request-id")).encode())
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,10 +82,10 @@ class RequestContext:
             return
         if self._admission.is_pressed and self._admission.refuses(scope):
             # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
-            await self._refusal.send(self._request_id(_given_id(scope)).encode(), send)
+            await self._refusal.send(self._request_id(headers_of(scope).get(b"x-request-id")).encode(), send)
             return
         started = perf_counter()
-        found = scope["found_headers"] = wanted_headers(scope)
+        found = headers_of(scope)
         request_id = self.identify(found)
         is_head = scope["method"] == "HEAD"
         if is_head:
@@ -125,6 +112,8 @@ class RequestContext:
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange", found: dict[bytes, bytes]) -> None:
         try:
+            check_headers(scope)
+            check_path(scope.get("raw_path") or b"")
             length = found.get(b"content-length")
             if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
                 # Refused before a byte of it is read. The server reads over the rest: were the connection closed,
@@ -185,18 +174,6 @@ class RequestContext:
         observe(seconds)
         if self._access_log is not None:
             self._access_log.write(method, route, status, seconds, scope)
-
-
-def wanted_headers(scope: Scope) -> dict[bytes, bytes]:
-    """The headers of a request that the layers look at, by name; of one that comes twice, the last."""
-    return {name: value for name, value in scope["headers"] if name in _WANTED}
-
-
-def _given_id(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return cast("bytes", value)
-    return None
 
 
 class _Exchange:

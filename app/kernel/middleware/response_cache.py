@@ -21,6 +21,7 @@ from app.kernel.middleware.admission import take_place
 from app.kernel.middleware.deadline import TimedRequest
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import charge
+from app.kernel.request_headers import headers_of
 from app.kernel.resources import Resources
 
 _MAX_QUERY_BYTES = 256
@@ -154,7 +155,7 @@ def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, Pre
 
 
 async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
-    status, head, body = chosen(answer, scope["found_headers"])
+    status, head, body = chosen(answer, headers_of(scope))
     start = {"type": "http.response.start", "status": status, "headers": head.headers, "prepared": head}
     await send_whole(start, body, send)
 

@@ -38,6 +38,8 @@ _SECURITY = {
 # RFC 3986, section 3.2.2, without user information.
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _KNOWN_HOSTS = 1000
+# A name of DNS and a port; what is longer is looked at each time.
+_MAX_KNOWN_HOST = 262
 
 _connections = Gauge("http_server_connections", "Open connections.", multiprocess_mode="livesum")
 ended = Counter("http_server_ended_connections", "Connections that the server has ended for their conduct.", ["reason"])
@@ -121,7 +123,7 @@ class Guard:
             return True
         if _AUTHORITY.fullmatch(host) is None:
             return False
-        if len(self._hosts) < _KNOWN_HOSTS:
+        if len(self._hosts) < _KNOWN_HOSTS and len(host) <= _MAX_KNOWN_HOST:
             self._hosts.add(host)
         return True
 

@@ -28,6 +28,13 @@ def fault_of_head(
         return InvalidMessage("The length of the message is ambiguous.")
     if codings and codings[0].lower() != b"chunked":
         return UnknownTransferCoding()
+    return _fault_of_target(url, hosts)
+
+
+def _fault_of_target(url: bytes, hosts: Sequence[bytes]) -> AppError | None:
+    if b"#" in url:
+        # A proxy that compares whole targets would not see the path that is answered.
+        return InvalidMessage("The target holds a fragment.")
     if url[0] != _SLASH and not _is_of_host(url, hosts):
         return InvalidMessage("The target is neither a path nor a URI of this host.")
     return None

@@ -202,7 +202,8 @@ class GuardedProtocol(HttpToolsProtocol):
         raw_path = url.path or b"/"
         path = raw_path.decode("ascii")
         scope["raw_path"] = raw_path
-        scope["path"] = unquote(path) if "%" in path else path
+        is_encoded = "%" in path
+        scope["path"] = unquote(path) if is_encoded else path
         scope["query_string"] = url.query or b""
         waiting = self._active
         self.cycle = cycle = Exchange(
@@ -222,7 +223,7 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.is_head = True
         if waiting is None or waiting.response_complete:
             self._active = cycle
-            if self._is_answered(cycle, has_body=bool(codings)):
+            if self._is_answered(cycle, is_special=is_encoded or bool(codings)):
                 return
             refusal = self._refusal_of(scope) if self._refusal_of is not None else None
             if refusal is None:
@@ -233,9 +234,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
-    def _is_answered(self, cycle: Exchange, *, has_body: bool) -> bool:
-        """Whether the application remembered an answer, which has been sent then."""
-        if self._answer_of is None or has_body or self.expect_100_continue or self.flow.write_paused:
+    def _is_answered(self, cycle: Exchange, *, is_special: bool) -> bool:
+        """Whether the application remembered an answer, which has been sent then. A request with a body, or with a path
+        that the layers may refuse, is special.
+        """
+        if self._answer_of is None or is_special or self.expect_100_continue or self.flow.write_paused:
             return False
         answer = self._answer_of(cycle.scope)
         if answer is None:

@@ -1,0 +1,56 @@
+"""Percent-encoding in the address of a request: valid, storable, and of a path with one spelling only."""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from app.kernel.errors import BadRequest, FieldError, Unprocessable
+
+_INVALID_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+# Letters, digits, `-`, `.`, `_` and `~` (RFC 3986, section 2.3), and the two signs that separate segments.
+_AMBIGUOUS = re.compile(rb"%(?:2[DEFdef]|3[0-9]|4[1-9A-Fa-f]|5[0-9AFCafc]|6[1-9A-Fa-f]|7[0-9AEae])")
+
+
+class InvalidEncoding(BadRequest):
+    code = "invalid_encoding"
+    title = "The address is not valid percent-encoded UTF-8"
+
+
+class AmbiguousPath(BadRequest):
+    """A proxy that compares paths as they are written would see another one than the router."""
+
+    code = "ambiguous_path"
+    title = "The path is not in its normal form"
+
+
+def check_path(raw: bytes) -> None:
+    """Lets a path pass whose routing nobody can take for another one's.
+
+    Raises:
+        InvalidEncoding: it is not percent-encoded UTF-8.
+        AmbiguousPath: it encodes a character that needs no encoding, or a separator (RFC 3986, section 6.2.2.2).
+    """
+    if b"%" not in raw:
+        return
+    _decode(raw)
+    if _AMBIGUOUS.search(raw):
+        raise AmbiguousPath("Letters, digits, '-', '.', '_', '~', '/' and '\\' must not be percent-encoded in a path.")
+
+
+def check_text(raw: bytes, place: str) -> None:
+    """Lets a part of the address pass whose text can be stored.
+
+    Raises:
+        InvalidEncoding: it is not percent-encoded UTF-8.
+        Unprocessable: it holds NUL. `place` is the pointer of that error.
+    """
+    if b"%" in raw and "\0" in _decode(raw.replace(b"+", b" ")):
+        raise Unprocessable(errors=[FieldError(place, "The text holds NUL.", "invalid_text")])
+
+
+def _decode(raw: bytes) -> str:
+    if _INVALID_PERCENT.search(raw):
+        raise InvalidEncoding
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEncoding from error
