@@ -38,7 +38,7 @@ def make_standby(
         ],
         user=user,
     )
-    standby = EmbeddedPostgres(data_dir, settings=settings, die_with_parent=True)
+    standby = EmbeddedPostgres(data_dir, settings=settings, die_with_parent=True, programs=programs)
     standby.start()
     return standby
 

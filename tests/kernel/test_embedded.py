@@ -325,3 +325,25 @@ def test_addresses_are_known_only_after_the_start(data_dir: Path) -> None:
 
 def test_addresses_are_plain_values() -> None:
     assert Servers("a", "b") == Servers("a", "b")
+
+
+async def test_the_server_of_the_suite_is_of_the_installation_that_was_chosen(postgres: EmbeddedPostgres) -> None:
+    programs = Path(os.environ.get("TEST_POSTGRES_BIN") or postgres._programs)
+    printed = await asyncio.to_thread(run_to_end, [programs / "postgres", "--version"], user=None)
+    assert printed == f"postgres (PostgreSQL) {await _value(postgres.dsn(), 'SHOW server_version')}\n"
+    assert await _value(postgres.dsn(), "SELECT lower('ÄÖ')") == "äö"
+    assert await _value(postgres.dsn(), "SELECT 'Z' < 'a'") is True
+
+
+@pytest.mark.parametrize(
+    ("printed", "major"),
+    [("18.6", 18), ("15.14 (Debian 15.14-0+deb12u1)", 15), ("19beta1", 19), ("19devel", 19)],
+)
+def test_versions_as_installations_print_them(tmp_path: Path, printed: str, major: int) -> None:
+    for program in (tmp_path / "postgres", tmp_path / "initdb"):
+        program.write_text(f"#!/bin/sh\necho '{program.name} (PostgreSQL) {printed}'\n")
+        program.chmod(0o755)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "PG_VERSION").write_text("14\n")
+    with pytest.raises(EmbeddedServerError, match=f"made by PostgreSQL 14, but {major}"):
+        EmbeddedPostgres(tmp_path / "data", programs=tmp_path).start()

