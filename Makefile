@@ -17,7 +17,8 @@ CHAOS_SECONDS ?= 300
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick fuzz check format lint types imports migrations-lint \
-	dockerfile-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev
+	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev \
+	install-postgres image image-digest sbom sign release-notes release
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -55,9 +56,13 @@ env-example: install ## Write .env.example anew from the settings
 openapi: install ## Write docs/openapi.json anew
 	@$(VENV)/python -m app openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
+# `make test POSTGRES_VERSION=15` runs the suite on that installation instead of the wheel's; POSTGRES_BIN names its folder.
+POSTGRES_BIN ?= $(if $(POSTGRES_VERSION),/usr/lib/postgresql/$(POSTGRES_VERSION)/bin)
+test quick check fuzz: export TEST_POSTGRES_BIN = $(POSTGRES_BIN)
+
 PYTEST_ALL = $(VENV)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term:skip-covered
 
-test: install-test ## The suite on its own servers, in parallel, with coverage (ARGS="-k name")
+test: install-test ## The suite on its own servers, in parallel, with coverage (ARGS="-k name", POSTGRES_VERSION=15)
 	@$(PYTEST_ALL) -m 'not charts' $(ARGS)
 
 quick: install-test ## The suite without the slow tests and without coverage
@@ -66,7 +71,7 @@ quick: install-test ## The suite without the slow tests and without coverage
 fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
-check: install-dev lint types imports migrations-lint dockerfile-lint ## Everything that must pass before a merge
+check: install-dev lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
 	@$(PYTEST_ALL) $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
@@ -88,6 +93,18 @@ migrations-lint: install-dev ## squawk on the SQL of each migration
 
 dockerfile-lint: install-dev ## hadolint
 	@$(VENV)/hadolint Dockerfile
+
+SCHEMA = $(VENV)/check-jsonschema --quiet --builtin-schema
+
+workflows-lint: install-dev ## actionlint, zizmor and the schemas of what GitHub and Compose read; without the network
+	@$(VENV)/actionlint
+	@$(VENV)/zizmor --offline --quiet .github
+	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	@$(SCHEMA) custom.github-workflows-require-timeout .github/workflows/*.yml
+	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	@$(SCHEMA) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(SCHEMA) vendor.compose-spec compose.yaml
 
 audit: install-dev ## Known vulnerabilities in what the image installs
 	@$(VENV)/pip-audit --disable-pip --require-hashes -r requirements/production.txt
@@ -113,6 +130,38 @@ lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: n
 
 licences: install-dev ## Write docs/licences.md anew
 	@$(VENV)/python requirements/licences.py
+
+install-postgres: ## Install a PostgreSQL server for `make test POSTGRES_VERSION=…` (Debian and Ubuntu)
+	@.ci/install-postgres "$(POSTGRES_VERSION)"
+
+# What a release is made of. IMAGE is its name in a registry, without a tag.
+IMAGE ?= onehop
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' app/__init__.py)
+# A registry takes lower case only, and the name may be that of a GitHub repository.
+IMAGE_NAME = $(shell printf '%s' "$(IMAGE)" | tr '[:upper:]' '[:lower:]')
+IMAGE_DIGEST = $(shell sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' reports/image.json)
+ATTESTED = --attest type=sbom --attest type=provenance,mode=max --push
+
+image: ## Build the image (IMAGE; PUSH=1: to its registry, with SBOM and provenance)
+	@mkdir -p reports
+	@docker buildx build --build-arg VERSION="$(VERSION)" --build-arg REVISION="$$(git rev-parse HEAD)" \
+		--tag "$(IMAGE_NAME):$(VERSION)" --metadata-file reports/image.json $(if $(PUSH),$(ATTESTED),--load) .
+
+image-digest: ## The digest of the image that was pushed, as a line for GITHUB_OUTPUT
+	@test -n "$(IMAGE_DIGEST)" && echo "digest=$(IMAGE_DIGEST)"
+
+sbom: ## Write the SBOM of the image that was pushed to reports/sbom.spdx.json
+	@docker buildx imagetools inspect "$(IMAGE_NAME)@$(IMAGE_DIGEST)" --format '{{ json .SBOM.SPDX }}' > reports/sbom.spdx.json
+
+sign: ## Sign the image that was pushed, with the identity of the workflow
+	@cosign sign --yes "$(IMAGE_NAME)@$(IMAGE_DIGEST)"
+
+release-notes: ## Check that TAG names the version, and write reports/notes.md
+	@mkdir -p reports
+	@.ci/release-notes "$(TAG)" > reports/notes.md
+
+release: ## Make the release of this version on GitHub
+	@gh release create "v$(VERSION)" --verify-tag --title "Onehop $(VERSION)" --notes-file reports/notes.md reports/sbom.spdx.json
 
 clean: ## Remove caches and reports (data in .data and .venv stay)
 	@rm -rf .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache reports htmlcov
