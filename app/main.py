@@ -20,7 +20,6 @@ from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs.api import JOB_KINDS, JobsRuntime, submission_group_commit
-from app.jobs.router import LONG_POLLS
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import declared_permission
@@ -236,7 +235,6 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         settings.http,
         remembered=remembered,
         lies_in_memory=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
-        long_polls=LONG_POLLS,
         log_ins=_log_ins(app),
         max_log_ins=app.state.identity.hashing.places,
     )

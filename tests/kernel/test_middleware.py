@@ -401,7 +401,6 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
             HttpSettings(),
             remembered=(),
             lies_in_memory=lambda _: False,
-            long_polls=(),
             log_ins=(),
             max_log_ins=1,
         )

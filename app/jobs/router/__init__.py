@@ -3,6 +3,3 @@
 from app.jobs.router import admin, invoices, jobs, webhooks
 
 ROUTERS = (jobs.router, invoices.router, webhooks.router, admin.router)
-
-# Beneath these a caller may ask to wait for the end of a job.
-LONG_POLLS = ("/v1/jobs/",)

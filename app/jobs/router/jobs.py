@@ -37,6 +37,7 @@ from app.kernel.http import (
     reads_headers,
 )
 from app.kernel.idempotency import idempotent
+from app.kernel.middleware.admission import leave_place
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
@@ -123,14 +124,17 @@ async def get_job(
     request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id
 ) -> Response:
     """One of the own jobs."""
-    # A preference may be passed over (RFC 7240, section 2).
-    seconds = 0 if runtime.watch.is_full(principal.user_id) else asked_to_wait(request.scope)
-    if seconds:
+    seconds = asked_to_wait(request.scope)
+    # A preference may be passed over (RFC 7240, section 2): where there is no room, the answer comes at once.
+    if seconds and runtime.watch.may_wait(principal.user_id):
+        # Waiting is no work, and must not keep others from it.
+        leave_place(request.scope)
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
         )
         await authenticate_again(request)
     else:
+        seconds = 0
         job = await watching.read_job(resources.db, job_id, principal.user_id)
     view = job_view(job, resources.clock.now())
     headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}

@@ -22,8 +22,12 @@ from app.kernel.redis import RedisUnavailable
 
 _CHANNEL = "jobs:changed"
 _UUID_BYTES = 16
-# Places to wait in are few, and each who waits reads from time to time: nobody gets more of a process than these.
+# Each request that waits, and each stream, reads from time to time, so that both are bounded for a user of a process.
 MOST_OF_A_USER = 64
+# Requests that wait (`Prefer: wait`) in a process, and the part of what is free that one user may have of it. A part of
+# what is free (dynamic thresholds, Choudhury and Hahne 1998) is wide while few want it, and always leaves some.
+MOST_WAITING = 512
+_FREE_FOR_ONE_USER = 4
 _LOOK_SECONDS = 5.0
 _LOOK_WITHOUT_BUS_SECONDS = 1.0
 
@@ -35,6 +39,7 @@ class JobWatch:
         self._bus = bus
         self._watchers: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
         self._of_users: Counter[UserId] = Counter()
+        self._waiting: Counter[UserId] = Counter()
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._wake_all, on_down=self._wake_all)
 
     def attach(self, db: Database) -> None:
@@ -59,6 +64,23 @@ class JobWatch:
     def is_full(self, user_id: UserId) -> bool:
         """Whether this user watches as many jobs as one may."""
         return self._of_users[user_id] >= MOST_OF_A_USER
+
+    def may_wait(self, user_id: UserId) -> bool:
+        """Whether one more request of this user may wait here without taking what others need."""
+        free = MOST_WAITING - self._waiting.total()
+        mine = self._waiting[user_id]
+        return free > 0 and mine < max(1, free // _FREE_FOR_ONE_USER) and not self.is_full(user_id)
+
+    @contextmanager
+    def waiting(self, user_id: UserId) -> Iterator[None]:
+        """Counts a request of this user that waits."""
+        self._waiting[user_id] += 1
+        try:
+            yield
+        finally:
+            self._waiting[user_id] -= 1
+            if not self._waiting[user_id]:
+                del self._waiting[user_id]
 
     @contextmanager
     def watching(self, job_id: UUID, user_id: UserId) -> Iterator[asyncio.Event]:
@@ -135,8 +157,9 @@ async def wait_for_job(
         JobNotFound: no such job of this user.
     """
     latest: Job | None = None
-    async for job in until(stop, follow_job(db, watch, job_id, user_id, seconds=seconds)):
-        latest = job
+    with watch.waiting(user_id):
+        async for job in until(stop, follow_job(db, watch, job_id, user_id, seconds=seconds)):
+            latest = job
     return latest or await read_job(db, job_id, user_id)
 
 

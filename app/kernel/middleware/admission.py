@@ -9,7 +9,7 @@ import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.errors import Unavailable
-from app.kernel.http import PROBLEM_MEDIA_TYPE, asked_to_wait
+from app.kernel.http import PROBLEM_MEDIA_TYPE
 from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
 from app.kernel.settings import HttpSettings
 
@@ -29,13 +29,12 @@ class Overloaded(Unavailable):
 
 
 class Admission:
-    """Reads and writes have places by what latency allows, log-ins as many as there are hashes at one time, and those
-    that wait for a job (`Prefer: wait=N`) have places of their own, because they do nothing meanwhile.
+    """Reads and writes have places by what latency allows, log-ins as many as there are hashes at one time. A request
+    that waits for something outside of this process gives its place back (`leave_place`).
 
     `remembered` are the paths whose answers may come from memory, and `lies_in_memory` tells of a request whether its
     answer does: that is given even when all places are taken, since refusing would cost as much. Only what is not found
-    there needs a place (`take_place`). `long_polls` are beginnings of paths where a caller may ask to wait; `log_ins`
-    are methods and paths of requests that hash a password.
+    there needs a place (`take_place`). `log_ins` are methods and paths of requests that hash a password.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class Admission:
         *,
         remembered: Collection[str],
         lies_in_memory: Callable[[Scope], bool],
-        long_polls: tuple[str, ...],
         log_ins: Collection[tuple[str, str]],
         max_log_ins: int,
     ) -> None:
@@ -59,11 +57,9 @@ class Admission:
         self._reads = Share("read", work, _RESERVED)
         self._writes = Share("write", work, _RESERVED)
         self._log_ins = Share("log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0, on_full=feel))
-        self._waits = Share("wait", Gate("wait", FixedLimit(highest), seats=0, max_wait=0, on_full=feel))
-        self._gates = (work, self._log_ins.gate, self._waits.gate)
+        self._gates = (work, self._log_ins.gate)
         self._remembered = frozenset(remembered)
         self._lies_in_memory = lies_in_memory
-        self._long_polls = long_polls
         self._log_in_routes = frozenset(log_ins)
 
     def sample(self) -> None:
@@ -120,8 +116,7 @@ class Admission:
 
     def _share_of(self, scope: Scope) -> Share:
         if scope["method"] in _READS:
-            path = scope["path"]
-            return self._waits if path.startswith(self._long_polls) and asked_to_wait(scope) else self._reads
+            return self._reads
         return self._log_ins if (scope["method"], scope["path"]) in self._log_in_routes else self._writes
 
 
