@@ -276,9 +276,19 @@ def test_what_is_wrong_is_told_in_a_line(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (asyncpg.UndefinedTableError("x"), "The database lacks the newest schema: python -m app migrate up"),
-        (asyncpg.InvalidPasswordError("not you"), "PostgreSQL refuses: not you"),
-        (asyncpg.InsufficientPrivilegeError("not allowed"), "PostgreSQL refuses: not allowed"),
+        (
+            asyncpg.UndefinedTableError("x"),
+            "PostgreSQL refuses: x. The schema is not the newest: python -m app migrate up",
+        ),
+        (
+            asyncpg.InvalidPasswordError("not you"),
+            "PostgreSQL refuses: not you. Check the user and the password in DATABASE_URL, and pg_hba.conf.",
+        ),
+        (
+            asyncpg.InsufficientPrivilegeError("not allowed"),
+            "PostgreSQL refuses: not allowed. "
+            "The role in DATABASE_URL lacks a privilege: grant it, or make the role the owner of the tables.",
+        ),
         (asyncpg.LockNotAvailableError("held"), "PostgreSQL was too busy, run it again: held"),
         (NotFound("There is no such job"), "There is no such job"),
         (asyncpg.PostgresSyntaxError("ours"), None),

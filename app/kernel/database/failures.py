@@ -1,9 +1,11 @@
 """What a driver error means to us."""
 
 import socket
+from time import monotonic
 from typing import Literal
 
 import asyncpg
+from prometheus_client import Counter
 
 from app.kernel.errors import Unavailable, Unprocessable
 from app.kernel.telemetry import get_logger
@@ -11,8 +13,34 @@ from app.kernel.telemetry import get_logger
 ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "exclusion"]
 
 _logger = get_logger(__name__)
-# SQLSTATE: connection, authorisation, name of the database, privilege, resources, operator, system.
-_OUTSIDE = ("08", "28", "3D", "42501", "53", "57", "58")
+_refusals_total = Counter(
+    "app_database_refusals", "Statements and log-ins that PostgreSQL refused for reasons of its own.", ["sqlstate"]
+)
+# What PostgreSQL cannot do for reasons that no request can change, by the beginning of its SQLSTATE, and what an
+# operator does about it. The longest beginning that fits counts. A mistake in our SQL (class 42 otherwise) is not here.
+_REFUSALS = {
+    "08": "Check the network, and any pooler, between here and PostgreSQL.",
+    "25006": "DATABASE_URL leads to a read-only server: name the primary, or end its recovery.",
+    "26": "A pooler lost a prepared statement: set max_prepared_statements of PgBouncer above 0.",
+    "28": "Check the user and the password in DATABASE_URL, and pg_hba.conf.",
+    "3D": "The database that DATABASE_URL names does not exist: create it or correct the name.",
+    "3F": "The schema is missing: python -m app migrate up",
+    "42501": "The role in DATABASE_URL lacks a privilege: grant it, or make the role the owner of the tables.",
+    "42703": "The schema is not the newest: python -m app migrate up",
+    "42P01": "The schema is not the newest: python -m app migrate up",
+    "42P05": "A pooler mixed up prepared statements: set max_prepared_statements of PgBouncer above 0.",
+    "53": "PostgreSQL is out of resources.",
+    "53100": "The disk of PostgreSQL is full: make room.",
+    "53200": "PostgreSQL is out of memory: see work_mem and max_connections.",
+    "53300": "PostgreSQL has no connection left: raise max_connections, or lower APP_DATABASE_POOL_SIZE.",
+    "55": "Something in PostgreSQL is in use or not ready, such as a table that is being changed.",
+    "57": "PostgreSQL is being stopped, started or administered.",
+    "58": "PostgreSQL cannot read or write its files: see its log and its disk.",
+    "F0": "PostgreSQL's configuration is wrong: see its log.",
+    "XX": "PostgreSQL reports an internal error or damaged data: see its log, and check the disk and the backups.",
+}
+_SECONDS_BETWEEN_LOG_LINES = 10.0
+_logged_at: dict[str, float] = {}
 
 
 class DatabaseUnavailable(Unavailable):
@@ -65,9 +93,9 @@ def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read f
         return TransactionConflict()
     if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError | asyncpg.TransactionTimeoutError):
         return DatabaseUnavailable("The statement took too long.")
-    if isinstance(error, asyncpg.InsufficientResourcesError):
-        _logger.error("postgres is out of resources", error=type(error).__name__)
-        return DatabaseUnavailable()
+    if isinstance(error, asyncpg.PostgresError) and (action := _operators_action(error)) is not None:
+        _report_refusal(error, action)
+        return SessionLost() if is_lost_session(error) else DatabaseUnavailable()
     if is_lost_session(error) or isinstance(error, ConnectionError):
         return SessionLost()
     if isinstance(error, _LOST_ANSWER_ERRORS):
@@ -80,12 +108,10 @@ def outside_cause(error: BaseException) -> str | None:
     # SQLAlchemy, under which migrations run, wraps what the driver raises.
     while not isinstance(error, asyncpg.PostgresError) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
-        return "The database lacks the newest schema: python -m app migrate up"
     if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError):
         return f"PostgreSQL was too busy, run it again: {error}"
-    if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_OUTSIDE):
-        return f"PostgreSQL refuses: {error}"
+    if isinstance(error, asyncpg.PostgresError) and (action := _operators_action(error)) is not None:
+        return f"PostgreSQL refuses: {error}. {action}"
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}"
     return None
@@ -119,6 +145,23 @@ _CONSTRAINT_KINDS: tuple[tuple[type[asyncpg.PostgresError], ConstraintKind], ...
     (asyncpg.NotNullViolationError, "not_null"),
     (asyncpg.ExclusionViolationError, "exclusion"),
 )
+
+
+def _operators_action(error: asyncpg.PostgresError) -> str | None:
+    """What an operator has to do about an error that is the server's fault; None: it is not."""
+    sqlstate = error.sqlstate or ""
+    return next((_REFUSALS[sqlstate[:length]] for length in (5, 2) if sqlstate[:length] in _REFUSALS), None)
+
+
+def _report_refusal(error: asyncpg.PostgresError, action: str) -> None:
+    """Counts each refusal, and logs one of its kind now and then: every request meets it as long as it lasts."""
+    sqlstate = str(error.sqlstate)
+    _refusals_total.labels(sqlstate).inc()
+    now = monotonic()
+    if now - _logged_at.get(sqlstate, -_SECONDS_BETWEEN_LOG_LINES) < _SECONDS_BETWEEN_LOG_LINES:
+        return
+    _logged_at[sqlstate] = now
+    _logger.error("database.request_refused", sqlstate=sqlstate, error=str(error), action=action)
 
 
 def _constraint_kind(error: asyncpg.PostgresError) -> ConstraintKind:
