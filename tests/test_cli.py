@@ -286,8 +286,10 @@ def test_what_is_wrong_is_told_in_a_line(environment: dict[str, str]) -> None:
         ),
         (
             asyncpg.InsufficientPrivilegeError("not allowed"),
-            "PostgreSQL refuses: not allowed. "
-            "The role in DATABASE_URL lacks a privilege: grant it, or make the role the owner of the tables.",
+            (
+                "PostgreSQL refuses: not allowed. "
+                "The role in DATABASE_URL lacks a privilege: grant it, or make the role the owner of the tables."
+            ),
         ),
         (asyncpg.LockNotAvailableError("held"), "PostgreSQL was too busy, run it again: held"),
         (NotFound("There is no such job"), "There is no such job"),
