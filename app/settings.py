@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
@@ -19,6 +18,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 from app.identity.settings import IdentitySettings
 from app.jobs.settings import JobsSettings
 from app.kernel.settings import (
+    BaseUrl,
     CacheSettings,
     ConnectionSettings,
     DatabaseSettings,
@@ -34,15 +34,18 @@ from app.kernel.settings import (
     Unit,
     may_be_file,
     read_environment,
-    url_of,
+)
+from app.kernel.weak_settings import (
+    cors_weakness,
+    database_weakness,
+    hash_weakness,
+    proxies_weakness,
+    public_url_weakness,
+    secret_weakness,
+    smtp_weakness,
 )
 
 DOTENV_NAME = ".env"
-MINIMUM_SECRET_BYTES = 32
-# Different characters; fewer mean a pattern instead of chance.
-MINIMUM_SECRET_CHARACTERS = 12
-_WEAK_SECRET_WORDS = ("changeme", "change-me", "secret", "password", "example", "development")
-_WEAK_DATABASE_PASSWORDS = frozenset({"", "postgres", "password", "changeme", "onehop", "secret", "admin"})
 
 
 class Settings(BaseSettings):
@@ -69,7 +72,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the API listens on; also read from HOST.")
     port: int = Field(8000, ge=1, le=65_535, description="Port that the API listens on; also read from PORT.")
     workers: Annotated[int, Unit("processes")] = Field(1, ge=1, le=64, description="API processes behind one port.")
-    public_url: Annotated[str, url_of("https", "http")] = Field(
+    public_url: BaseUrl = Field(
         "http://127.0.0.1:8000", description="Base of the links in e-mails and of the token issuer."
     )
     data_dir: Path = Field(
@@ -244,50 +247,34 @@ def _shared_secret(data_dir: Path) -> str:
 
 
 def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> list[str]:
+    """Everything that production must not start with; what needs other settings to be valid is looked at last."""
     database = tree.get("database", {})
-    problems = [
-        _secret_problem(str(tree.get("secret_key", ""))),
-        _database_problem("DATABASE_URL", str(database.get("url", ""))),
-        _database_problem("DATABASE_DIRECT_URL", str(database["direct_url"])) if "direct_url" in database else None,
-    ]
-    if not tree.get("redis", {}).get("url"):
-        problems.append("REDIS_URL: is required in production")
-    if not tree.get("mail", {}).get("smtp_url"):
-        problems.append("APP_MAIL_SMTP_URL: is required in production")
-    if not str(tree.get("public_url", "")).startswith("https://"):
-        problems.append("APP_PUBLIC_URL: is required in production and must be https")
-    if settings is not None and settings.debug:
-        problems.append("APP_DEBUG: must be off in production")
-    if settings is not None and settings.jobs.webhook_http:
-        problems.append("APP_JOBS_WEBHOOK_HTTP: must be off in production")
-    if settings is not None and settings.jobs.webhook_allow:
-        problems.append("APP_JOBS_WEBHOOK_ALLOW: must be empty in production, where webhooks reach no private address")
-    if settings is not None and settings.http.cors_credentials and "*" in settings.http.cors_origins:
-        problems.append("APP_HTTP_CORS_ORIGINS: '*' together with APP_HTTP_CORS_CREDENTIALS is never safe")
-    return [problem for problem in problems if problem is not None]
-
-
-def _secret_problem(secret: str) -> str | None:
-    if not secret:
-        return "APP_SECRET_KEY: is required in production"
-    if len(secret.encode()) < MINIMUM_SECRET_BYTES or len(set(secret)) < MINIMUM_SECRET_CHARACTERS:
-        return f"APP_SECRET_KEY: needs at least {MINIMUM_SECRET_BYTES} random bytes"
-    if any(word in secret.lower() for word in _WEAK_SECRET_WORDS):
-        return "APP_SECRET_KEY: looks like a placeholder"
-    return None
-
-
-def _database_problem(name: str, url: str) -> str | None:
-    if not url:
-        return f"{name}: is required in production"
-    if (urlsplit(url).password or "") in _WEAK_DATABASE_PASSWORDS and not _uses_socket(url):
-        return f"{name}: needs a password that is not a default one"
-    return None
-
-
-def _uses_socket(database_url: str) -> bool:
-    parts = urlsplit(database_url)
-    return not parts.hostname and "host=/" in parts.query
+    weaknesses = {
+        "APP_SECRET_KEY": secret_weakness(str(tree.get("secret_key", ""))),
+        "DATABASE_URL": database_weakness(str(database.get("url", ""))),
+        "REDIS_URL": None if tree.get("redis", {}).get("url") else "is required in production",
+        "APP_MAIL_SMTP_URL": smtp_weakness(str(tree.get("mail", {}).get("smtp_url", ""))),
+        "APP_PUBLIC_URL": public_url_weakness(str(tree.get("public_url", ""))),
+    }
+    if "direct_url" in database:
+        weaknesses["DATABASE_DIRECT_URL"] = database_weakness(str(database["direct_url"]))
+    if settings is not None:
+        http, identity = settings.http, settings.identity
+        weaknesses |= {
+            "DATABASE_REPLICA_URLS": next(
+                filter(None, (database_weakness(url.get_secret_value()) for url in settings.database.replica_urls)),
+                None,
+            ),
+            "APP_DEBUG": "must be off in production" if settings.debug else None,
+            "APP_JOBS_WEBHOOK_HTTP": "must be off in production" if settings.jobs.webhook_http else None,
+            "APP_JOBS_WEBHOOK_ALLOW": "must be empty in production, where webhooks reach no private address"
+            if settings.jobs.webhook_allow
+            else None,
+            "APP_HTTP_CORS_ORIGINS": cors_weakness(http.cors_origins, credentials=http.cors_credentials),
+            "APP_HTTP_TRUSTED_PROXIES": proxies_weakness(http.trusted_proxies),
+            "APP_IDENTITY_HASH_MEMORY_KIB": hash_weakness(identity.hash_memory_kib, identity.hash_iterations),
+        }
+    return [f"{name}: {weakness}" for name, weakness in weaknesses.items() if weakness is not None]
 
 
 __all__ = [

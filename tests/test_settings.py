@@ -1,6 +1,7 @@
 """Settings: read once, every error at once, secrets from files, nothing weak in production."""
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.kernel.settings import SettingsError
+from app.kernel.weak_settings import secret_weakness
 from app.settings import load_settings, process_environ, variable_name
 from tests.fixtures.application import ROOT
 
@@ -213,12 +215,57 @@ def test_production_names_everything_that_is_missing() -> None:
         ({"APP_JOBS_WEBHOOK_HTTP": "true"}, "APP_JOBS_WEBHOOK_HTTP"),
         ({"APP_JOBS_WEBHOOK_ALLOW": "10.0.0.0/8"}, "APP_JOBS_WEBHOOK_ALLOW"),
         ({"APP_HTTP_CORS_ORIGINS": "*", "APP_HTTP_CORS_CREDENTIALS": "true"}, "APP_HTTP_CORS_ORIGINS"),
+        ({"APP_HTTP_CORS_ORIGINS": "https://a.example,null"}, "APP_HTTP_CORS_ORIGINS"),
+        ({"APP_HTTP_CORS_ORIGINS": "http://a.example", "APP_HTTP_CORS_CREDENTIALS": "true"}, "APP_HTTP_CORS_ORIGINS"),
+        ({"APP_SECRET_KEY": "0123456789abcdef0123456789abcdef"}, "APP_SECRET_KEY"),
+        ({"APP_SECRET_KEY": "zyxwvutsrqponmlkjihgfedcba987654"}, "APP_SECRET_KEY"),
+        ({"APP_SECRET_KEY": "qwertyuiopasdfghjklzxcvbnm1234567890"}, "APP_SECRET_KEY"),
+        ({"APP_SECRET_KEY": "Kd93kfLq02Zx" * 4}, "APP_SECRET_KEY"),
+        ({"DATABASE_URL": "postgresql://app:Postgres@db/onehop"}, "DATABASE_URL"),
+        ({"DATABASE_REPLICA_URLS": "postgresql://app:kT9vQ2xL@a/x,postgresql://app@b/x"}, "DATABASE_REPLICA_URLS"),
+        ({"APP_MAIL_SMTP_URL": "smtp://mailer:pW3xR7@mail.example.com"}, "APP_MAIL_SMTP_URL"),
+        ({"APP_MAIL_SMTP_URL": "smtp://mailer:pW3xR7@relay:2525"}, "APP_MAIL_SMTP_URL"),
+        ({"APP_MAIL_SMTP_URL": "smtp://mail.example.com"}, "APP_MAIL_SMTP_URL"),
+        ({"APP_MAIL_SMTP_URL": "smtp://9.9.9.9"}, "APP_MAIL_SMTP_URL"),
+        ({"APP_HTTP_TRUSTED_PROXIES": "10.0.0.0/8,0.0.0.0/0"}, "APP_HTTP_TRUSTED_PROXIES"),
+        ({"APP_HTTP_TRUSTED_PROXIES": "0.0.0.0/1,128.0.0.0/1"}, "APP_HTTP_TRUSTED_PROXIES"),
+        ({"APP_HTTP_TRUSTED_PROXIES": "::/0"}, "APP_HTTP_TRUSTED_PROXIES"),
+        ({"APP_IDENTITY_HASH_MEMORY_KIB": "1024", "APP_IDENTITY_HASH_ITERATIONS": "1"}, "APP_IDENTITY_HASH_MEMORY_KIB"),
+        ({"APP_IDENTITY_HASH_ITERATIONS": "1"}, "APP_IDENTITY_HASH_MEMORY_KIB"),
+        ({"APP_PUBLIC_URL": "https://api.example.com/?next=x"}, "APP_PUBLIC_URL"),
+        ({"APP_PUBLIC_URL": "https://api.example.com/#part"}, "APP_PUBLIC_URL"),
+        ({"APP_PUBLIC_URL": "https://admin:pW3xR7@api.example.com"}, "APP_PUBLIC_URL"),
     ],
 )
 def test_production_refuses_what_is_weak(changes: dict[str, str], variable: str) -> None:
     (problem,) = problems_of(PRODUCTION | changes)
     assert problem.startswith(f"{variable}: ")
     assert not any(value in problem for value in changes.values() if len(value) > 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"APP_SECRET_KEY": "3c5e0f6d8a91b2741d7fe9a0c4b8366e"},
+        {"APP_SECRET_KEY": "w1QzX0yJ4m9sTn2bGh7uVk5cRd8eLp3a+/oI6fA="},
+        {"APP_MAIL_SMTP_URL": "smtp://127.0.0.1:25"},
+        {"APP_MAIL_SMTP_URL": "smtp://relay:25"},
+        {"APP_MAIL_SMTP_URL": "smtp+starttls://mailer:pW3xR7@mail.example.com"},
+        {"APP_HTTP_TRUSTED_PROXIES": "10.0.0.0/8,fc00::/7,203.0.113.7"},
+        {"APP_HTTP_CORS_ORIGINS": "https://a.example", "APP_HTTP_CORS_CREDENTIALS": "true"},
+        {"APP_HTTP_CORS_ORIGINS": "*"},
+        {"APP_IDENTITY_HASH_MEMORY_KIB": "12288", "APP_IDENTITY_HASH_ITERATIONS": "3"},
+        {"APP_PUBLIC_URL": "https://example.com/api"},
+    ],
+)
+def test_production_takes_what_is_strong(changes: dict[str, str]) -> None:
+    assert load_settings(PRODUCTION | changes).is_production
+
+
+def test_no_random_secret_is_refused() -> None:
+    for _ in range(2_000):
+        for secret in (secrets.token_hex(16), secrets.token_hex(32), secrets.token_urlsafe(32)):
+            assert secret_weakness(secret) is None, secret
 
 
 def test_production_takes_a_socket_without_password() -> None:

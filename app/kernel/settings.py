@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -81,6 +82,18 @@ def url_of(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_base(value: str) -> str:
+    """Paths are appended to it, and every client sees it."""
+    parts = urlsplit(value)
+    if parts.query or parts.fragment or "?" in value or "#" in value:
+        raise ValueError("must have no query and no fragment: paths are added to it")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must have no user and no password: give them in settings of their own")
+    return value
+
+
+BaseUrl = Annotated[str, url_of("https", "http"), AfterValidator(_check_base)]
+"""A URL that others are made of."""
 PostgresUrl = Annotated[SecretStr, url_of("postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, url_of("redis", "rediss", "unix")]
 

@@ -1,0 +1,122 @@
+"""What production must not start with: each function says what is weak about a value, or returns None.
+
+No message repeats the value: it may be a secret.
+"""
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
+
+MINIMUM_SECRET_BYTES = 32
+# Different characters; 32 random hexadecimal digits have fewer once in ten million times.
+_SECRET_CHARACTERS = 8
+# Of a random secret nearly all triples of neighbours differ: of 64 hexadecimal digits 99 %, of 32 still 99.6 %.
+_SECRET_TRIPLES = 0.75
+# Runs of a keyboard or an alphabet, in either direction. 32 random hexadecimal digits hold one of eight once in ten
+# million times.
+_RUNS = ("01234567890123456789", "abcdefghijklmnopqrstuvwxyz", "qwertyuiopasdfghjklzxcvbnm", "1qaz2wsx3edc4rfv5tgb")
+_RUN_LENGTH = 8
+_PLACEHOLDERS = ("changeme", "change-me", "change_me", "secret", "password", "example", "development", "placeholder")
+_DATABASE_PASSWORDS = frozenset({"", "postgres", "password", "changeme", "onehop", "secret", "admin", "root", "123456"})
+# The widest network that one operator runs: 10.0.0.0/8, and fc00::/7 for IPv6.
+_WIDEST_NETWORK = {4: 8, 6: 7}
+# KiB of memory for each number of passes that OWASP's password storage cheat sheet names for argon2id.
+_ARGON2_MEMORY_KIB = {1: 47_104, 2: 19_456, 3: 12_288, 4: 9_216, 5: 7_168}
+
+
+def secret_weakness(secret: str) -> str | None:
+    """Of a key that all others are derived from."""
+    if not secret:
+        return "is required in production"
+    if len(secret.encode()) < MINIMUM_SECRET_BYTES or len(set(secret)) < _SECRET_CHARACTERS:
+        return f"needs at least {MINIMUM_SECRET_BYTES} random bytes"
+    text = secret.lower()
+    if any(word in text for word in _PLACEHOLDERS):
+        return "looks like a placeholder"
+    triples = [text[start : start + 3] for start in range(len(text) - 2)]
+    if len(set(triples)) < _SECRET_TRIPLES * len(triples) or _has_run(text):
+        return "follows a pattern; make a random one: openssl rand -base64 32"
+    return None
+
+
+def _has_run(text: str) -> bool:
+    return any(
+        run[start : start + _RUN_LENGTH] in text
+        for forward in _RUNS
+        for run in (forward, forward[::-1])
+        for start in range(len(run) - _RUN_LENGTH + 1)
+    )
+
+
+def database_weakness(url: str) -> str | None:
+    """Of a PostgreSQL DSN."""
+    if not url:
+        return "is required in production"
+    parts = urlsplit(url)
+    uses_socket = not parts.hostname and "host=/" in parts.query
+    if (parts.password or "").lower() in _DATABASE_PASSWORDS and not uses_socket:
+        return "needs a password that is not a default one"
+    return None
+
+
+def smtp_weakness(url: str) -> str | None:
+    """Of the address of the mail server, to which go passwords and links that reset them."""
+    if not url:
+        return "is required in production"
+    parts = urlsplit(url)
+    if parts.scheme == "smtp" and (parts.username or parts.password) and not _is_loopback(parts.hostname):
+        return "sends its password in clear text; use smtps:// or smtp+starttls://"
+    if parts.scheme == "smtp" and _is_far(parts.hostname):
+        return "sends reset links in clear text over a network; use smtps:// or smtp+starttls://"
+    return None
+
+
+def public_url_weakness(url: str) -> str | None:
+    """Of the base of all links."""
+    return None if url.startswith("https://") else "is required in production and must be https"
+
+
+def proxies_weakness(networks: Iterable[str]) -> str | None:
+    """Of the networks whose word on the client's address is believed."""
+    for text in networks:
+        network = ip_network(text, strict=False)
+        if network.prefixlen < _WIDEST_NETWORK[network.version]:
+            return "trusts the whole internet to name the client's address; list the networks of your proxies"
+    return None
+
+
+def cors_weakness(origins: Iterable[str], *, credentials: bool) -> str | None:
+    """Of the origins whose scripts may read answers."""
+    origins = tuple(origins)
+    if "null" in origins:
+        return "'null' is the origin of every sandboxed frame and local file"
+    if credentials and "*" in origins:
+        return "'*' together with APP_HTTP_CORS_CREDENTIALS is never safe"
+    if credentials and any(origin.startswith("http://") for origin in origins):
+        return "http:// together with APP_HTTP_CORS_CREDENTIALS lets the network act as your users; use https://"
+    return None
+
+
+def hash_weakness(memory_kib: int, iterations: int) -> str | None:
+    """Of the cost of one argon2id hash."""
+    needed = _ARGON2_MEMORY_KIB[min(iterations, max(_ARGON2_MEMORY_KIB))]
+    return None if memory_kib >= needed else f"{iterations} iterations need at least {needed} KiB"
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host is None or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_far(host: str | None) -> bool:
+    """Whether the way to the host may leave the operator's own network: a public address, or a name with a dot."""
+    if host is None:
+        return False
+    try:
+        return not ip_address(host).is_private
+    except ValueError:
+        return "." in host
