@@ -147,6 +147,50 @@ async def test_the_variables_of_another_server_do_not_lead_away(
             await connection.close()
 
 
+# Relative to the data folder: sockets, lock files, and what holds them.
+LOST_FILES = (
+    ("run/valkey/valkey.sock",),
+    ("run/postgres/.s.PGSQL.5432",),
+    ("run/postgres/.s.PGSQL.5432.lock",),
+    ("postgres/postmaster.pid",),
+    ("run/valkey/valkey.sock", "run/postgres/.s.PGSQL.5432", "postgres/postmaster.pid"),
+)
+
+
+@pytest.mark.parametrize("lost", LOST_FILES)
+def test_a_server_that_lost_its_files_is_stopped_all_the_same(data_dir: Path, lost: tuple[str, ...]) -> None:
+    with servers(data_dir):
+        for name in lost:
+            (data_dir / name).unlink()
+    assert processes_of(data_dir) == []
+
+
+@pytest.mark.parametrize("lost", LOST_FILES)
+async def test_no_second_server_runs_on_the_same_files(data_dir: Path, lost: tuple[str, ...]) -> None:
+    first = EmbeddedValkey(data_dir / "valkey"), EmbeddedPostgres(data_dir / "postgres")
+    again = EmbeddedValkey(data_dir / "valkey"), EmbeddedPostgres(data_dir / "postgres")
+    try:
+        for server in first:
+            server.start()
+        with redis.Redis.from_url(first[0].url()) as client:
+            client.set("kept", "seven")
+        await _value(first[1].dsn(), "CREATE TABLE kept AS SELECT 7 AS number")
+        for name in lost:
+            (data_dir / name).unlink()
+        for server in again:
+            server.start()
+        with redis.Redis.from_url(again[0].url()) as client:
+            assert client.get("kept") == b"seven"
+            assert client.info("server")["process_id"] == again[0].pid()
+        assert await _value(again[1].dsn(), "SELECT number FROM kept") == 7
+        roots = [item for item in processes_of(data_dir) if item.parent() not in processes_of(data_dir)]
+        assert len(roots) == 2
+    finally:
+        for server in again:
+            server.stop()
+    assert processes_of(data_dir) == []
+
+
 def test_only_the_server_that_is_asked_for_starts(data_dir: Path) -> None:
     with servers(data_dir, valkey=False) as found:
         assert found.redis_url is None

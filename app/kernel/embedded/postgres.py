@@ -12,6 +12,7 @@ from urllib.parse import quote
 from app.kernel.embedded.privileges import make_private_dir, server_user
 from app.kernel.embedded.processes import (
     EmbeddedServerError,
+    find_server,
     is_running,
     log_tail,
     run_to_end,
@@ -99,7 +100,10 @@ class EmbeddedPostgres:
         self._socket_dir = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user)
         self._make_cluster()
         if self.pid() is not None:
-            return
+            if self._is_reachable():
+                return
+            # It runs, but no client finds it any more, and two servers must never share these files.
+            self.stop()
         # Lock files without their server are left behind by kill -9. PostgreSQL would ask whether *any* process
         # has the number written there, which in a container is likely, and so is one that is just dying.
         for left_behind in (self._data_dir / "postmaster.pid", self._socket_dir / f"{_SOCKET_NAME}.lock"):
@@ -146,10 +150,12 @@ class EmbeddedPostgres:
     def pid(self) -> int | None:
         """The number of the server that runs on this cluster, or None."""
         lines = self._lock_file()
-        if not lines or not lines[0].isdigit():
-            return None
-        pid = int(lines[0])
-        return pid if is_running(pid) and working_dir_is(pid, self._data_dir) else None
+        if lines and lines[0].isdigit():
+            pid = int(lines[0])
+            if is_running(pid) and working_dir_is(pid, self._data_dir):
+                return pid
+        # One whose lock file was deleted ends by itself, but only within a minute.
+        return find_server(self._programs / "postgres", self._data_dir)
 
     def dsn(self, database: str = "postgres") -> str:
         """The address in the form that asyncpg and libpq take: `postgresql://postgres@/name?host=/folder&port=5432…`.
@@ -183,6 +189,12 @@ class EmbeddedPostgres:
         # Line 8 is how the server tells pg_ctl its state (src/include/utils/pidfile.h).
         lines = self._lock_file()
         return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004 - see above
+
+    def _is_reachable(self) -> bool:
+        """Whether the running server's files are all there, or it is still making them."""
+        if not self._lock_file() or self._socket_dir is None:
+            return False
+        return (self._socket_dir / _SOCKET_NAME).exists() or not self._is_ready()
 
     def _lock_file(self) -> list[str]:
         with suppress(FileNotFoundError):

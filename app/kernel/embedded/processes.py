@@ -120,6 +120,20 @@ def working_dir_is(pid: int, directory: Path) -> bool:
     return str(directory) in listed.stdout
 
 
+def find_server(program: Path, directory: Path) -> int | None:
+    """The number of the server that runs `program` and works in `directory`, whatever became of its files; or None.
+
+    A pid file or a socket can be deleted under a running server. Only Linux tells without them.
+    """
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            # The children of both servers work in the same folder, under titles that begin otherwise.
+            command = (entry / "cmdline").read_bytes()
+            if command.startswith(os.fsencode(program)) and (entry / "cwd").samefile(directory):
+                return int(entry.name)
+    return None
+
+
 def wait_until_gone(pid: int, seconds: float) -> bool:
     """True as soon as the process has ended, False if it is still there after `seconds`."""
     deadline = time.monotonic() + seconds

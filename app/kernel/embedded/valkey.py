@@ -12,6 +12,7 @@ from types import MappingProxyType
 from app.kernel.embedded.privileges import make_private_dir, server_user
 from app.kernel.embedded.processes import (
     EmbeddedServerError,
+    find_server,
     is_running,
     log_tail,
     socket_dir,
@@ -74,8 +75,11 @@ class EmbeddedValkey:
         user = server_user(self._data_dir, [self._program])
         make_private_dir(self._data_dir, user)
         self._socket = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user) / _SOCKET_NAME
-        if self.pid() is not None:
-            return
+        if (running := self.pid()) is not None:
+            if self._socket.exists():
+                return
+            # It runs, but no client finds it any more, and two servers must never share these files.
+            _stop(running)
         settings = {
             "save": "",
             **self._settings,
@@ -108,18 +112,19 @@ class EmbeddedValkey:
         """Stop the server, whoever started it, after it wrote its files; no error if none runs."""
         pid = self.pid()
         if pid is not None:
-            stop_process(pid, [(signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)])
+            _stop(pid)
         if self._launched is not None:
             wait_until_gone(self._launched, 0.0)
 
     def pid(self) -> int | None:
-        """The number of the server that answers on the socket, or None."""
+        """The number of the server that answers on the socket or works in the data folder, or None."""
         for line in self._ask(b"INFO server").splitlines():
             if line.startswith("process_id:"):
                 return int(line.removeprefix("process_id:"))
-        # A server that hangs, or is still loading its files, does not answer; the one we started is known
-        # anyway.
-        return self._launched if self._launched is not None and is_running(self._launched) else None
+        # A server that hangs, or is still loading its files, does not answer, nor does one whose socket was deleted.
+        if self._launched is not None and is_running(self._launched):
+            return self._launched
+        return find_server(self._program, self._data_dir)
 
     def url(self, database: int = 0) -> str:
         """The address in the form that redis-py takes: `unix:///folder/valkey.sock?db=0`."""
@@ -148,6 +153,10 @@ class EmbeddedValkey:
     def _existing_socket(self) -> Path:
         user = server_user(self._data_dir, [self._program])
         return socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user) / _SOCKET_NAME
+
+
+def _stop(pid: int) -> None:
+    stop_process(pid, [(signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)])
 
 
 def _program() -> Path:
