@@ -16,7 +16,7 @@ CHAOS_SECONDS ?= 300
 # Many tests wait for servers and processes, so more of them than cores run at a time.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick fuzz check format lint types imports migrations-lint \
+.PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick browser fuzz check format lint types imports migrations-lint \
 	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev \
 	install-postgres image image-digest sbom sign release-notes release
 
@@ -63,16 +63,19 @@ test quick check fuzz: export TEST_POSTGRES_BIN = $(POSTGRES_BIN)
 PYTEST_ALL = $(VENV)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term:skip-covered
 
 test: install-test ## The suite on its own servers, in parallel, with coverage (ARGS="-k name", POSTGRES_VERSION=15)
-	@$(PYTEST_ALL) -m 'not charts' $(ARGS)
+	@$(PYTEST_ALL) -m 'not charts and not browser' $(ARGS)
 
 quick: install-test ## The suite without the slow tests and without coverage
-	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow and not charts' $(ARGS)
+	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow and not charts and not browser' $(ARGS)
+
+browser: install-test ## The pages in a Chromium of the PATH, or of TEST_CHROMIUM
+	@$(VENV)/python -m pytest tests/browser $(ARGS)
 
 fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
 check: install-dev lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
-	@$(PYTEST_ALL) $(ARGS)
+	@$(PYTEST_ALL) -m 'not browser' $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
 	@$(VENV)/ruff format $(CODE)
