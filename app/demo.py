@@ -28,6 +28,10 @@ class DemoAccount:
     role: Role
     display_name: str
 
+    @property
+    def log_in(self) -> tuple[str, str, str]:
+        return self.email, self.password, self.role
+
 
 DEMO_ACCOUNTS = (
     DemoAccount("admin@example.com", "admin-of-onehop-42", "admin", "Ada Admin"),

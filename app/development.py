@@ -1,34 +1,56 @@
-"""What a bare `uvicorn app.main:app` or `fastapi dev` needs and nobody gave: servers, schema and a worker."""
+"""What a bare `uvicorn app.main:app` or `fastapi dev` needs and was not given: servers, schema, demo data, a worker."""
 
 import asyncio
+import multiprocessing
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 from pydantic import SecretStr
 
+from app.kernel.background import Background
 from app.kernel.embedded import servers
 from app.kernel.embedded.privileges import become
+from app.kernel.output import output
+from app.kernel.schema import is_newest
 from app.kernel.settings import Section
+from app.kernel.telemetry import get_logger
 from app.settings import Settings
 
+_logger = get_logger(__name__)
 _WORKER_STOP_SECONDS = 10
+_LISTENING_SECONDS = 30.0
+_LOOK_SECONDS = 0.05
+
+LogIn = tuple[str, str, str]
+"""E-mail address, password and role of a demo person."""
+
+Seed = Callable[[Settings], Awaitable[Iterable[LogIn]]]
 
 
 @asynccontextmanager
-async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
+async def embedded_environment(settings: Settings, seed: Seed) -> AsyncIterator[Settings]:
     """`settings` with the addresses of embedded servers in place of missing ones.
 
-    With an embedded database the schema is brought up to date and a worker runs beside this process.
+    With an embedded database the schema is brought up to date, and a worker runs beside this process. `seed` makes the
+    demo data at the first start.
     """
     needs_database, needs_redis = settings.database.url is None, settings.redis.url is None
     if not needs_database and not needs_redis:
         yield settings
         return
+    reloader = multiprocessing.parent_process()
     async with AsyncExitStack() as stack:
-        running = servers(settings.data_dir, postgres=needs_database, valkey=needs_redis)
+        running = servers(
+            settings.data_dir,
+            postgres=needs_database,
+            valkey=needs_redis,
+            reloader=None if reloader is None else reloader.pid,
+        )
         addresses = await asyncio.to_thread(running.__enter__)
         stack.push_async_callback(asyncio.to_thread, running.__exit__, None, None, None)
         environment = {}
@@ -38,25 +60,93 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
             environment["REDIS_URL"] = addresses.redis_url
         settings = _with_addresses(settings, addresses.database_url, addresses.redis_url)
         if addresses.database_url is not None:
-            # Alembic and SQLAlchemy take half a second and 30 MB, which a process with addresses of its own is spared.
-            from app.kernel.migrations import upgrade  # noqa: PLC0415 - seldom needed, and dear
+            if not await is_newest(addresses.database_url):
+                # Alembic and SQLAlchemy take half a second and 30 MB, of which a reload is spared.
+                from app.kernel.migrations import upgrade  # noqa: PLC0415 - seldom needed, and dear
 
-            await upgrade(addresses.database_url)
-            await stack.enter_async_context(_worker(environment))
+                await upgrade(addresses.database_url)
+            # With each reload it would stand between the lines of the log.
+            shows_welcome = reloader is None or not addresses.were_running
+            company = _company(settings, environment, seed if shows_welcome else None)
+            await stack.enter_async_context(company)
         yield settings
 
 
-def welcome(base: str, accounts: Sequence[Mapping[str, str]], *, mailbox: bool, seconds: float | None = None) -> str:
-    """What a developer wants to know first. `accounts`: e-mail, password and role of the demo people."""
+@asynccontextmanager
+async def _company(settings: Settings, environment: dict[str, str], seed: Seed | None) -> AsyncIterator[None]:
+    """A worker beside this process, and the welcome once it listens."""
+
+    async def begin() -> None:
+        try:
+            base = await _own_base_url(settings)
+            await stack.enter_async_context(_worker(environment | {"APP_PUBLIC_URL": base}))
+            if seed is not None:
+                log_ins = await seed(settings)
+                output.write(welcome(base, log_ins, has_mailbox=settings.has_mailbox).encode())
+        except Exception:
+            _logger.exception("development.start_failed")
+
+    async with AsyncExitStack() as stack:
+        background = Background()
+        background.spawn(begin())
+        try:
+            yield
+        finally:
+            await background.close()
+
+
+async def _own_base_url(settings: Settings) -> str:
+    """Where links lead: `APP_PUBLIC_URL`, or where this process listens, which only its sockets tell.
+
+    uvicorn binds them after the application has started, and does not say to which address.
+    """
+    if "public_url" not in settings.model_fields_set:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LISTENING_SECONDS):
+                while True:
+                    if (address := _listening_address()) is not None:
+                        return base_url(*address)
+                    await asyncio.sleep(_LOOK_SECONDS)
+    return settings.public_url
+
+
+def _listening_address() -> tuple[str, int] | None:
+    """Host and port of a TCP socket on which this process listens."""
+    for entry in Path("/dev/fd").iterdir():
+        try:
+            with socket.socket(fileno=os.dup(int(entry.name))) as candidate:
+                is_tcp = candidate.family in {socket.AF_INET, socket.AF_INET6}
+                if is_tcp and candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    host, port = candidate.getsockname()[:2]
+                    return host, port
+        except OSError:
+            # No socket, or closed meanwhile.
+            continue
+    return None
+
+
+def reachable(host: str) -> str:
+    """Where a server that listens on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
+
+
+def base_url(host: str, port: int) -> str:
+    """The address of such a server for a browser on this machine."""
+    host = reachable(host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def welcome(base: str, log_ins: Iterable[LogIn], *, has_mailbox: bool, seconds: float | None = None) -> str:
+    """What a developer wants to know first. `seconds`: how long the start took."""
     lines = [
         "",
         "Onehop is ready" + (f" ({seconds:.1f} s)." if seconds is not None else "."),
         f"  API    {base}",
         f"  Docs   {base}/docs",
-        *([f"  Mail   {base}/dev/mailbox"] if mailbox else []),
+        *([f"  Mail   {base}/dev/mailbox"] if has_mailbox else []),
         *(
-            f"  Log in {account['email']} / {account['password']}" + (" (admin)" if account["role"] == "admin" else "")
-            for account in accounts
+            f"  Log in {email} / {password}" + (" (admin)" if role == "admin" else "")
+            for email, password, role in log_ins
         ),
         "Ctrl-C stops everything.",
         "",

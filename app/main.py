@@ -16,7 +16,8 @@ from app import __version__
 from app.composition import close_resources, make_resources, open_resources, warn_of_eviction
 from app.core import router as core
 from app.core.pages import DOCS_ASSETS
-from app.development import embedded_environment
+from app.demo import seed
+from app.development import LogIn, embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs.api import JOB_KINDS, JobsRuntime, submission_group_commit
@@ -164,7 +165,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
     configure_logging(settings.log, production=settings.is_production)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, output.flush)
-        settings = await stack.enter_async_context(embedded_environment(settings))
+        settings = await stack.enter_async_context(embedded_environment(settings, _seed))
         resources = make_resources(settings, application_name="onehop-api")
         identity = make_identity(
             settings.identity,
@@ -206,6 +207,10 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
                 yield
         finally:
             app.entry = app.refusal = app.remembered = None
+
+
+async def _seed(settings: Settings) -> list[LogIn]:
+    return [account.log_in for account in await seed(settings)]
 
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:

@@ -51,7 +51,9 @@ def run() -> None:
 
 
 @cli.command()
-def dev(*, reload: Annotated[bool, typer.Option("--reload", help="Start the API anew on changes.")] = False) -> None:
+def dev(
+    *, reload: Annotated[bool, typer.Option("--reload", help="Start API and worker anew on changes.")] = False
+) -> None:
     """Start everything for development: servers, schema, demo data, API and worker; stop it with Ctrl-C."""
     from app.cli.dev import run_everything
     from app.kernel.embedded import EmbeddedServerError
@@ -105,8 +107,23 @@ def serve(
 
 
 @cli.command()
-def worker() -> None:
+def worker(
+    *, reload: Annotated[bool, typer.Option("--reload", help="Start anew on changes of the source.")] = False
+) -> None:
     """Run background jobs until SIGTERM."""
+    if reload:
+        from app.kernel.server import reload_on_changes
+        from app.kernel.telemetry import configure_logging
+
+        # The process that watches holds the servers, so that they outlive each of the others.
+        with servers_for_settings() as settings:
+            configure_logging(settings.log, production=settings.is_production)
+            reload_on_changes(_work, _APP)
+    else:
+        _work()
+
+
+def _work() -> None:
     import uvloop
 
     from app.worker import run as run_worker
@@ -175,13 +192,12 @@ def prepare(report: Annotated[Path, typer.Argument()]) -> None:
     settings = load_settings()
     _refuse_in_production(settings)
 
-    async def both() -> list[dict[str, str]]:
+    async def both() -> list[tuple[str, str, str]]:
         if not await is_newest(settings.database.direct_dsn):
             from app.kernel.migrations import upgrade
 
             await upgrade(settings.database.direct_dsn)
-        accounts = await add_demo_data(settings)
-        return [{"email": item.email, "password": item.password, "role": item.role} for item in accounts]
+        return [account.log_in for account in await add_demo_data(settings)]
 
     report.write_text(json.dumps(asyncio.run(both())), encoding="utf-8")
 

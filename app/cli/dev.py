@@ -8,9 +8,9 @@ import shutil
 import sys
 import time
 
-from app.cli.probe import base_url, get
+from app.cli.probe import get
 from app.cli.terminal import say
-from app.development import welcome
+from app.development import LogIn, base_url, welcome
 from app.kernel.embedded import servers
 from app.kernel.schema import is_newest
 from app.kernel.supervisor import Program, Supervisor
@@ -62,16 +62,17 @@ def _run_children(
             return
         say(f"Schema and demo data made ({time.monotonic() - started:.1f} s)")
     # Stopped together, which with the servers after them stays below ten seconds. A worker gives up after five.
-    api = [*python, "serve", "--grace", "3", *(["--reload"] if reload else [])]
+    reloads = ["--reload"] if reload else []
+    api, worker = [*python, "serve", "--grace", "3", *reloads], [*python, "worker", *reloads]
     supervisor.start(Program("API", api, environment, stop_seconds=4.0))
-    supervisor.start(Program("Worker", [*python, "worker"], environment, stop_seconds=6.0))
+    supervisor.start(Program("Worker", worker, environment, stop_seconds=6.0))
     if is_ready and not supervisor.finish(preparation):
         return
-    accounts: list[dict[str, str]] = json.loads(report.read_text(encoding="utf-8"))
+    log_ins: list[LogIn] = json.loads(report.read_text(encoding="utf-8"))
     report.unlink()
     base = base_url(settings.host, settings.port)
     if supervisor.wait_until(lambda: _is_ready(settings), seconds=_READY_SECONDS):
-        say(welcome(base, accounts, mailbox=settings.has_mailbox, seconds=time.monotonic() - started))
+        say(welcome(base, log_ins, has_mailbox=settings.has_mailbox, seconds=time.monotonic() - started))
         supervisor.watch()
 
 

@@ -3,6 +3,8 @@
 import http.client
 import json
 
+from app.development import reachable
+
 _SECONDS = 2.0
 _MAX_BYTES = 65_536
 
@@ -27,14 +29,3 @@ def is_served_by_onehop(host: str, port: int) -> bool:
         return answer is not None and json.loads(answer[1]) == {"status": "alive"}
     except ValueError:
         return False
-
-
-def reachable(host: str) -> str:
-    """Where a server that listens on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
-
-
-def base_url(host: str, port: int) -> str:
-    """The address of such a server for a browser on this machine."""
-    host = reachable(host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

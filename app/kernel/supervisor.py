@@ -2,18 +2,23 @@
 
 Each child leads its own session, so that a Ctrl-C in the terminal reaches the supervisor alone, and asks the
 kernel to be told when the supervisor dies, so that even kill -9 leaves no orphans (Linux).
+
+Children read the terminal all the same, for `breakpoint()`: job control stops readers in the background of a terminal's
+own session, and these are of another one.
 """
 
 import os
 import select
 import signal
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from app.kernel.embedded.privileges import become
 
@@ -70,12 +75,16 @@ class Supervisor:
         self._wake_read, self._wake_write = os.pipe()
         self._before: dict[signal.Signals, object] = {}
         self._wake_before = -1
+        self._terminal: list[Any] | None = None
 
     @property
     def is_stopping(self) -> bool:
         return self._stop_requests > 0
 
     def __enter__(self) -> Self:
+        # It is None where whoever started us has closed it.
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._terminal = termios.tcgetattr(sys.stdin)
         for descriptor in (self._wake_read, self._wake_write):
             os.set_blocking(descriptor, False)
         # Every signal writes a byte there, which ends a wait at once; also the end of a child.
@@ -97,6 +106,14 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_before)
         os.close(self._wake_read)
         os.close(self._wake_write)
+        self._restore_terminal()
+
+    def _restore_terminal(self) -> None:
+        """A debugger that was ended at its prompt leaves the terminal without echo."""
+        # In the background, a change of the terminal would stop this process.
+        with suppress(OSError, termios.error):
+            if self._terminal is not None and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
 
     def run_to_end(self, program: Program) -> bool:
         """Run a program that ends by itself. False if the stop came first; ProgramFailed if it fails."""
@@ -157,7 +174,7 @@ class Supervisor:
                 os.read(self._wake_read, 4096)
 
     def _start(self, child: _Child) -> None:
-        child.process = _spawn(child.program)
+        child.process = _spawn(child.program, reads_terminal=self._terminal is not None)
         child.started_at = time.monotonic()
         child.start_again_at = None
 
@@ -207,11 +224,11 @@ class Supervisor:
             _kill(task.process)
 
 
-def _spawn(program: Program) -> "subprocess.Popen[bytes]":
+def _spawn(program: Program, *, reads_terminal: bool = False) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         list(program.command),
         env={**os.environ, **program.environment},
-        stdin=subprocess.DEVNULL,
+        stdin=None if reads_terminal else subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=become(None, death_signal=signal.SIGTERM),  # noqa: PLW1509 - only system calls.
     )

@@ -1,4 +1,7 @@
-"""Watches the event loop from beside it: how late it is, and what it does when it does nothing else any more."""
+"""Watches the event loop from beside it: how late it is, and what it does when it does nothing else any more.
+
+A loop that stands at a break point does so on purpose: the time in a debugger does not count.
+"""
 
 import asyncio
 import os
@@ -30,6 +33,9 @@ _TOLD_AFTER_SECONDS = 0.25
 _LONGEST_LOOK_SECONDS = 2 * _BEAT_SECONDS
 _LAST_WORDS_SECONDS = 1.0
 _STACK_FRAMES = 30
+# One of these modules is on the stack of a thread that a debugger has stopped: the standard library's, on which those
+# of IPython and pudb are built, that of VS Code, or that of PyCharm.
+_DEBUGGERS = frozenset({"bdb", "debugpy", "pydevd", "_pydevd_bundle"})
 
 
 @contextmanager
@@ -45,6 +51,18 @@ def watched_loop(max_stall: float) -> Iterator[None]:
         yield
     finally:
         watchdog.stop()
+
+
+def debugger_seen_at() -> float:
+    """The last moment, in seconds of the loop's clock, at which a debugger held this process's loop; 0.0: never."""
+    return _last_stop.seen_at
+
+
+class _LastStop:
+    seen_at = 0.0
+
+
+_last_stop = _LastStop()
 
 
 class _Watchdog:
@@ -83,6 +101,9 @@ class _Watchdog:
                 # The beat that is expected now may take as long as this.
                 due, late, is_told = self._due, -_BEAT_SECONDS, False
                 continue
+            if is_in_debugger(self._loop_thread):
+                _last_stop.seen_at = looked_at
+                continue
             late += min(looked_at - before, _LONGEST_LOOK_SECONDS)
             if late > _TOLD_AFTER_SECONDS and not is_told:
                 is_told = True
@@ -96,3 +117,13 @@ class _Watchdog:
         # The frame keeps all its variables alive, so nothing holds it longer than this line.
         stack = traceback.format_stack(sys._current_frames()[self._loop_thread])  # noqa: SLF001 - its documented use
         _logger.warning(event, seconds=round(late, 3), stack="".join(stack[-_STACK_FRAMES:]))
+
+
+def is_in_debugger(thread: int) -> bool:
+    """Whether a debugger has stopped the thread of that number."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - its documented use
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in _DEBUGGERS:
+            return True
+        frame = frame.f_back
+    return False

@@ -134,6 +134,18 @@ def find_server(program: Path, directory: Path) -> int | None:
     return None
 
 
+def started_at(pid: int) -> str | None:
+    """When the process started, in the system's own form: with its number it names one process. None: it is gone."""
+    if not is_running(pid):
+        return None
+    try:
+        # The 22nd field; the second, the name, may itself contain spaces and brackets.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        command = ["/bin/ps", "-o", "lstart=", "-p", str(pid)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def wait_until_gone(pid: int, seconds: float) -> bool:
     """True as soon as the process has ended, False if it is still there after `seconds`."""
     deadline = time.monotonic() + seconds

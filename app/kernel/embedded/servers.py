@@ -4,6 +4,10 @@ Every user of the servers holds a shared lock on `<data>/lock`, which the kernel
 Starting and stopping happen under an exclusive lock on `<data>/run/change.lock`. Who leaves and then gets the
 first lock exclusively was the last, and stops Valkey, then PostgreSQL. A small keeper process (`python -m
 app.kernel.embedded`) tries the same twice a second, for the case that the last user was killed.
+
+A reloader (`uvicorn --reload`, `fastapi dev`) ends a user with each change and starts the next one. It cannot hold the
+lock, because no code of ours runs in it; a file in `<data>/run/reloaders` stands for it while it lives. Then the keeper
+stops the servers, within a second of its end.
 """
 
 import fcntl
@@ -14,12 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from app.kernel.embedded.postgres import EmbeddedPostgres
-from app.kernel.embedded.processes import EmbeddedServerError, is_running, wait_until_gone
+from app.kernel.embedded.processes import EmbeddedServerError, is_running, started_at, wait_until_gone
 from app.kernel.embedded.valkey import EmbeddedValkey
 
 Progress = Callable[[str], None]
@@ -31,10 +35,11 @@ _KEEPER_PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Where the servers are; None for the one that was not asked for."""
+    """Where the servers are; None for the one that was not asked for. `were_running`: all of them, before."""
 
     database_url: str | None
     redis_url: str | None
+    were_running: bool = field(default=False, compare=False)
 
 
 class _Server(Protocol):
@@ -50,10 +55,13 @@ def servers(
     *,
     postgres: bool = True,
     valkey: bool = True,
+    reloader: int | None = None,
     progress: Progress = lambda _line: None,
 ) -> Iterator[Servers]:
     """PostgreSQL and Valkey below `data_dir`, started unless they run, stopped by the last process that
     leaves.
+
+    They outlive that one while the process with the number `reloader` lives, which will start another.
 
     Raises EmbeddedServerError, also when the folder belongs to another user.
     """
@@ -71,13 +79,15 @@ def servers(
     try:
         with _locked(change):
             fcntl.flock(in_use, fcntl.LOCK_SH)
+            if reloader is not None:
+                _note_reloader(data_dir, reloader)
             addresses = _start(data_dir, postgres=postgres, valkey=valkey, progress=progress)
             keeper = _start_keeper(data_dir)
         yield addresses
     finally:
         with _locked(change):
             fcntl.flock(in_use, fcntl.LOCK_UN)
-            if _is_last(in_use):
+            if _is_last(in_use) and not _has_reloader(data_dir):
                 stop_servers(data_dir, progress)
                 _stop_keeper(data_dir, keeper)
         os.close(change)
@@ -112,9 +122,11 @@ def keep(data_dir: Path) -> None:
         time.sleep(_KEEPER_PAUSE_SECONDS)
         with suppress(BlockingIOError):
             fcntl.flock(change, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_last(in_use):
+            if _is_last(in_use) and not _has_reloader(data_dir):
                 stop_servers(data_dir)
                 return
+            # Held on, it would keep the next user out.
+            fcntl.flock(in_use, fcntl.LOCK_UN)
             fcntl.flock(change, fcntl.LOCK_UN)
 
 
@@ -147,6 +159,7 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) 
     return Servers(
         database_url=database_server.dsn(_DATABASE) if database_server is not None else None,
         redis_url=redis_server.url() if redis_server is not None else None,
+        were_running=len(found) == len(wanted),
     )
 
 
@@ -190,6 +203,24 @@ def _stop_keeper(data_dir: Path, own: int | None) -> None:
             wait_until_gone(pid, 2.0)
     finally:
         os.close(lock)
+
+
+def _note_reloader(data_dir: Path, pid: int) -> None:
+    directory = data_dir / "run" / "reloaders"
+    directory.mkdir(exist_ok=True)
+    (directory / str(pid)).write_text(started_at(pid) or "", encoding="utf-8")
+
+
+def _has_reloader(data_dir: Path) -> bool:
+    """Whether one of those noted still lives. The others are forgotten: their numbers may be given to strangers."""
+    is_alive = False
+    with suppress(FileNotFoundError):
+        for note in (data_dir / "run" / "reloaders").iterdir():
+            if note.read_text(encoding="utf-8") == started_at(int(note.name)):
+                is_alive = True
+            else:
+                note.unlink()
+    return is_alive
 
 
 def _open_lock(path: Path) -> int:

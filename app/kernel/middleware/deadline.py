@@ -12,6 +12,7 @@ from app.kernel.errors import DeadlineExceeded
 from app.kernel.http import asked_to_wait
 from app.kernel.middleware.admission import leave_place
 from app.kernel.settings import HttpSettings
+from app.kernel.watchdog import debugger_seen_at
 
 # Most reads are done by then, so that it costs them nothing to be watched.
 _WATCHED_AFTER_SECONDS = 0.05
@@ -58,7 +59,7 @@ class TimedRequest:
     """
 
     __slots__ = ("_cancelling", "_ends", "_is_gone", "_is_read", "_is_received", "_kept", "_loop", "_reason",
-                 "_receive", "_scope", "_send", "_task", "_timer", "_watch", "on_gone")  # fmt: skip
+                 "_receive", "_scope", "_seconds", "_send", "_task", "_timer", "_watch", "on_gone")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, scope: Scope, receive: Receive, send: Send, seconds: float
@@ -79,11 +80,12 @@ class TimedRequest:
         self._is_received = False
         self.on_gone: Callable[[], object] | None = None
         self._is_read = scope["method"] == "GET"
+        self._seconds = seconds
         self._ends = loop.time() + seconds
         if self._is_read and seconds > _WATCHED_AFTER_SECONDS:
             self._timer = loop.call_later(_WATCHED_AFTER_SECONDS, self._start_watch)
         else:
-            self._timer = loop.call_later(seconds, self.give_up, DeadlineExceeded)
+            self._timer = loop.call_later(seconds, self._end)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -128,8 +130,16 @@ class TimedRequest:
         if self._reason is not None and self._task.uncancel() <= self._cancelling:
             raise self._reason from error
 
+    def _end(self) -> None:
+        """Gives up, unless a debugger has held the process meanwhile: then the request gets its time anew."""
+        ends = debugger_seen_at() + self._seconds
+        if ends > self._loop.time():
+            self._timer = self._loop.call_at(ends, self._end)
+        else:
+            self.give_up(DeadlineExceeded)
+
     def _start_watch(self) -> None:
-        self._timer = self._loop.call_at(self._ends, self.give_up, DeadlineExceeded)
+        self._timer = self._loop.call_at(self._ends, self._end)
         self._watch = self._loop.create_task(self._until_disconnect())
 
     async def _until_disconnect(self) -> None:

@@ -17,7 +17,7 @@ from uvicorn.supervisors import ChangeReload
 
 from app.kernel.server.group import Group
 from app.kernel.server.handover import offered, take_over
-from app.kernel.server.process import RETIRE, Config, Server
+from app.kernel.server.process import RETIRE, Config, Server, end_with_parent
 from app.kernel.settings import ConnectionSettings
 
 _METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -82,6 +82,28 @@ def serve(
         run = _serve_together if workers > 1 else _serve_alone
         if not run(config, listener, on_started):
             raise SystemExit(uvicorn.config.STARTUP_FAILURE)
+
+
+def reload_on_changes(run: Callable[[], None], directory: Path) -> None:
+    """Calls `run`, a function of a module, in a process of its own until SIGTERM or SIGINT.
+
+    That process is told to end by SIGTERM and started anew when a Python file below `directory` changes. One that fails
+    is left alone until then.
+    """
+    # Without an address: uvicorn's reloader takes from it no more than what to watch.
+    config = uvicorn.Config("", reload=True, reload_dirs=[str(directory)], log_config=None)
+    ChangeReload(config, target=_Reloaded(run), sockets=[]).run()
+
+
+class _Reloaded:
+    """What the new process runs; it can be pickled."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+
+    def __call__(self, sockets: list[socket.socket] | None) -> None:  # noqa: ARG002 - uvicorn names it
+        end_with_parent()
+        self._run()
 
 
 def _serve_alone(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> bool:

@@ -23,7 +23,7 @@ from app.kernel.output import output
 from app.kernel.server.guard import guard_of
 from app.kernel.settings import ConnectionSettings
 from app.kernel.telemetry import get_logger
-from app.kernel.watchdog import watched_loop
+from app.kernel.watchdog import is_in_debugger, watched_loop
 
 _logger = get_logger(__name__)
 RETIRE = signal.SIGUSR1
@@ -49,11 +49,15 @@ class Config(uvicorn.Config):
     def load(self) -> None:
         """Loads the application in a process that ends when the one above it does."""
         if self.workers > 1 or self.should_reload:
-            # uvicorn's processes would go on for ever after a kill -9 of their parent.
-            follow = become(None, death_signal=signal.SIGTERM)
-            if follow is not None:
-                follow()
+            end_with_parent()
         super().load()
+
+
+def end_with_parent() -> None:
+    """Uvicorn's processes would go on for ever after a kill -9 of their parent."""
+    follow = become(None, death_signal=signal.SIGTERM)
+    if follow is not None:
+        follow()
 
 
 class Server(uvicorn.Server):
@@ -83,6 +87,9 @@ class Server(uvicorn.Server):
             await super().main_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if is_in_debugger(threading.get_ident()):
+            # The loop stands until its developer goes on, who wants an end instead.
+            _leave()
         self._expect_the_end()
         super().handle_exit(sig, frame)
 
