@@ -7,7 +7,6 @@ or fails. Does nothing if the lock is the one that was installed last.
 
 import ast
 import fcntl
-import importlib
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ import venv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -31,8 +31,6 @@ WHEELS = "--only-binary=:all:"
 
 # Nothing is built on a machine that only runs Onehop; one package of the tests has no wheel.
 _MAY_BUILD = ("test", "dev")
-# The first pip that can install into an environment that has none.
-_PIP_VERSION = (22, 3)
 # pip needs them for itself and for builds, so a lock that does not list them does not remove them.
 _PIP_PACKAGES = {"pip", "setuptools", "wheel"}
 # uv does not read pip's configuration: pip's option, uv's variable.
@@ -189,11 +187,9 @@ def _install_by_pip(name: str) -> None:
     for step in steps:
         if not _run(step, environment):
             raise InstallError("The packages could not be installed; see above.")
-    listed = subprocess.run(
-        [*pip, "list", "--format=freeze"], env=environment, capture_output=True, text=True, check=True
-    )
-    present = {re.sub(r"[-_.]+", "-", line.partition("==")[0].lower()) for line in listed.stdout.splitlines()}
-    if others := present - _names(_lock(name)) - _PIP_PACKAGES:
+    folders = VENV.glob("lib/python*/site-packages/*.dist-info")
+    present = {re.sub(r"[-_.]+", "-", folder.name.partition("-")[0].lower()) for folder in folders}
+    if others := present - _names(_lock(name)) - _names(_lock("uv")) - _PIP_PACKAGES:
         _run([*pip, "uninstall", "--yes", *sorted(others)], environment)
     if not _run([*pip, "check"], environment):
         raise InstallError(f"requirements/{name}.txt is not complete; see above.")
@@ -202,12 +198,11 @@ def _install_by_pip(name: str) -> None:
 @cache
 def _pip() -> Command | None:
     """pip, working on `.venv`: the one of the Python that runs this, or else a copy in `.venv`; None without both."""
-    try:
-        own = str(importlib.import_module("pip").__version__)
-    except ImportError:
-        own = "0.0"
-    if tuple(int(part) for part in re.findall(r"\d+", own)[:2]) >= _PIP_VERSION:
-        return [sys.executable, "-m", "pip", "--python", PYTHON]
+    found = find_spec("pip")
+    # This is what `pip --python` calls; called directly, pip starts once and not twice.
+    runner = Path(str(found.origin)).with_name("__pip-runner__.py") if found else None
+    if runner is not None and runner.exists():
+        return [PYTHON, runner]
     pip: Command = [PYTHON, "-m", "pip"]
     return pip if _starts([*pip, "--version"]) or _starts([PYTHON, "-m", "ensurepip"]) else None
 

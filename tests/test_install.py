@@ -1,0 +1,353 @@
+"""Installing from an index of our own: what is in `.venv` depends on the lock alone.
+
+Every installation here runs without HOME, with umask 077, in the C locale, and in a folder with a space and an umlaut
+in its name. A proxy that does not answer makes it fail if it asks another index than that of pip's configuration.
+"""
+
+import base64
+import hashlib
+import io
+import os
+import runpy
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements"
+UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+# Builds a wheel that says which version of it did so.
+BACKEND = """
+import zipfile
+from pathlib import Path
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    name = "built-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(Path(directory) / name, "w") as wheel:
+        wheel.writestr("built.py", "BACKEND = '{version}'")
+        wheel.writestr("built-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: built\\nVersion: 1.0\\n")
+        wheel.writestr("built-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("built-1.0.dist-info/RECORD", "")
+    return name
+"""
+
+
+class Index:
+    """A package index in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+
+    def add(self, name: str, content: bytes) -> str:
+        """Publish a file; the line of a lock that pins it."""
+        package, version = name.removesuffix(".tar.gz").split("-")[:2]
+        page = self.folder / "simple" / package / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        (page.parent / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        with page.open("a", encoding="utf-8") as file:
+            file.write(f'<a href="{name}#sha256={digest}">{name}</a><br>\n')
+        return f"{package}=={version} --hash=sha256:{digest}\n"
+
+    def add_wheel(
+        self, name: str, version: str, *requires: str, module: str = "", script: str = "", platform: str = "any"
+    ) -> str:
+        info = f"{name}-{version}.dist-info"
+        files = {
+            f"{name}.py": module or f"VERSION = '{version}'",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: extra\n"
+            + "".join(f"Requires-Dist: {requirement}\n" for requirement in requires),
+            f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-{platform}\n",
+        }
+        if script:
+            files[f"{name}-{version}.data/scripts/{name}"] = script
+        digests = {
+            path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+            for path, text in files.items()
+        }
+        record = "".join(f"{path},sha256={digests[path]},{len(text.encode())}\n" for path, text in files.items())
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as wheel:
+            for path, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+                entry = zipfile.ZipInfo(path, (2026, 1, 1, 0, 0, 0))
+                entry.external_attr = (stat.S_IFREG | (0o755 if "/scripts/" in path else 0o644)) << 16
+                wheel.writestr(entry, text)
+        return self.add(f"{name}-{version}-py3-none-{platform}.whl", buffer.getvalue())
+
+    def add_source(self) -> str:
+        """A package without a wheel, which `maker` builds."""
+        files = {
+            "built-1.0/pyproject.toml": '[build-system]\nrequires = ["maker"]\nbuild-backend = "maker"\n',
+            "built-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: built\nVersion: 1.0\n",
+        }
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for path, text in files.items():
+                entry = tarfile.TarInfo(path)
+                entry.size = len(text)
+                archive.addfile(entry, io.BytesIO(text.encode()))
+        return self.add("built-1.0.tar.gz", buffer.getvalue())
+
+
+class Project:
+    """A folder with the real install.py, and with locks of its own."""
+
+    def __init__(self, folder: Path, pip_conf: Path) -> None:
+        self.folder = folder
+        self.venv = folder / ".venv"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
+        for name in ("HOME", "VIRTUAL_ENV", "PYTHONPATH", "NO_PROXY", "no_proxy"):
+            kept.pop(name, None)
+        nowhere = "http://127.0.0.1:9"
+        self.environment = {
+            **kept,
+            "PIP_CONFIG_FILE": str(pip_conf),
+            "XDG_CACHE_HOME": str(folder.parent / "cache"),
+            "LC_ALL": "C",
+            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), nowhere),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            # Without the uv of this machine, if there is one.
+            "PATH": "/usr/bin:/bin",
+        }
+        (folder / "requirements").mkdir(parents=True)
+        shutil.copy(REQUIREMENTS / "install.py", folder / "requirements")
+
+    def lock(self, name: str, *lines: str) -> None:
+        (self.folder / "requirements" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+
+    def install(self, name: str = "run") -> "subprocess.CompletedProcess[str]":
+        base: str = sys._base_executable  # type: ignore[attr-defined]
+        return subprocess.run(
+            [base, self.folder / "requirements" / "install.py", name],
+            env=self.environment,
+            umask=0o077,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+
+    def files(self) -> dict[str, str]:
+        """What is installed: paths with their digests, without bytecode and without the installers."""
+        (packages,) = self.venv.glob("lib/python*/site-packages")
+        return {
+            str(path.relative_to(packages)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in packages.rglob("*")
+            if path.is_file()
+            and "__pycache__" not in path.parts
+            and path.relative_to(packages).parts[0].partition("-")[0] not in {"uv.py", "uv", "pip", "setuptools"}
+            # Contains the time of the download.
+            and path.name != "uv_cache.json"
+        }
+
+    def modules(self) -> list[str]:
+        return sorted(path.removesuffix(".py") for path in self.files() if "/" not in path and path.endswith(".py"))
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "index"))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - the name in the base class
+
+    (tmp_path / "index").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    found = Index(tmp_path / "index")
+    found.url = f"http://127.0.0.1:{server.server_port}/simple"
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def installer() -> str:
+    return "uv"
+
+
+@pytest.fixture
+def project(tmp_path: Path, index: Index, installer: str) -> Project:
+    pip_conf = tmp_path / "pip.conf"
+    pip_conf.write_text(f"[global]\nindex-url = {index.url}\n", encoding="utf-8")
+    made = Project(tmp_path / "a földer", pip_conf)
+    if installer == "uv":
+        assert UV is not None
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "uv").symlink_to(UV)
+        made.environment["PATH"] += f"{os.pathsep}{tmp_path / 'bin'}"
+        made.lock("uv", index.add_wheel("uv", "1.0", script=f'#!/bin/sh\nexec "{UV}" "$@"\n'))
+    else:
+        made.lock("uv", index.add_wheel("uv", "1.0", platform="win_amd64"))
+    return made
+
+
+def expect(done: "subprocess.CompletedProcess[str]", installer: str, code: int = 0) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("pip does" in done.stdout) == (installer == "pip"), done.stdout
+
+
+@pytest.mark.parametrize(("installer", "listed"), [("uv", "part[extra]"), ("pip", "part")])
+def test_newer_releases_on_the_index_change_nothing(
+    project: Project, index: Index, installer: str, listed: str
+) -> None:
+    pins = [
+        index.add_wheel("tool", "1.0", "part[extra]>=1.0"),
+        index.add_wheel("part", "1.0", "more; extra == 'extra'").replace("part", listed),
+        index.add_wheel("more", "1.0"),
+    ]
+    project.lock("run", *pins)
+    expect(project.install(), installer)
+    before = project.files()
+    assert project.modules() == ["more", "part", "tool"]
+
+    index.add_wheel("part", "2.0", "more; extra == 'extra'")
+    index.add_wheel("more", "2.0")
+    for folder in (project.venv, Path(project.environment["XDG_CACHE_HOME"])):
+        shutil.rmtree(folder, ignore_errors=True)
+    expect(project.install(), installer)
+    assert project.files() == before
+
+
+def test_a_lock_that_lacks_a_package_is_refused(project: Project, index: Index) -> None:
+    project.lock("run", index.add_wheel("tool", "1.0", "part"))
+    index.add_wheel("part", "1.0")
+    done = project.install()
+    assert done.returncode == 1
+    assert "requirements/run.txt is not complete" in done.stdout
+    assert project.modules() == ["tool"]
+    assert not (project.venv / "run.lock").exists()
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_package_that_has_left_the_lock_is_removed(project: Project, index: Index, installer: str) -> None:
+    kept = index.add_wheel("kept", "1.0")
+    project.lock("run", kept, index.add_wheel("gone", "1.0"))
+    expect(project.install(), installer)
+    assert project.modules() == ["gone", "kept"]
+    project.lock("run", kept)
+    expect(project.install(), installer)
+    assert project.modules() == ["kept"]
+
+
+def test_a_changed_file_is_not_installed(project: Project, index: Index) -> None:
+    pin = index.add_wheel("tool", "1.0")
+    project.lock("run", f"{pin[:-2]}{'0' if pin[-2] != '0' else '1'}\n")
+    done = project.install()
+    assert done.returncode == 1
+    assert "hash" in done.stdout.lower()
+    assert project.modules() == []
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_package_without_a_wheel_is_built_by_what_is_locked(project: Project, index: Index, installer: str) -> None:
+    project.lock("build", index.add_wheel("maker", "1.0", module=BACKEND.format(version="1.0")))
+    index.add_wheel("maker", "2.0", module=BACKEND.format(version="2.0"))
+    source = index.add_source()
+    project.lock("test", source)
+    expect(project.install("test"), installer)
+    assert project.modules() == ["built"]
+    (module,) = project.venv.glob("lib/python*/site-packages/built.py")
+    assert module.read_text(encoding="utf-8") == "BACKEND = '1.0'"
+
+    # Nothing is built on a machine that only runs Onehop.
+    shutil.rmtree(project.venv)
+    project.lock("run", source)
+    assert project.install("run").returncode == 1
+    assert project.modules() == []
+
+
+def test_an_interrupted_installation_starts_again_with_an_empty_environment(
+    project: Project, index: Index, installer: str
+) -> None:
+    project.lock("run", index.add_wheel("tool", "1.0"))
+    expect(project.install(), installer)
+    whole = project.files()
+    (packages,) = project.venv.glob("lib/python*/site-packages")
+    (packages / "half.py").touch()
+    (packages / "tool.py").unlink()
+    (project.venv / "incomplete").touch()
+    expect(project.install(), installer)
+    assert project.files() == whole
+
+
+def test_a_lock_that_is_installed_costs_nothing(project: Project, index: Index, installer: str) -> None:
+    project.lock("run", index.add_wheel("tool", "1.0"))
+    # Here pip fetches uv.
+    project.environment["PATH"] = "/usr/bin:/bin"
+    expect(project.install(), installer)
+    shutil.rmtree(index.folder)
+    again = project.install()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    # A larger lock holds the smaller ones.
+    assert "Installed" not in project.install("production").stdout
+
+
+@pytest.mark.parametrize(
+    ("pip_config", "environment", "expected"),
+    [
+        pytest.param("", {}, {}, id="nothing"),
+        pytest.param(
+            "global.index-url='https://mirror/simple'\nglobal.timeout='7.5'\nglobal.cert='/ca.pem'",
+            {},
+            {"UV_DEFAULT_INDEX": "https://mirror/simple", "UV_HTTP_TIMEOUT": "7", "SSL_CERT_FILE": "/ca.pem"},
+            id="files",
+        ),
+        pytest.param(
+            "install.index-url='https://install'\nglobal.index-url='https://global'",
+            {},
+            {"UV_DEFAULT_INDEX": "https://install"},
+            id="the section of the command wins",
+        ),
+        pytest.param(
+            "global.index-url='https://file'\n:env:.index-url='https://variable'",
+            {"PIP_INDEX_URL": "https://variable"},
+            {"UV_DEFAULT_INDEX": "https://variable"},
+            id="a variable wins over a file",
+        ),
+        pytest.param(
+            "global.index-url='https://file'",
+            {"UV_DEFAULT_INDEX": "https://uv"},
+            {},
+            id="a variable of uv wins over both",
+        ),
+        pytest.param(
+            "global.extra-index-url='\\nhttps://a\\nhttps://b'\nglobal.find-links='/one /two'",
+            {"PIP_NO_INDEX": "yes", "PIP_NO_CACHE_DIR": "off"},
+            {"UV_INDEX": "https://a https://b", "UV_FIND_LINKS": "/one,/two", "UV_NO_INDEX": "1"},
+            id="lists and switches",
+        ),
+        pytest.param(
+            "global.trusted-host='mirror'\nglobal.proxy='http://proxy:3128'\nglobal.client-cert='/me.pem'",
+            {"REQUESTS_CA_BUNDLE": "/bundle.pem"},
+            {
+                "UV_INSECURE_HOST": "mirror",
+                "ALL_PROXY": "http://proxy:3128",
+                "SSL_CLIENT_CERT": "/me.pem",
+                "SSL_CERT_FILE": "/bundle.pem",
+            },
+            id="the network",
+        ),
+    ],
+)
+def test_uv_is_told_what_pip_is_configured_with(
+    pip_config: str, environment: dict[str, str], expected: dict[str, str]
+) -> None:
+    uv_variables = runpy.run_path(str(REQUIREMENTS / "install.py"))["uv_variables"]
+    assert uv_variables(pip_config, environment) == {"UV_SYSTEM_CERTS": "1", **environment, **expected}
