@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -208,7 +209,9 @@ class Gate:
                 if place.result():
                     self.leave(share)
             else:
-                share.waiting.remove(entry)
+                # Between the cancellation and this line the request may have been skipped and dropped already.
+                with suppress(ValueError):
+                    share.waiting.remove(entry)
             raise
         finally:
             share.waited_seconds.observe(perf_counter() - now)
@@ -232,9 +235,15 @@ class Gate:
         while waiting := [share for share in self.shares if share.waiting]:
             # The class that has the least of its part comes first.
             share = min(waiting, key=lambda share: share.used / (share.part or 1.0))
-            if not self.enters(share):
+            place, _ = share.waiting[0]
+            if place.cancelled():
+                # The client went away in this turn of the loop, before its task could take itself off the queue.
+                share.waiting.popleft()
+            elif self.enters(share):
+                share.waiting.popleft()
+                place.set_result(True)
+            else:
                 return
-            share.waiting.popleft()[0].set_result(True)
 
     def _expire(self) -> None:
         """Turns away those who have waited too long."""
@@ -242,7 +251,10 @@ class Gate:
         self._timer = None
         for share in self.shares:
             while share.waiting and share.waiting[0][1] <= now:
-                share.waiting.popleft()[0].set_result(False)
+                place, _ = share.waiting.popleft()
+                if place.cancelled():
+                    continue
+                place.set_result(False)
                 share.waited_too_long += 1
                 self._crowded_until = now + _CROWDED_SECONDS
         ends = [share.waiting[0][1] for share in self.shares if share.waiting]
