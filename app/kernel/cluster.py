@@ -55,7 +55,7 @@ class ClusterGateway(RedisGateway):
     @property
     def available(self) -> bool:
         """Whether the nodes are known, or nobody has asked yet; a single one may still be away."""
-        return bool(self._owners) or not self._has_read.is_set()
+        return not self._is_closed and (bool(self._owners) or not self._has_read.is_set())
 
     def on_failover(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -64,6 +64,8 @@ class ClusterGateway(RedisGateway):
         self, work: Callable[["Redis"], Awaitable[T]], *, key: str | None = None, timeout: float | None = None
     ) -> T:
         """As of one server, at the node that has `key`; without a key, at any node. Follows one redirection."""
+        if self._is_closed:
+            raise RedisUnavailable
         self.calls += 1
         if not self._has_read.is_set():
             if self._watcher is None:
@@ -91,6 +93,7 @@ class ClusterGateway(RedisGateway):
         return (self._node(self._address_of(None)) if self._owners else self._seed).subscriber()
 
     async def close(self) -> None:
+        self._is_closed = True
         await self._background.close()
         for node in (self._seed, *self._nodes.values()):
             await node.close()

@@ -66,11 +66,16 @@ class RedisGateway:
         self.client: Redis = _client(self.url, settings)
         self._failures = 0
         self._open_until = 0.0
+        self._is_closed = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
         self.calls = 0
 
     @property
     def available(self) -> bool:
-        """False while the breaker is open and its cool-down has not ended."""
+        """False while the breaker is open and its cool-down has not ended, and once the gateway is closed."""
+        if self._is_closed:
+            return False
         return self._failures < self._settings.breaker_threshold or monotonic() >= self._open_until
 
     @property
@@ -101,7 +106,7 @@ class RedisGateway:
         `key` is one of those that `work` touches. It matters in a cluster, where all of them must lie in one slot.
 
         Raises:
-            RedisUnavailable: no answer in time, a connection or server error, or an open breaker.
+            RedisUnavailable: no answer in time, a connection or server error, an open breaker, or a closed gateway.
         """
         if not self.available:
             _calls_refused.inc()
@@ -110,6 +115,7 @@ class RedisGateway:
             # Half open: this call is the probe, and the others are refused until it is done.
             self._open_until = monotonic() + self._settings.breaker_cooldown
         self.calls += 1
+        self._in_flight += 1
         try:
             async with asyncio.timeout(timeout or 2 * self._settings.operation_timeout):
                 result = await work(self.client)
@@ -121,6 +127,10 @@ class RedisGateway:
         except LOST_ERRORS as error:
             self._failed()
             raise RedisUnavailable from error
+        finally:
+            self._in_flight -= 1
+            if self._is_closed and not self._in_flight:
+                self._idle.set()
         self._succeeded()
         _calls_ok.inc()
         return result
@@ -146,6 +156,13 @@ class RedisGateway:
             await client.aclose()
 
     async def close(self) -> None:
+        """Refuses further calls, waits for those under way, which their time-outs bound, and ends all connections.
+
+        A call that still connects while the pool ends its connections would leave an open one behind.
+        """
+        self._is_closed = True
+        if self._in_flight:
+            await self._idle.wait()
         await self.client.aclose()
         await self.client.connection_pool.disconnect()
 

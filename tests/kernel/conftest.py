@@ -16,7 +16,7 @@ from app.kernel.settings import CacheSettings
 from app.main import create_app
 from app.settings import Settings, load_settings
 from tests.fixtures.application import Lifespan
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, scaled
 from tests.kernel.caches import Process, Source, StartProcess
 
 OpenDatabase = Callable[..., Awaitable[Database]]
@@ -58,7 +58,7 @@ async def open_redis(redis_url: str) -> AsyncIterator[OpenRedis]:
     async with AsyncExitStack() as stack:
 
         async def open_redis(**changes: object) -> RedisGateway:
-            fields = {"operation_timeout": 5, "connect_timeout": 5} | changes
+            fields = {"operation_timeout": 10, "connect_timeout": 10} | changes
             variables = {f"APP_REDIS_{name.upper()}": str(value) for name, value in fields.items()}
             settings = load_settings({"REDIS_URL": redis_url, "APP_SECRET_KEY": "k" * 32} | variables)
             gateway = RedisGateway(settings.redis)
@@ -108,7 +108,7 @@ async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[
         gateway = await open_redis(breaker_cooldown=0.1)
         bus = Bus(gateway)
         process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus), bus, source)
-        await bus.start(wait=10)
+        await bus.start(wait=scaled(10))
         processes.append(process)
         return process
 
