@@ -1,6 +1,15 @@
 """Fixtures of all tests. Each file of `tests/fixtures` is about one thing and says what it offers."""
 
+import os
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.fixtures.waiting import scaled
+
+# Of each test; read by pytest-timeout. One that hangs must end, and nothing else is judged by it.
+os.environ.setdefault("PYTEST_TIMEOUT", str(scaled(150)))
 
 # A machine that is slow, or stands still for a moment, must not fail a test.
 settings.register_profile("suite", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -15,3 +24,16 @@ pytest_plugins = [
     "tests.fixtures.shell",
     "tests.fixtures.post_office",
 ]
+
+# Each process of the program takes seconds of computing to start.
+_STARTS_PROCESSES = frozenset({"live_server", "live_worker", "dev"})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """What starts the program as processes is slow, and what is slow comes first, so that nothing long is left last."""
+    for item in items:
+        if not _STARTS_PROCESSES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    yield
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

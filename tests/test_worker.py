@@ -25,8 +25,10 @@ from app.kernel.redis import RedisGateway
 from app.kernel.telemetry import trace_parent_var
 from app.settings import Settings, load_settings
 from tests.fixtures.application import free_port
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time, scaled
 from tests.jobs.worker_process import TRACES
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -53,7 +55,7 @@ async def start_process(environment: dict[str, str], connection: Connection) -> 
         )
         processes.append(process)
         assert process.stdout is not None
-        async with asyncio.timeout(40):
+        async with in_time():
             started = b""
             while b"worker_ready" not in started:
                 started += await process.stdout.readline()
@@ -69,7 +71,7 @@ async def start_process(environment: dict[str, str], connection: Connection) -> 
             process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGTERM)
     for process in processes:
-        await asyncio.wait_for(process.wait(), 30)
+        await asyncio.wait_for(process.wait(), scaled(30))
         await process.drained  # type: ignore[attr-defined]
 
 
@@ -97,11 +99,11 @@ async def states(connection: Connection) -> dict[int, int]:
     return {row["state"]: row["count"] for row in rows}
 
 
-async def all_succeed(connection: Connection, count: int, seconds: float) -> None:
+async def all_succeed(connection: Connection, count: int) -> None:
     async def done() -> bool:
         return await states(connection) == {2: count}
 
-    await eventually(done, within=seconds)
+    await eventually(done)
 
 
 async def running(connection: Connection, count: int) -> None:
@@ -125,7 +127,7 @@ async def test_the_jobs_of_a_killed_worker_finish_elsewhere_once(
     await running(connection, 20)
     victim.kill()
     await start_process()
-    await all_succeed(connection, 20, 4 + 10)
+    await all_succeed(connection, 20)
     assert await effects(connection) == [1] * 20
     assert await connection.fetchval("SELECT count(*) FROM effects WHERE pid = $1", victim.pid) == 0
     rows = await connection.fetch("SELECT DISTINCT attempt, rescues FROM jobs.jobs")
@@ -135,8 +137,8 @@ async def test_the_jobs_of_a_killed_worker_finish_elsewhere_once(
 async def test_sigterm_ends_short_jobs_and_hands_long_ones_over(
     start_process: StartProcess, enqueue: Enqueue, connection: Connection
 ) -> None:
-    leaving = await start_process(APP_JOBS_DRAIN="1")
-    staying = await start_process(APP_JOBS_LEASE="30")
+    leaving = await start_process(APP_JOBS_DRAIN="1", APP_JOBS_LEASE="600")
+    staying = await start_process(APP_JOBS_LEASE="600")
     staying.send_signal(signal.SIGSTOP)
     (long,) = await enqueue("test.sleep", seconds=2)
     await running(connection, 1)
@@ -145,16 +147,16 @@ async def test_sigterm_ends_short_jobs_and_hands_long_ones_over(
     staying.send_signal(signal.SIGCONT)
     began = await connection.fetchval("SELECT clock_timestamp()")
     leaving.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(leaving.wait(), 20) == 0
-    await all_succeed(connection, 2, 20)
+    assert await asyncio.wait_for(leaving.wait(), scaled(20)) == 0
+    await all_succeed(connection, 2)
     rows = await connection.fetch("SELECT job_id, pid, at FROM starts ORDER BY at")
     assert [(row["job_id"], row["pid"]) for row in rows] == [
         (long, leaving.pid),
         (short, leaving.pid),
         (long, staying.pid),
     ]
-    # Two seconds on a machine that is not busy, and long before the lease ends.
-    assert (rows[2]["at"] - began).total_seconds() < 8
+    # It was handed over, not found when its lease ended.
+    assert (rows[2]["at"] - began).total_seconds() < 600
     assert await effects(connection) == [1, 1]
     assert await connection.fetchval("SELECT max(attempt) FROM jobs.jobs") == 1
 
@@ -167,7 +169,7 @@ async def test_a_flush_of_redis_loses_nothing(
     await running(connection, 50)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await client.flushall()
-    await all_succeed(connection, 500, 40)
+    await all_succeed(connection, 500)
     assert await effects(connection) == [1] * 500
 
 
@@ -179,12 +181,12 @@ async def test_redis_may_stop_and_come_back_empty(
     await running(connection, 20)
     valkey.stop()
     await enqueue("test.sleep", 100)
-    await all_succeed(connection, 300, 20)
+    await all_succeed(connection, 300)
     valkey.start()
     async with redis.asyncio.Redis.from_url(valkey.url()) as client:
         await client.flushall()
     await enqueue("test.sleep", 100)
-    await all_succeed(connection, 400, 20)
+    await all_succeed(connection, 400)
     assert await effects(connection) == [1] * 400
     assert worker.returncode is None
 
@@ -206,7 +208,7 @@ async def test_no_job_fails_because_postgres_is_away(
     postgres.start()
     again = await asyncpg.connect(database_url)
     try:
-        await all_succeed(again, 60, 30)
+        await all_succeed(again, 60)
         assert await effects(again) == [1] * 30
         assert worker.returncode is None
     finally:
@@ -223,7 +225,7 @@ async def test_a_frozen_worker_cannot_overwrite_what_happened_since(
     zombie.send_signal(signal.SIGSTOP)
     other = await start_process()
     # If it froze inside a transaction, Postgres takes ten seconds more to end that.
-    await all_succeed(connection, 2, 30)
+    await all_succeed(connection, 2)
     before = await connection.fetch("SELECT id, result, version, finished_at FROM jobs.jobs ORDER BY id")
     zombie.send_signal(signal.SIGCONT)
     await asyncio.sleep(2)
@@ -241,7 +243,7 @@ async def test_what_a_handler_logs_carries_its_job_and_the_trace_of_its_request(
     (untraced,) = await enqueue("test.logged")
     trace_parent_var.set(trace)
     (traced,) = await enqueue("test.logged")
-    await all_succeed(connection, 2, 10)
+    await all_succeed(connection, 2)
     worker.send_signal(signal.SIGTERM)
     await worker.wait()
     lines = [json.loads(line) for line in (await worker.drained).splitlines()]  # type: ignore[attr-defined]
@@ -255,8 +257,8 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
     port = free_port()
     worker = await start_process(APP_JOBS_METRICS_PORT=str(port))
     await enqueue("test.noop", 3)
-    await all_succeed(connection, 3, 10)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    await all_succeed(connection, 3)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=scaled(20)) as client:
         answer = await client.get("/metrics")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -266,13 +268,13 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
         # A second worker with the same port has none, and works all the same.
         second = await start_process(APP_JOBS_METRICS_PORT=str(port))
         worker.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.wait(), 20) == 0
+        assert await asyncio.wait_for(worker.wait(), scaled(20)) == 0
         with pytest.raises(httpx.ConnectError):
             await client.get("/metrics")
     await enqueue("test.noop", 3)
-    await all_succeed(connection, 6, 10)
+    await all_succeed(connection, 6)
     second.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(second.wait(), 20) == 0
+    assert await asyncio.wait_for(second.wait(), scaled(20)) == 0
     assert b"jobs.metrics_not_served" in second.started + await second.drained  # type: ignore[attr-defined]
 
 

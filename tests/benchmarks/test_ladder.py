@@ -13,7 +13,6 @@ READERS, CUSTOMER = (1, 2, 3), 4
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 async def test_every_stage_answers_the_same_bytes(tmp_path: Path) -> None:
     async with Bench(tmp_path) as bench:
         await bench.fill(people=20, events=12)

@@ -14,6 +14,7 @@ import pytest
 from tests.fixtures.application import ROOT, LiveServer
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import scaled
 
 HERE = Path(__file__).parent
 SECONDS = os.environ.get("FUZZ_SECONDS")
@@ -25,7 +26,7 @@ pytestmark = [
         APP_IDENTITY_HASH_ITERATIONS="1",
         APP_LOG_ACCESS="false",
     ),
-    pytest.mark.timeout(120 + int(SECONDS or 0)),
+    pytest.mark.timeout(scaled(120) + int(SECONDS or 0)),
 ]
 
 
@@ -49,7 +50,7 @@ async def run_schemathesis(url: str, *options: str, **variables: str) -> None:
 @pytest.fixture
 async def admin(base_url: str, connection: Connection) -> Person:
     """Somebody who may call everything."""
-    async with httpx.AsyncClient(base_url=base_url) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=scaled(20)) as client:
         person = await register(client)
     await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
     return person

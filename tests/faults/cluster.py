@@ -16,6 +16,7 @@ from redis.crc import key_slot
 
 from app.kernel.embedded.valkey import _program
 from benchmarks.machine import free_port
+from tests.fixtures.waiting import scaled
 
 SLOTS = 16_384
 NODE_TIMEOUT = 1.0
@@ -27,7 +28,7 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.port, self.bus_port = free_port(), free_port()
-        self.client = redis.Redis(port=self.port, socket_timeout=5)
+        self.client = redis.Redis(port=self.port, socket_timeout=scaled(5))
         directory.mkdir(parents=True)
         options = {
             "bind": "127.0.0.1",
@@ -168,7 +169,7 @@ async def _replicates(node: Node, primary_id: str) -> bool:
     return True
 
 
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 30.0) -> float:
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]], seconds: float = scaled(30)) -> float:
     """Waits for `condition`; the seconds it took."""
     began = monotonic()
     async with asyncio.timeout(seconds):

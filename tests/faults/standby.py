@@ -1,5 +1,6 @@
 """A streaming replica of an embedded Postgres, its promotion, and a primary that waits for one that is not there."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from app.kernel.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres
 from app.kernel.embedded.privileges import make_private_dir, server_user
 from app.kernel.embedded.processes import run_to_end
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = current_database()"
 GIVE_UP_WAITING = """
@@ -81,13 +83,24 @@ async def standby_missing(connection: Connection, database_url: str) -> AsyncIte
         probe = await asyncpg.connect(database_url)
         try:
             # The server learns of it in its own time.
-            while True:
-                await probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')", timeout=0.05)
-        except TimeoutError:
+            waiting = asyncio.create_task(_commit_for_ever(probe))
+            await eventually(lambda: _waits(connection, probe.get_server_pid()))
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        finally:
             probe.terminate()
         yield
     finally:
         await _wait_for(connection, "")
+
+
+async def _commit_for_ever(connection: Connection) -> None:
+    while True:
+        await connection.execute("SELECT pg_logical_emit_message(true, 'probe', '')")
+
+
+async def _waits(connection: Connection, pid: int) -> bool:
+    return bool(await connection.fetchval(f"{WAITING} AND pid = $1", pid))
 
 
 async def _wait_for(connection: Connection, standby: str) -> None:

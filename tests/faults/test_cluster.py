@@ -65,6 +65,7 @@ async def is_named(name: str, person: Person, client: httpx.AsyncClient) -> bool
     return await overview_of(person, client) == name
 
 
+@pytest.mark.slow
 async def test_two_processes_on_three_nodes(
     clients: tuple[httpx.AsyncClient, httpx.AsyncClient], cluster: Cluster
 ) -> None:

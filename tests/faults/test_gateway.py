@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ from tests.faults.proxy import Proxy, black_hole
 from tests.faults.signals import frozen
 from tests.faults.standby import make_standby, promote
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time, scaled
 from tests.kernel.conftest import OpenDatabase, pool_becomes_whole
 
 # Waits for as long as the test holds the lock.
@@ -30,32 +29,31 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT gra
 PID = "SELECT pg_backend_pid()"
 
 
-async def answers_again(database: Database, within: float = 10) -> None:
-    async with asyncio.timeout(within):
-        while True:
-            try:
-                async with database.read("test.again") as conn:
-                    assert await conn.fetchval("SELECT 1") == 1
-                    return
-            except DatabaseUnavailable:
-                await asyncio.sleep(0.05)
+async def answers(database: Database) -> bool:
+    try:
+        async with database.read("test.again") as conn:
+            return bool(await conn.fetchval("SELECT 1") == 1)
+    except DatabaseUnavailable:
+        return False
+
+
+async def answers_again(database: Database) -> None:
+    await eventually(lambda: answers(database))
 
 
 async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres: EmbeddedPostgres) -> None:
-    database = await open_database(pool_size=4, acquire_timeout=0.25, connect_timeout=1, statement_timeout=60)
+    database = await open_database(pool_size=4, acquire_timeout=0.25, connect_timeout=1, statement_timeout=300)
     await answers_again(database)
     postgres.stop(mode="immediate")
     try:
-        started = time.perf_counter()
-        outcomes = await asyncio.gather(*(answers_again(database, 0.2) for _ in range(8)), return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {TimeoutError}
-        with pytest.raises(DatabaseUnavailable) as raised:
-            async with database.transaction("test.unit") as tx:
-                await tx.fetchval("SELECT 1")
+        # Nobody waits for the server, which comes back only afterwards.
+        async with in_time():
+            assert await asyncio.gather(*(answers(database) for _ in range(8))) == [False] * 8
+            with pytest.raises(DatabaseUnavailable) as raised:
+                async with database.transaction("test.unit") as tx:
+                    await tx.fetchval("SELECT 1")
         assert (raised.value.status, raised.value.code) == (503, "database_unavailable")
         assert raised.value.headers == {"Retry-After": "1"}
-        # Nobody waits for the server: a second, and five more for a machine that stands still.
-        assert time.perf_counter() - started < 6
     finally:
         postgres.start()
     await answers_again(database)
@@ -71,13 +69,11 @@ async def test_frozen_server(open_database: OpenDatabase, postgres: EmbeddedPost
     pid = postgres.pid()
     assert pid is not None
     with frozen(pid):
-        started = time.perf_counter()
-        for _ in range(2):
-            with pytest.raises(DatabaseUnavailable):
-                async with database.transaction("test.unit") as tx:
-                    await tx.fetchval("SELECT 1")
-        # The statement's time-out and half a second for each, the time to let the connection go, and slack.
-        assert time.perf_counter() - started < 7
+        async with in_time():
+            for _ in range(2):
+                with pytest.raises(DatabaseUnavailable):
+                    async with database.transaction("test.unit") as tx:
+                        await tx.fetchval("SELECT 1")
     await answers_again(database)
     await pool_becomes_whole(database)
 
@@ -172,7 +168,7 @@ async def test_a_transaction_may_begin_on_a_dead_connection(database: Database, 
 
 
 async def test_a_read_is_sent_again_once_only(open_database: OpenDatabase, to_postgres: Proxy) -> None:
-    database = await open_database(url=to_postgres.url, pool_size=1, statement_timeout=60)
+    database = await open_database(url=to_postgres.url, pool_size=1)
     await answers_again(database)
 
     async def cut() -> None:
@@ -181,12 +177,12 @@ async def test_a_read_is_sent_again_once_only(open_database: OpenDatabase, to_po
             to_postgres.reset()
 
     cutting = asyncio.create_task(cut())
-    started = time.perf_counter()
-    with pytest.raises(DatabaseUnavailable):
-        async with database.read("test.read") as conn:
-            await conn.fetchval("SELECT pg_sleep(30)")
+    # Sent again for ever, it would be cut for ever.
+    async with in_time():
+        with pytest.raises(DatabaseUnavailable):
+            async with database.read("test.read") as conn:
+                await conn.fetchval("SELECT pg_sleep(300)")
     cutting.cancel()
-    assert time.perf_counter() - started < 15
 
 
 async def test_a_host_that_swallows_packets_costs_a_tenth_of_a_second(
@@ -194,12 +190,10 @@ async def test_a_host_that_swallows_packets_costs_a_tenth_of_a_second(
 ) -> None:
     with black_hole() as port:
         url = to_postgres.url.replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:")
-        database = await open_database(url=url, connect_timeout=20)
-        started = time.perf_counter()
+        # Were the second host asked only after the first had its time, no connection would be made within that time.
+        database = await open_database(url=url, connect_timeout=30)
         async with database.read("test.read") as conn:
             assert await conn.fetchval("SELECT 1") == 1
-        # Of the twenty that a connection may take.
-        assert time.perf_counter() - started < 8
 
 
 async def test_who_has_no_time_for_all_hosts_goes_on_where_they_stopped(
@@ -209,7 +203,7 @@ async def test_who_has_no_time_for_all_hosts_goes_on_where_they_stopped(
         hosts = ",".join(f"127.0.0.1:{port}" for port in (first, second, third))
         url = to_postgres.url.replace("127.0.0.1:", f"{hosts},127.0.0.1:")
         database = await open_database(url=f"{url}?sslmode=disable", connect_timeout=5, acquire_timeout=0.25)
-        await answers_again(database, 5)
+        await answers_again(database)
 
 
 async def test_a_host_that_was_slow_once_need_not_wait_for_one_that_says_nothing(
@@ -219,12 +213,12 @@ async def test_a_host_that_was_slow_once_need_not_wait_for_one_that_says_nothing
         hung.freeze()
         url = to_postgres.url.replace("127.0.0.1:", f"127.0.0.1:{hung.port},127.0.0.1:")
         hosts = Hosts(f"{url}?sslmode=disable")
-        (await hosts.connect(timeout=10)).terminate()
+        (await hosts.connect(timeout=scaled(10))).terminate()
         async with to_postgres.frozen():
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(hosts.connect(timeout=10), 0.25)
         asked, hung_asked = to_postgres.accepted, hung.accepted
-        connecting = asyncio.create_task(hosts.connect(timeout=10))
+        connecting = asyncio.create_task(hosts.connect(timeout=scaled(10)))
         await eventually(lambda: (to_postgres.accepted, hung.accepted) != (asked, hung_asked))
         assert to_postgres.accepted == asked + 1
         (await connecting).terminate()
@@ -242,15 +236,14 @@ async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(
     open_database: OpenDatabase, to_postgres: Proxy
 ) -> None:
     url = f"{to_postgres.url}?sslmode=disable"
-    database = await open_database(url=url, pool_size=1, connect_timeout=0.3, statement_timeout=60)
+    database = await open_database(url=url, pool_size=1, connect_timeout=0.3, statement_timeout=300)
     await answers_again(database)
     to_postgres.cut_off()
-    started = time.perf_counter()
-    with pytest.raises(SessionLost):
-        async with database.statement("test.write") as tx:
-            await tx.execute("SELECT 1")
-    # Of the sixty that a statement may take.
-    assert time.perf_counter() - started < 20
+    # Long before the five minutes that a statement may take.
+    async with in_time():
+        with pytest.raises(SessionLost):
+            async with database.statement("test.write") as tx:
+                await tx.execute("SELECT 1")
     await to_postgres.restore()
     await answers_again(database)
 
@@ -268,7 +261,7 @@ async def test_a_connection_lost_as_soon_as_it_is_made_is_no_error_of_ours(
         return connection
 
     async def ask() -> None:
-        lost = await Hosts(to_postgres.url).connect(timeout=10)
+        lost = await Hosts(to_postgres.url).connect(timeout=scaled(10))
         with pytest.raises(asyncpg.InterfaceError):
             await lost.fetchval("SELECT 1")
 
@@ -332,11 +325,10 @@ async def test_an_export_gives_a_hung_server_up_and_its_connection_back(
     exports = [asyncio.create_task(export(read)) for read in reads]
     await all_begun.wait()
     to_postgres.freeze()
-    started = time.perf_counter()
     await all_begun.wait()
-    outcomes = await asyncio.gather(*exports, return_exceptions=True)
-    # The second that a piece may take, and slack; they would have waited for ever.
-    assert time.perf_counter() - started < 6
+    # Without the second that a piece may take they would wait for ever.
+    async with in_time():
+        outcomes = await asyncio.gather(*exports, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * len(reads)
     await to_postgres.restore()
     async with AsyncExitStack() as stack:
@@ -411,12 +403,10 @@ async def test_failover(
             async with database.statement("test.write") as tx:
                 await tx.execute("INSERT INTO notes VALUES ('refused')")
         promote(successor)
-        started = time.perf_counter()
         for each in (database, only_successor):
             await answers_again(each)
             async with each.transaction("test.write") as tx:
                 await tx.execute("INSERT INTO notes VALUES ('after')")
-        assert time.perf_counter() - started < 8
         async with database.read("test.read") as conn:
             stored = [row["text"] for row in await conn.fetch("SELECT text FROM notes")]
         assert stored == ["acknowledged", "after", "after"]

@@ -1,14 +1,12 @@
 """The program while its Postgres is away, hangs, is slow, changes or is used up: who gets what answer, and how soon.
 
-Bounds are for a machine that does other things too; `benchmarks/faults` measures.
+That an answer comes at all is the proof that something bounds it; how soon it comes is for `benchmarks/faults`.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
 from inspect import get_annotations
-from typing import TypeVar
 
 import httpx
 import pytest
@@ -19,9 +17,8 @@ from tests.faults.proxy import Proxy
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time
 
-T = TypeVar("T")
 MINE = "/v1/users/me/events"
 OVERVIEW = "/v1/overview"
 ME = "/v1/users/me"
@@ -32,12 +29,6 @@ EVENT = {"kind": "page.viewed"}
 def environment(environment: dict[str, str], to_postgres: Proxy) -> dict[str, str]:
     # Otherwise asyncpg looks for certificates in the home folder, for each connection, which the guard takes for ours.
     return environment | {"DATABASE_URL": f"{to_postgres.url}?sslmode=disable"}
-
-
-async def timed(answer: Awaitable[T]) -> tuple[T, float]:
-    """What it gives, and after how many seconds."""
-    started = time.perf_counter()
-    return await answer, time.perf_counter() - started
 
 
 async def are_answered(person: Person, number: int = 10) -> bool:
@@ -54,11 +45,11 @@ async def test_stopped(person: Person, client: httpx.AsyncClient, to_postgres: P
         requests = [person.get(MINE, params={"limit": limit + 1}) for limit in range(20)]
         requests += [person.post("/v1/events", json=EVENT) for _ in range(5)]
         requests += [client.post("/v1/auth/login", json={"email": person.email, "password": person.password})]
-        answers = await asyncio.gather(*map(timed, requests))
-        for answer, _ in answers:
+        async with in_time():
+            answers = await asyncio.gather(*requests)
+        for answer in answers:
             problem_of(answer, 503, "database_unavailable")
             assert answer.headers["retry-after"] == "1"
-        assert max(seconds for _, seconds in answers) < 6
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get("/readyz")).json()["checks"]["database"] == "failing"
     await eventually(lambda: are_answered(person))
@@ -73,12 +64,15 @@ async def test_frozen(person: Person, client: httpx.AsyncClient, to_postgres: Pr
     hot = await person.get(ME)
     async with to_postgres.frozen():
         for _ in range(2):
-            requests = [timed(person.get(MINE, params={"limit": limit + 1})) for limit in range(20)]
-            requests += [timed(person.post("/v1/events", json=EVENT))]
-            answers = await asyncio.gather(*requests)
-            assert {answer.status_code for answer, _ in answers} == {503}
-            # The statement, half a second for its answer, the time it takes to let the connection go, and slack.
-            assert max(seconds for _, seconds in answers) < 7
+            requests = [person.get(MINE, params={"limit": limit + 1}) for limit in range(20)]
+            requests += [person.post("/v1/events", json=EVENT)]
+            # The server stays frozen until they are answered: by the time-outs of statements and connections, and not
+            # by that of requests, which would be a 504.
+            async with in_time():
+                answers = await asyncio.gather(*requests)
+            for answer in answers:
+                assert answer.status_code == 503, answer.text
+                assert answer.json()["code"] in {"database_unavailable", "pool_exhausted"}
         assert (await person.get(ME)).content == hot.content
         assert (await client.get("/livez")).status_code == 200
     await eventually(lambda: are_answered(person))
@@ -88,24 +82,30 @@ async def test_frozen(person: Person, client: httpx.AsyncClient, to_postgres: Pr
 async def test_a_slow_table_does_not_slow_the_others_down(person: Person, connection: Connection) -> None:
     async with connection.transaction():
         await connection.execute("LOCK TABLE users.events IN ACCESS EXCLUSIVE MODE")
-        waiting = asyncio.create_task(timed(person.get(MINE)))
-        while not waiting.done():
-            answer, seconds = await timed(person.get(f"/v1/users/{person.id}"))
-            assert (answer.status_code, seconds < 6) == (200, True)
-            await asyncio.sleep(0.02)
-        answer, seconds = await waiting
+        started = time.perf_counter()
+        waiting = asyncio.create_task(person.get(MINE))
+        others = 0
+        # The lock is held until both are answered.
+        async with in_time():
+            while not waiting.done() or not others:
+                assert (await person.get(f"/v1/users/{person.id}")).status_code == 200
+                others += 1
+                await asyncio.sleep(0.02)
+        answer = await waiting
     problem_of(answer, 503, "database_unavailable")
-    assert 0.3 <= seconds < 6
+    assert time.perf_counter() - started >= 0.3
     assert (await person.get(MINE)).status_code == 200
 
 
 @pytest.mark.settings(APP_DATABASE_POOL_SIZE="1", APP_DATABASE_ACQUIRE_TIMEOUT="0.25")
 async def test_no_connection_left(person: Person, client: httpx.AsyncClient, db: Database) -> None:
     async with db.read("test.holder"):
-        answer, seconds = await timed(person.get(MINE))
+        started = time.perf_counter()
+        async with in_time():
+            answer = await person.get(MINE)
         problem_of(answer, 503, "pool_exhausted")
         assert answer.headers["retry-after"] == "1"
-        assert 0.25 <= seconds < 6
+        assert time.perf_counter() - started >= 0.25
         assert [(await client.get(path)).status_code for path in ("/livez", "/metrics")] == [200, 200]
     # Nor does any request hold two of them, which would now wait for itself.
     assert (await person.get(OVERVIEW)).status_code == 200

@@ -1,7 +1,6 @@
 """Redis stopped, frozen, slow, flushed, full and back again under a running API: nobody notices but the metrics."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,13 +17,11 @@ from app.settings import load_settings
 from tests.faults.proxy import Proxy
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time
 from tests.kernel.conftest import client_of
 
 # Those of production; the suite's own ones are wider.
 OPERATION_TIMEOUT = "0.1"
-# A request may meet several operations that are given up, and this machine may be busy, or stand still for a moment.
-BEARABLE_SECONDS = 7.0
 
 Fault = Callable[[Proxy, redis.Redis], AbstractAsyncContextManager[None]]
 
@@ -86,14 +83,13 @@ class Calls:
     client: httpx.AsyncClient
     person: Person
     wrong: list[str] = field(default_factory=list)
-    slowest: float = 0.0
     events: int = 0
     jobs: int = 0
 
     async def expect(self, status: int, call: Awaitable[httpx.Response]) -> Any:
-        started = time.perf_counter()
-        answer = await call
-        self.slowest = max(self.slowest, time.perf_counter() - started)
+        # The fault lasts until the round is done, so something must end each wait for Redis.
+        async with in_time():
+            answer = await call
         if answer.status_code != status:
             self.wrong.append(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
         return answer.json() if answer.content else None
@@ -123,6 +119,7 @@ class Calls:
         await self.expect(200, self.client.get("/readyz"))
 
 
+@pytest.mark.slow
 async def test_nobody_notices(
     environment: dict[str, str], redis_url: str, connection: Connection, frozen_garbage: None
 ) -> None:
@@ -145,7 +142,6 @@ async def test_nobody_notices(
                 await calls.make(f"after {fault.__name__}")
                 await proxy.restore()
             assert calls.wrong == []
-            assert calls.slowest < BEARABLE_SECONDS
             await recovered(app, client)
     assert await connection.fetchval("SELECT count(*) FROM users.events WHERE kind = 'fault.met'") == calls.events
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = 'export.account'") == calls.jobs

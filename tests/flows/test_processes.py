@@ -3,9 +3,9 @@
 import asyncio
 import random
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 
 import httpx
 import pytest
@@ -19,7 +19,7 @@ from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, LiveServer
 from tests.fixtures.people import Person, register
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time, scaled
 from tests.kernel.conftest import client_of
 
 ME = "/v1/users/me"
@@ -43,25 +43,24 @@ async def name_at(person: Person) -> str:
 
 async def test_a_change_is_seen_everywhere(live_server: LiveServer) -> None:
     async with AsyncExitStack() as stack:
-        bases = await asyncio.gather(live_server(), live_server())
-        clients = [await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=20)) for base in bases]
+        bases = await asyncio.gather(*(live_server(APP_CACHE_TTL="3600") for _ in range(2)))
+        clients = [
+            await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=scaled(20))) for base in bases
+        ]
         writer = await register(clients[0])
         reader = Person(clients[1], writer.id, writer.email, writer.password, writer.tokens)
-        delays = []
         for number in range(20):
             # Both hold the old answer in memory.
             await asyncio.gather(name_at_or_none(writer), name_at_or_none(reader))
             name = f"Name {number}"
             assert (await writer.patch(ME, json={"display_name": name})).status_code == 200
-            changed_at = time.perf_counter()
             assert await name_at(writer) == name
-            asked_at = time.perf_counter()
-            while await name_at(reader) != name:
-                asked_at = time.perf_counter()
-                assert asked_at - changed_at < 10
-            delays.append(asked_at - changed_at)
-        # The writer's own read is in this, and a busy machine may be late at times; what counts is that it is pushed.
-        assert sorted(delays)[len(delays) // 2] < 0.05
+            # It is pushed: by itself the old answer would stay for an hour.
+            await eventually(partial(shows, reader, name))
+
+
+async def shows(person: Person, name: str) -> bool:
+    return await name_at(person) == name
 
 
 async def name_at_or_none(person: Person) -> str | None:
@@ -164,14 +163,14 @@ async def test_metrics_of_two_processes_are_added_up(live_server: LiveServer) ->
     base = await live_server(workers=2)
     for _ in range(60):
         # A connection each, so that both processes get some.
-        async with httpx.AsyncClient(base_url=base) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
             assert (await client.get("/livez")).status_code == 200
     pattern = re.compile(
         r'^http_server_request_duration_seconds_count\{([^}]*route="/livez"[^}]*)\} (\S+)$', re.MULTILINE
     )
 
     async def count() -> float:
-        async with httpx.AsyncClient(base_url=base, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
             text = (await client.get("/metrics")).text
         ((labels, count),) = pattern.findall(text)
         assert 'http_request_method="GET"' in labels
@@ -187,15 +186,14 @@ async def test_metrics_of_two_processes_are_added_up(live_server: LiveServer) ->
 
 
 async def test_postgres_away_and_back(live_server: LiveServer, postgres: EmbeddedPostgres) -> None:
-    base = await live_server(APP_DATABASE_STATEMENT_TIMEOUT="0.5", APP_CACHE_ENABLED="false")
-    async with httpx.AsyncClient(base_url=base, timeout=20) as client:
+    base = await live_server(APP_DATABASE_STATEMENT_TIMEOUT="2", APP_CACHE_ENABLED="false")
+    async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
         person = await register(client)
         pid = postgres.pid()
         assert pid is not None
         with frozen(pid):
-            started = time.perf_counter()
-            problem_of(await person.get(ME), 503, "database_unavailable")
-            assert time.perf_counter() - started < 6
+            async with in_time():
+                problem_of(await person.get(ME), 503, "database_unavailable")
             assert (await client.get("/livez")).status_code == 200
             not_ready = await client.get("/readyz")
             assert not_ready.json()["checks"]["database"] == "failing"
@@ -203,9 +201,8 @@ async def test_postgres_away_and_back(live_server: LiveServer, postgres: Embedde
         await eventually(lambda: is_found(person))
         postgres.stop(mode="immediate")
         try:
-            started = time.perf_counter()
-            answers = await asyncio.gather(*(person.get(ME) for _ in range(20)))
-            assert time.perf_counter() - started < 6
+            async with in_time():
+                answers = await asyncio.gather(*(person.get(ME) for _ in range(20)))
             for answer in answers:
                 problem_of(answer, 503, "database_unavailable")
                 assert answer.headers["retry-after"] == "1"

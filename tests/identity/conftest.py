@@ -62,7 +62,7 @@ class Mailbox:
             found[:] = [letter for letter in self.letters(to) if letter.subject == subject]
             return len(found) >= number
 
-        await eventually(has_come, within=10)
+        await eventually(has_come)
         return found[number - 1]
 
 
@@ -88,9 +88,10 @@ def mailbox(settings: Settings, worker: Worker) -> Mailbox:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
-    """The clock of the application; a test names this fixture before `client`."""
+    """The clock of the application and the worker; a test names this fixture before `client` and `mailbox`."""
     clock = ManualClock(datetime.now(UTC))
-    monkeypatch.setattr("app.main.make_resources", partial(make_resources, clock=clock))
+    for program in ("app.main", "app.worker"):
+        monkeypatch.setattr(f"{program}.make_resources", partial(make_resources, clock=clock))
     return clock
 
 

@@ -215,7 +215,7 @@ async def test_the_purge_leaves_nothing_of_the_person(
             await connection.fetchval("SELECT email = 'deleted' FROM identity.accounts WHERE user_id = $1", person.id)
         )
 
-    await eventually(is_purged, within=10)
+    await eventually(is_purged)
     tables = await connection.fetch("""
         SELECT format('%I.%I', table_schema, table_name) AS name FROM information_schema.columns
          WHERE column_name = 'user_id' AND table_schema IN ('identity', 'users')

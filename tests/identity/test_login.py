@@ -24,6 +24,7 @@ from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import in_time
 from tests.identity.conftest import LogIn
 
 
@@ -329,7 +330,7 @@ async def waits_for_a_lock(database_url: str) -> None:
     """Returns once somebody waits for a lock in this database."""
     observer = await asyncpg.connect(database_url)
     try:
-        async with asyncio.timeout(10):
+        async with in_time():
             while not await observer.fetchval(  # noqa: ASYNC110
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
             ):

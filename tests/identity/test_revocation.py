@@ -22,7 +22,7 @@ from tests.fixtures.answers import problem_of
 from tests.fixtures.application import LiveServer, Processes
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, scaled
 from tests.identity.conftest import LogIn
 
 REQUESTS = 50
@@ -42,7 +42,7 @@ class Cluster:
         """Of as many requests over connections of their own, so that they spread over the processes."""
         limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
         headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
-        async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=scaled(20)) as client:
             answers = await asyncio.gather(*(client.get(path, headers=headers) for _ in range(REQUESTS)))
         return Counter(answer.status_code for answer in answers)
 
@@ -70,7 +70,7 @@ async def cluster(live_server: LiveServer, processes: Processes, connection: Con
         await processes.stop()
         return await live_server(workers=WORKERS)
 
-    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=scaled(20)) as client:
         yield Cluster(url, client, connection, restart)
 
 
@@ -132,7 +132,6 @@ ACTS: dict[str, Act] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_after_the_answer_no_process_accepts_the_token(cluster: Cluster, connection: Connection) -> None:
     admin = await register(cluster.client)
     await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", admin.id)
@@ -157,7 +156,6 @@ async def test_after_the_answer_no_process_accepts_the_token(cluster: Cluster, c
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_without_redis_the_dead_stay_dead_and_the_living_live(
     cluster: Cluster, valkey: EmbeddedValkey, postgres: EmbeddedPostgres
 ) -> None:
@@ -177,7 +175,7 @@ async def test_without_redis_the_dead_stay_dead_and_the_living_live(
         finally:
             # From this thread, for the server ends with the one that started it.
             postgres.start()
-        await eventually(lambda: cluster.lets_in(living), within=30)
+        await eventually(lambda: cluster.lets_in(living))
     finally:
         valkey.start()
     await asyncio.sleep(1)
@@ -186,7 +184,6 @@ async def test_without_redis_the_dead_stay_dead_and_the_living_live(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_process_that_stood_still_wakes_up_with_nothing_to_be_fooled_by(cluster: Cluster) -> None:
     """As a paused container does. Requests wait in its socket before the news do."""
     person, living = await cluster.person(), await cluster.person()

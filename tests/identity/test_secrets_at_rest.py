@@ -14,6 +14,7 @@ from app.kernel.keys import Keys
 from tests.fixtures.application import LiveServer, LiveWorker, Processes
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import scaled
 from tests.identity.conftest import Mailbox
 
 NEW, NEWEST = "a new horse 2026", "the newest horse 2027"
@@ -27,7 +28,7 @@ async def use_everything(url: str, mailbox: Mailbox) -> dict[str, str]:
         secrets[f"{name}: access token"] = tokens["access_token"]
         secrets[f"{name}: refresh token"] = tokens["refresh_token"]
 
-    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=scaled(20)) as client:
         person = await register(client, email="ada@example.com")
         keep("registration", person.tokens)
         secrets["verification"] = (await mailbox.letter(person.email, "Verify your e-mail address")).token

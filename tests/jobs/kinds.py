@@ -39,7 +39,7 @@ def kinds_of(steps: Steps) -> dict[str, JobKind[Any]]:  # noqa: C901 - a list of
         steps.started.append(ctx.job_id)
         return {"number": args.number}
 
-    @job("test.wait", args=Numbered, public=True, timeout=60)
+    @job("test.wait", args=Numbered, public=True, timeout=600)
     async def wait(ctx: JobContext, args: Numbered) -> None:
         steps.started.append(ctx.job_id)
         await steps.gate.wait()

@@ -43,11 +43,11 @@ async def row(connection: Connection, job_id: UUID) -> dict[str, Any]:
     return dict(found)
 
 
-async def ended(connection: Connection, job_id: UUID, seconds: float = 10) -> dict[str, Any]:
+async def ended(connection: Connection, job_id: UUID) -> dict[str, Any]:
     async def is_over() -> bool:
         return bool((await row(connection, job_id))["state"] >= 2)
 
-    await eventually(is_over, within=seconds)
+    await eventually(is_over)
     return await row(connection, job_id)
 
 

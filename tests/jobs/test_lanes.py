@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import Person
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time
 from tests.jobs.conftest import StartWorker
 from tests.jobs.kinds import Steps, kinds_of
 
@@ -47,9 +47,10 @@ async def all_done(connection: Connection, count: int) -> None:
     async def are_done() -> bool:
         return bool(await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 2") == count)
 
-    await eventually(are_done, within=20)
+    await eventually(are_done)
 
 
+@pytest.mark.slow
 async def test_few_jobs_of_one_user_go_before_many_of_another(
     start_worker: StartWorker, connection: Connection, steps: Steps
 ) -> None:
@@ -241,7 +242,7 @@ async def test_the_relay_reports_what_waits(worker: Worker, connection: Connecti
         await pubsub.subscribe("jobs:lanes")
         await enqueue(worker, "test.noop", 5, None, lane="bulk")
         await worker.relay.observe()
-        async with asyncio.timeout(10):
+        async with in_time():
             while not seen:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
                 if message is not None and b'"bulk","waiting":5' in message["data"]:

@@ -79,12 +79,12 @@ def held(server: EmbeddedValkey) -> dict[str, int]:
         return {key.decode(): client.zcard(key) for key in sorted(client.keys("jobs:queue:*"))}
 
 
-async def all_done(connection: Connection, count: int, seconds: float = 20) -> None:
+async def all_done(connection: Connection, count: int) -> None:
     async def done() -> bool:
         rows = await connection.fetch("SELECT state, attempt, count(*) FROM jobs.jobs GROUP BY state, attempt")
         return [tuple(row) for row in rows] == [(2, 1, count)]
 
-    await eventually(done, within=seconds)
+    await eventually(done)
 
 
 async def test_shard_i_is_on_ring_i_modulo_their_number(

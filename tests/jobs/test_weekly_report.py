@@ -38,7 +38,7 @@ async def ended(connection: Connection, kind: str, count: int) -> list[dict[str,
         found = await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = $1 AND state = 2", kind)
         return bool(found == count)
 
-    await eventually(are_done, within=20)
+    await eventually(are_done)
     rows = await connection.fetch("SELECT result::text FROM jobs.jobs WHERE kind = $1 ORDER BY id", kind)
     return [orjson.loads(row["result"]) for row in rows]
 

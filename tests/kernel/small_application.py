@@ -13,23 +13,32 @@ from app.kernel.server import serve
 from app.kernel.settings import ConnectionSettings, LogSettings
 from app.kernel.telemetry import configure_logging
 
+# Longer than any test waits: what ends sooner was ended.
+_AN_HOUR = 3600
+_hanging = 0
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
+    global _hanging  # noqa: PLW0603 - of the process, which tells it
     if scope["path"] == "/die":
         os._exit(9)
     if scope["path"] == "/block":
-        time.sleep(60)  # noqa: ASYNC251 - that is what it is for
+        time.sleep(_AN_HOUR)  # noqa: ASYNC251 - that is what it is for
+    if scope["path"] in {"/wait", "/hang"}:
+        _hanging += 1
     if scope["path"] == "/wait":
-        await asyncio.sleep(60)
+        await asyncio.sleep(_AN_HOUR)
     while scope["path"] == "/hang":
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(_AN_HOUR)
         except asyncio.CancelledError:
             continue
     text = f"{os.getpid()} {scope['state']['draining'].is_set()}".encode()
+    if scope["path"] == "/hanging":
+        text = b"%d" % _hanging
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
     await send({"type": "http.response.body", "body": text})
 

@@ -19,6 +19,7 @@ from app.settings import Settings
 from tests.fixtures.application import LiveServer
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import scaled
 from tests.kernel.conftest import client_of
 
 CANARY = "c4n4ry"
@@ -342,7 +343,7 @@ async def test_over_the_wire(live_server: LiveServer) -> None:
     """What only a real server shows: bodies that grow while they are read, and addresses that are none."""
     base = await live_server()
     findings = Findings()
-    async with httpx.AsyncClient(base_url=base) as client:
+    async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
         person = await register(client)
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -373,7 +374,7 @@ async def send_bytes(base: str, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(data)
     await writer.drain()
-    answer = await asyncio.wait_for(reader.readline(), 5)
+    answer = await asyncio.wait_for(reader.readline(), scaled(5))
     writer.close()
     return answer
 

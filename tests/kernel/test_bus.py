@@ -12,7 +12,7 @@ from app.kernel.embedded import EmbeddedValkey
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import RedisSettings
 from tests.faults.signals import frozen
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, scaled
 from tests.kernel.conftest import OpenRedis
 
 
@@ -29,11 +29,11 @@ class Listener:
             on_down=lambda: self.states.append("down"),
         )
 
-    async def hears(self, *payloads: bytes, within: float = 10.0) -> None:
-        await eventually(lambda: self.heard == list(payloads), within=within)
+    async def hears(self, *payloads: bytes) -> None:
+        await eventually(lambda: self.heard == list(payloads))
 
-    async def goes(self, *states: str, within: float = 10.0) -> None:
-        await eventually(lambda: self.states == list(states), within=within)
+    async def goes(self, *states: str) -> None:
+        await eventually(lambda: self.states == list(states))
 
 
 OpenBus = Callable[[], Awaitable[Bus]]
@@ -56,8 +56,8 @@ async def test_everybody_hears_the_sender_too(open_bus: OpenBus) -> None:
     first, second = await open_bus(), await open_bus()
     listeners = [Listener(first), Listener(second)]
     other = Listener(second, "other")
-    await first.start(wait=10)
-    await second.start(wait=10)
+    await first.start(wait=scaled(10))
+    await second.start(wait=scaled(10))
     assert (first.is_connected, second.is_connected) == (True, True)
     assert await first.publish("test", b"one \0\xff") == 2
     for listener in listeners:
@@ -67,12 +67,13 @@ async def test_everybody_hears_the_sender_too(open_bus: OpenBus) -> None:
 
 
 async def test_databases_of_one_server_do_not_hear_each_other(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
-    gateways = [RedisGateway(RedisSettings(url=SecretStr(valkey.url(number)))) for number in (0, 1, 1)]
+    patient = {"operation_timeout": 10, "connect_timeout": 10}
+    gateways = [RedisGateway(RedisSettings(url=SecretStr(valkey.url(number)), **patient)) for number in (0, 1, 1)]
     buses = [Bus(gateway) for gateway in gateways]
     listeners = [Listener(bus) for bus in buses]
     try:
         for bus in buses:
-            await bus.start(wait=10)
+            await bus.start(wait=scaled(10))
         assert await buses[1].publish("test", b"of one") == 2
         assert await buses[0].publish("test", b"of zero") == 1
         for listener, heard in zip(listeners, (b"of zero", b"of one", b"of one"), strict=True):
@@ -91,7 +92,7 @@ async def test_a_failing_handler_does_not_end_the_others(open_bus: OpenBus) -> N
 
     bus.subscribe("broken", fail)
     listener = Listener(bus)
-    await bus.start(wait=10)
+    await bus.start(wait=scaled(10))
     await bus.publish("broken", b"x")
     await bus.publish("test", b"y")
     await listener.hears(b"y")
@@ -108,7 +109,7 @@ async def test_an_unforeseen_error_does_not_end_reception(open_bus: OpenBus) -> 
 
     heard: list[bytes] = []
     bus.subscribe("test", heard.append, on_up=fail_once)
-    await bus.start(wait=10)
+    await bus.start(wait=scaled(10))
     await eventually(lambda: len(begun) == 2 and bus.is_connected)
     await bus.publish("test", b"after")
     await eventually(lambda: heard == [b"after"])
@@ -117,7 +118,7 @@ async def test_an_unforeseen_error_does_not_end_reception(open_bus: OpenBus) -> 
 async def test_a_cut_connection_is_told_and_made_anew(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start(wait=10)
+    await bus.start(wait=scaled(10))
     with redis.Redis.from_url(valkey.url()) as administrator:
         administrator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     await listener.goes("up", "down", "up")
@@ -128,7 +129,7 @@ async def test_a_cut_connection_is_told_and_made_anew(open_bus: OpenBus, valkey:
 async def test_a_restarted_server(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start(wait=10)
+    await bus.start(wait=scaled(10))
     valkey.stop()
     try:
         await listener.goes("up", "down")
@@ -145,7 +146,7 @@ async def test_a_restarted_server(open_bus: OpenBus, valkey: EmbeddedValkey) -> 
 async def test_silence_of_a_frozen_server_is_noticed(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start(wait=10)
+    await bus.start(wait=scaled(10))
     pid = valkey.pid()
     assert pid is not None
     with frozen(pid):
@@ -156,7 +157,7 @@ async def test_silence_of_a_frozen_server_is_noticed(open_bus: OpenBus, valkey: 
 async def test_a_quiet_connection_stays(open_bus: OpenBus) -> None:
     bus = await open_bus()
     listener = Listener(bus)
-    await bus.start(wait=10)
+    await bus.start(wait=scaled(10))
     await asyncio.sleep(2.5)
     assert listener.states == ["up"]
     await bus.publish("test", b"still here")

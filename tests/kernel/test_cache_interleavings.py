@@ -214,6 +214,7 @@ async def worlds(settings: Settings, frozen_garbage: None, redis_url: str) -> As
 @pytest.mark.settings(APP_LOG_ACCESS="false")
 @given(schedules=SCHEDULES)
 # What the network makes of a schedule differs from time to time, so there is nothing to shrink or to replay.
+@pytest.mark.slow
 @settings(
     max_examples=100,
     deadline=None,

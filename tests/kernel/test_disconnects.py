@@ -20,7 +20,7 @@ from app.settings import Settings
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, in_time
 from tests.kernel.conftest import create_app_with
 
 
@@ -126,7 +126,7 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
             # Watched from then on, and the statement is under way.
             await asyncio.sleep(0.1)
             gone.set()
-            async with asyncio.timeout(5):
+            async with in_time():
                 await call
         assert done == ["write"]
 
@@ -138,7 +138,7 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
                 )
             return bool(running_still == 0 and len(set(database._pool.connections)) == 1)
 
-        await eventually(nothing_is_left, within=6)
+        await eventually(nothing_is_left)
         metrics = await metrics_of(running)
     labels = 'http_request_method="GET",http_response_status_code="499",http_route="/slow/sleep"'
     assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
@@ -172,20 +172,20 @@ async def test_a_composed_read_ends_with_its_client_unless_others_wait_for_it(
 
     async def outcomes() -> list[int | None]:
         await locker.execute("ROLLBACK")
-        async with asyncio.timeout(5):
+        async with in_time():
             return await asyncio.gather(*calls)
 
     locker = await asyncpg.connect(database_url)
     try:
         await ask(1)
         leave[0].set()
-        async with asyncio.timeout(5):
+        async with in_time():
             assert await calls[0] is None
         assert await outcomes() == [None]
         # The second one waits for the answer of the first.
         await ask(2)
         leave[1].set()
-        async with asyncio.timeout(5):
+        async with in_time():
             assert await calls[1] is None
         assert await outcomes() == [200, None]
         await ask(2)
@@ -213,7 +213,7 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
         call = asyncio.create_task(call_until_gone(running_app, "POST", "/v1/auth/login", gone, body=body))
         await eventually(lambda: hashing._used == 1)
         gone.set()
-        async with asyncio.timeout(5):
+        async with in_time():
             assert await call is None
         await eventually(lambda: hashing._used == 0)
     finally:
@@ -227,6 +227,7 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     assert (await client.post("/v1/auth/login", json=credentials)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_requests_leave_no_circles(settings: Settings) -> None:
     """What refers to itself is freed by the collector only, whose rounds everybody feels."""
     async with Lifespan(create_app_with(Router(), settings)).running() as running:

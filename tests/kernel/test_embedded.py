@@ -28,6 +28,7 @@ from app.kernel.embedded import (
 from app.kernel.embedded.privileges import make_private_dir
 from app.kernel.embedded.processes import run_to_end
 from tests.fixtures.embedded import ping, processes_of
+from tests.fixtures.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +56,7 @@ def data_dir() -> Iterator[Path]:
             process.kill()
 
 
-def _wait_for(what: str, condition: object, seconds: float = 30.0) -> None:
+def _wait_for(what: str, condition: object, seconds: float = scaled(30)) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -74,7 +75,7 @@ def _holder(data_dir: Path) -> "subprocess.Popen[str]":
 
 
 def _leave(holder: "subprocess.Popen[str]") -> None:
-    holder.communicate(timeout=20)
+    holder.communicate(timeout=scaled(20))
     assert holder.returncode == 0
 
 

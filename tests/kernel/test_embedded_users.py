@@ -11,6 +11,7 @@ import pytest
 
 from app.kernel.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres, EmbeddedServerError, servers
 from tests.fixtures.embedded import ping, processes_of
+from tests.fixtures.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_ROOT = os.geteuid() == 0
@@ -60,6 +61,7 @@ def test_root_gives_the_server_nothing_but_passing_closed_folders(tmp_path: Path
         assert set(fields["Uid"].split()) == {str(os.geteuid())}
 
 
+@pytest.mark.slow
 def test_an_ordinary_user_needs_nothing() -> None:
     """A whole start and stop as an ordinary user: as `nobody` when the tests run as root, else as ourselves."""
     # Short enough for a socket, which pytest's own folders are not for every user's name.
@@ -90,7 +92,7 @@ def test_an_ordinary_user_needs_nothing() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=50,
+            timeout=scaled(50),
             **options,  # type: ignore[call-overload]
         )
         assert done.stdout == "fine\n", done.stderr

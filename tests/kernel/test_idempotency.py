@@ -31,6 +31,14 @@ PATH = "/test/notes"
 class Note(Schema):
     text: str
     seconds: float = 0
+    waits: bool = False
+
+
+class Held:
+    """The effect that waits: whether it has begun, and whether it may end. Anew for each test, as its event loop is."""
+
+    entered: asyncio.Event
+    go_on: asyncio.Event
 
 
 @router.post(PATH)
@@ -39,6 +47,9 @@ async def add_note(request: Request, principal: Writer, resources: ResourcesDep,
         identifier = new_id()
         await tx.execute("INSERT INTO notes VALUES ($1, $2)", identifier, body.text)
         await asyncio.sleep(body.seconds)
+        if body.waits:
+            Held.entered.set()
+            await Held.go_on.wait()
         if body.text == "refused":
             raise Conflict
         headers = {"Location": f"{PATH}/{identifier}", "X-Other": "not replayed"}
@@ -58,6 +69,7 @@ async def add_other(request: Request, principal: Writer, resources: ResourcesDep
 @pytest.fixture
 async def notes(connection: Connection) -> Connection:
     await connection.execute("CREATE TABLE notes (id uuid, text text)")
+    Held.entered, Held.go_on = asyncio.Event(), asyncio.Event()
     return connection
 
 
@@ -131,11 +143,11 @@ async def test_hundred_at_once_have_one_effect(person: Person, notes: Connection
 
 
 async def test_while_the_first_runs_the_second_is_told(person: Person, notes: Connection) -> None:
-    slow = asyncio.create_task(person.post(PATH, json={"text": "a", "seconds": 0.8}, headers=key("k1")))
-    await asyncio.sleep(0.1)
-    problem_of(
-        await person.post(PATH, json={"text": "a", "seconds": 0.8}, headers=key("k1")), 409, "request_in_progress"
-    )
+    body = {"text": "a", "waits": True}
+    slow = asyncio.create_task(person.post(PATH, json=body, headers=key("k1")))
+    await Held.entered.wait()
+    problem_of(await person.post(PATH, json=body, headers=key("k1")), 409, "request_in_progress")
+    Held.go_on.set()
     assert (await slow).status_code == 201
     assert await count(notes) == 1
 
@@ -150,8 +162,8 @@ async def test_a_refused_effect_releases_the_key(person: Person, notes: Connecti
 
 
 async def test_a_cancelled_effect_releases_the_key(person: Person, notes: Connection) -> None:
-    task = asyncio.create_task(person.post(PATH, json={"text": "a", "seconds": 5}, headers=key("k1")))
-    await asyncio.sleep(0.1)
+    task = asyncio.create_task(person.post(PATH, json={"text": "a", "waits": True}, headers=key("k1")))
+    await Held.entered.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     answer = await person.post(PATH, json={"text": "b"}, headers=key("k1"))

@@ -26,6 +26,7 @@ from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan
 from tests.fixtures.guards import no_blocking_calls
 from tests.fixtures.people import register
+from tests.fixtures.waiting import in_time
 from tests.kernel.conftest import Planted, create_app_with
 
 router = Router(prefix="/test")
@@ -169,7 +170,7 @@ async def test_without_origins_nobody_is_allowed(client: httpx.AsyncClient) -> N
 async def test_deadline(planted_client: httpx.AsyncClient) -> None:
     started = time.perf_counter()
     answer = await planted_client.get("/test/sleep/20")
-    assert 0.4 <= time.perf_counter() - started < 8
+    assert time.perf_counter() - started >= 0.4
     problem_of(answer, 504, "deadline_exceeded")
     assert answer.headers["retry-after"] == "1"
     # It counts until the answer begins, and a caller who asked to wait gets that much more.
@@ -395,7 +396,7 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "method": "HEAD", "path": "/", "headers": [], "query_string": b""}
-    async with asyncio.timeout(10):
+    async with in_time():
         admission = Admission(
             endless,
             HttpSettings(),

@@ -16,7 +16,7 @@ from benchmarks.load import request
 from benchmarks.visitors import Visitors
 from tests.faults.signals import frozen
 from tests.fixtures.application import ROOT, free_port
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, scaled
 
 Process = asyncio.subprocess.Process
 PIPE = asyncio.subprocess.PIPE
@@ -47,7 +47,7 @@ async def start(port: int) -> AsyncIterator[Start]:
         )
         started.append(process)
         if not takeover and "FAIL" not in variables:
-            await eventually(lambda: answers(port), within=30)
+            await eventually(lambda: answers(port))
         return process
 
     yield start_one
@@ -64,8 +64,8 @@ async def answers(port: int) -> bool:
         return False
 
 
-async def ended(process: Process, *, within: float = 30.0) -> int:
-    return await asyncio.wait_for(process.wait(), within)
+async def ended(process: Process) -> int:
+    return await asyncio.wait_for(process.wait(), scaled(30))
 
 
 def servers_below(process: Process) -> set[int]:
@@ -87,7 +87,7 @@ async def test_replacements_lose_no_request(port: int, start: Start) -> None:
     async with Visitors(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as visitors:
         await visitors.until(100)
         group.send_signal(signal.SIGHUP)
-        await eventually(lambda: len(after := servers_below(group)) == 2 and not after & before, within=30)
+        await eventually(lambda: len(after := servers_below(group)) == 2 and not after & before)
         await visitors.until(visitors.total + 100)
     assert visitors.lost == {}
     assert set(visitors.statuses) == {200}
@@ -136,15 +136,20 @@ async def test_the_end(port: int, start: Start, full_pipe: int) -> None:
     """New connections are served until the delay is over; what is inside is cancelled after the grace. That nobody
     reads the log changes nothing.
     """
-    server = await start(grace=1, stdout=full_pipe, DRAIN_DELAY="2")
+    server = await start(grace=1, stdout=full_pipe, DRAIN_DELAY="3")
     waiting = asyncio.create_task(ask(port, request("GET", "/wait")))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: is_inside(port))
     server.send_signal(signal.SIGTERM)
     await eventually(lambda: is_draining(port))
     assert await ended(server) == 0
     status, body = await waiting
     assert status == 503
     assert b'"code":"unavailable"' in body
+
+
+async def is_inside(port: int) -> bool:
+    """Whether the request that hangs has reached the application."""
+    return (await ask(port, request("GET", "/hanging")))[1] == b"1"
 
 
 async def is_draining(port: int) -> bool:
@@ -155,7 +160,7 @@ async def test_what_hangs_is_ended(port: int, start: Start) -> None:
     """A second after the grace a task that cannot be cancelled is left behind, and all else after some more."""
     server = await start(grace=0)
     hanging = asyncio.create_task(ask(port, request("GET", "/hang")))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: is_inside(port))
     server.send_signal(signal.SIGTERM)
     assert await ended(server) == 1
     with pytest.raises(ConnectionError):
@@ -163,10 +168,10 @@ async def test_what_hangs_is_ended(port: int, start: Start) -> None:
 
 
 async def test_a_loop_that_stands_still_ends_its_process(port: int, start: Start) -> None:
-    server = await start(MAX_STALL="1")
+    server = await start(MAX_STALL="2")
     # Who stopped all of it meant no harm.
     with frozen(server.pid):
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
     await asyncio.sleep(0.3)
     assert (await ask(port, ROOT_REQUEST))[0] == 200
     with pytest.raises(ConnectionError):
@@ -175,4 +180,4 @@ async def test_a_loop_that_stands_still_ends_its_process(port: int, start: Start
     assert server.stdout is not None
     said = (await server.stdout.read()).decode()
     assert "the event loop does not go on" in said
-    assert "time.sleep(60)" in said
+    assert "time.sleep(_AN_HOUR)" in said

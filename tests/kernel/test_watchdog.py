@@ -34,5 +34,5 @@ async def test_a_loop_that_stands_still_is_seen() -> None:
                 break
     (line,) = told
     assert (line["event"], line["log_level"]) == ("the event loop stands still", "warning")
-    assert 0.25 < line["seconds"] < 0.6
+    assert line["seconds"] > 0.25
     assert "test_a_loop_that_stands_still_is_seen" in line["stack"]
