@@ -20,7 +20,7 @@ from app.demo import seed
 from app.development import LogIn, embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
-from app.jobs.api import JOB_KINDS, JobsRuntime, submission_group_commit
+from app.jobs.api import JOB_KINDS, JobsRuntime, disable_endpoints, submission_group_commit
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import declared_permission
@@ -172,6 +172,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             resources,
             public_url=settings.public_url,
             is_production=settings.is_production,
+            end_channels=disable_endpoints,
         )
         app.state.resources = resources
         app.state.identity = identity

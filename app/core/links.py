@@ -48,7 +48,10 @@ class _Link:
 
 _LINKS = {
     "verify-email": _Link(
-        "Confirm your e-mail address", "/v1/auth/email/verify", "Confirm", "Your address is confirmed."
+        "Confirm your e-mail address",
+        "/v1/auth/email/verify",
+        "Confirm",
+        "Your address is confirmed. Please log in; sessions and API keys of before have ended.",
     ),
     "change-email": _Link(
         "Confirm your new e-mail address",
@@ -60,7 +63,7 @@ _LINKS = {
         "Set a new password",
         "/v1/auth/password/reset",
         "Set",
-        "Your new password is set, and all sessions have ended.",
+        "Your new password is set. Sessions, API keys and the second factor of before have ended.",
         '<p><label>New password <input name="new_password" type="password" autocomplete="new-password" required>'
         "</label></p>",
     ),

@@ -1,6 +1,9 @@
 """What other modules and the composition root may use of the identity module."""
 
 from app.identity.queries.accounts import list_admins
+from app.identity.records import Actor, Device
+from app.identity.service.auditing import note as record_security_event
+from app.identity.service.callers import lock_admin, lock_caller
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.key_rotation import rotate_signing_keys
@@ -9,13 +12,18 @@ from app.identity.service.runtime import Identity, make_identity, run_identity
 from app.identity.tasks import IdentityTasks
 
 __all__ = [
+    "Actor",
+    "Device",
     "Identity",
     "IdentityTasks",
     "PasswordHashing",
     "export_identity",
     "list_admins",
+    "lock_admin",
+    "lock_caller",
     "make_identity",
     "provision_account",
+    "record_security_event",
     "rotate_signing_keys",
     "run_identity",
 ]

@@ -42,11 +42,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Somebody logged in who does something: whose account, in which session, from where."""
+    """The caller of a request that does something: which account, by which session or API key, from where."""
 
     user_id: UserId
     session_id: UUID | None
     device: Device
+    api_key_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SessionsEnd:
-    """The end of one session, or of all but `except_id`. `is_noted`: with an audit entry of `reason`."""
+    """The end of one session, or of all but `except_id`. `is_noted`: with an audit entry of `reason`.
+
+    `live_session_id`: nothing happens if this session of the actor has ended before.
+    """
 
     user_id: UserId
     event_id: UUID
@@ -87,8 +91,20 @@ class SessionsEnd:
     reason: str
     revocations_end: datetime
     actor_id: UUID | None
+    live_session_id: UUID | None
     device: Device
     is_noted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """What the log-in statement did: whether the session was opened, and which others ended because the account may
+    have so many only. `is_crowded`: another log-in of the account came in between, so that there may be more.
+    """
+
+    is_opened: bool
+    ended: list[UUID]
+    is_crowded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +211,13 @@ class AdminAccount:
 
 @dataclass(frozen=True, slots=True)
 class OneTimeToken:
-    """A token that has just been used. `payload` is JSON text."""
+    """A token that has just been used, with its account, which is locked. `payload` is JSON text."""
 
     user_id: UserId
+    email: str
+    email_verified_at: datetime | None
+    role: Role
+    version: int
     payload: str
 
 

@@ -45,6 +45,20 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
         "Your e-mail address was changed",
         "your Onehop account uses another e-mail address from now on; this one has no part in it any more.",
     ),
+    "email_change_requested": (
+        "A change of your e-mail address was asked for",
+        "another e-mail address was asked for your Onehop account; it takes effect once it is confirmed from there.",
+    ),
+    "recovery_codes_renewed": (
+        "Your recovery codes were renewed",
+        "the recovery codes of your Onehop account were replaced by new ones.",
+    ),
+    "second_factor_guessed": (
+        "Wrong codes for your second factor",
+        "log-ins to your Onehop account had the right password and wrong codes; another person may know your password.",
+    ),
+    "api_key_created": ("An API key was created", "an API key was created for your Onehop account."),
+    "role_changed": ("Your role was changed", "an administrator changed the role of your Onehop account."),
     "totp_enabled": ("Two-factor log-in is on", "a second factor was added to your Onehop account."),
     "totp_disabled": ("Two-factor log-in is off", "the second factor of your Onehop account was removed."),
     "session_reused": (
@@ -78,6 +92,8 @@ class ChangeArgs(JobArgs):
 
     user_id: str
     new_email: str
+    # The account's version when it was asked for; jobs of before carried none.
+    version: int = 0
 
 
 class NoticeArgs(JobArgs):
@@ -136,7 +152,7 @@ class IdentityTasks:
 
     async def _mail_change(self, ctx: JobContext, args: ChangeArgs) -> None:
         account = await _by_id(ctx, args.user_id)
-        if account is not None and account.status == "active":
+        if account is not None and account.status == "active" and account.version == args.version:
             payload = msgspec.json.encode(EmailChange(args.new_email)).decode()
             await self._send_link(ctx, account, args.new_email, "change_email", payload)
 
@@ -165,13 +181,13 @@ class IdentityTasks:
     async def _send_link(
         self, ctx: JobContext, account: Account, to: str, purpose: TokenPurpose, payload: str = "{}"
     ) -> None:
-        """A link with a fresh token, good for as long as the settings say."""
+        """A link with a fresh token, good for as long as the settings say, and as the account stays at its version."""
         is_reset = purpose == "reset_password"
         seconds = self._settings.reset_password_ttl if is_reset else self._settings.verify_email_ttl
         token, token_hash = new_one_time_token()
         now = ctx.clock.now()
         async with ctx.db.statement("identity.one_time_token") as tx:
-            await replace_one_time_token(
+            is_stored = await replace_one_time_token(
                 tx,
                 user_id=account.user_id,
                 purpose=purpose,
@@ -179,7 +195,10 @@ class IdentityTasks:
                 payload=payload,
                 now=now,
                 expires_at=now + timedelta(seconds=seconds),
+                version=account.version,
             )
+        if not is_stored:
+            return
         link = f"{self._public_url}/{purpose.replace('_', '-')}?{urlencode({'token': token})}"
         await self._send(ctx, to, purpose, {"link": link, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
 

@@ -16,6 +16,7 @@ from app.jobs.service.administration import (
     retry_any_job,
     retry_failed_jobs,
 )
+from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.execution import Executor
 from app.jobs.service.mailing import Postman
 from app.jobs.service.relay import Relay
@@ -43,6 +44,7 @@ __all__ = [
     "api_state",
     "cancel_any_job",
     "delete_webhooks",
+    "disable_endpoints",
     "get_any_job",
     "insert_jobs",
     "list_all_jobs",

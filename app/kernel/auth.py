@@ -63,6 +63,11 @@ class Principal:
         object.__setattr__(self, "quota_key", quota_key)
 
     @property
+    def api_key_id(self) -> UUID | None:
+        """The id of the API key that the caller uses; None for a session."""
+        return UUID(self.token_id) if self.kind == "api_key" else None
+
+    @property
     def is_admin(self) -> bool:
         return "admin" in self.roles
 

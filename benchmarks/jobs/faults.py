@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_bytes
 from uuid import uuid4
 
 import aiohttp
@@ -19,7 +20,9 @@ import redis.asyncio
 import uvloop
 from aiohttp import web
 
-from app.jobs.service.endpoints import create_endpoint
+from app.jobs.queries.webhooks import insert_endpoint
+from app.jobs.records.webhooks import MAX_ENDPOINTS, SECRET_BYTES
+from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import publish_event
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.errors import AppError
@@ -227,16 +230,19 @@ async def measure_dripping_receiver(bench: Bench, seconds: float = 30) -> None:
     async with _receivers() as (urls, received):
         user_id = UserId(uuid4())
         for url in urls:
+            endpoint_id = new_id()
             async with resources.db.statement("benchmark.create_endpoint") as tx:
-                await create_endpoint(
+                resources.listeners.add(tx, user_id)
+                await insert_endpoint(
                     tx,
-                    resources.keys,
-                    resources.clock,
-                    resources.listeners,
-                    user_id,
+                    endpoint_id=endpoint_id,
+                    user_id=user_id,
                     url=url,
                     event_types=["user.updated"],
                     description=None,
+                    secret=resources.keys.seal(SEAL_PURPOSE, token_bytes(SECRET_BYTES), context=endpoint_id.bytes),
+                    now=resources.clock.now(),
+                    limit=MAX_ENDPOINTS,
                 )
         async with bench.workers(1, **_LOCAL):
             for number in range(round(seconds * 20)):

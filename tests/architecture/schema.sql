@@ -27,6 +27,7 @@ CREATE TABLE identity.accounts (
     deleted_at timestamp with time zone,
     purge_at timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    log_ins bigint DEFAULT 0 NOT NULL,
     CONSTRAINT accounts_role_check CHECK ((role = ANY (ARRAY['user'::text, 'admin'::text]))),
     CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['active'::text, 'banned'::text, 'deleted'::text])))
 );
@@ -50,6 +51,7 @@ CREATE TABLE identity.one_time_tokens (
     payload jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     expires_at timestamp with time zone NOT NULL,
+    version bigint DEFAULT 0 NOT NULL,
     CONSTRAINT one_time_tokens_purpose_check CHECK ((purpose = ANY (ARRAY['verify_email'::text, 'reset_password'::text, 'change_email'::text])))
 );
 

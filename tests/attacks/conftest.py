@@ -5,13 +5,19 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
 from app.kernel.server.protocol import GuardedProtocol
+from tests.attacks.blockade import Blockade
 from tests.fixtures.application import free_port
+from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
+from tests.identity.conftest import admin, clock, identity, log_in, mailbox, resources, worker
+
+__all__ = ["admin", "clock", "identity", "log_in", "mailbox", "resources", "worker"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,12 @@ async def raw(request: pytest.FixtureRequest, app: FastAPI) -> AsyncIterator[Raw
     finally:
         server.should_exit = True
         await serving
+
+
+@pytest.fixture
+async def blockade(database_url: str, connection: Connection) -> AsyncIterator[Blockade]:
+    holder = await asyncpg.connect(database_url)
+    try:
+        yield Blockade(holder, connection)
+    finally:
+        await holder.close()

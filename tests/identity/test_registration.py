@@ -11,7 +11,7 @@ from app.identity.schemas import AcceptedView, SignedInView
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
-from tests.identity.conftest import Mailbox
+from tests.identity.conftest import LogIn, Mailbox
 from tests.identity.test_login import without_request_id
 
 VERIFY = pytest.mark.settings(APP_IDENTITY_REGISTRATION="verify")
@@ -23,7 +23,7 @@ async def counts(connection: Connection) -> list[int]:
 
 
 async def test_open_registration_logs_in_and_sends_a_link(
-    client: httpx.AsyncClient, make_person: MakePerson, mailbox: Mailbox, connection: Connection
+    client: httpx.AsyncClient, make_person: MakePerson, mailbox: Mailbox, log_in: LogIn, connection: Connection
 ) -> None:
     answer = await client.post(
         "/v1/auth/register",
@@ -38,13 +38,15 @@ async def test_open_registration_logs_in_and_sends_a_link(
         answer = await client.post("/v1/auth/email/verify", json={"token": letter.token})
         assert answer.status_code == status
     problem_of(answer, 400, "invalid_token")
-    assert (await ada.get("/v1/users/me")).json()["email_verified"] is True
+    # The proof ends what was there before it.
+    problem_of(await ada.get("/v1/users/me"), 401, "token_revoked")
+    assert (await (await log_in(ada)).get("/v1/users/me")).json()["email_verified"] is True
     problem_of(
         await client.post("/v1/auth/register", json={"email": "ADA@example.com", "password": PASSWORD}),
         409,
         "email_taken",
     )
-    assert await counts(connection) == [1, 1, 1, 1]
+    assert await counts(connection) == [1, 1, 2, 1]
 
 
 async def test_of_parallel_registrations_one_wins(client: httpx.AsyncClient, connection: Connection) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from app.identity.api import Identity
 from app.identity.schemas import EnrolmentView, SecondFactorNeededView, SignedInView
-from app.kernel.clock import ManualClock
+from app.kernel.clock import Clock, ManualClock
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
@@ -21,7 +21,7 @@ STEP = 30
 class Phone:
     """An authenticator app whose clock is the application's."""
 
-    def __init__(self, secret: str, clock: ManualClock) -> None:
+    def __init__(self, secret: str, clock: Clock) -> None:
         self._totp = pyotp.TOTP(secret)
         self._clock = clock
 
@@ -144,10 +144,17 @@ async def test_guessing_codes_is_braked(clock: ManualClock, client: httpx.AsyncC
     wrong = "000000" if phone.code() != "000000" else "000001"
     mfa_token = await begin(client, person)
     answers = await asyncio.gather(*(finish(client, mfa_token, wrong) for _ in range(20)))
-    assert Counter(answer.status_code for answer in answers) == {401: 5, 429: 15}
-    # A log-in anew does not help, nor does the other kind of code.
-    for code in (phone.code(), codes[0]):
-        problem_of(await finish(client, await begin(client, person), code), 429, "too_many_attempts")
+    statuses = Counter(answer.status_code for answer in answers)
+    # Where the machine takes longer than the first pauses, another attempt or two are looked at.
+    assert 5 <= statuses[401] <= 7
+    assert statuses[401] + statuses[429] == 20
+    # A log-in anew gives no attempts back.
+    refused = await finish(client, await begin(client, person), wrong)
+    while int(refused.headers.get("retry-after", "0")) < 8:
+        refused = await finish(client, await begin(client, person), wrong)
+    problem_of(await finish(client, await begin(client, person), phone.code()), 429, "too_many_attempts")
+    # Nobody guesses 120 bits, so the owner's recovery codes do not wait for who guesses six digits.
+    body_of(await finish(client, await begin(client, person), codes[0]), SignedInView)
 
 
 async def test_the_half_log_in_ends(

@@ -81,18 +81,51 @@ async def insert_account_if_new(
     return tag == "INSERT 0 1"
 
 
-SET_EMAIL_VERIFIED = """
-UPDATE identity.accounts
-   SET email_verified_at = COALESCE(email_verified_at, $2)
- WHERE user_id = $1 AND status <> 'deleted'
-RETURNING email
+# The first lock of each unit that changes what may act for an account, so that such units run one after the other, each
+# statement behind it sees what the one before has done, and a caller whose session or key has ended changes nothing.
+LOCK_CALLER = """
+WITH account AS MATERIALIZED (
+    SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled
+      FROM identity.accounts
+     WHERE user_id = $1 AND status = 'active'
+       FOR NO KEY UPDATE
+), session AS (
+    SELECT user_id FROM identity.sessions
+     WHERE user_id IN (SELECT user_id FROM account) AND id = $2
+       AND revoked_at IS NULL AND idle_expires_at > $4 AND expires_at > $4
+       FOR SHARE
+), key AS (
+    SELECT user_id FROM identity.api_keys
+     WHERE user_id IN (SELECT user_id FROM account) AND id = $3
+       AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $4)
+       FOR SHARE
+)
+SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled
+  FROM account
+ WHERE EXISTS (SELECT FROM session) OR EXISTS (SELECT FROM key)
 """
 
 
-async def set_email_verified(tx: Tx, user_id: UserId, now: datetime) -> str | None:
-    """The address that is verified now; None if there is no such account."""
-    email: str | None = await tx.fetchval(SET_EMAIL_VERIFIED, user_id, now)
-    return email
+async def lock_caller(
+    tx: Tx, user_id: UserId, session_id: UUID | None, api_key_id: UUID | None, now: datetime
+) -> Account | None:
+    """The account of a caller, locked with the session or the key; None if that has ended."""
+    row = await tx.fetchrow(LOCK_CALLER, user_id, session_id, api_key_id, now)
+    return Account(**row) if row else None
+
+
+SET_EMAIL_VERIFIED = """
+UPDATE identity.accounts
+   SET email_verified_at = $2, version = version + 1
+ WHERE user_id = $1 AND version = $3 AND status <> 'deleted'
+RETURNING version
+"""
+
+
+async def set_email_verified(tx: Tx, user_id: UserId, now: datetime, version: int) -> int | None:
+    """The account's new version; None if it is not at `version` any more."""
+    new_version: int | None = await tx.fetchval(SET_EMAIL_VERIFIED, user_id, now, version)
+    return new_version
 
 
 # The new version is what a log-in under way with the old password fails by.
@@ -109,25 +142,28 @@ async def set_password(tx: Tx, user_id: UserId, password_hash: str, now: datetim
     return new_version
 
 
-# The old address comes from a sub-select, which sees the row as it was.
 SET_EMAIL = """
-UPDATE identity.accounts AS account
-   SET email = $2, email_canonical = $3, email_verified_at = $4
-  FROM (SELECT user_id, email FROM identity.accounts WHERE user_id = $1 FOR UPDATE) AS before
- WHERE account.user_id = before.user_id AND account.status <> 'deleted'
-RETURNING before.email
+UPDATE identity.accounts
+   SET email = $2, email_canonical = $3, email_verified_at = $4, version = version + 1
+ WHERE user_id = $1 AND version = $5 AND status <> 'deleted'
+RETURNING version
 """
 
 
-async def set_email(tx: Tx, user_id: UserId, email: str, email_canonical: str, now: datetime) -> str | None:
-    """The address until now. Raises `EmailTaken` if a living account has the new one."""
+async def set_email(
+    tx: Tx, user_id: UserId, email: str, email_canonical: str, now: datetime, version: int
+) -> int | None:
+    """The account's new version; None if it is not at `version` any more.
+
+    Raises `EmailTaken` if a living account has the address.
+    """
     try:
-        old: str | None = await tx.fetchval(SET_EMAIL, user_id, email, email_canonical, now)
+        new_version: int | None = await tx.fetchval(SET_EMAIL, user_id, email, email_canonical, now, version)
     except ConstraintViolated as error:
         if error.constraint == _EMAIL_KEY:
             raise EmailTaken from error
         raise
-    return old
+    return new_version
 
 
 LIST_ADMINS = """
@@ -140,8 +176,8 @@ async def list_admins(conn: ReadConn, user_ids: Sequence[UserId]) -> list[UserId
     return [row["user_id"] for row in await conn.fetch(LIST_ADMINS, user_ids)]
 
 
-# Whoever changes what an administrator is takes these locks first, in one order, so that two of them cannot each leave
-# the other as the last one.
+# A unit that changes what an administrator is takes these locks first, in one order, so that two of them cannot each
+# leave the other as the last one.
 LOCK_ADMINS = """
 SELECT user_id FROM identity.accounts WHERE role = 'admin' AND status = 'active' ORDER BY user_id FOR UPDATE
 """

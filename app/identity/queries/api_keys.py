@@ -3,10 +3,11 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import ApiKeyOwner, ApiKeyRow, Revocation
+from app.identity.records import Actor, ApiKeyOwner, ApiKeyRow, Revocation
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
+# In a unit that has locked the account, or several of these could count at the same time.
 INSERT_API_KEY = """
 WITH key AS (
     INSERT INTO identity.api_keys (user_id, id, name, secret_hash, scopes, expires_at, created_at)
@@ -51,15 +52,18 @@ async def list_api_keys(conn: ReadConn, user_id: UserId) -> list[ApiKeyRow]:
     return [ApiKeyRow(**row) for row in await conn.fetch(LIST_API_KEYS, user_id)]
 
 
-# $3 NULL: all keys of the account.
+# $3 NULL: all keys of the account. $10: the session that asks for it, which must be alive.
 REVOKE_API_KEYS = """
 WITH ended AS (
     UPDATE identity.api_keys SET revoked_at = $4
      WHERE user_id = $1 AND revoked_at IS NULL AND ($3::uuid IS NULL OR id = $3)
+       AND ($10::uuid IS NULL OR EXISTS (
+            SELECT FROM identity.sessions WHERE user_id = $6 AND id = $10 AND revoked_at IS NULL))
  RETURNING id, name
 ), audit AS (
-    INSERT INTO identity.security_events (user_id, id, action, actor_id, ip, user_agent, data, created_at)
-    SELECT $1, $2, 'api_key_revoked', $6, $7, $8, jsonb_build_object('names', (SELECT jsonb_agg(name) FROM ended)), $4
+    INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
+    SELECT $1, $2, 'api_key_revoked', $6, $9, $7, $8,
+           jsonb_build_object('names', (SELECT jsonb_agg(name) FROM ended)), $4
      WHERE EXISTS (SELECT FROM ended)
 )
 INSERT INTO identity.revocations (kind, subject, expires_at)
@@ -76,11 +80,23 @@ async def revoke_api_keys(
     key_id: UUID | None,
     now: datetime,
     revocations_end: datetime,
-    actor_id: UUID | None,
-    ip: str | None,
-    user_agent: str | None,
+    actor: Actor,
+    live_session_id: UUID | None,
 ) -> list[Revocation]:
-    rows = await tx.fetch(REVOKE_API_KEYS, user_id, event_id, key_id, now, revocations_end, actor_id, ip, user_agent)
+    """Nothing happens if the actor's session `live_session_id` has ended before."""
+    rows = await tx.fetch(
+        REVOKE_API_KEYS,
+        user_id,
+        event_id,
+        key_id,
+        now,
+        revocations_end,
+        actor.user_id,
+        actor.device.ip,
+        actor.device.user_agent,
+        actor.session_id,
+        live_session_id,
+    )
     return [Revocation(**row) for row in rows]
 
 

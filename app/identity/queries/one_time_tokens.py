@@ -1,4 +1,7 @@
-"""Tokens sent by e-mail. One per account and purpose; a new one takes the place of the old."""
+"""Tokens sent by e-mail. One per account and purpose; a new one takes the place of the old.
+
+Each is good for the account's version that it was made at, and no longer.
+"""
 
 from datetime import datetime
 
@@ -6,12 +9,18 @@ from app.identity.records import OneTimeToken, TokenPurpose
 from app.kernel.database import Tx
 from app.kernel.ids import UserId
 
+# The lock makes this wait for a change of the account that is under way, and then find its new version.
 REPLACE_ONE_TIME_TOKEN = """
-INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, payload, created_at, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+WITH account AS (
+    SELECT user_id, version FROM identity.accounts
+     WHERE user_id = $1 AND version = $7 AND status <> 'deleted'
+       FOR SHARE
+)
+INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, payload, created_at, expires_at, version)
+SELECT user_id, $2, $3, $4, $5, $6, version FROM account
 ON CONFLICT (user_id, purpose) DO UPDATE
    SET token_hash = excluded.token_hash, payload = excluded.payload, created_at = excluded.created_at,
-       expires_at = excluded.expires_at
+       expires_at = excluded.expires_at, version = excluded.version
 """
 
 
@@ -24,19 +33,31 @@ async def replace_one_time_token(
     payload: str,
     now: datetime,
     expires_at: datetime,
-) -> None:
-    """`payload` is JSON text."""
-    await tx.execute(REPLACE_ONE_TIME_TOKEN, user_id, purpose, token_hash, payload, now, expires_at)
+    version: int,
+) -> bool:
+    """False if the account is not at `version` any more. `payload` is JSON text."""
+    tag = await tx.execute(REPLACE_ONE_TIME_TOKEN, user_id, purpose, token_hash, payload, now, expires_at, version)
+    return tag == "INSERT 0 1"
 
 
-# Deleting is using: of two who bring the same token, one gets the row.
+# Deleting is using: of two requests with the same token, one gets the row. The account is locked first, as everywhere.
 USE_ONE_TIME_TOKEN = """
-DELETE FROM identity.one_time_tokens WHERE token_hash = $1 AND purpose = $2 AND expires_at > $3
-RETURNING user_id, payload
+WITH account AS MATERIALIZED (
+    SELECT account.user_id, account.email, account.email_verified_at, account.role, account.version
+      FROM identity.one_time_tokens AS token
+      JOIN identity.accounts AS account ON account.user_id = token.user_id AND account.version = token.version
+     WHERE token.token_hash = $1 AND token.purpose = $2 AND token.expires_at > $3 AND account.status <> 'deleted'
+       FOR NO KEY UPDATE OF account
+)
+DELETE FROM identity.one_time_tokens AS token
+ USING account
+ WHERE token.user_id = account.user_id AND token.purpose = $2 AND token.token_hash = $1
+RETURNING account.user_id, account.email, account.email_verified_at, account.role, account.version, token.payload
 """
 
 
 async def use_one_time_token(tx: Tx, token_hash: bytes, purpose: TokenPurpose, now: datetime) -> OneTimeToken | None:
+    """The account of the token, locked."""
     row = await tx.fetchrow(USE_ONE_TIME_TOKEN, token_hash, purpose, now)
     return OneTimeToken(**row) if row else None
 

@@ -37,30 +37,35 @@ async def get_totp_factor(conn: ReadConn, user_id: UserId) -> TotpFactor | None:
 
 # Compare and swap on the time step: a code works once, even for two who bring it at the same moment.
 USE_TOTP_STEP = """
-UPDATE identity.totp_factors SET last_step = $2 WHERE user_id = $1 AND last_step < $2
+UPDATE identity.totp_factors SET last_step = $2
+ WHERE user_id = $1 AND last_step < $2 AND secret_sealed = $3 AND confirmed_at IS NOT NULL
 """
 
 
-async def use_totp_step(tx: Tx, user_id: UserId, step: int) -> bool:
-    return await tx.execute(USE_TOTP_STEP, user_id, step) == "UPDATE 1"
+async def use_totp_step(tx: Tx, user_id: UserId, step: int, secret_sealed: bytes) -> bool:
+    """False if the step was used, or if the account has another seed by now."""
+    return await tx.execute(USE_TOTP_STEP, user_id, step, secret_sealed) == "UPDATE 1"
 
 
+# Of the seed that the code was checked against, and of no other that was made meanwhile.
 CONFIRM_TOTP = """
 WITH factor AS (
     UPDATE identity.totp_factors SET confirmed_at = $2, last_step = $3
-     WHERE user_id = $1 AND confirmed_at IS NULL
+     WHERE user_id = $1 AND confirmed_at IS NULL AND secret_sealed = $5
  RETURNING user_id
 ), codes AS (
     INSERT INTO identity.recovery_codes (user_id, code_hash)
     SELECT factor.user_id, code FROM factor, unnest($4::bytea[]) AS code
 )
-UPDATE identity.accounts SET totp_enabled = true, version = version + 1 WHERE user_id IN (SELECT user_id FROM factor)
+UPDATE identity.accounts SET totp_enabled = true WHERE user_id IN (SELECT user_id FROM factor)
 """
 
 
-async def confirm_totp(tx: Tx, user_id: UserId, now: datetime, step: int, code_hashes: list[bytes]) -> bool:
+async def confirm_totp(
+    tx: Tx, user_id: UserId, now: datetime, step: int, code_hashes: list[bytes], secret_sealed: bytes
+) -> bool:
     """False if there was nothing to confirm."""
-    return await tx.execute(CONFIRM_TOTP, user_id, now, step, code_hashes) == "UPDATE 1"
+    return await tx.execute(CONFIRM_TOTP, user_id, now, step, code_hashes, secret_sealed) == "UPDATE 1"
 
 
 DELETE_TOTP = """
@@ -87,6 +92,7 @@ async def use_recovery_code(tx: Tx, user_id: UserId, code_hash: bytes, now: date
     return await tx.execute(USE_RECOVERY_CODE, user_id, code_hash, now) == "UPDATE 1"
 
 
+# In a unit that has locked the account, or two of these would leave twice as many codes.
 REPLACE_RECOVERY_CODES = """
 WITH factor AS (
     SELECT user_id FROM identity.totp_factors WHERE user_id = $1 AND confirmed_at IS NOT NULL

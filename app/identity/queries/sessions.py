@@ -4,24 +4,32 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import NewSession, Revocation, Rotation, Session, SessionsEnd
+from app.identity.records import NewSession, OpenedSession, Revocation, Rotation, Session, SessionsEnd
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 # One statement, so that a log-in needs no transaction: the session, the account's last log-in with a password hash of
-# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit, marked where somebody
-# wants to hear of it. None of it happens if the account has changed since the password was checked, for who knew an old
-# password must not come in after its end.
+# today's strength, the audit entry, and the end of the longest unused sessions beyond the limit, marked where a webhook
+# wants to hear of it. None of it happens if the account has changed since the password was checked, because an old
+# password must not open a session after its end, nor if the session was opened before.
+# The sessions are counted as they were when the statement began. If it had to wait for another log-in of the account,
+# that one's session is missing from the count; the counter of log-ins tells.
 INSERT_SESSION = """
 WITH account AS (
     UPDATE identity.accounts
-       SET last_login_at = $4, password_hash = COALESCE($11, password_hash)
-     WHERE user_id = $1 AND version = $15 AND status = 'active'
+       SET last_login_at = $4, password_hash = COALESCE($11, password_hash), log_ins = log_ins + 1
+     WHERE user_id = $1 AND version = $15 AND totp_enabled = $17 AND status = 'active'
+ RETURNING user_id, log_ins
+), session AS (
+    INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
+                                   idle_expires_at, expires_at, methods, ip, user_agent, device_name)
+    SELECT user_id, $2, $4, $4, $4, $4, $5, $6, $7, $8, $9, $10 FROM account
+    ON CONFLICT DO NOTHING
  RETURNING user_id
 ), surplus AS (
     UPDATE identity.sessions
        SET revoked_at = $4, revoke_reason = 'session_limit', has_unpublished_end = $16
-     WHERE user_id IN (SELECT user_id FROM account) AND id IN (
+     WHERE user_id IN (SELECT user_id FROM session) AND id IN (
            SELECT id FROM identity.sessions
             WHERE user_id = $1 AND revoked_at IS NULL
             ORDER BY last_used_at DESC OFFSET $12 - 1)
@@ -30,14 +38,12 @@ WITH account AS (
     INSERT INTO identity.revocations (kind, subject, expires_at)
     SELECT 'session', id, $13 FROM surplus
 ), audit AS (
-    INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, created_at)
-    SELECT user_id, $3, $14, user_id, $2, $8, $9, $4 FROM account
-), session AS (
-    INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
-                                   idle_expires_at, expires_at, methods, ip, user_agent, device_name)
-    SELECT user_id, $2, $4, $4, $4, $4, $5, $6, $7, $8, $9, $10 FROM account
+    INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
+    SELECT user_id, $3, $14, user_id, $2, $8, $9, jsonb_build_object('methods', $7::text[]), $4 FROM session
 )
-SELECT (SELECT count(*) FROM account) AS opened, ARRAY(SELECT id FROM surplus) AS ended
+SELECT EXISTS (SELECT FROM session) AS is_opened, ARRAY(SELECT id FROM surplus) AS ended,
+       COALESCE((SELECT log_ins FROM account)
+                > (SELECT log_ins + 1 FROM identity.accounts WHERE user_id = $1), false) AS is_crowded
 """
 
 
@@ -51,9 +57,10 @@ async def insert_session(
     limit: int,
     revocations_end: datetime,
     version: int,
+    totp_enabled: bool,
     marks_ends: bool,
-) -> list[UUID] | None:
-    """The sessions that had to end because the account has more than `limit` of them; None if it has left `version`."""
+) -> OpenedSession:
+    """Opens a session of an account that is at `version`, and has or has not a second factor as `totp_enabled` says."""
     row = await tx.fetchrow(
         INSERT_SESSION,
         session.user_id,
@@ -72,8 +79,34 @@ async def insert_session(
         action,
         version,
         marks_ends,
+        totp_enabled,
     )
-    return list(row["ended"]) if row and row["opened"] else None
+    return OpenedSession(**row) if row else OpenedSession(is_opened=False, ended=[], is_crowded=False)
+
+
+END_SURPLUS_SESSIONS = """
+WITH surplus AS (
+    UPDATE identity.sessions
+       SET revoked_at = $2, revoke_reason = 'session_limit', has_unpublished_end = $5
+     WHERE user_id = $1 AND revoked_at IS NULL AND id IN (
+           SELECT id FROM identity.sessions
+            WHERE user_id = $1 AND revoked_at IS NULL
+            ORDER BY last_used_at DESC, id DESC OFFSET $3)
+ RETURNING id
+), revoked AS (
+    INSERT INTO identity.revocations (kind, subject, expires_at)
+    SELECT 'session', id, $4 FROM surplus
+)
+SELECT id FROM surplus
+"""
+
+
+async def end_surplus_sessions(
+    tx: Tx, user_id: UserId, now: datetime, *, limit: int, revocations_end: datetime, marks_ends: bool
+) -> list[UUID]:
+    """Ends the longest unused sessions of an account beyond `limit`; the answer is which."""
+    rows = await tx.fetch(END_SURPLUS_SESSIONS, user_id, now, limit, revocations_end, marks_ends)
+    return [row["id"] for row in rows]
 
 
 CLAIM_UNPUBLISHED_ENDS = """
@@ -89,7 +122,7 @@ RETURNING user_id, id
 
 
 async def claim_unpublished_ends(tx: Tx, limit: int) -> list[tuple[UserId, UUID]]:
-    """User and id of up to `limit` sessions whose end `tx` has to publish; nobody else gets them unless it fails."""
+    """User and id of up to `limit` sessions whose end `tx` has to publish; no other unit gets them unless it fails."""
     return [(row["user_id"], row["id"]) for row in await tx.fetch(CLAIM_UNPUBLISHED_ENDS, limit)]
 
 
@@ -153,14 +186,16 @@ async def list_sessions(conn: ReadConn, user_id: UserId, now: datetime) -> list[
     return [Session(**row) for row in await conn.fetch(LIST_SESSIONS, user_id, now)]
 
 
-# $3 NULL: all sessions. $4: the one that stays. The revocations stand in the same statement, so that no process can
-# learn of one without the other.
+# $3 NULL: all sessions. $4: the one that stays. $12: the session that asks for it, which must be alive. The revocations
+# stand in the same statement, so that no process can learn of one without the other.
 REVOKE_SESSIONS = """
 WITH ended AS (
     UPDATE identity.sessions
        SET revoked_at = $5, revoke_reason = $6
      WHERE user_id = $1 AND revoked_at IS NULL AND idle_expires_at > $5 AND expires_at > $5
        AND ($3::uuid IS NULL OR id = $3) AND id IS DISTINCT FROM $4
+       AND ($12::uuid IS NULL OR EXISTS (
+            SELECT FROM identity.sessions WHERE user_id = $8 AND id = $12 AND revoked_at IS NULL))
  RETURNING id
 ), revoked AS (
     INSERT INTO identity.revocations (kind, subject, expires_at)
@@ -189,6 +224,7 @@ async def revoke_sessions(tx: Tx, end: SessionsEnd) -> list[UUID]:
         end.device.ip,
         end.device.user_agent,
         end.is_noted,
+        end.live_session_id,
     )
     return [row["id"] for row in rows]
 

@@ -2,7 +2,7 @@
 
 from fastapi import Response
 
-from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
 from app.identity.schemas import (
     AcceptedView,
     ChangedView,
@@ -54,7 +54,7 @@ async def register(body: RegisterBody, resources: ResourcesDep, identity: Identi
 async def verify_email(
     body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Prove an address by the token sent to it."""
+    """Prove an address by the token sent to it. The first proof ends all sessions, API keys and factors made before."""
     await addresses.verify(resources.db, identity, body.token, device)
     return json_response({"status": "verified"})
 
@@ -127,9 +127,11 @@ async def forgot_password(
 async def reset_password(
     body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Set a new password by the token that was sent. All sessions end."""
-    await passwords.reset(resources.db, identity, body.token, body.new_password, device)
-    return Response(status_code=204)
+    """Set a new password by the token that was sent. Sessions, API keys, the second factor and other links end."""
+    cookie = await passwords.reset(resources.db, identity, body.token, body.new_password, device)
+    response = Response(status_code=204)
+    set_device_cookie(response, cookie, identity)
+    return response
 
 
 @router.post(

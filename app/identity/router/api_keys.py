@@ -49,7 +49,6 @@ async def create_api_key(
         principal.user_id,
         operation="identity.create_api_key",
         effect=create,
-        single_statement=True,
     )
 
 

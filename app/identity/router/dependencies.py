@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 
 from app.identity.records import Actor, Device
+from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
 from app.identity.service.runtime import Identity
 from app.kernel.auth import Principal
 from app.kernel.client import client_address, user_agent
@@ -25,5 +26,18 @@ DeviceDep = Annotated[Device, Depends(_device)]
 
 
 def actor_of(principal: Principal, device: Device) -> Actor:
-    """The caller as somebody who does something."""
-    return Actor(principal.user_id, principal.session_id, device)
+    """The caller as the actor of what the request does."""
+    return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
+
+
+def set_device_cookie(response: Response, cookie: str, identity: Identity) -> None:
+    """Makes the client's device a known one."""
+    response.set_cookie(
+        COOKIE_NAME,
+        cookie,
+        max_age=COOKIE_SECONDS,
+        path="/v1/auth",
+        secure=identity.issuer.issuer.startswith("https:"),
+        httponly=True,
+        samesite="lax",
+    )

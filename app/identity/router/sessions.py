@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Header, Request, Response
 
 from app.identity.records import Session
-from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
 from app.identity.schemas import (
     LoginBody,
     LogoutAllBody,
@@ -21,7 +21,7 @@ from app.identity.schemas import (
     VerifySecondFactorBody,
 )
 from app.identity.service import auditing, login, refreshing, sessions
-from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
+from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPublic, Public, SessionPrincipal, bearer_token
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
 from app.kernel.request_headers import headers_of
@@ -61,26 +61,27 @@ async def log_in(
     responses=problem_responses(401),
 )
 async def verify_second_factor(
-    body: VerifySecondFactorBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: VerifySecondFactorBody,
+    request: Request,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
 ) -> Response:
     """Finish a log-in with a code of the second factor, or with a recovery code."""
     outcome = await login.verify_second_factor(
-        resources.db, identity, mfa_token=body.mfa_token, code=body.code, device=device
+        resources.db,
+        identity,
+        mfa_token=body.mfa_token,
+        code=body.code,
+        device=device,
+        device_cookie=request.cookies.get(COOKIE_NAME),
     )
     return _signed_in(outcome, identity)
 
 
 def _signed_in(outcome: login.LoggedIn, identity: IdentityDep) -> Response:
     response = json_response(outcome.signed_in.view())
-    response.set_cookie(
-        COOKIE_NAME,
-        outcome.device_cookie,
-        max_age=COOKIE_SECONDS,
-        path="/v1/auth",
-        secure=identity.issuer.issuer.startswith("https:"),
-        httponly=True,
-        samesite="lax",
-    )
+    set_device_cookie(response, outcome.device_cookie, identity)
     return response
 
 

@@ -5,8 +5,10 @@ import msgspec
 from app.identity.errors import InvalidOneTimeToken
 from app.identity.queries.accounts import set_email, set_email_verified
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
-from app.identity.records import Actor, Device
+from app.identity.records import Account, Actor, Device
 from app.identity.service.auditing import note
+from app.identity.service.callers import lock_caller
+from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_change, mail_notice, mail_registered
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
@@ -25,20 +27,25 @@ class EmailChange(msgspec.Struct, frozen=True):
 
 @retries_conflicts
 async def verify(db: Database, identity: Identity, token: str, device: Device) -> UserId:
-    """Marks the address that the token was sent to as verified.
+    """Marks the address that the token was sent to as verified. The first proof of the address ends every credential
+    made before it, because the account may have been made by another person than the owner of the mailbox.
 
     Raises:
-        InvalidOneTimeToken: it is not ours, too old, or was used.
+        InvalidOneTimeToken: it is not ours, too old, or was used, or the account has changed since.
     """
     now = identity.clock.now()
     async with db.transaction("identity.verify_email") as tx:
         used = await use_one_time_token(tx, hash_one_time_token(token), "verify_email", now)
-        email = await set_email_verified(tx, used.user_id, now) if used else None
-        if used is None or email is None:
+        if used is None:
             raise InvalidOneTimeToken
-        await users.set_email(tx, used.user_id, email, verified=True)
-        await _publish_change(tx, identity, used.user_id, "email_verified")
-        await note(tx, identity, Actor(used.user_id, None, device), "email_verified")
+        if used.email_verified_at is None:
+            version = await set_email_verified(tx, used.user_id, now, used.version)
+            if version is None:
+                raise InvalidOneTimeToken
+            await users.set_email(tx, used.user_id, used.email, verified=True)
+            await _publish_change(tx, identity, used.user_id, "email_verified")
+            await end_credentials(tx, identity, used.user_id, version, device, reason="email_verified")
+        await note(tx, identity.clock, Actor(used.user_id, None, device), "email_verified")
     return used.user_id
 
 
@@ -57,25 +64,33 @@ async def resend(db: Database, identity: Identity, email: str, device: Device) -
 
 
 async def request_change(db: Database, identity: Identity, actor: Actor, new_email: str, current_password: str) -> None:
-    """Has a confirmation link sent to the new address; the old one stays until that is opened.
+    """Has a confirmation link sent to the new address; the old one is told of it, and stays until the link is used.
 
     Raises:
         InvalidCurrentPassword, TooManyAttempts
     """
-    await check_current_password(db, identity, actor.user_id, current_password)
-    if not await identity.throttle.may_mail(canonical_email(new_email)):
-        return
-    async with db.statement("identity.change_email") as tx:
-        await mail_change(tx, identity.queue, actor.user_id, new_email)
+    account = await check_current_password(db, identity, actor, current_password)
+    if await identity.throttle.may_mail(canonical_email(new_email)):
+        await _request_change(db, identity, actor, account, new_email)
+
+
+@retries_conflicts
+async def _request_change(db: Database, identity: Identity, actor: Actor, account: Account, new_email: str) -> None:
+    async with db.transaction("identity.change_email") as tx:
+        await lock_caller(tx, identity.clock, actor, version=account.version)
+        await mail_change(tx, identity.queue, actor.user_id, new_email, account.version)
+        await note(tx, identity.clock, actor, "email_change_requested")
+        await mail_notice(tx, identity.queue, actor.user_id, "email_change_requested", email=account.email)
 
 
 @retries_conflicts
 async def confirm_change(db: Database, identity: Identity, token: str, device: Device) -> None:
-    """Makes the new address the account's; the old one is told.
+    """Makes the new address the account's; the old one is told. If it is the first address that the account has proven,
+    every credential made before ends; else links and log-ins under way do.
 
     Raises:
-        InvalidOneTimeToken: it is not ours, too old, or was used.
-        EmailTaken: somebody else has got the address meanwhile.
+        InvalidOneTimeToken: it is not ours, too old, or was used, or the account has changed since it was asked for.
+        EmailTaken: another account has got the address meanwhile.
     """
     now = identity.clock.now()
     async with db.transaction("identity.confirm_email") as tx:
@@ -83,15 +98,18 @@ async def confirm_change(db: Database, identity: Identity, token: str, device: D
         if used is None:
             raise InvalidOneTimeToken
         new_email = msgspec.json.decode(used.payload, type=EmailChange).new_email
-        old_email = await set_email(tx, used.user_id, new_email, canonical_email(new_email), now)
-        if old_email is None:
+        version = await set_email(tx, used.user_id, new_email, canonical_email(new_email), now, used.version)
+        if version is None:
             raise InvalidOneTimeToken
-        # Links sent to the old address must not work for who can still read it.
-        await delete_one_time_tokens(tx, used.user_id)
         await users.set_email(tx, used.user_id, new_email, verified=True)
         await _publish_change(tx, identity, used.user_id, "email")
-        await note(tx, identity, Actor(used.user_id, None, device), "email_changed")
-        await mail_notice(tx, identity.queue, used.user_id, "email_changed", email=old_email)
+        if used.email_verified_at is None:
+            await end_credentials(tx, identity, used.user_id, version, device, reason="email_verified")
+        else:
+            # Links sent to the old address must not work for a reader of that mailbox.
+            await delete_one_time_tokens(tx, used.user_id)
+        await note(tx, identity.clock, Actor(used.user_id, None, device), "email_changed")
+        await mail_notice(tx, identity.queue, used.user_id, "email_changed", email=used.email)
 
 
 async def _publish_change(tx: Tx, identity: Identity, user_id: UserId, field: str) -> None:

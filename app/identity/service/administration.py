@@ -87,7 +87,13 @@ async def revoke_sessions(db: Database, identity: Identity, admin: Actor, user_i
     await read_account(db, user_id)
     async with identity.listeners.unit(db, user_id, "identity.admin_revoke_sessions") as tx:
         return await end_sessions(
-            tx, identity, user_id, admin.device, reason="revoked_by_admin", actor_id=admin.user_id
+            tx,
+            identity,
+            user_id,
+            admin.device,
+            reason="revoked_by_admin",
+            actor_id=admin.user_id,
+            live_session_id=admin.session_id,
         )
 
 

@@ -7,6 +7,8 @@ from uuid import UUID
 from app.identity.errors import ApiKeyNotFound, TooManyApiKeys
 from app.identity.queries.api_keys import insert_api_key, list_api_keys, revoke_api_keys
 from app.identity.records import Actor, ApiKeyRow
+from app.identity.service.callers import lock_caller
+from app.identity.service.emails import mail_notice
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import new_api_key
 from app.kernel.auth import InsufficientScope
@@ -26,9 +28,10 @@ async def create(
     own_scopes: frozenset[str],
     expires_at: datetime | None,
 ) -> tuple[ApiKeyRow, str]:
-    """The key's row and the key itself, which nobody can read again.
+    """The key's row and the key itself, which cannot be read again. `tx` is a transaction.
 
     Raises:
+        TokenRevoked: the caller's session has ended meanwhile.
         InsufficientScope: the caller lacks one of `scopes`.
         Unprocessable: it would have expired already.
         TooManyApiKeys
@@ -38,6 +41,7 @@ async def create(
     now = identity.clock.now()
     if expires_at is not None and expires_at <= now:
         raise Unprocessable(errors=[FieldError("#/expires_at", "It is in the past.", "in_the_past")])
+    await lock_caller(tx, identity.clock, actor)
     key = new_api_key(actor.user_id, new_id())
     row = await insert_api_key(
         tx,
@@ -53,6 +57,7 @@ async def create(
     )
     if row is None:
         raise TooManyApiKeys
+    await mail_notice(tx, identity.queue, actor.user_id, "api_key_created")
     return row, key.encode()
 
 
@@ -78,12 +83,24 @@ async def revoke(db: Database, identity: Identity, actor: Actor, key_id: UUID) -
         ApiKeyNotFound: the caller has no such living key.
     """
     async with db.statement("identity.revoke_api_key") as tx:
-        if not await end_api_keys(tx, identity, actor, actor.user_id, key_id=key_id):
+        ended = await end_api_keys(tx, identity, actor, actor.user_id, key_id=key_id, live_session_id=actor.session_id)
+        if not ended:
             raise ApiKeyNotFound
 
 
-async def end_api_keys(tx: Tx, identity: Identity, actor: Actor, user_id: UserId, *, key_id: UUID | None = None) -> int:
-    """Ends one key of `user_id`, or all; the answer is how many."""
+async def end_api_keys(
+    tx: Tx,
+    identity: Identity,
+    actor: Actor,
+    user_id: UserId,
+    *,
+    key_id: UUID | None = None,
+    live_session_id: UUID | None = None,
+) -> int:
+    """Ends one key of `user_id`, or all; the answer is how many.
+
+    `live_session_id`: of the actor, where the unit has not locked it; nothing happens if it has ended.
+    """
     revocations = await revoke_api_keys(
         tx,
         user_id=user_id,
@@ -91,9 +108,8 @@ async def end_api_keys(tx: Tx, identity: Identity, actor: Actor, user_id: UserId
         key_id=key_id,
         now=identity.clock.now(),
         revocations_end=identity.revocations_end(),
-        actor_id=actor.user_id,
-        ip=actor.device.ip,
-        user_agent=actor.device.user_agent,
+        actor=actor,
+        live_session_id=live_session_id,
     )
     identity.feed.announce(tx, revocations)
     return len(revocations)

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from app.identity.queries.security_events import insert_security_event, list_security_events
 from app.identity.records import Actor, NewSecurityEvent, SecurityEvent
-from app.identity.service.runtime import Identity
+from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import Cursors, Page
@@ -13,7 +13,7 @@ _LIST = "security_events"
 
 
 async def note(
-    tx: Tx, identity: Identity, actor: Actor, action: str, *, user_id: UserId | None = None, data: str = "{}"
+    tx: Tx, clock: Clock, actor: Actor, action: str, *, user_id: UserId | None = None, data: str = "{}"
 ) -> None:
     """Adds an entry to the trail of `user_id`, or of the actor. `data` is JSON text without secrets."""
     event = NewSecurityEvent(
@@ -23,7 +23,7 @@ async def note(
         actor_id=actor.user_id,
         session_id=actor.session_id,
         device=actor.device,
-        created_at=identity.clock.now(),
+        created_at=clock.now(),
         data=data,
     )
     await insert_security_event(tx, event)

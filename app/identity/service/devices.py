@@ -1,11 +1,14 @@
-"""The device cookie: proof of an earlier log-in of one account from this device. It opens nothing; it only keeps a
-stranger's failures from locking its owner out.
+"""The device cookie: proof of an earlier log-in of one account from this device. It opens nothing; it only keeps the
+failures of strangers from locking its owner out.
+
+It is bound to the account's version, so that a device of before a new password is a stranger again.
 """
 
 import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from dataclasses import dataclass
 from hashlib import sha256
 
 from app.kernel.keys import Keys
@@ -13,7 +16,16 @@ from app.kernel.keys import Keys
 COOKIE_NAME = "onehop_device"
 COOKIE_SECONDS = 365 * 86_400
 _ID_BYTES = 16
+_VERSION_BYTES = 8
 _MAC_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDevice:
+    """What a genuine cookie says: the device's id, and the version of the account that it was made at."""
+
+    id: str
+    version: int
 
 
 class Devices:
@@ -22,19 +34,21 @@ class Devices:
     def __init__(self, keys: Keys) -> None:
         self._key = keys.derive("device")
 
-    def issue(self, email_canonical: str) -> str:
-        """A cookie value for a device from which somebody has just logged in with this address."""
-        device_id = secrets.token_bytes(_ID_BYTES)
-        return urlsafe_b64encode(device_id + self._mac(device_id, email_canonical)).rstrip(b"=").decode()
+    def issue(self, email_canonical: str, version: int) -> str:
+        """A cookie value for a device that has just proven to belong to the owner of the account at `version`."""
+        body = secrets.token_bytes(_ID_BYTES) + version.to_bytes(_VERSION_BYTES)
+        return urlsafe_b64encode(body + self._mac(body, email_canonical)).rstrip(b"=").decode()
 
-    def recognise(self, cookie: str | None, email_canonical: str) -> str | None:
-        """The device's id, if the cookie was issued for this address."""
+    def recognise(self, cookie: str | None, email_canonical: str) -> KnownDevice | None:
+        """The device, if the cookie was issued for this address."""
         try:
             raw = urlsafe_b64decode((cookie or "") + "=" * (-len(cookie or "") % 4))
         except (Base64Error, ValueError):
             return None
-        device_id, mac = raw[:_ID_BYTES], raw[_ID_BYTES:]
-        return device_id.hex() if hmac.compare_digest(mac, self._mac(device_id, email_canonical)) else None
+        body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        if len(body) != _ID_BYTES + _VERSION_BYTES or not hmac.compare_digest(mac, self._mac(body, email_canonical)):
+            return None
+        return KnownDevice(body[:_ID_BYTES].hex(), int.from_bytes(body[_ID_BYTES:]))
 
-    def _mac(self, device_id: bytes, email_canonical: str) -> bytes:
-        return hmac.digest(self._key, device_id + email_canonical.encode(), sha256)[:_MAC_BYTES]
+    def _mac(self, body: bytes, email_canonical: str) -> bytes:
+        return hmac.digest(self._key, body + email_canonical.encode(), sha256)[:_MAC_BYTES]

@@ -15,7 +15,17 @@ KIND_NOTICE = "identity.mail_notice"
 KIND_PURGE = "users.purge"
 
 Notice = Literal[
-    "password_changed", "email_changed", "totp_enabled", "totp_disabled", "session_reused", "account_deleted"
+    "password_changed",
+    "email_change_requested",
+    "email_changed",
+    "totp_enabled",
+    "totp_disabled",
+    "recovery_codes_renewed",
+    "second_factor_guessed",
+    "api_key_created",
+    "role_changed",
+    "session_reused",
+    "account_deleted",
 ]
 
 
@@ -29,9 +39,9 @@ async def mail_reset(tx: Tx, queue: Queue, email: str) -> None:
     await _enqueue(tx, queue, KIND_RESET, {"email": email}, None)
 
 
-async def mail_change(tx: Tx, queue: Queue, user_id: UserId, new_email: str) -> None:
-    """To the new address: how to confirm it."""
-    await _enqueue(tx, queue, KIND_CHANGE, {"new_email": new_email}, user_id)
+async def mail_change(tx: Tx, queue: Queue, user_id: UserId, new_email: str, version: int) -> None:
+    """To the new address: how to confirm it. Nothing is sent if the account has left `version` by then."""
+    await _enqueue(tx, queue, KIND_CHANGE, {"new_email": new_email, "version": version}, user_id)
 
 
 async def mail_notice(tx: Tx, queue: Queue, user_id: UserId, notice: Notice, *, email: str | None = None) -> None:

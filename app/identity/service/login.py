@@ -6,16 +6,25 @@ from uuid import UUID
 
 import msgspec
 
-from app.identity.errors import AccountBanned, EmailNotVerified, InvalidCredentials, InvalidMfaToken
+from app.identity.errors import (
+    AccountBanned,
+    EmailNotVerified,
+    InvalidCode,
+    InvalidCredentials,
+    InvalidMfaToken,
+    TooManyAttempts,
+)
 from app.identity.queries.accounts import get_account, get_account_by_email
 from app.identity.queries.security_events import insert_failed_login
-from app.identity.records import Account, Device, SignedIn
+from app.identity.records import Account, Actor, Device, SignedIn
+from app.identity.service import second_factor
+from app.identity.service.auditing import note
+from app.identity.service.emails import mail_notice
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from app.identity.service.runtime import Identity
-from app.identity.service.second_factor import use_code
-from app.identity.service.sessions import open_session
+from app.identity.service.sessions import Opened, end_surplus, open_session
 from app.kernel.addresses import canonical_email
-from app.kernel.database import Database
+from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.keys import SealBroken
 from app.users import api as users
@@ -26,7 +35,7 @@ _MFA_PURPOSE = "mfa-token"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What somebody who logs in brings. `device_cookie` is that of an earlier log-in, not yet verified."""
+    """What a log-in brings. `device_cookie` is that of an earlier one, not yet verified."""
 
     email: str
     password: str
@@ -50,12 +59,18 @@ class SecondFactorNeeded:
 
 
 class _Pending(msgspec.Struct, frozen=True, array_like=True):
-    """What an `mfa_token` says, sealed. `version`: the account as it was when the password was right."""
+    """What an `mfa_token` says, sealed.
+
+    `version`: the account as it was when the password was right. `session_id`: the session that it opens; as no session
+    is opened twice, the token works once.
+    """
 
     user_id: str
     version: int
     expires_at: float
     device_name: str | None
+    session_id: str
+    email_canonical: str
 
 
 async def log_in(db: Database, identity: Identity, credentials: Credentials) -> LoggedIn | SecondFactorNeeded:
@@ -64,16 +79,21 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
     Raises:
         TooManyAttempts: whatever the password is.
         InvalidCredentials: there is no such account, or the password is another; both take the same time.
-        AccountBanned, EmailNotVerified: said only to who knows the password.
+        AccountBanned, EmailNotVerified: said only to a client that knows the password.
     """
     canonical = canonical_email(credentials.email)
-    device_id = identity.devices.recognise(credentials.device_cookie, canonical)
-    buckets = identity.throttle.login_buckets(canonical, credentials.device.ip, device_id)
+    ip = credentials.device.ip
+    known = identity.devices.recognise(credentials.device_cookie, canonical)
+    buckets = identity.throttle.login_buckets(canonical, ip, known.id if known else None)
     # No stored password is longer; hashing a megabyte for nothing would be a favour to an attacker.
     candidate = normalise_password(credentials.password)[: MAX_PASSWORD_LENGTH + 1]
     async with identity.throttle.attempt(buckets):
         async with db.read("identity.login") as conn:
             account = await get_account_by_email(conn, canonical)
+        if known is not None and (account is None or account.version != known.version):
+            owed = identity.throttle.outdated_device_buckets(canonical, ip)
+            await identity.throttle.reserve(owed)
+            buckets = [*buckets, *owed]
         is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or not is_right:
         await _note_failure(db, identity, canonical, credentials.device)
@@ -83,35 +103,88 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
     if account.totp_enabled:
         return SecondFactorNeeded(_seal(identity, account, credentials.device))
     new_hash = await _outgrown(identity, account, candidate)
-    return await _open(db, identity, account, credentials.device, methods=("pwd",), new_hash=new_hash)
+    return await _open(db, identity, account, credentials.device, new_hash=new_hash)
 
 
 async def verify_second_factor(
-    db: Database, identity: Identity, *, mfa_token: str, code: str, device: Device
+    db: Database, identity: Identity, *, mfa_token: str, code: str, device: Device, device_cookie: str | None
 ) -> LoggedIn:
     """Opens the session that a log-in with the right password has begun. `code` is a TOTP or a recovery code.
 
     Raises:
-        InvalidMfaToken: it is not ours, too old, or the account has changed since.
+        InvalidMfaToken: it is not ours, too old, or was used, or the account has changed since.
         InvalidCode: the code is wrong or was used before.
         TooManyAttempts: whatever the code is.
     """
     pending = _unseal(identity, mfa_token)
     user_id = UserId(UUID(pending.user_id))
-    buckets = identity.throttle.proof_buckets("totp", user_id)
-    async with identity.throttle.attempt(buckets):
-        async with db.read("identity.login") as conn:
-            account = await get_account(conn, user_id)
-        if account is None or account.version != pending.version or account.status != "active":
-            raise InvalidMfaToken
-        method = await use_code(db, identity, user_id, code)
-    await identity.throttle.release(buckets)
+    async with db.read("identity.login") as conn:
+        account = await get_account(conn, user_id)
+    if account is None or account.version != pending.version or account.status != "active" or not account.totp_enabled:
+        raise InvalidMfaToken
+    known = identity.devices.recognise(device_cookie, pending.email_canonical)
+    buckets = identity.throttle.code_buckets(
+        user_id,
+        device.ip,
+        known.id if known is not None and known.version == account.version else None,
+        is_totp=second_factor.is_totp(code),
+    )
     named = Device(device.ip, device.user_agent, pending.device_name)
-    return await _open(db, identity, account, named, methods=("pwd", method), new_hash=None)
+    try:
+        async with identity.throttle.attempt(buckets):
+            proof = await second_factor.check_code(db, identity, user_id, code)
+            outcome = await _open_with_proof(db, identity, account, named, UUID(pending.session_id), proof)
+    except InvalidCode:
+        async with db.statement("identity.wrong_code") as tx:
+            await note(tx, identity.clock, Actor(user_id, None, device), "second_factor_failed")
+        raise
+    except TooManyAttempts:
+        await _warn(db, identity, Actor(user_id, None, device))
+        raise
+    await identity.throttle.release(buckets)
+    return outcome
+
+
+@retries_conflicts
+async def _open_with_proof(
+    db: Database, identity: Identity, account: Account, device: Device, session_id: UUID, proof: second_factor.Proof
+) -> LoggedIn:
+    """A code is spent for the session that it opens, and for nothing else."""
+    user = await _user_of(db, account)
+    async with db.transaction("identity.second_factor") as tx:
+        try:
+            opened = await open_session(
+                tx,
+                identity,
+                account,
+                device,
+                action="logged_in",
+                methods=("pwd", proof.method),
+                session_id=session_id,
+            )
+        except InvalidCredentials as error:
+            raise InvalidMfaToken from error
+        await second_factor.spend(tx, identity, account.user_id, proof)
+        if opened.is_crowded:
+            await end_surplus(tx, identity, account.user_id)
+    return _logged_in(identity, account, user, opened)
+
+
+async def _warn(db: Database, identity: Identity, actor: Actor) -> None:
+    """Tells the owner, once a day, that codes are being guessed by a person who knows the password."""
+    if await identity.throttle.may_warn(actor.user_id):
+        await _store_warning(db, identity, actor)
+
+
+@retries_conflicts
+async def _store_warning(db: Database, identity: Identity, actor: Actor) -> None:
+    async with db.transaction("identity.warn_of_guesses") as tx:
+        await note(tx, identity.clock, actor, "second_factor_guessed")
+        await mail_notice(tx, identity.queue, actor.user_id, "second_factor_guessed")
 
 
 def _check_may_log_in(identity: Identity, account: Account) -> None:
-    """For somebody who knows the password.
+    """For a client that knows the password.
 
     Raises:
         AccountBanned, EmailNotVerified
@@ -128,18 +201,30 @@ async def _open(
     account: Account,
     device: Device,
     *,
-    methods: tuple[str, ...],
     new_hash: str | None,
 ) -> LoggedIn:
+    user = await _user_of(db, account)
+    async with db.statement("identity.open_session") as tx:
+        opened = await open_session(
+            tx, identity, account, device, action="logged_in", methods=("pwd",), new_password_hash=new_hash
+        )
+    if opened.is_crowded:
+        async with db.statement("identity.end_surplus_sessions") as tx:
+            await end_surplus(tx, identity, account.user_id)
+    return _logged_in(identity, account, user, opened)
+
+
+async def _user_of(db: Database, account: Account) -> users.User:
     async with db.read("identity.login_user") as conn:
         user = await users.get_user(conn, account.user_id)
     if user is None:
         raise InvalidCredentials
-    async with db.statement("identity.open_session") as tx:
-        tokens = await open_session(
-            tx, identity, account, device, action="logged_in", methods=methods, new_password_hash=new_hash
-        )
-    return LoggedIn(SignedIn(user, tokens), identity.devices.issue(canonical_email(account.email)))
+    return user
+
+
+def _logged_in(identity: Identity, account: Account, user: users.User, opened: Opened) -> LoggedIn:
+    cookie = identity.devices.issue(canonical_email(account.email), account.version)
+    return LoggedIn(SignedIn(user, opened.tokens), cookie)
 
 
 async def _outgrown(identity: Identity, account: Account, password: str) -> str | None:
@@ -156,7 +241,14 @@ async def _note_failure(db: Database, identity: Identity, canonical: str, device
 
 def _seal(identity: Identity, account: Account, device: Device) -> str:
     expires_at = (identity.clock.now() + _MFA_LIFETIME).timestamp()
-    pending = _Pending(str(account.user_id), account.version, expires_at, device.name)
+    pending = _Pending(
+        str(account.user_id),
+        account.version,
+        expires_at,
+        device.name,
+        str(new_id()),
+        canonical_email(account.email),
+    )
     return identity.keys.seal(_MFA_PURPOSE, msgspec.msgpack.encode(pending)).hex()
 
 
@@ -165,7 +257,11 @@ def _unseal(identity: Identity, mfa_token: str) -> _Pending:
         plain = identity.keys.open(_MFA_PURPOSE, bytes.fromhex(mfa_token))
     except (SealBroken, ValueError) as error:
         raise InvalidMfaToken from error
-    pending = msgspec.msgpack.decode(plain, type=_Pending)
+    try:
+        pending = msgspec.msgpack.decode(plain, type=_Pending)
+    except msgspec.ValidationError as error:
+        # Sealed by a version of the program whose tokens said less.
+        raise InvalidMfaToken from error
     if identity.clock.timestamp() >= pending.expires_at:
         raise InvalidMfaToken
     return pending

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from app.identity.errors import InvalidCurrentPassword, InvalidOneTimeToken
-from app.identity.queries.accounts import get_account, set_email_verified, set_password
+from app.identity.queries.accounts import set_email_verified, set_password
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
-from app.identity.queries.second_factor import delete_totp
-from app.identity.records import Account, Actor, Device, Tokens
-from app.identity.service.api_keys import end_api_keys
+from app.identity.records import Account, Actor, Device, OneTimeToken, Tokens
 from app.identity.service.auditing import note
+from app.identity.service.callers import lock_caller
+from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_notice, mail_reset
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.reauthentication import check_current_password
@@ -16,7 +16,8 @@ from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions, open_session
 from app.identity.service.tokens import hash_one_time_token
 from app.kernel.addresses import canonical_email
-from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
+from app.kernel.database import Database, ReadConn, retries_conflicts
+from app.kernel.ids import UserId
 from app.users import api as users
 
 
@@ -34,88 +35,92 @@ async def forget(db: Database, identity: Identity, email: str, device: Device) -
         await mail_reset(tx, identity.queue, email)
 
 
-async def reset(db: Database, identity: Identity, token: str, new_password: str, device: Device) -> None:
-    """Sets the password of who received the token; all sessions and other links end.
+async def reset(db: Database, identity: Identity, token: str, new_password: str, device: Device) -> str:
+    """Sets the password of the account whose mailbox received the token. Every credential made before ends: sessions,
+    API keys, the second factor and other links. The answer is a device cookie, so that strangers cannot
+    lock out the owner of the mailbox.
 
     Raises:
-        InvalidOneTimeToken: it is not ours, too old, or was used.
+        InvalidOneTimeToken: it is not ours, too old, or was used, or the account has changed since.
         WeakPassword
     """
     password = normalise_password(new_password)
     check_password(password, pointer="#/new_password")
     password_hash = await identity.hashing.hash(password)
-    account = await _reset(db, identity, token, password, password_hash, device)
-    await identity.throttle.release(identity.throttle.account_bucket(canonical_email(account.email)))
+    used, version = await _reset(db, identity, token, password, password_hash, device)
+    canonical = canonical_email(used.email)
+    await _open_brakes(identity, used.user_id, canonical)
+    return identity.devices.issue(canonical, version)
+
+
+async def _open_brakes(identity: Identity, user_id: UserId, email_canonical: str) -> None:
+    """What was guessed is worth nothing against a new password."""
+    throttle = identity.throttle
+    await throttle.release([*throttle.account_bucket(email_canonical), *throttle.strangers_code_bucket(user_id)])
 
 
 @retries_conflicts
 async def _reset(
     db: Database, identity: Identity, token: str, password: str, password_hash: str, device: Device
-) -> Account:
+) -> tuple[OneTimeToken, int]:
+    """The token and the account's new version."""
     now = identity.clock.now()
     async with db.transaction("identity.reset_password") as tx:
         used = await use_one_time_token(tx, hash_one_time_token(token), "reset_password", now)
-        account = await get_account(tx, used.user_id) if used else None
-        if used is None or account is None or account.status == "deleted":
+        if used is None:
             raise InvalidOneTimeToken
         # Refused in here, so that the token stays good for a better password.
-        await _check_against_owner(tx, account, password)
-        if await set_password(tx, used.user_id, password_hash, now, account.version) is None:
+        await _check_against_owner(tx, used.user_id, used.email, password)
+        version = await set_password(tx, used.user_id, password_hash, now, used.version)
+        if version is not None and used.email_verified_at is None:
+            # The token came by the mailbox, so it proves the address as well.
+            version = await set_email_verified(tx, used.user_id, now, version)
+            await users.set_email(tx, used.user_id, used.email, verified=True)
+        if version is None:
             raise InvalidOneTimeToken
-        if account.email_verified_at is None:
-            await _take_over(tx, identity, account, device)
-        await delete_one_time_tokens(tx, used.user_id)
-        await end_sessions(
-            tx, identity, used.user_id, device, reason="password_reset", actor_id=used.user_id, is_noted=False
-        )
-        await note(tx, identity, Actor(used.user_id, None, device), "password_reset")
+        await end_credentials(tx, identity, used.user_id, version, device, reason="password_reset")
+        await note(tx, identity.clock, Actor(used.user_id, None, device), "password_reset")
         await mail_notice(tx, identity.queue, used.user_id, "password_changed")
-    return account
+    return used, version
 
 
-async def _take_over(tx: Tx, identity: Identity, account: Account, device: Device) -> None:
-    """The token is the first proof that the account belongs to the address. Whoever made the account may be somebody
-    else, so nothing that they have set up beside the password stays.
-    """
-    await end_api_keys(tx, identity, Actor(account.user_id, None, device), account.user_id)
-    await delete_totp(tx, account.user_id)
-    if await set_email_verified(tx, account.user_id, identity.clock.now()):
-        await users.set_email(tx, account.user_id, account.email, verified=True)
-
-
-async def _check_against_owner(conn: ReadConn, account: Account, password: str) -> None:
+async def _check_against_owner(conn: ReadConn, user_id: UserId, email: str, password: str) -> None:
     """Raises WeakPassword."""
-    user = await users.get_user(conn, account.user_id)
-    about = (account.email, user.display_name if user else None)
+    user = await users.get_user(conn, user_id)
+    about = (email, user.display_name if user else None)
     check_password(password, about=about, pointer="#/new_password")
 
 
 async def change(db: Database, identity: Identity, actor: Actor, current_password: str, new_password: str) -> Tokens:
-    """A new password for who knows the present one; every session ends, and the caller gets a new one.
+    """A new password for a caller who knows the present one; every session ends, and the caller gets a new one.
 
     Raises:
         InvalidCurrentPassword, TooManyAttempts
         WeakPassword
     """
-    account = await check_current_password(db, identity, actor.user_id, current_password)
+    account = await check_current_password(db, identity, actor, current_password)
     password = normalise_password(new_password)
     async with db.read("identity.password_owner") as conn:
-        await _check_against_owner(conn, account, password)
+        await _check_against_owner(conn, account.user_id, account.email, password)
     password_hash = await identity.hashing.hash(password)
-    return await _change(db, identity, actor, account, password_hash)
+    tokens = await _change(db, identity, actor, account, password_hash)
+    await _open_brakes(identity, actor.user_id, canonical_email(account.email))
+    return tokens
 
 
 @retries_conflicts
 async def _change(db: Database, identity: Identity, actor: Actor, account: Account, password_hash: str) -> Tokens:
     async with db.transaction("identity.change_password") as tx:
-        version = await set_password(tx, actor.user_id, password_hash, identity.clock.now(), account.version)
+        locked = await lock_caller(tx, identity.clock, actor, version=account.version)
+        version = await set_password(tx, actor.user_id, password_hash, identity.clock.now(), locked.version)
         if version is None:
             raise InvalidCurrentPassword
-        account = replace(account, version=version)
         await delete_one_time_tokens(tx, actor.user_id)
         await end_sessions(
             tx, identity, actor.user_id, actor.device, reason="password_changed", actor_id=actor.user_id, is_noted=False
         )
-        tokens = await open_session(tx, identity, account, actor.device, action="password_changed", methods=("pwd",))
+        opened = await open_session(
+            tx, identity, replace(locked, version=version), actor.device, action="password_changed", methods=("pwd",)
+        )
         await mail_notice(tx, identity.queue, actor.user_id, "password_changed")
-    return tokens
+    return opened.tokens

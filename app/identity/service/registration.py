@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from app.identity.errors import RegistrationClosed
 from app.identity.queries.accounts import insert_account, insert_account_if_new
-from app.identity.records import Account, Device, SignedIn
+from app.identity.records import Account, Actor, Device, SignedIn
+from app.identity.service.auditing import note
 from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.runtime import Identity
@@ -47,7 +48,7 @@ async def register(db: Database, identity: Identity, registration: Registration,
     password_hash = await identity.hashing.hash(password)
     if identity.settings.registration == "verify":
         may_mail = await identity.throttle.may_mail(canonical_email(registration.email))
-        await _store_unverified(db, identity, registration, password_hash, may_mail=may_mail)
+        await _store_unverified(db, identity, registration, password_hash, device, may_mail=may_mail)
         return None
     return await _store_open(db, identity, registration, password_hash, device)
 
@@ -84,14 +85,20 @@ async def _store_open(
             totp_enabled=False,
         )
         await _publish(tx, identity, user_id)
-        tokens = await open_session(tx, identity, account, device, action="registered", methods=("pwd",))
+        opened = await open_session(tx, identity, account, device, action="registered", methods=("pwd",))
         await mail_registered(tx, identity.queue, registration.email)
-    return SignedIn(user, tokens)
+    return SignedIn(user, opened.tokens)
 
 
 @retries_conflicts
 async def _store_unverified(
-    db: Database, identity: Identity, registration: Registration, password_hash: str, *, may_mail: bool
+    db: Database,
+    identity: Identity,
+    registration: Registration,
+    password_hash: str,
+    device: Device,
+    *,
+    may_mail: bool,
 ) -> None:
     user_id = UserId(new_id())
     async with db.transaction("identity.register") as tx:
@@ -106,6 +113,7 @@ async def _store_unverified(
         if is_new:
             await _create_user(tx, user_id, registration)
             await _publish(tx, identity, user_id)
+            await note(tx, identity.clock, Actor(user_id, None, device), "registered")
         # One job in both cases; the worker finds out which e-mail it is.
         if may_mail:
             await mail_registered(tx, identity.queue, registration.email)

@@ -1,7 +1,7 @@
 """What a process holds for this module: keys, hashing threads, the revocation feed, the authenticator."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,8 +20,9 @@ from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
 from app.identity.settings import IdentitySettings
 from app.kernel.background import Background
 from app.kernel.clock import Clock
-from app.kernel.database import Database
+from app.kernel.database import Database, Tx
 from app.kernel.errors import Unavailable
+from app.kernel.ids import UserId
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.queue import Queue
@@ -59,6 +60,8 @@ class Identity:
     devices: Devices
     keys: Keys
     registrations_per_network: int
+    # Turns off what another module reports of an account to the outside; called when its credentials end.
+    end_channels: Callable[[Tx, UserId], Awaitable[None]]
 
     def revocations_end(self) -> datetime:
         """When nothing that a process may remember of a token or key of now is trusted any more."""
@@ -67,7 +70,12 @@ class Identity:
 
 
 def make_identity(
-    settings: IdentitySettings, resources: Resources, *, public_url: str, is_production: bool
+    settings: IdentitySettings,
+    resources: Resources,
+    *,
+    public_url: str,
+    is_production: bool,
+    end_channels: Callable[[Tx, UserId], Awaitable[None]],
 ) -> Identity:
     """The module's parts, wired; subscribes to the bus, which must not have been started yet."""
     db, bus, clock, keys = resources.db, resources.bus, resources.clock, resources.keys
@@ -94,6 +102,7 @@ def make_identity(
         devices=Devices(keys),
         keys=keys,
         registrations_per_network=settings.network_registrations or quota,
+        end_channels=end_channels,
     )
 
 

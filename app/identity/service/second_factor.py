@@ -6,12 +6,12 @@ from base64 import b32encode
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from typing import Literal
 
 import pyotp
 import segno
 
 from app.identity.errors import InvalidCode, SecondFactorActive, SecondFactorMissing
-from app.identity.queries.accounts import get_account
 from app.identity.queries.second_factor import (
     confirm_totp,
     delete_totp,
@@ -21,12 +21,13 @@ from app.identity.queries.second_factor import (
     use_recovery_code,
     use_totp_step,
 )
-from app.identity.records import Actor, TotpFactor
+from app.identity.records import Account, Actor, TotpFactor
 from app.identity.service.auditing import note
+from app.identity.service.callers import lock_caller
 from app.identity.service.emails import mail_notice
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 
 ISSUER = "Onehop"
@@ -60,19 +61,26 @@ async def enrol(db: Database, identity: Identity, actor: Actor) -> Enrolment:
     """A fresh seed, which counts from its first right code on.
 
     Raises:
+        TokenRevoked: the caller's session has ended meanwhile.
         SecondFactorActive: the account has one.
     """
     secret = pyotp.random_base32()
-    sealed = identity.keys.seal(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
-    async with db.statement("identity.enrol_totp") as tx:
-        if not await replace_totp_factor(tx, actor.user_id, sealed, identity.keys.key_id, identity.clock.now()):
-            raise SecondFactorActive
-    async with db.read("identity.enrol_totp_account") as conn:
-        account = await get_account(conn, actor.user_id)
-    uri = pyotp.TOTP(secret).provisioning_uri(name=account.email if account else None, issuer_name=ISSUER)
+    account = await _store_seed(db, identity, actor, secret)
+    uri = pyotp.TOTP(secret).provisioning_uri(name=account.email, issuer_name=ISSUER)
     drawing = BytesIO()
     segno.make(uri, error="m").save(drawing, kind="svg", scale=4, xmldecl=False)
     return Enrolment(secret, uri, drawing.getvalue().decode().strip())
+
+
+@retries_conflicts
+async def _store_seed(db: Database, identity: Identity, actor: Actor, secret: str) -> Account:
+    sealed = identity.keys.seal(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
+    async with db.transaction("identity.enrol_totp") as tx:
+        account = await lock_caller(tx, identity.clock, actor)
+        if not await replace_totp_factor(tx, actor.user_id, sealed, identity.keys.key_id, identity.clock.now()):
+            raise SecondFactorActive
+        await note(tx, identity.clock, actor, "totp_enrolled")
+    return account
 
 
 async def activate(db: Database, identity: Identity, actor: Actor, code: str) -> list[str]:
@@ -81,48 +89,56 @@ async def activate(db: Database, identity: Identity, actor: Actor, code: str) ->
     Raises:
         InvalidCode: the code does not come from the seed.
         SecondFactorMissing: there is no seed, or it is active already.
+        TokenRevoked: the caller's session has ended meanwhile.
         TooManyAttempts
     """
-    buckets = identity.throttle.proof_buckets("totp", actor.user_id)
+    buckets = identity.throttle.session_buckets("enrol", actor.session_id)
     async with identity.throttle.attempt(buckets):
         factor = await _factor(db, actor.user_id)
     if factor is None or factor.confirmed_at is not None:
         raise SecondFactorMissing
     step = _matching_step(identity, actor.user_id, factor, code)
     if step is None:
+        async with db.statement("identity.wrong_code") as tx:
+            await note(tx, identity.clock, actor, "second_factor_failed")
         raise InvalidCode
     codes = _new_recovery_codes()
-    await _confirm(db, identity, actor, step, codes)
+    await _confirm(db, identity, actor, factor, step, codes)
     await identity.throttle.release(buckets)
     return codes
 
 
 @retries_conflicts
-async def _confirm(db: Database, identity: Identity, actor: Actor, step: int, codes: list[str]) -> None:
+async def _confirm(
+    db: Database, identity: Identity, actor: Actor, factor: TotpFactor, step: int, codes: list[str]
+) -> None:
+    hashes = [_hash(code) for code in codes]
     async with db.transaction("identity.confirm_totp") as tx:
-        if not await confirm_totp(tx, actor.user_id, identity.clock.now(), step, [_hash(code) for code in codes]):
+        await lock_caller(tx, identity.clock, actor)
+        if not await confirm_totp(tx, actor.user_id, identity.clock.now(), step, hashes, factor.secret_sealed):
             raise SecondFactorMissing
-        await note(tx, identity, actor, "totp_enabled")
+        await note(tx, identity.clock, actor, "totp_enabled")
         await mail_notice(tx, identity.queue, actor.user_id, "totp_enabled")
 
 
 async def disable(db: Database, identity: Identity, actor: Actor, password: str) -> None:
-    """Turns the second factor off for somebody who proves the password once more.
+    """Turns the second factor off for a caller who proves the password once more.
 
     Raises:
         InvalidCurrentPassword, TooManyAttempts
         SecondFactorMissing: there is none.
     """
-    await check_current_password(db, identity, actor.user_id, password)
-    await _remove(db, identity, actor)
+    account = await check_current_password(db, identity, actor, password)
+    await _remove(db, identity, actor, account)
 
 
 @retries_conflicts
-async def _remove(db: Database, identity: Identity, actor: Actor) -> None:
+async def _remove(db: Database, identity: Identity, actor: Actor, account: Account) -> None:
     async with db.transaction("identity.disable_totp") as tx:
+        await lock_caller(tx, identity.clock, actor, version=account.version)
         if not await delete_totp(tx, actor.user_id):
             raise SecondFactorMissing
-        await note(tx, identity, actor, "totp_disabled")
+        await note(tx, identity.clock, actor, "totp_disabled")
         await mail_notice(tx, identity.queue, actor.user_id, "totp_disabled")
 
 
@@ -133,12 +149,20 @@ async def renew_recovery_codes(db: Database, identity: Identity, actor: Actor, p
         InvalidCurrentPassword, TooManyAttempts
         SecondFactorMissing: there is no second factor.
     """
-    await check_current_password(db, identity, actor.user_id, password)
+    account = await check_current_password(db, identity, actor, password)
     codes = _new_recovery_codes()
-    async with db.statement("identity.recovery_codes") as tx:
+    await _replace_codes(db, identity, actor, account, codes)
+    return codes
+
+
+@retries_conflicts
+async def _replace_codes(db: Database, identity: Identity, actor: Actor, account: Account, codes: list[str]) -> None:
+    async with db.transaction("identity.recovery_codes") as tx:
+        await lock_caller(tx, identity.clock, actor, version=account.version)
         if not await replace_recovery_codes(tx, actor.user_id, [_hash(code) for code in codes]):
             raise SecondFactorMissing
-    return codes
+        await note(tx, identity.clock, actor, "recovery_codes_renewed")
+        await mail_notice(tx, identity.queue, actor.user_id, "recovery_codes_renewed")
 
 
 async def read_status(db: Database, actor: Actor) -> SecondFactorStatus:
@@ -148,24 +172,48 @@ async def read_status(db: Database, actor: Actor) -> SecondFactorStatus:
     return SecondFactorStatus(is_enabled=True, recovery_codes_left=factor.recovery_codes_left)
 
 
-async def use_code(db: Database, identity: Identity, user_id: UserId, code: str) -> str:
-    """Spends a TOTP or recovery code; the answer is its RFC 8176 name.
+def is_totp(code: str) -> bool:
+    """Whether `code` has the form of one from an authenticator app."""
+    return len(code) == _DIGITS and code.isascii() and code.isdigit()
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A code that fits, not yet spent. `method`: its RFC 8176 name."""
+
+    method: Literal["otp", "recovery"]
+    step: int = 0
+    secret_sealed: bytes = b""
+    code_hash: bytes = b""
+
+
+async def check_code(db: Database, identity: Identity, user_id: UserId, code: str) -> Proof:
+    """What a TOTP or recovery code proves, once it is spent.
 
     Raises:
-        InvalidCode: it is wrong, or was used before.
+        InvalidCode: it is no code of the account's seed at this time.
     """
-    if len(code) == _DIGITS and code.isascii() and code.isdigit():
-        factor = await _factor(db, user_id)
-        step = _matching_step(identity, user_id, factor, code) if factor and factor.confirmed_at else None
-        if step is not None:
-            async with db.statement("identity.use_totp") as tx:
-                if await use_totp_step(tx, user_id, step):
-                    return "otp"
+    if not is_totp(code):
+        return Proof("recovery", code_hash=_hash(code))
+    factor = await _factor(db, user_id)
+    step = _matching_step(identity, user_id, factor, code) if factor and factor.confirmed_at else None
+    if factor is None or step is None:
         raise InvalidCode
-    async with db.statement("identity.use_recovery_code") as tx:
-        if await use_recovery_code(tx, user_id, _hash(code), identity.clock.now()):
-            return "recovery"
-    raise InvalidCode
+    return Proof("otp", step=step, secret_sealed=factor.secret_sealed)
+
+
+async def spend(tx: Tx, identity: Identity, user_id: UserId, proof: Proof) -> None:
+    """Uses a code up.
+
+    Raises:
+        InvalidCode: it was used before, or has been replaced.
+    """
+    if proof.method == "otp":
+        is_good = await use_totp_step(tx, user_id, proof.step, proof.secret_sealed)
+    else:
+        is_good = await use_recovery_code(tx, user_id, proof.code_hash, identity.clock.now())
+    if not is_good:
+        raise InvalidCode
 
 
 async def _factor(db: Database, user_id: UserId) -> TotpFactor | None:

@@ -1,10 +1,11 @@
 """Opening, listing and ending sessions."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.identity.errors import InvalidCredentials, SessionNotFound
-from app.identity.queries.sessions import insert_session, list_sessions, revoke_sessions
+from app.identity.queries.sessions import end_surplus_sessions, insert_session, list_sessions, revoke_sessions
 from app.identity.records import (
     Account,
     Actor,
@@ -24,6 +25,14 @@ from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import Cursors, Page
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The tokens of a session that was opened. `is_crowded`: the unit's end has to be followed by `end_surplus`."""
+
+    tokens: Tokens
+    is_crowded: bool
+
+
 async def open_session(
     tx: Tx,
     identity: Identity,
@@ -33,18 +42,21 @@ async def open_session(
     action: str,
     methods: tuple[str, ...],
     new_password_hash: str | None = None,
-) -> Tokens:
-    """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how somebody logged in.
+    session_id: UUID | None = None,
+) -> Opened:
+    """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how the user logged in.
+
+    `session_id`: its id, where a log-in in two steps has chosen it. No session is opened twice.
 
     Raises:
-        InvalidCredentials: the account is not what it was when they were checked.
+        InvalidCredentials: the account is not what it was when they were checked, or the session was opened before.
     """
     settings = identity.settings
     now = identity.clock.now()
     absolute_end = now + timedelta(seconds=settings.refresh_absolute_ttl)
     session = NewSession(
         user_id=account.user_id,
-        id=new_id(),
+        id=session_id or new_id(),
         created_at=now,
         idle_expires_at=session_end(now, settings.refresh_idle_ttl, absolute_end),
         expires_at=absolute_end,
@@ -57,7 +69,7 @@ async def open_session(
     )
     revocations_end = identity.revocations_end()
     marks_ends = identity.listeners.has(account.user_id)
-    surplus = await insert_session(
+    opened = await insert_session(
         tx,
         session,
         event_id=new_id(),
@@ -66,14 +78,36 @@ async def open_session(
         limit=settings.max_sessions,
         revocations_end=revocations_end,
         version=account.version,
+        totp_enabled=account.totp_enabled,
         marks_ends=marks_ends,
     )
-    if surplus is None:
+    if not opened.is_opened:
         raise InvalidCredentials
-    identity.feed.announce(tx, [Revocation("session", ended, 0, revocations_end) for ended in surplus])
-    if surplus and marks_ends:
+    _announce_surplus(tx, identity, opened.ended, revocations_end, marks_ends=marks_ends)
+    return Opened(tokens, opened.is_crowded)
+
+
+async def end_surplus(tx: Tx, identity: Identity, user_id: UserId) -> None:
+    """Keeps an account within its number of sessions after log-ins at the same time, which could not see each other."""
+    revocations_end = identity.revocations_end()
+    marks_ends = identity.listeners.has(user_id)
+    ended = await end_surplus_sessions(
+        tx,
+        user_id,
+        identity.clock.now(),
+        limit=identity.settings.max_sessions,
+        revocations_end=revocations_end,
+        marks_ends=marks_ends,
+    )
+    _announce_surplus(tx, identity, ended, revocations_end, marks_ends=marks_ends)
+
+
+def _announce_surplus(
+    tx: Tx, identity: Identity, ended: list[UUID], revocations_end: datetime, *, marks_ends: bool
+) -> None:
+    identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
+    if ended and marks_ends:
         identity.ends.announce(tx)
-    return tokens
 
 
 async def end_sessions(
@@ -86,10 +120,12 @@ async def end_sessions(
     actor_id: UUID | None,
     session_id: UUID | None = None,
     except_id: UUID | None = None,
+    live_session_id: UUID | None = None,
     is_noted: bool = True,
 ) -> int:
     """Ends one session, or all but `except_id`, with one statement; the answer is how many have ended by this.
 
+    `live_session_id`: of the actor, where the unit has not locked it; nothing happens if it has ended before.
     `is_noted` is off where the caller writes an audit entry that says more.
 
     When the caller's unit of work has committed, their tokens are dead in every process.
@@ -106,6 +142,7 @@ async def end_sessions(
             reason=reason,
             revocations_end=revocations_end,
             actor_id=actor_id,
+            live_session_id=live_session_id,
             device=device,
             is_noted=is_noted,
         ),
@@ -153,6 +190,7 @@ async def end_own_session(db: Database, identity: Identity, actor: Actor, sessio
             reason="session_ended",
             actor_id=actor.user_id,
             session_id=session_id,
+            live_session_id=actor.session_id,
         )
     if not ended:
         raise SessionNotFound
@@ -194,6 +232,7 @@ async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, 
             reason="logged_out_all",
             actor_id=actor.user_id,
             except_id=actor.session_id if keep_current else None,
+            live_session_id=actor.session_id,
         )
 
 

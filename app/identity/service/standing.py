@@ -4,16 +4,18 @@ from datetime import datetime, timedelta
 
 from app.identity.errors import AccountNotFound, LastAdmin, OwnAccount
 from app.identity.queries.accounts import ban_account, delete_account, lock_admins, set_role, unban_account
-from app.identity.queries.sessions import insert_account_revocation
-from app.identity.records import Actor, Revocation
+from app.identity.queries.one_time_tokens import delete_one_time_tokens
+from app.identity.records import Account, Actor
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.auditing import note
+from app.identity.service.callers import lock_admin, lock_caller
+from app.identity.service.credentials import make_stale
 from app.identity.service.emails import KIND_PURGE, mail_notice
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
 from app.kernel.auth import Role
-from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
 from app.users import api as users
 
@@ -27,13 +29,16 @@ async def change_role(db: Database, identity: Identity, admin: Actor, user_id: U
         LastAdmin: nobody would be left to administer.
     """
     async with db.transaction("identity.change_role") as tx:
-        if role != "admin":
-            await _keep_an_admin(tx, user_id)
+        admins = await lock_admins(tx)
+        await lock_admin(tx, identity.clock, admin)
+        if role != "admin" and admins == [user_id]:
+            raise LastAdmin
         version = await set_role(tx, user_id, role)
         if version is None:
             raise AccountNotFound
-        await _make_stale(tx, identity, user_id, version)
-        await note(tx, identity, admin, "role_changed", user_id=user_id, data=f'{{"role": "{role}"}}')
+        await make_stale(tx, identity, user_id, version)
+        await note(tx, identity.clock, admin, "role_changed", user_id=user_id, data=f'{{"role": "{role}"}}')
+        await mail_notice(tx, identity.queue, user_id, "role_changed")
 
 
 @retries_conflicts
@@ -42,19 +47,21 @@ async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, r
 
     Raises:
         AccountNotFound
-        OwnAccount: administrators cannot ban themselves.
-        LastAdmin: nobody would be left to administer.
+        OwnAccount: administrators cannot ban themselves, so that one of them is always left.
     """
     if user_id == admin.user_id:
         raise OwnAccount
     async with db.transaction("identity.ban") as tx:
-        await _keep_an_admin(tx, user_id)
+        # All administrators in one order first, because the actor and the account may both be among them.
+        await lock_admins(tx)
+        await lock_admin(tx, identity.clock, admin)
         version = await ban_account(tx, user_id, identity.clock.now(), reason)
         if version is None:
             raise AccountNotFound
-        await _make_stale(tx, identity, user_id, version)
+        await make_stale(tx, identity, user_id, version)
         await end_sessions(tx, identity, user_id, admin.device, reason="banned", actor_id=admin.user_id, is_noted=False)
-        await note(tx, identity, admin, "banned", user_id=user_id)
+        await delete_one_time_tokens(tx, user_id)
+        await note(tx, identity.clock, admin, "banned", user_id=user_id)
 
 
 @retries_conflicts
@@ -65,9 +72,11 @@ async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId)
         AccountNotFound
     """
     async with db.transaction("identity.unban") as tx:
+        await lock_admins(tx)
+        await lock_admin(tx, identity.clock, admin)
         if not await unban_account(tx, user_id):
             raise AccountNotFound
-        await note(tx, identity, admin, "unbanned", user_id=user_id)
+        await note(tx, identity.clock, admin, "unbanned", user_id=user_id)
 
 
 async def delete_own(db: Database, identity: Identity, actor: Actor, current_password: str) -> datetime:
@@ -77,28 +86,32 @@ async def delete_own(db: Database, identity: Identity, actor: Actor, current_pas
         InvalidCurrentPassword, TooManyAttempts
         LastAdmin: nobody would be left to administer.
     """
-    account = await check_current_password(db, identity, actor.user_id, current_password)
-    return await _delete(db, identity, actor, account.email)
+    account = await check_current_password(db, identity, actor, current_password)
+    return await _delete(db, identity, actor, account)
 
 
 @retries_conflicts
-async def _delete(db: Database, identity: Identity, actor: Actor, email: str) -> datetime:
+async def _delete(db: Database, identity: Identity, actor: Actor, account: Account) -> datetime:
     now = identity.clock.now()
     purge_at = now + timedelta(seconds=identity.settings.deletion_grace)
     async with db.transaction("identity.delete_account") as tx:
-        await _keep_an_admin(tx, actor.user_id)
+        admins = await lock_admins(tx)
+        await lock_caller(tx, identity.clock, actor, version=account.version)
+        if admins == [actor.user_id]:
+            raise LastAdmin
         version = await delete_account(tx, actor.user_id, now, purge_at)
         if version is None:
             raise AccountNotFound
-        await _make_stale(tx, identity, actor.user_id, version)
+        await make_stale(tx, identity, actor.user_id, version)
         await end_sessions(
             tx, identity, actor.user_id, actor.device, reason="account_deleted", actor_id=actor.user_id, is_noted=False
         )
         await end_api_keys(tx, identity, actor, actor.user_id)
+        await delete_one_time_tokens(tx, actor.user_id)
         await users.hide_user(tx, actor.user_id)
         await identity.listeners.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
-        await note(tx, identity, actor, "account_deleted")
-        await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=email)
+        await note(tx, identity.clock, actor, "account_deleted")
+        await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=account.email)
         await identity.queue.enqueue(
             tx,
             KIND_PURGE,
@@ -109,15 +122,3 @@ async def _delete(db: Database, identity: Identity, actor: Actor, email: str) ->
             max_attempts=20,
         )
     return purge_at
-
-
-async def _keep_an_admin(tx: Tx, user_id: UserId) -> None:
-    """Locks all administrators, so that two of them cannot each leave the other as the last one."""
-    if await lock_admins(tx) == [user_id]:
-        raise LastAdmin
-
-
-async def _make_stale(tx: Tx, identity: Identity, user_id: UserId, version: int) -> None:
-    end = identity.revocations_end()
-    await insert_account_revocation(tx, user_id, version, end)
-    identity.feed.announce(tx, [Revocation("account", user_id, version, end)])

@@ -7,11 +7,15 @@ Buckets, by the HMAC of what they are about, alike for known and unknown address
 - e-mail, from anywhere: twenty in 15 minutes;
 - network: a quota for an hour;
 - account: a hundred failures in 30 days close it to strangers until the password is reset;
+- current password: five, then pauses, of one session, so that the thief of a token brakes no other session;
+- TOTP code, of a known device, or of an account and a network: five, then pauses, and a hundred in 30 days, which all
+  strangers share;
+- recovery code, likewise: twenty, then pauses of 1, 2, 4, 8, 10 s, because 120 bits cannot be guessed;
 - mail: ten e-mails an hour to one address at the wish of people who need not own it; the rest is dropped in silence.
 
-Somebody with the device cookie of an earlier success has a bucket of their own instead of the first, second and
-fourth, so that a stranger cannot lock them out. A success gives back what it had reserved. Without Redis each process
-counts for itself, by the same rules.
+A client with the device cookie of an earlier success has buckets of its own instead of those that strangers share, so
+that a stranger cannot lock it out. A success gives back what it had reserved. Without Redis each process counts for
+itself, by the same rules.
 """
 
 import hmac
@@ -30,6 +34,7 @@ from app.kernel.client import network_of
 from app.kernel.clock import Clock
 from app.kernel.disconnects import ClientGone
 from app.kernel.errors import Unavailable
+from app.kernel.ids import UserId
 from app.kernel.keys import Keys
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
@@ -37,6 +42,8 @@ _attempts_total = Counter("app_identity_attempts", "Attempts to prove who somebo
 _DAY = 86_400
 _IPV4_PREFIX = 24
 _MAILS_AN_HOUR = 10
+# A code is right with a probability of 3 in a million, because those of three time steps are taken.
+_CODES_A_MONTH = 100
 _MAX_LOCAL_BUCKETS = 10_000
 
 # Per bucket: key; limit, window, first pause, longest pause (seconds). A pause of 0 lasts until the window ends.
@@ -107,21 +114,41 @@ class Throttle:
         self._local: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
     def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[Bucket]:
-        """For a log-in of somebody who claims an address. `device_id` must have been verified."""
+        """For a log-in with an address. `device_id` must have been verified."""
         network = network_of(ip, ipv4_prefix=_IPV4_PREFIX)
         shared = self._bucket("network", network, self._network_limit, 3600, 0, 0, is_personal=False)
         if device_id is not None:
             return [self._bucket("device", device_id, 5, _DAY, 1, 900, is_personal=True), shared]
+        return [*self._stranger_buckets(email_canonical, network), shared]
+
+    def outdated_device_buckets(self, email_canonical: str, ip: str | None) -> list[Bucket]:
+        """What a log-in owes on top whose device cookie turns out to be of an earlier version of the account."""
+        return self._stranger_buckets(email_canonical, network_of(ip, ipv4_prefix=_IPV4_PREFIX))
+
+    def _stranger_buckets(self, email_canonical: str, network: str) -> list[Bucket]:
         return [
             self._bucket("pair", f"{email_canonical}|{network}", 5, _DAY, 1, 900, is_personal=True),
             self._bucket("email", email_canonical, 20, 900, 0, 0, is_personal=False),
             *self.account_bucket(email_canonical),
-            shared,
         ]
 
-    def proof_buckets(self, purpose: str, subject: object) -> list[Bucket]:
-        """For somebody logged in, or half so, who proves it once more: current password, one-time code."""
-        return [self._bucket(purpose, str(subject), 5, _DAY, 1, 900, is_personal=True)]
+    def session_buckets(self, purpose: str, session_id: object) -> list[Bucket]:
+        """For a caller who proves something once more: the current password, the first code of a new seed."""
+        return [self._bucket(purpose, str(session_id), 5, _DAY, 1, 900, is_personal=True)]
+
+    def code_buckets(self, user_id: UserId, ip: str | None, device_id: str | None, *, is_totp: bool) -> list[Bucket]:
+        """For a log-in that waits for its second factor. `device_id` must have been verified."""
+        device = f"{user_id}|{device_id or network_of(ip, ipv4_prefix=_IPV4_PREFIX)}"
+        if not is_totp:
+            return [self._bucket("recovery", device, 20, 3600, 1, 10, is_personal=True)]
+        pauses = self._bucket("totp", device, 5, _DAY, 1, 900, is_personal=True)
+        if device_id is not None:
+            return [pauses, self._bucket("totp-device", device, _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=True)]
+        return [pauses, *self.strangers_code_bucket(user_id, is_personal=False)]
+
+    def strangers_code_bucket(self, user_id: UserId, *, is_personal: bool = True) -> list[Bucket]:
+        """What a new password opens again."""
+        return [self._bucket("totp-all", str(user_id), _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=is_personal)]
 
     def registration_buckets(self, ip: str | None, limit: int) -> list[Bucket]:
         """For somebody who makes an account or asks for an e-mail."""
@@ -158,8 +185,17 @@ class Throttle:
 
     async def may_mail(self, email_canonical: str) -> bool:
         """Whether an address may be sent one more e-mail at the wish of somebody who need not be its owner."""
+        return await self._has_room(
+            self._bucket("mail", email_canonical, _MAILS_AN_HOUR, 3600, 0, 0, is_personal=False)
+        )
+
+    async def may_warn(self, user_id: UserId) -> bool:
+        """Whether the owner of an account may be warned of guesses; once a day."""
+        return await self._has_room(self._bucket("warning", str(user_id), 1, _DAY, 0, 0, is_personal=False))
+
+    async def _has_room(self, bucket: Bucket) -> bool:
         try:
-            await self.reserve([self._bucket("mail", email_canonical, _MAILS_AN_HOUR, 3600, 0, 0, is_personal=False)])
+            await self.reserve([bucket])
         except TooManyAttempts:
             return False
         return True

@@ -157,6 +157,17 @@ async def enable_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> Endpoin
     return None if row is None else Endpoint(**row)
 
 
+DISABLE_ENDPOINTS = """
+UPDATE jobs.webhook_endpoints SET disabled_at = now(), disabled_reason = $2
+WHERE user_id = $1 AND disabled_at IS NULL
+"""
+
+
+async def disable_endpoints(tx: Tx, user_id: UserId, reason: str) -> None:
+    """All endpoints of a user; `reason` is for the user."""
+    await tx.execute(DISABLE_ENDPOINTS, user_id, reason)
+
+
 RECORD_SUCCESS = """
 UPDATE jobs.webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL
 WHERE user_id = $1 AND id = $2 AND failures > 0

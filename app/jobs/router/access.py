@@ -4,9 +4,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from app.identity.api import Actor, Device
 from app.jobs.service.runtime import JobsRuntime
 from app.kernel.auth import Principal, Require, RequireRole
+from app.kernel.client import client_address, user_agent
 from app.kernel.http import json_fragment
+from app.kernel.resources import ResourcesDep
 
 JobReader = Annotated[Principal, Require("jobs:read")]
 JobWriter = Annotated[Principal, Require("jobs:write")]
@@ -24,6 +27,18 @@ async def _runtime(request: Request) -> JobsRuntime:
 
 
 Runtime = Annotated[JobsRuntime, Depends(_runtime)]
+
+
+async def _device(request: Request, resources: ResourcesDep) -> Device:
+    return Device(client_address(request.scope, resources.http), user_agent(request))
+
+
+DeviceDep = Annotated[Device, Depends(_device)]
+
+
+def actor_of(principal: Principal, device: Device) -> Actor:
+    """The caller as the actor of what the request does."""
+    return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
 
 
 def fragment(text: str | None) -> Any:

@@ -7,7 +7,7 @@ from fastapi import Query, Request, Response
 from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
-from app.jobs.router.access import Runtime, WebhookManager, WebhookSender
+from app.jobs.router.access import DeviceDep, Runtime, WebhookManager, WebhookSender, actor_of
 from app.jobs.schemas import (
     CreateEndpoint,
     DeliveryList,
@@ -46,7 +46,12 @@ async def list_event_types(_: WebhookManager, resources: ResourcesDep, page: Pag
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def create_endpoint(
-    request: Request, principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, body: CreateEndpoint
+    request: Request,
+    principal: WebhookManager,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    device: DeviceDep,
+    body: CreateEndpoint,
 ) -> Response:
     """Register an address. The secret is shown this once."""
     # Names are looked up here, before a connection is held.
@@ -58,7 +63,7 @@ async def create_endpoint(
             resources.keys,
             resources.clock,
             resources.listeners,
-            principal.user_id,
+            actor_of(principal, device),
             url=body.url,
             event_types=body.event_types,
             description=body.description,
@@ -72,7 +77,6 @@ async def create_endpoint(
         principal.user_id,
         operation="jobs.create_endpoint",
         effect=create,
-        single_statement=True,
     )
 
 
@@ -94,14 +98,20 @@ async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpo
 
 @router.patch("/endpoints/{endpoint_id}", response_model=EndpointView)
 async def update_endpoint(
-    principal: WebhookManager, resources: ResourcesDep, runtime: Runtime, endpoint_id: Id, patch: PatchEndpoint
+    principal: WebhookManager,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    device: DeviceDep,
+    endpoint_id: Id,
+    patch: PatchEndpoint,
 ) -> Response:
     """Change an endpoint by a JSON merge patch."""
     endpoint = await endpoints.change_endpoint(
         resources.db,
         runtime.sender,
+        resources.clock,
         resources.listeners,
-        principal.user_id,
+        actor_of(principal, device),
         endpoint_id,
         url=None if patch.url is MISSING else patch.url,
         event_types=None if patch.event_types is MISSING else patch.event_types,
@@ -112,9 +122,11 @@ async def update_endpoint(
 
 
 @router.delete("/endpoints/{endpoint_id}", status_code=204)
-async def delete_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+async def delete_endpoint(
+    principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
+) -> Response:
     """Remove an endpoint."""
-    await endpoints.delete_endpoint(resources.db, principal.user_id, endpoint_id)
+    await endpoints.delete_endpoint(resources.db, resources.clock, actor_of(principal, device), endpoint_id)
     return Response(status_code=204)
 
 
@@ -122,10 +134,12 @@ async def delete_endpoint(principal: WebhookManager, resources: ResourcesDep, en
     "/endpoints/{endpoint_id}/rotate-secret",
     response_model=EndpointCreated,
 )
-async def rotate_secret(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+async def rotate_secret(
+    principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
+) -> Response:
     """A new secret; for a day the old one signs too."""
     created = await endpoints.rotate_secret(
-        resources.db, resources.keys, resources.clock, principal.user_id, endpoint_id
+        resources.db, resources.keys, resources.clock, actor_of(principal, device), endpoint_id
     )
     return json_response(_view(created.endpoint) | {"secret": created.secret})
 
@@ -144,11 +158,14 @@ async def test_endpoint(principal: WebhookSender, resources: ResourcesDep, endpo
 
 
 @router.post("/endpoints/{endpoint_id}/enable", response_model=EndpointView)
-async def enable_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
+async def enable_endpoint(
+    principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
+) -> Response:
     """Send to an endpoint again that was disabled."""
-    return json_response(
-        _view(await endpoints.enable_endpoint(resources.db, resources.listeners, principal.user_id, endpoint_id))
+    endpoint = await endpoints.enable_endpoint(
+        resources.db, resources.clock, resources.listeners, actor_of(principal, device), endpoint_id
     )
+    return json_response(_view(endpoint))
 
 
 @router.get("/deliveries", response_model=DeliveryPage)

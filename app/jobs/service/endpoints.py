@@ -5,6 +5,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import orjson
+
+from app.identity.api import Actor, lock_caller, record_security_event
 from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
 from app.jobs.queries import webhooks as queries
 from app.jobs.records.webhooks import (
@@ -43,13 +46,20 @@ async def create_endpoint(
     keys: Keys,
     clock: Clock,
     listeners: Listeners,
-    user_id: UserId,
+    actor: Actor,
     *,
     url: str,
     event_types: Sequence[str],
     description: str | None,
 ) -> Created:
-    """Registers an address that `sender.check_url` has let pass. Raises TooManyEndpoints."""
+    """Registers an address that `sender.check_url` has let pass. `tx` is a transaction.
+
+    Raises:
+        TokenRevoked: the caller's session or API key has ended meanwhile.
+        TooManyEndpoints
+    """
+    user_id = actor.user_id
+    await lock_caller(tx, clock, actor)
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
     _listen(listeners, tx, user_id, event_types)
@@ -66,6 +76,7 @@ async def create_endpoint(
     )
     if endpoint is None:
         raise TooManyEndpoints
+    await _record(tx, clock, actor, "webhook_endpoint_created", endpoint_id, url=url)
     return Created(endpoint, format_secret(secret))
 
 
@@ -89,8 +100,9 @@ async def get_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endp
 async def change_endpoint(
     db: Database,
     sender: WebhookSender,
+    clock: Clock,
     listeners: Listeners,
-    user_id: UserId,
+    actor: Actor,
     endpoint_id: UUID,
     *,
     url: str | None,
@@ -98,45 +110,99 @@ async def change_endpoint(
     description: str | None,
     has_description: bool,
 ) -> Endpoint:
-    """Raises EndpointNotFound or UrlBlocked."""
+    """Raises TokenRevoked, EndpointNotFound or UrlBlocked."""
     if url is not None:
         await sender.check_url(url)
-    async with db.statement("jobs.change_endpoint") as tx:
-        _listen(listeners, tx, user_id, event_types or ())
+    return await _change_endpoint(
+        db,
+        clock,
+        listeners,
+        actor,
+        endpoint_id,
+        url=url,
+        event_types=event_types,
+        description=description,
+        has_description=has_description,
+    )
+
+
+@retries_conflicts
+async def _change_endpoint(
+    db: Database,
+    clock: Clock,
+    listeners: Listeners,
+    actor: Actor,
+    endpoint_id: UUID,
+    *,
+    url: str | None,
+    event_types: Sequence[str] | None,
+    description: str | None,
+    has_description: bool,
+) -> Endpoint:
+    async with db.transaction("jobs.change_endpoint") as tx:
+        await lock_caller(tx, clock, actor)
+        _listen(listeners, tx, actor.user_id, event_types or ())
         endpoint = await queries.update_endpoint(
             tx,
-            user_id,
+            actor.user_id,
             endpoint_id,
             url=url,
             event_types=sorted(set(event_types)) if event_types is not None else None,
             description=description,
             has_description=has_description,
         )
-    return _found(endpoint)
+        found = _found(endpoint)
+        await _record(tx, clock, actor, "webhook_endpoint_changed", endpoint_id, url=found.url)
+    return found
 
 
-async def delete_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> None:
-    """Deliveries under way end without being sent. Raises EndpointNotFound."""
-    async with db.statement("jobs.delete_endpoint") as tx:
-        if not await queries.delete_endpoint(tx, user_id, endpoint_id):
+@retries_conflicts
+async def delete_endpoint(db: Database, clock: Clock, actor: Actor, endpoint_id: UUID) -> None:
+    """Deliveries under way end without being sent. Raises TokenRevoked or EndpointNotFound."""
+    async with db.transaction("jobs.delete_endpoint") as tx:
+        await lock_caller(tx, clock, actor)
+        if not await queries.delete_endpoint(tx, actor.user_id, endpoint_id):
             raise EndpointNotFound
+        await _record(tx, clock, actor, "webhook_endpoint_deleted", endpoint_id)
 
 
-async def rotate_secret(db: Database, keys: Keys, clock: Clock, user_id: UserId, endpoint_id: UUID) -> Created:
-    """A new secret; for a day both it and the old one sign. Raises EndpointNotFound."""
+@retries_conflicts
+async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, endpoint_id: UUID) -> Created:
+    """A new secret; for a day both it and the old one sign. Raises TokenRevoked or EndpointNotFound."""
     secret = secrets.token_bytes(SECRET_BYTES)
     sealed = keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
-    async with db.statement("jobs.rotate_secret") as tx:
-        endpoint = await queries.rotate_secret(tx, user_id, endpoint_id, sealed, clock.now() + OLD_SECRET_TTL)
-    return Created(_found(endpoint), format_secret(secret))
+    async with db.transaction("jobs.rotate_secret") as tx:
+        await lock_caller(tx, clock, actor)
+        endpoint = await queries.rotate_secret(tx, actor.user_id, endpoint_id, sealed, clock.now() + OLD_SECRET_TTL)
+        found = _found(endpoint)
+        await _record(tx, clock, actor, "webhook_secret_rotated", endpoint_id)
+    return Created(found, format_secret(secret))
 
 
-async def enable_endpoint(db: Database, listeners: Listeners, user_id: UserId, endpoint_id: UUID) -> Endpoint:
-    """Raises EndpointNotFound."""
-    async with db.statement("jobs.enable_endpoint") as tx:
+@retries_conflicts
+async def enable_endpoint(
+    db: Database, clock: Clock, listeners: Listeners, actor: Actor, endpoint_id: UUID
+) -> Endpoint:
+    """Raises TokenRevoked or EndpointNotFound."""
+    async with db.transaction("jobs.enable_endpoint") as tx:
+        await lock_caller(tx, clock, actor)
         # Before its events are known: a false alarm ends with the next read of the listeners.
-        _listen(listeners, tx, user_id, ADMIN_EVENTS)
-        return _found(await queries.enable_endpoint(tx, user_id, endpoint_id))
+        _listen(listeners, tx, actor.user_id, ADMIN_EVENTS)
+        found = _found(await queries.enable_endpoint(tx, actor.user_id, endpoint_id))
+        await _record(tx, clock, actor, "webhook_endpoint_enabled", endpoint_id)
+    return found
+
+
+async def _record(tx: Tx, clock: Clock, actor: Actor, action: str, endpoint_id: UUID, **data: str) -> None:
+    text = orjson.dumps({"endpoint_id": str(endpoint_id)} | data).decode()
+    await record_security_event(tx, clock, actor, action, data=text)
+
+
+async def disable_endpoints(tx: Tx, user_id: UserId) -> None:
+    """For an account whose credentials have just ended, because another person than the owner may have made them. The
+    owner can enable them again.
+    """
+    await queries.disable_endpoints(tx, user_id, "credentials_ended")
 
 
 @retries_conflicts

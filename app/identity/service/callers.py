@@ -1,0 +1,41 @@
+"""Binding a unit of work to the caller that asked for it.
+
+A request is authenticated when it comes, and does its work later: behind a password hash, a queue for a connection, or
+a lock. Meanwhile the owner may have reset the password, and what the request would make then must not outlive that.
+"""
+
+from app.identity.errors import InvalidCurrentPassword
+from app.identity.queries.accounts import lock_caller as lock_caller_row
+from app.identity.records import Account, Actor
+from app.identity.service.authentication import TokenRevoked
+from app.kernel.auth import RoleRequired
+from app.kernel.clock import Clock
+from app.kernel.database import Tx
+
+
+async def lock_caller(tx: Tx, clock: Clock, actor: Actor, *, version: int | None = None) -> Account:
+    """The actor's account, locked until the end of `tx`, which is a transaction and begins with this.
+
+    `version`: that of the account when the actor proved the password.
+
+    Raises:
+        TokenRevoked: the session or the API key of the actor has ended, or the account.
+        InvalidCurrentPassword: the account has left `version`.
+    """
+    account = await lock_caller_row(tx, actor.user_id, actor.session_id, actor.api_key_id, clock.now())
+    if account is None:
+        raise TokenRevoked
+    if version is not None and account.version != version:
+        raise InvalidCurrentPassword
+    return account
+
+
+async def lock_admin(tx: Tx, clock: Clock, actor: Actor) -> None:
+    """Locks the actor, who must be an administrator still.
+
+    Raises:
+        TokenRevoked, RoleRequired
+    """
+    account = await lock_caller(tx, clock, actor)
+    if account.role != "admin":
+        raise RoleRequired("This needs the role admin.")
