@@ -1,4 +1,4 @@
-"""Links carry the version of their account and end with it; log-ins are counted, so that two at once notice each other."""
+"""Links carry the version of their account and end with it; log-ins are counted, so that parallel ones notice it."""
 
 from alembic import op
 
