@@ -48,7 +48,7 @@ async def test_search_uses_its_index(connection: Connection, client: httpx.Async
     await connection.execute("""
         INSERT INTO identity.accounts (user_id, email, email_canonical)
         SELECT gen_random_uuid(), e, e
-          FROM (SELECT 'person' || n || '@example.com' AS e FROM generate_series(1, 20000) AS n)
+          FROM (SELECT 'person' || n || '@example.com' AS e FROM generate_series(1, 20000) AS n) AS addresses
     """)
     await connection.execute("VACUUM ANALYZE identity.accounts")
     plan = await connection.fetch(
