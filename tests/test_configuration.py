@@ -82,7 +82,6 @@ def test_a_large_default_is_told_in_a_larger_unit_too() -> None:
         ("APP_JOBS_ARTIFACT_S3_SECRET", "zqx", "********"),
         ("APP_JOBS_ARTIFACT_S3_ENDPOINT", "https://user:zqx@s3.example/x", "https://********@s3.example/x"),
         ("APP_JOBS_ARTIFACT_S3_ENDPOINT", "https://s3.example:9000", "https://s3.example:9000"),
-        ("APP_PUBLIC_URL", "https://zqx@api.example", "https://********@api.example"),
         ("APP_DATABASE_URL", "postgresql://app:zqx@a:1,b:2/x", "postgresql://********@a:1,b:2/x"),
         ("APP_DATABASE_URL", "postgresql:///x?password=zqx", "postgresql:///x?********"),
         ("APP_DATABASE_URL", "postgresql://app:1/zqx@db/x", "postgresql://********"),
