@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from app.jobs.api import insert_jobs, list_listeners
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
-from app.kernel.clock import Clock, SystemClock
+from app.kernel.clock import Clock, SteadyClock
 from app.kernel.cluster import ClusterGateway
 from app.kernel.database import Database
 from app.kernel.keys import Keys
@@ -28,7 +28,7 @@ _logger = get_logger(__name__)
 
 def make_resources(settings: Settings, *, application_name: str, clock: Clock | None = None) -> Resources:
     """Everything shared, wired but not yet connected. Subscribe to the bus before `open_resources`."""
-    clock = clock or SystemClock()
+    clock = clock or SteadyClock()
     redis = RedisGateway(settings.redis)
     bus = Bus(redis)
     cache_redis = _own_server(settings.redis, settings.redis.cache_url, cluster=settings.redis.cache_cluster) or redis

@@ -30,7 +30,7 @@ from app.jobs.api import (
 )
 from app.jobs.settings import JobsSettings
 from app.kernel.collector import rare_collections
-from app.kernel.database import Database
+from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
 from app.kernel.queue import JobKind, Queue
 from app.kernel.queue.consumer import consume
@@ -135,6 +135,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     # than the jobs.
     await resources.db.open()
     endless: list[Callable[[], Awaitable[None]]] = [
+        partial(follow_database_time, db, clock),
         executor.ends.write_for_ever,
         executor.ends.announce_for_ever,
         partial(executor.maintain, runner),

@@ -1,6 +1,5 @@
 """Sessions, and the revocations that end them at once."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -229,33 +228,37 @@ async def revoke_sessions(tx: Tx, end: SessionsEnd) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-# The age is measured by the clock that wrote the rows; that of this machine may differ from it by minutes.
+# Age and end are measured by the clock that wrote the rows; that of this machine may differ from it by minutes.
 LIST_REVOCATIONS = """
-SELECT kind, subject, version, expires_at
-  FROM identity.revocations
- WHERE created_at > clock_timestamp() - make_interval(secs => $1) AND expires_at > $2
+SELECT clock.now AS told, revocation.kind, revocation.subject, revocation.version, revocation.expires_at
+  FROM (SELECT clock_timestamp() AS now) AS clock
+  LEFT JOIN identity.revocations AS revocation
+    ON revocation.created_at > clock.now - make_interval(secs => $1) AND revocation.expires_at > clock.now
 """
 
 
-async def list_revocations(conn: ReadConn, age: float, now: datetime) -> Sequence[Revocation]:
-    """Those written in the last `age` seconds that still matter at `now`."""
-    return [Revocation(**row) for row in await conn.fetch(LIST_REVOCATIONS, age, now)]
+async def list_revocations(conn: ReadConn, age: float) -> tuple[datetime, list[Revocation]]:
+    """The time of the database, and the revocations of the last `age` seconds that still matter then."""
+    rows = await conn.fetch(LIST_REVOCATIONS, age)
+    found = [Revocation(row["kind"], row["subject"], row["version"], row["expires_at"]) for row in rows if row["kind"]]
+    return rows[0]["told"], found
 
 
+# A day longer than they matter, so that they are there still when the clock of the database is set back.
 DELETE_EXPIRED_REVOCATIONS = """
 DELETE FROM identity.revocations
  WHERE id IN (
        SELECT id FROM identity.revocations
-        WHERE expires_at < $1
+        WHERE expires_at < clock_timestamp() - interval '1 day'
         ORDER BY expires_at
-        LIMIT $2
+        LIMIT $1
         FOR UPDATE SKIP LOCKED)
 """
 
 
-async def delete_expired_revocations(tx: Tx, now: datetime, limit: int) -> int:
+async def delete_expired_revocations(tx: Tx, limit: int) -> int:
     """Deletes up to `limit` that no living token can be refused for any more; the answer is how many."""
-    return int((await tx.execute(DELETE_EXPIRED_REVOCATIONS, now, limit)).removeprefix("DELETE "))
+    return int((await tx.execute(DELETE_EXPIRED_REVOCATIONS, limit)).removeprefix("DELETE "))
 
 
 DELETE_ENDED_SESSIONS = """

@@ -27,9 +27,7 @@ async def clean(db: Database, clock: Clock) -> int:
         await in_batches(
             db, "identity.clean_one_time_tokens", lambda tx, limit: delete_expired_one_time_tokens(tx, now, limit)
         )
-        + await in_batches(
-            db, "identity.clean_revocations", lambda tx, limit: delete_expired_revocations(tx, now, limit)
-        )
+        + await in_batches(db, "identity.clean_revocations", delete_expired_revocations)
         + await in_batches(
             db, "identity.clean_sessions", lambda tx, limit: delete_ended_sessions(tx, now - _KEPT_FOR, limit)
         )

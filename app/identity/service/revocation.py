@@ -9,12 +9,16 @@ process says that it has it; only then does the request answer. Nets under that,
   still), none of its requests is trusted without a read of the rows that began after the request came; requests that
   wait at the same time share one read.
 - If Postgres cannot be asked then, the answer is 503, never a guess.
+
+When a revocation matters no more is told by the clock of Postgres alone, which each read brings along. A clock of this
+machine that is set, forward or back, neither forgets one nor brings a token back to life. When the clock of Postgres
+itself is set, as after a failover, all rows are read again before the process goes by it.
 """
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic
 from uuid import UUID
 
@@ -25,8 +29,8 @@ from app.identity.queries.sessions import list_revocations
 from app.identity.records import Revocation
 from app.kernel.background import Background
 from app.kernel.bus import Bus
-from app.kernel.clock import Clock
-from app.kernel.database import Database, Tx
+from app.kernel.clock import Clock, SteadyClock, elapsed
+from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import new_id
 from app.kernel.redis import RedisUnavailable
@@ -36,6 +40,8 @@ _CHANNEL = "onehop:revocations"
 _ACK_CHANNEL = "onehop:revocations:ack"
 _ACK_SECONDS = 0.25
 _FORGET_SECONDS = 300.0
+# Between two reads the clock of Postgres has to go as far as that of this machine, but for the round trips.
+_LARGEST_DRIFT = 5.0
 # Rows are read again for so many seconds, because a transaction may commit after a younger one.
 _OVERLAP = 30.0
 _FROM_THE_BEGINNING = 1e9
@@ -67,6 +73,8 @@ class RevocationFeed:
         self._acks: dict[UUID, tuple[int, asyncio.Future[None]]] = {}
         # When the newest complete read began, and what it was good for: the bus connected, the process awake.
         self._read_at: float | None = None
+        # What Postgres told in that read, and how far this machine's clock was then.
+        self._told: tuple[datetime, float] | None = None
         self._beat_at = monotonic()
         self._epoch = 0
         self._complete_epoch = -1
@@ -102,6 +110,13 @@ class RevocationFeed:
             return True
         minimum = self._versions.get(user_id)
         return minimum is not None and version < minimum[0]
+
+    def database_now(self) -> datetime:
+        """The time of Postgres, as the newest read and a clock that is never set tell it."""
+        if self._told is None:
+            return self._clock.now()
+        told, at = self._told
+        return told + timedelta(seconds=elapsed() - at)
 
     async def refresh(self) -> None:
         """Returns after a read of the rows that began after this call.
@@ -183,22 +198,36 @@ class RevocationFeed:
         age = began_at - self._read_at + _OVERLAP if self._read_at is not None else _FROM_THE_BEGINNING
         try:
             async with self._db.read("identity.revocations") as conn:
-                self._apply(await list_revocations(conn, age, self._clock.now()))
+                await self._read_rows(conn, age)
             self._read_at = began_at
             self._complete_epoch = epoch
             self._reads_done = number
         finally:
             self._reading = None
 
+    async def _read_rows(self, conn: ReadConn, age: float) -> None:
+        asked_at, expected = elapsed(), self.database_now()
+        told, revocations = await list_revocations(conn, age)
+        ahead = (told - expected).total_seconds()
+        if self._told is not None and not -_LARGEST_DRIFT < ahead < elapsed() - asked_at + _LARGEST_DRIFT:
+            _logger.warning("identity.database_clock_set", seconds=round(ahead, 3))
+            asked_at = elapsed()
+            told, revocations = await list_revocations(conn, _FROM_THE_BEGINNING)
+        self._apply(revocations)
+        answered_at = elapsed()
+        self._told = (told, asked_at)
+        if isinstance(self._clock, SteadyClock):
+            # Behind the rows, so that no token comes back to life before they are known.
+            self._clock.learn(told, asked_at, answered_at)
+
     async def _poll_for_ever(self) -> None:
-        forgot_at = self._clock.now()
+        forgot_at = monotonic()
         while True:
             try:
                 await self.refresh()
-                now = self._clock.now()
-                if (now - forgot_at).total_seconds() > _FORGET_SECONDS:
-                    forgot_at = now
-                    self._forget_expired(now)
+                if monotonic() - forgot_at > _FORGET_SECONDS and self._told is not None:
+                    forgot_at = monotonic()
+                    self._forget_expired(self._told[0])
             except Unavailable as error:
                 _logger.debug("revocations cannot be read", error=error.code)
             except Exception:
@@ -206,8 +235,8 @@ class RevocationFeed:
             await asyncio.sleep(self._poll_seconds)
 
     def _forget_expired(self, now: datetime) -> None:
-        """Drops what no living token can be refused for any more. Its rows go by `cleaning`, because whoever revokes a
-        token relies on this loop to come round in time.
+        """Drops what no living token can be refused for any more at `now` of Postgres. The rows go by `cleaning`,
+        because a request that revokes a token relies on this loop to come round in time.
         """
         for known in (self._sessions, self._api_keys):
             for subject in [subject for subject, end in known.items() if end < now]:

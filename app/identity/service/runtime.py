@@ -66,7 +66,7 @@ class Identity:
     def revocations_end(self) -> datetime:
         """When nothing that a process may remember of a token or key of now is trusted any more."""
         seconds = max(self.issuer.lifetime, API_KEY_SECONDS) + _REVOCATION_MARGIN
-        return self.clock.now() + timedelta(seconds=seconds)
+        return self.feed.database_now() + timedelta(seconds=seconds)
 
 
 def make_identity(

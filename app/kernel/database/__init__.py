@@ -23,6 +23,7 @@ from app.kernel.database.failures import (
 from app.kernel.database.gateway import Database, Statement
 from app.kernel.database.replicas import UNKNOWN_POSITION
 from app.kernel.database.retrying import MAX_CONFLICT_RETRIES, retries_conflicts, retries_lost_sessions
+from app.kernel.database.time import follow_database_time
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Row, Tx
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Statement",
     "TransactionConflict",
     "Tx",
+    "follow_database_time",
     "in_batches",
     "retries_conflicts",
     "retries_lost_sessions",
