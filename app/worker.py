@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import start_http_server
 
 from app.composition import close_resources, make_resources
-from app.identity.api import IdentityTasks
+from app.identity.api import IdentityTasks, confirm_secret
 from app.jobs.api import (
     JOB_KINDS,
     LANES,
@@ -140,6 +140,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         executor.ends.announce_for_ever,
         partial(executor.maintain, runner),
         relay.run,
+        partial(confirm_secret, db, resources.keys),
         *(partial(consume, ring, queue, runner, executor) for ring in range(len(queue.urls))),
     ]
     loops = [asyncio.create_task(_keep_running(loop)) for loop in endless]

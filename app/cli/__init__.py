@@ -10,12 +10,11 @@ from app.cli.environment import explanation, fail, servers_for_settings
 from app.cli.identity import keys, users
 from app.cli.jobs import jobs
 from app.cli.terminal import say
+from app.kernel.errors import EXIT_CONFIG
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-# sysexits.h: the settings are wrong; restarting without changing them is of no use.
-EXIT_CONFIG = 78
 _APP = Path(__file__).resolve().parents[1]
 
 cli = typer.Typer(
@@ -68,7 +67,9 @@ def dev(
         fail(problem)
     try:
         run_everything(settings, reload=reload)
-    except (EmbeddedServerError, ProgramFailed, ConnectionError) as error:
+    except ProgramFailed as error:
+        fail(str(error), code=error.code)
+    except (EmbeddedServerError, ConnectionError) as error:
         fail(str(error))
 
 
@@ -185,6 +186,7 @@ def prepare(report: Annotated[Path, typer.Argument()]) -> None:
     """What `dev` runs first: schema and demo data in one process; the log-ins go to REPORT as JSON."""
     import asyncio
 
+    from app.cli.identity import check_installation_secret
     from app.demo import seed as add_demo_data
     from app.kernel.schema import is_newest
     from app.settings import load_settings
@@ -197,6 +199,7 @@ def prepare(report: Annotated[Path, typer.Argument()]) -> None:
             from app.kernel.migrations import upgrade
 
             await upgrade(settings.database.direct_dsn)
+        await check_installation_secret(settings)
         return [account.log_in for account in await add_demo_data(settings)]
 
     report.write_text(json.dumps(asyncio.run(both())), encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+from app.cli.identity import check_installation_secret
 from app.cli.probe import is_served_by_onehop
 from app.composition import close_resources, make_resources, memory_findings
 from app.kernel.database import Database, DatabaseUnavailable
@@ -121,9 +122,18 @@ async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
     current, newest = await status(settings.database.direct_dsn)
     if current == newest:
         yield Finding("Schema", "ok", f"{current} is the newest")
+        yield await _secret(settings)
     else:
         hint = f"{current or 'empty'}, but {newest} is the newest: python -m app migrate up"
         yield Finding("Schema", "FAIL", hint)
+
+
+async def _secret(settings: Settings) -> Finding:
+    try:
+        await check_installation_secret(settings)
+    except SettingsError as error:
+        return Finding("Secret", "FAIL", "; ".join(error.problems))
+    return Finding("Secret", "ok", "APP_SECRET_KEY is the one that this database is used with")
 
 
 async def _redis_version(redis: RedisGateway) -> str:

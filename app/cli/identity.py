@@ -1,6 +1,7 @@
 """`python -m app users …` and `python -m app keys …`."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,8 @@ from app.cli.environment import servers_for_settings
 from app.cli.terminal import read_secret, say
 
 if TYPE_CHECKING:
+    from app.kernel.database import Database
+    from app.kernel.keys import Keys
     from app.settings import Settings
 
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
@@ -62,17 +65,49 @@ def create_admin(
 @keys.command("rotate")
 def rotate() -> None:
     """Retire the active key, activate the next one, and publish another next one."""
-    from app.composition import close_resources, make_resources
-    from app.identity.api import rotate_signing_keys
+    from app.identity.api import check_secret, rotate_signing_keys
 
-    async def rotate_keys(settings: "Settings") -> str:
+    async def rotate_keys(db: "Database", secrets: "Keys") -> str:
+        await check_secret(db, secrets)
+        return await rotate_signing_keys(db, secrets)
+
+    active = _with_keys(rotate_keys)
+    say(f"{active} signs from now on; processes take it over within a minute.")
+
+
+@keys.command("replace")
+def replace() -> None:
+    """Make new keys in place of all there are, after APP_SECRET_KEY was lost or changed; everybody logs in again."""
+    from app.identity.api import replace_signing_keys
+
+    active = _with_keys(replace_signing_keys)
+    say(f"{active} signs from now on, and no older token counts. Restart the processes that run with another secret.")
+
+
+def _with_keys(work: "Callable[[Database, Keys], Awaitable[str]]") -> str:
+    from app.composition import close_resources, make_resources
+
+    async def run(settings: "Settings") -> str:
         resources = make_resources(settings, application_name="onehop-cli")
         await resources.db.open()
         try:
-            return await rotate_signing_keys(resources.db, resources.keys)
+            return await work(resources.db, resources.keys)
         finally:
             await close_resources(resources)
 
     with servers_for_settings() as settings:
-        active = asyncio.run(rotate_keys(settings))
-    say(f"{active} signs from now on; processes take it over within a minute.")
+        return asyncio.run(run(settings))
+
+
+async def check_installation_secret(settings: "Settings") -> None:
+    """Raises SettingsError if the database was used with another APP_SECRET_KEY."""
+    from app.identity.api import check_secret
+    from app.kernel.database import Database
+    from app.kernel.keys import Keys
+
+    db = Database(settings.database, application_name="onehop-cli")
+    await db.open()
+    try:
+        await check_secret(db, Keys(settings.secret_key.get_secret_value()))
+    finally:
+        await db.close()

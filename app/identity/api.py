@@ -6,9 +6,9 @@ from app.identity.service.auditing import note as record_security_event
 from app.identity.service.callers import lock_admin, lock_caller
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
-from app.identity.service.key_rotation import rotate_signing_keys
+from app.identity.service.key_rotation import check_secret, replace_signing_keys, rotate_signing_keys
 from app.identity.service.provisioning import provision_account
-from app.identity.service.runtime import Identity, make_identity, run_identity
+from app.identity.service.runtime import Identity, confirm_secret, make_identity, run_identity
 from app.identity.tasks import IdentityTasks
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Identity",
     "IdentityTasks",
     "PasswordHashing",
+    "check_secret",
+    "confirm_secret",
     "export_identity",
     "list_admins",
     "lock_admin",
@@ -24,6 +26,7 @@ __all__ = [
     "make_identity",
     "provision_account",
     "record_security_event",
+    "replace_signing_keys",
     "rotate_signing_keys",
     "run_identity",
 ]

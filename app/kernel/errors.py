@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+# sysexits.h: the settings are wrong; restarting without changing them is of no use.
+EXIT_CONFIG = 78
+
 
 @dataclass(frozen=True, slots=True)
 class FieldError:

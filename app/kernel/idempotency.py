@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from app.kernel.database import Database, Tx, retries_conflicts, retries_lost_sessions
 from app.kernel.errors import BadRequest, Conflict, Unprocessable
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
+from app.kernel.keys import Keys, SealBroken
 from app.kernel.resources import Resources
 
 KEPT_FOR = timedelta(hours=24)
@@ -147,7 +147,11 @@ async def _with_key(
                 _outcomes_total.labels("reused").inc()
                 raise IdempotencyKeyReused
             _outcomes_total.labels("replayed").inc()
-            return _unpack(resources.keys, stored["status"], stored["body"], seal_context)
+            try:
+                return _unpack(resources.keys, stored["status"], stored["body"], seal_context)
+            except SealBroken as error:
+                # Sealed before APP_SECRET_KEY changed: it was done, but the answer cannot be given again.
+                raise IdempotencyKeyReused("The answer of then can no longer be read. Use a new key.") from error
         response = await effect(tx)
         if response.status_code < _SERVER_ERROR:
             sealed = _pack(resources.keys, response, seal_context)

@@ -21,6 +21,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from app.kernel.embedded.privileges import become
+from app.kernel.errors import EXIT_CONFIG
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HEALTHY_SECONDS = 30.0
@@ -29,7 +30,11 @@ _WORST_START = 3
 
 
 class ProgramFailed(Exception):
-    """A program could not do its work; the message is for the person at the terminal."""
+    """A program could not do its work; the message is for the person at the terminal, `code` for the exit."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ class Supervisor:
             self._wait(0.5)
         self._tasks.remove(task)
         if task.process.returncode != 0:
-            raise ProgramFailed(f"{task.program.name} failed ({_ending(task.process.returncode)})")
+            raise _failure(task.program, f"failed ({_ending(task.process.returncode)})", task.process.returncode)
         return not self.is_stopping
 
     def start(self, program: Program) -> None:
@@ -189,6 +194,8 @@ class Supervisor:
                 _kill(child.process)
                 child.failures = 1 if now - child.started_at > _HEALTHY_SECONDS else child.failures + 1
                 ending = _ending(child.process.returncode)
+                if child.process.returncode == EXIT_CONFIG:
+                    raise _failure(child.program, "", EXIT_CONFIG)
                 if not self._was_ready and child.failures >= _WORST_START:
                     raise ProgramFailed(f"{child.program.name} ended {child.failures} times while starting ({ending})")
                 pause = min(0.25 * 2**child.failures, _LONGEST_PAUSE_SECONDS)
@@ -222,6 +229,12 @@ class Supervisor:
             with suppress(subprocess.TimeoutExpired):
                 task.process.wait(task.program.stop_seconds)
             _kill(task.process)
+
+
+def _failure(program: Program, what: str, code: int) -> ProgramFailed:
+    if code == EXIT_CONFIG:
+        return ProgramFailed(f"{program.name} cannot work with these settings; the lines above say why", EXIT_CONFIG)
+    return ProgramFailed(f"{program.name} {what}")
 
 
 def _spawn(program: Program, *, reads_terminal: bool = False) -> "subprocess.Popen[bytes]":

@@ -1,8 +1,12 @@
 """`python -m app users …` and `python -m app keys …`, as an operator runs them."""
 
+import asyncio
+
 import httpx
 import pytest
 
+from tests.fixtures.answers import problem_of
+from tests.fixtures.application import Processes, free_port
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.shell import Shell
@@ -65,3 +69,61 @@ async def test_an_operator_rotates_the_keys(shell: Shell, person: Person, connec
     assert [row["state"] for row in rows] == ["active", "next", "retired"]
     assert rows[0]["kid"] == expected
     assert (await person.get("/v1/auth/sessions")).status_code == 200
+
+
+ANOTHER_SECRET = "p2Wn8sKd4LqYv7TzR3hXc9MbG6fJa5Ue"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", [("serve",), ("serve", "--workers", "2"), ("worker",)], ids=" ".join)
+async def test_no_process_waits_for_what_another_secret_has_sealed(
+    processes: Processes, person: Person, command: tuple[str, ...]
+) -> None:
+    """As after a restore from a dump alone."""
+    process = await processes.start(*command, APP_SECRET_KEY=ANOTHER_SECRET, PORT=str(free_port()))
+    assert await asyncio.wait_for(process.wait(), 300) == 78
+    logged = processes.logged()
+    assert "were sealed with another secret" in logged
+    assert "Traceback" not in logged
+
+
+@pytest.mark.timeout(600)
+async def test_new_keys_replace_those_of_another_secret(
+    shell: Shell, processes: Processes, person: Person, connection: Connection, environment: dict[str, str]
+) -> None:
+    before = await connection.fetch("SELECT kid, private_sealed FROM identity.signing_keys ORDER BY kid")
+    environment["APP_SECRET_KEY"] = ANOTHER_SECRET
+    sick = await processes.start("doctor", APP_SECRET_KEY=ANOTHER_SECRET, PORT=str(free_port()))
+    assert await asyncio.wait_for(sick.wait(), 300) == 1
+    assert "FAIL Secret: APP_SECRET_KEY: the signing keys" in processes.logged()
+    assert (await shell("keys", "rotate"))[0] != 0
+    # Nothing has been changed so far.
+    assert await connection.fetch("SELECT kid, private_sealed FROM identity.signing_keys ORDER BY kid") == before
+    status, output = await shell("keys", "replace")
+    active = await connection.fetchval("SELECT kid FROM identity.signing_keys WHERE state = 'active'")
+    assert (status, output.split()[0]) == (0, active)
+    kids = {row["kid"] for row in await connection.fetch("SELECT kid FROM identity.signing_keys")}
+    assert len(kids) == 2
+    assert kids.isdisjoint(row["kid"] for row in before)
+    well = await processes.start("doctor", APP_SECRET_KEY=ANOTHER_SECRET, PORT=str(free_port()))
+    assert await asyncio.wait_for(well.wait(), 300) == 0
+    assert "ok   Secret: " in processes.logged()
+
+
+async def test_a_running_process_keeps_its_keys_when_others_are_sealed_anew(
+    shell: Shell, person: Person, client: httpx.AsyncClient, environment: dict[str, str]
+) -> None:
+    environment["APP_SECRET_KEY"] = ANOTHER_SECRET
+    assert (await shell("keys", "replace"))[0] == 0
+    assert (await person.get("/v1/auth/sessions")).status_code == 200
+
+
+async def test_what_another_secret_has_sealed_fails_no_request(
+    person: Person, connection: Connection, client: httpx.AsyncClient
+) -> None:
+    """The answer that was kept for an Idempotency-Key."""
+    again = {"Idempotency-Key": "one"}
+    body = {"kind": "export.events", "args": {"format": "csv"}}
+    assert (await person.post("/v1/jobs", json=body, headers=again)).status_code == 202
+    await connection.execute("UPDATE kernel.idempotency_keys SET body = decode(repeat('00', 64), 'hex')")
+    problem_of(await person.post("/v1/jobs", json=body, headers=again), 422, "idempotency_key_reused")

@@ -70,3 +70,10 @@ DELETE FROM identity.signing_keys WHERE state = 'retired' AND retired_at < now()
 
 async def delete_old_signing_keys(tx: Tx) -> None:
     await tx.execute(DELETE_OLD_SIGNING_KEYS)
+
+
+DELETE_ALL_SIGNING_KEYS = "DELETE FROM identity.signing_keys"
+
+
+async def delete_all_signing_keys(tx: Tx) -> None:
+    await tx.execute(DELETE_ALL_SIGNING_KEYS)

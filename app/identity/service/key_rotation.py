@@ -6,13 +6,21 @@ what it has signed for a day more.
 
 from app.identity.queries.signing_keys import (
     activate_next_signing_key,
+    delete_all_signing_keys,
     delete_old_signing_keys,
     insert_signing_key,
+    list_signing_keys,
     retire_signing_key,
 )
-from app.identity.service.tokens import new_signing_key
+from app.identity.service.tokens import KeyRing, new_signing_key
 from app.kernel.database import Database, retries_conflicts
-from app.kernel.keys import Keys
+from app.kernel.keys import Keys, SealBroken
+from app.kernel.settings import SettingsError
+
+SEALED_BY_ANOTHER = (
+    "APP_SECRET_KEY: the signing keys in this database were sealed with another secret. Set the one that the database "
+    "was used with; if that is lost or must not be used again: python -m app keys replace"
+)
 
 
 @retries_conflicts
@@ -28,3 +36,31 @@ async def rotate_signing_keys(db: Database, keys: Keys) -> str:
         await insert_signing_key(tx, new_signing_key(keys, "next"))
         await delete_old_signing_keys(tx)
     return active
+
+
+async def check_secret(db: Database, keys: Keys) -> None:
+    """Reads the active signing key, if there is one.
+
+    Raises:
+        SettingsError: it was sealed with another secret than that of `keys`.
+    """
+    async with db.read("identity.signing_keys") as conn:
+        rows = await list_signing_keys(conn)
+    try:
+        KeyRing(keys).load(rows)
+    except SealBroken as error:
+        raise SettingsError([SEALED_BY_ANOTHER]) from error
+
+
+@retries_conflicts
+async def replace_signing_keys(db: Database, keys: Keys) -> str:
+    """Makes new keys in place of all there are, whatever they were sealed with; the answer is the active key's id.
+
+    No token that the old ones have signed is accepted any more.
+    """
+    active = new_signing_key(keys, "active")
+    async with db.transaction("identity.replace_keys") as tx:
+        await delete_all_signing_keys(tx)
+        await insert_signing_key(tx, active)
+        await insert_signing_key(tx, new_signing_key(keys, "next"))
+    return active.kid

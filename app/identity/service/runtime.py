@@ -12,6 +12,7 @@ from app.identity.service.cleaning import clean_for_ever
 from app.identity.service.devices import Devices
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.issuing import TokenIssuer
+from app.identity.service.key_rotation import SEALED_BY_ANOTHER, check_secret
 from app.identity.service.publishing import SessionEnds
 from app.identity.service.redis_clock import RedisClock
 from app.identity.service.revocation import RevocationFeed
@@ -21,12 +22,15 @@ from app.identity.settings import IdentitySettings
 from app.kernel.background import Background
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
+from app.kernel.database.failures import outside_cause
 from app.kernel.errors import Unavailable
+from app.kernel.exits import end_misconfigured
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
+from app.kernel.keys import Keys, SealBroken
 from app.kernel.listeners import Listeners
 from app.kernel.queue import Queue
 from app.kernel.resources import Resources
+from app.kernel.settings import SettingsError
 from app.kernel.telemetry import get_logger
 
 # Revocations outlive everything they refuse, clocks that differ included.
@@ -145,12 +149,34 @@ async def load_signing_keys(key_ring: KeyRing, db: Database, keys: Keys) -> None
 
 
 async def _load_keys_for_ever(key_ring: KeyRing, db: Database, keys: Keys, loaded: asyncio.Event) -> None:
+    failure: str | None = None
     while True:
         try:
             await load_signing_keys(key_ring, db, keys)
             loaded.set()
+            failure = None
         except Unavailable:
             _logger.debug("the signing keys cannot be read")
-        except Exception:
-            _logger.exception("loading the signing keys failed")
+        except SealBroken:
+            if not loaded.is_set():
+                end_misconfigured(SettingsError([SEALED_BY_ANOTHER]))
+            # Those of before are still good. Ended now, this process would be missed before its successor is there.
+            _logger.error("identity.signing_keys_unreadable", reason=SEALED_BY_ANOTHER)  # noqa: TRY400 - the text says all
+        except Exception as error:
+            # Twice a second, so each cause is told once.
+            before, failure = failure, outside_cause(error) or repr(error)
+            if failure != before:
+                _logger.exception("identity.signing_keys_not_loaded", reason=failure)
         await asyncio.sleep(_RELOAD_SECONDS if loaded.is_set() else _RETRY_SECONDS)
+
+
+async def confirm_secret(db: Database, keys: Keys) -> None:
+    """Returns once the database has told that this installation's secret is the right one; else the process ends."""
+    while True:
+        try:
+            await check_secret(db, keys)
+            return
+        except SettingsError as error:
+            end_misconfigured(error)
+        except Unavailable:
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -29,7 +29,10 @@ from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
+from app.kernel.keys import SealBroken
+from app.kernel.telemetry import get_logger
 
+_logger = get_logger(__name__)
 ISSUER = "Onehop"
 _STEP_SECONDS = 30
 _DIGITS = 6
@@ -223,7 +226,12 @@ async def _factor(db: Database, user_id: UserId) -> TotpFactor | None:
 
 def _matching_step(identity: Identity, user_id: UserId, factor: TotpFactor, code: str) -> int | None:
     """The time step that `code` belongs to, if it is near and newer than the last one used."""
-    secret = identity.keys.open(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()
+    try:
+        secret = identity.keys.open(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()
+    except SealBroken:
+        # Sealed before APP_SECRET_KEY changed. No code fits any more; a recovery code, which is not sealed, does.
+        _logger.error("identity.second_factor_unreadable", user_id=str(user_id))  # noqa: TRY400 - the text says all
+        return None
     totp = pyotp.TOTP(secret)
     present = int(identity.clock.timestamp()) // _STEP_SECONDS
     for step in range(present - _DRIFT_STEPS, present + _DRIFT_STEPS + 1):

@@ -23,7 +23,7 @@ from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_admin_event, publish_event
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
+from app.kernel.keys import Keys, SealBroken
 from app.kernel.listeners import KIND_PUBLISH
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, RetryJob, SnoozeJob, job
 
@@ -113,10 +113,15 @@ class WebhookDeliverer:
 
     async def _send(self, ctx: JobContext, endpoint: Endpoint, message: Message) -> Answer:
         now = ctx.clock.now()
-        secrets = [self._keys.open(SEAL_PURPOSE, endpoint.secret, context=endpoint.id.bytes)]
+        sealed = [endpoint.secret]
         old, until = endpoint.old_secret, endpoint.old_secret_until
         if old is not None and until is not None and until > now:
-            secrets.append(self._keys.open(SEAL_PURPOSE, old, context=endpoint.id.bytes))
+            sealed.append(old)
+        try:
+            secrets = [self._keys.open(SEAL_PURPOSE, secret, context=endpoint.id.bytes) for secret in sealed]
+        except SealBroken as error:
+            # Sealed before APP_SECRET_KEY changed. Another attempt could not sign it either.
+            raise PermanentJobError("secret_unreadable", "The endpoint's secret must be rotated.") from error
         return await self._sender.send(
             endpoint.url, str(message.id), int(now.timestamp()), message.payload.encode(), secrets
         )

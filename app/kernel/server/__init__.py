@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
-from app.kernel.server.group import Group
+from app.kernel.server.group import FINAL_EXITS, Group
 from app.kernel.server.handover import offered, take_over
 from app.kernel.server.process import RETIRE, Config, Server, end_with_parent
 from app.kernel.settings import ConnectionSettings
@@ -80,8 +80,8 @@ def serve(
     signal.signal(RETIRE, signal.SIG_IGN)
     with offered(listener, host, port, _retire):
         run = _serve_together if workers > 1 else _serve_alone
-        if not run(config, listener, on_started):
-            raise SystemExit(uvicorn.config.STARTUP_FAILURE)
+        if code := run(config, listener, on_started):
+            raise SystemExit(code)
 
 
 def reload_on_changes(run: Callable[[], None], directory: Path) -> None:
@@ -106,17 +106,17 @@ class _Reloaded:
         self._run()
 
 
-def _serve_alone(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> bool:
+def _serve_alone(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> int:
     server = Server(config, on_started)
     server.run([listener])
-    return server.started
+    return 0 if server.started else uvicorn.config.STARTUP_FAILURE
 
 
-def _serve_together(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> bool:
+def _serve_together(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> int:
     with _metrics_dir():
         group = Group(config, [listener], on_started)
         group.run()
-    return all(process.exitcode != uvicorn.config.STARTUP_FAILURE for process in group.processes)
+    return next((process.exitcode for process in group.processes if process.exitcode in FINAL_EXITS), 0)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:

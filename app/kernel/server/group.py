@@ -15,10 +15,13 @@ from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process as UvicornProcess
 
+from app.kernel.errors import EXIT_CONFIG
 from app.kernel.server.process import LAST_SECONDS, RETIRE, Config, Server
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
+FINAL_EXITS = frozenset({uvicorn.config.STARTUP_FAILURE, EXIT_CONFIG})
+"""Exit codes of a process whose successor would end in the same way."""
 _TICK_SECONDS = 0.1
 _START_SECONDS = 60.0
 _SILENT_SECONDS = 30.0
@@ -121,7 +124,7 @@ class Group(Multiprocess):
                     self.processes[place] = self._begin(pause=process.pause)
             elif not process.is_running():
                 process.dispose()
-                if process.exitcode == uvicorn.config.STARTUP_FAILURE:
+                if process.exitcode in FINAL_EXITS:
                     # It would fail in the same way again.
                     self.should_exit.set()
                     return
