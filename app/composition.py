@@ -11,6 +11,7 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock, SteadyClock
 from app.kernel.cluster import ClusterGateway
 from app.kernel.database import Database
+from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
@@ -35,9 +36,10 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     # The cache tells the other processes what was forgotten by the server that it is on.
     cache_bus = bus if cache_redis is redis else Bus(cache_redis)
     db = Database(settings.database, application_name=application_name)
-    cache = Cache(settings.cache, cache_redis, cache_bus)
+    incarnation = Incarnation()
+    cache = Cache(settings.cache, cache_redis, cache_bus, incarnation)
     cache.bind(db)
-    positions = Positions(redis)
+    positions = Positions(redis, incarnation)
     db.bind_positions(positions)
     rings = [
         RedisGateway(settings.redis.model_copy(update={"url": url})) if url.get_secret_value() != redis.url else redis
@@ -63,13 +65,19 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         cursors=cursors,
         http=settings.http,
         listeners=listeners,
+        incarnation=incarnation,
     )
+
+
+async def open_database(resources: Resources) -> None:
+    """Connects to PostgreSQL, as far as it is there, and learns which life it leads."""
+    await resources.db.open()
+    await resources.incarnation.start(resources.db)
 
 
 async def open_resources(resources: Resources) -> None:
     """Connects, as far as there is something to connect to."""
-    await resources.db.open()
-    await asyncio.gather(*(bus.start() for bus in {resources.bus, resources.cache_bus}))
+    await asyncio.gather(open_database(resources), *(bus.start() for bus in {resources.bus, resources.cache_bus}))
 
 
 async def memory_findings(resources: Resources) -> list[tuple[str, Memory, str | None]]:
@@ -97,6 +105,7 @@ async def warn_of_eviction(resources: Resources) -> None:
 
 async def close_resources(resources: Resources) -> None:
     await resources.listeners.close()
+    await resources.incarnation.close()
     await resources.cache.close()
     await resources.reads.close()
     for bus in {resources.bus, resources.cache_bus}:

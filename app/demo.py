@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.composition import close_resources, make_resources
+from app.composition import close_resources, make_resources, open_database
 from app.identity.api import PasswordHashing, provision_account
 from app.kernel.auth import Role
 from app.kernel.ids import UserId
@@ -43,7 +43,7 @@ async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
     """Makes what is missing; the answer is who can log in."""
     resources = make_resources(settings, application_name="onehop-seed")
     hashing = PasswordHashing(settings.identity)
-    await resources.db.open()
+    await open_database(resources)
     try:
         for account in DEMO_ACCOUNTS:
             user_id = await provision_account(

@@ -187,7 +187,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         )
         await open_resources(resources)
         await resources.listeners.start()
-        await stack.enter_async_context(run_identity(identity, resources.db, resources.keys))
+        await stack.enter_async_context(run_identity(identity, resources.db, resources.keys, resources.incarnation))
         app.state.limits = RateLimits(
             settings.limits,
             resources.limits_redis,

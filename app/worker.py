@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
-from app.composition import close_resources, make_resources
+from app.composition import close_resources, make_resources, open_database
 from app.identity.api import IdentityTasks, confirm_secret
 from app.jobs.api import (
     JOB_KINDS,
@@ -133,7 +133,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
     runner = Runner(executor, LANES, jobs.slots)
     # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more
     # than the jobs.
-    await resources.db.open()
+    await open_database(resources)
     endless: list[Callable[[], Awaitable[None]]] = [
         partial(follow_database_time, db, clock),
         executor.ends.write_for_ever,

@@ -155,8 +155,9 @@ class Bench:
 async def _key_ring(settings: Settings) -> KeyRing:
     resources = make_resources(settings, application_name="bench")
     await resources.db.open()
-    ring = KeyRing(resources.keys)
+    ring = KeyRing(resources.keys, resources.incarnation)
     try:
+        await resources.incarnation.start(resources.db)
         await load_signing_keys(ring, resources.db, resources.keys)
     finally:
         await close_resources(resources)

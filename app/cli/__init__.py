@@ -169,6 +169,39 @@ def status() -> None:
 
 
 @cli.command()
+def restored(
+    *,
+    nothing_lost: Annotated[
+        bool, typer.Option("--nothing-lost", help="The database was only moved: sessions and caches stay good.")
+    ] = False,
+) -> None:
+    """Say that the database was restored from a backup, before the API starts on it.
+
+    Ends all sessions and access tokens and makes what Redis and clients have cached worthless.
+    """
+    import asyncio
+
+    from app.kernel.database import Database
+    from app.kernel.incarnation import say_restored
+
+    async def say_it(settings: "Settings") -> None:
+        db = Database(settings.database, application_name="onehop-cli")
+        await db.open()
+        try:
+            await say_restored(db, nothing_lost=nothing_lost)
+        finally:
+            await db.close()
+
+    with servers_for_settings(valkey=False) as settings:
+        asyncio.run(say_it(settings))
+    say(
+        "The database has a new place; sessions and caches stay good."
+        if nothing_lost
+        else "A new life of the database has begun: all users log in again, and nothing cached before counts."
+    )
+
+
+@cli.command()
 def seed() -> None:
     """Add the demo people and their events; development only."""
     import asyncio

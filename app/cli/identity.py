@@ -27,7 +27,7 @@ def create_admin(
     ] = False,
 ) -> None:
     """Make an administrator's account with a verified address; asks for its password."""
-    from app.composition import close_resources, make_resources
+    from app.composition import close_resources, make_resources, open_database
     from app.identity.api import PasswordHashing, provision_account
     from app.kernel.errors import Unprocessable
 
@@ -36,7 +36,7 @@ def create_admin(
     async def create(settings: "Settings") -> bool:
         resources = make_resources(settings, application_name="onehop-cli")
         hashing = PasswordHashing(settings.identity)
-        await resources.db.open()
+        await open_database(resources)
         try:
             made = await provision_account(
                 resources.db,
@@ -85,11 +85,11 @@ def replace() -> None:
 
 
 def _with_keys(work: "Callable[[Database, Keys], Awaitable[str]]") -> str:
-    from app.composition import close_resources, make_resources
+    from app.composition import close_resources, make_resources, open_database
 
     async def run(settings: "Settings") -> str:
         resources = make_resources(settings, application_name="onehop-cli")
-        await resources.db.open()
+        await open_database(resources)
         try:
             return await work(resources.db, resources.keys)
         finally:

@@ -25,7 +25,7 @@ _Lane = Annotated[str, typer.Argument(help="The lane's name.")]
 
 def _with_resources(work: "Callable[[Resources], Awaitable[Any]]") -> Any:
     """Runs `work` with open connections; an error of ours ends the command with its message."""
-    from app.composition import close_resources, make_resources
+    from app.composition import close_resources, make_resources, open_database
     from app.jobs.api import JobWatch
     from app.kernel.errors import AppError
 
@@ -34,7 +34,7 @@ def _with_resources(work: "Callable[[Resources], Awaitable[Any]]") -> Any:
         async def run() -> Any:
             resources = make_resources(settings, application_name="onehop-cli")
             JobWatch(resources.bus).attach(resources.db)
-            await resources.db.open()
+            await open_database(resources)
             try:
                 return await work(resources)
             finally:

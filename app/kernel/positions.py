@@ -11,11 +11,11 @@ from typing import Any
 from app.kernel.background import Background
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.database import UNKNOWN_POSITION
+from app.kernel.incarnation import Incarnation
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
-_TAG_PREFIX = "wal:tag:"
-# The least position of every tag; asked of the primary when it is missing.
-_FLOOR = "wal:floor"
+# In place of a tag: the least position of every tag, asked of the primary when it is missing.
+_FLOOR = "*"
 # Far longer than the largest lag of a replica in use: what is forgotten has been replayed everywhere.
 _KEPT_SECONDS = 3600
 _RETRY_SECONDS = 0.1
@@ -32,8 +32,9 @@ end
 class Positions:
     """One per process."""
 
-    def __init__(self, redis: RedisGateway) -> None:
+    def __init__(self, redis: RedisGateway, incarnation: Incarnation) -> None:
         self._redis = redis
+        self._incarnation = incarnation
         self._raise = redis.client.register_script(_RAISE_SCRIPT)
         self._background = Background()
         self._is_retrying = False
@@ -43,7 +44,7 @@ class Positions:
 
     async def note(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
         """Keeps `position` for the tags that a unit forgets."""
-        keys = [_TAG_PREFIX + tag for tag in dict.fromkeys(emitted.get(FORGET_TOPIC, ()))]
+        keys = [self._key(tag) for tag in dict.fromkeys(emitted.get(FORGET_TOPIC, ()))]
         if not keys:
             return
         if position == UNKNOWN_POSITION:
@@ -58,17 +59,21 @@ class Positions:
         """The position that covers all commits of `tags`; `ask_now` gives one where it has been forgotten."""
         try:
             *known, floor = await self._redis.call(
-                lambda client: client.mget([_FLOOR if tag is None else _TAG_PREFIX + tag for tag in (*tags, None)])
+                lambda client: client.mget([self._key(tag) for tag in (*tags, _FLOOR)])
             )
             if floor is None:
                 now = await ask_now()
                 if now != UNKNOWN_POSITION:
-                    await self._tell([_FLOOR], now, 0)
+                    await self._tell([self._key(_FLOOR)], now, 0)
                 floor = now.encode()
         except RedisUnavailable:
             return UNKNOWN_POSITION
         latest: bytes = max(floor, *(position for position in known if position is not None), b"")
         return latest.decode()
+
+    def _key(self, tag: str) -> str:
+        """A position counts only in the life of the database that it comes from: the next one may begin before it."""
+        return f"wal:{self._incarnation.id.hex}:{tag}"
 
     async def _tell(self, keys: Sequence[str], position: str, seconds: int) -> None:
         await self._redis.call(lambda _: self._raise(keys=list(keys), args=[position, seconds]))
@@ -76,7 +81,7 @@ class Positions:
     async def _doubt_all(self) -> None:
         """Somebody's position could not be kept: who reads next asks the primary for one that covers everything."""
         try:
-            await self._redis.call(lambda client: client.delete(_FLOOR))
+            await self._redis.call(lambda client: client.delete(self._key(_FLOOR)))
         except RedisUnavailable:
             if not self._is_retrying:
                 self._is_retrying = True

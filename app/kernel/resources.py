@@ -9,6 +9,7 @@ from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database
+from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
@@ -36,6 +37,7 @@ class Resources:
     cursors: Cursors
     http: HttpSettings
     listeners: Listeners
+    incarnation: Incarnation
 
 
 async def _resources(request: Request) -> Resources:

@@ -12,7 +12,7 @@ from app.kernel.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.rate_limits import charge
-from app.kernel.resources import ResourcesDep
+from app.kernel.resources import Resources, ResourcesDep
 from app.users import service
 from app.users.records import EventFilter
 from app.users.schemas import (
@@ -47,7 +47,7 @@ EventWriter = Annotated[Principal, Require("events:write")]
 async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """The own account."""
     user = await service.read_profile(resources.reads, principal.user_id)
-    return json_response(user.view(), etag=_etag(user.id, user.version))
+    return json_response(user.view(), etag=_etag(resources, user.id, user.version))
 
 
 @router.patch(
@@ -59,16 +59,16 @@ async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
 async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
     """Change the own account by a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
-    versions = _versions(request, principal.user_id)
+    versions = _versions(request, resources, principal.user_id)
     user = await service.change_profile(resources.db, resources.listeners, principal.user_id, changes, versions)
-    return json_response(user.view(), etag=_etag(user.id, user.version))
+    return json_response(user.view(), etag=_etag(resources, user.id, user.version))
 
 
 @router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(404))
 async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """The own preferences."""
     preferences = await service.read_preferences(resources.reads, principal.user_id)
-    return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
+    return json_response(preferences.view(), etag=_etag(resources, principal.user_id, preferences.version))
 
 
 @router.put(
@@ -82,9 +82,9 @@ async def replace_preferences(
 ) -> Response:
     """Set all preferences."""
     values = body.model_dump(exclude={"extra"}) | {"extra": json_fragment(body.extra)}
-    versions = _versions(request, principal.user_id)
+    versions = _versions(request, resources, principal.user_id)
     preferences = await service.replace_preferences(resources.db, principal.user_id, values, versions)
-    return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
+    return json_response(preferences.view(), etag=_etag(resources, principal.user_id, preferences.version))
 
 
 @router.patch(
@@ -98,9 +98,9 @@ async def update_preferences(
 ) -> Response:
     """Change the own preferences by a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
-    versions = _versions(request, principal.user_id)
+    versions = _versions(request, resources, principal.user_id)
     preferences = await service.change_preferences(resources.db, principal.user_id, changes, versions)
-    return json_response(preferences.view(), etag=_etag(principal.user_id, preferences.version))
+    return json_response(preferences.view(), etag=_etag(resources, principal.user_id, preferences.version))
 
 
 @router.get("/users/me/events", response_model=EventPage)
@@ -180,19 +180,20 @@ async def record_events(
     )
 
 
-# The entity tag says whose version it is: one browser may know several people's `/v1/users/me`.
-def _etag(user_id: UserId, version: int) -> str:
-    return f'"{user_id.hex}-{version}"'
+# The entity tag says whose version it is, because one browser may know several users' `/v1/users/me`, and in which life
+# of the database: after a restore the same number stands for something else.
+def _etag(resources: Resources, user_id: UserId, version: int) -> str:
+    return f'"{user_id.hex}-{version}-{resources.incarnation.id.hex[:16]}"'
 
 
-def _versions(request: Request, user_id: UserId) -> list[int] | None:
+def _versions(request: Request, resources: Resources, user_id: UserId) -> list[int] | None:
     """The versions of this user's row that `If-Match` names, also by the tags of compressed forms, weak tags left out;
     None if it names no tags.
     """
     tags = if_match(request)
     if tags is None:
         return None
-    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})(?:-gzip)?"', re.ASCII)
+    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})-{resources.incarnation.id.hex[:16]}(?:-gzip)?"', re.ASCII)
     return [int(found[1]) for tag in tags if (found := pattern.fullmatch(tag))]
 
 

@@ -293,6 +293,14 @@ CREATE TABLE kernel.idempotency_keys (
     expires_at timestamp with time zone NOT NULL
 );
 
+CREATE TABLE kernel.incarnation (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    place text,
+    restored_at timestamp with time zone,
+    is_only boolean DEFAULT true NOT NULL,
+    CONSTRAINT incarnation_is_only_check CHECK (is_only)
+);
+
 CREATE TABLE public.alembic_version (
     version_num text NOT NULL
 );
@@ -401,6 +409,9 @@ ALTER TABLE ONLY jobs.webhook_messages
 
 ALTER TABLE ONLY kernel.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (caller, operation, key);
+
+ALTER TABLE ONLY kernel.incarnation
+    ADD CONSTRAINT incarnation_pkey PRIMARY KEY (is_only);
 
 ALTER TABLE ONLY public.alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);

@@ -21,6 +21,7 @@ from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
 from tests.fixtures.answers import problem_of
+from tests.fixtures.lives import first_life
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.identity.conftest import LogIn
 
@@ -179,7 +180,7 @@ async def test_every_login_has_a_session_of_its_own(person: Person, log_in: LogI
     assert len(sessions) == 2
 
 
-REFRESH_TOKENS = RefreshTokens(Keys("k" * 32))
+REFRESH_TOKENS = RefreshTokens(Keys("k" * 32), first_life())
 
 
 @given(
@@ -200,7 +201,7 @@ def test_one_changed_bit_spoils_a_refresh_token(
     with pytest.raises(MalformedToken):
         REFRESH_TOKENS.decode(changed)
     with pytest.raises(MalformedToken):
-        RefreshTokens(Keys("other" * 8)).decode(text)
+        RefreshTokens(Keys("other" * 8), first_life()).decode(text)
 
 
 @given(text=st.text() | st.text(ALPHABET).map("rt_".__add__) | st.text(ALPHABET).map("ak_".__add__))

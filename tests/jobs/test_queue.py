@@ -11,6 +11,7 @@ from app.kernel.cache import Cache
 from app.kernel.clock import SystemClock
 from app.kernel.embedded import EmbeddedValkey
 from app.settings import Settings
+from tests.fixtures.lives import first_life
 from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer
 
@@ -99,7 +100,7 @@ async def test_ids_that_were_handed_out_together_are_all_found_when_they_get_los
     bus = Bus(producer.redis)
     relay = Relay(
         producer.db,
-        Cache(settings.cache, producer.redis, bus),
+        Cache(settings.cache, producer.redis, bus, first_life()),
         producer.queue,
         bus,
         clock=SystemClock(),

@@ -16,6 +16,7 @@ from app.kernel.settings import CacheSettings
 from app.main import create_app
 from app.settings import Settings, load_settings
 from tests.fixtures.application import Lifespan
+from tests.fixtures.lives import first_life
 from tests.fixtures.waiting import eventually, scaled
 from tests.kernel.caches import Process, Source, StartProcess
 
@@ -107,7 +108,7 @@ async def start_process(open_redis: OpenRedis, source: Source) -> AsyncIterator[
     async def start(**settings: object) -> Process:
         gateway = await open_redis(breaker_cooldown=0.1)
         bus = Bus(gateway)
-        process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus), bus, source)
+        process = Process(Cache(CacheSettings.model_validate(settings), gateway, bus, first_life()), bus, source)
         await bus.start(wait=scaled(10))
         processes.append(process)
         return process

@@ -277,6 +277,23 @@ async def delete_ended_sessions(tx: Tx, before: datetime, limit: int) -> int:
     return int((await tx.execute(DELETE_ENDED_SESSIONS, before, limit)).removeprefix("DELETE "))
 
 
+# Their tokens are of a life of the database that was lost, so nobody can use them any more.
+END_SESSIONS_OF_BEFORE = """
+UPDATE identity.sessions
+   SET revoked_at = now(), revoke_reason = 'database_restored'
+ WHERE (user_id, id) IN (
+       SELECT user_id, id FROM identity.sessions
+        WHERE revoked_at IS NULL AND created_at < $1
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED)
+"""
+
+
+async def end_sessions_of_before(tx: Tx, moment: datetime, limit: int) -> int:
+    """Ends up to `limit` sessions that were begun before `moment`; the answer is how many."""
+    return int((await tx.execute(END_SESSIONS_OF_BEFORE, moment, limit)).removeprefix("UPDATE "))
+
+
 INSERT_ACCOUNT_REVOCATION = """
 INSERT INTO identity.revocations (kind, subject, version, expires_at) VALUES ('account', $1, $2, $3)
 """

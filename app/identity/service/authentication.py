@@ -70,6 +70,11 @@ class TokenAuthenticator:
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
         self._headers_of: dict[UserId, dict[bytes, None]] = {}
 
+    def forget_all(self) -> None:
+        """Each token is verified anew when it comes again."""
+        self._verified.clear()
+        self._headers_of.clear()
+
     def recall(self, header: bytes) -> Principal | None:
         """See `Authenticator`."""
         verified = self._verified.get(header)

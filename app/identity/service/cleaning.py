@@ -5,25 +5,33 @@ import random
 from datetime import timedelta
 
 from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens
-from app.identity.queries.sessions import delete_ended_sessions, delete_expired_revocations
+from app.identity.queries.sessions import delete_ended_sessions, delete_expired_revocations, end_sessions_of_before
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches
 from app.kernel.errors import Unavailable
+from app.kernel.incarnation import Incarnation
 from app.kernel.telemetry import get_logger
 
 # For so long the owner of a session can still ask what became of it.
 _KEPT_FOR = timedelta(days=30)
 _SECONDS = 600.0
+# Afterwards there are none left, and a look at all sessions is spared.
+_ENDED_WITHIN = timedelta(days=1)
 
 _logger = get_logger(__name__)
 
 
-async def clean(db: Database, clock: Clock) -> int:
-    """Deletes links, revocations and sessions whose time is over; the answer is how many. Several processes may do so
-    at once.
+async def clean(db: Database, clock: Clock, incarnation: Incarnation) -> int:
+    """Deletes links, revocations and sessions whose time is over, and ends sessions from before the database was
+    restored; the answer is how many. Several processes may do so at once.
     """
-    now = clock.now()
-    return (
+    now, restored_at = clock.now(), incarnation.restored_at
+    ended = 0
+    if restored_at is not None and now - restored_at < _ENDED_WITHIN:
+        ended = await in_batches(
+            db, "identity.end_lost_sessions", lambda tx, limit: end_sessions_of_before(tx, restored_at, limit)
+        )
+    return ended + (
         await in_batches(
             db, "identity.clean_one_time_tokens", lambda tx, limit: delete_expired_one_time_tokens(tx, now, limit)
         )
@@ -34,12 +42,12 @@ async def clean(db: Database, clock: Clock) -> int:
     )
 
 
-async def clean_for_ever(db: Database, clock: Clock) -> None:
+async def clean_for_ever(db: Database, clock: Clock, incarnation: Incarnation) -> None:
     """Every ten minutes or so, not all processes at the same moment."""
     while True:
         await asyncio.sleep(_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
         try:
-            await clean(db, clock)
+            await clean(db, clock, incarnation)
         except Unavailable as error:
             _logger.debug("identity cannot be cleaned", error=error.code)
         except Exception:

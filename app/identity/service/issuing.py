@@ -45,6 +45,7 @@ class TokenIssuer:
             scope=scope,
             roles=roles_of(role),
             ver=version,
+            inc=self._key_ring.incarnation,
         )
         refresh_token = self._refresh_tokens.encode(RefreshToken(user_id, session_id, generation))
         return Tokens(self._key_ring.sign(claims), refresh_token, self.lifetime, scope)

@@ -19,13 +19,14 @@ from app.identity.service.revocation import RevocationFeed
 from app.identity.service.throttling import Throttle
 from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
 from app.identity.settings import IdentitySettings
-from app.kernel.background import Background
+from app.kernel.background import Background, is_set_within
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.database.failures import outside_cause
 from app.kernel.errors import Unavailable
 from app.kernel.exits import end_misconfigured
 from app.kernel.ids import UserId
+from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys, SealBroken
 from app.kernel.listeners import Listeners
 from app.kernel.queue import Queue
@@ -84,8 +85,8 @@ def make_identity(
     """The module's parts, wired; subscribes to the bus, which must not have been started yet."""
     db, bus, clock, keys = resources.db, resources.bus, resources.clock, resources.keys
     quota = _PRODUCTION_QUOTA if is_production else _DEVELOPMENT_QUOTA
-    key_ring = KeyRing(keys)
-    refresh_tokens = RefreshTokens(keys)
+    key_ring = KeyRing(keys, resources.incarnation)
+    refresh_tokens = RefreshTokens(keys, resources.incarnation)
     feed = RevocationFeed(db, bus, clock, poll_seconds=settings.revocation_poll)
     return Identity(
         settings=settings,
@@ -111,12 +112,15 @@ def make_identity(
 
 
 @asynccontextmanager
-async def run_identity(identity: Identity, db: Database, keys: Keys) -> AsyncIterator[None]:
+async def run_identity(identity: Identity, db: Database, keys: Keys, incarnation: Incarnation) -> AsyncIterator[None]:
     """Loads keys and revocations and keeps them fresh. Postgres need not be there yet; until then nobody is let in."""
     loaded = asyncio.Event()
     background = Background()
-    background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded))
-    background.spawn(clean_for_ever(db, identity.clock))
+    is_stale = asyncio.Event()
+    incarnation.on_change(is_stale.set)
+    incarnation.on_change(identity.authenticator.forget_all)
+    background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded, is_stale))
+    background.spawn(clean_for_ever(db, identity.clock, incarnation))
     background.spawn(identity.ends.publish_for_ever())
     identity.feed.start()
     try:
@@ -148,9 +152,13 @@ async def load_signing_keys(key_ring: KeyRing, db: Database, keys: Keys) -> None
     key_ring.load(rows)
 
 
-async def _load_keys_for_ever(key_ring: KeyRing, db: Database, keys: Keys, loaded: asyncio.Event) -> None:
+async def _load_keys_for_ever(
+    key_ring: KeyRing, db: Database, keys: Keys, loaded: asyncio.Event, is_stale: asyncio.Event
+) -> None:
+    """`is_stale`: those of now may not be those of the database any more."""
     failure: str | None = None
     while True:
+        is_stale.clear()
         try:
             await load_signing_keys(key_ring, db, keys)
             loaded.set()
@@ -167,7 +175,7 @@ async def _load_keys_for_ever(key_ring: KeyRing, db: Database, keys: Keys, loade
             before, failure = failure, outside_cause(error) or repr(error)
             if failure != before:
                 _logger.exception("identity.signing_keys_not_loaded", reason=failure)
-        await asyncio.sleep(_RELOAD_SECONDS if loaded.is_set() else _RETRY_SECONDS)
+        await is_set_within(is_stale, _RELOAD_SECONDS if loaded.is_set() else _RETRY_SECONDS)
 
 
 async def confirm_secret(db: Database, keys: Keys) -> None:

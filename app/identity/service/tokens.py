@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from app.identity.records import SigningKeyRow, SigningKeyState
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
+from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys
 
 ALGORITHM = "EdDSA"
@@ -37,8 +38,10 @@ _MAX_TOKEN_LENGTH = 4096
 _PURPOSE_SIGNING = "signing-key"
 
 
-class Claims(msgspec.Struct, frozen=True):
-    """The claims of an access token. `iat` and `exp` are seconds of the epoch; `ver` is the account's version."""
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The claims of an access token. `iat` and `exp` are seconds of the epoch; `ver` is the account's version, `inc`
+    the database's incarnation.
+    """
 
     iss: str
     aud: str
@@ -50,6 +53,8 @@ class Claims(msgspec.Struct, frozen=True):
     scope: str
     roles: tuple[str, ...]
     ver: int
+    # Missing in tokens of a database that was never restored.
+    inc: str = ""
 
 
 class MalformedToken(Exception):
@@ -70,8 +75,9 @@ class KeyRing:
     signature has been checked, and no `alg`, `jwk`, `jku` or `kid` of an attacker is ever looked at.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, incarnation: Incarnation) -> None:
         self._keys = keys
+        self._incarnation = incarnation
         self._public: dict[bytes, Ed25519PublicKey] = {}
         self._raw_public: dict[str, bytes] = {}
         self._signing: _SigningKey | None = None
@@ -96,7 +102,12 @@ class KeyRing:
 
     @property
     def can_sign(self) -> bool:
-        return self._signing is not None
+        return self._signing is not None and self._incarnation.is_known
+
+    @property
+    def incarnation(self) -> str:
+        """The claim `inc` of the tokens of now; empty in a database that was never restored."""
+        return self._incarnation.mark.hex()
 
     def sign(self, claims: Claims) -> str:
         """The access token that says `claims`; the same claims give the same token.
@@ -118,15 +129,19 @@ class KeyRing:
         """
         if len(token) > _MAX_TOKEN_LENGTH:
             raise MalformedToken
-        if not self._public:
+        if not self._public or not self._incarnation.is_known:
             raise Unavailable
         try:
             header, payload, signature = token.encode("ascii").split(b".")
             public = self._public[header]
             public.verify(_decode_segment(signature), header + b"." + payload)
-            return msgspec.json.decode(_decode_segment(payload), type=Claims)
+            claims = msgspec.json.decode(_decode_segment(payload), type=Claims)
         except (KeyError, ValueError, InvalidSignature, msgspec.MsgspecError) as error:
             raise MalformedToken from error
+        if claims.inc != self.incarnation:
+            # Of an account or a session that a restored backup may not know.
+            raise MalformedToken
+        return claims
 
     def public_jwks(self) -> dict[str, list[Mapping[str, str]]]:
         """The public keys as a JWK set (RFC 7517, RFC 8037)."""
@@ -167,8 +182,9 @@ class RefreshToken:
 class RefreshTokens:
     """Makes and reads refresh tokens. Their key is not in the database."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, incarnation: Incarnation) -> None:
         self._key = keys.derive("refresh-token")
+        self._incarnation = incarnation
 
     def encode(self, token: RefreshToken) -> str:
         body = _VERSION + token.user_id.bytes + token.session_id.bytes + token.generation.to_bytes(4)
@@ -179,7 +195,10 @@ class RefreshTokens:
 
         Raises:
             MalformedToken: it is not one of ours.
+            Unavailable: the database has not answered yet, so that its incarnation is not known.
         """
+        if not self._incarnation.is_known:
+            raise Unavailable
         if not text.startswith(_REFRESH_PREFIX) or len(text) > _MAX_TOKEN_LENGTH:
             raise MalformedToken
         try:
@@ -202,7 +221,8 @@ class RefreshTokens:
         return UUID(bytes=mac[:_ID_BYTES], version=4)
 
     def _mac(self, body: bytes) -> bytes:
-        return hmac.digest(self._key, body, sha256)
+        # A backup that is restored knows nothing of the tokens made since; they must not look stolen.
+        return hmac.digest(self._key, body + self._incarnation.mark, sha256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,9 @@ async def get_job(
         job = await watching.read_job(resources.db, job_id, principal.user_id)
     view = job_view(job, resources.clock.now())
     headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}
-    return json_response(view, headers=headers, etag=etag_of(job.id, job.version, view["state"]))
+    return json_response(
+        view, headers=headers, etag=etag_of(resources.incarnation.id, job.id, job.version, view["state"])
+    )
 
 
 async def _watchable(principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> UUID:

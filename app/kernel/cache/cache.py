@@ -16,6 +16,7 @@ from app.kernel.cache.remote import Found, RemoteCache, Wanted
 from app.kernel.database import Database, Tx
 from app.kernel.errors import AppError
 from app.kernel.ids import new_id
+from app.kernel.incarnation import Incarnation
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
 from app.kernel.telemetry import get_logger
@@ -42,12 +43,12 @@ _bypass = _requests_total.labels("remote", "bypass")
 class Cache:
     """One per process."""
 
-    def __init__(self, settings: CacheSettings, redis: RedisGateway, bus: Bus) -> None:
+    def __init__(self, settings: CacheSettings, redis: RedisGateway, bus: Bus, incarnation: Incarnation) -> None:
         self._settings = settings
         self._bus = bus
         self._origin = new_id().bytes
         self._local = LocalCache(settings, self._renew)
-        self._remote = RemoteCache(settings, redis, channel=redis.channel(_CHANNEL), origin=self._origin)
+        self._remote = RemoteCache(settings, redis, incarnation, channel=redis.channel(_CHANNEL), origin=self._origin)
         # By tag, which failure it was: one that failed again while it was tried again stays.
         self._pending: dict[str, int] = {}
         self._failures = 0
@@ -64,6 +65,7 @@ class Cache:
         self.get_local = self._local.get
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._on_up, on_down=self._local.forget_all)
         redis.on_failover(self._forget_recent)
+        incarnation.on_change(self._forget_everything)
 
     def bind(self, database: Database) -> None:
         """Takes the tags that the units of work of `database` forget."""
@@ -217,6 +219,11 @@ class Cache:
         origin, tags = msgspec.msgpack.decode(payload, type=tuple[bytes, list[str]])
         if origin != self._origin:
             self._forget_local(tags)
+
+    def _forget_everything(self) -> None:
+        """Another life of the database has begun; entries in Redis say which one they come from."""
+        self._local.forget_all()
+        self._forget_local(list(self._flights_of_tag))
 
     def _forget_local(self, tags: Iterable[str]) -> None:
         self._local.forget(tags)

@@ -16,6 +16,7 @@ from app.kernel.background import Background
 from app.kernel.cache.answers import CachedAnswer
 from app.kernel.coalescing import Coalescer
 from app.kernel.ids import new_id
+from app.kernel.incarnation import Incarnation
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
 
@@ -94,8 +95,17 @@ class Found(NamedTuple):
 class RemoteCache:
     """`channel` is where the other processes hear of what was forgotten, as (`origin`, tags)."""
 
-    def __init__(self, settings: CacheSettings, redis: RedisGateway, *, channel: str, origin: bytes) -> None:
+    def __init__(
+        self,
+        settings: CacheSettings,
+        redis: RedisGateway,
+        incarnation: Incarnation,
+        *,
+        channel: str,
+        origin: bytes,
+    ) -> None:
         self._settings = settings
+        self._incarnation = incarnation
         self._redis = redis
         self._channel = channel
         self._origin = origin
@@ -180,7 +190,7 @@ class RemoteCache:
         for item in wanted:
             end = start + 1 + len(item.tags)
             versions = tuple([value or b"" for value in values[start + 1 : end]])
-            found[item] = Found(_decode(values[start], versions), versions)
+            found[item] = Found(_decode(values[start], versions, self._incarnation.id.bytes), versions)
             start = end
         return found
 
@@ -202,7 +212,7 @@ class RemoteCache:
             keys.append(_entry_name(key))
             keys.extend([_tag_name(tag) for tag in tags])
             ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
-            args.extend((len(tags), ttl, *versions, answer.encode()))
+            args.extend((len(tags), ttl, *versions, self._incarnation.id.bytes + answer.encode()))
         await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client), key=keys[0])
 
     async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], bool]:
@@ -246,11 +256,11 @@ def _done(parts: Sequence[P], outcomes: Sequence[T | BaseException]) -> list[tup
     return done
 
 
-def _decode(raw: bytes | None, versions: Sequence[bytes]) -> CachedAnswer | None:
-    """The answer of an entry, if its tags have the versions that it was stored with."""
+def _decode(raw: bytes | None, versions: Sequence[bytes], incarnation: bytes) -> CachedAnswer | None:
+    """The answer of an entry, if its tags have the versions that it was stored with, in this life of the database."""
     if raw is None:
         return None
     stored, _, payload = raw.partition(b"\n")
-    if stored != b",".join(versions):
+    if stored != b",".join(versions) or not payload.startswith(incarnation):
         return None
-    return CachedAnswer.decode(payload)
+    return CachedAnswer.decode(payload[len(incarnation) :])
