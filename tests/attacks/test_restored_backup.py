@@ -56,9 +56,9 @@ class Backup:
             # As a physical backup, it leaves every table where it was.
             async with _connected(self._url) as connection:
                 await connection.execute(await connection.fetchval(EMPTY_ALL, SCHEMAS))
-            options = ("--data-only", "--disable-triggers", "--single-transaction", "--exit-on-error")
-            names = [part for schema in SCHEMAS for part in ("--schema", schema)]
-            await self._run("pg_restore", *options, *names, "--dbname", self._url, str(self._file))
+            schemas = [part for schema in SCHEMAS for part in ("--schema", schema)]
+            data = ("--data-only", "--disable-triggers", "--single-transaction", "--exit-on-error", *schemas)
+            await self._run("pg_restore", *data, "--dbname", self._url, str(self._file))
             async with _connected(self._url) as connection:
                 row = await connection.fetchrow(GET_LIFE)
                 assert row is not None
