@@ -14,6 +14,7 @@ from app.identity.queries.signing_keys import (
 )
 from app.identity.service.tokens import KeyRing, new_signing_key
 from app.kernel.database import Database, retries_conflicts
+from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys, SealBroken
 from app.kernel.settings import SettingsError
 
@@ -47,7 +48,7 @@ async def check_secret(db: Database, keys: Keys) -> None:
     async with db.read("identity.signing_keys") as conn:
         rows = await list_signing_keys(conn)
     try:
-        KeyRing(keys).load(rows)
+        KeyRing(keys, Incarnation()).load(rows)
     except SealBroken as error:
         raise SettingsError([SEALED_BY_ANOTHER]) from error
 
