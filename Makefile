@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VENV := .venv/bin
+# Without bytecode every process compiles all packages again, which takes longer than the rest of its start.
+unexport PYTHONDONTWRITEBYTECODE
 CODE := app benchmarks tests alembic locustfile.py requirements/install.py requirements/licences.py
 
 # The first interpreter on the PATH that is new enough; `make run PYTHON=/some/python3.12` chooses another.

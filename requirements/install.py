@@ -220,7 +220,20 @@ def _pip_environment() -> dict[str, str]:
 
 
 def _uv_environment(pip_config: "Future[str]") -> dict[str, str]:
-    return uv_variables(pip_config.result(), os.environ)
+    variables = uv_variables(pip_config.result(), os.environ)
+    cache = Path(variables.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "uv"
+    if "UV_CACHE_DIR" not in variables and not _is_writable(cache):
+        # A user without a home folder; uv would refuse to work.
+        variables["UV_NO_CACHE"] = "1"
+    return variables
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _starts(command: Command) -> bool:

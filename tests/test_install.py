@@ -235,6 +235,16 @@ def test_a_lock_that_lacks_a_package_is_refused(project: Project, index: Index) 
     assert not (project.venv / "run.lock").exists()
 
 
+def test_a_user_without_a_writable_cache_installs_without_one(
+    project: Project, index: Index, installer: str, tmp_path: Path
+) -> None:
+    project.lock("run", index.add_wheel("tool", "1.0"))
+    (tmp_path / "file").touch()
+    project.environment["XDG_CACHE_HOME"] = str(tmp_path / "file" / "cache")
+    expect(project.install(), installer)
+    assert project.modules() == ["tool"]
+
+
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_a_package_that_has_left_the_lock_is_removed(project: Project, index: Index, installer: str) -> None:
     kept = index.add_wheel("kept", "1.0")
