@@ -3,6 +3,7 @@
 from app.identity.queries.accounts import list_admins
 from app.identity.records import Actor, Device
 from app.identity.service.auditing import note as record_security_event
+from app.identity.service.auditing import note_admin_read
 from app.identity.service.callers import lock_admin, lock_caller
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
@@ -24,6 +25,7 @@ __all__ = [
     "lock_admin",
     "lock_caller",
     "make_identity",
+    "note_admin_read",
     "provision_account",
     "record_security_event",
     "replace_signing_keys",

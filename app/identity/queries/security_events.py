@@ -28,6 +28,35 @@ async def insert_security_event(tx: Tx, event: NewSecurityEvent) -> None:
     )
 
 
+# A console that reads again and again is one entry, until something else has happened a hundred times.
+INSERT_READ_EVENT = """
+INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9
+ WHERE NOT EXISTS (
+       SELECT FROM (
+              SELECT action, session_id, data, created_at FROM identity.security_events
+               WHERE user_id = $1 ORDER BY id DESC LIMIT 100) AS recent
+        WHERE recent.action = $3 AND recent.session_id IS NOT DISTINCT FROM $5 AND recent.data = $8::jsonb
+          AND recent.created_at > $9::timestamptz - interval '10 minutes')
+"""
+
+
+async def insert_read_event(tx: Tx, event: NewSecurityEvent) -> None:
+    """Notes that something was read, unless the same session has read the same in the last ten minutes."""
+    await tx.execute(
+        INSERT_READ_EVENT,
+        event.user_id,
+        event.id,
+        event.action,
+        event.actor_id,
+        event.session_id,
+        event.device.ip,
+        event.device.user_agent,
+        event.data,
+        event.created_at,
+    )
+
+
 # One statement for a known address and an unknown one alike. It does not wait for the disk, which would tell the two
 # apart by time.
 INSERT_FAILED_LOGIN = """

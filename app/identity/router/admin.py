@@ -1,6 +1,7 @@
 """What administrators do with accounts."""
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Query, Response
 
@@ -18,6 +19,7 @@ from app.identity.schemas import (
     SessionList,
 )
 from app.identity.service import administration, standing
+from app.identity.service.auditing import note_admin_read
 from app.kernel.auth import Principal, RequireRole
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
 from app.kernel.ids import UserId
@@ -29,19 +31,24 @@ Admin = Annotated[Principal, RequireRole("admin")]
 
 
 @router.get("", response_model=AdminAccountPage)
-async def list_accounts(_: Admin, resources: ResourcesDep, query: Annotated[AdminAccountQuery, Query()]) -> Response:
+async def list_accounts(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminAccountQuery, Query()]
+) -> Response:
     """Accounts, the newest first; `q` finds a part of the e-mail address."""
     wanted = administration.AccountFilter(query.q, query.status, query.role)
     found = await administration.find_accounts(
         resources.db, resources.cursors, wanted, limit=query.limit, cursor=query.cursor
     )
+    await _note_read(resources, principal, device, "accounts")
     return json_response({"items": [item.view() for item in found.items], "next_cursor": found.next_cursor})
 
 
 @router.get("/{user_id}", response_model=AdminAccountView)
-async def get_account(user_id: Id, _: Admin, resources: ResourcesDep) -> Response:
+async def get_account(user_id: Id, principal: Admin, resources: ResourcesDep, device: DeviceDep) -> Response:
     """One account."""
-    return json_response((await administration.read_account(resources.db, user_id)).view())
+    account = await administration.read_account(resources.db, user_id)
+    await _note_read(resources, principal, device, "account", user_id)
+    return json_response(account.view())
 
 
 @router.patch(
@@ -89,12 +96,18 @@ async def unban_account(
 
 @router.get("/{user_id}/sessions", response_model=SessionList)
 async def list_account_sessions(
-    user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, page: PageQueryDep
+    user_id: Id,
+    principal: Admin,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+    page: PageQueryDep,
 ) -> Response:
     """The living sessions of an account."""
     found = await administration.read_sessions(
         resources.db, resources.cursors, identity, UserId(user_id), limit=page.limit, cursor=page.cursor
     )
+    await _note_read(resources, principal, device, "sessions", user_id)
     items = [session_view(session, is_current=session.id == principal.session_id) for session in found.items]
     return json_response({"items": items, "next_cursor": found.next_cursor})
 
@@ -113,9 +126,18 @@ async def revoke_account_sessions(
     "/{user_id}/security-events",
     response_model=SecurityEventPage,
 )
-async def list_account_security_events(user_id: Id, _: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
+async def list_account_security_events(
+    user_id: Id, principal: Admin, resources: ResourcesDep, device: DeviceDep, page: PageQueryDep
+) -> Response:
     """The audit trail of an account, the newest first."""
     found = await administration.read_security_events(
         resources.db, resources.cursors, UserId(user_id), limit=page.limit, cursor=page.cursor
     )
+    await _note_read(resources, principal, device, "security_events", user_id)
     return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})
+
+
+async def _note_read(
+    resources: ResourcesDep, principal: Principal, device: DeviceDep, what: str, user_id: UUID | None = None
+) -> None:
+    await note_admin_read(resources.db, resources.clock, actor_of(principal, device), what, user_id)

@@ -2,7 +2,9 @@
 
 from uuid import UUID
 
-from app.identity.queries.security_events import insert_security_event, list_security_events
+import orjson
+
+from app.identity.queries.security_events import insert_read_event, insert_security_event, list_security_events
 from app.identity.records import Actor, NewSecurityEvent, SecurityEvent
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
@@ -27,6 +29,23 @@ async def note(
         data=data,
     )
     await insert_security_event(tx, event)
+
+
+async def note_admin_read(db: Database, clock: Clock, admin: Actor, what: str, user_id: UUID | None = None) -> None:
+    """Adds to the administrator's own trail that they have read data of others, or of `user_id`."""
+    data = {"what": what} if user_id is None else {"what": what, "user_id": str(user_id)}
+    event = NewSecurityEvent(
+        user_id=admin.user_id,
+        id=new_id(),
+        action="admin_read",
+        actor_id=admin.user_id,
+        session_id=admin.session_id,
+        device=admin.device,
+        created_at=clock.now(),
+        data=orjson.dumps(data).decode(),
+    )
+    async with db.statement("identity.admin_read") as tx:
+        await insert_read_event(tx, event)
 
 
 async def read_security_events(

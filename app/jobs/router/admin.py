@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 
+from app.identity.api import note_admin_read
 from app.jobs.records import AdminJob, LaneDepth, api_state
-from app.jobs.router.access import Admin, fragment
+from app.jobs.router.access import Admin, DeviceDep, actor_of, fragment
 from app.jobs.schemas import AdminJobList, AdminJobPage, AdminJobView, QueueList
 from app.jobs.service import administration
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
@@ -28,25 +29,34 @@ async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> 
 
 
 @router.post("/queues/{lane}/pause", status_code=204)
-async def pause_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
+async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: str) -> Response:
     """Start no more jobs of a lane."""
-    await administration.pause_lane(resources.db, resources.queue, lane, paused=True)
+    admin = actor_of(principal, device)
+    await administration.pause_lane(
+        resources.db, resources.queue, lane, paused=True, clock=resources.clock, admin=admin
+    )
     return Response(status_code=204)
 
 
 @router.post("/queues/{lane}/resume", status_code=204)
-async def resume_queue(_: Admin, resources: ResourcesDep, lane: str) -> Response:
+async def resume_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: str) -> Response:
     """Start jobs of a lane again."""
-    await administration.pause_lane(resources.db, resources.queue, lane, paused=False)
+    admin = actor_of(principal, device)
+    await administration.pause_lane(
+        resources.db, resources.queue, lane, paused=False, clock=resources.clock, admin=admin
+    )
     return Response(status_code=204)
 
 
 @router.get("/jobs", response_model=AdminJobPage)
-async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[AdminJobList, Query()]) -> Response:
+async def list_all_jobs(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminJobList, Query()]
+) -> Response:
     """Everybody's jobs, the newest first."""
     page = await administration.list_all_jobs(
         resources.db, resources.cursors, resources.clock, state=query.state, limit=query.limit, cursor=query.cursor
     )
+    await note_admin_read(resources.db, resources.clock, actor_of(principal, device), "jobs")
     now = resources.clock.now()
     return json_response({"items": [_admin_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
 
@@ -57,9 +67,16 @@ async def list_all_jobs(_: Admin, resources: ResourcesDep, query: Annotated[Admi
     response_model=AdminJobView,
     responses=problem_responses(409),
 )
-async def retry_any_job(_: Admin, resources: ResourcesDep, job_id: Id) -> Response:
+async def retry_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:
     """Run anybody's failed or cancelled job again."""
-    job = await administration.retry_any_job(resources.db, resources.queue, resources.cache, job_id)
+    job = await administration.retry_any_job(
+        resources.db,
+        resources.queue,
+        resources.cache,
+        job_id,
+        clock=resources.clock,
+        admin=actor_of(principal, device),
+    )
     return json_response(_admin_view(job, resources.clock.now()), status=202)
 
 

@@ -11,9 +11,10 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from app.identity.api import record_security_event
 from app.jobs.errors import TooManyStreams
 from app.jobs.records import Job, State, api_state
-from app.jobs.router.access import FileReader, JobReader, JobStarter, JobWriter, Runtime, fragment
+from app.jobs.router.access import DeviceDep, FileReader, JobReader, JobStarter, JobWriter, Runtime, actor_of, fragment
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.schemas import (
     JobList,
@@ -61,11 +62,17 @@ _RECONNECT_MILLISECONDS = 1000
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def submit_job(
-    request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, body: SubmitJob
+    request: Request,
+    principal: JobStarter,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    device: DeviceDep,
+    body: SubmitJob,
 ) -> Response:
     """Start work in the background."""
     submission = submitting.Submission(body.kind, body.args, body.run_at, body.unique_key)
-    if body.unique_key is None and "idempotency-key" not in request.headers:
+    action = submitting.AUDITED_KINDS.get(body.kind)
+    if body.unique_key is None and action is None and "idempotency-key" not in request.headers:
         submitted = await submitting.submit_with_others(
             request.app.state.submissions,
             resources.queue,
@@ -86,10 +93,12 @@ async def submit_job(
             user_id=principal.user_id,
             submission=submission,
         )
+        if action is not None and submitted.created:
+            await record_security_event(tx, resources.clock, actor_of(principal, device), action)
         return _accepted(submitted, resources.clock.now())
 
     return await idempotent(
-        request, resources, principal.user_id, operation="jobs.submit", effect=submit, single_statement=True
+        request, resources, principal.user_id, operation="jobs.submit", effect=submit, single_statement=action is None
     )
 
 

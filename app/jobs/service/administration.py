@@ -3,6 +3,9 @@
 from datetime import datetime
 from uuid import UUID
 
+import orjson
+
+from app.identity.api import Actor, lock_admin, record_security_event
 from app.jobs.errors import JobNotFound, LaneNotFound
 from app.jobs.queries import administration as queries
 from app.jobs.queries.relay import list_lane_depths
@@ -21,15 +24,25 @@ async def list_lanes(db: Database) -> list[LaneDepth]:
         return await list_lane_depths(conn, list(LANES))
 
 
-async def pause_lane(db: Database, queue: Queue, lane: str, *, paused: bool) -> None:
+@retries_conflicts
+async def pause_lane(
+    db: Database, queue: Queue, lane: str, *, paused: bool, clock: Clock | None = None, admin: Actor | None = None
+) -> None:
     """Keeps all workers from starting jobs of a lane, or lets them again; what runs goes on.
 
+    `admin` (with `clock`): the administrator who asks over the API, whose trail tells of it; the command line has none.
+
     Raises:
+        TokenRevoked, RoleRequired: `admin` is no administrator any more.
         LaneNotFound: there is no such lane.
     """
     if lane not in LANES:
         raise LaneNotFound
-    async with db.statement("jobs.pause_lane") as tx:
+    async with db.transaction("jobs.pause_lane") as tx:
+        if admin is not None and clock is not None:
+            await lock_admin(tx, clock, admin)
+            action = "queue_paused" if paused else "queue_resumed"
+            await record_security_event(tx, clock, admin, action, data=orjson.dumps({"queue": lane}).decode())
         await queries.set_lane_paused(tx, lane, paused=paused)
         tx.after_commit(lambda: queue.control("lanes"))
 
@@ -61,9 +74,22 @@ async def list_attempts(db: Database, job_id: UUID) -> list[FailedAttempt]:
 
 
 @retries_conflicts
-async def retry_any_job(db: Database, queue: Queue, cache: Cache, job_id: UUID) -> AdminJob:
-    """Starts anybody's failed or cancelled job over. Raises JobNotFound, JobNotRetryable or UniqueKeyInUse."""
+async def retry_any_job(
+    db: Database, queue: Queue, cache: Cache, job_id: UUID, *, clock: Clock | None = None, admin: Actor | None = None
+) -> AdminJob:
+    """Starts anybody's failed or cancelled job over. `admin`: as above; the owner of the job sees it too.
+
+    Raises:
+        TokenRevoked, RoleRequired: `admin` is no administrator any more.
+        JobNotFound, JobNotRetryable, UniqueKeyInUse
+    """
     async with db.transaction("jobs.retry_any") as tx:
+        if admin is not None and clock is not None:
+            await lock_admin(tx, clock, admin)
+            job = await queries.get_any_job(tx, job_id)
+            data = orjson.dumps({"job_id": str(job_id)}).decode()
+            for user_id in {admin.user_id, job.user_id if job else None} - {None}:
+                await record_security_event(tx, clock, admin, "job_retried_by_admin", user_id=user_id, data=data)
         await requeue(tx, queue, cache, job_id, None)
     return await get_any_job(db, job_id)
 

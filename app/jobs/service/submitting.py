@@ -24,6 +24,8 @@ from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue
 
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
+# Kinds whose jobs the owner must be able to find in the audit trail, with the entry.
+AUDITED_KINDS = {"export.account": "account_export_requested"}
 _UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
 
 
