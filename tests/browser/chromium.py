@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, scaled
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SWITCHES = (
@@ -61,7 +61,7 @@ class Tab:
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(scaled(20)):
             answer = await self._answers[number]
         assert "error" not in answer, answer
         result: dict[str, Any] = answer["result"]
@@ -71,7 +71,7 @@ class Tab:
         """Returns when the page and what it refers to have been loaded."""
         self._loaded.clear()
         assert "errorText" not in await self.call("Page.navigate", url=url), url
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(scaled(20)):
             await self._loaded.wait()
 
     async def evaluate(self, expression: str) -> Any:
@@ -95,7 +95,7 @@ class Tab:
         async def is_there() -> bool:
             return text in await self.text_of(selector)
 
-        await eventually(is_there, within=60)
+        await eventually(is_there, within=20)
 
     def _take(self, method: str, parameters: dict[str, Any]) -> None:
         match method:
@@ -145,5 +145,5 @@ async def chromium() -> AsyncIterator[Tab]:
 async def _port(profile: Path) -> int:
     """Chromium chooses one and writes it down."""
     file = profile / "DevToolsActivePort"
-    await eventually(lambda: file.exists() and file.read_text().count("\n") > 0, within=60)
+    await eventually(lambda: file.exists() and file.read_text().count("\n") > 0, within=20)
     return int(file.read_text().splitlines()[0])

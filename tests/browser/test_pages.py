@@ -9,9 +9,9 @@ import pytest
 
 from tests.browser.chromium import Tab, chromium
 from tests.fixtures.application import LiveServer, Processes
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, scaled
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(scaled(120))]
 EMAIL = "person@example.com"
 OLD, NEW = "correct horse battery staple", "another long pass phrase"
 
@@ -48,7 +48,7 @@ async def test_the_documentation_shows_every_operation(
     async def all_are_shown() -> bool:
         return bool(await tab.evaluate(f"document.querySelectorAll('{shown}').length") >= operations)
 
-    await eventually(all_are_shown, within=60)
+    await eventually(all_are_shown, within=20)
     assert tab.problems == []
     assert tab.hosts == {urlsplit(url).netloc}
 
@@ -69,7 +69,7 @@ async def test_a_forgotten_password_is_set_anew(tab: Tab, live_server: LiveServe
             await tab.open(f"{url}/dev/mailbox")
             return "Set a new password" in await tab.text_of("ul")
 
-        await eventually(link_has_come, within=60)
+        await eventually(link_has_come, within=20)
         await tab.evaluate("[...document.links].find((link) => link.text === 'Set a new password').click()")
         await tab.wait_for_text("pre", "/reset-password?token=")
         (link,) = re.findall(r"\S+/reset-password\?token=\S+", await tab.text_of("pre"))
