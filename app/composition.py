@@ -58,7 +58,7 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         RedisGateway(settings.redis.model_copy(update={"url": url})) if url.get_secret_value() != redis.url else redis
         for url in settings.jobs.redis_urls
     ]
-    queue = Queue(insert_jobs, redis, clock, shards=settings.jobs.shards, window=settings.jobs.window, rings=rings)
+    queue = Queue(insert_jobs, redis, shards=settings.jobs.shards, window=settings.jobs.window, rings=rings)
     queue.bind(db)
     keys = Keys(settings.secret_key.get_secret_value())
     listeners = Listeners(db, bus, queue, list_listeners)

@@ -17,7 +17,6 @@ from app.composition import close_resources, make_resources, open_database
 from app.identity.api import IdentityTasks, confirm_secret
 from app.jobs.api import (
     JOB_KINDS,
-    LANES,
     SCHEDULES,
     ArtifactStore,
     Executor,
@@ -25,10 +24,14 @@ from app.jobs.api import (
     JobWatch,
     Postman,
     Relay,
+    Turns,
     WebhookSender,
     delete_webhooks,
+    lane_shares,
+    user_caps,
 )
 from app.jobs.settings import JobsSettings
+from app.kernel.clock import Clock
 from app.kernel.collector import rare_collections
 from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
@@ -90,12 +93,16 @@ async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS)
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS) -> AsyncIterator[Worker]:
+async def open_worker(
+    settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS, *, clock: Clock | None = None
+) -> AsyncIterator[Worker]:
     """Everything a worker needs, and the loops that never end."""
     jobs = settings.jobs
     database = settings.database.model_copy(update={"acquire_timeout": _ACQUIRE_TIMEOUT})
-    resources = make_resources(settings.model_copy(update={"database": database}), application_name="onehop-worker")
-    db, redis, queue, clock, cache = resources.db, resources.redis, resources.queue, resources.clock, resources.cache
+    resources = make_resources(
+        settings.model_copy(update={"database": database}), application_name="onehop-worker", clock=clock
+    )
+    db, redis, queue, cache, clock = resources.db, resources.redis, resources.queue, resources.cache, resources.clock
     watch = JobWatch(resources.bus)
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
@@ -107,6 +114,8 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         **JobsTasks(store, postman, sender, resources.keys, jobs).kinds(),
         **kinds,
     }
+    lanes = lane_shares(settings.database.export_pool_size)
+    caps = user_caps(lanes, jobs)
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
     executor = Executor(
         db,
@@ -117,6 +126,7 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         watch=watch,
         kinds=kinds,
         settings=jobs,
+        caps=caps,
         worker_id=worker_id,
     )
     relay = Relay(
@@ -126,11 +136,12 @@ async def open_worker(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JO
         resources.bus,
         clock=clock,
         settings=jobs,
-        lanes=tuple(LANES),
+        lanes=tuple(lanes),
+        turns=Turns(caps),
         kinds=kinds,
         schedules=SCHEDULES,
     )
-    runner = Runner(executor, LANES, jobs.slots)
+    runner = Runner(executor, lanes, jobs.slots)
     # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more
     # than the jobs.
     await open_database(resources)

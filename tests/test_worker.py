@@ -17,7 +17,6 @@ import pytest
 import redis.asyncio
 
 from app.jobs.api import insert_jobs
-from app.kernel.clock import SystemClock
 from app.kernel.database import Database
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.queue import Queue
@@ -80,7 +79,7 @@ async def enqueue(settings: Settings) -> AsyncIterator[Enqueue]:
     """Enqueues as an API process does, in one transaction."""
     db = Database(settings.database)
     gateway = RedisGateway(settings.redis)
-    queue = Queue(insert_jobs, gateway, SystemClock())
+    queue = Queue(insert_jobs, gateway)
     queue.bind(db)
     await db.open()
 

@@ -56,9 +56,7 @@ def list_jobs(
 
     if state is not None and state not in STATE_FILTERS:
         fail(f"There is no such state; take one of {', '.join(STATE_FILTERS)}.")
-    page = _with_resources(
-        lambda own: list_all_jobs(own.db, own.cursors, own.clock, state=state, limit=limit, cursor=None)
-    )
+    page = _with_resources(lambda own: list_all_jobs(own.db, own.cursors, state=state, limit=limit, cursor=None))
     for job in page.items:
         say(_line(job))
 
@@ -146,6 +144,5 @@ def _line(job: "AdminJob") -> str:
 def _state(job: "AdminJob") -> str:
     """As the API tells it, and as `--state` takes it."""
     from app.jobs.api import api_state
-    from app.kernel.clock import SystemClock
 
-    return api_state(job.state, job.attempt, job.run_at, SystemClock().now())
+    return api_state(job.state, job.attempt, is_due=job.is_due)

@@ -5,7 +5,7 @@ from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.cleaning import delete_webhooks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, api_state
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, api_state, lane_shares
 from app.jobs.service.administration import (
     cancel_any_job,
     get_any_job,
@@ -24,6 +24,7 @@ from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.submitting import submission_group_commit
+from app.jobs.service.turns import Turns, user_caps
 from app.jobs.service.watching import JobWatch
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Overview",
     "Postman",
     "Relay",
+    "Turns",
     "WebhookSender",
     "api_state",
     "cancel_any_job",
@@ -47,6 +49,7 @@ __all__ = [
     "disable_endpoints",
     "get_any_job",
     "insert_jobs",
+    "lane_shares",
     "list_all_jobs",
     "list_attempts",
     "list_lanes",
@@ -56,4 +59,5 @@ __all__ = [
     "retry_any_job",
     "retry_failed_jobs",
     "submission_group_commit",
+    "user_caps",
 ]

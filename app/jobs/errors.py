@@ -1,6 +1,6 @@
 """What callers of the jobs module may be told."""
 
-from app.kernel.errors import Conflict, Gone, NotFound, TooManyRequests, Unprocessable
+from app.kernel.errors import Conflict, Gone, NotFound, TooManyRequests, Unavailable, Unprocessable
 
 
 class JobNotFound(NotFound):
@@ -16,6 +16,13 @@ class ArtifactNotFound(NotFound):
 class ArtifactExpired(Gone):
     code = "artifact_expired"
     title = "The file was deleted after its time"
+
+
+class StoreUnavailable(Unavailable):
+    """The disk or the object store of files refuses, is full, or does not answer."""
+
+    code = "store_unavailable"
+    title = "The files cannot be reached at the moment"
 
 
 class UnknownKind(Unprocessable):

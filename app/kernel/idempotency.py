@@ -5,7 +5,7 @@ with the key itself, because it may hold what is shown only once.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import sha256
 
 from fastapi import Request, Response
@@ -43,10 +43,10 @@ class RequestInProgress(Conflict):
 # The lock is tried first, because an INSERT would wait for the one that has just inserted the same key. ON CONFLICT
 # looks at the newest row of the key, also at one that was committed after the statement began.
 CLAIM_KEY = """
-WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended($7, 0)) AS is_held),
+WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended($6, 0)) AS is_held),
      claim AS (
        INSERT INTO kernel.idempotency_keys (caller, operation, key, request_hash, created_at, expires_at)
-       SELECT $1::text, $2::text, $3::text, $4::bytea, $5::timestamptz, $6::timestamptz FROM lock WHERE lock.is_held
+       SELECT $1::text, $2::text, $3::text, $4::bytea, now(), now() + $5::interval FROM lock WHERE lock.is_held
        ON CONFLICT (caller, operation, key) DO UPDATE
           SET request_hash = excluded.request_hash, status = NULL, body = NULL,
               created_at = excluded.created_at, expires_at = excluded.expires_at
@@ -68,8 +68,8 @@ DELETE_EXPIRED_KEYS = """
 DELETE FROM kernel.idempotency_keys
  WHERE (caller, operation, key) IN (
        SELECT caller, operation, key FROM kernel.idempotency_keys
-        WHERE expires_at <= $1
-        LIMIT $2
+        WHERE expires_at <= now()
+        LIMIT $1
         FOR UPDATE SKIP LOCKED)
 """
 
@@ -101,9 +101,9 @@ async def idempotent(
     return await _with_key(resources, str(user_id), operation, key, request_hash, effect)
 
 
-async def delete_expired_keys(tx: Tx, now: datetime, limit: int) -> int:
+async def delete_expired_keys(tx: Tx, limit: int) -> int:
     """Removes up to `limit` keys past their time; the answer is how many."""
-    return int((await tx.execute(DELETE_EXPIRED_KEYS, now, limit)).removeprefix("DELETE "))
+    return int((await tx.execute(DELETE_EXPIRED_KEYS, limit)).removeprefix("DELETE "))
 
 
 def _key_of(request: Request) -> str | None:
@@ -132,10 +132,9 @@ async def _with_key(
     # The key itself never reaches the database, so that the stored answer cannot be opened there.
     key_hash = sha256(key.encode()).hexdigest()
     seal_context = f"{caller}\0{operation}\0{key}".encode()
-    now = resources.clock.now()
     async with resources.db.transaction(operation) as tx:
         lock = f"{caller}|{operation}|{key_hash}"
-        claim = await tx.fetchrow(CLAIM_KEY, caller, operation, key_hash, request_hash, now, now + KEPT_FOR, lock)
+        claim = await tx.fetchrow(CLAIM_KEY, caller, operation, key_hash, request_hash, KEPT_FOR, lock)
         if claim is None or not claim["is_held"]:
             _outcomes_total.labels("in_progress").inc()
             raise RequestInProgress

@@ -123,7 +123,9 @@ class DatabaseSettings(Section):
     )
     replica_max_lag: Seconds = Field(10.0, ge=1, le=600, description="A replica further behind gets no reads.")
     pool_size: Connections = Field(10, ge=1, le=200, description="Pool of one process; fixed, not elastic.")
-    export_pool_size: Connections = Field(2, ge=1, le=20, description="For long snapshots, apart from the pool.")
+    export_pool_size: Connections = Field(
+        4, ge=1, le=20, description="For long snapshots, apart from the pool: a worker runs as many exports at a time."
+    )
     export_timeout: Seconds = Field(
         10.0, gt=0, le=600, description="Limit of a snapshot's statement, and of the next piece of a long one."
     )

@@ -241,7 +241,6 @@ async def measure_dripping_receiver(bench: Bench, seconds: float = 30) -> None:
                     event_types=["user.updated"],
                     description=None,
                     secret=resources.keys.seal(SEAL_PURPOSE, token_bytes(SECRET_BYTES), context=endpoint_id.bytes),
-                    now=resources.clock.now(),
                     limit=MAX_ENDPOINTS,
                 )
         async with bench.workers(1, **_LOCAL):

@@ -217,6 +217,8 @@ CREATE TABLE jobs.jobs (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     started_at timestamp with time zone,
     finished_at timestamp with time zone,
+    is_due boolean DEFAULT false NOT NULL,
+    postponed_since timestamp with time zone,
     CONSTRAINT jobs_finished_at_check CHECK (((state >= 2) = (finished_at IS NOT NULL))),
     CONSTRAINT jobs_run_token_check CHECK (((state = 1) = (run_token IS NOT NULL))),
     CONSTRAINT jobs_state_check CHECK (((state >= 0) AND (state <= 4)))
@@ -463,11 +465,11 @@ CREATE INDEX jobs_list_idx ON jobs.jobs USING btree (user_id, id DESC) INCLUDE (
 
 CREATE INDEX jobs_running_idx ON jobs.jobs USING btree (user_id, lane) WHERE (state = 1);
 
+CREATE INDEX jobs_scheduled_idx ON jobs.jobs USING btree (lane, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND (NOT is_due));
+
+CREATE INDEX jobs_turns_idx ON jobs.jobs USING btree (lane, user_id, priority, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND is_due);
+
 CREATE UNIQUE INDEX jobs_unique_key_key ON jobs.jobs USING btree (user_id, kind, unique_key) NULLS NOT DISTINCT WHERE ((unique_key IS NOT NULL) AND (state < 2));
-
-CREATE INDEX jobs_waiting_idx ON jobs.jobs USING btree (lane, user_id, priority, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL));
-
-CREATE INDEX jobs_waiting_run_at_idx ON jobs.jobs USING btree (run_at) WHERE ((state = 0) AND (dispatched_at IS NULL));
 
 CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id, id DESC);
 

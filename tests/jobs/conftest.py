@@ -9,7 +9,6 @@ import pytest
 from aiohttp import web
 
 from app.jobs.api import insert_jobs
-from app.kernel.clock import SystemClock
 from app.kernel.database import Database
 from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
@@ -32,7 +31,7 @@ async def person(make_person: MakePerson, connection: "asyncpg.Connection[asyncp
 async def producer(settings: Settings) -> AsyncIterator[Producer]:
     db = Database(settings.database)
     redis = RedisGateway(settings.redis)
-    queue = Queue(insert_jobs, redis, SystemClock(), window=3)
+    queue = Queue(insert_jobs, redis, window=3)
     queue.bind(db)
     await db.open()
     yield Producer(db, redis, queue)

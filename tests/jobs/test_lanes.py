@@ -214,8 +214,8 @@ async def test_a_full_lane_refuses_with_an_estimate(
     export = {"kind": "export.events", "args": {"format": "csv"}}
 
     async def report(waiting: int, finished: int) -> None:
-        depth = LaneDepth("bulk", False, waiting, resources.clock.now(), 3, finished)
-        await publish_lanes(resources.bus, [depth], resources.clock.now())
+        depth = LaneDepth("bulk", False, waiting, 1.0, 3, finished)
+        await publish_lanes(resources.bus, [depth])
 
         def is_heard() -> bool:
             told = board._reports.get("bulk")

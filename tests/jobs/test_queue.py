@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 
 from app.jobs.service.relay import Relay
+from app.jobs.service.turns import Turns
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import SystemClock
@@ -106,6 +107,7 @@ async def test_ids_that_were_handed_out_together_are_all_found_when_they_get_los
         clock=SystemClock(),
         settings=settings.jobs,
         lanes=("default",),
+        turns=Turns({}),
         kinds={},
         schedules=(),
     )

@@ -56,10 +56,10 @@ async def test_each_time_makes_one_job_whoever_leads(producer: Producer, connect
     clock = ManualClock(utc("2026-01-01T00:30:00"))
     kinds = kinds_of(steps)
     hourly = Schedule("hourly", "test.noop", "0 * * * *", args={"number": 5})
-    await store_schedules(producer.db, clock, [hourly])
+    await store_schedules(producer.db, clock.now(), [hourly])
 
     async def step() -> int:
-        return await run_schedules(producer.db, producer.queue, clock, kinds)
+        return await run_schedules(producer.db, producer.queue, clock.now(), kinds)
 
     assert await step() == 0
     clock.advance(1800)
@@ -80,7 +80,7 @@ async def test_a_changed_schedule_starts_afresh_and_a_removed_one_ends(
 ) -> None:
     clock = ManualClock(utc("2026-01-01T00:30:00"))
     first = Schedule("one", "test.noop", "0 * * * *")
-    await store_schedules(producer.db, clock, [first, replace(first, name="two")])
+    await store_schedules(producer.db, clock.now(), [first, replace(first, name="two")])
 
     async def next_runs() -> dict[str, Any]:
         rows = await connection.fetch("SELECT name, next_run_at FROM jobs.schedules")
@@ -88,7 +88,7 @@ async def test_a_changed_schedule_starts_afresh_and_a_removed_one_ends(
 
     assert await next_runs() == {"one": utc("2026-01-01T01:00:00"), "two": utc("2026-01-01T01:00:00")}
     clock.advance(timedelta(hours=2).total_seconds())
-    await store_schedules(producer.db, clock, [first])
+    await store_schedules(producer.db, clock.now(), [first])
     assert await next_runs() == {"one": utc("2026-01-01T01:00:00")}
-    await store_schedules(producer.db, clock, [replace(first, cron="15 * * * *")])
+    await store_schedules(producer.db, clock.now(), [replace(first, cron="15 * * * *")])
     assert await next_runs() == {"one": utc("2026-01-01T03:15:00")}

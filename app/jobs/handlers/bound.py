@@ -55,14 +55,12 @@ class JobsTasks:
         return {kind.name: kind for kind in kinds}
 
     async def _clean(self, ctx: JobContext, _: CleanArgs) -> dict[str, int]:
-        """Answers how much of each was removed."""
-        now = ctx.clock.now()
-        keys = await in_batches(ctx.db, "jobs.idempotency_keys", lambda tx, limit: delete_expired_keys(tx, now, limit))
+        """Answers how much of each was removed. Files come last, so that a store that is away keeps nothing else."""
         return {
-            "artifacts": await expire_artifacts(ctx.db, self._store),
-            "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),
-            "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
+            "idempotency_keys": await in_batches(ctx.db, "jobs.idempotency_keys", delete_expired_keys),
             "attempts": await prune_attempts(ctx.db, ctx.clock, self._settings.retention_days),
             "webhook_messages": await prune_messages(ctx.db, self._settings.retention_days),
-            "idempotency_keys": keys,
+            "artifacts": await expire_artifacts(ctx.db, self._store),
+            "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
+            "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),
         }

@@ -1,7 +1,6 @@
 """The kind `export.account`: a copy of everything that is known about a user."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -43,7 +42,7 @@ async def export_account(ctx: JobContext, _: ExportAccountArgs) -> Mapping[str, 
             await archive.add("preferences.json", _text_of(person.preferences.view()))
         for name, content in (await export_identity(conn, ctx.clock, user_id)).items():
             await archive.add(f"{name}.json", _text_of(content))
-        await archive.add("jobs.json", _text_of([item async for item in _jobs(conn, user_id, ctx.clock.now())]))
+        await archive.add("jobs.json", _text_of([item async for item in _jobs(conn, user_id)]))
         await archive.add("invoices.json", _text_of([item async for item in _invoices(conn, user_id)]))
         await archive.add("webhook_endpoints.json", _text_of(await _endpoints(conn, user_id)))
         async with archive.member("events.json") as write:
@@ -73,14 +72,14 @@ async def _write_events(
     return rows
 
 
-async def _jobs(conn: CopyConn, user_id: UserId, now: datetime) -> AsyncIterator[dict[str, Any]]:
+async def _jobs(conn: CopyConn, user_id: UserId) -> AsyncIterator[dict[str, Any]]:
     before: UUID | None = None
-    while found := await list_jobs(conn, user_id, before=before, kind=None, state=None, now=now, limit=_PAGE):
+    while found := await list_jobs(conn, user_id, before=before, kind=None, state=None, limit=_PAGE):
         for item in found:
             yield {
                 "id": item.id,
                 "kind": item.kind,
-                "state": api_state(item.state, item.attempt, item.run_at, now),
+                "state": api_state(item.state, item.attempt, is_due=item.is_due),
                 "result": _json(item.result),
                 "error": _json(item.error),
                 "artifacts": _json(item.artifacts),

@@ -23,7 +23,7 @@ def invoice_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
     async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> None:
         if ctx.user_id is None:
             raise ValueError("an invoice belongs to a user")
-        invoice, artifact = await get_pdf(ctx.db, ctx.clock, ctx.user_id, args.invoice_id)
+        invoice, artifact = await get_pdf(ctx.db, ctx.user_id, args.invoice_id)
         customer = orjson.loads(invoice.customer)
         subject, text, html = MAIL_TEMPLATES.render(
             "invoice_mail",

@@ -90,7 +90,7 @@ def report_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
         if reader is None or not (reader.user.email_verified and reader.preferences.email_notifications):
             return {"sent": False}
         try:
-            artifact = await get_artifact(ctx.db, ctx.clock, args.job_id, ctx.user_id, REPORT_NAME)
+            artifact = await get_artifact(ctx.db, args.job_id, ctx.user_id, REPORT_NAME)
         except (ArtifactNotFound, ArtifactExpired):
             return {"sent": False}
         name = reader.user.display_name

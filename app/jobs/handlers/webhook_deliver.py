@@ -92,7 +92,7 @@ class WebhookDeliverer:
             raise SnoozeJob(_BUSY_SECONDS)
         self._in_flight[endpoint.id] += 1
         try:
-            answer = await self._send(ctx, endpoint, message)
+            answer = await self._send(endpoint, message)
         finally:
             self._in_flight[endpoint.id] -= 1
             if not self._in_flight[endpoint.id]:
@@ -104,15 +104,15 @@ class WebhookDeliverer:
         """Lets one delivery through when the pause is over, as a probe; the others wait without using an attempt."""
         if endpoint.open_until is None:
             return
-        now = ctx.clock.now()
-        if endpoint.open_until > now:
-            raise SnoozeJob((endpoint.open_until - now).total_seconds() + _BUSY_SECONDS)
+        if endpoint.open_until > endpoint.read_at:
+            raise SnoozeJob((endpoint.open_until - endpoint.read_at).total_seconds() + _BUSY_SECONDS)
         async with ctx.db.statement("jobs.webhook_probe") as tx:
-            if not await queries.take_probe(tx, endpoint.user_id, endpoint.id, now, now + BREAKER_SHORTEST):
+            if not await queries.take_probe(tx, endpoint.user_id, endpoint.id, BREAKER_SHORTEST):
                 raise SnoozeJob(BREAKER_SHORTEST.total_seconds())
 
-    async def _send(self, ctx: JobContext, endpoint: Endpoint, message: Message) -> Answer:
-        now = ctx.clock.now()
+    async def _send(self, endpoint: Endpoint, message: Message) -> Answer:
+        # Receivers refuse what is minutes old, or from the future; the clocks of workers differ.
+        now = endpoint.read_at
         sealed = [endpoint.secret]
         old, until = endpoint.old_secret, endpoint.old_secret_until
         if old is not None and until is not None and until > now:
@@ -129,7 +129,6 @@ class WebhookDeliverer:
     async def _settle(
         self, ctx: JobContext, endpoint: Endpoint, delivery: Delivery, answer: Answer
     ) -> dict[str, Any] | None:
-        now = ctx.clock.now()
         user_id = endpoint.user_id
         if answer.is_success:
             async with ctx.transaction("jobs.webhook_delivered") as tx:
@@ -142,17 +141,17 @@ class WebhookDeliverer:
         reason = None
         if answer.status == _GONE:
             reason = "gone"
-        elif endpoint.failing_since is not None and now - endpoint.failing_since > DISABLED_AFTER:
+        elif endpoint.failing_since is not None and endpoint.read_at - endpoint.failing_since > DISABLED_AFTER:
             reason = "failing"
         pause = breaker_pause(endpoint.failures + 1)
         async with ctx.transaction("jobs.webhook_failed") as tx:
-            next_at = None if is_last else now + timedelta(seconds=delay)
-            await self._record(tx, user_id, delivery.id, answer, "failed" if is_last else "pending", next_at)
+            again_in = None if is_last else timedelta(seconds=delay)
+            await self._record(tx, user_id, delivery.id, answer, "failed" if is_last else "pending", again_in)
             await queries.record_failure(
                 tx,
                 user_id,
                 endpoint.id,
-                open_until=now + pause if pause is not None else None,
+                open_for=pause,
                 disabled_reason=reason,
             )
         what = answer.error or f"http_{answer.status}"
@@ -166,7 +165,7 @@ class WebhookDeliverer:
             await ctx.complete(tx)
 
     async def _record(
-        self, tx: Any, user_id: UserId, delivery_id: UUID, answer: Answer, state: str, next_at: Any
+        self, tx: Any, user_id: UserId, delivery_id: UUID, answer: Answer, state: str, again_in: timedelta | None
     ) -> None:
         await queries.record_attempt(
             tx,
@@ -177,5 +176,5 @@ class WebhookDeliverer:
             error=answer.error,
             response=answer.response,
             milliseconds=answer.milliseconds,
-            next_at=next_at,
+            again_in=again_in,
         )

@@ -22,20 +22,20 @@ async def set_lane_paused(tx: Tx, lane: str, *, paused: bool) -> None:
 
 
 LIST_ALL_JOBS = """
-SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at, j.worker_id, j.error,
-       j.created_at, j.started_at, j.finished_at
+SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at <= now() AS is_due,
+       j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
 WHERE ($1::uuid IS NULL OR j.id < $1)
   AND ($2::smallint IS NULL OR j.state = $2)
   AND ($3::boolean IS NULL OR (j.attempt > 0) = $3)
-  AND ($4::boolean IS NULL OR (j.run_at > $5) = $4)
+  AND ($4::boolean IS NULL OR (j.run_at > now()) = $4)
 ORDER BY j.id DESC
-LIMIT $6
+LIMIT $5
 """
 
 
 async def list_all_jobs(
-    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, now: datetime, limit: int
+    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, limit: int
 ) -> list[AdminJob]:
     """Everybody's jobs, newest first."""
     rows = await conn.fetch(
@@ -44,15 +44,14 @@ async def list_all_jobs(
         None if state is None else state.state,
         None if state is None else state.attempted,
         None if state is None else state.future,
-        now,
         limit,
     )
     return [AdminJob(**row) for row in rows]
 
 
 GET_ANY_JOB = """
-SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at, j.worker_id, j.error,
-       j.created_at, j.started_at, j.finished_at
+SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at <= now() AS is_due,
+       j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
 WHERE j.id = $1
 """
@@ -81,8 +80,9 @@ WITH failed AS (
     ORDER BY finished_at LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 UPDATE jobs.jobs AS j
-SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, error = NULL, result = NULL,
-    progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
+SET state = 0, attempt = 0, rescues = 0, run_at = now(), is_due = true, postponed_since = NULL, finished_at = NULL,
+    error = NULL, result = NULL, progress = NULL, cancel_requested_at = NULL, dispatched_at = now(),
+    version = j.version + 1
 FROM failed
 WHERE j.id = failed.id
 RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent

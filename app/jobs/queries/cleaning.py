@@ -1,22 +1,22 @@
 """What is over its time."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 LIST_EXPIRED_ARTIFACTS = """
-SELECT a.storage_key FROM jobs.artifacts AS a
-WHERE a.deleted_at IS NULL AND a.expires_at <= now()
-ORDER BY a.expires_at LIMIT $1
+SELECT a.expires_at, a.storage_key FROM jobs.artifacts AS a
+WHERE a.deleted_at IS NULL AND a.expires_at <= now() AND (a.expires_at, a.storage_key) > ($1, $2)
+ORDER BY a.expires_at, a.storage_key LIMIT $3
 """
 
 
-async def list_expired_artifacts(conn: ReadConn, limit: int) -> list[str]:
-    """Storage keys of files whose time is over."""
-    return [row["storage_key"] for row in await conn.fetch(LIST_EXPIRED_ARTIFACTS, limit)]
+async def list_expired_artifacts(conn: ReadConn, after: tuple[datetime, str], limit: int) -> list[tuple[datetime, str]]:
+    """When files ended whose time is over, and their storage keys, from behind `after`."""
+    return [(row["expires_at"], row["storage_key"]) for row in await conn.fetch(LIST_EXPIRED_ARTIFACTS, *after, limit)]
 
 
 MARK_ARTIFACTS_DELETED = """
@@ -44,20 +44,21 @@ async def delete_old_jobs(tx: Tx, days: int, limit: int) -> int:
     return int((await tx.execute(DELETE_OLD_JOBS, days, limit)).removeprefix("DELETE "))
 
 
-# The newest job that may have such an attempt bounds the look at the primary key, as ids begin with their time.
+# The newest job that may have such an attempt bounds the look at the primary key, as ids begin with their time: an hour
+# later, because that is the time of the host that made the id.
 DELETE_OLD_ATTEMPTS = """
 DELETE FROM jobs.attempts WHERE (job_id, n) IN (
     SELECT a.job_id, a.n FROM jobs.attempts AS a
-    WHERE a.job_id < $1 AND a.ended_at < $2
+    WHERE a.job_id < $1 AND a.ended_at < now() - make_interval(days => $2)
     LIMIT $3
 )
 """
 
 
-async def delete_old_attempts(tx: Tx, before: datetime, limit: int) -> int:
-    """Deletes up to `limit` failed runs that ended earlier, of jobs that go on; answers how many."""
-    newest = UUID(int=round(before.timestamp() * 1000) << 80)
-    return int((await tx.execute(DELETE_OLD_ATTEMPTS, newest, before, limit)).removeprefix("DELETE "))
+async def delete_old_attempts(tx: Tx, days: int, now: datetime, limit: int) -> int:
+    """Deletes up to `limit` failed runs that ended more than `days` days ago, of jobs that go on; answers how many."""
+    newest = UUID(int=round((now - timedelta(days=days, hours=-1)).timestamp() * 1000) << 80)
+    return int((await tx.execute(DELETE_OLD_ATTEMPTS, newest, days, limit)).removeprefix("DELETE "))
 
 
 LIST_PUBLISHED_KEYS = """

@@ -1,11 +1,9 @@
 """Claiming, running and finishing jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from app.jobs.records import (
-    CAP_PAUSE,
-    CAPPED_LANES,
     Beat,
     ClaimedJob,
     NewArtifact,
@@ -14,120 +12,85 @@ from app.jobs.records import (
 )
 from app.kernel.database import ReadConn, Tx
 
-# Jobs of a lane that was paused a moment ago go back to the relay, which hands them out again.
-# Rows that another worker is claiming are skipped, so that two overlapping batches can never wait for each other. What
-# goes beyond a user's cap comes back a moment later; that two workers may exceed it together by a few does no harm.
+# Rows that another transaction has locked are skipped, so that two overlapping batches can never wait for each other.
+# What may not start goes back to the relay, and never stays believed to be in Redis, whose id is forgotten: what is too
+# early (its id was handed out by another clock), what belongs to a lane that was paused a moment ago, and what goes
+# beyond its user's cap, for which the relay waits. That two workers may exceed a cap together by a few does no harm.
 CLAIM_JOBS = """
 WITH locked AS (
-    SELECT id, user_id, lane, run_at FROM jobs.jobs
-    WHERE id = ANY($1::uuid[]) AND state = 0 AND run_at <= now()
+    SELECT id, user_id, lane, run_at > now() AS is_early FROM jobs.jobs
+    WHERE id = ANY($1::uuid[]) AND state = 0
     FOR UPDATE SKIP LOCKED
-), paused AS (
-    SELECT lane FROM jobs.lanes WHERE paused_at IS NOT NULL
-), kept AS (
-    UPDATE jobs.jobs AS j SET dispatched_at = NULL
-    FROM locked AS l WHERE j.id = l.id AND l.lane IN (SELECT lane FROM paused)
-), ranked AS (
-    SELECT l.id, l.user_id IS NULL OR l.lane <> ALL($5::text[])
-           OR row_number() OVER (PARTITION BY l.user_id, l.lane ORDER BY l.id)
-              + (SELECT count(*) FROM jobs.jobs AS r WHERE r.user_id = l.user_id AND r.lane = l.lane AND r.state = 1)
-              <= $6::integer AS allowed
-    FROM locked AS l WHERE l.lane NOT IN (SELECT lane FROM paused)
-), put_off AS (
-    UPDATE jobs.jobs AS j
-    SET run_at = now() + make_interval(secs => $7::float8 + random() * ($8::float8 - $7::float8)), dispatched_at = NULL
-    FROM ranked AS r WHERE j.id = r.id AND NOT r.allowed
+), judged AS (
+    SELECT l.id, l.is_early,
+           NOT l.is_early AND l.lane NOT IN (SELECT p.lane FROM jobs.lanes AS p WHERE p.paused_at IS NOT NULL)
+           AND (l.user_id IS NULL OR l.lane <> ALL($5::text[])
+                OR row_number() OVER (PARTITION BY l.user_id, l.lane, l.is_early ORDER BY l.id)
+                   + (SELECT count(*) FROM jobs.jobs AS r
+                      WHERE r.user_id = l.user_id AND r.lane = l.lane AND r.state = 1)
+                   <= ($6::integer[])[array_position($5::text[], l.lane)]) AS is_allowed
+    FROM locked AS l
+), refused AS (
+    UPDATE jobs.jobs AS j SET dispatched_at = NULL, is_due = NOT d.is_early
+    FROM judged AS d WHERE j.id = d.id AND NOT d.is_allowed
 )
 UPDATE jobs.jobs AS j
 SET state = 1, attempt = j.attempt + 1, run_token = $2, worker_id = $3, version = j.version + 1,
     started_at = now(), lease_until = now() + make_interval(secs => $4), dispatched_at = NULL, progress = NULL
-FROM ranked AS r
-WHERE j.id = r.id AND r.allowed
+FROM judged AS d
+WHERE j.id = d.id AND d.is_allowed
 RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
-          j.created_at, j.run_at AS ready_at, j.trace_parent
+          j.created_at, extract(epoch FROM now() - j.run_at)::float8 AS waited,
+          extract(epoch FROM now() - j.postponed_since)::float8 AS postponed, j.trace_parent
 """
 
 
 async def claim_jobs(
-    tx: Tx, ids: Sequence[UUID], *, run_token: UUID, worker_id: str, lease_seconds: float, user_cap: int
+    tx: Tx, ids: Sequence[UUID], *, run_token: UUID, worker_id: str, lease_seconds: float, caps: Mapping[str, int]
 ) -> list[ClaimedJob]:
-    """Takes those of `ids` that are due and free, as far as their user's cap allows."""
-    rows = await tx.fetch(CLAIM_JOBS, ids, run_token, worker_id, lease_seconds, CAPPED_LANES, user_cap, *CAP_PAUSE)
+    """Takes those of `ids` that are due and free. `caps`: jobs of one user that run at a time, by lane."""
+    rows = await tx.fetch(CLAIM_JOBS, ids, run_token, worker_id, lease_seconds, list(caps), list(caps.values()))
     return [ClaimedJob(**row) for row in rows]
 
 
-CLAIM_NEXT_JOBS = """
-WITH wanted AS (
-    SELECT lane, count FROM unnest($1::text[], $2::integer[]) AS w(lane, count)
-    WHERE lane NOT IN (SELECT lane FROM jobs.lanes WHERE paused_at IS NOT NULL)
-), picked AS (
-    SELECT p.id, p.user_id, p.lane FROM wanted CROSS JOIN LATERAL (
-        SELECT id, user_id, lane FROM jobs.jobs
-        WHERE lane = wanted.lane AND state = 0 AND run_at <= now()
-        ORDER BY priority, run_at
-        LIMIT wanted.count
-        FOR UPDATE SKIP LOCKED
-    ) AS p
-    LIMIT $3
-), ranked AS (
-    SELECT p.id, p.user_id IS NULL OR p.lane <> ALL($7::text[])
-           OR row_number() OVER (PARTITION BY p.user_id, p.lane ORDER BY p.id)
-              + (SELECT count(*) FROM jobs.jobs AS r WHERE r.user_id = p.user_id AND r.lane = p.lane AND r.state = 1)
-              <= $8::integer AS allowed
-    FROM picked AS p
-), put_off AS (
-    UPDATE jobs.jobs AS j
-    SET run_at = now() + make_interval(secs => $9::float8 + random() * ($10::float8 - $9::float8)), dispatched_at = NULL
-    FROM ranked AS r WHERE j.id = r.id AND NOT r.allowed
-)
-UPDATE jobs.jobs AS j
-SET state = 1, attempt = j.attempt + 1, run_token = $4, worker_id = $5, version = j.version + 1,
-    started_at = now(), lease_until = now() + make_interval(secs => $6), dispatched_at = NULL, progress = NULL
-FROM ranked AS r
-WHERE j.id = r.id AND r.allowed
-RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
-          j.created_at, j.run_at AS ready_at, j.trace_parent
+LIST_UNDECIDED_JOBS = """
+SELECT j.id FROM jobs.jobs AS j WHERE j.id = ANY($1::uuid[]) AND j.state = 0 AND j.dispatched_at IS NOT NULL
 """
 
 
-async def claim_next_jobs(
-    tx: Tx,
-    wants: Sequence[tuple[str, int]],
-    total: int,
-    *,
-    run_token: UUID,
-    worker_id: str,
-    lease_seconds: float,
-    user_cap: int,
-) -> list[ClaimedJob]:
-    """Takes up to `total` due jobs of the wanted lanes without any help of Redis, as far as users' caps allow."""
-    lanes = [lane for lane, _ in wants]
-    counts = [count for _, count in wants]
-    rows = await tx.fetch(
-        CLAIM_NEXT_JOBS,
-        lanes,
-        counts,
-        total,
-        run_token,
-        worker_id,
-        lease_seconds,
-        CAPPED_LANES,
-        user_cap,
-        *CAP_PAUSE,
-    )
-    return [ClaimedJob(**row) for row in rows]
+async def list_undecided_jobs(conn: ReadConn, ids: Sequence[UUID]) -> list[UUID]:
+    """Those of `ids` that are to be run by their ids in Redis: a claim has skipped them, because they were locked."""
+    return [row["id"] for row in await conn.fetch(LIST_UNDECIDED_JOBS, ids)]
+
+
+TAKE_DISPATCHED_JOBS = """
+SELECT d.id FROM unnest($1::text[], $2::integer[]) AS w(lane, count) CROSS JOIN LATERAL (
+    SELECT j.id FROM jobs.jobs AS j
+    WHERE j.lane = w.lane AND j.state = 0 AND j.dispatched_at IS NOT NULL
+    ORDER BY j.dispatched_at
+    LIMIT w.count
+    FOR UPDATE SKIP LOCKED
+) AS d
+LIMIT $3
+"""
+
+
+async def take_dispatched_jobs(tx: Tx, wants: Mapping[str, int], total: int) -> list[UUID]:
+    """Locks up to `total` jobs of the wanted lanes whose ids are believed to be in Redis."""
+    rows = await tx.fetch(TAKE_DISPATCHED_JOBS, list(wants), list(wants.values()), total)
+    return [row["id"] for row in rows]
 
 
 # A cancel that was asked for while the job ran wins over another attempt, but not over a result.
 FINISH_JOBS = """
 WITH outcome AS (
-    SELECT id, run_token, state, result, error, delay, give_back, rescued, progress
+    SELECT id, run_token, state, result, error, delay, give_back, postponed, progress
     FROM unnest($1::uuid[], $2::uuid[], $3::smallint[], $4::jsonb[], $5::jsonb[], $6::float8[], $7::boolean[],
                 $8::boolean[], $16::jsonb[])
-         AS o(id, run_token, state, result, error, delay, give_back, rescued, progress)
+         AS o(id, run_token, state, result, error, delay, give_back, postponed, progress)
 ), locked AS (
     SELECT j.id, CASE WHEN o.state = 0 AND j.cancel_requested_at IS NOT NULL THEN 4::smallint ELSE o.state END AS state,
-           o.result, o.error, o.delay, o.give_back, o.rescued, o.progress,
+           o.result, o.error, o.delay, o.give_back, o.postponed, o.progress,
            o.state IN (0, 3) AND o.error IS NOT NULL AS has_failed, j.started_at, j.worker_id
     FROM jobs.jobs AS j JOIN outcome AS o ON o.id = j.id AND o.run_token = j.run_token
     WHERE j.state = 1
@@ -137,8 +100,10 @@ WITH outcome AS (
     UPDATE jobs.jobs AS j
     SET state = l.state, result = l.result, error = CASE WHEN l.state <> 2 THEN coalesce(l.error, j.error) END,
         progress = coalesce(l.progress, j.progress), version = j.version + 1,
-        attempt = j.attempt - l.give_back::integer, rescues = j.rescues + l.rescued::integer,
+        attempt = j.attempt - l.give_back::integer,
+        postponed_since = CASE WHEN l.postponed AND l.state = 0 THEN coalesce(j.postponed_since, now()) END,
         run_at = CASE WHEN l.state = 0 THEN now() + make_interval(secs => l.delay) ELSE j.run_at END,
+        is_due = l.delay = 0,
         finished_at = CASE WHEN l.state >= 2 THEN now() END,
         dispatched_at = CASE WHEN l.state = 0 AND l.delay = 0 THEN now() END,
         run_token = NULL, worker_id = NULL, lease_until = NULL
@@ -152,9 +117,10 @@ WITH outcome AS (
     FROM locked AS l WHERE l.has_failed
 ), published AS (
     INSERT INTO jobs.artifacts (job_id, name, user_id, content_type, size, sha256, storage_key, expires_at)
-    SELECT a.job_id, a.name, f.user_id, a.content_type, a.size, a.sha256, a.storage_key, a.expires_at
-    FROM unnest($9::uuid[], $10::text[], $11::text[], $12::bigint[], $13::bytea[], $14::text[], $15::timestamptz[])
-         AS a(job_id, name, content_type, size, sha256, storage_key, expires_at)
+    SELECT a.job_id, a.name, f.user_id, a.content_type, a.size, a.sha256, a.storage_key,
+           now() + make_interval(days => a.days)
+    FROM unnest($9::uuid[], $10::text[], $11::text[], $12::bigint[], $13::bytea[], $14::text[], $15::integer[])
+         AS a(job_id, name, content_type, size, sha256, storage_key, days)
     JOIN finished AS f ON f.id = a.job_id AND f.state = 2
     ON CONFLICT (job_id, name) DO UPDATE
     SET content_type = excluded.content_type, size = excluded.size, sha256 = excluded.sha256,
@@ -175,14 +141,14 @@ async def finish_jobs(tx: Tx, outcomes: Sequence[Outcome], artifacts: Sequence[N
         [outcome.error for outcome in outcomes],
         [outcome.delay for outcome in outcomes],
         [outcome.give_back for outcome in outcomes],
-        [outcome.rescued for outcome in outcomes],
+        [outcome.postponed for outcome in outcomes],
         [artifact.job_id for artifact in artifacts],
         [artifact.name for artifact in artifacts],
         [artifact.content_type for artifact in artifacts],
         [artifact.size for artifact in artifacts],
         [artifact.sha256 for artifact in artifacts],
         [artifact.storage_key for artifact in artifacts],
-        [artifact.expires_at for artifact in artifacts],
+        [artifact.days for artifact in artifacts],
         [outcome.progress for outcome in outcomes],
     )
     return [Transition(**row) for row in rows]

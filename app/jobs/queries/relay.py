@@ -31,7 +31,7 @@ SET rescues = j.rescues + 1, version = j.version + 1,
     error = expired.error,
     finished_at = CASE WHEN j.cancel_requested_at IS NOT NULL OR j.rescues + 1 >= $1 OR j.attempt >= j.max_attempts
                        THEN now() END,
-    run_at = now(), dispatched_at = now(), run_token = NULL, worker_id = NULL, lease_until = NULL
+    run_at = now(), is_due = true, dispatched_at = now(), run_token = NULL, worker_id = NULL, lease_until = NULL
 FROM expired
 WHERE j.id = expired.id
 RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
@@ -43,85 +43,158 @@ async def rescue_jobs(tx: Tx, *, max_rescues: int, limit: int) -> list[Transitio
     return [Transition(**row) for row in await tx.fetch(RESCUE_JOBS, max_rescues, limit)]
 
 
-# Users take turns: the first job of each, then the second of each. The recursion steps from one user to the next
-# through the index, however many jobs each has.
-TAKE_WAITING_JOBS = """
-WITH RECURSIVE turns AS (
-    (SELECT j.user_id, 1 AS number FROM jobs.jobs AS j
-     WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at IS NULL AND j.user_id > $3
-     ORDER BY j.user_id LIMIT 1)
-    UNION ALL
-    SELECT (SELECT j.user_id FROM jobs.jobs AS j
-            WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at IS NULL AND j.user_id > t.user_id
-            ORDER BY j.user_id LIMIT 1), t.number + 1
-    FROM turns AS t WHERE t.user_id IS NOT NULL AND t.number < $4
-), of_users AS (
-    SELECT p.id, p.user_id, p.priority, p.run_at FROM turns AS t CROSS JOIN LATERAL (
-        SELECT j.id, j.user_id, j.priority, j.run_at FROM jobs.jobs AS j
-        WHERE j.lane = $1 AND j.user_id = t.user_id AND j.state = 0 AND j.dispatched_at IS NULL AND j.run_at <= now()
-        ORDER BY j.priority, j.run_at
+# A job that was put in to run later, or waits for its next attempt, is not looked at before its time: only then does it
+# come where users take turns.
+STAGE_JOBS = """
+WITH due AS (
+    SELECT d.id FROM unnest($1::text[]) AS l(lane) CROSS JOIN LATERAL (
+        SELECT j.id FROM jobs.jobs AS j
+        WHERE j.lane = l.lane AND j.state = 0 AND j.dispatched_at IS NULL AND NOT j.is_due AND j.run_at <= now()
+        ORDER BY j.run_at
         LIMIT $2
         FOR UPDATE SKIP LOCKED
+    ) AS d
+)
+UPDATE jobs.jobs AS j SET is_due = true FROM due WHERE j.id = due.id
+"""
+
+
+async def stage_jobs(tx: Tx, lanes: Sequence[str], limit: int) -> int:
+    """Marks jobs whose time has come as due, up to `limit` of each lane, those first that are due for longest."""
+    return int((await tx.execute(STAGE_JOBS, lanes, limit)).removeprefix("UPDATE "))
+
+
+# Users take turns: the first job of each, then the second of each. The recursion steps from one user to the next
+# through an index that holds nothing but due jobs, however many each user has, and from the last user to the first; it
+# begins behind the user of the last turn. Jobs without a user get half of the room, as far as they need it.
+TAKE_WAITING_JOBS = """
+WITH RECURSIVE turns AS (
+    SELECT $3::uuid AS user_id, false AS is_second_lap, 0::bigint AS number
+    UNION ALL
+    SELECT n.user_id, n.is_second_lap, t.number + 1 FROM turns AS t CROSS JOIN LATERAL (
+        (SELECT j.user_id, t.is_second_lap FROM jobs.jobs AS j
+         WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due AND j.user_id > t.user_id
+           AND (NOT t.is_second_lap OR j.user_id <= $3)
+         ORDER BY j.user_id LIMIT 1)
+        UNION ALL
+        (SELECT j.user_id, true FROM jobs.jobs AS j
+         WHERE j.lane = $1 AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due AND j.user_id <= $3
+           AND NOT t.is_second_lap
+         ORDER BY j.user_id LIMIT 1)
+        ORDER BY is_second_lap LIMIT 1
+    ) AS n
+    WHERE t.number < $2
+), locked AS (
+    SELECT p.id, p.user_id, p.priority, p.run_at, t.number FROM turns AS t CROSS JOIN LATERAL (
+        SELECT j.id, j.user_id, j.priority, j.run_at FROM jobs.jobs AS j
+        WHERE j.lane = $1 AND j.user_id = t.user_id AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due
+          AND j.run_at <= now()
+        ORDER BY j.priority, j.run_at
+        LIMIT greatest(0, least((SELECT 1 + 2 * $2::bigint / count(*) FROM turns),
+                                $4::bigint - (SELECT count(*) FROM jobs.jobs AS r
+                                              WHERE r.user_id = t.user_id AND r.lane = $1 AND r.state = 1)))
+        FOR UPDATE SKIP LOCKED
     ) AS p
-), of_the_system AS (
-    SELECT j.id, j.user_id, j.priority, j.run_at FROM jobs.jobs AS j
-    WHERE j.lane = $1 AND j.user_id IS NULL AND j.state = 0 AND j.dispatched_at IS NULL AND j.run_at <= now()
+    WHERE t.number > 0
+), locked_of_the_system AS (
+    SELECT j.id, j.priority, j.run_at FROM jobs.jobs AS j
+    WHERE j.lane = $1 AND j.user_id IS NULL AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due
+      AND j.run_at <= now()
     ORDER BY j.priority, j.run_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), of_users AS (
+    SELECT id, user_id, number, row_number() OVER (PARTITION BY number ORDER BY priority, run_at, id) AS turn
+    FROM locked
 ), due AS (
-    SELECT id, row_number() OVER (PARTITION BY user_id ORDER BY priority, run_at) AS turn FROM of_users
+    SELECT id, false AS is_system, turn, row_number() OVER (ORDER BY turn, number) AS rank FROM of_users
     UNION ALL
-    SELECT id, 0 FROM of_the_system
+    SELECT id, true, 0, row_number() OVER (ORDER BY priority, run_at, id) FROM locked_of_the_system
 ), chosen AS (
-    SELECT id, turn FROM due ORDER BY turn LIMIT $2
+    SELECT id, is_system, turn, rank FROM due ORDER BY rank, is_system = $5 DESC LIMIT $2
 ), marked AS (
     UPDATE jobs.jobs AS j SET dispatched_at = now() FROM chosen AS c WHERE j.id = c.id
-    RETURNING j.id, j.user_id, j.lane, j.priority, c.turn
+    RETURNING j.id, j.user_id, j.lane, j.priority, c.rank, c.is_system
+), looked_at AS (
+    SELECT count(*) - 1 AS users, (SELECT user_id FROM turns ORDER BY number DESC LIMIT 1) AS last_user,
+           (SELECT count(*) FROM of_users WHERE turn = 1) = (SELECT count(*) FROM chosen WHERE turn = 1) AS all_served
+    FROM turns
 )
-SELECT id, user_id, lane, priority FROM marked ORDER BY turn
+SELECT m.id, m.user_id, m.lane, m.priority,
+       CASE WHEN l.users = $2 AND l.all_served THEN l.last_user
+            ELSE coalesce((SELECT s.user_id FROM marked AS s WHERE NOT s.is_system ORDER BY s.rank DESC LIMIT 1), $3)
+       END AS last_user
+FROM looked_at AS l LEFT JOIN marked AS m ON true
+ORDER BY m.rank, m.is_system = $5 DESC
 """
 
 
-async def take_waiting_jobs(tx: Tx, lane: str, limit: int, *, after: UUID, users: int) -> list[WaitingJob]:
-    """Marks due jobs of a lane as dispatched, of up to `users` users whose ids lie behind `after`."""
-    return [WaitingJob(**row) for row in await tx.fetch(TAKE_WAITING_JOBS, lane, limit, after, users)]
+async def take_waiting_jobs(
+    tx: Tx, lane: str, limit: int, *, after: UUID, cap: int | None, system_first: bool
+) -> tuple[list[WaitingJob], UUID]:
+    """Marks up to `limit` due jobs of a lane as dispatched, beginning with the user behind `after`.
+
+    Of a user, no more run at a time than `cap`. Answers the jobs, and the user behind whom the next turn begins.
+    """
+    rows = await tx.fetch(TAKE_WAITING_JOBS, lane, limit, after, cap, system_first)
+    jobs = [
+        WaitingJob(row["id"], row["user_id"], row["lane"], row["priority"]) for row in rows if row["id"] is not None
+    ]
+    return jobs, rows[0]["last_user"]
 
 
-GET_NEXT_RUN_AT = """
-SELECT j.run_at FROM jobs.jobs AS j WHERE j.state = 0 AND j.dispatched_at IS NULL ORDER BY j.run_at LIMIT 1
+GET_NEXT_DUE = """
+SELECT extract(epoch FROM min(n.run_at) - now())::float8 FROM unnest($1::text[]) AS l(lane) CROSS JOIN LATERAL (
+    SELECT j.run_at FROM jobs.jobs AS j
+    WHERE j.lane = l.lane AND j.state = 0 AND j.dispatched_at IS NULL AND NOT j.is_due
+    ORDER BY j.run_at LIMIT 1
+) AS n
 """
 
 
-async def get_next_run_at(conn: ReadConn) -> datetime | None:
-    """When the next job falls due that is not in Redis."""
-    run_at: datetime | None = await conn.fetchval(GET_NEXT_RUN_AT)
-    return run_at
+async def get_next_due(conn: ReadConn, lanes: Sequence[str]) -> float | None:
+    """Seconds until the next job of these lanes falls due."""
+    seconds: float | None = await conn.fetchval(GET_NEXT_DUE, lanes)
+    return seconds
 
 
 LIST_WAITING_LANES = """
-SELECT DISTINCT j.lane FROM jobs.jobs AS j WHERE j.state = 0 AND j.dispatched_at IS NULL AND j.run_at <= now()
+SELECT l.lane FROM unnest($1::text[]) AS l(lane)
+WHERE EXISTS (SELECT 1 FROM jobs.jobs AS j
+              WHERE j.lane = l.lane AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due)
 """
 
 
-async def list_waiting_lanes(conn: ReadConn) -> list[str]:
-    """Lanes that have due jobs outside Redis."""
-    return [row["lane"] for row in await conn.fetch(LIST_WAITING_LANES)]
+async def list_waiting_lanes(conn: ReadConn, lanes: Sequence[str]) -> list[str]:
+    """Those of `lanes` that have due jobs outside Redis."""
+    return [row["lane"] for row in await conn.fetch(LIST_WAITING_LANES, lanes)]
+
+
+GET_TIME = """
+SELECT now()
+"""
+
+
+async def get_time(conn: ReadConn) -> datetime:
+    """The time of the database, by which all hosts agree on what is due."""
+    now: datetime = await conn.fetchval(GET_TIME)
+    return now
 
 
 LIST_DISPATCHED_JOBS = """
 SELECT j.id, j.user_id, j.lane, j.priority, j.dispatched_at FROM jobs.jobs AS j
-WHERE j.lane = $1 AND j.state = 0 AND (j.dispatched_at, j.id) > ($2, $3::uuid) AND j.dispatched_at < $4
+WHERE j.lane = $1 AND j.state = 0 AND (j.dispatched_at, j.id) > ($2, $3::uuid)
+  AND j.dispatched_at < now() - make_interval(secs => $4)
 ORDER BY j.dispatched_at, j.id
 LIMIT $5
 """
 
 
 async def list_dispatched_jobs(
-    conn: ReadConn, lane: str, *, after: tuple[datetime, UUID], before: datetime, limit: int
+    conn: ReadConn, lane: str, *, after: tuple[datetime, UUID], seconds: float, limit: int
 ) -> list[DispatchedJob]:
-    """Queued jobs that went to Redis before a moment, from behind the one that `after` names by moment and id."""
-    return [DispatchedJob(**row) for row in await conn.fetch(LIST_DISPATCHED_JOBS, lane, *after, before, limit)]
+    """Queued jobs that went to Redis so long ago, from behind the one that `after` names by moment and id."""
+    return [DispatchedJob(**row) for row in await conn.fetch(LIST_DISPATCHED_JOBS, lane, *after, seconds, limit)]
 
 
 UNDISPATCH_JOBS = """
@@ -167,9 +240,15 @@ async def set_epoch(tx: Tx, epoch: UUID) -> None:
 
 
 LIST_LANE_DEPTHS = """
-WITH waiting AS (
-    SELECT lane, count(*) AS waiting, min(run_at) AS oldest_run_at FROM jobs.jobs
-    WHERE state = 0 AND run_at <= now() GROUP BY lane
+WITH due AS (
+    SELECT lane, run_at FROM jobs.jobs WHERE state = 0 AND dispatched_at IS NOT NULL
+    UNION ALL
+    SELECT lane, run_at FROM jobs.jobs WHERE state = 0 AND dispatched_at IS NULL AND is_due
+    UNION ALL
+    SELECT lane, run_at FROM jobs.jobs WHERE state = 0 AND dispatched_at IS NULL AND NOT is_due AND run_at <= now()
+), waiting AS (
+    SELECT lane, count(*) AS waiting, greatest(0, extract(epoch FROM now() - min(run_at)))::float8 AS oldest_seconds
+    FROM due GROUP BY lane
 ), running AS (
     SELECT lane, count(*) AS running FROM jobs.jobs WHERE state = 1 GROUP BY lane
 ), finished AS (
@@ -178,7 +257,7 @@ WITH waiting AS (
 ), known AS (
     SELECT unnest($1::text[]) AS lane UNION SELECT lane FROM waiting UNION SELECT lane FROM running
 )
-SELECT k.lane, p.paused_at IS NOT NULL AS paused, coalesce(w.waiting, 0) AS waiting, w.oldest_run_at,
+SELECT k.lane, p.paused_at IS NOT NULL AS paused, coalesce(w.waiting, 0) AS waiting, w.oldest_seconds,
        coalesce(r.running, 0) AS running, coalesce(f.finished, 0) AS finished
 FROM known AS k
 LEFT JOIN waiting AS w ON w.lane = k.lane

@@ -1,7 +1,6 @@
 """Jobs as their owners put them in and see them."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from uuid import UUID
 
 import orjson
@@ -19,20 +18,22 @@ from app.kernel.ids import UserId
 from app.kernel.queue import NewJob
 
 # The conflict arm changes nothing; it makes the statement return the living job that holds the key, and `xmax` is zero
-# exactly for a row that was inserted just now.
+# exactly for a row that was inserted just now. Whether a job is due is judged by the clock of the database, as the
+# claim will do: an API host whose clock is ahead would hand out jobs that no worker may start yet.
 INSERT_JOBS = """
 INSERT INTO jobs.jobs AS j (id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at,
-                            trace_parent, created_at, dispatched_at)
+                            trace_parent, created_at, is_due, dispatched_at)
 SELECT n.id, n.user_id, n.kind, n.lane, n.priority, n.args, n.unique_key, n.max_attempts, n.timeout_seconds,
-       coalesce(n.run_at, n.created_at), n.trace_parent, n.created_at, CASE WHEN n.dispatch THEN n.created_at END
+       coalesce(n.run_at, now()), n.trace_parent, now(), coalesce(n.run_at <= now(), true),
+       CASE WHEN n.dispatch AND coalesce(n.run_at <= now(), true) THEN now() END
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::jsonb[], $7::text[], $8::smallint[],
-            $9::integer[], $10::timestamptz[], $11::text[], $12::timestamptz[], $13::boolean[])
+            $9::integer[], $10::timestamptz[], $11::text[], $12::boolean[])
      AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
-          created_at, dispatch)
+          dispatch)
 ON CONFLICT (user_id, kind, unique_key) WHERE unique_key IS NOT NULL AND state < 2
 DO UPDATE SET unique_key = excluded.unique_key
-RETURNING j.id, (j.xmax = 0) AS created, j.state, j.version, j.attempt, j.max_attempts, j.run_at, j.progress, j.error,
-          j.created_at, j.started_at
+RETURNING j.id, (j.xmax = 0) AS created, j.dispatched_at IS NOT NULL AS dispatched, j.state, j.version, j.attempt,
+          j.max_attempts, j.run_at <= now() AS is_due, j.progress, j.error, j.created_at, j.started_at
 """
 
 
@@ -51,14 +52,14 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob]:
         [row.timeout_seconds for row in rows],
         [row.run_at for row in rows],
         [row.trace_parent for row in rows],
-        [row.created_at for row in rows],
         [row.dispatch for row in rows],
     )
     return [InsertedJob(**record) for record in records]
 
 
 GET_JOB = """
-SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at, j.progress, j.result, j.error,
+SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
+       j.result, j.error,
        (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
                                                      'sha256', encode(a.sha256, 'hex'),
                                                      'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
@@ -86,7 +87,8 @@ async def exists(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> bool:
 
 
 LIST_JOBS = """
-SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at, j.progress, j.result, j.error,
+SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
+       j.result, j.error,
        (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
                                                      'sha256', encode(a.sha256, 'hex'),
                                                      'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
@@ -100,9 +102,9 @@ WHERE j.user_id = $1
   AND ($3::text IS NULL OR j.kind = $3)
   AND ($4::smallint IS NULL OR j.state = $4)
   AND ($5::boolean IS NULL OR (j.attempt > 0) = $5)
-  AND ($6::boolean IS NULL OR (j.run_at > $7) = $6)
+  AND ($6::boolean IS NULL OR (j.run_at > now()) = $6)
 ORDER BY j.id DESC
-LIMIT $8
+LIMIT $7
 """
 
 
@@ -113,7 +115,6 @@ async def list_jobs(
     before: UUID | None,
     kind: str | None,
     state: StateFilter | None,
-    now: datetime,
     limit: int,
 ) -> list[Job]:
     """A user's jobs, newest first."""
@@ -125,7 +126,6 @@ async def list_jobs(
         None if state is None else state.state,
         None if state is None else state.attempted,
         None if state is None else state.future,
-        now,
         limit,
     )
     return [Job(**row) for row in rows]
@@ -163,7 +163,8 @@ async def list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[Use
 
 
 GET_ARTIFACT = """
-SELECT a.name, a.content_type, a.size, a.sha256, a.storage_key, a.created_at, a.expires_at, a.deleted_at
+SELECT a.name, a.content_type, a.size, a.sha256, a.storage_key,
+       a.deleted_at IS NOT NULL OR a.expires_at <= now() AS is_expired
 FROM jobs.artifacts AS a JOIN jobs.jobs AS j ON j.id = a.job_id
 WHERE a.job_id = $1 AND a.name = $3 AND j.user_id = $2
 """
@@ -192,8 +193,9 @@ async def request_cancel(tx: Tx, job_id: UUID, user_id: UserId | None) -> Transi
 
 REQUEUE_JOB = """
 UPDATE jobs.jobs AS j
-SET state = 0, attempt = 0, rescues = 0, run_at = now(), finished_at = NULL, error = NULL, result = NULL,
-    progress = NULL, cancel_requested_at = NULL, dispatched_at = now(), version = j.version + 1
+SET state = 0, attempt = 0, rescues = 0, run_at = now(), is_due = true, postponed_since = NULL,
+    finished_at = NULL, error = NULL, result = NULL, progress = NULL, cancel_requested_at = NULL,
+    dispatched_at = now(), version = j.version + 1
 WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state IN (3, 4)
 RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 """

@@ -1,7 +1,7 @@
 """Webhook endpoints, messages and deliveries."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 from uuid import UUID
 
 from app.jobs.records.webhooks import (
@@ -18,10 +18,10 @@ from app.kernel.ids import UserId
 
 INSERT_ENDPOINT = """
 INSERT INTO jobs.webhook_endpoints (id, user_id, url, event_types, description, secret, created_at)
-SELECT $1, $2, $3, $4, $5, $6, $7
-WHERE (SELECT count(*) FROM jobs.webhook_endpoints WHERE user_id = $2) < $8
+SELECT $1, $2, $3, $4, $5, $6, now()
+WHERE (SELECT count(*) FROM jobs.webhook_endpoints WHERE user_id = $2) < $7
 RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
-          disabled_reason, failing_since, failures, open_until, created_at
+          disabled_reason, failing_since, failures, open_until, created_at, now() AS read_at
 """
 
 
@@ -34,17 +34,16 @@ async def insert_endpoint(
     event_types: Sequence[str],
     description: str | None,
     secret: bytes,
-    now: datetime,
     limit: int,
 ) -> Endpoint | None:
     """None: the user has `limit` endpoints already."""
-    row = await tx.fetchrow(INSERT_ENDPOINT, endpoint_id, user_id, url, event_types, description, secret, now, limit)
+    row = await tx.fetchrow(INSERT_ENDPOINT, endpoint_id, user_id, url, event_types, description, secret, limit)
     return None if row is None else Endpoint(**row)
 
 
 LIST_ENDPOINTS = """
 SELECT e.id, e.user_id, e.url, e.event_types, e.description, e.secret, e.old_secret, e.old_secret_until, e.disabled_at,
-       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at
+       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at, now() AS read_at
 FROM jobs.webhook_endpoints AS e
 WHERE e.user_id = $1
 ORDER BY e.id
@@ -58,7 +57,7 @@ async def list_endpoints(conn: ReadConn, user_id: UserId) -> list[Endpoint]:
 
 GET_ENDPOINT = """
 SELECT e.id, e.user_id, e.url, e.event_types, e.description, e.secret, e.old_secret, e.old_secret_until, e.disabled_at,
-       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at
+       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at, now() AS read_at
 FROM jobs.webhook_endpoints AS e
 WHERE e.user_id = $1 AND e.id = $2
 """
@@ -98,7 +97,7 @@ SET url = coalesce($3, e.url), event_types = coalesce($4, e.event_types),
     description = CASE WHEN $6::boolean THEN $5 ELSE e.description END
 WHERE e.user_id = $1 AND e.id = $2
 RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
-          disabled_reason, failing_since, failures, open_until, created_at
+          disabled_reason, failing_since, failures, open_until, created_at, now() AS read_at
 """
 
 
@@ -128,17 +127,17 @@ async def delete_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> bool:
 
 
 ROTATE_SECRET = """
-UPDATE jobs.webhook_endpoints AS e SET old_secret = e.secret, old_secret_until = $4, secret = $3
+UPDATE jobs.webhook_endpoints AS e SET old_secret = e.secret, old_secret_until = now() + $4, secret = $3
 WHERE e.user_id = $1 AND e.id = $2
 RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
-          disabled_reason, failing_since, failures, open_until, created_at
+          disabled_reason, failing_since, failures, open_until, created_at, now() AS read_at
 """
 
 
 async def rotate_secret(
-    tx: Tx, user_id: UserId, endpoint_id: UUID, secret: bytes, old_until: datetime
+    tx: Tx, user_id: UserId, endpoint_id: UUID, secret: bytes, old_secret_ttl: timedelta
 ) -> Endpoint | None:
-    row = await tx.fetchrow(ROTATE_SECRET, user_id, endpoint_id, secret, old_until)
+    row = await tx.fetchrow(ROTATE_SECRET, user_id, endpoint_id, secret, old_secret_ttl)
     return None if row is None else Endpoint(**row)
 
 
@@ -147,7 +146,7 @@ UPDATE jobs.webhook_endpoints
 SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL, failures = 0, open_until = NULL
 WHERE user_id = $1 AND id = $2
 RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
-          disabled_reason, failing_since, failures, open_until, created_at
+          disabled_reason, failing_since, failures, open_until, created_at, now() AS read_at
 """
 
 
@@ -181,7 +180,7 @@ async def record_success(tx: Tx, user_id: UserId, endpoint_id: UUID) -> None:
 RECORD_FAILURE = """
 UPDATE jobs.webhook_endpoints AS e
 SET failures = e.failures + 1, failing_since = coalesce(e.failing_since, now()),
-    open_until = coalesce($3, e.open_until),
+    open_until = coalesce(now() + $3, e.open_until),
     disabled_at = CASE WHEN $4::text IS NULL THEN e.disabled_at ELSE coalesce(e.disabled_at, now()) END,
     disabled_reason = coalesce(e.disabled_reason, $4::text)
 WHERE e.user_id = $1 AND e.id = $2
@@ -189,22 +188,22 @@ WHERE e.user_id = $1 AND e.id = $2
 
 
 async def record_failure(
-    tx: Tx, user_id: UserId, endpoint_id: UUID, *, open_until: datetime | None, disabled_reason: str | None
+    tx: Tx, user_id: UserId, endpoint_id: UUID, *, open_for: timedelta | None, disabled_reason: str | None
 ) -> None:
     """Counts a failure, and opens the breaker or disables the endpoint where that is due."""
-    await tx.execute(RECORD_FAILURE, user_id, endpoint_id, open_until, disabled_reason)
+    await tx.execute(RECORD_FAILURE, user_id, endpoint_id, open_for, disabled_reason)
 
 
 TAKE_PROBE = """
-UPDATE jobs.webhook_endpoints SET open_until = $4
-WHERE user_id = $1 AND id = $2 AND open_until <= $3
+UPDATE jobs.webhook_endpoints SET open_until = now() + $3
+WHERE user_id = $1 AND id = $2 AND open_until <= now()
 RETURNING id
 """
 
 
-async def take_probe(tx: Tx, user_id: UserId, endpoint_id: UUID, now: datetime, until: datetime) -> bool:
-    """Whether this delivery is the one that tries an endpoint whose breaker was open."""
-    return await tx.fetchval(TAKE_PROBE, user_id, endpoint_id, now, until) is not None
+async def take_probe(tx: Tx, user_id: UserId, endpoint_id: UUID, time: timedelta) -> bool:
+    """Whether this delivery is the one that tries an endpoint whose breaker was open; no other may for so long."""
+    return await tx.fetchval(TAKE_PROBE, user_id, endpoint_id, time) is not None
 
 
 COUNT_OPEN_BREAKERS = """
@@ -313,7 +312,7 @@ async def list_deliveries(
 RECORD_ATTEMPT = """
 UPDATE jobs.webhook_deliveries AS d
 SET state = $3, attempts = d.attempts + 1, last_status = $4, last_error = $5, last_response = $6, last_ms = $7,
-    next_at = $8, delivered_at = CASE WHEN $3 = 'delivered' THEN now() END
+    next_at = now() + $8, delivered_at = CASE WHEN $3 = 'delivered' THEN now() END
 WHERE d.user_id = $1 AND d.id = $2
 """
 
@@ -328,10 +327,10 @@ async def record_attempt(
     error: str | None,
     response: str | None,
     milliseconds: int,
-    next_at: datetime | None,
+    again_in: timedelta | None,
 ) -> None:
     """What became of one attempt."""
-    await tx.execute(RECORD_ATTEMPT, user_id, delivery_id, state, status, error, response, milliseconds, next_at)
+    await tx.execute(RECORD_ATTEMPT, user_id, delivery_id, state, status, error, response, milliseconds, again_in)
 
 
 REOPEN_DELIVERY = """

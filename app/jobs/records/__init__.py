@@ -19,6 +19,12 @@ ApiState = Literal["scheduled", "queued", "running", "retrying", "succeeded", "f
 
 MAX_RESCUES = 3
 
+# A run that ends with an outage of ours is no attempt. How soon the next one comes, and for how long there are any, in
+# seconds.
+SHORTEST_POSTPONEMENT = 3.0
+LONGEST_POSTPONEMENT = 300.0
+POSTPONED_AT_MOST = 3 * 86_400.0
+
 # How the slots of a worker are shared. `bulk` can never take them all, `critical` always finds some, and PDFs are
 # bounded because each keeps a core busy.
 LANES = {
@@ -29,12 +35,21 @@ LANES = {
     "bulk": LaneShare(weight=1, floor=2, ceiling=10),
 }
 
+# The lane whose jobs each hold a connection for long snapshots.
+EXPORT_LANE = "bulk"
+
 # Where one user's jobs, each long, could keep everybody else waiting although turns are fair.
 CAPPED_LANES = ("bulk", "pdf")
-CAP_PAUSE = (1.0, 3.0)
 
 # Never refused, whatever waits.
 ALWAYS_ADMITTED = ("critical",)
+
+
+def lane_shares(export_connections: int) -> dict[str, LaneShare]:
+    """How a process with so many connections for long snapshots shares its slots: no job waits for one in vain."""
+    share = LANES[EXPORT_LANE]
+    ceiling = min(share.ceiling or export_connections, export_connections)
+    return LANES | {EXPORT_LANE: LaneShare(share.weight, min(share.floor, ceiling), ceiling)}
 
 
 class State(IntEnum):
@@ -71,13 +86,13 @@ STATE_FILTERS: dict[ApiState, StateFilter] = {
 }
 
 
-def api_state(state: int, attempt: int, run_at: datetime, now: datetime) -> ApiState:
-    """The state as callers see it."""
+def api_state(state: int, attempt: int, *, is_due: bool) -> ApiState:
+    """The state as callers see it. `is_due` is by the clock of the database, which decides when a job may start."""
     match State(state):
         case State.QUEUED:
             if attempt:
                 return "retrying"
-            return "scheduled" if run_at > now else "queued"
+            return "queued" if is_due else "scheduled"
         case State.RUNNING:
             return "running"
         case State.SUCCEEDED:
@@ -93,6 +108,11 @@ def retry_delay(attempt: int, base: float, cap: float) -> float:
     return random.uniform(0, min(cap, base * 2 ** (attempt - 1)))  # noqa: S311 - jitter, not a secret
 
 
+def postponement(age: float) -> float:
+    """Seconds until a job is tried again that an outage of ours has kept from running for `age` seconds."""
+    return min(LONGEST_POSTPONEMENT, max(SHORTEST_POSTPONEMENT, age / 2)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job as its owner sees it; `artifacts` is a JSON array of `{name, content_type, size, sha256, expires_at}`."""
@@ -104,7 +124,7 @@ class Job:
     version: int
     attempt: int
     max_attempts: int
-    run_at: datetime
+    is_due: bool
     progress: str | None
     result: str | None
     error: str | None
@@ -116,15 +136,19 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class InsertedJob:
-    """A job just written, or (`created` false) the living one that holds its unique key."""
+    """A job just written, or (`created` false) the living one that holds its unique key.
+
+    `dispatched`: its id goes to Redis after the commit.
+    """
 
     id: UUID
     created: bool
+    dispatched: bool
     state: int
     version: int
     attempt: int
     max_attempts: int
-    run_at: datetime
+    is_due: bool
     progress: str | None
     error: str | None
     created_at: datetime
@@ -133,7 +157,11 @@ class InsertedJob:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that one run owns: whoever holds `run_token` may finish it."""
+    """A job that one run owns: only the holder of `run_token` may finish it.
+
+    `waited` is in seconds, from when the job was due to its claim; `postponed` since an outage of ours first kept it
+    from running, None if it has not been kept.
+    """
 
     id: UUID
     user_id: UserId | None
@@ -146,13 +174,17 @@ class ClaimedJob:
     timeout_seconds: int
     run_token: UUID
     created_at: datetime
-    ready_at: datetime
+    waited: float
+    postponed: float | None
     trace_parent: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. For `QUEUED` the job runs again after `delay` seconds. `progress` has not been written yet."""
+    """How a run ended. For `QUEUED` the job runs again after `delay` seconds. `progress` has not been written yet.
+
+    `give_back`: the run counts as no attempt. `postponed`: it failed by an outage of ours.
+    """
 
     job_id: UUID
     run_token: UUID
@@ -161,13 +193,13 @@ class Outcome:
     error: str | None = None
     delay: float = 0.0
     give_back: bool = False
-    rescued: bool = False
+    postponed: bool = False
     progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewArtifact:
-    """A stored file that becomes visible with its job's success."""
+    """A stored file that becomes visible with its job's success, for so many days."""
 
     job_id: UUID
     name: str
@@ -175,21 +207,19 @@ class NewArtifact:
     size: int
     sha256: bytes
     storage_key: str
-    expires_at: datetime
+    days: int
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A published file."""
+    """A published file; `is_expired` once its time is over, or it has been deleted."""
 
     name: str
     content_type: str
     size: int
     sha256: bytes
     storage_key: str
-    created_at: datetime
-    expires_at: datetime
-    deleted_at: datetime | None
+    is_expired: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,12 +278,15 @@ class DispatchedJob:
 
 @dataclass(frozen=True, slots=True)
 class LaneDepth:
-    """How much of a lane waits and since when, how much runs, and how much ended in the last minute."""
+    """How much of a lane waits, how much runs, and how much ended in the last minute.
+
+    `oldest_seconds` is the age of the oldest job that waits, None if none does.
+    """
 
     lane: str
     paused: bool
     waiting: int
-    oldest_run_at: datetime | None
+    oldest_seconds: float | None
     running: int
     finished: int
 
@@ -270,7 +303,7 @@ class AdminJob:
     attempt: int
     max_attempts: int
     rescues: int
-    run_at: datetime
+    is_due: bool
     worker_id: str | None
     error: str | None
     created_at: datetime

@@ -42,7 +42,7 @@ DISABLED_AFTER = timedelta(days=5)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a user's events go. The secrets are sealed."""
+    """Where a user's events go. The secrets are sealed. All times are the database's; it was read at `read_at`."""
 
     id: UUID
     user_id: UserId
@@ -58,6 +58,7 @@ class Endpoint:
     failures: int
     open_until: datetime | None
     created_at: datetime
+    read_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """`/v1/admin/queues` and `/v1/admin/jobs`."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query, Response
@@ -23,8 +22,7 @@ async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> 
     found = resources.cursors.page_of(
         "lanes", "", lanes, lambda lane: (lane.lane,), tuple[str], limit=page.limit, cursor=page.cursor
     )
-    now = resources.clock.now()
-    items = [_lane_view(lane, now) for lane in found.items]
+    items = [_lane_view(lane) for lane in found.items]
     return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
@@ -54,11 +52,10 @@ async def list_all_jobs(
 ) -> Response:
     """Everybody's jobs, the newest first."""
     page = await administration.list_all_jobs(
-        resources.db, resources.cursors, resources.clock, state=query.state, limit=query.limit, cursor=query.cursor
+        resources.db, resources.cursors, state=query.state, limit=query.limit, cursor=query.cursor
     )
     await note_admin_read(resources.db, resources.clock, actor_of(principal, device), "jobs")
-    now = resources.clock.now()
-    return json_response({"items": [_admin_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
+    return json_response({"items": [_admin_view(job) for job in page.items], "next_cursor": page.next_cursor})
 
 
 @router.post(
@@ -77,28 +74,27 @@ async def retry_any_job(principal: Admin, resources: ResourcesDep, device: Devic
         clock=resources.clock,
         admin=actor_of(principal, device),
     )
-    return json_response(_admin_view(job, resources.clock.now()), status=202)
+    return json_response(_admin_view(job), status=202)
 
 
-def _lane_view(lane: LaneDepth, now: datetime) -> dict[str, Any]:
-    oldest = lane.oldest_run_at
+def _lane_view(lane: LaneDepth) -> dict[str, Any]:
     return {
         "lane": lane.lane,
         "paused": lane.paused,
         "waiting": lane.waiting,
         "running": lane.running,
         "finished_last_minute": lane.finished,
-        "oldest_seconds": max(0.0, (now - oldest).total_seconds()) if oldest is not None else None,
+        "oldest_seconds": lane.oldest_seconds,
     }
 
 
-def _admin_view(job: AdminJob, now: datetime) -> dict[str, Any]:
+def _admin_view(job: AdminJob) -> dict[str, Any]:
     return {
         "id": job.id,
         "user_id": job.user_id,
         "kind": job.kind,
         "lane": job.lane,
-        "state": api_state(job.state, job.attempt, job.run_at, now),
+        "state": api_state(job.state, job.attempt, is_due=job.is_due),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "rescues": job.rescues,

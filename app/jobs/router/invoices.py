@@ -52,7 +52,7 @@ async def issue_invoice(
         invoice, submitted = await invoicing.issue_invoice(
             tx, resources.queue, resources.cache, runtime.kinds["invoice.pdf"], new
         )
-        content = {"invoice": _view(invoice), "job": job_view(submitted.job, resources.clock.now())}
+        content = {"invoice": _view(invoice), "job": job_view(submitted.job)}
         return json_response(content, status=202, headers={"Location": f"/v1/invoices/{invoice.id}"})
 
     return await idempotent(request, resources, principal.user_id, operation="invoices.issue", effect=issue)
@@ -85,7 +85,7 @@ async def download_invoice(
     request: Request, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
     """The invoice as a PDF."""
-    invoice, artifact, content = await invoicing.read_pdf(resources.db, resources.clock, principal.user_id, invoice_id)
+    invoice, artifact, content = await invoicing.read_pdf(resources.db, principal.user_id, invoice_id)
     return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf", content)
 
 

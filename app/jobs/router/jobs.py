@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
@@ -81,7 +80,7 @@ async def submit_job(
             user_id=principal.user_id,
             submission=submission,
         )
-        return _accepted(submitted, resources.clock.now())
+        return _accepted(submitted)
 
     async def submit(tx: Tx) -> Response:
         submitted = await submitting.submit(
@@ -95,17 +94,17 @@ async def submit_job(
         )
         if action is not None and submitted.created:
             await record_security_event(tx, resources.clock, actor_of(principal, device), action)
-        return _accepted(submitted, resources.clock.now())
+        return _accepted(submitted)
 
     return await idempotent(
         request, resources, principal.user_id, operation="jobs.submit", effect=submit, single_statement=action is None
     )
 
 
-def _accepted(submitted: submitting.Submitted, now: datetime) -> Response:
+def _accepted(submitted: submitting.Submitted) -> Response:
     job = submitted.job
     return json_response(
-        job_view(job, now),
+        job_view(job),
         status=202 if submitted.created else 200,
         headers={"Location": f"/v1/jobs/{job.id}"},
     )
@@ -117,15 +116,13 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
     page = await submitting.list_jobs(
         resources.db,
         resources.cursors,
-        resources.clock,
         principal.user_id,
         state=query.state,
         kind=query.kind,
         limit=query.limit,
         cursor=query.cursor,
     )
-    now = resources.clock.now()
-    return json_response({"items": [job_view(job, now) for job in page.items], "next_cursor": page.next_cursor})
+    return json_response({"items": [job_view(job) for job in page.items], "next_cursor": page.next_cursor})
 
 
 @router.get("/{job_id}", response_model=JobView, openapi_extra=reads_headers("Prefer"))
@@ -145,7 +142,7 @@ async def get_job(
     else:
         seconds = 0
         job = await watching.read_job(resources.db, job_id, principal.user_id)
-    view = job_view(job, resources.clock.now())
+    view = job_view(job)
     headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}
     return json_response(
         view, headers=headers, etag=etag_of(resources.incarnation.id, job.id, job.version, view["state"])
@@ -181,7 +178,7 @@ async def watch_job(
         resources.db, runtime.watch, job_id, principal.user_id, before_each=partial(authenticate_again, request)
     )
     async for job in _while_welcome(until(draining, following)):
-        events = _events(seen, job, resources.clock.now())
+        events = _events(seen, job)
         if seen is None and last_event_id == str(job.version):
             # Nothing is new; `done` is said again, because without it a client would come back for ever.
             events = [event for event in events if event.event == "done"]
@@ -202,7 +199,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
     """Stop a job that is not over."""
     job = await submitting.cancel_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
     status = 202 if job.state == State.RUNNING else 200
-    return json_response(job_view(job, resources.clock.now()), status=status)
+    return json_response(job_view(job), status=status)
 
 
 @router.post(
@@ -211,7 +208,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 async def retry_job(principal: JobStarter, resources: ResourcesDep, job_id: Id) -> Response:
     """Run a failed or cancelled job again, from the start."""
     job = await submitting.retry_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
-    return json_response(job_view(job, resources.clock.now()), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
+    return json_response(job_view(job), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
 @router.get(
@@ -229,16 +226,16 @@ async def download_artifact(
     name: str,
 ) -> Response:
     """A file that a job made."""
-    artifact = await artifacts.get_artifact(resources.db, resources.clock, job_id, principal.user_id, name)
+    artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)
     return await file_response(request, runtime, artifact, artifact.name)
 
 
-def job_view(job: Job, now: datetime) -> dict[str, Any]:
+def job_view(job: Job) -> dict[str, Any]:
     """The job as its owner sees it."""
     return {
         "id": job.id,
         "kind": job.kind,
-        "state": api_state(job.state, job.attempt, job.run_at, now),
+        "state": api_state(job.state, job.attempt, is_due=job.is_due),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "progress": fragment(job.progress),
@@ -251,9 +248,9 @@ def job_view(job: Job, now: datetime) -> dict[str, Any]:
     }
 
 
-def _events(before: Job | None, job: Job, now: datetime) -> list[ServerSentEvent]:
+def _events(before: Job | None, job: Job) -> list[ServerSentEvent]:
     """What is new in `job`. Only the last event names the version: whoever missed one gets all of them again."""
-    view = dump_json(job_view(job, now)).decode()
+    view = dump_json(job_view(job)).decode()
     parts: list[tuple[str, str]] = []
     if before is None or (before.state, before.attempt) != (job.state, job.attempt):
         parts.append(("state", view))

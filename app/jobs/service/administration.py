@@ -12,7 +12,6 @@ from app.jobs.queries.relay import list_lane_depths
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, FailedAttempt, LaneDepth
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
-from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
@@ -48,13 +47,13 @@ async def pause_lane(
 
 
 async def list_all_jobs(
-    db: Database, cursors: Cursors, clock: Clock, *, state: ApiState | None, limit: int, cursor: str | None
+    db: Database, cursors: Cursors, *, state: ApiState | None, limit: int, cursor: str | None
 ) -> Page[AdminJob]:
     """A page of everybody's jobs, newest first. Raises InvalidCursor."""
     before = cursors.decode("jobs.all", state, cursor, tuple[UUID])[0] if cursor is not None else None
     wanted = STATE_FILTERS[state] if state is not None else None
     async with db.read("jobs.list_all") as conn:
-        found = await queries.list_all_jobs(conn, before=before, state=wanted, now=clock.now(), limit=limit + 1)
+        found = await queries.list_all_jobs(conn, before=before, state=wanted, limit=limit + 1)
     return cursors.cut("jobs.all", state, found, lambda job: (job.id,), limit=limit)
 
 

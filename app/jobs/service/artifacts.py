@@ -7,18 +7,17 @@ from app.jobs.errors import ArtifactExpired, ArtifactNotFound
 from app.jobs.queries import submitting as queries
 from app.jobs.records import Artifact
 from app.jobs.service.storage import ArtifactStore
-from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.ids import UserId
 
 
-async def get_artifact(db: Database, clock: Clock, job_id: UUID, user_id: UserId, name: str) -> Artifact:
+async def get_artifact(db: Database, job_id: UUID, user_id: UserId, name: str) -> Artifact:
     """Raises ArtifactNotFound, also for somebody else's job, or ArtifactExpired."""
     async with db.read("jobs.artifact") as conn:
         artifact = await queries.get_artifact(conn, job_id, user_id, name)
     if artifact is None:
         raise ArtifactNotFound
-    if artifact.deleted_at is not None or artifact.expires_at <= clock.now():
+    if artifact.is_expired:
         raise ArtifactExpired
     return artifact
 

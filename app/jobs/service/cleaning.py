@@ -1,6 +1,6 @@
 """What is over its time goes: files, finished jobs, and files that belong to nothing."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from app.jobs.queries import cleaning as queries
 from app.jobs.queries.webhooks import delete_old_messages
@@ -17,17 +17,25 @@ _ORPHAN_AGE = timedelta(hours=24)
 
 
 async def expire_artifacts(db: Database, store: ArtifactStore) -> int:
-    """Deletes files whose time is over; answers how many. A crash in between repeats the last batch."""
+    """Deletes files whose time is over; answers how many. A crash in between repeats the last batch.
+
+    One that cannot be deleted is passed over, and looked at again the next time.
+
+    Raises:
+        StoreUnavailable
+    """
     total = 0
+    last = (datetime(1970, 1, 1, tzinfo=UTC), "")
     while True:
         async with db.read("jobs.expired_artifacts") as conn:
-            keys = await queries.list_expired_artifacts(conn, _BATCH)
-        if not keys:
+            expired = await queries.list_expired_artifacts(conn, last, _BATCH)
+        if not expired:
             return total
-        await store.delete(keys)
+        last = expired[-1]
+        gone = await store.delete([key for _, key in expired])
         async with db.statement("jobs.expire_artifacts") as tx:
-            await queries.mark_artifacts_deleted(tx, keys)
-        total += len(keys)
+            await queries.mark_artifacts_deleted(tx, gone)
+        total += len(gone)
 
 
 async def prune_jobs(db: Database, retention_days: int) -> int:
@@ -37,8 +45,12 @@ async def prune_jobs(db: Database, retention_days: int) -> int:
 
 async def prune_attempts(db: Database, clock: Clock, retention_days: int) -> int:
     """Deletes failed runs of long ago of jobs that are still there, as one that was replayed again and again."""
-    before = clock.now() - timedelta(days=retention_days)
-    return await in_batches(db, "jobs.prune_attempts", lambda tx, limit: queries.delete_old_attempts(tx, before, limit))
+    now = clock.now()
+    return await in_batches(
+        db,
+        "jobs.prune_attempts",
+        lambda tx, limit: queries.delete_old_attempts(tx, retention_days, now, limit),
+    )
 
 
 async def prune_messages(db: Database, retention_days: int) -> int:
@@ -47,14 +59,13 @@ async def prune_messages(db: Database, retention_days: int) -> int:
 
 
 async def delete_orphans(db: Database, store: ArtifactStore, clock: Clock) -> int:
-    """Deletes files that no job has published, as a crash leaves them; answers how many."""
+    """Deletes files that no job has published, as a crash leaves them; answers how many. Raises StoreUnavailable."""
     total = 0
     async for keys in store.list_before(clock.now() - _ORPHAN_AGE):
         async with db.read("jobs.orphans") as conn:
             published = set(await queries.list_published_keys(conn, keys))
         orphans = [key for key in keys if key not in published]
-        await store.delete(orphans)
-        total += len(orphans)
+        total += len(await store.delete(orphans))
     if total:
         _logger.info("jobs.orphans_deleted", count=total)
     return total

@@ -71,7 +71,6 @@ async def create_endpoint(
         event_types=sorted(set(event_types)),
         description=description,
         secret=keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes),
-        now=clock.now(),
         limit=MAX_ENDPOINTS,
     )
     if endpoint is None:
@@ -173,7 +172,7 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, en
     sealed = keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
     async with db.transaction("jobs.rotate_secret") as tx:
         await lock_caller(tx, clock, actor)
-        endpoint = await queries.rotate_secret(tx, actor.user_id, endpoint_id, sealed, clock.now() + OLD_SECRET_TTL)
+        endpoint = await queries.rotate_secret(tx, actor.user_id, endpoint_id, sealed, OLD_SECRET_TTL)
         found = _found(endpoint)
         await _record(tx, clock, actor, "webhook_secret_rotated", endpoint_id)
     return Created(found, format_secret(secret))

@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,10 +14,20 @@ from pydantic import ValidationError
 
 from app.jobs.queries import execution as queries
 from app.jobs.queries.cleaning import list_published_keys
-from app.jobs.records import MAX_RESCUES, ClaimedJob, NewArtifact, Outcome, State, retry_delay
+from app.jobs.records import (
+    POSTPONED_AT_MOST,
+    ClaimedJob,
+    NewArtifact,
+    Outcome,
+    State,
+    postponement,
+    retry_delay,
+)
 from app.jobs.service.ending import Ends, LeaseLost
+from app.jobs.service.outages import OutageLog, outage_of
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
+from app.jobs.service.turns import Turns
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
 from app.kernel.cache import Cache
@@ -26,7 +35,7 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.queue import PermanentJobError, Queue, RetryJob, SnoozeJob
-from app.kernel.queue.slots import Runner
+from app.kernel.queue.slots import Claim, Runner
 from app.kernel.telemetry import get_logger, request_id_var, trace_parent_var
 
 _logger = get_logger(__name__)
@@ -50,7 +59,6 @@ _slots = Gauge(
 _artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files that jobs made.")
 
 _UNKNOWN_KIND_SECONDS = 30.0
-_UNAVAILABLE_SECONDS = 3.0
 _PROGRESS_SECONDS = 0.5
 _LANES_SECONDS = 3.0
 
@@ -83,8 +91,10 @@ class Executor:
         watch: JobWatch,
         kinds: Kinds,
         settings: JobsSettings,
+        caps: Mapping[str, int],
         worker_id: str,
     ) -> None:
+        """`caps`: how many jobs of one user run at a time, by lane."""
         self.db = db
         self.cache = cache
         self.queue = queue
@@ -93,38 +103,44 @@ class Executor:
         self.settings = settings
         self._kinds = kinds
         self._worker_id = worker_id
+        self._caps = caps
+        self._turns = Turns(caps)
+        self._outages = OutageLog()
         self._runs: dict[UUID, _Run] = {}
         self.ends = Ends(db, cache, queue, clock=clock, watch=watch, kinds=kinds)
 
-    async def claim(self, ids: Sequence[UUID], _: Runner) -> Sequence[ClaimedJob]:
+    async def claim(self, ids: Sequence[UUID], _: Runner) -> Claim:
         """Those of `ids` that are this worker's now."""
         async with self.db.statement("jobs.claim") as tx:
-            jobs = await queries.claim_jobs(
-                tx,
-                ids,
-                run_token=uuid4(),
-                worker_id=self._worker_id,
-                lease_seconds=self.settings.lease,
-                user_cap=self.settings.user_running,
-            )
+            jobs = await self._claim(tx, ids)
+        undecided: Sequence[UUID] = ()
+        if len(jobs) < len(ids):
+            async with self.db.read("jobs.undecided") as conn:
+                undecided = await queries.list_undecided_jobs(conn, ids)
+        return Claim(jobs, undecided)
+
+    async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
+        """Due jobs of the wanted lanes, found without Redis: those that should be there, then the waiting ones."""
+        async with self.db.transaction("jobs.claim_direct") as tx:
+            ids = await queries.take_dispatched_jobs(tx, wants, total)
+            for lane, want in wants.items():
+                if len(ids) < total:
+                    ids += [job.id for job in await self._turns.take(tx, lane, min(want, total - len(ids)))]
+            return await self._claim(tx, ids) if ids else []
+
+    async def _claim(self, tx: Tx, ids: Sequence[UUID]) -> list[ClaimedJob]:
+        """Claims in the order of `ids`."""
+        jobs = await queries.claim_jobs(
+            tx,
+            ids,
+            run_token=uuid4(),
+            worker_id=self._worker_id,
+            lease_seconds=self.settings.lease,
+            caps=self._caps,
+        )
         self.ends.note_changes((job.id, job.user_id) for job in jobs)
         turn = {job_id: number for number, job_id in enumerate(ids)}
         return sorted(jobs, key=lambda job: turn[job.id])
-
-    async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
-        """Due jobs of the wanted lanes, found without Redis."""
-        async with self.db.statement("jobs.claim_direct") as tx:
-            jobs = await queries.claim_next_jobs(
-                tx,
-                list(wants.items()),
-                total,
-                run_token=uuid4(),
-                worker_id=self._worker_id,
-                lease_seconds=self.settings.lease,
-                user_cap=self.settings.user_running,
-            )
-        self.ends.note_changes((job.id, job.user_id) for job in jobs)
-        return jobs
 
     async def run(self, job: ClaimedJob, runner: Runner) -> None:
         """Runs one claimed job and writes how it ended."""
@@ -133,7 +149,7 @@ class Executor:
         trace_parent_var.set(job.trace_parent)
         run = _Run(job, runner)
         self._runs[job.id] = run
-        _pickup_seconds.labels(job.lane).observe(max(0.0, (self.clock.now() - job.ready_at).total_seconds()))
+        _pickup_seconds.labels(job.lane).observe(max(0.0, job.waited))
         started = monotonic()
         try:
             outcome = await self._handle(run)
@@ -202,12 +218,14 @@ class Executor:
                 result = await kind.handler(RunContext(self, run), args)
         except asyncio.CancelledError:
             return self._stopped(run)
-        except (LeaseLost, SnoozeJob, RetryJob, PermanentJobError, Unavailable) as signal:
+        except (LeaseLost, SnoozeJob, RetryJob, PermanentJobError) as signal:
             return None if run.completed else self._signalled(run, signal)
         except Exception as error:
             if run.completed:
                 _logger.exception("jobs.failed_after_completion", job_id=str(job.id), kind=job.kind)
                 return None
+            if (cause := outage_of(error)) is not None:
+                return self._postponed(run, cause, error)
             if limit.expired():
                 return self._retry(run, "timeout", f"The job took longer than {job.timeout_seconds} s.")
             _logger.exception("jobs.attempt_failed", job_id=str(job.id), kind=job.kind, attempt=job.attempt)
@@ -241,14 +259,16 @@ class Executor:
             case PermanentJobError():
                 return self._failed(job, signal.code, str(signal))
             case _:
-                # Something we depend on is away. That costs no attempt, as long as it does not happen to this job
-                # alone.
-                if job.rescues + 1 < MAX_RESCUES:
-                    outcome = self._again(
-                        job, retry_delay(1, _UNAVAILABLE_SECONDS, _UNAVAILABLE_SECONDS), give_back=True
-                    )
-                    return replace(outcome, rescued=True)
-                return self._retry(run, "unavailable", "Something this job needs did not answer.")
+                raise TypeError(f"no signal of a handler: {signal!r}")
+
+    def _postponed(self, run: _Run, cause: str, error: Exception) -> Outcome:
+        """Something we depend on is away. That costs no attempt, but it does not go on for ever."""
+        job = run.job
+        self._outages.note(job.kind, cause, error)
+        age = job.postponed or 0.0
+        if age >= POSTPONED_AT_MOST:
+            return self._failed(job, "unavailable", "Something this job needs has been away for days.")
+        return Outcome(job.id, job.run_token, State.QUEUED, delay=postponement(age), give_back=True, postponed=True)
 
     def _retry(self, run: _Run, code: str, message: str, *, delay: float | None = None) -> Outcome:
         job = run.job
@@ -347,7 +367,7 @@ class RunContext:
                 size=file.size,
                 sha256=file.hash.digest(),
                 storage_key=key,
-                expires_at=self.clock.now() + timedelta(days=self._executor.settings.artifact_days),
+                days=self._executor.settings.artifact_days,
             )
         )
 

@@ -144,7 +144,13 @@ class _Workbook:
     def close(self) -> None:
         if self._row == XLSX_ROWS_PER_SHEET:
             self._begin_sheet()
-        self._book.close()
+        from xlsxwriter.exceptions import FileCreateError  # noqa: PLC0415 - likewise
+
+        try:
+            self._book.close()
+        except FileCreateError as error:
+            # What the disk said is inside.
+            raise next((cause for cause in error.args if isinstance(cause, OSError)), error) from error
 
     def discard(self) -> None:
         """Also of one that was never closed."""

@@ -15,7 +15,6 @@ from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.documents import render_pdf
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.cache import Cache
-from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
@@ -69,7 +68,7 @@ async def list_invoices(
     return cursors.cut("invoices", user_id, found, lambda invoice: (invoice.id,), limit=limit)
 
 
-async def get_pdf(db: Database, clock: Clock, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:
+async def get_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:
     """The invoice and its file.
 
     Raises:
@@ -78,14 +77,12 @@ async def get_pdf(db: Database, clock: Clock, user_id: UserId, invoice_id: UUID)
     """
     invoice = await read_invoice(db, user_id, invoice_id)
     try:
-        return invoice, await get_artifact(db, clock, invoice.job_id, user_id, PDF_NAME)
+        return invoice, await get_artifact(db, invoice.job_id, user_id, PDF_NAME)
     except ArtifactNotFound as error:
         raise InvoiceNotReady from error
 
 
-async def read_pdf(
-    db: Database, clock: Clock, user_id: UserId, invoice_id: UUID
-) -> tuple[Invoice, Artifact, bytes | None]:
+async def read_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact, bytes | None]:
     """The invoice and its file. Once that is deleted, its bytes too, made anew: the same invoice gives the same ones.
 
     Raises:
@@ -93,14 +90,13 @@ async def read_pdf(
         InvoiceNotReady: it has not been made yet.
     """
     try:
-        return *await get_pdf(db, clock, user_id, invoice_id), None
+        return *await get_pdf(db, user_id, invoice_id), None
     except (ArtifactExpired, InvoiceNotReady):
         invoice = await read_invoice(db, user_id, invoice_id)
         if invoice.status == "pending":
             raise
     pdf = await asyncio.to_thread(render_invoice, invoice)
-    now = clock.now()
-    return invoice, Artifact(PDF_NAME, "application/pdf", len(pdf), sha256(pdf).digest(), "", now, now, None), pdf
+    return invoice, Artifact(PDF_NAME, "application/pdf", len(pdf), sha256(pdf).digest(), "", is_expired=False), pdf
 
 
 def render_invoice(invoice: Invoice) -> bytes:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from time import monotonic
 
 import msgspec
@@ -59,13 +58,13 @@ class LaneBoard:
         self._read_at = monotonic()
 
 
-async def publish_lanes(bus: Bus, depths: Sequence[LaneDepth], now: datetime) -> None:
+async def publish_lanes(bus: Bus, depths: Sequence[LaneDepth]) -> None:
     """Tells all API processes how full the lanes are."""
     reports = [
         LaneReport(
             lane=depth.lane,
             waiting=depth.waiting,
-            oldest_seconds=(now - depth.oldest_run_at).total_seconds() if depth.oldest_run_at is not None else 0.0,
+            oldest_seconds=depth.oldest_seconds or 0.0,
             rate=depth.finished / 60,
         )
         for depth in depths

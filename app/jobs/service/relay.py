@@ -6,7 +6,7 @@ repeated or done by two leaders at once without harm, because only the claim dec
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
 from uuid import UUID, uuid4
 
@@ -19,6 +19,7 @@ from app.jobs.service.lanes import publish_lanes
 from app.jobs.service.publishing import publish_job_ends
 from app.jobs.service.scheduling import Schedule, run_schedules, store_schedules
 from app.jobs.service.submitting import Kinds, announce, ref_of
+from app.jobs.service.turns import Turns
 from app.jobs.settings import JobsSettings
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
@@ -53,10 +54,10 @@ _GAUGE_SECONDS = 5.0
 _SCHEDULES_SECONDS = 1.0
 _FOLLOWER_SECONDS = 1.0
 _FROZEN_SECONDS = 10.0
-_LOST_AFTER = timedelta(seconds=15)
+_LOST_AFTER_SECONDS = 15.0
 _REFILL = 500
+_STAGED_A_TURN = 2000
 _MOST_BATCHES = 20
-_USERS_A_TURN = 200
 _NO_USER = UUID(int=0)
 _FROM_THE_BEGINNING = (datetime(1970, 1, 1, tzinfo=UTC), _NO_USER)
 
@@ -74,6 +75,7 @@ class Relay:
         clock: Clock,
         settings: JobsSettings,
         lanes: Sequence[str],
+        turns: Turns,
         kinds: Kinds,
         schedules: Sequence[Schedule],
     ) -> None:
@@ -87,7 +89,7 @@ class Relay:
         self._kinds = kinds
         self._schedules = schedules
         self._swept_until = dict.fromkeys(lanes, _FROM_THE_BEGINNING)
-        self._last_user: dict[str, UUID] = {}
+        self._turns = turns
 
     async def run(self) -> None:
         """Leads whenever nobody else does, for ever."""
@@ -112,7 +114,8 @@ class Relay:
         # Workers that outlived an outage of Postgres get time for a heartbeat before their jobs are taken away.
         next_rescue = monotonic() + min(2 * self._settings.heartbeat, self._settings.lease)
         next_epoch = next_sweep = next_gauges = next_schedules = 0.0
-        await store_schedules(self._db, self._clock, self._schedules)
+        next_due: float | None = 0.0
+        await store_schedules(self._db, await queries.get_time(conn), self._schedules)
         while True:
             now = monotonic()
             if now >= next_epoch:
@@ -126,31 +129,33 @@ class Relay:
                 await self._unless_redis_is_away(self.sweep())
             if now >= next_schedules:
                 next_schedules = now + _SCHEDULES_SECONDS
-                await run_schedules(self._db, self._queue, self._clock, self._kinds)
+                await run_schedules(self._db, self._queue, await queries.get_time(conn), self._kinds)
             if now >= next_gauges:
                 next_gauges = now + _GAUGE_SECONDS
                 await self.observe()
+            if next_due is not None and next_due <= 0:
+                await self.stage()
             moved = await self._unless_redis_is_away(self.refill())
             # While a backlog moves there is no pause; the question also proves that the lock is still held.
-            next_run_at = await queries.get_next_run_at(conn)
-            await asyncio.sleep(_MOVING_SECONDS if moved else self._pause(next_run_at))
+            next_due = await queries.get_next_due(conn, self._lanes)
+            await asyncio.sleep(_MOVING_SECONDS if moved else _pause(next_due))
+
+    async def stage(self) -> int:
+        """Marks jobs whose time has come as due; answers how many. Needs no Redis."""
+        async with self._db.statement("jobs.stage") as tx:
+            return await queries.stage_jobs(tx, self._lanes, _STAGED_A_TURN)
 
     async def refill(self) -> int:
         """Brings due rows to Redis, as far as each lane's window has room; answers how many."""
         async with self._db.read("jobs.waiting_lanes") as conn:
-            lanes = await queries.list_waiting_lanes(conn)
+            lanes = await queries.list_waiting_lanes(conn, self._lanes)
         moved = 0
-        for lane in sorted(set(lanes)):
+        for lane in lanes:
             room = self._queue.window * self._queue.shards - sum(await self._queue.depths(lane))
             if room <= 0:
                 continue
             async with self._db.statement("jobs.refill") as tx:
-                jobs = await queries.take_waiting_jobs(
-                    tx, lane, min(room, _REFILL), after=self._last_user.get(lane, _NO_USER), users=_USERS_A_TURN
-                )
-            # The next turn begins behind the last user of this one, or with the first user again.
-            users = {job.user_id for job in jobs if job.user_id is not None}
-            self._last_user[lane] = max(users) if len(users) >= _USERS_A_TURN else _NO_USER
+                jobs = await self._turns.take(tx, lane, min(room, _REFILL))
             moved += await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
         return moved
 
@@ -172,23 +177,19 @@ class Relay:
         return kind in self._kinds and self._kinds[kind].public
 
     async def sweep(self) -> int:
-        """Looks for ids that should be in Redis and are not, a batch of each lane, and at some more while they are
-        missing; answers how many were brought there.
-        """
+        """Looks for ids that should be in Redis and are not; answers how many were brought there."""
         found = 0
-        before = self._clock.now() - _LOST_AFTER
         for lane in self._lanes:
             for _ in range(_MOST_BATCHES):
-                brought = await self._sweep_batch(lane, before)
-                found += brought
-                if not brought:
+                found += await self._sweep_batch(lane)
+                if self._swept_until[lane] is _FROM_THE_BEGINNING:
                     break
         return found
 
-    async def _sweep_batch(self, lane: str, before: datetime) -> int:
+    async def _sweep_batch(self, lane: str) -> int:
         async with self._db.read("jobs.sweep") as conn:
             jobs = await queries.list_dispatched_jobs(
-                conn, lane, after=self._swept_until[lane], before=before, limit=_REFILL
+                conn, lane, after=self._swept_until[lane], seconds=_LOST_AFTER_SECONDS, limit=_REFILL
             )
         # The next look goes on where this one ended, and starts over at the end of the list. Jobs that were handed out
         # together have the same moment, so the id belongs to it.
@@ -218,13 +219,11 @@ class Relay:
         async with self._db.read("jobs.depths") as conn:
             depths = await queries.list_lane_depths(conn, self._lanes)
             _open_breakers.set(await count_open_breakers(conn))
-        now = self._clock.now()
         for depth in depths:
-            oldest = depth.oldest_run_at
             _depth.labels(depth.lane, "waiting").set(depth.waiting)
             _depth.labels(depth.lane, "running").set(depth.running)
-            _oldest.labels(depth.lane).set((now - oldest).total_seconds() if oldest is not None else 0)
-        await publish_lanes(self._bus, depths, now)
+            _oldest.labels(depth.lane).set(depth.oldest_seconds or 0)
+        await publish_lanes(self._bus, depths)
 
     async def _dispatch(self, refs: Sequence[JobRef], reason: str) -> int:
         """Answers how many got there; the others are handed back."""
@@ -245,7 +244,7 @@ class Relay:
         except RedisUnavailable:
             return 0
 
-    def _pause(self, next_run_at: datetime | None) -> float:
-        """Until the next job falls due, at most one tick. What is due already waits for room or for Redis."""
-        wait = (next_run_at - self._clock.now()).total_seconds() if next_run_at is not None else _TICK_SECONDS
-        return min(_TICK_SECONDS, max(_MOVING_SECONDS, wait)) if wait > 0 else _TICK_SECONDS
+
+def _pause(next_due: float | None) -> float:
+    """Until the next job falls due, at most one tick."""
+    return _TICK_SECONDS if next_due is None else min(_TICK_SECONDS, max(_MOVING_SECONDS, next_due))

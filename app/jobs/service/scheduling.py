@@ -17,7 +17,6 @@ from cronsim import CronSim
 from app.jobs.queries import scheduling as queries
 from app.jobs.records import DueSchedule, ScheduleRow
 from app.jobs.service.submitting import Kinds
-from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.queue import Queue
 from app.kernel.telemetry import get_logger
@@ -66,9 +65,8 @@ def due_times(schedule: DueSchedule, now: datetime) -> list[datetime]:
 
 
 @retries_conflicts
-async def store_schedules(db: Database, clock: Clock, schedules: Sequence[Schedule]) -> None:
+async def store_schedules(db: Database, now: datetime, schedules: Sequence[Schedule]) -> None:
     """Makes the table hold exactly `schedules`; one whose times have changed starts afresh."""
-    now = clock.now()
     # The rules of a time zone are read from a file.
     rows = await asyncio.to_thread(lambda: [_row_of(schedule, now) for schedule in schedules])
     async with db.transaction("jobs.store_schedules") as tx:
@@ -77,9 +75,8 @@ async def store_schedules(db: Database, clock: Clock, schedules: Sequence[Schedu
 
 
 @retries_conflicts
-async def run_schedules(db: Database, queue: Queue, clock: Clock, kinds: Kinds) -> int:
+async def run_schedules(db: Database, queue: Queue, now: datetime, kinds: Kinds) -> int:
     """Enqueues what is due, together with the step to each schedule's next time; answers how many jobs."""
-    now = clock.now()
     made = 0
     async with db.transaction("jobs.run_schedules") as tx:
         for schedule in await queries.lock_due_schedules(tx, now):

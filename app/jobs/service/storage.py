@@ -4,9 +4,9 @@ A key holds the run's token, so that two runs of one job can never write the sam
 upload only once it is complete.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,40 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, S3Store
 
+from app.jobs.errors import StoreUnavailable
 from app.jobs.settings import JobsSettings
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
 
 _CHUNK = 256 * 1024
 _WRITE_BUFFER = 512 * 1024
 _UPLOAD_BUFFER = 8 * 1024 * 1024
+# Long before a job's own time is over, and within the patience of a request: the library's own is three minutes.
+_RETRIES = 2
+_RETRY_SECONDS = 10
+_CONNECT_SECONDS = 3
+_REQUEST_SECONDS = 30
+# A store that refuses so many objects one after the other is away; fewer may be broken ones.
+_MOST_FAILURES = 3
+
+
+@contextmanager
+def _told_as_outage() -> Iterator[None]:
+    """Whatever the store says, except that an object is not there, is an outage of ours.
+
+    The library tells a full disk, a refused connection and a wrong key by one class, or by an OSError without a number.
+    """
+    try:
+        yield
+    except (NotFoundError, FileNotFoundError):
+        raise
+    except (BaseError, OSError) as error:
+        lines = str(error).splitlines()
+        raise StoreUnavailable(lines[0] if lines else None) from error
 
 
 class StoredFile:
@@ -46,7 +72,8 @@ class StoredFile:
             data = bytes(self._buffer)
             self._buffer.clear()
             self.hash.update(data)
-            await self._file.write(data)
+            with _told_as_outage():
+                await self._file.write(data)
 
 
 class ArtifactStore:
@@ -68,28 +95,40 @@ class ArtifactStore:
                 access_key_id=settings.artifact_s3_key_id,
                 secret_access_key=secret.get_secret_value() if secret is not None else None,
                 region=settings.artifact_s3_region,
-                client_options={"allow_http": (settings.artifact_s3_endpoint or "").startswith("http://")},
+                client_options={
+                    "allow_http": (settings.artifact_s3_endpoint or "").startswith("http://"),
+                    "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+                    "timeout": timedelta(seconds=_REQUEST_SECONDS),
+                },
+                retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
             )
 
     @asynccontextmanager
     async def create(self, job_id: UUID, run_token: UUID, name: str) -> AsyncIterator[tuple[str, StoredFile]]:
-        """Opens an object for writing; yields its key. It exists only if the block ends without an error."""
+        """Opens an object for writing; yields its key. It exists only if the block ends without an error.
+
+        Raises:
+            StoreUnavailable: from here, from writing, or at the end.
+        """
         key = f"{job_id}/{run_token}/{name}"
         writer = obstore.open_writer_async(self._store, key, buffer_size=_UPLOAD_BUFFER)
         file = StoredFile(writer)
         # Closing is what publishes an upload, so a writer whose block failed is dropped without being closed.
         yield key, file
         await file.flush()
-        await writer.close()
+        with _told_as_outage():
+            await writer.close()
 
     async def open(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from `start` up to, not including, `end`; `end` lies behind `start`.
 
         Raises:
             FileNotFoundError: the object is gone.
+            StoreUnavailable
         """
         try:
-            answer = await obstore.get_async(self._store, key, options={"range": (start, end)})
+            with _told_as_outage():
+                answer = await obstore.get_async(self._store, key, options={"range": (start, end)})
         except (NotFoundError, FileNotFoundError) as error:
             raise FileNotFoundError(key) from error
 
@@ -100,21 +139,43 @@ class ArtifactStore:
         return chunks()
 
     async def read_all(self, key: str) -> bytes:
-        """A whole small object."""
-        answer = await obstore.get_async(self._store, key)
-        return bytes(await answer.bytes_async())
+        """A whole small object. Raises StoreUnavailable."""
+        with _told_as_outage():
+            answer = await obstore.get_async(self._store, key)
+            return bytes(await answer.bytes_async())
 
-    async def delete(self, keys: list[str]) -> None:
-        """Deletes objects; one that is not there is no error."""
+    async def delete(self, keys: Sequence[str]) -> list[str]:
+        """Deletes objects; answers those that are gone now. One that cannot be deleted does not keep the others.
+
+        Raises:
+            StoreUnavailable: several in a row cannot be deleted.
+        """
+        gone = []
+        failures = 0
         for key in keys:
             try:
-                await obstore.delete_async(self._store, key)
+                with _told_as_outage():
+                    await obstore.delete_async(self._store, key)
             except (NotFoundError, FileNotFoundError):
+                pass
+            except StoreUnavailable as error:
+                failures += 1
+                if failures >= _MOST_FAILURES:
+                    raise
+                _logger.warning("jobs.file_not_deleted", key=key, reason=str(error))
                 continue
+            failures = 0
+            gone.append(key)
+        return gone
 
     async def list_before(self, moment: datetime) -> AsyncIterator[list[str]]:
-        """Keys of the objects last written before `moment`, in batches."""
-        async for batch in obstore.list(self._store, chunk_size=500):
+        """Keys of the objects last written before `moment`, in batches. Raises StoreUnavailable."""
+        batches = aiter(obstore.list(self._store, chunk_size=500))
+        while True:
+            with _told_as_outage():
+                batch = await anext(batches, None)
+            if batch is None:
+                return
             keys = [item["path"] for item in batch if item["last_modified"] < moment]
             if keys:
                 yield keys

@@ -14,7 +14,6 @@ from app.jobs.queries import submitting as queries
 from app.jobs.records import STATE_FILTERS, ApiState, InsertedJob, Job, State, Transition
 from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache
-from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import MAX_ERRORS, FieldError, escape_pointer
 from app.kernel.group_commit import GroupCommit
@@ -159,7 +158,7 @@ def _submitted(row: NewJob, done: Enqueued) -> Submitted:
         version=done.version,
         attempt=done.attempt,
         max_attempts=done.max_attempts,
-        run_at=done.run_at,
+        is_due=done.is_due,
         progress=done.progress,
         result=None,
         error=done.error,
@@ -182,7 +181,6 @@ async def get_job(conn: ReadConn, job_id: UUID, user_id: UserId) -> Job:
 async def list_jobs(
     db: Database,
     cursors: Cursors,
-    clock: Clock,
     user_id: UserId,
     *,
     state: ApiState | None,
@@ -200,7 +198,6 @@ async def list_jobs(
             before=before,
             kind=kind,
             state=STATE_FILTERS[state] if state is not None else None,
-            now=clock.now(),
             limit=limit + 1,
         )
     return cursors.cut("jobs", scope, found, lambda job: (job.id,), limit=limit)

@@ -9,8 +9,8 @@ nothing.
 
 import asyncio
 import random
-from collections.abc import Mapping
-from time import monotonic, time
+from collections.abc import Collection, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -35,27 +35,33 @@ _DIRECT_LOOK_EVERY = 0.25
 _DIRECT_PAUSE = 0.02
 _COALESCE = 0.002
 _HIDDEN_MS = 10_000
+_UNDECIDED_MS = 100
 _REDIS_TIMEOUT = 1.0
 
-# KEYS: the queues in the order to serve them. ARGV: now, hidden until, how many in all, the least score of what was
-# hidden (empty: do not look for it), the score of what comes back, then how many of each queue's lane, then the number
-# of each queue's lane. Ids move behind all visible ones, so a queue whose head is being worked on never has to be
-# scanned again, and the ids of a worker that died between this script and its Postgres claim come back by themselves.
+# KEYS: the queues in the order to serve them. ARGV: for how long to hide, how many in all, how far in the past the
+# scores of visible ids end (empty: do not look for what was hidden) and begin, then how many of each queue's lane, then
+# the number of each queue's lane. Answers until when the ids are hidden, then the queue and the id of each. Ids move
+# behind all visible ones, so a queue whose head is being worked on never has to be scanned again, and the ids of a
+# worker that died between this script and its Postgres claim come back by themselves. The time is that of Redis,
+# because the clocks of workers differ.
 _CLAIM = """
-local left = tonumber(ARGV[3])
-local claimed, taken = {}, {}
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local hidden_until = now + tonumber(ARGV[1])
+local left = tonumber(ARGV[2])
+local claimed, taken = {hidden_until}, {}
 for i, key in ipairs(KEYS) do
-    local lane = ARGV[5 + #KEYS + i]
-    local want = math.min(tonumber(ARGV[5 + i]) - (taken[lane] or 0), left)
+    local lane = ARGV[4 + #KEYS + i]
+    local want = math.min(tonumber(ARGV[4 + i]) - (taken[lane] or 0), left)
     if want > 0 then
-        if ARGV[4] ~= '' then
-            for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, ARGV[4], ARGV[1], 'LIMIT', 0, 100)) do
-                redis.call('ZADD', key, 'XX', ARGV[5], id)
+        if ARGV[3] ~= '' then
+            for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, now - ARGV[3], now, 'LIMIT', 0, 100)) do
+                redis.call('ZADD', key, 'XX', now - ARGV[4], id)
             end
         end
-        local ids = redis.call('ZRANGEBYSCORE', key, '-inf', ARGV[1], 'LIMIT', 0, want)
+        local ids = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, want)
         for _, id in ipairs(ids) do
-            redis.call('ZADD', key, 'XX', ARGV[2], id)
+            redis.call('ZADD', key, 'XX', hidden_until, id)
             claimed[#claimed + 1] = i
             claimed[#claimed + 1] = id
         end
@@ -66,7 +72,19 @@ end
 return claimed
 """
 
-# An id that was put in again after it was claimed has another score, and stays.
+# Makes claimed ids visible again after some milliseconds. KEYS and ARGV as below, behind that time.
+_SHOW = """
+local time = redis.call('TIME')
+local shown_at = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
+for i, key in ipairs(KEYS) do
+    if redis.call('ZSCORE', key, ARGV[2 * i]) == ARGV[2 * i + 1] then
+        redis.call('ZADD', key, 'XX', shown_at, ARGV[2 * i])
+    end
+end
+"""
+
+# KEYS: the queue of each id. ARGV: each id and the score that its claim gave it. An id that was put in again meanwhile
+# has another score, and stays.
 _FORGET = """
 for i, key in ipairs(KEYS) do
     if redis.call('ZSCORE', key, ARGV[2 * i - 1]) == ARGV[2 * i] then
@@ -91,7 +109,7 @@ class Consumer(Worker):
         self._ring = ring
         self._runner = runner
         self._executor = executor
-        self._claim_sha = self._forget_sha = ""
+        self._claim_sha = self._forget_sha = self._show_sha = ""
         self._next_return = 0.0
         self._refused = False
         self._done: list[tuple[str, bytes, int]] = []
@@ -101,6 +119,7 @@ class Consumer(Worker):
         async with asyncio.timeout(_REDIS_TIMEOUT):
             self._claim_sha = await self.pool.script_load(_CLAIM)
             self._forget_sha = await self.pool.script_load(_FORGET)
+            self._show_sha = await self.pool.script_load(_SHOW)
         with self._runner.bell() as bell:
             listener = self.loop.create_task(self._listen(bell))
             try:
@@ -120,25 +139,34 @@ class Consumer(Worker):
 
     async def _poll_iteration(self) -> None:
         claimed: list[tuple[str, bytes, int]] = []
+        undecided: Collection[UUID] = ()
         try:
             async with self._runner.claiming:
                 wants = self._runner.wants()
                 claimed = await self._claim(wants) if wants or self._done else []
                 free = self._runner.free
                 if claimed:
-                    await self.start_jobs([job_id for _, job_id, _ in claimed])
+                    claim = await self._executor.claim(
+                        [UUID(job_id.decode()) for _, job_id, _ in claimed], self._runner
+                    )
+                    self._runner.start(claim.jobs)
+                    undecided = claim.undecided
                 # Behind ids that Postgres did not give to this worker there may be others, for the same slots.
                 self._refused = free - self._runner.free < len(claimed)
         except Unavailable:
             logger.warning("jobs.claim_without_database", count=len(claimed))
             await asyncio.sleep(_DIRECT_LOOK_EVERY)
-            await self._unhide(claimed)
+            await self._show(claimed, after_ms=0)
         else:
+            if undecided:
+                kept = {str(job_id).encode() for job_id in undecided}
+                await self._show([entry for entry in claimed if entry[1] in kept], after_ms=_UNDECIDED_MS)
+                claimed = [entry for entry in claimed if entry[1] not in kept]
             self._done.extend(claimed)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        jobs = await self._executor.claim([UUID(job_id.decode()) for job_id in job_ids], self._runner)
-        self._runner.start(jobs)
+        """Never used, like `run_job`."""
+        raise NotImplementedError
 
     async def run_job(self, job_id: str, score: int) -> None:
         """Never used: what runs is decided by the rows that Postgres gave to this process."""
@@ -155,13 +183,11 @@ class Consumer(Worker):
                 keys.append(key)
                 counts.append(count)
                 lanes.append(number)
-        now = int(time() * 1000)
-        hidden_until = now + _HIDDEN_MS
-        least: int | str = ""
+        looks_back: int | str = ""
         if (moment := monotonic()) >= self._next_return:
             self._next_return = moment + _LOOK_EVERY
-            least = now - VISIBLE_UNTIL_MS
-        limits = [now, hidden_until, self._runner.free, least, now - PAST_MS]
+            looks_back = VISIBLE_UNTIL_MS
+        limits = [_HIDDEN_MS, self._runner.free, looks_back, PAST_MS]
         done, self._done = self._done, []
         try:
             async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
@@ -175,16 +201,17 @@ class Consumer(Worker):
             raise RedisError("no answer in time") from error
         if not keys:
             return []
-        flat = answers[-1]
+        hidden_until, *flat = answers[-1]
         return [(keys[index - 1], job_id, hidden_until) for index, job_id in zip(flat[::2], flat[1::2], strict=True)]
 
-    async def _unhide(self, claimed: list[tuple[str, bytes, int]]) -> None:
+    async def _show(self, claimed: list[tuple[str, bytes, int]], *, after_ms: int) -> None:
         """Gives ids back that nobody has decided about; without this they would come back by themselves, but later."""
-        now = int(time() * 1000)
-        async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
-            for key, job_id, _ in claimed:
-                pipe.zadd(key, {job_id: now - PAST_MS}, xx=True)
-            await pipe.execute()
+        if claimed:
+            keys = [key for key, _, _ in claimed]
+            args = [value for _, job_id, score in claimed for value in (job_id, score)]
+            async with asyncio.timeout(_REDIS_TIMEOUT), self.pool.pipeline(transaction=False) as pipe:
+                pipe.execute_command("EVALSHA", self._show_sha, len(keys), *keys, after_ms, *args)
+                await pipe.execute()
 
     async def _listen(self, bell: asyncio.Event) -> None:
         async with self.pool.pubsub() as pubsub:

@@ -13,7 +13,10 @@ DEFAULT_PRIORITY = 2
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A row to be. `run_at` None means now; `dispatch` says that its id goes to Redis right after the commit."""
+    """A row to be. `run_at` None means now, by the clock of the database, which also judges whether it has come.
+
+    `dispatch`: if the job is due, its id goes to Redis right after the commit.
+    """
 
     id: UUID
     kind: str
@@ -26,17 +29,21 @@ class NewJob:
     max_attempts: int
     timeout_seconds: int
     trace_parent: str | None
-    created_at: datetime
     dispatch: bool
 
 
 class Enqueued(Protocol):
-    """`created` is false when a living job with the same unique key was there already; `id` is then its id."""
+    """`created` is false when a living job with the same unique key was there already; `id` is then its id.
+
+    `dispatched`: the row says that its id is in Redis, so it has to be brought there.
+    """
 
     @property
     def id(self) -> UUID: ...
     @property
     def created(self) -> bool: ...
+    @property
+    def dispatched(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from app.kernel.background import Background
-from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue.contracts import DEFAULT_PRIORITY, Enqueued, JobRef, NewJob
@@ -45,10 +44,13 @@ _TURN_MS = 10_000
 # Start-time fair queueing: each user has a clock that every job of theirs moves on by one turn, and that never lies
 # behind the time of day. A job is scored by its user's clock, so ten jobs of a quiet user go before the thousandth of
 # a busy one, while a user who is alone gets everything. KEYS: queue and user clock of each job (the queue itself for
-# no user). ARGV: now, turn, past, latest clock, channel, then id and priority bonus of each job. Answers the depth of
-# each queue.
+# no user). ARGV: turn, past, how far a clock may run ahead, channel, then id and priority bonus of each job. Answers
+# the depth of each queue. The time is that of Redis: with the clocks of several hosts, the jobs from one whose clock is
+# ahead would wait behind all others.
 _DISPATCH = """
-local now, turn, past, latest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local turn, past, latest = tonumber(ARGV[1]), tonumber(ARGV[2]), now + tonumber(ARGV[3])
 local depths, seen = {}, {}
 for i = 1, #KEYS / 2 do
     local queue, clock = KEYS[2 * i - 1], KEYS[2 * i]
@@ -57,14 +59,14 @@ for i = 1, #KEYS / 2 do
         start = math.min(math.max(now, tonumber(redis.call('GET', clock) or 0)), latest)
         redis.call('SET', clock, start + turn, 'PX', start + turn - now)
     end
-    redis.call('ZADD', queue, start - past - tonumber(ARGV[5 + 2 * i]), ARGV[4 + 2 * i])
+    redis.call('ZADD', queue, start - past - tonumber(ARGV[4 + 2 * i]), ARGV[3 + 2 * i])
     if not seen[queue] then
         seen[queue] = true
         depths[#depths + 1] = queue
     end
 end
 for i, queue in ipairs(depths) do depths[i] = redis.call('ZCARD', queue) end
-redis.call('PUBLISH', ARGV[5], '')
+redis.call('PUBLISH', ARGV[4], '')
 return depths
 """
 
@@ -90,7 +92,6 @@ class Queue:
         self,
         insert: InsertJobs,
         redis: RedisGateway,
-        clock: Clock,
         *,
         shards: int = 1,
         window: int = 10_000,
@@ -100,7 +101,6 @@ class Queue:
         self.shards = max(shards, len(self._rings))
         self.window = window
         self._insert = insert
-        self._clock = clock
         self._full_until: dict[str, float] = {}
         self._background = Background()
         self._dispatch_script = self._rings[0].client.register_script(_DISPATCH)
@@ -158,12 +158,10 @@ class Queue:
         timeout_s: int = 300,
         trace_parent: str | None = None,
     ) -> NewJob:
-        """A row for `enqueue_rows`, with its id and whether it goes to Redis at once already decided.
+        """A row for `enqueue_rows`, with its id and whether Redis can take it at once already decided.
 
         It continues the given trace, or else that of the request or the job that asks for it.
         """
-        now = self._clock.now()
-        later = run_at is not None and run_at > now
         row_id = new_id()
         ref = JobRef(row_id, lane, user_id)
         ring = self._rings[self._ring_of(ref)]
@@ -179,8 +177,7 @@ class Queue:
             max_attempts=max_attempts,
             timeout_seconds=timeout_s,
             trace_parent=trace_parent or trace_parent_var.get(),
-            created_at=now,
-            dispatch=not later and ring.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
+            dispatch=ring.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
         )
 
     async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]:
@@ -190,7 +187,7 @@ class Queue:
             if not outcome.created:
                 continue
             ENQUEUED.labels(row.kind).inc()
-            if row.dispatch:
+            if outcome.dispatched:
                 tx.emit(_DISPATCH_TOPIC, JobRef(row.id, row.lane, row.user_id, row.priority))
         return done
 
@@ -320,10 +317,8 @@ class Queue:
         return found
 
     async def _dispatch(self, ring: int, refs: Sequence[JobRef]) -> bool:
-        now = int(self._clock.now().timestamp() * 1000)
-        latest = now + PAST_MS - VISIBLE_UNTIL_MS
         keys: list[str] = []
-        args: list[str | int] = [now, _TURN_MS, PAST_MS, latest, BELL_CHANNEL]
+        args: list[str | int] = [_TURN_MS, PAST_MS, PAST_MS - VISIBLE_UNTIL_MS, BELL_CHANNEL]
         for ref in refs:
             key = self.key_of(ref)
             keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.lane}:{ref.user_id}"]

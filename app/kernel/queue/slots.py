@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,10 +23,18 @@ class ClaimedJob(Protocol):
     def lane(self) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What came of ids from Redis. `undecided` are still to be run: another transaction has locked their rows."""
+
+    jobs: Sequence[ClaimedJob]
+    undecided: Collection[UUID] = ()
+
+
 class Executor(Protocol):
     """The worker's side of Postgres."""
 
-    async def claim(self, ids: Sequence[UUID], runner: "Runner") -> Sequence[ClaimedJob]: ...
+    async def claim(self, ids: Sequence[UUID], runner: "Runner") -> Claim: ...
 
     async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]: ...
 

@@ -1,0 +1,66 @@
+"""What is our own outage and no fault of a job: such a run is no attempt, and the job waits until it is over."""
+
+import errno
+from time import monotonic
+
+from prometheus_client import Counter
+
+from app.kernel.errors import Unavailable
+from app.kernel.redis import RedisUnavailable
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
+
+_postponed_total = Counter("app_jobs_postponed", "Runs that ended with an outage of ours.", ["kind", "cause"])
+
+# What the system says of a disk, or of the limits of this process, whichever job it is.
+_SYSTEM_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+    }
+)
+_LOG_EVERY_SECONDS = 60.0
+
+
+def outage_of(error: BaseException) -> str | None:
+    """A name for what is missing if `error`, or what caused it, is an outage of ours; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Unavailable):
+            return cause.code
+        if isinstance(cause, RedisUnavailable):
+            return "redis_unavailable"
+        if isinstance(cause, MemoryError):
+            return "out_of_memory"
+        if isinstance(cause, OSError) and cause.errno in _SYSTEM_ERRORS:
+            return errno.errorcode[cause.errno].lower()
+        cause = cause.__cause__
+    return None
+
+
+class OutageLog:
+    """Counts postponed runs, and tells the operator of each cause once a minute. One per process."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def note(self, kind: str, cause: str, error: BaseException) -> None:
+        _postponed_total.labels(kind, cause).inc()
+        now = monotonic()
+        if now >= self._next.get(cause, 0.0):
+            self._next[cause] = now + _LOG_EVERY_SECONDS
+            _logger.error(
+                "jobs.run_postponed", cause=cause, kind=kind, error=type(error).__name__, reason=str(error) or None
+            )
