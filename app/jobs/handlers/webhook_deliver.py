@@ -21,6 +21,7 @@ from app.jobs.records.webhooks import (
 )
 from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_admin_event, publish_event
+from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys, SealBroken
@@ -29,6 +30,8 @@ from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, Re
 
 _attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
 _MAX_IN_FLIGHT = 4
+# Of the 30 slots of the lane.
+MOST_DELIVERIES_OF_A_USER = 10
 _BUSY_SECONDS = 0.5
 _GONE = 410
 
@@ -60,7 +63,7 @@ async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
 
 
 class WebhookDeliverer:
-    """The handler of `webhook.deliver`. A slow receiver never holds more than a few slots of a process."""
+    """The handler of `webhook.deliver`. Slow receivers of one user never hold more than a third of the lane's slots."""
 
     def __init__(self, sender: WebhookSender, keys: Keys) -> None:
         self._sender = sender
@@ -88,15 +91,22 @@ class WebhookDeliverer:
             await self._give_up(ctx, ctx.user_id, delivery.id, "endpoint_disabled")
             return None
         await self._wait_for_breaker(ctx, endpoint)
-        if self._in_flight[endpoint.id] >= _MAX_IN_FLIGHT:
+        holders = (endpoint.id, endpoint.user_id)
+        if (
+            self._in_flight[endpoint.id] >= _MAX_IN_FLIGHT
+            or self._in_flight[endpoint.user_id] >= MOST_DELIVERIES_OF_A_USER
+        ):
             raise SnoozeJob(_BUSY_SECONDS)
-        self._in_flight[endpoint.id] += 1
+        self._in_flight.update(holders)
         try:
             answer = await self._send(endpoint, message)
+        except LookupsBusy as error:
+            raise SnoozeJob(_BUSY_SECONDS) from error
         finally:
-            self._in_flight[endpoint.id] -= 1
-            if not self._in_flight[endpoint.id]:
-                del self._in_flight[endpoint.id]
+            self._in_flight.subtract(holders)
+            for holder in holders:
+                if not self._in_flight[holder]:
+                    del self._in_flight[holder]
         _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
         return await self._settle(ctx, endpoint, delivery, answer)
 
@@ -123,7 +133,12 @@ class WebhookDeliverer:
             # Sealed before APP_SECRET_KEY changed. Another attempt could not sign it either.
             raise PermanentJobError("secret_unreadable", "The endpoint's secret must be rotated.") from error
         return await self._sender.send(
-            endpoint.url, str(message.id), int(now.timestamp()), message.payload.encode(), secrets
+            endpoint.url,
+            str(message.id),
+            int(now.timestamp()),
+            message.payload.encode(),
+            secrets,
+            owner=endpoint.user_id,
         )
 
     async def _settle(

@@ -13,6 +13,7 @@ from app.jobs.service.artifacts import open_artifact
 from app.jobs.service.runtime import JobsRuntime
 from app.kernel.errors import RangeNotSatisfiable
 from app.kernel.http import matches_any
+from app.kernel.middleware.admission import leave_place
 
 _RANGE = re.compile(r"bytes=(\d{0,99})-(\d{0,99})", re.ASCII)
 _CACHE_CONTROL = "private, no-cache"
@@ -56,6 +57,8 @@ async def file_response(
     if content is not None:
         body: AsyncIterable[bytes] = _once(content[start:end])
     else:
+        # A store that is slow must not keep others from their slots.
+        leave_place(request.scope)
         body = await open_artifact(runtime.store, artifact, start, end)
     return StreamingResponse(body, 206 if "Content-Range" in headers else 200, headers, artifact.content_type)
 

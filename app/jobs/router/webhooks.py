@@ -54,8 +54,7 @@ async def create_endpoint(
     body: CreateEndpoint,
 ) -> Response:
     """Register an address. The secret is shown this once."""
-    # Names are looked up here, before a connection is held.
-    await runtime.sender.check_url(body.url)
+    runtime.sender.check_url(body.url)
 
     async def create(tx: Tx) -> Response:
         created = await endpoints.create_endpoint(

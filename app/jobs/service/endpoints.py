@@ -96,6 +96,7 @@ async def get_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endp
         return _found(await queries.get_endpoint(conn, user_id, endpoint_id))
 
 
+@retries_conflicts
 async def change_endpoint(
     db: Database,
     sender: WebhookSender,
@@ -111,33 +112,7 @@ async def change_endpoint(
 ) -> Endpoint:
     """Raises TokenRevoked, EndpointNotFound or UrlBlocked."""
     if url is not None:
-        await sender.check_url(url)
-    return await _change_endpoint(
-        db,
-        clock,
-        listeners,
-        actor,
-        endpoint_id,
-        url=url,
-        event_types=event_types,
-        description=description,
-        has_description=has_description,
-    )
-
-
-@retries_conflicts
-async def _change_endpoint(
-    db: Database,
-    clock: Clock,
-    listeners: Listeners,
-    actor: Actor,
-    endpoint_id: UUID,
-    *,
-    url: str | None,
-    event_types: Sequence[str] | None,
-    description: str | None,
-    has_description: bool,
-) -> Endpoint:
+        sender.check_url(url)
     async with db.transaction("jobs.change_endpoint") as tx:
         await lock_caller(tx, clock, actor)
         _listen(listeners, tx, actor.user_id, event_types or ())

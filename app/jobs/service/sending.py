@@ -5,7 +5,6 @@ or was rebound in between. `ipaddress.is_global` is not enough: Python 3.11 take
 public.
 """
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -18,8 +17,10 @@ import aiohttp
 
 from app.jobs.errors import UrlBlocked
 from app.jobs.records.webhooks import sign
+from app.jobs.service.resolving import Resolver, owner_var
 from app.jobs.settings import JobsSettings
 from app.kernel.errors import FieldError
+from app.kernel.ids import UserId
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -27,12 +28,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_RESPONSE_BYTES = 16 * 1024
 _CONNECT_SECONDS = 5.0
 _TOTAL_SECONDS = 15.0
-_RESOLVE_SECONDS = 2.0
 _MAX_URL = 2048
 _LONGEST_NUMBER = 9
 _HTTPS_PORTS = frozenset({443, 8443})
-# They mean something else in every network, or nothing (RFC 6761, RFC 6762, RFC 8375, and what ICANN keeps free).
-_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa")
+# They mean something else in every network, or nothing (RFC 6761, RFC 6762, RFC 8375, and what ICANN keeps free); or
+# they are known to lead to whatever private address one likes.
+_PRIVATE_NAMES = (
+    *(".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".home"),
+    *(".localtest.me", ".lvh.me", ".vcap.me", ".lacolhost.com", ".nip.io", ".sslip.io", ".xip.io", ".local.gd"),
+)
 
 _BLOCKED = tuple(
     ipaddress.ip_network(network)
@@ -40,7 +44,17 @@ _BLOCKED = tuple(
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
         *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
         *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32"),
-        *("::/128", "::1/128", "::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23"),
+        *(
+            "::/128",
+            "::1/128",
+            "::ffff:0:0/96",
+            "::ffff:0:0:0/96",
+            "::/96",
+            "64:ff9b::/96",
+            "64:ff9b:1::/48",
+            "100::/64",
+            "2001::/23",
+        ),
         *("2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10"),
         *("fec0::/10", "ff00::/8"),
     )
@@ -80,9 +94,13 @@ class WebhookSender:
         self._allowed = tuple(ipaddress.ip_network(network) for network in settings.webhook_allow)
         self._takes_http = settings.webhook_http
         self._session: aiohttp.ClientSession | None = None
+        self._resolver = Resolver()
 
-    async def check_url(self, url: str) -> None:
-        """Refuses an endpoint's address where it is written down already.
+    def check_url(self, url: str) -> None:
+        """Refuses an endpoint's address by what is written in it.
+
+        No name is looked up: an answer may take seconds, for which a request would hold its slot, and it may be another
+        one at the time of sending, when the address counts.
 
         Raises:
             UrlBlocked: it is no web address, or leads to one that webhooks must not reach.
@@ -101,14 +119,33 @@ class WebhookSender:
             raise _blocked(f"The URL must be {' or '.join(sorted(schemes))}, without a user name and a fragment.")
         if port is not None and not self._takes_http and port not in _HTTPS_PORTS:
             raise _blocked("The port must be 443 or 8443.")
-        if host.endswith(_PRIVATE_NAMES) and not self._allowed:
-            raise _blocked("The name is not public.")
-        for address in await _resolve(host, port or 443):
+        address = _numeric(host)
+        if address is not None:
             if is_blocked(address, self._allowed):
                 raise _blocked("The address is not public.")
+        elif not self._allowed and ("." not in host or f".{host.lower()}".endswith(_PRIVATE_NAMES)):
+            raise _blocked("The name is not public.")
 
-    async def send(self, url: str, message_id: str, timestamp: int, body: bytes, secrets: list[bytes]) -> Answer:
-        """Posts a signed message; never raises for what the other side does."""
+    async def send(
+        self,
+        url: str,
+        message_id: str,
+        timestamp: int,
+        body: bytes,
+        secrets: list[bytes],
+        *,
+        owner: UserId | None = None,
+    ) -> Answer:
+        """Posts a signed message to an endpoint of `owner`; never raises for what the other side does.
+
+        Raises:
+            LookupsBusy: nothing was tried.
+        """
+        address = _numeric((urlsplit(url).hostname or "").removesuffix("."))
+        if address is not None and is_blocked(address, self._allowed):
+            # The HTTP client takes some forms of a number for no address at all.
+            return Answer(None, "address_blocked", None, 0, None)
+        owner_var.set(owner)
         session = self._session or self._open()
         headers = {
             "content-type": "application/json",
@@ -142,9 +179,12 @@ class WebhookSender:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+        await self._resolver.close()
 
     def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(socket_factory=self._make_socket, use_dns_cache=False, limit=100)
+        connector = aiohttp.TCPConnector(
+            socket_factory=self._make_socket, resolver=self._resolver, use_dns_cache=False, limit=100
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=_TOTAL_SECONDS, sock_connect=_CONNECT_SECONDS),
@@ -168,14 +208,16 @@ class WebhookSender:
         return made
 
 
-async def _resolve(host: str, port: int) -> list[Address]:
-    """The addresses of a host as the system understands it, numeric forms included; none if it is not known now."""
+def _numeric(host: str) -> Address | None:
+    """The address that a host is written as, in any form that the system would take for one (`127.1`, `0x7f000001`)."""
     try:
-        async with asyncio.timeout(_RESOLVE_SECONDS):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError, UnicodeError):
-        return []
-    return [ipaddress.ip_address(str(target[0]).partition("%")[0]) for *_, target in found]
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
 
 
 def _seconds(retry_after: str | None) -> float | None:
