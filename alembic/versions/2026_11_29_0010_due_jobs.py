@@ -7,7 +7,7 @@ column, are taken for jobs whose time has yet to come, and marked as soon as the
 from alembic import op
 
 revision = "0010_due_jobs"
-down_revision = "0008_webhook_messages_by_age"
+down_revision = "0009_account_versions"
 branch_labels = None
 depends_on = None
 
