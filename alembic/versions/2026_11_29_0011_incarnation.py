@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0011_incarnation"
-down_revision = "0009_account_versions"
+down_revision = "0010_due_jobs"
 branch_labels = None
 depends_on = None
 

@@ -26,6 +26,7 @@ from app.kernel.ids import new_id
 from app.kernel.queue.slots import Runner
 from app.settings import Settings
 from app.worker import Worker
+from tests.fixtures.lives import first_life
 from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer, Steps, kinds_of
 
@@ -82,7 +83,7 @@ def relay_of(producer: Producer, settings: Settings) -> Relay:
     bus = Bus(producer.redis)
     return Relay(
         producer.db,
-        Cache(settings.cache, producer.redis, bus),
+        Cache(settings.cache, producer.redis, bus, first_life()),
         producer.queue,
         bus,
         clock=SystemClock(),
@@ -98,7 +99,7 @@ def executor_of(producer: Producer, settings: Settings) -> Executor:
     bus = Bus(producer.redis)
     return Executor(
         producer.db,
-        Cache(settings.cache, producer.redis, bus),
+        Cache(settings.cache, producer.redis, bus, first_life()),
         producer.queue,
         clock=SystemClock(),
         store=ArtifactStore(settings.jobs, settings.data_dir),
