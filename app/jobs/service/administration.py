@@ -12,6 +12,7 @@ from app.jobs.queries.relay import list_lane_depths
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, FailedAttempt, LaneDepth
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
+from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
