@@ -238,15 +238,16 @@ async def test_memory_is_bounded_by_number(start_process: StartProcess) -> None:
 
 
 async def test_memory_is_bounded_by_bytes(start_process: StartProcess, source: Source) -> None:
-    process = await start_process(local_bytes=25)
+    process = await start_process(local_bytes=5_000)
     source.value = b"x" * 10
     for key in "abc":
         await process.get(key)
     assert [key for key in "abc" if process.cache.get_local(key)] == ["b", "c"]
-    assert process.cache._local._bytes == 20
-    source.value = b"x" * 26
+    # The body, the key, and the objects around them.
+    assert process.cache._local._bytes == 2 * (10 + 1 + 2048)
+    source.value = b"x" * 5_000
     assert await process.get("too large") == source.value
-    assert process.cache._local._bytes <= 25
+    assert process.cache._local._bytes <= 5_000
     await process.cache.forget_now(TAGS)
     local = process.cache._local
     assert (local._bytes, local._entries, local._keys_of_tag) == (0, {}, {})

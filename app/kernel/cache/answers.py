@@ -21,6 +21,15 @@ _KEPT_UNCHANGED = frozenset({b"cache-control", b"etag", b"vary"})
 _VARY = (b"vary", b"accept-encoding")
 
 
+# The largest answers that are kept. Of an address with a query, which has as many spellings as its caller likes, an
+# answer may be less, and only a few are kept of each user.
+MAX_BYTES = 256 * 1024
+MAX_VARIANT_BYTES = 64 * 1024
+MAX_VARIANTS = 4
+# Objects around a body in the memory of a process: entry, heads and their lines, tags.
+_OVERHEAD = 2048
+
+
 class CachedAnswer:
     """A finished 200 answer: raw header pairs, entity tag, and body; `headers` include Content-Length."""
 
@@ -44,8 +53,8 @@ class CachedAnswer:
 
     @property
     def size(self) -> int:
-        """Bytes that are counted against the bound of the memory; half as much again for a compressed form."""
-        return len(self.body) * 3 // 2 if self._varies else len(self.body)
+        """Bytes in the memory of a process; half as many again as the body's for a compressed form."""
+        return (len(self.body) * 3 // 2 if self._varies else len(self.body)) + _OVERHEAD
 
     @classmethod
     def of(cls, headers: Sequence[tuple[bytes, bytes]], etag: bytes, body: bytes) -> "CachedAnswer":
@@ -77,6 +86,16 @@ class CachedAnswer:
     @classmethod
     def decode(cls, raw: bytes) -> "CachedAnswer":
         return cls(*msgspec.msgpack.decode(raw, type=tuple[list[tuple[bytes, bytes]], bytes, bytes]))
+
+
+def is_variant(key: str) -> bool:
+    """Whether a key is that of an address with a query."""
+    return "?" in key
+
+
+def is_kept(key: str, answer: CachedAnswer) -> bool:
+    """Whether an answer is small enough for its key."""
+    return len(answer.body) <= (MAX_VARIANT_BYTES if is_variant(key) else MAX_BYTES)
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 
 from app.kernel.background import Background
 from app.kernel.bus import Bus
-from app.kernel.cache.answers import CachedAnswer
+from app.kernel.cache.answers import CachedAnswer, is_kept
 from app.kernel.cache.local import Fill, LocalCache
 from app.kernel.cache.remote import Found, RemoteCache, Wanted
 from app.kernel.database import Database, Tx
@@ -136,8 +136,8 @@ class Cache:
         answer = found.answer if found is not None else None
         if answer is None:
             answer = await fill()
-            if answer is None:
-                return None
+            if answer is None or not is_kept(wanted.key, answer):
+                return answer
             if found is not None:
                 # Nobody waits for Redis to take it.
                 self._remote.store(wanted, found.versions, answer)

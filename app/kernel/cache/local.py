@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
-from app.kernel.cache.answers import CachedAnswer
+from app.kernel.cache.answers import MAX_VARIANTS, CachedAnswer, is_variant
 from app.kernel.settings import CacheSettings
 
 _MAX_REMEMBERED_TAGS = 100_000
@@ -16,11 +16,12 @@ Fill = Callable[[], Awaitable[CachedAnswer | None]]
 
 
 class _Entry:
-    __slots__ = ("answer", "due_at", "expires_at", "refill", "tags")
+    __slots__ = ("answer", "due_at", "expires_at", "refill", "size", "tags")
 
     def __init__(self, answer: CachedAnswer, tags: tuple[str, ...], ttl: float, refill: Fill | None) -> None:
         now = monotonic()
         self.answer = answer
+        self.size = 0
         self.tags = tags
         self.expires_at = now + ttl
         self.refill = refill
@@ -29,7 +30,8 @@ class _Entry:
 
 
 class LocalCache:
-    """Bounded by number and by bytes; what was not asked for the longest goes first.
+    """Bounded by number and by bytes; what was not asked for the longest goes first. Of the answers under one tag
+    `MAX_VARIANTS` at most are of addresses with a query.
 
     `renew` is called with key, tags and refill of what is asked for near the end of its time, once for each entry.
     """
@@ -39,7 +41,8 @@ class LocalCache:
         self._renew = renew
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
-        self._keys_of_tag: dict[str, set[str]] = {}
+        # In the order of coming.
+        self._keys_of_tag: dict[str, dict[str, None]] = {}
         # Orders writes and fills: a fill is kept only if none of its tags was forgotten after it began.
         self._counter = 0
         self._forgotten_at: OrderedDict[str, int] = OrderedDict()
@@ -75,13 +78,22 @@ class LocalCache:
             if self._forgotten_at.get(tag, 0) > mark:
                 return
         self._remove(key)
+        if is_variant(key):
+            self._make_room_for_variant(tags)
         ttl = self._settings.ttl * random.uniform(0.9, 1.1)  # noqa: S311 - jitter, not a secret
-        self._entries[key] = _Entry(answer, tags, ttl, refill)
-        self._bytes += answer.size
+        entry = self._entries[key] = _Entry(answer, tags, ttl, refill)
+        entry.size = answer.size + len(key)
+        self._bytes += entry.size
         for tag in tags:
-            self._keys_of_tag.setdefault(tag, set()).add(key)
+            self._keys_of_tag.setdefault(tag, {})[key] = None
         while len(self._entries) > self._settings.local_entries or self._bytes > self._settings.local_bytes:
             self._remove(next(iter(self._entries)))
+
+    def _make_room_for_variant(self, tags: Iterable[str]) -> None:
+        for tag in tags:
+            variants = [key for key in self._keys_of_tag.get(tag, ()) if is_variant(key)]
+            for key in variants[: max(0, len(variants) - MAX_VARIANTS + 1)]:
+                self._remove(key)
 
     def forget(self, tags: Iterable[str]) -> None:
         self._counter += 1
@@ -115,9 +127,9 @@ class LocalCache:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        self._bytes -= entry.answer.size
+        self._bytes -= entry.size
         for tag in entry.tags:
             keys = self._keys_of_tag[tag]
-            keys.discard(key)
+            keys.pop(key, None)
             if not keys:
                 del self._keys_of_tag[tag]

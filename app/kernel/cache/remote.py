@@ -9,11 +9,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
+from zlib import crc32
 
 import msgspec
 
 from app.kernel.background import Background
-from app.kernel.cache.answers import CachedAnswer
+from app.kernel.cache.answers import MAX_VARIANTS, CachedAnswer
 from app.kernel.coalescing import Coalescer
 from app.kernel.ids import new_id
 from app.kernel.incarnation import Incarnation
@@ -26,6 +27,7 @@ T = TypeVar("T")
 _ID_LENGTH = 32
 # Beyond it an answer is not stored: Redis is too slow to be of use then.
 _MAX_WAITING_STORES = 512
+_MAX_WAITING_BYTES = 16 * 1024 * 1024
 _MAX_STORES = 32
 # Of nodes that are away some may not be known as such.
 _ANNOUNCEMENTS = 3
@@ -115,6 +117,7 @@ class RemoteCache:
         self._look_ups = Coalescer(self._look_up_all, shared_failure=RedisUnavailable)
         self._forgets = Coalescer(self._forget_all, shared_failure=RedisUnavailable)
         self._stores: list[tuple[Wanted, tuple[bytes, ...], CachedAnswer]] = []
+        self._waiting_bytes = 0
         self._is_storing = False
         self._background = Background()
 
@@ -131,8 +134,9 @@ class RemoteCache:
 
     def store(self, wanted: Wanted, versions: tuple[bytes, ...], answer: CachedAnswer) -> None:
         """Stores `answer` soon, if the tags still have these versions then. Nobody waits for it."""
-        if len(self._stores) < _MAX_WAITING_STORES:
+        if len(self._stores) < _MAX_WAITING_STORES and self._waiting_bytes < _MAX_WAITING_BYTES:
             self._stores.append((wanted, versions, answer))
+            self._waiting_bytes += answer.size
         if not self._is_storing:
             self._is_storing = True
             self._background.spawn(self._store_waiting())
@@ -190,18 +194,25 @@ class RemoteCache:
         for item in wanted:
             end = start + 1 + len(item.tags)
             versions = tuple([value or b"" for value in values[start + 1 : end]])
-            found[item] = Found(_decode(values[start], versions, self._incarnation.id.bytes), versions)
+            found[item] = Found(_decode(values[start], versions, self._owner_of(item.key)), versions)
             start = end
         return found
+
+    def _owner_of(self, key: str) -> bytes:
+        """What stands before an answer in its entry: the life of the database, and which query the answer is for."""
+        _, mark, query = key.partition("?")
+        return self._incarnation.id.bytes + (mark + query).encode() + b"\n"
 
     async def _store_waiting(self) -> None:
         try:
             while self._stores:
                 batch, self._stores = self._stores[:_MAX_STORES], self._stores[_MAX_STORES:]
+                self._waiting_bytes = sum(answer.size for _, _, answer in self._stores)
                 parts = _by_slot(batch, lambda item: _entry_name(item[0].key)) if self._redis.is_cluster else [batch]
                 outcomes = await asyncio.gather(*map(self._store_all, parts), return_exceptions=True)
                 if not _done(parts, outcomes):
                     self._stores.clear()
+                    self._waiting_bytes = 0
         finally:
             self._is_storing = False
 
@@ -212,7 +223,7 @@ class RemoteCache:
             keys.append(_entry_name(key))
             keys.extend([_tag_name(tag) for tag in tags])
             ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
-            args.extend((len(tags), ttl, *versions, self._incarnation.id.bytes + answer.encode()))
+            args.extend((len(tags), ttl, *versions, self._owner_of(key) + answer.encode()))
         await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client), key=keys[0])
 
     async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], bool]:
@@ -227,8 +238,14 @@ class RemoteCache:
 
 
 def _entry_name(key: str) -> str:
-    """The key of an entry in Redis. What is in braces decides about its slot in a cluster: the id of the user."""
-    return f"cache:entry:{{{key[:_ID_LENGTH]}}}{key[_ID_LENGTH:]}"
+    """The key of an entry in Redis. What is in braces decides about its slot in a cluster: the id of the user.
+
+    All queries of an address share a few entries, of which each says whose it is. However many queries a caller thinks
+    of, Redis holds no more of one user.
+    """
+    address, mark, query = key[_ID_LENGTH:].partition("?")
+    variant = f"?{crc32(query.encode()) % MAX_VARIANTS}" if mark else ""
+    return f"cache:entry:{{{key[:_ID_LENGTH]}}}{address}{variant}"
 
 
 def _tag_name(tag: str) -> str:
@@ -256,11 +273,11 @@ def _done(parts: Sequence[P], outcomes: Sequence[T | BaseException]) -> list[tup
     return done
 
 
-def _decode(raw: bytes | None, versions: Sequence[bytes], incarnation: bytes) -> CachedAnswer | None:
-    """The answer of an entry, if its tags have the versions that it was stored with, in this life of the database."""
+def _decode(raw: bytes | None, versions: Sequence[bytes], owner: bytes) -> CachedAnswer | None:
+    """The answer of an entry, if its tags have the versions that it was stored with, and it was stored for `owner`."""
     if raw is None:
         return None
     stored, _, payload = raw.partition(b"\n")
-    if stored != b",".join(versions) or not payload.startswith(incarnation):
+    if stored != b",".join(versions) or not payload.startswith(owner):
         return None
-    return CachedAnswer.decode(payload[len(incarnation) :])
+    return CachedAnswer.decode(payload[len(owner) :])
