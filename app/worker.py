@@ -19,6 +19,7 @@ from app.jobs.api import (
     JOB_KINDS,
     SCHEDULES,
     ArtifactStore,
+    Eraser,
     Executor,
     JobsTasks,
     JobWatch,
@@ -26,7 +27,6 @@ from app.jobs.api import (
     Relay,
     Turns,
     WebhookSender,
-    delete_webhooks,
     lane_shares,
     user_caps,
 )
@@ -107,10 +107,10 @@ async def open_worker(
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
-    postman = Postman(mailer, resources.keys)
+    postman = Postman(mailer, resources.keys, settings.mail)
     sender = WebhookSender(jobs)
     kinds = {
-        **IdentityTasks(postman, settings.identity, settings.public_url, delete_webhooks).kinds(),
+        **IdentityTasks(postman, settings.identity, settings.public_url, Eraser(store, postman).erase).kinds(),
         **JobsTasks(store, postman, sender, resources.keys, jobs).kinds(),
         **kinds,
     }

@@ -8,7 +8,7 @@ import typer
 
 from app.cli.environment import explanation, fail, servers_for_settings
 from app.cli.identity import keys, users
-from app.cli.jobs import jobs
+from app.cli.jobs import jobs, mail
 from app.cli.terminal import say
 from app.kernel.errors import EXIT_CONFIG
 
@@ -28,6 +28,7 @@ cli.add_typer(migrate, name="migrate")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
 cli.add_typer(jobs, name="jobs")
+cli.add_typer(mail, name="mail")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""`python -m app jobs …`."""
+"""`python -m app jobs …` and `python -m app mail …`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from app.kernel.resources import Resources
 
 jobs = typer.Typer(help="Background jobs and their lanes.", no_args_is_help=True)
+
+mail = typer.Typer(help="E-mail.", no_args_is_help=True)
 
 _JobId = Annotated[UUID, typer.Argument(help="The job's id.")]
 _Lane = Annotated[str, typer.Argument(help="The lane's name.")]
@@ -135,6 +137,15 @@ def resume(lane: _Lane) -> None:
 
     _with_resources(lambda own: pause_lane(own.db, own.queue, lane, paused=False))
     say(f"{lane} runs.")
+
+
+@mail.command("lift-suppression")
+def lift_suppression(email: Annotated[str, typer.Argument(help="The address.")]) -> None:
+    """Send e-mail to an address again whose server has refused it."""
+    from app.jobs.api import lift_suppression as lift
+
+    is_lifted = _with_resources(lambda own: lift(own.db, own.keys, email))
+    say(f"{email} is written to again." if is_lifted else f"{email} was not suppressed; nothing changed.")
 
 
 def _line(job: "AdminJob") -> str:

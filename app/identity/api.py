@@ -1,6 +1,7 @@
 """What other modules and the composition root may use of the identity module."""
 
-from app.identity.queries.accounts import list_admins
+from app.identity.errors import EmailNotVerified
+from app.identity.queries.accounts import get_mail_account, list_admins
 from app.identity.records import Actor, Device
 from app.identity.service.auditing import note as record_security_event
 from app.identity.service.auditing import note_admin_read
@@ -15,12 +16,14 @@ from app.identity.tasks import IdentityTasks
 __all__ = [
     "Actor",
     "Device",
+    "EmailNotVerified",
     "Identity",
     "IdentityTasks",
     "PasswordHashing",
     "check_secret",
     "confirm_secret",
     "export_identity",
+    "get_mail_account",
     "list_admins",
     "lock_admin",
     "lock_caller",

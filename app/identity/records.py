@@ -32,6 +32,15 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class MailAccount:
+    """What decides whether mail may be sent in the name of an account, or about it."""
+
+    is_active: bool
+    is_verified: bool
+    email_canonical: str
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """Where a session is used from, as far as the request tells."""
 

@@ -5,6 +5,7 @@ again makes another token, which takes the place of the one before.
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +30,14 @@ from app.identity.service.emails import (
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
 from app.kernel.addresses import canonical_email
-from app.kernel.database import Tx, in_batches
+from app.kernel.database import in_batches
 from app.kernel.ids import UserId
-from app.kernel.mail import Mail, MailRefused, Templates
+from app.kernel.mail import Mail, MailRefused, MailWithheld, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+from app.kernel.telemetry import get_logger
 from app.users import api as users
+
+_logger = get_logger(__name__)
 
 # Read as the program starts, because a handler must not wait for the disk.
 _TEMPLATES = Templates(Path(__file__).parent / "templates")
@@ -76,7 +80,7 @@ class Postman(Protocol):
     """Who takes messages."""
 
     async def send(self, ctx: JobContext, mail: Mail) -> None:
-        """Raises MailRefused, also where a server has refused the address before, or RetryJob."""
+        """Raises MailWithheld, MailRefused, SnoozeJob or RetryJob."""
         ...
 
 
@@ -111,17 +115,19 @@ class PurgeArgs(JobArgs):
 
 
 class IdentityTasks:
-    """The handlers. `public_url` is the base of links; `forget` deletes what other modules have of a person."""
+    """The handlers. `public_url` is the base of links; `erase` deletes what other modules have of a user, whose present
+    address it is given.
+    """
 
     def __init__(
         self,
         postman: Postman,
         settings: IdentitySettings,
         public_url: str,
-        forget: Callable[[Tx, UserId], Awaitable[None]],
+        erase: Callable[[JobContext, UserId, str], Awaitable[None]],
     ) -> None:
         self._postman = postman
-        self._forget = forget
+        self._erase = erase
         self._settings = settings
         self._public_url = public_url
 
@@ -138,12 +144,13 @@ class IdentityTasks:
 
     async def _mail_registered(self, ctx: JobContext, args: EmailArgs) -> None:
         account = await _by_email(ctx, args.email)
-        if account is None:
+        if account is None or account.status != "active":
             return
         if account.email_verified_at is None:
             await self._send_link(ctx, account, account.email, "verify_email")
         elif self._settings.registration == "verify":
-            await self._send(ctx, account.email, "account_exists", {"link": self._forgot_link})
+            mail = self._compose(ctx, account.email, "account_exists", {"link": self._forgot_link})
+            await self._send(ctx, replace(mail, purpose="requested", account=account.user_id))
 
     async def _mail_reset(self, ctx: JobContext, args: EmailArgs) -> None:
         account = await _by_email(ctx, args.email)
@@ -163,7 +170,10 @@ class IdentityTasks:
             subject, what = _NOTICES[args.notice]
             # Who reads this has no account any more whose password they could set.
             link = None if args.notice in ("email_changed", "account_deleted") else self._forgot_link
-            await self._send(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
+            mail = self._compose(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
+            # The one message that still goes out when the account has been closed.
+            is_last = args.notice == "account_deleted"
+            await self._send(ctx, replace(mail, account=None if is_last else UserId(UUID(args.user_id))))
 
     async def _purge(self, ctx: JobContext, args: PurgeArgs) -> None:
         user_id = UserId(UUID(args.user_id))
@@ -173,10 +183,11 @@ class IdentityTasks:
         await in_batches(
             ctx.db, "identity.purge_events", lambda tx, limit: users.delete_events(tx, user_id, limit), size=5_000
         )
+        # Before the address is forgotten, by which a purge that is interrupted finds the rest.
+        await self._erase(ctx, user_id, account.email)
         async with ctx.transaction("identity.purge") as tx:
             await anonymise_account(tx, user_id)
             await users.anonymise_user(tx, user_id)
-            await self._forget(tx, user_id)
 
     async def _send_link(
         self, ctx: JobContext, account: Account, to: str, purpose: TokenPurpose, payload: str = "{}"
@@ -200,14 +211,21 @@ class IdentityTasks:
         if not is_stored:
             return
         link = f"{self._public_url}/{purpose.replace('_', '-')}?{urlencode({'token': token})}"
-        await self._send(ctx, to, purpose, {"link": link, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
+        data = {"link": link, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE}
+        mail = self._compose(ctx, to, purpose, data)
+        await self._send(ctx, replace(mail, purpose="requested", account=account.user_id))
 
-    async def _send(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> None:
+    def _compose(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> Mail:
         subject, text, html = _TEMPLATES.render(template, data)
+        return Mail(to, subject, text, html, reference=str(ctx.job_id))
+
+    async def _send(self, ctx: JobContext, mail: Mail) -> None:
         try:
-            await self._postman.send(ctx, Mail(to, subject, text, html, reference=str(ctx.job_id)))
+            await self._postman.send(ctx, mail)
+        except MailWithheld as withheld:
+            _logger.info("identity.mail_withheld", reason=withheld.reason, purpose=mail.purpose)
         except MailRefused as error:
-            raise PermanentJobError("mail_refused", str(error)) from error
+            raise PermanentJobError(error.code, f"{error.explanation} ({error})") from error
 
     @property
     def _forgot_link(self) -> str:

@@ -2,7 +2,6 @@
 
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
-from app.jobs.queries.cleaning import delete_webhooks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, api_state, lane_shares
@@ -17,8 +16,9 @@ from app.jobs.service.administration import (
     retry_failed_jobs,
 )
 from app.jobs.service.endpoints import disable_endpoints
+from app.jobs.service.erasure import Eraser
 from app.jobs.service.execution import Executor
-from app.jobs.service.mailing import Postman
+from app.jobs.service.mailing import Postman, lift_suppression
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
@@ -34,6 +34,7 @@ __all__ = [
     "STATE_FILTERS",
     "AdminJob",
     "ArtifactStore",
+    "Eraser",
     "Executor",
     "JobWatch",
     "JobsRuntime",
@@ -45,11 +46,11 @@ __all__ = [
     "WebhookSender",
     "api_state",
     "cancel_any_job",
-    "delete_webhooks",
     "disable_endpoints",
     "get_any_job",
     "insert_jobs",
     "lane_shares",
+    "lift_suppression",
     "list_all_jobs",
     "list_attempts",
     "list_lanes",

@@ -73,6 +73,8 @@ DELETE FROM kernel.idempotency_keys
         FOR UPDATE SKIP LOCKED)
 """
 
+DELETE_KEYS_OF = "DELETE FROM kernel.idempotency_keys WHERE caller = $1"
+
 Effect = Callable[[Tx], Awaitable[Response]]
 
 
@@ -104,6 +106,11 @@ async def idempotent(
 async def delete_expired_keys(tx: Tx, limit: int) -> int:
     """Removes up to `limit` keys past their time; the answer is how many."""
     return int((await tx.execute(DELETE_EXPIRED_KEYS, limit)).removeprefix("DELETE "))
+
+
+async def delete_keys_of(tx: Tx, user_id: UserId) -> None:
+    """Removes all keys of a caller, with the answers that are kept for them."""
+    await tx.execute(DELETE_KEYS_OF, str(user_id))
 
 
 def _key_of(request: Request) -> str | None:

@@ -62,6 +62,7 @@ Days = Annotated[int, Unit("days")]
 Bytes = Annotated[int, Unit("bytes")]
 Connections = Annotated[int, Unit("connections")]
 Requests = Annotated[int, Unit("requests")]
+Messages = Annotated[int, Unit("messages")]
 
 
 def url_of(*schemes: str) -> AfterValidator:
@@ -216,18 +217,13 @@ class HttpSettings(Section):
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
         "x-forwarded-for", description="The header those proxies set. The other one comes from clients."
     )
-    operator_networks: Texts | None = Field(
-        None,
-        description="CIDRs of the clients that /metrics and /readyz answer, separated by commas. Unset: loopback and "
-        "private networks, in development every network.",
-    )
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
     docs: bool | None = Field(None, description="Serve /docs. Unset: in development only.")
 
-    @field_validator("trusted_proxies", "operator_networks")
+    @field_validator("trusted_proxies")
     @classmethod
-    def _check_networks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for network in value or ():
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
             ip_network(network, strict=False)
         return value
 
@@ -315,6 +311,15 @@ class MailSettings(Section):
         description="From header of e-mails: an address, or Name <address>.",
     )
     timeout: Seconds = Field(15.0, gt=0, le=120, description="Limit of each step of an SMTP dialogue.")
+    recipient_hourly: Messages = Field(
+        10, ge=1, le=1_000_000, description="E-mails of one purpose that go to one address within an hour."
+    )
+    sender_hourly: Messages = Field(
+        100, ge=1, le=1_000_000, description="E-mails that one account sends within an hour."
+    )
+    suppression_days: Days = Field(
+        14, ge=1, le=365, description="How long no e-mail goes to an address whose server knows no such mailbox."
+    )
 
 
 class LogSettings(Section):

@@ -132,8 +132,7 @@ async def summarise_events(
         since=query.since,
         until=query.until,
     )
-    content = {"bucket": summary.bucket, "since": summary.since, "until": summary.until, "items": summary.items}
-    return json_response(content | {"others": summary.others} if summary.others else content)
+    return json_response(summary)
 
 
 @router.post("/users/lookup", response_model=LookupAnswer)

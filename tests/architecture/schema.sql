@@ -230,6 +230,14 @@ CREATE TABLE jobs.lanes (
     paused_at timestamp with time zone
 );
 
+CREATE TABLE jobs.mail_sends (
+    job_id uuid NOT NULL,
+    recipient_hash bytea NOT NULL,
+    purpose text NOT NULL,
+    sender_id uuid,
+    send_at timestamp with time zone NOT NULL
+);
+
 CREATE TABLE jobs.schedules (
     name text NOT NULL,
     kind text NOT NULL,
@@ -394,6 +402,9 @@ ALTER TABLE ONLY jobs.jobs
 ALTER TABLE ONLY jobs.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (lane);
 
+ALTER TABLE ONLY jobs.mail_sends
+    ADD CONSTRAINT mail_sends_pkey PRIMARY KEY (job_id);
+
 ALTER TABLE ONLY jobs.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 
@@ -443,6 +454,8 @@ CREATE INDEX revocations_created_at_idx ON identity.revocations USING btree (cre
 
 CREATE INDEX revocations_expires_at_idx ON identity.revocations USING btree (expires_at);
 
+CREATE INDEX security_events_actor_idx ON identity.security_events USING btree (actor_id) WHERE (actor_id <> user_id);
+
 CREATE INDEX sessions_expires_at_idx ON identity.sessions USING btree (expires_at);
 
 CREATE INDEX sessions_live_idx ON identity.sessions USING btree (user_id, last_used_at DESC) WHERE (revoked_at IS NULL);
@@ -470,6 +483,12 @@ CREATE INDEX jobs_scheduled_idx ON jobs.jobs USING btree (lane, run_at) WHERE ((
 CREATE INDEX jobs_turns_idx ON jobs.jobs USING btree (lane, user_id, priority, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND is_due);
 
 CREATE UNIQUE INDEX jobs_unique_key_key ON jobs.jobs USING btree (user_id, kind, unique_key) NULLS NOT DISTINCT WHERE ((unique_key IS NOT NULL) AND (state < 2));
+
+CREATE INDEX mail_sends_recipient_idx ON jobs.mail_sends USING btree (recipient_hash, purpose, send_at DESC);
+
+CREATE INDEX mail_sends_send_at_idx ON jobs.mail_sends USING btree (send_at);
+
+CREATE INDEX mail_sends_sender_idx ON jobs.mail_sends USING btree (sender_id, send_at DESC);
 
 CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id, id DESC);
 

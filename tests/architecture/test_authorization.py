@@ -105,6 +105,7 @@ ROWS: dict[str, Row] = {
     "GET /v1/invoices": Row(JOBS),
     "GET /v1/invoices/{invoice_id}": Row(JOBS),
     "GET /v1/invoices/{invoice_id}/pdf": Row(JOBS, 409),
+    "POST /v1/invoices/{invoice_id}/email": Row(START, 409),
     "GET /v1/webhooks/event-types": Row(HOOKS),
     "POST /v1/webhooks/endpoints": Row(HOOKS, 201, {"url": "https://93.184.216.34/hook", "event_types": ["*"]}),
     "GET /v1/webhooks/endpoints": Row(HOOKS),
@@ -129,6 +130,7 @@ ROWS: dict[str, Row] = {
     "POST /v1/admin/queues/{lane}/resume": Row(ADMIN, 204),
     "GET /v1/admin/jobs": Row(ADMIN),
     "POST /v1/admin/jobs/{job_id}/retry": Row(ADMIN, 202),
+    "POST /v1/admin/mail/suppressions/lift": Row(ADMIN, 200, {"email": "gone@example.com"}),
 }
 PROTECTED = {route: row for route, row in ROWS.items() if row.who != PUBLIC}
 OWNED = ("{session_id}", "{key_id}", "{job_id}", "{invoice_id}", "{endpoint_id}", "{delivery_id}")

@@ -62,6 +62,7 @@ ENTRIES: dict[str, str] = {
     "POST /v1/admin/queues/{lane}/resume": "queue_resumed",
     "GET /v1/admin/jobs": "admin_read",
     "POST /v1/admin/jobs/{job_id}/retry": "job_retried_by_admin",
+    "POST /v1/admin/mail/suppressions/lift": "mail_suppression_lifted",
 }
 WITHOUT: dict[str, str] = {
     "POST /v1/auth/refresh": "goes on with a session; its row says when and from where",
@@ -76,6 +77,7 @@ WITHOUT: dict[str, str] = {
     "POST /v1/jobs/{job_id}/cancel": "the own job says so itself",
     "POST /v1/jobs/{job_id}/retry": "the own job says so itself",
     "POST /v1/invoices": "invoices are data",
+    "POST /v1/invoices/{invoice_id}/email": "the job is on file",
     "POST /v1/webhooks/endpoints/{endpoint_id}/test": "the delivery is on file",
     "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": "the delivery is on file",
     "GET /v1/admin/queues": "numbers without persons",
@@ -248,6 +250,9 @@ CALLS: dict[str, Call] = {
     "POST /v1/admin/queues/{lane}/resume": lambda s, _: s.admin.post("/v1/admin/queues/bulk/resume"),
     "GET /v1/admin/jobs": lambda s, _: s.admin.get("/v1/admin/jobs"),
     "POST /v1/admin/jobs/{job_id}/retry": _retry,
+    "POST /v1/admin/mail/suppressions/lift": lambda s, p: s.admin.post(
+        "/v1/admin/mail/suppressions/lift", json={"email": p.email}
+    ),
 }
 
 

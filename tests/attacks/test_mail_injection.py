@@ -176,7 +176,7 @@ async def test_such_an_address_comes_in_nowhere(client: httpx.AsyncClient, perso
 
 
 async def test_nor_by_the_command_line(shell: Shell) -> None:
-    code, printed = await shell("users", "create-admin", FOREIGN[0], "--password", PASSWORD)
+    code, printed = await shell("users", "create-admin", FOREIGN[0], "--password-stdin", stdin=PASSWORD)
     assert (code, printed.strip()) == (1, "Not an e-mail address.")
 
 

@@ -135,6 +135,7 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
         "POST /v1/auth/api-keys",
         "POST /v1/events",
         "POST /v1/invoices",
+        "POST /v1/invoices/{invoice_id}/email",
         "POST /v1/jobs",
         "POST /v1/webhooks/endpoints",
     }

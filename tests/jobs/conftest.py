@@ -28,6 +28,13 @@ async def person(make_person: MakePerson, connection: "asyncpg.Connection[asyncp
 
 
 @pytest.fixture
+async def proven(person: Person, connection: "asyncpg.Connection[asyncpg.Record]") -> Person:
+    """Somebody without any job whose address is verified, and whose invoices are therefore sent to others."""
+    await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", person.id)
+    return person
+
+
+@pytest.fixture
 async def producer(settings: Settings) -> AsyncIterator[Producer]:
     db = Database(settings.database)
     redis = RedisGateway(settings.redis)

@@ -138,6 +138,8 @@ async def test_the_housekeeping_job_runs_by_the_clock(worker: Worker, connection
         "attempts": 0,
         "webhook_messages": 0,
         "idempotency_keys": 0,
+        "mail_sends": 0,
+        "suppressions": 0,
     }
 
 

@@ -1,5 +1,6 @@
 """`email.send`: what is sent, what is tried again, and addresses that are not written to any more."""
 
+from dataclasses import replace
 from email import message_from_bytes, policy
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.post_office import PostOffice
+from tests.fixtures.shell import Shell
 from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer
 from tests.jobs.test_invoices import INVOICE
@@ -89,9 +91,14 @@ async def test_words_and_templates_are_sent(
     assert "Hello &lt;Ada&gt;," in html.get_content()
 
 
-async def test_a_refused_address_is_not_written_to_again(
-    producer: Producer, person: Person, mailing: Settings, post_office: PostOffice, connection: Connection
+async def test_an_address_that_does_not_exist_is_not_written_to_again(
+    producer: Producer,
+    proven: Person,
+    mailing: Settings,
+    post_office: PostOffice,
+    connection: Connection,
 ) -> None:
+    person = proven
     post_office.rcpt = "550 5.1.1 no such user"
     async with open_worker(mailing, JOB_KINDS):
         await enqueue(producer, LETTER)
@@ -101,20 +108,88 @@ async def test_a_refused_address_is_not_written_to_again(
         assert (len(row["address_hash"]), row["reason"]) == (32, "SMTP 550 5.1.1")
         post_office.rcpt = ""
         await enqueue(producer, LETTER | {"to": "ada@EXAMPLE.org"})
-        await until(connection, [(3, "mail_refused"), (3, "address_suppressed")])
+        await until(connection, [(3, "mail_refused"), (2, None)])
         accepted = (await person.post("/v1/invoices", json=INVOICE)).json()
 
-        async def is_refused() -> bool:
-            stored = (await person.get(f"/v1/invoices/{accepted['invoice']['id']}")).json()
-            return bool(stored["status"] == "failed")
+        async def is_withheld() -> bool:
+            (email,) = (await person.get("/v1/jobs?kind=invoice.email")).json()["items"] or [{"result": None}]
+            outcome = {"state": "withheld", "reason": "address_suppressed"}
+            return bool(email["result"] == {"invoice_id": accepted["invoice"]["id"], "email": outcome})
 
-        await eventually(is_refused)
+        await eventually(is_withheld)
         await enqueue(producer, LETTER | {"to": "bob@example.org"})
-        await until(connection, [(3, "mail_refused"), (3, "address_suppressed"), (2, None)])
+        await until(connection, [(3, "mail_refused"), (2, None), (2, None)])
     assert [item.rcpt_tos for item in post_office.received] == [["bob@example.org"]]
+    reasons = await connection.fetch("SELECT result ->> 'reason' AS reason FROM jobs.jobs WHERE kind = 'email.send'")
+    assert [row["reason"] for row in reasons].count("address_suppressed") == 1
 
 
-async def test_security_mail_is_not_sent_to_a_refused_address_either(
+@pytest.mark.parametrize("answer", ["550 no such user", "554 5.7.1 blocked", "552 5.2.2 full", "550 5.1.8 sender"])
+async def test_another_refusal_says_nothing_of_the_address(
+    producer: Producer, mailing: Settings, post_office: PostOffice, connection: Connection, answer: str
+) -> None:
+    post_office.rcpt = answer
+    async with open_worker(mailing, JOB_KINDS):
+        await enqueue(producer, LETTER)
+        await until(connection, [(3, "mail_refused")])
+        assert await connection.fetchval("SELECT count(*) FROM jobs.email_suppressions") == 0
+        post_office.rcpt = ""
+        await enqueue(producer, LETTER)
+        await until(connection, [(3, "mail_refused"), (2, None)])
+    assert [item.rcpt_tos for item in post_office.received] == [["Ada@example.org"]]
+
+
+async def test_a_suppression_ends_after_two_weeks(
+    producer: Producer, mailing: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    post_office.rcpt = "550 5.1.1 no such user"
+    async with open_worker(mailing, JOB_KINDS):
+        await enqueue(producer, LETTER)
+        await until(connection, [(3, "mail_refused")])
+        post_office.rcpt = ""
+        await connection.execute(
+            "UPDATE jobs.email_suppressions SET created_at = now() - interval '14 days' + interval '1 minute'"
+        )
+        await enqueue(producer, LETTER)
+        await until(connection, [(3, "mail_refused"), (2, None)])
+        assert post_office.received == []
+        await connection.execute("UPDATE jobs.email_suppressions SET created_at = now() - interval '14 days'")
+        await enqueue(producer, LETTER)
+        await until(connection, [(3, "mail_refused"), (2, None), (2, None)])
+    assert len(post_office.received) == 1
+
+
+async def test_an_administrator_lifts_a_suppression(
+    producer: Producer, person: Person, mailing: Settings, post_office: PostOffice, connection: Connection, shell: Shell
+) -> None:
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
+    login = await person.client.post("/v1/auth/login", json={"email": person.email, "password": person.password})
+    admin = replace(person, tokens=login.json()["tokens"])
+    route = "/v1/admin/mail/suppressions/lift"
+    async with open_worker(mailing, JOB_KINDS):
+        for count in (1, 2):
+            refused: list[tuple[int, str | None]] = [(3, "mail_refused")] * count
+            post_office.rcpt = "550 5.1.1 no such user"
+            await enqueue(producer, LETTER)
+            await until(connection, refused)
+            post_office.rcpt = ""
+            if count == 1:
+                assert (await person.post(route, json={"email": "ada@example.org"})).status_code == 403
+                assert (await admin.post(route, json={"email": "ADA@example.org"})).json() == {"lifted": True}
+                assert (await admin.post(route, json={"email": "ada@example.org"})).json() == {"lifted": False}
+        assert await shell("mail", "lift-suppression", "ada@example.org") == (
+            0,
+            "ada@example.org is written to again.\n",
+        )
+        assert (await shell("mail", "lift-suppression", "ada@example.org"))[1] == (
+            "ada@example.org was not suppressed; nothing changed.\n"
+        )
+        await enqueue(producer, LETTER)
+        await until(connection, [(3, "mail_refused"), (3, "mail_refused"), (2, None)])
+    assert len(post_office.received) == 1
+
+
+async def test_mail_that_a_person_asked_for_is_tried_all_the_same(
     make_person: MakePerson, mailing: Settings, post_office: PostOffice, connection: Connection
 ) -> None:
     person = await make_person(email="gone@example.org")
@@ -122,9 +197,16 @@ async def test_security_mail_is_not_sent_to_a_refused_address_either(
     async with open_worker(mailing, JOB_KINDS):
         await until(connection, [(3, "mail_refused")])
         post_office.rcpt = ""
+        assert await connection.fetchval("SELECT count(*) FROM jobs.email_suppressions") == 1
         assert (await person.post("/v1/auth/password/forgot", json={"email": person.email})).status_code == 202
-        await until(connection, [(3, "mail_refused"), (3, "mail_refused")])
-    assert post_office.received == []
+        await until(connection, [(3, "mail_refused"), (2, None)])
+        assert [item.rcpt_tos for item in post_office.received] == [["gone@example.org"]]
+
+        # A mailbox that has taken a message exists.
+        async def is_lifted() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) FROM jobs.email_suppressions") == 0)
+
+        await eventually(is_lifted)
 
 
 async def test_refused_words_say_nothing_about_the_address(

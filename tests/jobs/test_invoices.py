@@ -175,8 +175,9 @@ async def test_what_is_not_valid_is_refused(
 
 
 async def test_the_whole_chain(
-    person: Person, make_person: MakePerson, settings: Settings, connection: Connection
+    proven: Person, make_person: MakePerson, settings: Settings, connection: Connection
 ) -> None:
+    person = proven
     accepted = await person.post("/v1/invoices", json=INVOICE)
     assert accepted.status_code == 202, accepted.text
     body = accepted.json()
@@ -196,6 +197,7 @@ async def test_the_whole_chain(
         email = (await person.get("/v1/jobs?kind=invoice.email")).json()["items"][0]
         email = (await person.get(f"/v1/jobs/{email['id']}", headers={"Prefer": "wait=25"})).json()
         assert email["state"] == "succeeded", email
+        assert email["result"] == {"invoice_id": stored["id"], "email": {"state": "sent"}}
 
     assert (await person.get(url)).json() == stored | {"status": "sent"}
     pdf = await person.get(f"{url}/pdf")

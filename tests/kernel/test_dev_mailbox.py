@@ -54,6 +54,9 @@ async def test_messages_to_an_address_are_forgotten(tmp_path: Path) -> None:
     transport = MailboxTransport(tmp_path)
     for number, to in enumerate(["Ada@EXAMPLE.com", "k@xn--mller-kva.de", "zoë@example.com", "bob@example.com"]):
         await transport.send(mail(number, to))
-    for address in ("ada@example.com", "k@müller.de", "zoë@example.com", "eve@example.com"):
-        await transport.forget(address)
+    await transport.forget({"ada@example.com", "k@müller.de", "eve@example.com"}, ())
+    assert names(tmp_path) == {"mail-2.eml", "mail-3.eml"}
+    await transport.forget({"zoë@example.com"}, ["mail-4"])
     assert names(tmp_path) == {"mail-3.eml"}
+    await transport.forget((), ["mail-3"])
+    assert names(tmp_path) == set()

@@ -5,7 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from app.identity.errors import EmailTaken
-from app.identity.records import Account, AdminAccount
+from app.identity.records import Account, AdminAccount, MailAccount
 from app.kernel.auth import Role
 from app.kernel.database import ConstraintViolated, ReadConn, Tx
 from app.kernel.ids import UserId
@@ -63,6 +63,19 @@ SELECT user_id, email, email_verified_at, password_hash, status, role, version, 
 async def get_account(conn: ReadConn, user_id: UUID) -> Account | None:
     row = await conn.fetchrow(GET_ACCOUNT, user_id)
     return Account(**row) if row else None
+
+
+GET_MAIL_ACCOUNT = """
+SELECT status = 'active' AS is_active, email_verified_at IS NOT NULL AS is_verified, email_canonical
+  FROM identity.accounts
+ WHERE user_id = $1
+"""
+
+
+async def get_mail_account(conn: ReadConn, user_id: UUID) -> MailAccount | None:
+    """What decides, just before a message is sent, whether it may be."""
+    row = await conn.fetchrow(GET_MAIL_ACCOUNT, user_id)
+    return MailAccount(**row) if row else None
 
 
 # Nothing happens for an address that is taken, and who asks cannot tell.
@@ -257,6 +270,9 @@ WITH account AS (
 ), trail AS (
     UPDATE identity.security_events SET ip = NULL, user_agent = NULL, data = '{}'
      WHERE user_id IN (SELECT user_id FROM account)
+), acts AS (
+    UPDATE identity.security_events SET ip = NULL, user_agent = NULL
+     WHERE actor_id IN (SELECT user_id FROM account) AND actor_id <> user_id
 )
 SELECT user_id FROM account
 """

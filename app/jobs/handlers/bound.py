@@ -60,6 +60,8 @@ class JobsTasks:
             "idempotency_keys": await in_batches(ctx.db, "jobs.idempotency_keys", delete_expired_keys),
             "attempts": await prune_attempts(ctx.db, ctx.clock, self._settings.retention_days),
             "webhook_messages": await prune_messages(ctx.db, self._settings.retention_days),
+            "mail_sends": await self._postman.prune_sends(ctx.db),
+            "suppressions": await self._postman.prune_suppressions(ctx.db),
             "artifacts": await expire_artifacts(ctx.db, self._store),
             "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
             "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),

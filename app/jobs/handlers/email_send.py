@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from app.jobs.service.mailing import AddressSuppressed, Postman
-from app.kernel.mail import Mail, MailRefused, Templates
+from app.jobs.service.mailing import Postman
+from app.kernel.mail import Mail, MailRefused, MailWithheld, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 
 KIND_SEND = "email.send"
@@ -36,16 +36,17 @@ def email_send_kind(postman: Postman) -> JobKind[Any]:
     """The kind, bound to where mail goes. Callers choose the lane: `critical` where somebody waits for the message."""
 
     @job(KIND_SEND, args=EmailArgs)
-    async def email_send(ctx: JobContext, args: EmailArgs) -> None:
+    async def email_send(ctx: JobContext, args: EmailArgs) -> dict[str, Any]:
         if args.template is not None:
             subject, text, html = MAIL_TEMPLATES.render(args.template, args.data or {})
         else:
             subject, text, html = args.subject or "", args.text or "", args.html or ""
         try:
             await postman.send(ctx, Mail(args.to, subject, text, html, str(ctx.job_id)))
-        except AddressSuppressed as error:
-            raise PermanentJobError("address_suppressed", "This address was refused before.") from error
+        except MailWithheld as withheld:
+            return {"sent": False, "reason": withheld.reason}
         except MailRefused as error:
-            raise PermanentJobError("mail_refused", "The mail server refused the message.") from error
+            raise PermanentJobError(error.code, error.explanation) from error
+        return {"sent": True}
 
     return email_send

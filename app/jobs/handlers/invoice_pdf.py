@@ -6,10 +6,8 @@ from uuid import UUID
 from pydantic import Field
 
 from app.jobs.queries.invoices import set_invoice_status
-from app.jobs.service.invoicing import PDF_NAME, get_invoice, render_invoice
+from app.jobs.service.invoicing import KIND_EMAIL, PDF_NAME, get_invoice, render_invoice
 from app.kernel.queue import JobArgs, JobContext, job
-
-KIND_EMAIL = "invoice.email"
 
 
 class InvoiceArgs(JobArgs):

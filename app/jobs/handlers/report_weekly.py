@@ -14,10 +14,10 @@ from app.jobs.errors import ArtifactExpired, ArtifactNotFound
 from app.jobs.handlers.email_send import MAIL_TEMPLATES
 from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_LANE, REPORT_NAME
 from app.jobs.service.artifacts import get_artifact
-from app.jobs.service.mailing import AddressSuppressed, Postman
+from app.jobs.service.mailing import Postman
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.ids import UserId
-from app.kernel.mail import Attachment, Mail, MailRefused
+from app.kernel.mail import Attachment, Mail, MailRefused, MailWithheld
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 from app.users.api import export_user, list_weekly_reporters
 
@@ -97,12 +97,18 @@ def report_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
         data = {"name": name, "since": args.since.isoformat(), "until": (args.until - timedelta(days=1)).isoformat()}
         subject, text, html = MAIL_TEMPLATES.render("report_mail", data)
         pdf = Attachment(REPORT_NAME, artifact.content_type, await store.read_all(artifact.storage_key))
+        mail = Mail(
+            *(reader.user.email, subject, text, html, str(ctx.job_id)),
+            attachments=(pdf,),
+            purpose="report",
+            account=ctx.user_id,
+        )
         try:
-            await postman.send(ctx, Mail(reader.user.email, subject, text, html, str(ctx.job_id), (pdf,)))
-        except AddressSuppressed:
+            await postman.send(ctx, mail)
+        except MailWithheld:
             return {"sent": False}
         except MailRefused as error:
-            raise PermanentJobError("mail_refused", "The mail server refused the message.") from error
+            raise PermanentJobError(error.code, error.explanation) from error
         return {"sent": True}
 
     return report_email

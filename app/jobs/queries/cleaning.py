@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.kernel.database import ReadConn, Tx
-from app.kernel.ids import UserId
 
 LIST_EXPIRED_ARTIFACTS = """
 SELECT a.expires_at, a.storage_key FROM jobs.artifacts AS a
@@ -69,18 +68,3 @@ SELECT a.storage_key FROM jobs.artifacts AS a WHERE a.storage_key = ANY($1::text
 async def list_published_keys(conn: ReadConn, keys: Sequence[str]) -> list[str]:
     """Those of `keys` that a job has published."""
     return [row["storage_key"] for row in await conn.fetch(LIST_PUBLISHED_KEYS, keys)]
-
-
-DELETE_WEBHOOKS = """
-WITH endpoints AS (
-    DELETE FROM jobs.webhook_endpoints WHERE user_id = $1
-), deliveries AS (
-    DELETE FROM jobs.webhook_deliveries WHERE user_id = $1
-)
-DELETE FROM jobs.webhook_messages WHERE user_id = $1
-"""
-
-
-async def delete_webhooks(tx: Tx, user_id: UserId) -> None:
-    """What somebody who has gone was told of, and where. Invoices stay, as the law wants of those who issue them."""
-    await tx.execute(DELETE_WEBHOOKS, user_id)

@@ -1,4 +1,4 @@
-"""`/v1/admin/queues` and `/v1/admin/jobs`."""
+"""`/v1/admin/queues`, `/v1/admin/jobs` and `/v1/admin/mail`."""
 
 from typing import Annotated, Any
 
@@ -7,8 +7,15 @@ from fastapi import Query, Response
 from app.identity.api import note_admin_read
 from app.jobs.records import AdminJob, LaneDepth, api_state
 from app.jobs.router.access import Admin, DeviceDep, actor_of, fragment
-from app.jobs.schemas import AdminJobList, AdminJobPage, AdminJobView, QueueList
-from app.jobs.service import administration
+from app.jobs.schemas import (
+    AdminJobList,
+    AdminJobPage,
+    AdminJobView,
+    QueueList,
+    SuppressedAddress,
+    SuppressionLifted,
+)
+from app.jobs.service import administration, mailing
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
@@ -75,6 +82,18 @@ async def retry_any_job(principal: Admin, resources: ResourcesDep, device: Devic
         admin=actor_of(principal, device),
     )
     return json_response(_admin_view(job), status=202)
+
+
+@router.post("/mail/suppressions/lift", response_model=SuppressionLifted)
+async def lift_mail_suppression(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, body: SuppressedAddress
+) -> Response:
+    """Send e-mail to an address again whose server has refused it."""
+    admin = actor_of(principal, device)
+    is_lifted = await mailing.lift_suppression(
+        resources.db, resources.keys, body.email, clock=resources.clock, admin=admin
+    )
+    return json_response({"lifted": is_lifted})
 
 
 def _lane_view(lane: LaneDepth) -> dict[str, Any]:

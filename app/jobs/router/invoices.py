@@ -10,7 +10,7 @@ from app.jobs.records.invoices import Invoice, NewInvoice, compute_totals
 from app.jobs.router.access import FileReader, JobReader, JobStarter, Runtime, fragment
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.router.jobs import job_view
-from app.jobs.schemas import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice
+from app.jobs.schemas import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice, JobView
 from app.jobs.service import invoicing
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQuery, Router, json_response, located, problem_responses, reads_headers
@@ -87,6 +87,26 @@ async def download_invoice(
     """The invoice as a PDF."""
     invoice, artifact, content = await invoicing.read_pdf(resources.db, principal.user_id, invoice_id)
     return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf", content)
+
+
+@router.post(
+    "/{invoice_id}/email",
+    status_code=202,
+    response_model=JobView,
+    responses=problem_responses(409) | located(202),
+    openapi_extra=reads_headers("IdempotencyKey"),
+)
+async def email_invoice(request: Request, principal: JobStarter, resources: ResourcesDep, invoice_id: Id) -> Response:
+    """Send an invoice's e-mail, for instance after your address has been verified."""
+
+    async def send(tx: Tx) -> Response:
+        submitted = await invoicing.email_invoice(tx, resources.queue, resources.cache, principal.user_id, invoice_id)
+        content = job_view(submitted.job)
+        return json_response(content, status=202, headers={"Location": f"/v1/jobs/{submitted.job.id}"})
+
+    return await idempotent(
+        request, resources, principal.user_id, operation=f"invoices.email:{invoice_id}", effect=send
+    )
 
 
 def _view(invoice: Invoice) -> dict[str, Any]:

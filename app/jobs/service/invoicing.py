@@ -7,6 +7,7 @@ from uuid import UUID
 
 import orjson
 
+from app.identity.api import EmailNotVerified, get_mail_account
 from app.jobs.errors import ArtifactExpired, ArtifactNotFound, InvoiceNotFound, InvoiceNotReady
 from app.jobs.queries import invoices as queries
 from app.jobs.records import Artifact
@@ -14,6 +15,7 @@ from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
 from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.documents import render_pdf
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
+from app.kernel.addresses import canonical_email
 from app.kernel.cache import Cache
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.ids import UserId
@@ -21,6 +23,7 @@ from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import JobKind, Queue
 
 PDF_NAME = "invoice.pdf"
+KIND_EMAIL = "invoice.email"
 
 
 async def issue_invoice(
@@ -42,6 +45,25 @@ async def issue_invoice(
     )
     stored = await queries.insert_invoice(tx, invoice, row.id)
     return stored, await submit_row(tx, queue, cache, row)
+
+
+async def email_invoice(tx: Tx, queue: Queue, cache: Cache, user_id: UserId, invoice_id: UUID) -> Submitted:
+    """Has the e-mail with the invoice sent, or sent again; the job under way, if there is one.
+
+    Raises:
+        InvoiceNotFound
+        InvoiceNotReady: the PDF has not been made yet.
+        EmailNotVerified: an account whose address is not verified sends to nobody but itself.
+    """
+    invoice = await get_invoice(tx, user_id, invoice_id)
+    if invoice.status == "pending":
+        raise InvoiceNotReady
+    account = await get_mail_account(tx, user_id)
+    customer = canonical_email(orjson.loads(invoice.customer)["email"])
+    if account is None or not (account.is_verified or customer == account.email_canonical):
+        raise EmailNotVerified
+    row = queue.new_job(KIND_EMAIL, {"invoice_id": str(invoice.id)}, user_id=user_id, unique_key=str(invoice.id))
+    return await submit_row(tx, queue, cache, row)
 
 
 async def read_invoice(db: Database, user_id: UserId, invoice_id: UUID) -> Invoice:

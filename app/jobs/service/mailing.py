@@ -1,54 +1,179 @@
-"""E-mail of jobs: what a server refuses for good is not tried again, and neither is the address."""
+"""E-mail of jobs: whether a message may be sent, when, and what becomes of an address that its server does not know.
+
+All mail goes through `Postman.send`, which looks at the account and takes a slot under the limits in one transaction,
+just before the message is handed over. So a ban or a deletion stops what was queued before it.
+"""
 
 import hmac
+from collections.abc import Collection, Iterable
+from datetime import timedelta
 from hashlib import sha256
+from uuid import UUID
 
-from app.jobs.queries.mailing import get_suppression, insert_suppression
+import orjson
+
+from app.identity.api import Actor, get_mail_account, lock_admin, record_security_event
+from app.jobs.queries import mailing as queries
 from app.jobs.records import retry_delay
+from app.kernel.addresses import canonical_email, mailbox_of
+from app.kernel.clock import Clock
+from app.kernel.database import Database, Tx, in_batches, retries_conflicts
 from app.kernel.keys import Keys
-from app.kernel.mail import AddressRefused, Mail, Mailer, MailRefused, MailUnavailable
-from app.kernel.queue import JobContext, RetryJob
+from app.kernel.mail import AddressRefused, Mail, Mailer, MailPurpose, MailUnavailable, MailWithheld
+from app.kernel.queue import JobContext, RetryJob, SnoozeJob
+from app.kernel.settings import MailSettings
+from app.kernel.telemetry import get_logger
+
+_logger = get_logger(__name__)
 
 _HASH_PURPOSE = "email-suppressions"
+_WINDOW = timedelta(hours=1)
+# What waits longer than this is not sent; a message that a person waits for is sent at once or not at all.
+_HORIZONS: dict[MailPurpose, timedelta] = {
+    "requested": timedelta(0),
+    "notice": timedelta(hours=24),
+    "invoice": timedelta(hours=24),
+    "report": timedelta(hours=24),
+}
 # A server that lists unknown senders takes a message after some minutes.
 _RETRY_BASE = 30.0
 _RETRY_CAP = 3600.0
 
 
-class AddressSuppressed(MailRefused):
-    """A server refused this address before, so the message was not even tried."""
-
-
 class Postman:
-    """Hands messages of jobs over, with respect to the list of refused addresses."""
+    """Hands messages of jobs over, within the limits."""
 
-    def __init__(self, mailer: Mailer, keys: Keys) -> None:
+    def __init__(self, mailer: Mailer, keys: Keys, settings: MailSettings) -> None:
         self._mailer = mailer
         self._keys = keys
+        self._settings = settings
 
     async def send(self, ctx: JobContext, mail: Mail) -> None:
         """Hands `mail` over.
 
         Raises:
-            AddressSuppressed
+            MailWithheld: it must not be sent.
             MailRefused: it will never be taken.
+            SnoozeJob: the limits allow it later.
             RetryJob: the server may take it later.
         """
-        address_hash = self.hash(mail.to)
-        async with ctx.db.read("jobs.email_suppression") as conn:
-            reason = await get_suppression(conn, address_hash)
-        if reason is not None:
-            raise AddressSuppressed(reason)
+        address = canonical_email(mail.to)
+        address_hash = hash_address(self._keys, address)
+        async with ctx.transaction("jobs.reserve_mail") as tx:
+            is_suppressed = await self._check(tx, mail, address, address_hash)
+            seconds = await self._reserve(tx, ctx, mail, address)
+        if seconds > 0:
+            raise SnoozeJob(seconds)
         try:
             await self._mailer.send(mail)
         except AddressRefused as error:
             async with ctx.db.statement("jobs.suppress_email") as tx:
-                await insert_suppression(tx, address_hash, str(error), ctx.clock.now())
+                await queries.insert_suppression(tx, address_hash, str(error))
             raise
         except MailUnavailable as error:
             delay = retry_delay(ctx.attempt, _RETRY_BASE, _RETRY_CAP)
             raise RetryJob(delay, "mail_unavailable", "The mail server did not take the message.") from error
+        if is_suppressed:
+            async with ctx.db.statement("jobs.allow_email") as tx:
+                await queries.delete_suppression(tx, address_hash)
 
-    def hash(self, address: str) -> bytes:
-        """What stands for an address in the list; letters' case makes no difference."""
-        return hmac.digest(self._keys.derive(_HASH_PURPOSE), address.strip().lower().encode(), sha256)
+    async def forget(self, addresses: Collection[str], jobs: Collection[UUID]) -> None:
+        """Deletes what is kept of messages to these addresses, in the form of `canonical_email`, or of these jobs."""
+        await self._mailer.forget(addresses, [str(job_id) for job_id in jobs])
+
+    def hashes_of(self, addresses: Iterable[str]) -> list[bytes]:
+        """Everything that stands for these addresses in tables."""
+        return [
+            hash_address(self._keys, text)
+            for address in addresses
+            for text in (
+                address,
+                *(f"{purpose}|{counted}" for purpose in _HORIZONS for counted in (address, mailbox_of(address))),
+            )
+        ]
+
+    async def prune_sends(self, db: Database) -> int:
+        """Deletes entries that no limit counts any more; answers how many."""
+        return await in_batches(db, "jobs.prune_mail_sends", queries.delete_old_mail_sends)
+
+    async def prune_suppressions(self, db: Database) -> int:
+        """Deletes suppressions that are over; answers how many."""
+        async with db.statement("jobs.prune_suppressions") as tx:
+            return await queries.delete_old_suppressions(tx, self._settings.suppression_days)
+
+    async def _check(self, tx: Tx, mail: Mail, address: str, address_hash: bytes) -> bool:
+        """Whether the address is suppressed and is written to all the same.
+
+        Raises:
+            MailWithheld
+        """
+        if mail.account is not None:
+            account = await get_mail_account(tx, mail.account)
+            if account is None or not account.is_active:
+                raise MailWithheld("account_inactive")
+            if mail.purpose == "invoice" and not account.is_verified and address != account.email_canonical:
+                raise MailWithheld("email_not_verified")
+        is_suppressed = await queries.get_suppression(tx, address_hash, self._settings.suppression_days) is not None
+        if is_suppressed and mail.purpose != "requested":
+            raise MailWithheld("address_suppressed")
+        return is_suppressed
+
+    async def _reserve(self, tx: Tx, ctx: JobContext, mail: Mail, address: str) -> float:
+        """The seconds until the limits allow this message; 0 or less for at once.
+
+        Raises:
+            MailWithheld: that is too far away.
+        """
+        # Of somebody's words to another person every tag of a mailbox counts; a person may use tags for accounts.
+        counted = mailbox_of(address) if mail.purpose == "invoice" else address
+        recipient_hash = hash_address(self._keys, f"{mail.purpose}|{counted}")
+        sender_id = mail.account if mail.purpose != "notice" else None
+        await queries.lock_mail(tx, _lock_key(recipient_hash))
+        if sender_id is not None:
+            await queries.lock_mail(tx, _lock_key(sha256(sender_id.bytes).digest()))
+        seconds = await queries.reserve_mail(
+            tx,
+            ctx.job_id,
+            recipient_hash=recipient_hash,
+            purpose=mail.purpose,
+            sender_id=sender_id,
+            per_recipient=self._settings.recipient_hourly,
+            per_sender=self._settings.sender_hourly,
+            window=_WINDOW,
+            horizon=_HORIZONS[mail.purpose],
+        )
+        if seconds is None:
+            _logger.info("mail.withheld_by_limit", purpose=mail.purpose)
+            raise MailWithheld("too_many_messages")
+        return seconds
+
+
+@retries_conflicts
+async def lift_suppression(
+    db: Database, keys: Keys, email: str, *, clock: Clock | None = None, admin: Actor | None = None
+) -> bool:
+    """Has an address written to again; whether it was suppressed.
+
+    `admin` (with `clock`): the administrator who asks over the API, whose trail tells of it; the command line has none.
+
+    Raises:
+        TokenRevoked, RoleRequired: `admin` is no administrator any more.
+    """
+    async with db.transaction("jobs.allow_email") as tx:
+        if admin is not None and clock is not None:
+            await lock_admin(tx, clock, admin)
+        is_lifted = await queries.delete_suppression(tx, hash_address(keys, canonical_email(email)))
+        if admin is not None and clock is not None:
+            # Without the address, which may be that of a person who has no account.
+            data = orjson.dumps({"was_suppressed": is_lifted}).decode()
+            await record_security_event(tx, clock, admin, "mail_suppression_lifted", data=data)
+    return is_lifted
+
+
+def hash_address(keys: Keys, address: str) -> bytes:
+    """What stands for an address of the form of `canonical_email` in tables."""
+    return hmac.digest(keys.derive(_HASH_PURPOSE), address.encode(), sha256)
+
+
+def _lock_key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], signed=True)

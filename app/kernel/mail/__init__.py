@@ -11,9 +11,11 @@ from app.kernel.mail.message import (
     AddressUnsupported,
     Attachment,
     Mail,
+    MailPurpose,
     MailRefused,
     MailTransport,
     MailUnavailable,
+    MailWithheld,
 )
 from app.kernel.mail.templates import Templates
 
@@ -22,9 +24,11 @@ __all__ = [
     "AddressUnsupported",
     "Attachment",
     "Mail",
+    "MailPurpose",
     "MailRefused",
     "MailTransport",
     "MailUnavailable",
+    "MailWithheld",
     "MailboxTransport",
     "Mailer",
     "Templates",

@@ -1,8 +1,7 @@
 """The development mailbox: messages are written into a folder instead of being sent."""
 
 import asyncio
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from email import policy
 from email.parser import BytesHeaderParser
@@ -32,15 +31,15 @@ class MailboxTransport:
         except OSError as error:
             _logger.warning("mail.mailbox_not_pruned", error=type(error).__name__)
 
-    async def forget(self, address: str) -> None:
-        await asyncio.to_thread(self._forget, address)
+    async def forget(self, addresses: Collection[str], references: Collection[str]) -> None:
+        await asyncio.to_thread(self._forget, addresses, references)
 
     async def close(self) -> None:
         return
 
     def _write(self, mail: ComposedMail) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = re.sub(r"[^A-Za-z0-9-]", "", mail.reference)
+        name = mail.reference
         # A second copy of a message replaces the first, as a mailbox that knows its Message-ID would.
         partial = self._folder / f".{name}"
         partial.write_bytes(mail.content)
@@ -52,16 +51,16 @@ class MailboxTransport:
         for _, old in sorted(aged)[:-_MAX_MAILBOX]:
             old.unlink(missing_ok=True)
 
-    def _forget(self, address: str) -> None:
-        for path in self._messages_to(address):
+    def _forget(self, addresses: Collection[str], references: Collection[str]) -> None:
+        for path in self._find(addresses, references):
             path.unlink(missing_ok=True)
 
-    def _messages_to(self, address: str) -> Iterator[Path]:
+    def _find(self, addresses: Collection[str], references: Collection[str]) -> Iterator[Path]:
         parser = BytesHeaderParser(policy=policy.default)
         for path in self._folder.glob("*.eml"):
             with suppress(FileNotFoundError):
                 head = path.read_bytes().partition(b"\r\n\r\n")[0]
-                if canonical_email(str(parser.parsebytes(head)["To"])) == address:
+                if path.stem in references or canonical_email(str(parser.parsebytes(head)["To"])) in addresses:
                     yield path
 
 

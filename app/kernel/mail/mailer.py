@@ -1,5 +1,6 @@
 """Hands messages over to where they go."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from prometheus_client import Counter
@@ -40,9 +41,11 @@ class Mailer:
             raise
         _emails_total.labels("sent").inc()
 
-    async def forget(self, address: str) -> None:
-        """Deletes what is kept of messages to this address, in the form of `canonical_email`."""
-        await self._transport.forget(address)
+    async def forget(self, addresses: Collection[str], references: Collection[str]) -> None:
+        """Deletes what is kept of messages to these addresses, in the form of `canonical_email`, or of these
+        references.
+        """
+        await self._transport.forget(addresses, references)
 
     async def close(self) -> None:
         await self._transport.close()

@@ -6,17 +6,18 @@ headers are therefore written here, each value either as harmless ASCII or encod
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from email import policy
 from email.header import Header
 from email.message import EmailMessage
 from email.parser import BytesHeaderParser
 from email.utils import format_datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from app.kernel.addresses import EmailAddress, Sender, parse_email
 from app.kernel.clock import Clock
+from app.kernel.ids import UserId
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")
@@ -29,8 +30,19 @@ _MAX_PLAIN = 60
 _URI = re.compile(r"https?://[!-;=?-~]+")
 
 
+# requested: by a person who gives this address and waits for the message; notice: of something that has happened to an
+# account; invoice: words of one person to another; report: at intervals, because its reader has turned it on.
+MailPurpose = Literal["requested", "notice", "invoice", "report"]
+
+
 class MailRefused(Exception):
-    """This message will never be taken: the address is bad, or the content is refused (SMTP 5xx)."""
+    """This message will never be taken: the address is bad, or the content is refused (SMTP 5xx).
+
+    `code` and `explanation` are for the owner of the job that sends it.
+    """
+
+    code = "mail_refused"
+    explanation = "The mail server of the recipient refused the message."
 
 
 class AddressRefused(MailRefused):
@@ -39,6 +51,19 @@ class AddressRefused(MailRefused):
 
 class AddressUnsupported(MailRefused):
     """The part of the address before the @ is not ASCII, and the server has no SMTPUTF8."""
+
+    code = "address_unsupported"
+    explanation = "The mail server takes no address with characters outside ASCII before the @ (SMTPUTF8)."
+
+
+class MailWithheld(Exception):
+    """The message must not be sent. `reason` is a code: account_inactive, email_not_verified, address_suppressed or
+    too_many_messages.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class MailUnavailable(Exception):
@@ -63,7 +88,8 @@ class Attachment:
 class Mail:
     """One message to one address. `reference` makes its Message-ID; a retry must give the same one.
 
-    `unsubscribe_url` takes a POST that ends this kind of mail (RFC 8058), for mail that nobody asked for just now.
+    `account` is the one in whose name or about which it is sent; unless that is active, the message is not sent.
+    `unsubscribe_url` takes a POST that ends this kind of mail (RFC 8058).
     """
 
     to: str
@@ -73,6 +99,8 @@ class Mail:
     reference: str
     attachments: Sequence[Attachment] = ()
     unsubscribe_url: str | None = None
+    purpose: MailPurpose = "notice"
+    account: UserId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +119,10 @@ class MailTransport(Protocol):
 
     async def send(self, mail: ComposedMail) -> None: ...
 
-    async def forget(self, address: str) -> None:
-        """Deletes what is kept of messages to this address, in the form of `canonical_email`."""
+    async def forget(self, addresses: Collection[str], references: Collection[str]) -> None:
+        """Deletes what is kept of messages to these addresses, in the form of `canonical_email`, or of these
+        references.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -72,7 +72,7 @@ class SmtpTransport:
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
             raise MailUnavailable(type(error).__name__) from error
 
-    async def forget(self, address: str) -> None:
+    async def forget(self, addresses: Collection[str], references: Collection[str]) -> None:
         """Keeps no messages."""
 
     async def close(self) -> None:

@@ -1,0 +1,246 @@
+"""Mail to people who did not ask for it: bounded by recipient and by sender, stopped by a ban and by a deletion."""
+
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from app.jobs.api import JOB_KINDS
+from app.settings import Settings
+from app.worker import open_worker
+from tests.fixtures.people import PASSWORD, MakePerson, Person
+from tests.fixtures.post_office import PostOffice
+from tests.fixtures.servers import Connection
+from tests.fixtures.waiting import eventually
+from tests.jobs.test_invoices import INVOICE
+
+# What a limit has put off waits for an hour; what waits for another job of the same person, for seconds.
+DUE = "SELECT count(*) FROM jobs.jobs WHERE state < 2 AND run_at < now() + interval '1 minute'"
+
+
+@pytest.fixture
+def posting(settings: Settings, post_office: PostOffice) -> Settings:
+    """The test's settings, with a mail server."""
+    mail = settings.mail.model_copy(update={"smtp_url": SecretStr(f"smtp://127.0.0.1:{post_office.port}")})
+    return settings.model_copy(update={"mail": mail})
+
+
+async def make_sender(make_person: MakePerson, connection: Connection, *, proven: bool = True, **fields: str) -> Person:
+    """Somebody without any job; with a verified address unless the test says otherwise."""
+    person = await make_person(**fields)
+    if proven:
+        await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", person.id)
+    await connection.execute("DELETE FROM jobs.jobs")
+    return person
+
+
+async def invoice(person: Person, number: str, to: str = "bystander@example.org") -> dict[str, Any]:
+    customer = {"name": "Bystander", "email": to, "address": "x"}
+    answer = await person.post("/v1/invoices", json=INVOICE | {"number": number, "customer": customer})
+    assert answer.status_code == 202, answer.text
+    issued: dict[str, Any] = answer.json()["invoice"]
+    return issued
+
+
+async def until_idle(connection: Connection) -> None:
+    """Until no job is due."""
+
+    async def is_idle() -> bool:
+        return bool(await connection.fetchval(DUE) == 0)
+
+    await eventually(is_idle, within=60)
+
+
+def recipients(post_office: PostOffice) -> Counter[str]:
+    return Counter(address for envelope in post_office.received for address in envelope.rcpt_tos)
+
+
+async def outcomes(connection: Connection) -> Counter[str]:
+    rows = await connection.fetch("""
+        SELECT COALESCE(result #>> '{email,reason}', result #>> '{email,state}', 'waiting') AS outcome
+        FROM jobs.jobs WHERE kind = 'invoice.email'
+    """)
+    return Counter(row["outcome"] for row in rows)
+
+
+async def test_an_unproven_account_sends_to_nobody_but_itself(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    person = await make_sender(make_person, connection, proven=False, email="Ada@example.com")
+    withheld = await invoice(person, "1")
+    await invoice(person, "2", "ada@EXAMPLE.com")
+    async with open_worker(posting, JOB_KINDS):
+        await until_idle(connection)
+        assert recipients(post_office) == Counter(["ada@example.com"])
+        assert await outcomes(connection) == Counter(["email_not_verified", "sent"])
+        url = f"/v1/invoices/{withheld['id']}"
+        assert (await person.get(url)).json()["status"] == "issued"
+        assert (await person.get(f"{url}/pdf")).status_code == 200
+        refused = await person.post(f"{url}/email")
+        assert (refused.status_code, refused.json()["code"]) == (403, "email_not_verified")
+
+        # Once the address is verified, its owner decides what of all this is sent.
+        await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", person.id)
+        sent = await person.post(f"{url}/email")
+        assert sent.status_code == 202, sent.text
+        job = (await person.get(sent.headers["location"], headers={"Prefer": "wait=20"})).json()
+        assert job["result"] == {"invoice_id": withheld["id"], "email": {"state": "sent"}}
+        assert (await person.get(url)).json()["status"] == "sent"
+    assert recipients(post_office) == Counter(["ada@example.com", "bystander@example.org"])
+
+
+async def test_ten_invoices_an_hour_go_to_one_mailbox_from_all_senders(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    senders = [await make_sender(make_person, connection) for _ in range(3)]
+    spellings = ["bystander@example.org", "Bystander@EXAMPLE.org", "bystander+a@example.org", "bystander+b@example.org"]
+    for number in range(24):
+        await invoice(senders[number % 3], f"{number}", spellings[number % 4])
+    async with open_worker(posting, JOB_KINDS):
+        await until_idle(connection)
+    assert sum(recipients(post_office).values()) == 10
+    assert await outcomes(connection) == Counter({"sent": 10, "waiting": 14})
+    # The others have a moment each: ten in the hour after, four in the one after that.
+    rows = await connection.fetch("""
+        SELECT width_bucket(extract(epoch FROM run_at - now())::float8, 0, 10800, 3) AS hour, count(*) AS jobs
+        FROM jobs.jobs WHERE kind = 'invoice.email' AND state = 0 GROUP BY hour ORDER BY hour
+    """)
+    assert [tuple(row) for row in rows] == [(1, 10), (2, 4)]
+    assert await connection.fetchval("SELECT max(attempt) FROM jobs.jobs WHERE state = 0") == 0
+
+
+async def test_two_workers_do_not_send_one_more(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    sender = await make_sender(make_person, connection)
+    for number in range(20):
+        await invoice(sender, f"{number}")
+    async with open_worker(posting, JOB_KINDS), open_worker(posting, JOB_KINDS):
+        await until_idle(connection)
+    assert recipients(post_office) == Counter({"bystander@example.org": 10})
+
+
+async def test_one_account_sends_so_many_an_hour(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    mail = posting.mail.model_copy(update={"sender_hourly": 5})
+    sender, other = [await make_sender(make_person, connection) for _ in range(2)]
+    for number in range(8):
+        await invoice(sender, f"{number}", f"bystander{number}@example.org")
+    await invoice(other, "1", "bystander0@example.org")
+    async with open_worker(posting.model_copy(update={"mail": mail}), JOB_KINDS):
+        await until_idle(connection)
+    assert sum(recipients(post_office).values()) == 6
+    assert await outcomes(connection) == Counter({"sent": 6, "waiting": 3})
+
+
+async def test_what_would_wait_for_more_than_a_day_is_withheld(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    mail = posting.mail.model_copy(update={"recipient_hourly": 1})
+    sender = await make_sender(make_person, connection)
+    for number in range(27):
+        await invoice(sender, f"{number}")
+    async with open_worker(posting.model_copy(update={"mail": mail}), JOB_KINDS):
+        await until_idle(connection)
+    assert await outcomes(connection) == Counter({"sent": 1, "waiting": 24, "too_many_messages": 2})
+    assert recipients(post_office) == Counter({"bystander@example.org": 1})
+
+
+async def test_invoices_leave_room_for_what_a_person_asks_for(
+    client: httpx.AsyncClient,
+    make_person: MakePerson,
+    posting: Settings,
+    post_office: PostOffice,
+    connection: Connection,
+) -> None:
+    victim = await make_sender(make_person, connection, email="victim@example.org")
+    sender = await make_sender(make_person, connection)
+    for number in range(15):
+        await invoice(sender, f"{number}", victim.email)
+    async with open_worker(posting, JOB_KINDS):
+        await until_idle(connection)
+        assert recipients(post_office) == Counter({victim.email: 10})
+        await client.post("/v1/auth/password/forgot", json={"email": victim.email})
+        await eventually(lambda: recipients(post_office)[victim.email] == 11)
+
+
+async def test_ten_messages_an_hour_are_asked_for_by_all_ways_together(
+    client: httpx.AsyncClient,
+    make_person: MakePerson,
+    posting: Settings,
+    post_office: PostOffice,
+    connection: Connection,
+) -> None:
+    victim = await make_sender(make_person, connection, proven=False, email="victim@example.org")
+    for _ in range(7):
+        await client.post("/v1/auth/password/forgot", json={"email": victim.email})
+        await client.post("/v1/auth/email/resend", json={"email": "VICTIM@example.org"})
+    # As if the counters of Redis had been lost meanwhile: the worker counts for itself.
+    await connection.execute("""
+        INSERT INTO jobs.jobs (id, kind, lane, args)
+        SELECT gen_random_uuid(), kind, lane, args FROM jobs.jobs WHERE kind LIKE 'identity.mail_%'
+    """)
+    async with open_worker(posting, JOB_KINDS):
+        await until_idle(connection)
+    assert recipients(post_office) == Counter({victim.email: 10})
+
+
+async def ban(connection: Connection, person: Person) -> None:
+    await connection.execute("UPDATE identity.accounts SET status = 'banned' WHERE user_id = $1", person.id)
+
+
+async def close(_: Connection, person: Person) -> None:
+    answer = await person.delete("/v1/users/me", json={"current_password": PASSWORD})
+    assert answer.status_code == 202, answer.text
+
+
+@pytest.mark.parametrize("end", [ban, close])
+async def test_the_end_of_an_account_stops_what_is_queued(
+    client: httpx.AsyncClient,
+    make_person: MakePerson,
+    posting: Settings,
+    post_office: PostOffice,
+    connection: Connection,
+    end: Any,
+) -> None:
+    person = await make_sender(make_person, connection, email="sender@example.com")
+    await connection.execute("UPDATE users.users SET email_verified = true WHERE id = $1", person.id)
+    for number in range(5):
+        await invoice(person, f"{number}", f"bystander{number}@example.org")
+    await client.post("/v1/auth/password/forgot", json={"email": person.email})
+    await person.post("/v1/auth/email/change", json={"new_email": "new@example.com", "current_password": PASSWORD})
+    await connection.execute(
+        """
+        INSERT INTO jobs.jobs (id, kind, lane, args)
+        SELECT gen_random_uuid(), 'identity.mail_notice', 'critical',
+               jsonb_build_object('user_id', $1::text, 'notice', notice, 'email', email)
+        FROM (VALUES ('password_changed', NULL), ('email_changed', 'old@example.com'), ('totp_enabled', NULL))
+             AS t(notice, email)
+        """,
+        str(person.id),
+    )
+    await end(connection, person)
+    async with open_worker(posting, JOB_KINDS):
+        await until_idle(connection)
+    assert await outcomes(connection) == Counter({"account_inactive": 5})
+    # That it was closed is the last message about an account.
+    assert recipients(post_office) == Counter([person.email] if end is close else [])
+
+
+async def test_a_message_that_is_tried_again_counts_once(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    sender = await make_sender(make_person, connection)
+    await invoice(sender, "1")
+    post_office.answers = ["451 try later"] * 3
+    async with open_worker(posting, JOB_KINDS):
+
+        async def has_been_sent() -> bool:
+            await connection.execute("UPDATE jobs.jobs SET run_at = now() WHERE kind = 'invoice.email' AND state = 0")
+            return await outcomes(connection) == Counter(["sent"])
+
+        await eventually(has_been_sent, within=60)
+    assert await connection.fetchval("SELECT count(*) FROM jobs.mail_sends WHERE purpose = 'invoice'") == 1
