@@ -1,8 +1,8 @@
 """Group commit: small writes of many requests that come while one is being written become the next one together."""
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import Histogram
@@ -24,7 +24,7 @@ class GroupCommit(Generic[T, R]):
     `write` commits a sequence of items, all or none, and answers what became of each. When it fails for a group, its
     halves are tried by themselves, so that one bad item fails nobody else; not so when nothing can be written at the
     moment, which is no item's fault. `weight` is the size of an item; a group is at most `max_weight` heavy, or one
-    item.
+    item. Owners take turns, so that the many or large items of one do not let those of another wait.
     """
 
     def __init__(
@@ -32,12 +32,15 @@ class GroupCommit(Generic[T, R]):
         write: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
         *,
         weight: Callable[[T], int],
+        owner: Callable[[T], Hashable] = lambda _: None,
         max_weight: int = 1_000,
     ) -> None:
         self._write = write
         self._weight = weight
         self._max_weight = max_weight
-        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._owner = owner
+        # By owner, the next one first.
+        self._waiting: OrderedDict[Hashable, deque[tuple[T, asyncio.Future[R]]]] = OrderedDict()
         self._background = Background()
         self._is_writing = False
         # Up to Python 3.11 each question for the running loop is a system call.
@@ -46,7 +49,11 @@ class GroupCommit(Generic[T, R]):
     async def submit(self, item: T) -> R:
         """What became of `item`, once it is committed; raises what `write` raised for it."""
         done: asyncio.Future[R] = self._loop.create_future()
-        self._waiting.append((item, done))
+        owner = self._owner(item)
+        items = self._waiting.get(owner)
+        if items is None:
+            items = self._waiting[owner] = deque()
+        items.append((item, done))
         if not self._is_writing:
             self._is_writing = True
             # Not at once: what the same turn of the loop still brings belongs to the group.
@@ -67,10 +74,15 @@ class GroupCommit(Generic[T, R]):
         group: list[tuple[T, asyncio.Future[R]]] = []
         left = self._max_weight
         while self._waiting:
-            left -= self._weight(self._waiting[0][0])
+            owner, items = next(iter(self._waiting.items()))
+            left -= self._weight(items[0][0])
             if group and left < 0:
                 break
-            group.append(self._waiting.popleft())
+            group.append(items.popleft())
+            if items:
+                self._waiting.move_to_end(owner)
+            else:
+                del self._waiting[owner]
         return group
 
     async def _write_group(self, group: Sequence[tuple[T, asyncio.Future[R]]]) -> None:

@@ -259,7 +259,7 @@ def event_group_commit(db: Database) -> GroupCommit[EventBatch, list[UUID]]:
             await _insert_batches(tx, batches)
         return [batch.ids for batch in batches]
 
-    return GroupCommit(write, weight=lambda batch: len(batch.ids))
+    return GroupCommit(write, weight=lambda batch: len(batch.ids), owner=lambda batch: batch.user_id)
 
 
 async def _insert_batches(tx: Tx, batches: Sequence[EventBatch]) -> None:

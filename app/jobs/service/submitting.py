@@ -111,7 +111,7 @@ def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCo
         async with db.statement("jobs.submit_group") as tx:
             return await _submit_rows(tx, queue, cache, rows)
 
-    return GroupCommit(write, weight=lambda _: 1)
+    return GroupCommit(write, weight=lambda _: 1, owner=lambda row: row.user_id)
 
 
 def _new_row(queue: Queue, kinds: Kinds, board: LaneBoard, user_id: UserId, submission: Submission) -> NewJob:

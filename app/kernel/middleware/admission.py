@@ -8,6 +8,7 @@ from time import perf_counter
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.kernel.auth import Principal
 from app.kernel.errors import Unavailable
 from app.kernel.http import PROBLEM_MEDIA_TYPE
 from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
@@ -140,6 +141,22 @@ async def take_place(scope: Scope) -> None:
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     scope["place"] = share
     scope["admitted_at"] = perf_counter()
+    hold_place(scope)
+
+
+def hold_place(scope: Scope) -> None:
+    """Counts a place as its caller's, once both are known.
+
+    Raises:
+        Overloaded: the caller has half of the places, and others want some.
+    """
+    share: Share | None = scope.get("place")
+    principal: Principal | None = scope.get("principal")
+    if share is None or principal is None or "place_of" in scope:
+        return
+    if not share.gate.hold(share, principal.user_id):
+        raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
+    scope["place_of"] = principal.user_id
 
 
 def leave_place(scope: Scope) -> None:
@@ -149,6 +166,9 @@ def leave_place(scope: Scope) -> None:
         now = perf_counter()
         share.gate.observe(scope.get("endpoint") or scope.get("route_template"), now - scope["admitted_at"], now)
         share.gate.leave(share)
+        caller = scope.pop("place_of", None)
+        if caller is not None:
+            share.gate.release(caller)
     elif (share := scope.pop("seat", None)) is not None:
         share.coming -= 1
 

@@ -35,6 +35,9 @@ _CROWDED_SECONDS = 0.25
 # refused and ask again at once would keep the seats closed for ever.
 _TRIAL_EVERY_SECONDS = 1.0
 _TRIAL_SEATS = 16
+# While all places are taken, a caller may hold the half of them, or so many; unless no other has come for so long.
+_LEAST_OF_CALLER = 4
+_ALONE_AFTER_SECONDS = 1.0
 
 
 def _ignore() -> None:
@@ -113,7 +116,18 @@ class FixedLimit:
 class Share:
     """One class of requests at a gate. It may have `part` of the places even when all others are taken."""
 
-    __slots__ = ("coming", "gate", "name", "part", "queue_full", "used", "waited_seconds", "waited_too_long", "waiting")
+    __slots__ = (
+        "coming",
+        "gate",
+        "name",
+        "over_part",
+        "part",
+        "queue_full",
+        "used",
+        "waited_seconds",
+        "waited_too_long",
+        "waiting",
+    )
 
     def __init__(self, name: str, gate: "Gate", part: float = 0.0) -> None:
         self.name = name
@@ -124,6 +138,7 @@ class Share:
         self.coming = 0
         self.waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
         self.queue_full = 0
+        self.over_part = 0
         self.waited_too_long = 0
         self.waited_seconds = _queue_seconds.labels(name)
         gate.shares.append(self)
@@ -153,6 +168,10 @@ class Gate:
         self._seats = seats
         self._max_wait = max_wait
         self._on_full = on_full
+        # Places by caller, as far as callers are known.
+        self.held: dict[Hashable, int] = {}
+        self._last_caller: Hashable = None
+        self._shared_until = 0.0
         self._crowded_until = 0.0
         self._next_trial = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -164,7 +183,8 @@ class Gate:
             _in_flight.labels(share.name).set(share.used)
             _rejected.labels(share.name, "queue_full").inc(share.queue_full)
             _rejected.labels(share.name, "waited_too_long").inc(share.waited_too_long)
-            share.queue_full = share.waited_too_long = 0
+            _rejected.labels(share.name, "over_part").inc(share.over_part)
+            share.queue_full = share.waited_too_long = share.over_part = 0
 
     @property
     def has_place(self) -> bool:
@@ -178,6 +198,31 @@ class Gate:
             return True
         self._on_full()
         return False
+
+    def hold(self, share: Share, caller: Hashable) -> bool:
+        """Notes whose place it is that was taken; False: the caller has as many as are fair while others want some."""
+        held = self.held.get(caller, 0)
+        if caller != self._last_caller:
+            if self._last_caller is not None:
+                self._shared_until = perf_counter() + _ALONE_AFTER_SECONDS
+            self._last_caller = caller
+        if (
+            self.used >= self.limit.value
+            and held >= max(_LEAST_OF_CALLER, self.limit.value // 2)
+            and perf_counter() < self._shared_until
+        ):
+            share.over_part += 1
+            return False
+        self.held[caller] = held + 1
+        return True
+
+    def release(self, caller: Hashable) -> None:
+        """The opposite of `hold`."""
+        held = self.held[caller] - 1
+        if held:
+            self.held[caller] = held
+        else:
+            del self.held[caller]
 
     def has_seat(self, share: Share) -> bool:
         """Whether somebody may wait; who may not counts as refused."""

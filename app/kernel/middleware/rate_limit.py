@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.auth import Principal
 from app.kernel.client import client_address, network_of
 from app.kernel.http import problem_response
+from app.kernel.middleware.admission import hold_place
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
 from app.kernel.settings import HttpSettings
@@ -68,6 +69,7 @@ class RateLimit:
         if scope["type"] == "http":
             principal: Principal | None = scope.get("principal")
             if principal is not None:
+                hold_place(scope)
                 cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
                 limits = self._limits
                 bucket = limits.buckets.get(principal.quota_key)
