@@ -111,18 +111,32 @@ async def _own_base_url(settings: Settings) -> str:
 
 
 def _listening_address() -> tuple[str, int] | None:
-    """Host and port of a TCP socket on which this process listens."""
+    """Host and port of a TCP socket on which this process listens, or will."""
     for entry in Path("/dev/fd").iterdir():
         try:
             with socket.socket(fileno=os.dup(int(entry.name))) as candidate:
                 is_tcp = candidate.family in {socket.AF_INET, socket.AF_INET6}
-                if is_tcp and candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                # A reloader has bound it and hands it on; it listens once the application has started.
+                if is_tcp and (_has(candidate, socket.SO_ACCEPTCONN) or _is_bound_by_server(candidate)):
                     host, port = candidate.getsockname()[:2]
                     return host, port
         except OSError:
             # No socket, or closed meanwhile.
             continue
     return None
+
+
+def _is_bound_by_server(candidate: socket.socket) -> bool:
+    try:
+        candidate.getpeername()
+    except OSError:
+        # Those of clients are bound too, while they connect, but not with this option.
+        return _has(candidate, socket.SO_REUSEADDR) and candidate.getsockname()[1] != 0
+    return False
+
+
+def _has(candidate: socket.socket, option: int) -> bool:
+    return bool(candidate.getsockopt(socket.SOL_SOCKET, option))
 
 
 def reachable(host: str) -> str:

@@ -5,13 +5,11 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any
-
-from prometheus_client import start_http_server
 
 from app.composition import close_resources, make_resources, open_database
 from app.identity.api import IdentityTasks, confirm_secret
@@ -27,14 +25,15 @@ from app.jobs.api import (
     Relay,
     Turns,
     WebhookSender,
+    WorkerHealth,
     lane_shares,
     user_caps,
 )
-from app.jobs.settings import JobsSettings
 from app.kernel.clock import Clock
 from app.kernel.collector import rare_collections
 from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
+from app.kernel.probes import probes_served
 from app.kernel.queue import JobKind, Queue
 from app.kernel.queue.consumer import consume
 from app.kernel.queue.slots import Runner
@@ -82,7 +81,7 @@ async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS)
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     try:
-        async with open_worker(settings, kinds) as worker, _metrics_served(settings.jobs):
+        async with open_worker(settings, kinds) as worker, _probes_served(worker):
             _logger.info("jobs.worker_ready", slots=worker.runner.slots, kinds=sorted(kinds))
             with rare_collections(), watched_loop(settings.loop.max_stall):
                 await stop.wait()
@@ -142,6 +141,8 @@ async def open_worker(
         schedules=SCHEDULES,
     )
     runner = Runner(executor, lanes, jobs.slots)
+    # Counted from here, so that a loop that never comes round at all is noticed too.
+    runner.looked_at = dict.fromkeys(range(len(queue.urls)), monotonic())
     # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more
     # than the jobs.
     await open_database(resources)
@@ -167,24 +168,22 @@ async def open_worker(
 
 
 @asynccontextmanager
-async def _metrics_served(settings: JobsSettings) -> AsyncIterator[None]:
-    """This process's metrics as Prometheus text, from a thread. A port that is taken must not stop any job."""
+async def _probes_served(worker: Worker) -> AsyncIterator[None]:
+    """Health and metrics of this process over HTTP. A port that is taken must not stop any job."""
+    settings = worker.settings.jobs
     if settings.metrics_port is None:
         yield
         return
-    try:
-        server, thread = start_http_server(settings.metrics_port, settings.metrics_host)
-    except OSError as error:
-        _logger.error("jobs.metrics_not_served", port=settings.metrics_port, error=str(error))  # noqa: TRY400 - the text says all
+    health = WorkerHealth(worker.db, worker.queue, worker.runner, settings)
+    async with AsyncExitStack() as stack:
+        probes = probes_served(settings.metrics_host, settings.metrics_port, live=health.live, ready=health.ready)
+        try:
+            await stack.enter_async_context(probes)
+        except OSError as error:
+            _logger.error("jobs.metrics_not_served", port=settings.metrics_port, error=str(error))  # noqa: TRY400 - the text says all
+        else:
+            _logger.info("jobs.metrics_served", host=settings.metrics_host, port=settings.metrics_port)
         yield
-        return
-    _logger.info("jobs.metrics_served", host=settings.metrics_host, port=settings.metrics_port)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(server.shutdown)
-        server.server_close()
-        thread.join()
 
 
 async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:

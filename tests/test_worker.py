@@ -23,6 +23,7 @@ from app.kernel.queue import Queue
 from app.kernel.redis import RedisGateway
 from app.kernel.telemetry import trace_parent_var
 from app.settings import Settings, load_settings
+from tests.faults.signals import frozen
 from tests.fixtures.application import free_port
 from tests.fixtures.waiting import eventually, in_time, scaled
 from tests.jobs.worker_process import TRACES
@@ -275,6 +276,105 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
     second.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(second.wait(), scaled(20)) == 0
     assert b"jobs.metrics_not_served" in second.started + await second.drained  # type: ignore[attr-defined]
+
+
+HEALTHY = {
+    "claims": "ok",
+    "maintenance": "ok",
+    "accepting": "ok",
+    "heartbeat": "ok",
+    "database": "ok",
+    "schema": "ok",
+    "redis": "ok",
+}
+
+
+async def probe(client: httpx.AsyncClient, path: str) -> tuple[int, str, dict[str, str]]:
+    answer = await client.get(path)
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    return answer.status_code, body["status"], body["checks"]
+
+
+async def test_a_worker_tells_its_health(start_process: StartProcess, connection: Connection) -> None:
+    port = free_port()
+    worker = await start_process(APP_JOBS_METRICS_PORT=str(port), APP_JOBS_LEASE="30")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        assert await probe(client, "/livez") == (200, "alive", {"claims": "ok", "maintenance": "ok"})
+        assert await probe(client, "/readyz") == (200, "ready", HEALTHY)
+        newest = await connection.fetchval("SELECT version_num FROM alembic_version")
+
+        async def has_schema(revision: str, expected: tuple[int, str, dict[str, str]]) -> None:
+            await connection.execute("UPDATE alembic_version SET version_num = $1", revision)
+
+            async def is_told() -> bool:
+                return await probe(client, "/readyz") == expected
+
+            await eventually(is_told, within=60)
+
+        # Of a release before, of one to come, and the present one.
+        await has_schema("0001_kernel", (503, "failing", HEALTHY | {"schema": "failing"}))
+        await has_schema("a release to come", (200, "ready", HEALTHY))
+        await has_schema(newest, (200, "ready", HEALTHY))
+        assert (await client.get("/nothing")).status_code == 404
+        assert (await client.post("/livez")).status_code == 405
+    assert worker.returncode is None
+
+
+@pytest.mark.timeout(300)
+async def test_a_frozen_database_fails_readiness_and_restarts_nobody(
+    start_process: StartProcess, postgres: EmbeddedPostgres
+) -> None:
+    port = free_port()
+    await start_process(APP_JOBS_METRICS_PORT=str(port), APP_JOBS_LEASE="30")
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+        async def is_ready() -> bool:
+            return (await probe(client, "/readyz"))[0] == 200
+
+        await eventually(is_ready, within=60)
+        pid = postgres.pid()
+        assert pid is not None
+        with frozen(pid):
+
+            async def is_unready() -> bool:
+                status, _, checks = await probe(client, "/readyz")
+                return (status, checks["database"], checks["schema"]) == (503, "failing", "failing")
+
+            await eventually(is_unready, within=60)
+            assert (await probe(client, "/livez"))[0] == 200
+        await eventually(is_ready, within=60)
+
+
+@pytest.mark.timeout(300)
+async def test_a_claim_loop_that_is_stuck_fails_liveness(
+    start_process: StartProcess, connection: Connection, valkey: EmbeddedValkey
+) -> None:
+    port = free_port()
+    # Without Redis each look for jobs is a statement, which here waits for a lock.
+    waits = {"APP_DATABASE_LOCK_TIMEOUT": "60", "APP_DATABASE_STATEMENT_TIMEOUT": "120"}
+    await start_process(APP_JOBS_METRICS_PORT=str(port), APP_JOBS_MAX_STALL="2", **waits)
+    valkey.stop()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+        async def is_alive() -> bool:
+            return await probe(client, "/livez") == (200, "alive", {"claims": "ok", "maintenance": "ok"})
+
+        async def is_stuck() -> bool:
+            return await probe(client, "/livez") == (503, "failing", {"claims": "failing", "maintenance": "ok"})
+
+        async def is_degraded() -> bool:
+            return (await probe(client, "/readyz"))[2]["redis"] == "degraded"
+
+        try:
+            await eventually(is_degraded, within=60)
+            await eventually(is_alive, within=60)
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE jobs.jobs")
+                await eventually(is_stuck, within=60)
+            await eventually(is_alive, within=60)
+        finally:
+            valkey.start()
 
 
 async def test_a_worker_listens_nowhere_by_default(start_process: StartProcess) -> None:

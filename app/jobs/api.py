@@ -18,6 +18,7 @@ from app.jobs.service.administration import (
 from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.erasure import Eraser
 from app.jobs.service.execution import Executor
+from app.jobs.service.health import WorkerHealth
 from app.jobs.service.mailing import Postman, lift_suppression
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
@@ -44,6 +45,7 @@ __all__ = [
     "Relay",
     "Turns",
     "WebhookSender",
+    "WorkerHealth",
     "api_state",
     "cancel_any_job",
     "disable_endpoints",

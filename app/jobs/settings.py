@@ -51,7 +51,13 @@ class JobsSettings(Section):
     )
     webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
 
+    max_stall: Seconds = Field(
+        60.0, gt=0, le=3600, description="For which a loop of the worker may not come round before its /livez fails."
+    )
     metrics_port: int | None = Field(
-        None, ge=1, le=65_535, description="Where each worker serves its metrics over HTTP; Unset: nowhere."
+        None,
+        ge=1,
+        le=65_535,
+        description="Where each worker serves /livez, /readyz and /metrics over HTTP. Unset: nowhere.",
     )
     metrics_host: str = Field("127.0.0.1", description="Address of that port; its answers are not protected.")

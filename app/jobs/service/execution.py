@@ -178,17 +178,20 @@ class Executor:
                 next_lanes = monotonic() + _LANES_SECONDS
                 await self._read_lanes(runner)
             await asyncio.sleep(min(_PROGRESS_SECONDS, self.settings.heartbeat))
+            runner.maintained_at = monotonic()
             _slots.labels("used").set(len(runner.tasks))
             _slots.labels("total").set(runner.slots)
             due = monotonic() >= next_beat
             runs = [run for run in self._runs.values() if (due or run.progress is not None) and not run.completed]
             if due:
                 next_beat = monotonic() + self.settings.heartbeat
-            if runs:
-                try:
+            try:
+                if runs:
                     await self._beat(runs)
-                except Unavailable:
-                    _logger.warning("jobs.heartbeat_without_database", running=len(runs))
+                if due:
+                    runner.leases_kept_at = monotonic()
+            except Unavailable:
+                _logger.warning("jobs.heartbeat_without_database", running=len(runs))
 
     async def complete(self, run: _Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
         """Ends the run inside the handler's own transaction."""

@@ -126,6 +126,7 @@ class Consumer(Worker):
                 while not self._runner.draining:
                     started = monotonic()
                     await self._poll_iteration()
+                    self._runner.looked_at[self._ring] = monotonic()
                     await _wait(bell, 0 if self._refused else _LOOK_EVERY)
                     if listener.done():
                         listener.result()
@@ -239,12 +240,12 @@ async def consume(ring: int, queue: Queue, runner: Runner, executor: Executor) -
             await Consumer(redis, queue, ring, runner, executor).async_run()
         except LOST_ERRORS as error:
             logger.warning("jobs.redis_lost", ring=ring, error=type(error).__name__, reason=str(error))
-            await _consume_directly(redis, runner, executor)
+            await _consume_directly(ring, redis, runner, executor)
         finally:
             await redis.aclose()
 
 
-async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor) -> None:
+async def _consume_directly(ring: int, redis: ArqRedis, runner: Runner, executor: Executor) -> None:
     """Claims from Postgres until Redis answers again."""
     next_ping = monotonic() + _LOOK_EVERY
     with runner.bell() as bell:
@@ -255,6 +256,7 @@ async def _consume_directly(redis: ArqRedis, runner: Runner, executor: Executor)
                         runner.start(await executor.claim_direct(wants, runner.free))
             except Unavailable:
                 logger.warning("jobs.claim_without_database")
+            runner.looked_at[ring] = monotonic()
             # While jobs end there is a look for each freed slot, but not one after the other without a pause.
             await asyncio.sleep(_DIRECT_PAUSE)
             await _wait(bell, _DIRECT_LOOK_EVERY)

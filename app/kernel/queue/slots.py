@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -70,6 +71,10 @@ class Runner:
         # Two that claim at once would fill the same slots.
         self.claiming = asyncio.Lock()
         self._bells: list[asyncio.Event] = []
+        # For the probes, in seconds of `monotonic`: when the loop of each ring last came round, when that of the leases
+        # did, and when all leases of running jobs were last prolonged.
+        self.looked_at: dict[int, float] = {}
+        self.maintained_at = self.leases_kept_at = monotonic()
 
     @property
     def free(self) -> int:

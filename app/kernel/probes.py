@@ -1,0 +1,78 @@
+"""`/livez`, `/readyz` and `/metrics` of a process without an API.
+
+They are answered from the event loop that does the process's work: if it hangs, nothing answers, and a probe that gets
+no answer has failed. aiohttp serves them; it is here for webhooks already.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import orjson
+
+from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
+
+Check = Literal["ok", "degraded", "failing"]
+Checks = Mapping[str, Check]
+# Probes of several systems, or of a stranger, cost no more than one look a second.
+_READY_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def probes_served(
+    host: str, port: int, *, live: Callable[[], Checks], ready: Callable[[], Awaitable[Checks]]
+) -> AsyncIterator[None]:
+    """Serves inside the block. Each path answers 200, or 503 if a check is failing; the body names all of them.
+
+    Raises:
+        OSError: nothing can listen there.
+    """
+    # A process that serves none is spared its import.
+    from aiohttp import web  # noqa: PLC0415 - see above
+
+    readiness = _Coalesced(ready)
+
+    def answer(word: str, checks: Checks) -> web.Response:
+        is_failing = "failing" in checks.values()
+        body = orjson.dumps({"status": "failing" if is_failing else word, "checks": checks})
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+        return web.Response(status=503 if is_failing else 200, body=body, headers=headers)
+
+    async def livez(_: web.Request) -> web.Response:
+        return answer("alive", live())
+
+    async def readyz(_: web.Request) -> web.Response:
+        return answer("ready", await readiness())
+
+    async def metrics(_: web.Request) -> web.Response:
+        text = await asyncio.to_thread(render_metrics)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_METRICS})
+
+    application = web.Application()
+    application.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+class _Coalesced:
+    """Looks once for all who ask in the same second."""
+
+    def __init__(self, look: Callable[[], Awaitable[Checks]]) -> None:
+        self._look = look
+        self._lock = asyncio.Lock()
+        self._found: Checks = {}
+        self._looked_at = -_READY_SECONDS
+
+    async def __call__(self) -> Checks:
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            if loop.time() - self._looked_at >= _READY_SECONDS:
+                self._found = await self._look()
+                self._looked_at = loop.time()
+            return self._found
