@@ -18,8 +18,17 @@ from app.jobs.records import retry_delay
 from app.kernel.addresses import canonical_email, mailbox_of
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, in_batches, retries_conflicts
+from app.kernel.errors import Unavailable
 from app.kernel.keys import Keys
-from app.kernel.mail import AddressRefused, Mail, Mailer, MailPurpose, MailUnavailable, MailWithheld
+from app.kernel.mail import (
+    AddressRefused,
+    Mail,
+    Mailer,
+    MailPurpose,
+    MailServerUnavailable,
+    MailUnavailable,
+    MailWithheld,
+)
 from app.kernel.queue import JobContext, RetryJob, SnoozeJob
 from app.kernel.settings import MailSettings
 from app.kernel.telemetry import get_logger
@@ -40,6 +49,12 @@ _RETRY_BASE = 30.0
 _RETRY_CAP = 3600.0
 
 
+class MailServerAway(Unavailable):
+    """Our mail server cannot be reached, or refuses us whatever the message."""
+
+    code = "mail_unavailable"
+
+
 class Postman:
     """Hands messages of jobs over, within the limits."""
 
@@ -56,6 +71,7 @@ class Postman:
             MailRefused: it will never be taken.
             SnoozeJob: the limits allow it later.
             RetryJob: the server may take it later.
+            MailServerAway: there is no server that could.
         """
         address = canonical_email(mail.to)
         address_hash = hash_address(self._keys, address)
@@ -70,6 +86,8 @@ class Postman:
             async with ctx.db.statement("jobs.suppress_email") as tx:
                 await queries.insert_suppression(tx, address_hash, str(error))
             raise
+        except MailServerUnavailable as error:
+            raise MailServerAway from error
         except MailUnavailable as error:
             delay = retry_delay(ctx.attempt, _RETRY_BASE, _RETRY_CAP)
             raise RetryJob(delay, "mail_unavailable", "The mail server did not take the message.") from error

@@ -70,6 +70,10 @@ class MailUnavailable(Exception):
     """The message could not be handed over now; it may be tried again (SMTP 4xx, connection lost)."""
 
 
+class MailServerUnavailable(MailUnavailable):
+    """The same, whatever the message: the server cannot be reached, or refuses this program."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file that goes with a message. Of its name, letters and digits of ASCII, `.`, `_` and `-` are kept."""

@@ -16,6 +16,7 @@ from app.kernel.mail.message import (
     AddressUnsupported,
     ComposedMail,
     MailRefused,
+    MailServerUnavailable,
     MailUnavailable,
 )
 from app.kernel.settings import MailSettings
@@ -63,7 +64,7 @@ class SmtpTransport:
             raise AddressUnsupported("the mail server has no SMTPUTF8") from error
         except aiosmtplib.SMTPSenderRefused as error:
             # The sender is a setting; this message is as good as any other.
-            raise MailUnavailable(f"SMTP {error.code}") from error
+            raise MailServerUnavailable(f"SMTP {error.code}") from error
         except aiosmtplib.SMTPRecipientsRefused as error:
             # There is one recipient.
             raise _classify(error.recipients[0]) from error
@@ -122,7 +123,7 @@ class SmtpTransport:
         except aiosmtplib.SMTPException as error:
             # Whatever the code: who is refused here is this program, by its password or network, not the message.
             client.close()
-            raise MailUnavailable(type(error).__name__) from error
+            raise MailServerUnavailable(type(error).__name__) from error
         return client
 
 

@@ -146,6 +146,22 @@ async def test_an_outage_of_ours_costs_no_attempt(settings: Settings, connection
     assert await connection.fetchval("SELECT count(*) FROM jobs.attempts") == 0
 
 
+@pytest.mark.settings(APP_MAIL_SMTP_URL=f"smtp://127.0.0.1:{free_port()}")
+async def test_a_mail_server_that_is_away_is_waited_out(settings: Settings, connection: Connection) -> None:
+    mail = {"to": "one@example.com", "subject": "s", "text": "t", "html": "h"}
+    async with open_worker(settings) as worker:
+        async with worker.db.statement("test.enqueue") as tx:
+            await worker.queue.enqueue(tx, "email.send", mail, user_id=None, max_attempts=1)
+
+        async def is_postponed() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE postponed_since IS NOT NULL"))
+
+        await eventually(is_postponed)
+    row = await connection.fetchrow("SELECT state, attempt, error FROM jobs.jobs WHERE kind = 'email.send'")
+    assert row is not None
+    assert tuple(row) == (0, 0, None)
+
+
 async def test_an_outage_is_not_waited_out_for_ever(settings: Settings, connection: Connection) -> None:
     outage = Outage()
     outage.error = DatabaseUnavailable()
