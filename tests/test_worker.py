@@ -25,7 +25,7 @@ from app.kernel.telemetry import trace_parent_var
 from app.settings import Settings, load_settings
 from tests.faults.signals import frozen
 from tests.fixtures.application import free_port
-from tests.fixtures.waiting import eventually, in_time, scaled
+from tests.fixtures.waiting import eventually, scaled
 from tests.jobs.worker_process import TRACES
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ async def start_process(environment: dict[str, str], connection: Connection) -> 
         )
         processes.append(process)
         assert process.stdout is not None
-        async with in_time():
+        async with asyncio.timeout(scaled(60)):
             started = b""
             while b"worker_ready" not in started:
                 started += await process.stdout.readline()
