@@ -51,6 +51,16 @@ async def finish(client: httpx.AsyncClient, mfa_token: str, code: str) -> httpx.
     return await client.post("/v1/auth/mfa/verify", json={"mfa_token": mfa_token, "code": code})
 
 
+async def test_a_seed_that_another_key_has_sealed_leaves_the_recovery_codes(
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, connection: Connection
+) -> None:
+    phone, recovery_codes = await enrol(person, clock)
+    await connection.execute("UPDATE identity.totp_factors SET secret_sealed = decode(repeat('00', 60), 'hex')")
+    mfa_token = await begin(client, person)
+    problem_of(await finish(client, mfa_token, phone.code()), 401, "invalid_code")
+    body_of(await finish(client, mfa_token, recovery_codes[0]), SignedInView)
+
+
 async def test_enrolment(clock: ManualClock, client: httpx.AsyncClient, person: Person) -> None:
     answer = await person.post("/v1/auth/mfa/totp")
     enrolment = body_of(answer, EnrolmentView, 201)

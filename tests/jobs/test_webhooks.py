@@ -148,6 +148,24 @@ async def test_a_receiver_may_ask_for_time_but_not_for_more_than_five_days(
 
 
 @LOCAL
+async def test_a_secret_that_another_key_has_sealed_fails_a_message_for_good(
+    person: Person, receiver: Receiver, settings: Settings, connection: Connection
+) -> None:
+    endpoint = await register(person, receiver.url)
+    url = f"/v1/webhooks/endpoints/{endpoint['id']}"
+    await connection.execute("UPDATE jobs.webhook_endpoints SET secret = decode(repeat('00', 60), 'hex')")
+    async with open_worker(settings, JOB_KINDS):
+        await person.post(f"{url}/test")
+        (delivery,) = await settled(person)
+        assert (delivery["state"], delivery["last_error"]) == ("failed", "secret_unreadable")
+        assert receiver.requests == []
+        # A rotation mends it, though the old one, which would sign for a day more, cannot be read.
+        assert (await person.post(f"{url}/rotate-secret")).status_code == 200
+        await person.post(f"{url}/test")
+        assert {item["state"] for item in await settled(person, 2)} == {"failed", "delivered"}
+
+
+@LOCAL
 async def test_410_ends_the_endpoint(person: Person, receiver: Receiver, settings: Settings) -> None:
     receiver.answers = [(410, {})]
     endpoint = await register(person, receiver.url)

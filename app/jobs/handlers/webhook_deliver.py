@@ -1,6 +1,7 @@
 """The kinds `webhook.deliver` and `webhook.publish`: one attempt to bring a message to an endpoint, and its fan-out."""
 
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -102,6 +103,10 @@ class WebhookDeliverer:
             answer = await self._send(endpoint, message)
         except LookupsBusy as error:
             raise SnoozeJob(_BUSY_SECONDS) from error
+        except SealBroken:
+            # Sealed before APP_SECRET_KEY changed; another attempt could not sign the message either.
+            await self._give_up(ctx, ctx.user_id, delivery.id, "secret_unreadable")
+            return None
         finally:
             self._in_flight.subtract(holders)
             for holder in holders:
@@ -123,15 +128,12 @@ class WebhookDeliverer:
     async def _send(self, endpoint: Endpoint, message: Message) -> Answer:
         # Receivers refuse what is minutes old, or from the future; the clocks of workers differ.
         now = endpoint.read_at
-        sealed = [endpoint.secret]
+        secrets = [self._keys.open(SEAL_PURPOSE, endpoint.secret, context=endpoint.id.bytes)]
         old, until = endpoint.old_secret, endpoint.old_secret_until
         if old is not None and until is not None and until > now:
-            sealed.append(old)
-        try:
-            secrets = [self._keys.open(SEAL_PURPOSE, secret, context=endpoint.id.bytes) for secret in sealed]
-        except SealBroken as error:
-            # Sealed before APP_SECRET_KEY changed. Another attempt could not sign it either.
-            raise PermanentJobError("secret_unreadable", "The endpoint's secret must be rotated.") from error
+            # One that was rotated because APP_SECRET_KEY had changed cannot be read any more, and need not be.
+            with suppress(SealBroken):
+                secrets.append(self._keys.open(SEAL_PURPOSE, old, context=endpoint.id.bytes))
         return await self._sender.send(
             endpoint.url,
             str(message.id),
