@@ -20,11 +20,24 @@ from app.kernel.positions import Positions
 from app.kernel.queue import Queue
 from app.kernel.redis import Memory, RedisGateway
 from app.kernel.resources import Resources
-from app.kernel.settings import RedisSettings
+from app.kernel.settings import HttpSettings, RedisSettings
 from app.kernel.telemetry import get_logger
 from app.settings import Settings
 
 _logger = get_logger(__name__)
+
+
+# Loopback, link-local and private addresses, and those shared behind one carrier (RFC 6598), as in some clusters.
+_PRIVATE = (
+    *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10"),
+    *("::1/128", "fe80::/10", "fc00::/7"),
+)
+
+
+def _with_operator_networks(settings: Settings) -> HttpSettings:
+    if settings.http.operator_networks is not None or not settings.is_production:
+        return settings.http
+    return settings.http.model_copy(update={"operator_networks": _PRIVATE})
 
 
 def make_resources(settings: Settings, *, application_name: str, clock: Clock | None = None) -> Resources:
@@ -63,7 +76,7 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         clock=clock,
         keys=keys,
         cursors=cursors,
-        http=settings.http,
+        http=_with_operator_networks(settings),
         listeners=listeners,
         incarnation=incarnation,
     )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import __version__
 from app.composition import close_resources, make_resources, open_resources, warn_of_eviction
 from app.core import router as core
+from app.core.health import check_health
 from app.core.pages import DOCS_ASSETS
 from app.demo import seed
 from app.development import LogIn, embedded_environment
@@ -38,9 +40,10 @@ from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.middleware.upgrade import answer_without_upgrade
 from app.kernel.output import output
+from app.kernel.pacing import Paced
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
-from app.kernel.telemetry import configure_logging, get_logger
+from app.kernel.telemetry import configure_logging, get_logger, render_metrics
 from app.settings import Settings, load_settings
 from app.users import api as users
 from app.users import router as users_router
@@ -198,6 +201,12 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         app.state.limits.start()
         stack.push_async_callback(app.state.limits.close)
         app.entry = _layers(app, settings, _access_log(settings))
+        app.state.health = Paced(
+            lambda: check_health(resources, can_sign=identity.key_ring.can_sign), rest=9.0, shortest=0.05
+        )
+        stack.push_async_callback(app.state.health.close)
+        app.state.metrics = Paced(partial(_render_metrics, app), rest=9.0)
+        stack.push_async_callback(app.state.metrics.close)
         background = Background()
         background.spawn(_sample_for_ever(app))
         stack.push_async_callback(background.close)
@@ -265,6 +274,13 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         settings.limits.remembered_cost,
     )
     return stack
+
+
+async def _render_metrics(app: FastAPI) -> bytes:
+    for sample in app.state.samplers:
+        sample()
+    # It reads files: of this process, and of the others.
+    return await asyncio.to_thread(render_metrics)
 
 
 async def _sample_for_ever(app: FastAPI) -> None:

@@ -1,6 +1,7 @@
 """Readiness: what this process needs, and whether it has it."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -20,14 +21,22 @@ class NotReady(Unavailable):
     title = "This process cannot take requests at the moment"
 
 
-async def check_health(resources: Resources, *, can_sign: bool) -> Response:
-    """200, or 503 naming what fails. `checks` says `ok`, `degraded` or `failing` of each dependency."""
+# `ok`, `degraded` or `failing`, by the name of what a process depends on.
+Health = Mapping[str, str]
+
+
+async def check_health(resources: Resources, *, can_sign: bool) -> Health:
+    """Asks each dependency."""
     database, redis = await asyncio.gather(_database(resources.db), _redis(resources))
-    checks = {
+    return {
         "database": "ok" if database else "failing",
         "redis": "ok" if redis else "degraded",
         "signing_key": "ok" if can_sign else "failing",
     }
+
+
+def health_response(checks: Health) -> Response:
+    """200, or 503 naming what fails."""
     failing = [name for name, state in checks.items() if state == "failing"]
     if not failing:
         return json_response({"status": "ready", "checks": checks}, headers={"Cache-Control": "no-store"})

@@ -7,14 +7,16 @@ from fastapi import Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.core import links, mailbox, pages, service
-from app.core.health import NotReady, check_health
+from app.core.health import Health, NotReady, health_response
 from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
+from app.kernel.client import client_address, is_within
 from app.kernel.errors import NotFound
 from app.kernel.http import PROBLEM_MEDIA_TYPE, Router, json_fragment, json_response, problem_responses
 from app.kernel.middleware.response_cache import CachedRead
-from app.kernel.resources import ResourcesDep
-from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
+from app.kernel.pacing import Paced
+from app.kernel.resources import Resources, ResourcesDep
+from app.kernel.telemetry import CONTENT_TYPE_METRICS
 from app.users import api as users
 
 router = Router(tags=["core"])
@@ -84,10 +86,12 @@ async def get_livez() -> Response:
 @router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=_NOT_READY)
 async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     """Whether requests should be sent here. A lost Redis only degrades."""
+    _check_operator(request, resources)
     draining = getattr(request.state, "draining", None)
     if draining is not None and draining.is_set():
         raise NotReady("The process is about to end.")
-    return await check_health(resources, can_sign=request.app.state.identity.key_ring.can_sign)
+    health: Paced[Health] = request.app.state.health
+    return health_response(await health.get())
 
 
 @router.get(
@@ -96,13 +100,20 @@ async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def get_metrics(request: Request) -> Response:
+async def get_metrics(request: Request, resources: ResourcesDep) -> Response:
     """Metrics of all API processes in the text format of Prometheus."""
-    for sample in request.app.state.samplers:
-        sample()
-    # It reads files: of this process, and of the others.
-    text = await asyncio.to_thread(render_metrics)
+    _check_operator(request, resources)
+    metrics: Paced[bytes] = request.app.state.metrics
+    text = await metrics.get()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store"})
+
+
+def _check_operator(request: Request, resources: Resources) -> None:
+    """Raises NotFound for a client outside of the operator's networks. A local socket has no address."""
+    networks = resources.http.operator_networks
+    address = client_address(request.scope, resources.http)
+    if networks is not None and address is not None and not is_within(address, networks):
+        raise NotFound
 
 
 @router.get("/", dependencies=[Public], response_class=HTMLResponse)

@@ -1,7 +1,7 @@
 """Requests and answers of the jobs module."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import MISSING, AfterValidator, Field, model_validator
@@ -9,7 +9,7 @@ from pydantic import MISSING, AfterValidator, Field, model_validator
 from app.jobs.records import ApiState
 from app.jobs.records.invoices import CURRENCY_DIGITS, MAX_MINOR, InvoiceStatus
 from app.jobs.records.webhooks import ALL_EVENTS, EVENT_TYPES
-from app.kernel.http import Email, Id, PageQuery, Schema, Timestamp, example
+from app.kernel.http import BodyLimits, Email, Id, PageQuery, Schema, Timestamp, example
 
 
 class SubmitJob(Schema, json_schema_extra=example({"kind": "export.events", "args": {"format": "csv"}})):
@@ -180,6 +180,8 @@ class IssueInvoice(
     ),
 ):
     """An invoice to be made. Tax is taken on the subtotal and rounded half up to the minor unit."""
+
+    body_limits: ClassVar = BodyLimits(max_bytes=512 * 1024, max_values=2_000)
 
     number: OneLine = Field(max_length=64)
     order_id: OneLine = Field(max_length=64)

@@ -51,7 +51,7 @@ def _walk(peer: str, forwarded: bytes, trusted: Sequence[str], *, is_standard: b
     text = forwarded.decode("latin-1")
     hops = list(_standard_hops(text)) if is_standard else [hop.strip() for hop in text.split(",")] if text else []
     address: str | None = _normal(peer)
-    while hops and address is not None and _is_trusted(address, trusted):
+    while hops and address is not None and is_within(address, trusted):
         address = _normal(hops.pop())
     return address
 
@@ -64,7 +64,8 @@ def _standard_hops(text: str) -> Iterable[str]:
 
 
 @lru_cache(maxsize=_CACHED)
-def _is_trusted(address: str, networks: Sequence[str]) -> bool:
+def is_within(address: str, networks: Sequence[str]) -> bool:
+    """Whether an IP address belongs to one of `networks`."""
     parsed = ip_address(address)
     return any(parsed in ip_network(network, strict=False) for network in networks)
 

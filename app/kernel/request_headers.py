@@ -62,7 +62,7 @@ def headers_of(scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
     """The fields of an ASGI request by name, in lower case; lines of one field are joined.
 
     From the first call on `scope["headers"]` has one line for each field too, for Starlette and FastAPI. A field that
-    must not be repeated, and is, is left out, and `check_headers` raises.
+    must not be repeated, and is, is left out, and `check_headers` raises. So is a cookie that is none.
     """
     found: dict[bytes, bytes] | None = scope.get("found_headers")
     if found is None:
@@ -70,6 +70,8 @@ def headers_of(scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
         found = dict(fields)
         if len(found) != len(fields):
             found = _join(scope, fields)
+        if b"\\" in found.get(b"cookie", b""):
+            _drop_escaped_cookies(scope, found)
         scope["found_headers"] = found
     return found
 
@@ -88,6 +90,14 @@ def check_headers(scope: MutableMapping[str, Any]) -> None:
     name = scope.get("repeated_header")
     if name is not None:
         raise RepeatedHeader(cast("bytes", name).decode("latin-1").title())
+
+
+def _drop_escaped_cookies(scope: MutableMapping[str, Any], found: dict[bytes, bytes]) -> None:
+    """No value of a cookie may hold a backslash (RFC 6265, section 4.1.1), and up to Python 3.11.9 `http.cookies` takes
+    seconds for 30 kB of them (CVE-2024-7592).
+    """
+    found[b"cookie"] = b";".join(pair for pair in found[b"cookie"].split(b";") if b"\\" not in pair)
+    scope["headers"] = list(found.items())
 
 
 def _join(scope: MutableMapping[str, Any], fields: Fields) -> dict[bytes, bytes]:

@@ -217,13 +217,18 @@ class HttpSettings(Section):
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
         "x-forwarded-for", description="The header those proxies set. The other one comes from clients."
     )
+    operator_networks: Texts | None = Field(
+        None,
+        description="CIDRs of the clients that /metrics and /readyz answer, separated by commas. Unset: loopback and "
+        "private networks, in development every network.",
+    )
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
     docs: bool | None = Field(None, description="Serve /docs. Unset: in development only.")
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "operator_networks")
     @classmethod
-    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
+    def _check_networks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for network in value or ():
             ip_network(network, strict=False)
         return value
 

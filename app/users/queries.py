@@ -14,6 +14,7 @@ from app.users.records import (
     EventBatch,
     EventCount,
     EventFilter,
+    OtherEventCount,
     OverviewPart,
     Preferences,
     PublicUser,
@@ -278,20 +279,43 @@ async def list_events(
     return [_event(row) for row in rows]
 
 
+# Sorted instead of joined, for which Postgres would compare each count with each listed kind. Of very many kinds the
+# groups are kept on disk, and only the sums of what is not listed leave the database.
 LIST_EVENT_COUNTS = """
-    SELECT date_trunc($2, occurred_at, 'UTC') AS starts_at, kind, count(*) AS count
-    FROM users.events
-    WHERE user_id = $1 AND occurred_at >= $3 AND occurred_at < $4 AND created_at >= $3::timestamptz - interval '1 day'
-    GROUP BY starts_at, kind
-    ORDER BY starts_at, kind
+    SELECT r.starts_at, r.listed AS kind, count(*) AS kinds, sum(r.count)::bigint AS count
+    FROM (
+        SELECT t.starts_at, t.count,
+               CASE WHEN dense_rank() OVER (ORDER BY t.total DESC, t.kind) <= $5 THEN t.kind END AS listed
+        FROM (
+            SELECT c.starts_at, c.kind, c.count, sum(c.count) OVER (PARTITION BY c.kind) AS total
+            FROM (
+                SELECT date_trunc($2, occurred_at, 'UTC') AS starts_at, kind, count(*) AS count
+                FROM users.events
+                WHERE user_id = $1 AND occurred_at >= $3 AND occurred_at < $4
+                  AND created_at >= $3::timestamptz - interval '1 day'
+                GROUP BY starts_at, kind
+            ) AS c
+        ) AS t
+    ) AS r
+    GROUP BY r.starts_at, r.listed
+    ORDER BY r.starts_at, r.listed
 """
 
 
 async def list_event_counts(
-    conn: ReadConn, user_id: UserId, bucket: Bucket, since: datetime, until: datetime
-) -> list[EventCount]:
-    """By bucket, then by kind; empty buckets are left out."""
-    return [EventCount(**row) for row in await conn.fetch(LIST_EVENT_COUNTS, user_id, bucket, since, until)]
+    conn: ReadConn, user_id: UserId, bucket: Bucket, since: datetime, until: datetime, max_kinds: int
+) -> tuple[list[EventCount], list[OtherEventCount]]:
+    """By bucket, then by kind, of the `max_kinds` most frequent kinds of the period; empty buckets are left out. And by
+    bucket of all other kinds together.
+    """
+    items: list[EventCount] = []
+    others: list[OtherEventCount] = []
+    for starts_at, kind, kinds, count in await conn.fetch(LIST_EVENT_COUNTS, user_id, bucket, since, until, max_kinds):
+        if kind is None:
+            others.append(OtherEventCount(starts_at, kinds, count))
+        else:
+            items.append(EventCount(starts_at, kind, count))
+    return items, others
 
 
 GET_EVENT_TOTAL = """

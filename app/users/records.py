@@ -19,6 +19,9 @@ MAX_PROPERTIES_BYTES = 8 * 1024
 MAX_PROPERTIES_DEPTH = 8
 MAX_EVENTS_PER_REQUEST = 500
 MAX_LOOKUP = 100
+# Counts in a summary. Kinds are of the caller's choice, and without a bound so would be the answer.
+MAX_SUMMARY_ITEMS = 10_000
+MIN_SUMMARY_KINDS = 10
 
 MAX_EXTRA_DEPTH = 32
 
@@ -32,6 +35,8 @@ Theme = Literal["system", "light", "dark"]
 # The default and the longest period of a summary, by the width of its buckets.
 DEFAULT_PERIODS: dict[Bucket, timedelta] = {"day": timedelta(days=30), "hour": timedelta(days=2)}
 LONGEST_PERIODS: dict[Bucket, timedelta] = {"day": timedelta(days=366), "hour": timedelta(days=31)}
+
+BUCKET_WIDTHS: dict[Bucket, timedelta] = {"day": timedelta(days=1), "hour": timedelta(hours=1)}
 
 # JSON that Postgres made goes into answers as it is, without being read on the way.
 RawJson = orjson.Fragment
@@ -172,13 +177,25 @@ class EventCount:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherEventCount:
+    """How many events of the kinds that a summary does not list fell into a bucket, and how many such kinds."""
+
+    starts_at: datetime
+    kinds: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class EventSummary:
-    """Counts by bucket, then by kind, of a period; empty buckets are left out."""
+    """Counts by bucket, then by kind, of a period; empty buckets are left out. `items` has the most frequent kinds, at
+    most `MAX_SUMMARY_ITEMS` counts or ten kinds, and `others` what the buckets hold beside them.
+    """
 
     bucket: Bucket
     since: datetime
     until: datetime
     items: list[EventCount]
+    others: list[OtherEventCount]
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,8 @@ async def summarise_events(
         since=query.since,
         until=query.until,
     )
-    return json_response(summary)
+    content = {"bucket": summary.bucket, "since": summary.since, "until": summary.until, "items": summary.items}
+    return json_response(content | {"others": summary.others} if summary.others else content)
 
 
 @router.post("/users/lookup", response_model=LookupAnswer)

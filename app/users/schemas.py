@@ -1,12 +1,12 @@
 """The module's requests and answers."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import MISSING, AfterValidator, BeforeValidator, Field, HttpUrl, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError, ValidationError
 
-from app.kernel.http import Id, PageQuery, Schema, Timestamp, example
+from app.kernel.http import BodyLimits, Id, PageQuery, Schema, Timestamp, example
 from app.users.records import (
     MAX_EVENTS_PER_REQUEST,
     MAX_EXTRA_BYTES,
@@ -55,6 +55,8 @@ OccurredAt = Annotated[Timestamp, Field(ge=datetime(1970, 1, 1, tzinfo=UTC))]
 # Checked as an object, carried as the JSON text that is stored.
 Properties = Annotated[str, BeforeValidator(_check_properties), _OBJECT]
 Extra = Annotated[str, BeforeValidator(_check_extra), _OBJECT]
+# An `extra` as large as may be, with characters escaped and lines indented.
+_WITH_EXTRA = BodyLimits(max_bytes=128 * 1024, max_values=10_000)
 _EMPTY: Any = Field("{}", json_schema_extra={"default": {}})
 
 
@@ -121,6 +123,8 @@ class PreferencesPut(
 ):
     """All preferences; what is absent takes its default."""
 
+    body_limits: ClassVar = _WITH_EXTRA
+
     theme: Theme = "system"
     language: Locale = "en"
     email_notifications: bool = True
@@ -130,6 +134,8 @@ class PreferencesPut(
 
 class PreferencesPatch(Schema, json_schema_extra=example({"theme": "dark", "extra": {"density": None}})):
     """A JSON merge patch (RFC 7396); inside `extra`, null removes a member."""
+
+    body_limits: ClassVar = _WITH_EXTRA
 
     theme: Theme | MISSING = MISSING
     language: Locale | MISSING = MISSING
@@ -162,6 +168,8 @@ class EventsRequest(
     },
 ):
     """One event, or `events` with up to 500 of them."""
+
+    body_limits: ClassVar = BodyLimits(max_bytes=1024 * 1024, max_values=25_000)
 
     kind: Kind | MISSING = MISSING
     occurred_at: OccurredAt | MISSING | None = MISSING
@@ -235,10 +243,23 @@ class EventCountAnswer(Schema):
     count: int
 
 
+class OtherEventCountAnswer(Schema):
+    """How many events of kinds that are not listed fell into the bucket, and how many such kinds there are in it."""
+
+    starts_at: Timestamp
+    kinds: int
+    count: int
+
+
 class SummaryAnswer(Schema):
-    """Counts per bucket and kind; empty buckets are left out."""
+    """Counts per bucket and kind; empty buckets are left out.
+
+    Of very many kinds the most frequent ones of the period are listed, about 10,000 counts in all, and `others` has the
+    sums of the rest.
+    """
 
     bucket: Bucket
     since: Timestamp
     until: Timestamp
     items: list[EventCountAnswer]
+    others: list[OtherEventCountAnswer] | MISSING = MISSING

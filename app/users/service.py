@@ -19,11 +19,14 @@ from app.kernel.point_reads import PointReads
 from app.users import queries
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
 from app.users.records import (
+    BUCKET_WIDTHS,
     CLOCK_SKEW,
     DEFAULT_PERIODS,
     LONGEST_PERIODS,
     MAX_EXTRA_BYTES,
     MAX_EXTRA_DEPTH,
+    MAX_SUMMARY_ITEMS,
+    MIN_SUMMARY_KINDS,
     Bucket,
     Event,
     EventBatch,
@@ -312,6 +315,8 @@ async def summarise_events(
         raise InvalidPeriod("`since` must lie before `until`.")
     if until - since > LONGEST_PERIODS[bucket]:
         raise InvalidPeriod(f"By {bucket}, a period has at most {LONGEST_PERIODS[bucket].days} days.")
+    buckets = (until - since) // BUCKET_WIDTHS[bucket] + 2
+    max_kinds = max(MIN_SUMMARY_KINDS, MAX_SUMMARY_ITEMS // buckets)
     async with db.read("users.summarise_events", sees=[events_tag(user_id)]) as conn:
-        counts = await queries.list_event_counts(conn, user_id, bucket, since, until)
-    return EventSummary(bucket, since, until, counts)
+        items, others = await queries.list_event_counts(conn, user_id, bucket, since, until, max_kinds)
+    return EventSummary(bucket, since, until, items, others)

@@ -15,6 +15,9 @@ from app.users.api import EventSummary, summarise_events
 KIND_REPORT = "report.activity"
 KIND_MAIL = "report.email"
 REPORT_LANE = "pdf"
+# Rows of the table, whose memory and time grow with them; the rest is one row, named as no kind can be.
+MAX_REPORT_KINDS = 100
+OTHER_KINDS = "Other kinds"
 REPORT_NAME = "activity.pdf"
 _LONGEST = timedelta(days=366)
 
@@ -63,6 +66,12 @@ def _data_of(summary: EventSummary) -> dict[str, Any]:
     for item in summary.items:
         by_day[item.starts_at.date()] += item.count
         by_kind[item.kind] += item.count
+    for others in summary.others:
+        by_day[others.starts_at.date()] += others.count
+    listed = sorted(by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
+    if summary.others or len(listed) > MAX_REPORT_KINDS:
+        listed = listed[:MAX_REPORT_KINDS]
+        listed.append((OTHER_KINDS, by_day.total() - sum(count for _, count in listed)))
     first = summary.since.date()
     last = (summary.until - timedelta(microseconds=1)).date()
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
@@ -70,10 +79,7 @@ def _data_of(summary: EventSummary) -> dict[str, Any]:
         "made": [last.year, last.month, last.day],
         "since": first.isoformat(),
         "until": last.isoformat(),
-        "total": by_kind.total(),
+        "total": by_day.total(),
         "days": [{"day": day.isoformat(), "count": by_day[day]} for day in days],
-        "kinds": [
-            {"kind": kind, "count": count}
-            for kind, count in sorted(by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
-        ],
+        "kinds": [{"kind": kind, "count": count} for kind, count in listed],
     }

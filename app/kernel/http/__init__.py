@@ -7,6 +7,7 @@ records with orjson; the response models only document it, and the tests hold th
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
+from app.kernel.http.body_limits import BodyLimits
 from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.encoding import AmbiguousPath, InvalidEncoding, check_path
 from app.kernel.http.json_input import MAX_JSON_DEPTH, InvalidJson, parse_json
@@ -30,6 +31,7 @@ __all__ = [
     "MAX_JSON_DEPTH",
     "PROBLEM_MEDIA_TYPE",
     "AmbiguousPath",
+    "BodyLimits",
     "DirectRoutes",
     "Email",
     "Id",

@@ -24,7 +24,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, NotFound, PayloadTooLarge
 from app.kernel.heads import send_whole
-from app.kernel.http.json_input import parse_json
 from app.kernel.http.problems import problem_of, problem_response
 from app.kernel.http.routing import StrictRoute
 
@@ -97,8 +96,10 @@ class DirectRoute:
     def __init__(self, route: StrictRoute, framework: ASGIApp, max_body_bytes: int) -> None:
         """Raises `_NotKnown` where the signature has something that only FastAPI can fill in."""
         self._framework = framework
-        self._max_body_bytes = max_body_bytes
         self._checks = route.checks
+        self._max_body_bytes = (
+            min(max_body_bytes, route.checks.limits.max_bytes) if route.checks.body else max_body_bytes
+        )
         self._has_body = route.body_field is not None
         self._endpoint = route.endpoint
         self.template = route.path_format
@@ -138,7 +139,7 @@ class DirectRoute:
                 return None
             # Starlette looks here when the handler asks for the body once more.
             request._body = raw  # noqa: SLF001 - see above
-            value = parse_json(raw)
+            value = request.scope["parsed_json"] = self._checks.parse(raw)
         # All that can be invalid comes first, because FastAPI must not call a dependency for a second time.
         calls = []
         for step in self._steps:

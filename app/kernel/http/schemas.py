@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from fastapi import Query
@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from app.kernel.addresses import MAX_EMAIL_LENGTH, parse_email
 from app.kernel.clock import in_utc
+from app.kernel.http.body_limits import BodyLimits
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
@@ -20,6 +21,9 @@ class Schema(BaseModel):
     """Base of all request and response models: no unknown fields, no conversion between types."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    # Of a request body; a model that holds more than a few dozen values sets its own.
+    body_limits: ClassVar[BodyLimits] = BodyLimits()
 
 
 def example(body: dict[str, Any]) -> Any:
