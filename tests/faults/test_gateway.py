@@ -202,7 +202,7 @@ async def test_who_has_no_time_for_all_hosts_goes_on_where_they_stopped(
     with black_hole() as first, black_hole() as second, black_hole() as third:
         hosts = ",".join(f"127.0.0.1:{port}" for port in (first, second, third))
         url = to_postgres.url.replace("127.0.0.1:", f"{hosts},127.0.0.1:")
-        database = await open_database(url=f"{url}?sslmode=disable", connect_timeout=5, acquire_timeout=0.25)
+        database = await open_database(url=url, connect_timeout=5, acquire_timeout=0.25)
         await answers_again(database)
 
 
@@ -212,7 +212,7 @@ async def test_a_host_that_was_slow_once_need_not_wait_for_one_that_says_nothing
     async with Proxy.before(database_url) as hung:
         hung.freeze()
         url = to_postgres.url.replace("127.0.0.1:", f"127.0.0.1:{hung.port},127.0.0.1:")
-        hosts = Hosts(f"{url}?sslmode=disable")
+        hosts = Hosts(url)
         (await hosts.connect(timeout=scaled(10))).terminate()
         async with to_postgres.frozen():
             with pytest.raises(TimeoutError):
@@ -235,7 +235,7 @@ async def test_each_connection_gives_up_a_machine_that_acknowledges_nothing(to_p
 async def test_a_machine_that_is_gone_is_noticed_before_a_statement_is_late(
     open_database: OpenDatabase, to_postgres: Proxy
 ) -> None:
-    url = f"{to_postgres.url}?sslmode=disable"
+    url = to_postgres.url
     database = await open_database(url=url, pool_size=1, connect_timeout=0.3, statement_timeout=300)
     await answers_again(database)
     to_postgres.cut_off()

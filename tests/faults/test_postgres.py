@@ -27,8 +27,7 @@ EVENT = {"kind": "page.viewed"}
 
 @pytest.fixture
 def environment(environment: dict[str, str], to_postgres: Proxy) -> dict[str, str]:
-    # Otherwise asyncpg looks for certificates in the home folder, for each connection, which the guard takes for ours.
-    return environment | {"DATABASE_URL": f"{to_postgres.url}?sslmode=disable"}
+    return environment | {"DATABASE_URL": to_postgres.url}
 
 
 async def are_answered(person: Person, number: int = 10) -> bool:
