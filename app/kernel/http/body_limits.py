@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel
 
 from app.kernel.errors import MAX_ERRORS, FieldError, PayloadTooLarge, Unprocessable, escape_pointer
+from app.kernel.http.json_input import MAX_JSON_DEPTH, InvalidJson
 
 # Elements of arrays are cheap beside objects and members.
 _ELEMENTS_PER_VALUE = 2
+_TOO_DEEP = b"[" * (MAX_JSON_DEPTH + 1)
 
 
 class BodyLimits(NamedTuple):
@@ -29,11 +31,14 @@ def check_values(body: bytes, limits: BodyLimits) -> None:
 
     Raises:
         PayloadTooLarge
+        InvalidJson: it is nested too deeply, which says more than that it is too large.
     """
     most = limits.max_values
     if len(body) > most and (
         body.count(b"{") + body.count(b"[") + body.count(b":") > most or body.count(b",") > most * _ELEMENTS_PER_VALUE
     ):
+        if _TOO_DEEP in body:
+            raise InvalidJson("The JSON is nested too deeply.")
         raise PayloadTooLarge(f"The JSON holds more than about {most} values.")
 
 

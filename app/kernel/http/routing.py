@@ -136,13 +136,13 @@ class Checks:
             _check_query(scope["query_string"], self._query_names)
         if self.body is not None:
             headers = headers_of(scope)
-            length = headers.get(b"content-length", b"0")
-            if length.isdigit() and int(length) > self.limits.max_bytes:
-                raise PayloadTooLarge
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise UnsupportedMediaType("Send the body without a content coding.", headers=_NO_CODING)
             if not (self.body == "json" and headers.get(b"content-type") == _JSON_TYPE):
                 self._check_media_type(headers, self.body)
+            length = headers.get(b"content-length", b"0")
+            if length.isdigit() and int(length) > self.limits.max_bytes:
+                raise PayloadTooLarge
 
     def _check_media_type(self, headers: Mapping[bytes, bytes], body: Literal["json", "form"]) -> None:
         header = headers.get(b"content-type")
