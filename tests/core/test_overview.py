@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from app.core.schemas import OverviewView
 from app.kernel.ids import new_id
 from tests.fixtures.answers import body_of, problem_of
-from tests.fixtures.application import Budget
+from tests.fixtures.application import Budget, stored
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 
 OVERVIEW = "/v1/overview"
@@ -33,6 +33,7 @@ async def test_two_statements_cold_and_none_hot(person: Person, budget: Budget, 
     with budget(2):
         cold = await person.get(OVERVIEW)
     redis = app.state.resources.redis
+    await stored(app)
     calls = redis.calls
     with budget(0):
         hot = await person.get(OVERVIEW)

@@ -5,13 +5,14 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.identity.schemas import ApiKeyList, NewApiKeyView
 from app.identity.service.tokens import decode_api_key
 from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
-from tests.fixtures.application import Budget
+from tests.fixtures.application import Budget, stored
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
 from tests.identity.conftest import LogIn
@@ -58,10 +59,11 @@ async def test_keys_are_made_once_an_idempotency_key_and_listed_by_pages(person:
 
 
 async def test_a_key_in_use_costs_nothing(
-    client: httpx.AsyncClient, person: Person, budget: Budget, resources: Resources
+    client: httpx.AsyncClient, person: Person, budget: Budget, app: FastAPI, resources: Resources
 ) -> None:
     key = await make_key(person, "profile:read")
     await client.get("/v1/users/me", headers=bearer(key))
+    await stored(app)
     calls = resources.redis.calls
     with budget(0):
         for _ in range(20):

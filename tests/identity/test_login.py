@@ -11,6 +11,7 @@ import asyncpg
 import httpx
 import pytest
 from argon2 import PasswordHasher
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from app.identity.api import Identity
@@ -21,7 +22,7 @@ from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
-from tests.fixtures.application import Budget
+from tests.fixtures.application import Budget, stored
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import in_time
@@ -61,7 +62,12 @@ async def test_the_device_cookie_is_secure_where_the_service_is(client: httpx.As
 
 
 async def test_login_costs_three_statements_and_an_authenticated_request_nothing(
-    client: httpx.AsyncClient, person: Person, budget: Budget, identity: Identity, resources: Resources
+    client: httpx.AsyncClient,
+    person: Person,
+    budget: Budget,
+    identity: Identity,
+    app: FastAPI,
+    resources: Resources,
 ) -> None:
     with budget(3) as seen:
         answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
@@ -69,6 +75,7 @@ async def test_login_costs_three_statements_and_an_authenticated_request_nothing
     assert [statement.label for statement in seen] == ["identity.login", "identity.login_user", "identity.open_session"]
     headers = {"Authorization": f"Bearer {answer.json()['tokens']['access_token']}"}
     await client.get("/v1/users/me", headers=headers)
+    await stored(app)
     calls = resources.redis.calls
     with budget(0):
         answers = [await client.get("/v1/users/me", headers=headers) for _ in range(50)]
