@@ -331,7 +331,7 @@ async def test_paths_that_nothing_is_found_for_are_logged_safely(
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             answer = await client.get(f"{sent}?token=in_the_address")
             # A path that is no UTF-8 is not looked for.
-            assert answer.status_code == (400 if "%ED" in sent else 404)
+            assert answer.status_code == (400 if "%9B" in sent or "%ED" in sent else 404)
     output = capfd.readouterr().out
     (line,) = [line for line in output.splitlines() if "unmatched" in line]
     path = json.loads(line)["path"] if log_format == "json" else line.split("unmatched ")[1].rpartition("  ")[0]
