@@ -12,7 +12,7 @@ from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
 from app.kernel.client import client_address, is_within
 from app.kernel.errors import NotFound
-from app.kernel.http import PROBLEM_MEDIA_TYPE, Router, json_fragment, json_response, problem_responses
+from app.kernel.http import PROBLEM_MEDIA_TYPE, PathName, Router, json_fragment, json_response, problem_responses
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.pacing import Paced
 from app.kernel.resources import Resources, ResourcesDep
@@ -124,7 +124,7 @@ async def get_front_page(request: Request) -> Response:
 
 
 @router.get("/problems/{code}", dependencies=[Public], response_class=HTMLResponse)
-async def get_problem_page(code: str) -> Response:
+async def get_problem_page(code: PathName) -> Response:
     """What the `type` of a problem means."""
     text = pages.problem_page(code)
     if text is None:

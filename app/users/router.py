@@ -184,7 +184,12 @@ async def record_events(
 # The entity tag says whose version it is, because one browser may know several users' `/v1/users/me`, and in which life
 # of the database: after a restore the same number stands for something else.
 def _etag(resources: Resources, user_id: UserId, version: int) -> str:
-    return f'"{user_id.hex}-{version}-{resources.incarnation.id.hex[:16]}"'
+    return f'"{user_id.hex}-{version}{_life(resources)}"'
+
+
+def _life(resources: Resources) -> str:
+    mark = resources.incarnation.mark.hex()
+    return f"-{mark[:16]}" if mark else ""
 
 
 def _versions(request: Request, resources: Resources, user_id: UserId) -> list[int] | None:
@@ -194,7 +199,7 @@ def _versions(request: Request, resources: Resources, user_id: UserId) -> list[i
     tags = if_match(request)
     if tags is None:
         return None
-    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}})-{resources.incarnation.id.hex[:16]}(?:-gzip)?"', re.ASCII)
+    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}}){_life(resources)}(?:-gzip)?"', re.ASCII)
     return [int(found[1]) for tag in tags if (found := pattern.fullmatch(tag))]
 
 

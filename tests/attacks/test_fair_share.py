@@ -14,37 +14,64 @@ from tests.fixtures.people import MakePerson
 from tests.fixtures.waiting import eventually
 
 
-def test_a_caller_holds_half_of_the_places_while_others_come() -> None:
+async def test_a_caller_holds_half_of_the_places_while_others_come() -> None:
     gate = Gate("test", FixedLimit(20), seats=0, max_wait=0)
     share = Share("test", gate)
 
-    def take(caller: str) -> bool:
-        if not gate.enters(share):
-            return False
-        if gate.hold(share, caller):
-            return True
-        gate.leave(share)
-        return False
+    async def take(caller: str) -> bool:
+        return gate.enters(share) and await gate.hold(share, caller)
 
     def give(caller: str) -> None:
         gate.leave(share)
         gate.release(caller)
 
     # Alone, all of them.
-    assert [take("greedy") for _ in range(21)] == [True] * 20 + [False]
+    assert [await take("greedy") for _ in range(21)] == [True] * 20 + [False]
     give("greedy")
-    assert take("other")
+    assert await take("other")
     # From now on what comes free is for the others.
     for _ in range(9):
         give("greedy")
-        assert not take("greedy") or gate.used < 20
-        assert take("other") or gate.used == 20
+        assert not await take("greedy") or gate.used < 20
+        assert await take("other") or gate.used == 20
     assert gate.held["greedy"] <= 12
     assert gate.held["greedy"] + gate.held["other"] == gate.used
     for caller in ("greedy", "other"):
         while caller in gate.held:
             give(caller)
     assert (gate.used, gate.held) == (0, {})
+
+
+async def test_a_burst_of_one_caller_waits_for_its_own_part() -> None:
+    gate = Gate("test", FixedLimit(8), seats=50, max_wait=60)
+    share = Share("test", gate)
+    go = asyncio.Event()
+    most = 0
+
+    async def request(caller: str) -> bool:
+        nonlocal most
+        assert gate.enters(share) or await gate.waits(share)
+        if not await gate.hold(share, caller):
+            return False
+        most = max(most, gate.held.get("greedy", 0))
+        await go.wait()
+        await asyncio.sleep(0)
+        gate.leave(share)
+        gate.release(caller)
+        return True
+
+    other = asyncio.create_task(request("other"))
+    await asyncio.sleep(0)
+    burst = [asyncio.create_task(request("greedy")) for _ in range(50)]
+    await asyncio.sleep(0)
+    gone = burst.pop()
+    gone.cancel()
+    go.set()
+    assert await asyncio.gather(other, *burst) == [True] * 50
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    # Of eight places one was the other's, and one was left for others to come.
+    assert (gate.used, share.used, gate.held, gate._parked, most) == (0, 0, {}, {}, 6)
 
 
 @pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="8", APP_HTTP_MAX_WAITING="0", APP_CACHE_ENABLED="false")

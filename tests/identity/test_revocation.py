@@ -93,8 +93,9 @@ async def _reset(cluster: Cluster, person: Person, admin: Person) -> httpx.Respo
     token, token_hash = new_one_time_token()
     await cluster.connection.execute(
         """
-        INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, expires_at)
-        VALUES ($1, 'reset_password', $2, now() + interval '1 hour')
+        INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, expires_at, version)
+        SELECT user_id, 'reset_password', $2, now() + interval '1 hour', version
+          FROM identity.accounts WHERE user_id = $1
         """,
         person.id,
         token_hash,

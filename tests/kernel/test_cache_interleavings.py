@@ -193,7 +193,7 @@ EVENTS = "SELECT id FROM users.events WHERE user_id = $1 ORDER BY created_at DES
 
 
 def version_in(headers: dict[bytes, bytes]) -> int:
-    return int(headers[b"etag"].decode().split("-")[1])
+    return int(headers[b"etag"].decode().strip('"').rpartition("-")[2])
 
 
 @pytest.fixture

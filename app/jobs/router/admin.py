@@ -16,7 +16,7 @@ from app.jobs.schemas import (
     SuppressionLifted,
 )
 from app.jobs.service import administration, mailing
-from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
+from app.kernel.http import Id, PageQueryDep, PathName, Router, json_response, problem_responses
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin", tags=["admin"])
@@ -34,7 +34,7 @@ async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> 
 
 
 @router.post("/queues/{lane}/pause", status_code=204)
-async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: str) -> Response:
+async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: PathName) -> Response:
     """Start no more jobs of a lane."""
     admin = actor_of(principal, device)
     await administration.pause_lane(
@@ -44,7 +44,7 @@ async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceD
 
 
 @router.post("/queues/{lane}/resume", status_code=204)
-async def resume_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: str) -> Response:
+async def resume_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: PathName) -> Response:
     """Start jobs of a lane again."""
     admin = actor_of(principal, device)
     await administration.pause_lane(

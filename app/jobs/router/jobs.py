@@ -27,6 +27,7 @@ from app.kernel.background import until
 from app.kernel.database import Tx
 from app.kernel.http import (
     Id,
+    PathName,
     Router,
     asked_to_wait,
     dump_json,
@@ -145,7 +146,7 @@ async def get_job(
     view = job_view(job)
     headers = {"Preference-Applied": f"wait={seconds}"} if seconds else {}
     return json_response(
-        view, headers=headers, etag=etag_of(resources.incarnation.id, job.id, job.version, view["state"])
+        view, headers=headers, etag=etag_of(resources.incarnation.mark, job.id, job.version, view["state"])
     )
 
 
@@ -223,7 +224,7 @@ async def download_artifact(
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Id,
-    name: str,
+    name: PathName,
 ) -> Response:
     """A file that a job made."""
     artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from fastapi import Query
+from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic_core import PydanticCustomError
 
@@ -47,6 +47,8 @@ def _to_utc(value: datetime) -> datetime:
 
 # Strictness is lifted for these two because JSON has no type of its own for them.
 Id = Annotated[UUID, Strict(strict=False)]
+# Only documented: what is named otherwise is not found. A percent-encoded sign would make the path ambiguous.
+PathName = Annotated[str, Path(json_schema_extra={"pattern": "^[A-Za-z0-9._~-]{1,255}$"})]
 Timestamp = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
 
 

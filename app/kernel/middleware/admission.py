@@ -141,11 +141,11 @@ async def take_place(scope: Scope) -> None:
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     scope["place"] = share
     scope["admitted_at"] = perf_counter()
-    hold_place(scope)
+    await hold_place(scope)
 
 
-def hold_place(scope: Scope) -> None:
-    """Counts a place as its caller's, once both are known.
+async def hold_place(scope: Scope) -> None:
+    """Counts a place as its caller's, once both are known; one that is not fair is given up and waited for.
 
     Raises:
         Overloaded: the caller has half of the places, and others want some.
@@ -154,7 +154,9 @@ def hold_place(scope: Scope) -> None:
     principal: Principal | None = scope.get("principal")
     if share is None or principal is None or "place_of" in scope:
         return
-    if not share.gate.hold(share, principal.user_id):
+    if not await share.gate.hold(share, principal.user_id):
+        # It has given its place up already.
+        del scope["place"]
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     scope["place_of"] = principal.user_id
 

@@ -171,6 +171,8 @@ class Gate:
         # Places by caller, as far as callers are known.
         self.held: dict[Hashable, int] = {}
         self._last_caller: Hashable = None
+        # Requests that gave up the place they had, by caller, in the order of coming.
+        self._parked: dict[Hashable, deque[tuple[asyncio.Future[None], Share]]] = {}
         self._shared_until = 0.0
         self._crowded_until = 0.0
         self._next_trial = 0.0
@@ -199,30 +201,75 @@ class Gate:
         self._on_full()
         return False
 
-    def hold(self, share: Share, caller: Hashable) -> bool:
-        """Notes whose place it is that was taken; False: the caller has as many as are fair while others want some."""
-        held = self.held.get(caller, 0)
+    async def hold(self, share: Share, caller: Hashable) -> bool:
+        """Notes whose place it is that was taken.
+
+        A caller that has as many as are fair while others want some gives it up, and waits until one comes free that no
+        other caller waits for. False: none did in time, and the place is gone.
+        """
         if caller != self._last_caller:
             if self._last_caller is not None:
                 self._shared_until = perf_counter() + _ALONE_AFTER_SECONDS
             self._last_caller = caller
-        if (
-            self.used >= self.limit.value
-            and held >= max(_LEAST_OF_CALLER, self.limit.value // 2)
-            and perf_counter() < self._shared_until
-        ):
-            share.over_part += 1
+        if self.used < self.limit.value or self._has_fair_part_left(caller):
+            self.held[caller] = self.held.get(caller, 0) + 1
+            return True
+        self.leave(share)
+        if sum(map(len, self._parked.values())) < self._seats and await self._gets_one_later(share, caller):
+            return True
+        share.over_part += 1
+        return False
+
+    async def _gets_one_later(self, share: Share, caller: Hashable) -> bool:
+        """Waits for a place of the caller's own part; False: none came free in time."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        parked = self._parked.setdefault(caller, deque())
+        parked.append((place, share))
+        try:
+            async with asyncio.timeout(self._max_wait):
+                await place
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if place.done() and not place.cancelled():
+                # It came in this very moment.
+                self.leave(share)
+                self.release(caller)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return False
-        self.held[caller] = held + 1
+        finally:
+            with suppress(ValueError):
+                parked.remove((place, share))
+            if not parked and self._parked.get(caller) is parked:
+                del self._parked[caller]
         return True
 
+    def _has_fair_part_left(self, caller: Hashable) -> bool:
+        fair = max(_LEAST_OF_CALLER, self.limit.value // 2)
+        return self.held.get(caller, 0) < fair or perf_counter() >= self._shared_until
+
     def release(self, caller: Hashable) -> None:
-        """The opposite of `hold`."""
+        """The opposite of `hold`, after `leave`."""
         held = self.held[caller] - 1
         if held:
             self.held[caller] = held
         else:
             del self.held[caller]
+        if self._parked:
+            self._let_in_parked()
+
+    def _let_in_parked(self) -> None:
+        """Gives the places that no other caller waits for to those that gave one up."""
+        for caller, parked in list(self._parked.items()):
+            while parked and self._has_fair_part_left(caller):
+                place, share = parked[0]
+                if place.cancelled():
+                    parked.popleft()
+                elif self.has_place and self.enters(share):
+                    parked.popleft()
+                    self.held[caller] = self.held.get(caller, 0) + 1
+                    place.set_result(None)
+                else:
+                    return
 
     def has_seat(self, share: Share) -> bool:
         """Whether somebody may wait; who may not counts as refused."""

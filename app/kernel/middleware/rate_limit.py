@@ -69,7 +69,7 @@ class RateLimit:
         if scope["type"] == "http":
             principal: Principal | None = scope.get("principal")
             if principal is not None:
-                hold_place(scope)
+                await hold_place(scope)
                 cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
                 limits = self._limits
                 bucket = limits.buckets.get(principal.quota_key)
