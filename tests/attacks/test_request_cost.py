@@ -17,6 +17,9 @@ from app.kernel.http import StrictRoute
 from app.kernel.http.body_limits import model_in
 from tests.fixtures.people import Person
 
+# The tracer that measures coverage takes longer than what it traces.
+pytestmark = pytest.mark.no_cover
+
 LONGEST_STEP = 0.02
 # Computing time of `_reference` on the machine for which that holds; on a slower or shared one all takes longer.
 _REFERENCE_SECONDS = 0.005

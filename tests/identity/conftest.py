@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
@@ -50,8 +51,12 @@ class Mailbox:
 
     def letters(self, to: str) -> list[Letter]:
         """All to this address, the oldest first."""
-        files = sorted(self._folder.glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)
-        letters = [_letter(message_from_bytes(file.read_bytes(), policy=policy.default)) for file in files]
+        found = []
+        for file in self._folder.glob("*.eml"):
+            # The purge of an account deletes its messages meanwhile.
+            with suppress(FileNotFoundError):
+                found.append((file.stat().st_mtime_ns, file.read_bytes()))
+        letters = [_letter(message_from_bytes(content, policy=policy.default)) for _, content in sorted(found)]
         return [letter for letter in letters if letter.to == to]
 
     async def letter(self, to: str, subject: str, *, number: int = 1) -> Letter:
