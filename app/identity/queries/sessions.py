@@ -277,7 +277,7 @@ async def delete_ended_sessions(tx: Tx, before: datetime, limit: int) -> int:
     return int((await tx.execute(DELETE_ENDED_SESSIONS, before, limit)).removeprefix("DELETE "))
 
 
-# Their tokens are of a life of the database that was lost, so nobody can use them any more.
+# Their tokens are of a life of the database that was lost, and are refused.
 END_SESSIONS_OF_BEFORE = """
 UPDATE identity.sessions
    SET revoked_at = now(), revoke_reason = 'database_restored'

@@ -77,7 +77,7 @@ async def list_attempts(db: Database, job_id: UUID) -> list[FailedAttempt]:
 async def retry_any_job(
     db: Database, queue: Queue, cache: Cache, job_id: UUID, *, clock: Clock | None = None, admin: Actor | None = None
 ) -> AdminJob:
-    """Starts anybody's failed or cancelled job over. `admin`: as above; the owner of the job sees it too.
+    """Starts a failed or cancelled job of any user over. `admin`: as above; the owner of the job sees it too.
 
     Raises:
         TokenRevoked, RoleRequired: `admin` is no administrator any more.

@@ -53,7 +53,7 @@ async def email_invoice(tx: Tx, queue: Queue, cache: Cache, user_id: UserId, inv
     Raises:
         InvoiceNotFound
         InvoiceNotReady: the PDF has not been made yet.
-        EmailNotVerified: an account whose address is not verified sends to nobody but itself.
+        EmailNotVerified: an account whose address is not verified sends only to itself.
     """
     invoice = await get_invoice(tx, user_id, invoice_id)
     if invoice.status == "pending":

@@ -142,7 +142,7 @@ class Postman:
         Raises:
             MailWithheld: that is too far away.
         """
-        # Of somebody's words to another person every tag of a mailbox counts; a person may use tags for accounts.
+        # For one user's words to another person every tag of a mailbox counts; a person may use tags for accounts.
         counted = mailbox_of(address) if mail.purpose == "invoice" else address
         recipient_hash = hash_address(self._keys, f"{mail.purpose}|{counted}")
         sender_id = mail.account if mail.purpose != "notice" else None

@@ -1,4 +1,4 @@
-"""Names of webhook receivers, looked up where a slow name server keeps nobody but its own user waiting.
+"""Names of webhook receivers, looked up where a slow name server delays only its own user.
 
 The system's look-up cannot be interrupted, so it has threads of its own, of which one user never holds more than a few:
 the event loop's own ones also find our servers, and are few.

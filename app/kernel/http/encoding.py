@@ -23,7 +23,7 @@ class AmbiguousPath(BadRequest):
 
 
 def check_path(raw: bytes) -> None:
-    """Lets a path pass whose routing nobody can take for another one's.
+    """Lets a path pass that cannot be routed as another one.
 
     Raises:
         InvalidEncoding: it is not percent-encoded UTF-8.

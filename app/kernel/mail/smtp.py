@@ -87,7 +87,7 @@ class SmtpTransport:
             try:
                 yield client
             except BaseException as error:
-                # After a refusal the dialogue is in step; after anything else nobody knows where it stands.
+                # After a refusal the dialogue is in step; after anything else its state is unknown.
                 if isinstance(error, aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientsRefused):
                     self._idle.append(_IdleConnection(client, monotonic()))
                 else:
