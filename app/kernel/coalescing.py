@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from app.kernel.background import Background
+from app.kernel.callers import caller_var
 from app.kernel.errors import Unavailable
 
 K = TypeVar("K", bound=Hashable)
@@ -70,6 +71,8 @@ class Coalescer(Generic[K, V]):
         self._schedule()
 
     async def _answer(self, batch: Sequence[tuple[K, "asyncio.Future[V | None]"]]) -> None:
+        # The task was begun by one request, but asks for all of them.
+        caller_var.set(None)
         try:
             await self._answer_batch(batch)
         finally:

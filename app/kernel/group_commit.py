@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from prometheus_client import Histogram
 
 from app.kernel.background import Background
+from app.kernel.callers import caller_var
 from app.kernel.errors import Unavailable
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class GroupCommit(Generic[T, R]):
         await self._background.close()
 
     async def _write_all(self) -> None:
+        # The task was begun by one request, but writes for all of them.
+        caller_var.set(None)
         try:
             while self._waiting:
                 await self._write_group(self._next_group())

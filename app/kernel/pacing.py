@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from app.kernel.background import Background
+from app.kernel.callers import caller_var
 
 T = TypeVar("T")
 
@@ -43,6 +44,8 @@ class Paced(Generic[T]):
         await self._background.close()
 
     async def _run(self) -> None:
+        # The task was begun by one request, but answers all of them.
+        caller_var.set(None)
         try:
             while self._next is not None:
                 await asyncio.sleep(max(0.0, self._rests_until - monotonic()))

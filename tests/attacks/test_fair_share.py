@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
+import asyncpg
+import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -11,6 +13,7 @@ from app.kernel.middleware.gate import FixedLimit, Gate, Share
 from app.users import service
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson
+from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 
 
@@ -43,7 +46,7 @@ async def test_a_caller_holds_half_of_the_places_while_others_come() -> None:
 
 
 async def test_a_burst_of_one_caller_waits_for_its_own_part() -> None:
-    gate = Gate("test", FixedLimit(8), seats=50, max_wait=60)
+    gate = Gate("test", FixedLimit(8), seats=50, max_wait=60, max_parked=100)
     share = Share("test", gate)
     go = asyncio.Event()
     most = 0
@@ -122,3 +125,71 @@ async def test_owners_take_turns_in_a_group_commit() -> None:
     assert [await task for task in (first, *rest)] == ["a0", "a1", "a2", "a3", "a4", "b1", "b2", "c1"]
     assert groups == [["a0"], ["a1", "b1", "c1"], ["a2", "b2", "a3"], ["a4"]]
     await group.close()
+
+
+WAITING_READS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%users.events%'
+"""
+
+
+@pytest.mark.settings(APP_DATABASE_POOL_SIZE="6", APP_CACHE_ENABLED="false")
+async def test_long_reads_of_one_user_leave_connections_for_others(
+    app: FastAPI, client: httpx.AsyncClient, make_person: MakePerson, connection: Connection, database_url: str
+) -> None:
+    greedy, other = [await make_person() for _ in range(2)]
+    body = {"name": "k", "scopes": ["events:read"]}
+    key = (await greedy.post("/v1/auth/api-keys", json=body)).json()["key"]
+    headers = [greedy.headers, {"Authorization": f"Bearer {key}"}]
+    locker = await asyncpg.connect(database_url)
+    try:
+        await locker.execute("BEGIN")
+        await locker.execute("LOCK TABLE users.events IN ACCESS EXCLUSIVE MODE")
+        reads = [
+            asyncio.create_task(client.get(f"/v1/users/me/events?limit={number + 1}", headers=headers[number % 2]))
+            for number in range(14)
+        ]
+
+        async def three_wait() -> bool:
+            return bool(await connection.fetchval(WAITING_READS) == 3)
+
+        await eventually(three_wait)
+        # Whatever number of reads the one has sent, the other's find a connection; and so do the other's writes.
+        for number in range(5):
+            assert (await other.get(f"/v1/jobs?limit={number + 1}")).status_code == 200
+        assert (await other.patch("/v1/users/me", json={"display_name": "Ann"})).status_code == 200
+        assert await connection.fetchval(WAITING_READS) == 3
+    finally:
+        await locker.close()
+    # None of the burst was refused for what the rest of it held.
+    assert [answer.status_code for answer in await asyncio.gather(*reads)] == [200] * 14
+
+
+@pytest.mark.settings(
+    APP_HTTP_TRUSTED_PROXIES="127.0.0.1", APP_IDENTITY_HASH_THREADS="2", APP_IDENTITY_HASH_QUEUE="6",
+    APP_HTTP_MAX_WAITING="0",
+)  # fmt: skip
+async def test_log_ins_of_one_network_leave_slots_and_threads_for_others(
+    app: FastAPI, client: httpx.AsyncClient, make_person: MakePerson
+) -> None:
+    person = await make_person()
+    hashing = app.state.identity.hashing
+
+    async def log_in(network: str, email: str) -> httpx.Response:
+        body = {"email": email, "password": person.password}
+        return await client.post("/v1/auth/login", json=body, headers={"X-Forwarded-For": network})
+
+    for network in ("2001:db8:1::1", "192.0.2.1"):
+        assert (await log_in(network, person.email)).status_code == 200
+    assert all(hashing._turns.try_acquire(None) for _ in range(2))
+    # A /64 is one network, however many addresses it has.
+    first = [asyncio.create_task(log_in(f"2001:db8:1::{number}", f"{number}@example.com")) for number in range(7)]
+    await eventually(lambda: hashing._used == 7)
+    other = asyncio.create_task(log_in("192.0.2.1", person.email))
+    await eventually(lambda: hashing._used == 8)
+    hashing._turns.release(None)
+    hashing._turns.release(None)
+    # It comes second, not behind the seven that were there before.
+    assert hashing._turns._held == {"2001:db8:1::/64": 1, "192.0.2.1/32": 1}
+    assert (await other).status_code == 200
+    assert [answer.status_code for answer in await asyncio.gather(*first)] == [401] * 7

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -15,7 +15,9 @@ from prometheus_client import Gauge, Histogram
 
 from app.identity.errors import HashingOverloaded
 from app.identity.settings import IdentitySettings
+from app.kernel.callers import caller_key
 from app.kernel.disconnects import ClientGone, when_client_goes
+from app.kernel.fair_slots import FairSlots
 
 T = TypeVar("T")
 
@@ -38,6 +40,8 @@ class PasswordHashing:
         )
         threads = settings.hash_threads or _cores()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="password-hash", initializer=_step_back)
+        # Users and networks take turns at the threads, so that the log-ins of one do not let those of others wait.
+        self._turns = FairSlots(threads, lends_idle=True)
         # Hashes that may run or wait at one time.
         self.places = threads + settings.hash_queue
         self._used = 0
@@ -81,20 +85,31 @@ class PasswordHashing:
         self._used += 1
         self.count += 1
         _hash_waiting.inc()
+        caller = caller_key()
+        try:
+            if not self._turns.try_acquire(caller):
+                await self._wait_for_turn(caller)
+        except BaseException:
+            self._leave()
+            raise
         future = self._pool.submit(self._timed, work)
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end_turn, caller))
+        return await asyncio.wrap_future(future)
+
+    async def _wait_for_turn(self, caller: Hashable) -> None:
+        turn = self._turns.wait(caller)
         is_dropped = False
 
         def drop() -> None:
             nonlocal is_dropped
-            # Does nothing once a thread has it.
-            is_dropped = future.cancel()
+            is_dropped = turn.cancel()
 
         with when_client_goes(drop):
             try:
-                return await asyncio.wrap_future(future)
+                await turn
             except asyncio.CancelledError:
+                self._turns.withdraw(caller, turn)
                 if is_dropped:
                     raise ClientGone from None
                 raise
@@ -102,6 +117,10 @@ class PasswordHashing:
     def _timed(self, work: Callable[[], T]) -> T:
         with _hash_seconds.time():
             return work()
+
+    def _end_turn(self, caller: Hashable) -> None:
+        self._turns.release(caller)
+        self._leave()
 
     def _leave(self) -> None:
         self._used -= 1

@@ -57,6 +57,10 @@ class PoolExhausted(Unavailable):
     title = "All database connections are busy"
 
 
+class OwnConnectionsBusy(PoolExhausted):
+    """The caller's other requests hold all connections that it may have; the pool has more."""
+
+
 class TransactionConflict(Unavailable):
     """Concurrent transactions collided (SQLSTATE 40001, 40P01, or a plan invalidated by DDL); a retry may succeed."""
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import asyncpg
 from prometheus_client import Histogram
 
+from app.kernel.callers import caller_key
 from app.kernel.database.failures import DatabaseUnavailable, is_broken
 from app.kernel.database.pools import CONNECT_ERRORS, Pool
 from app.kernel.database.replicas import Replica
@@ -40,6 +41,7 @@ class Loan:
 
     __slots__ = (
         "_acquired_at",
+        "_caller",
         "_lender",
         "_lent_by",
         "_pool",
@@ -57,6 +59,7 @@ class Loan:
         self._unit = unit
         self._timeout = timeout
         self._writes = writes
+        self._caller = caller_key()
         self._replica: Replica | None = None
         self._replica_pool: Pool | None = None
         self._lent_by = pool
@@ -75,7 +78,7 @@ class Loan:
         """
         started = perf_counter()
         if self._replica is not None and (pool := self._replica_pool) is not None:
-            self.connection, self._lent_by = await self._replica.acquire(pool), pool
+            self.connection, self._lent_by = await self._replica.acquire(pool, self._caller), pool
         if self.connection is None:
             self._replica, self._lent_by = None, self._pool
             self.connection = await self._acquire()
@@ -84,7 +87,7 @@ class Loan:
 
     async def _acquire(self, *, may_fail: bool = True) -> Any:
         try:
-            return await self._pool.acquire(self._timeout, writes=self._writes)
+            return await self._pool.acquire(self._timeout, self._caller, writes=self._writes)
         except TimeoutError as error:
             raise DatabaseUnavailable from error
         except CONNECT_ERRORS as error:
@@ -99,7 +102,7 @@ class Loan:
             return
         connection, self.connection = self.connection, None
         try:
-            await self._lent_by.release(connection, writes=self._writes)
+            await self._lent_by.release(connection, self._caller, writes=self._writes)
         except CONNECT_ERRORS:
             _terminate(connection)
         _unit_seconds.labels(self._unit).observe(perf_counter() - self._acquired_at)

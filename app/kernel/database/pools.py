@@ -4,14 +4,18 @@ import asyncio
 import os
 import socket
 from collections import deque
+from collections.abc import Hashable
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
-from app.kernel.database.failures import PoolExhausted
+from app.kernel.callers import OWN_WAIT_SECONDS, caller_var
+from app.kernel.database.failures import OwnConnectionsBusy, PoolExhausted
 from app.kernel.database.units import Row
+from app.kernel.fair_slots import FairSlots
 from app.kernel.settings import DatabaseSettings
 
 CONNECT_ERRORS = (
@@ -167,15 +171,14 @@ class Hosts:
 
 
 class Pool:
-    """asyncpg's pool with a queue before it: there, a newcomer may take what somebody else was woken for, who then
-    waits again behind all others. With many more callers than connections some wait until their time is over.
-    Writes get four fifths of the connections, so that reads go on while writes wait for a lock or for a standby.
+    """asyncpg's pool behind slots of our own: its queue lets a newcomer take what another waiter was woken for, and
+    one caller take everything. Writes get four fifths of the connections, so that reads go on while writes wait for a
+    lock or for a standby.
     """
 
     def __init__(self, pool: "asyncpg.Pool[Row]", size: int) -> None:
         self._pool = pool
-        self._turns = asyncio.Semaphore(size)
-        self._writers = asyncio.Semaphore(size - size // _READERS_SHARE)
+        self._slots = FairSlots(size, max_writes=size - size // _READERS_SHARE)
         self.terminate = pool.terminate
 
     @property
@@ -193,48 +196,47 @@ class Pool:
             if holder.is_idle():
                 holder.terminate()
 
-    async def acquire(self, timeout: float, *, writes: bool = False) -> Any:
-        """A connection, made if there is none; each step may take `timeout` seconds, and so may its release.
+    async def acquire(self, timeout: float, caller: Hashable = None, *, writes: bool = False) -> Any:
+        """A connection for `caller`, made if there is none; each step may take `timeout` seconds, as may its release.
+
+        A caller that waits for its own connections may do so for `OWN_WAIT_SECONDS`.
 
         Raises:
             PoolExhausted: there was no turn in that time. TimeoutError and what else making a connection raises.
         """
-        if self._turns.locked() or (writes and self._writers.locked()):
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._take_turn(writes=writes)
-            except TimeoutError as error:
-                raise PoolExhausted from error
-        else:
-            await self._take_turn(writes=writes)
+        if not self._slots.try_acquire(caller, writes=writes):
+            await self._wait(timeout, caller, writes=writes)
         try:
             # The time-out also bounds asyncpg's release, which would otherwise wait for a frozen server for ever.
             return await self._pool.acquire(timeout=timeout)
         except BaseException:
-            self._end_turn(writes=writes)
+            self._slots.release(caller, writes=writes)
             raise
 
-    async def release(self, connection: Any, *, writes: bool = False) -> None:
-        """Gives back what was acquired, with the same `writes`."""
+    async def release(self, connection: Any, caller: Hashable = None, *, writes: bool = False) -> None:
+        """Gives back what was acquired, with the same `caller` and `writes`."""
         try:
             await self._pool.release(connection)
         finally:
-            self._end_turn(writes=writes)
+            self._slots.release(caller, writes=writes)
 
-    async def _take_turn(self, *, writes: bool) -> None:
-        if writes:
-            await self._writers.acquire()
+    async def _wait(self, timeout: float, caller: Hashable, *, writes: bool) -> None:
+        waits_for_itself = self._slots.waits_for_itself(caller)
+        started = monotonic()
+        slot = self._slots.wait(caller, writes=writes)
         try:
-            await self._turns.acquire()
+            async with asyncio.timeout(max(timeout, OWN_WAIT_SECONDS) if waits_for_itself else timeout):
+                await slot
+        except TimeoutError as error:
+            self._slots.withdraw(caller, slot, writes=writes)
+            raise (OwnConnectionsBusy if waits_for_itself else PoolExhausted) from error
         except BaseException:
-            if writes:
-                self._writers.release()
+            self._slots.withdraw(caller, slot, writes=writes)
             raise
-
-    def _end_turn(self, *, writes: bool) -> None:
-        self._turns.release()
-        if writes:
-            self._writers.release()
+        finally:
+            request = caller_var.get()
+            if waits_for_itself and request is not None:
+                request.waited += monotonic() - started
 
     async def close(self) -> None:
         """Waits for the units under way, at most five seconds, then closes all connections."""

@@ -11,7 +11,7 @@ since, however large its LSN.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from prometheus_client import Counter, Gauge
 
 from app.kernel.background import Background
-from app.kernel.database.failures import PoolExhausted
+from app.kernel.database.failures import OwnConnectionsBusy, PoolExhausted
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.errors import Unavailable
 from app.kernel.settings import DatabaseSettings
@@ -92,10 +92,16 @@ class Replica:
         self.export_pool: Pool | None = None
         self._watching: Any = None
 
-    async def acquire(self, pool: Pool) -> Any:
-        """A connection of one of its pools, or None."""
+    async def acquire(self, pool: Pool, caller: Hashable) -> Any:
+        """A connection of one of its pools, or None.
+
+        Raises:
+            OwnConnectionsBusy: which says nothing of the replica.
+        """
         try:
-            connection = await pool.acquire(_ACQUIRE_SECONDS)
+            connection = await pool.acquire(_ACQUIRE_SECONDS, caller)
+        except OwnConnectionsBusy:
+            raise
         except (*CONNECT_ERRORS, PoolExhausted) as error:
             self.note_failure(error)
             return None

@@ -1,7 +1,7 @@
 """Lets in as many requests as can be worked on, lets a few wait shortly, and refuses the rest early and cheaply."""
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from itertools import cycle
 from time import perf_counter
 
@@ -9,6 +9,7 @@ import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
+from app.kernel.callers import Caller, caller_var
 from app.kernel.errors import Unavailable
 from app.kernel.http import PROBLEM_MEDIA_TYPE
 from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
@@ -54,10 +55,15 @@ class Admission:
         highest = settings.max_in_flight
         limit = AdaptiveLimit(lowest=min(_LOWEST_LIMIT, highest), start=min(_FIRST_LIMIT, highest), highest=highest)
         feel = self._feel_pressure
-        work = Gate("work", limit, seats=settings.max_waiting, max_wait=settings.max_wait, on_full=feel)
+        parked = 2 * settings.max_waiting
+        work = Gate(
+            "work", limit, seats=settings.max_waiting, max_wait=settings.max_wait, max_parked=parked, on_full=feel
+        )
         self._reads = Share("read", work, _RESERVED)
         self._writes = Share("write", work, _RESERVED)
-        self._log_ins = Share("log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0, on_full=feel))
+        self._log_ins = Share(
+            "log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0, max_parked=parked, on_full=feel)
+        )
         self._gates = (work, self._log_ins.gate)
         self._remembered = frozenset(remembered)
         self._lies_in_memory = lies_in_memory
@@ -147,18 +153,31 @@ async def take_place(scope: Scope) -> None:
 async def hold_place(scope: Scope) -> None:
     """Counts a place as its caller's, once both are known; one that is not fair is given up and waited for.
 
+    The caller is the user, or the network of a client that has not proved to be one (`scope["network"]`).
+
     Raises:
         Overloaded: the caller has half of the places, and others want some.
     """
     share: Share | None = scope.get("place")
-    principal: Principal | None = scope.get("principal")
-    if share is None or principal is None or "place_of" in scope:
+    if share is None or "caller" in scope:
         return
-    if not await share.gate.hold(share, principal.user_id):
+    principal: Principal | None = scope.get("principal")
+    key: Hashable = principal.user_id if principal is not None else scope.get("network")
+    if key is None:
+        return
+    if not await share.gate.hold(share, key):
         # It has given its place up already.
         del scope["place"]
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
-    scope["place_of"] = principal.user_id
+    caller = scope["caller"] = Caller(key)
+    caller_var.set(caller)
+
+
+def change_caller(scope: Scope) -> None:
+    """The client has proved to be a user: its place, if it has one, is no longer its network's (`hold_place`)."""
+    caller: Caller | None = scope.pop("caller", None)
+    if caller is not None:
+        scope["place"].gate.release(caller.key)
 
 
 def leave_place(scope: Scope) -> None:
@@ -166,11 +185,15 @@ def leave_place(scope: Scope) -> None:
     share: Share | None = scope.pop("place", None)
     if share is not None:
         now = perf_counter()
-        share.gate.observe(scope.get("endpoint") or scope.get("route_template"), now - scope["admitted_at"], now)
-        share.gate.leave(share)
-        caller = scope.pop("place_of", None)
+        seconds = now - scope["admitted_at"]
+        caller: Caller | None = scope.pop("caller", None)
         if caller is not None:
-            share.gate.release(caller)
+            # That says nothing of the load.
+            seconds -= caller.waited
+        share.gate.observe(scope.get("endpoint") or scope.get("route_template"), seconds, now)
+        share.gate.leave(share)
+        if caller is not None:
+            share.gate.release(caller.key)
     elif (share := scope.pop("seat", None)) is not None:
         share.coming -= 1
 

@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Authenticator, InvalidToken, bearer_token
 from app.kernel.errors import AppError
-from app.kernel.middleware.admission import take_place
+from app.kernel.middleware.admission import change_caller, hold_place, take_place
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
 from app.kernel.request_headers import headers_of
 
@@ -33,6 +33,7 @@ class Authentication:
                 elif await self._networks.admit(scope, send):
                     # Looking a token up costs more than most requests.
                     await take_place(scope)
+                    await hold_place(scope)
                     await self._authenticate(scope, header)
                 else:
                     return
@@ -49,3 +50,4 @@ class Authentication:
             scope["authentication_error"] = error
         else:
             self._networks.give_back(scope)
+            change_caller(scope)

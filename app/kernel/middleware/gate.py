@@ -8,6 +8,8 @@ from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from app.kernel.callers import OWN_WAIT_SECONDS
+
 _limit = Gauge("app_admission_limit", "Places at the moment.", ["pool"], multiprocess_mode="livesum")
 _in_flight = Gauge("app_admission_inflight", "Requests that have a place.", ["class"], multiprocess_mode="livesum")
 _queue_seconds = Histogram("app_admission_queue_seconds", "Waits for a place, also those in vain.", ["class"])
@@ -158,15 +160,22 @@ class Gate:
         *,
         seats: int,
         max_wait: float,
+        max_parked: int | None = None,
         on_full: Callable[[], None] = _ignore,
     ) -> None:
-        """`on_full` is called whenever somebody finds no place."""
+        """`on_full` is called whenever a request finds no place.
+
+        `max_parked` requests (by default as many as `seats`) may wait for a place of their own caller's part, for
+        `OWN_WAIT_SECONDS` if that is longer than `max_wait`.
+        """
         self.name = name
         self.used = 0
         self.limit = limit
         self.shares: list[Share] = []
         self._seats = seats
         self._max_wait = max_wait
+        self._max_own_wait = max(max_wait, OWN_WAIT_SECONDS)
+        self._max_parked = seats if max_parked is None else max_parked
         self._on_full = on_full
         # Places by caller, as far as callers are known.
         self.held: dict[Hashable, int] = {}
@@ -215,7 +224,9 @@ class Gate:
             self.held[caller] = self.held.get(caller, 0) + 1
             return True
         self.leave(share)
-        if sum(map(len, self._parked.values())) < self._seats and await self._gets_one_later(share, caller):
+        # As with places: half of what the others leave.
+        free = self._max_parked - sum(map(len, self._parked.values()))
+        if len(self._parked.get(caller, ())) < free and await self._gets_one_later(share, caller):
             return True
         share.over_part += 1
         return False
@@ -226,7 +237,7 @@ class Gate:
         parked = self._parked.setdefault(caller, deque())
         parked.append((place, share))
         try:
-            async with asyncio.timeout(self._max_wait):
+            async with asyncio.timeout(self._max_own_wait):
                 await place
         except (TimeoutError, asyncio.CancelledError) as error:
             if place.done() and not place.cancelled():

@@ -31,6 +31,7 @@ class NetworkQuota:
         network = network_of(client_address(scope, self._settings))
         key = f"limits:network:{network}"
         bucket = self._limits.buckets.get(key) or self._limits.open(self._limits.network, key)
+        scope["network"] = network
         scope["quota"] = bucket
         scope["paid"] = 1.0
         if await self._limits.spend(bucket, 1.0):
@@ -83,10 +84,10 @@ class RateLimit:
                 elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
                     await self._refusal.send(bucket, send)
                     return
-            elif (
-                "quota" not in scope and scope["path"] not in UNLIMITED and not await self._networks.admit(scope, send)
-            ):
-                return
+            elif "quota" not in scope and scope["path"] not in UNLIMITED:
+                if not await self._networks.admit(scope, send):
+                    return
+                await hold_place(scope)
         await self._app(scope, receive, send)
 
 

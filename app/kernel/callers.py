@@ -1,0 +1,30 @@
+"""On whose behalf the code at hand runs: a user with all keys and sessions, or the network of an anonymous client.
+
+Shared resources read it to keep one caller from taking all of them (`kernel.fair_slots`). Work that serves many callers
+at once, or none, runs without one.
+"""
+
+from collections.abc import Hashable
+from contextvars import ContextVar
+
+# How long a request waits for other requests of its own caller, so that a burst is served instead of refused.
+OWN_WAIT_SECONDS = 2.0
+
+
+class Caller:
+    """One request of a caller. `waited` are the seconds that it has waited for other requests of the same caller."""
+
+    __slots__ = ("key", "waited")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.waited = 0.0
+
+
+caller_var: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def caller_key() -> Hashable:
+    """The caller of the request at hand; None: there is none."""
+    caller = caller_var.get()
+    return None if caller is None else caller.key
