@@ -2,6 +2,9 @@
 
 Key and effect are committed in one transaction, so a crash leaves either both or neither. The stored answer is sealed
 with the key itself, because it may hold what is shown only once.
+
+What one caller can make us keep is bounded (`APP_HTTP_IDEMPOTENCY_KEYS`). Beyond it a new key is refused and an old one
+still answers: dropping the oldest would let a late repetition take effect a second time.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,10 +18,18 @@ from app.kernel.database import Database, Tx, retries_conflicts, retries_lost_se
 from app.kernel.errors import BadRequest, Conflict, Unprocessable
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys, SealBroken
+from app.kernel.rate_limits import QuotaExceeded
 from app.kernel.resources import Resources
 
 KEPT_FOR = timedelta(hours=24)
 MAX_KEY_LENGTH = 255
+# Keys are hashes, so each of the slices that two hexadecimal digits make has as many; one of them is counted quickly.
+# Whatever keys a caller chooses, all slices together hold no more than the limit.
+_SLICES = 256
+_SLICE_DIGITS = 2
+# An answer counts as so many keys as it has times this size.
+_COUNTED_BYTES = 1024
+_RETRY_SECONDS = 3600
 _REPLAYED_HEADERS = ("location", "etag", "content-type")
 _SERVER_ERROR = 500
 
@@ -35,6 +46,10 @@ class IdempotencyKeyReused(Unprocessable):
     title = "The Idempotency-Key was used for another request"
 
 
+class TooManyIdempotencyKeys(QuotaExceeded):
+    """The client may send the request without a key, or once older keys have ended."""
+
+
 class RequestInProgress(Conflict):
     code = "request_in_progress"
     title = "A request with this Idempotency-Key is still running"
@@ -44,15 +59,22 @@ class RequestInProgress(Conflict):
 # looks at the newest row of the key, also at one that was committed after the statement began.
 CLAIM_KEY = """
 WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended($6, 0)) AS is_held),
+     slice AS MATERIALIZED (
+       SELECT coalesce(sum(1 + coalesce(octet_length(body), 0) / $9), 0) >= $8 AS is_full
+         FROM (SELECT body FROM kernel.idempotency_keys
+                WHERE caller = $1 AND operation = $2 AND key >= $7 AND key < $7 || 'g' LIMIT $8) AS kept),
      claim AS (
        INSERT INTO kernel.idempotency_keys (caller, operation, key, request_hash, created_at, expires_at)
-       SELECT $1::text, $2::text, $3::text, $4::bytea, now(), now() + $5::interval FROM lock WHERE lock.is_held
+       SELECT $1::text, $2::text, $3::text, $4::bytea, now(), now() + $5::interval FROM lock, slice
+        WHERE lock.is_held
+          AND (NOT slice.is_full
+               OR EXISTS (SELECT FROM kernel.idempotency_keys WHERE caller = $1 AND operation = $2 AND key = $3))
        ON CONFLICT (caller, operation, key) DO UPDATE
           SET request_hash = excluded.request_hash, status = NULL, body = NULL,
               created_at = excluded.created_at, expires_at = excluded.expires_at
         WHERE idempotency_keys.expires_at <= excluded.created_at
        RETURNING key)
-SELECT lock.is_held, EXISTS (SELECT FROM claim) AS is_fresh FROM lock
+SELECT lock.is_held, slice.is_full, EXISTS (SELECT FROM claim) AS is_fresh FROM lock, slice
 """
 
 GET_ANSWER = """
@@ -95,6 +117,7 @@ async def idempotent(
         InvalidIdempotencyKey: it is empty, longer than 255 characters, or not printable ASCII.
         IdempotencyKeyReused: it came with another body before.
         RequestInProgress: the first request with it has not finished.
+        TooManyIdempotencyKeys: it is new, and too many of this caller and operation are kept.
     """
     key = _key_of(request)
     if key is None:
@@ -141,12 +164,30 @@ async def _with_key(
     seal_context = f"{caller}\0{operation}\0{key}".encode()
     async with resources.db.transaction(operation) as tx:
         lock = f"{caller}|{operation}|{key_hash}"
-        claim = await tx.fetchrow(CLAIM_KEY, caller, operation, key_hash, request_hash, KEPT_FOR, lock)
+        claim = await tx.fetchrow(
+            CLAIM_KEY,
+            caller,
+            operation,
+            key_hash,
+            request_hash,
+            KEPT_FOR,
+            lock,
+            key_hash[:_SLICE_DIGITS],
+            max(1, resources.http.idempotency_keys // _SLICES),
+            _COUNTED_BYTES,
+        )
         if claim is None or not claim["is_held"]:
             _outcomes_total.labels("in_progress").inc()
             raise RequestInProgress
         if not claim["is_fresh"]:
             stored = await tx.fetchrow(GET_ANSWER, caller, operation, key_hash)
+            if stored is None and claim["is_full"]:
+                _outcomes_total.labels("refused").inc()
+                raise TooManyIdempotencyKeys(
+                    f"So many keys of this operation are kept for {KEPT_FOR.total_seconds() / 3600:g} hours. Send the "
+                    "request later, or without a key.",
+                    retry_after=_RETRY_SECONDS,
+                )
             if stored is None or stored["status"] is None:
                 raise RequestInProgress
             if stored["request_hash"] != request_hash:

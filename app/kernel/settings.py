@@ -211,6 +211,13 @@ class HttpSettings(Section):
         160, ge=0, le=100_000, description="Reads that may wait for their turn, and as many writes; above: 503."
     )
     max_wait: Seconds = Field(0.1, ge=0, le=10, description="How long a request waits for its turn; then 503.")
+    idempotency_keys: Annotated[int, Unit("keys")] = Field(
+        100_000,
+        ge=256,
+        le=100_000_000,
+        description="Idempotency keys kept of one user for each operation, an answer counting a key for each KiB; "
+        "above, a new key: 429.",
+    )
     trusted_proxies: Texts = Field(
         (), description="CIDRs of the proxies whose header names the client's address, separated by commas."
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from typing import Annotated
 
 import asyncpg
@@ -216,3 +217,43 @@ async def test_keys_that_are_none(person: Person, notes: Connection, text: str) 
 
 async def test_the_longest_key(person: Person, notes: Connection) -> None:
     assert (await person.post(PATH, json={"text": "a"}, headers=key("x" * 255))).status_code == 201
+
+
+@pytest.mark.settings(APP_HTTP_IDEMPOTENCY_KEYS="256")
+async def test_what_is_kept_of_a_caller_is_bounded_and_nothing_kept_is_lost(
+    person: Person, client: httpx.AsyncClient, notes: Connection
+) -> None:
+    def slice_of(key: str) -> str:
+        return sha256(key.encode()).hexdigest()[:2]
+
+    keys = [f"k{number}" for number in range(1000)]
+    # One key of each slice is kept; the second is refused and has no effect.
+    first, second = next((a, b) for a in keys for b in keys if a < b and slice_of(a) == slice_of(b))
+    elsewhere = next(key for key in keys if slice_of(key) != slice_of(first))
+    made = await person.post(PATH, json={"text": "a"}, headers={"Idempotency-Key": first})
+    refused = await person.post(PATH, json={"text": "b"}, headers={"Idempotency-Key": second})
+    problem_of(refused, 429, "quota_exceeded")
+    assert refused.headers["retry-after"] == "3600"
+    again = await person.post(PATH, json={"text": "a"}, headers={"Idempotency-Key": first})
+    assert (again.status_code, again.json(), again.headers["idempotent-replayed"]) == (201, made.json(), "true")
+    assert (await person.post(PATH, json={"text": "b"}, headers={"Idempotency-Key": elsewhere})).status_code == 201
+    other = await register(client)
+    assert (await other.post(PATH, json={"text": "b"}, headers={"Idempotency-Key": second})).status_code == 201
+    assert (await person.post(PATH, json={"text": "b"})).status_code == 201
+    assert await notes.fetchval("SELECT count(*) FROM notes") == 4
+    # A key that has ended is claimed anew, and one that was removed makes room.
+    await notes.execute("UPDATE kernel.idempotency_keys SET expires_at = now()")
+    later = await person.post(PATH, json={"text": "a"}, headers={"Idempotency-Key": first})
+    assert (later.status_code, "idempotent-replayed" in later.headers) == (201, False)
+    await notes.execute("DELETE FROM kernel.idempotency_keys")
+    assert (await person.post(PATH, json={"text": "b"}, headers={"Idempotency-Key": second})).status_code == 201
+
+
+@pytest.mark.settings(APP_HTTP_IDEMPOTENCY_KEYS="1024")
+async def test_a_large_answer_counts_by_its_size(person: Person, notes: Connection) -> None:
+    keys = [f"k{number}" for number in range(1000)]
+    digits = sha256(b"k0").hexdigest()[:2]
+    _, second = [key for key in keys if sha256(key.encode()).hexdigest()[:2] == digits][:2]
+    answer = await person.post(PATH, json={"text": "x" * 4096}, headers={"Idempotency-Key": "k0"})
+    assert answer.status_code == 201
+    problem_of(await person.post(PATH, json={"text": "y"}, headers={"Idempotency-Key": second}), 429, "quota_exceeded")
