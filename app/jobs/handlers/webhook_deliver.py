@@ -1,7 +1,8 @@
 """The kinds `webhook.deliver` and `webhook.publish`: one attempt to bring a message to an endpoint, and its fan-out."""
 
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from app.jobs.records.webhooks import (
 )
 from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_admin_event, publish_event
+from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
@@ -34,6 +36,8 @@ _MAX_IN_FLIGHT = 4
 # Of the 30 slots of the lane.
 MOST_DELIVERIES_OF_A_USER = 10
 _BUSY_SECONDS = 0.5
+# Longer than this it is told to the owner of the endpoint, and costs attempts, as if the receiver were away.
+_LONGEST_OUTAGE = timedelta(days=1)
 _GONE = 410
 
 
@@ -92,6 +96,25 @@ class WebhookDeliverer:
             await self._give_up(ctx, ctx.user_id, delivery.id, "endpoint_disabled")
             return None
         await self._wait_for_breaker(ctx, endpoint)
+        try:
+            with self._in_flight_to(endpoint):
+                answer = await self._send(endpoint, message)
+        except LookupsBusy as error:
+            raise SnoozeJob(_BUSY_SECONDS) from error
+        except (NamesUnavailable, NetworkUnavailable) as error:
+            if endpoint.read_at - delivery.created_at < _LONGEST_OUTAGE:
+                raise
+            answer = Answer(None, error.code, None, 0, None)
+        except SealBroken:
+            # Sealed before APP_SECRET_KEY changed; another attempt could not sign the message either.
+            await self._give_up(ctx, ctx.user_id, delivery.id, "secret_unreadable")
+            return None
+        _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
+        return await self._settle(ctx, endpoint, delivery, answer)
+
+    @contextmanager
+    def _in_flight_to(self, endpoint: Endpoint) -> Iterator[None]:
+        """Counts a request to an endpoint while it is under way. Raises SnoozeJob where there are too many."""
         holders = (endpoint.id, endpoint.user_id)
         if (
             self._in_flight[endpoint.id] >= _MAX_IN_FLIGHT
@@ -100,20 +123,12 @@ class WebhookDeliverer:
             raise SnoozeJob(_BUSY_SECONDS)
         self._in_flight.update(holders)
         try:
-            answer = await self._send(endpoint, message)
-        except LookupsBusy as error:
-            raise SnoozeJob(_BUSY_SECONDS) from error
-        except SealBroken:
-            # Sealed before APP_SECRET_KEY changed; another attempt could not sign the message either.
-            await self._give_up(ctx, ctx.user_id, delivery.id, "secret_unreadable")
-            return None
+            yield
         finally:
             self._in_flight.subtract(holders)
             for holder in holders:
                 if not self._in_flight[holder]:
                     del self._in_flight[holder]
-        _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
-        return await self._settle(ctx, endpoint, delivery, answer)
 
     async def _wait_for_breaker(self, ctx: JobContext, endpoint: Endpoint) -> None:
         """Lets one delivery through when the pause is over, as a probe; the others wait without using an attempt."""

@@ -1,6 +1,7 @@
 """What is our own outage and no fault of a job: such a run is no attempt, and the job waits until it is over."""
 
 import errno
+import socket
 from time import monotonic
 
 from prometheus_client import Counter
@@ -13,7 +14,7 @@ _logger = get_logger(__name__)
 
 _postponed_total = Counter("app_jobs_postponed", "Runs that ended with an outage of ours.", ["kind", "cause"])
 
-# What the system says of a disk, or of the limits of this process, whichever job it is.
+# What the system says of a disk, of the network of this machine, or of the limits of this process, whichever job it is.
 _SYSTEM_ERRORS = frozenset(
     {
         errno.ENOSPC,
@@ -29,8 +30,15 @@ _SYSTEM_ERRORS = frozenset(
         errno.ENFILE,
         errno.ENOMEM,
         errno.EAGAIN,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.EADDRNOTAVAIL,
+        errno.ENOBUFS,
     }
 )
+# What the system says where no name server gave an answer about a name.
+NO_NAME_SERVER = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 _LOG_EVERY_SECONDS = 60.0
 
 
@@ -44,7 +52,10 @@ def outage_of(error: BaseException) -> str | None:
             return "redis_unavailable"
         if isinstance(cause, MemoryError):
             return "out_of_memory"
-        if isinstance(cause, OSError) and cause.errno in _SYSTEM_ERRORS:
+        if isinstance(cause, socket.gaierror):
+            if cause.errno in NO_NAME_SERVER:
+                return "names_unavailable"
+        elif isinstance(cause, OSError) and cause.errno in _SYSTEM_ERRORS:
             return errno.errorcode[cause.errno].lower()
         cause = cause.__cause__
     return None

@@ -9,10 +9,13 @@ import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from app.jobs.service.outages import NO_NAME_SERVER
+from app.jobs.service.reachability import NamesUnavailable, Reachability
 from app.kernel.ids import UserId
 
 MOST_LOOKUPS = 64
@@ -30,7 +33,8 @@ class LookupsBusy(Exception):
 class Resolver(AbstractResolver):
     """One per process."""
 
-    def __init__(self) -> None:
+    def __init__(self, reachability: Reachability) -> None:
+        self._reachability = reachability
         self._threads = ThreadPoolExecutor(MOST_LOOKUPS, thread_name_prefix="webhook-names")
         self._under_way: Counter[UserId | None] = Counter()
 
@@ -41,7 +45,8 @@ class Resolver(AbstractResolver):
 
         Raises:
             LookupsBusy
-            TimeoutError: the name servers say nothing. OSError: they know no such name.
+            NamesUnavailable: our name servers answer nothing, whatever the name.
+            TimeoutError, OSError: those of this name say nothing, or know no such name.
         """
         owner = owner_var.get()
         if self._under_way[owner] >= MOST_LOOKUPS_OF_A_USER or self._under_way.total() >= MOST_LOOKUPS:
@@ -56,8 +61,19 @@ class Resolver(AbstractResolver):
                 loop.call_soon_threadsafe(self._end, owner)
 
         asked.add_done_callback(ended)
-        async with asyncio.timeout(_SECONDS):
-            found = await asyncio.wrap_future(asked)
+        started = monotonic()
+        try:
+            async with asyncio.timeout(_SECONDS):
+                found = await asyncio.wrap_future(asked)
+        except OSError as error:
+            # A time-out is one of them.
+            if not isinstance(error, socket.gaierror) or error.errno in NO_NAME_SERVER:
+                if self._reachability.is_outage("names", host, started):
+                    raise NamesUnavailable(str(error) or "no answer") from error
+            else:
+                self._reachability.note_reached("names", host)
+            raise
+        self._reachability.note_reached("names", host)
         return [
             ResolveResult(
                 hostname=host,

@@ -5,11 +5,12 @@ or was rebound in between. `ipaddress.is_global` is not enough: Python 3.11 take
 public.
 """
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ import aiohttp
 
 from app.jobs.errors import UrlBlocked
 from app.jobs.records.webhooks import sign
+from app.jobs.service.outages import outage_of
+from app.jobs.service.reachability import NetworkUnavailable, Reachability
 from app.jobs.service.resolving import Resolver, owner_var
 from app.jobs.settings import JobsSettings
 from app.kernel.errors import FieldError
@@ -30,6 +33,8 @@ _CONNECT_SECONDS = 5.0
 _TOTAL_SECONDS = 15.0
 _MAX_URL = 2048
 _LONGEST_NUMBER = 9
+# There is no way to the receiver, or none to anybody.
+_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENOBUFS})
 _HTTPS_PORTS = frozenset({443, 8443})
 # They mean something else in every network, or nothing (RFC 6761, RFC 6762, RFC 8375, and what ICANN keeps free); or
 # they are known to lead to whatever private address one likes.
@@ -94,7 +99,8 @@ class WebhookSender:
         self._allowed = tuple(ipaddress.ip_network(network) for network in settings.webhook_allow)
         self._takes_http = settings.webhook_http
         self._session: aiohttp.ClientSession | None = None
-        self._resolver = Resolver()
+        self._reachability = Reachability()
+        self._resolver = Resolver(self._reachability)
 
     def check_url(self, url: str) -> None:
         """Refuses an endpoint's address by what is written in it.
@@ -140,8 +146,10 @@ class WebhookSender:
 
         Raises:
             LookupsBusy: nothing was tried.
+            NamesUnavailable, NetworkUnavailable: no receiver can be reached at the moment.
         """
-        address = _numeric((urlsplit(url).hostname or "").removesuffix("."))
+        host = (urlsplit(url).hostname or "").removesuffix(".")
+        address = _numeric(host)
         if address is not None and is_blocked(address, self._allowed):
             # The HTTP client takes some forms of a number for no address at all.
             return Answer(None, "address_blocked", None, 0, None)
@@ -154,12 +162,13 @@ class WebhookSender:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(secrets, message_id, timestamp, body),
         }
-        started = perf_counter()
+        started = monotonic()
         status: int | None = None
         error = text = None
         wait: float | None = None
         try:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                self._reachability.note_reached("network", host)
                 status = response.status
                 wait = _seconds(response.headers.get("retry-after"))
                 content = await response.content.read(MAX_RESPONSE_BYTES)
@@ -167,19 +176,32 @@ class WebhookSender:
         except AddressBlocked:
             error = "address_blocked"
         except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as failure:
-            cause = getattr(failure, "os_error", None)
+            cause = getattr(failure, "os_error", failure)
+            if self._is_outage(cause, host, started):
+                raise NetworkUnavailable(str(cause)) from failure
             error = "address_blocked" if isinstance(cause, AddressBlocked) else "connection_failed"
         except TimeoutError:
             # Also when the headers came in time and the body drips.
             error, status = "timeout", None
         except (aiohttp.ClientError, ValueError, OSError):
             error = "protocol_error"
-        return Answer(status, error, text, round((perf_counter() - started) * 1000), wait)
+        return Answer(status, error, text, round((monotonic() - started) * 1000), wait)
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
         await self._resolver.close()
+
+    def _is_outage(self, cause: OSError, host: str, started: float) -> bool:
+        """Whether a connection failed for want of something on our side. Of names the resolver has judged already."""
+        if isinstance(cause, AddressBlocked | socket.gaierror):
+            return False
+        if cause.errno in _NO_ROUTE:
+            return self._reachability.is_outage("network", host, started)
+        if cause.errno == errno.ECONNREFUSED:
+            # It came from the receiver.
+            self._reachability.note_reached("network", host)
+        return outage_of(cause) is not None
 
     def _open(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(

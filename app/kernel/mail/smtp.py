@@ -120,8 +120,8 @@ class SmtpTransport:
         )
         try:
             await client.connect()
-        except aiosmtplib.SMTPException as error:
-            # Whatever the code: who is refused here is this program, by its password or network, not the message.
+        except (aiosmtplib.SMTPException, OSError) as error:
+            # Whatever it is: this program is refused here, by its password, certificates or network, not the message.
             client.close()
             raise MailServerUnavailable(type(error).__name__) from error
         return client

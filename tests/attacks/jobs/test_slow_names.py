@@ -12,6 +12,7 @@ import pytest
 from app.jobs.handlers.webhook_deliver import MOST_DELIVERIES_OF_A_USER
 from app.jobs.records import LANES
 from app.jobs.service import resolving
+from app.jobs.service.reachability import NamesUnavailable, Reachability
 from app.jobs.service.resolving import MOST_LOOKUPS, MOST_LOOKUPS_OF_A_USER, LookupsBusy, Resolver, owner_var
 from app.kernel.ids import UserId, new_id
 from app.settings import Settings
@@ -67,7 +68,7 @@ async def test_registering_an_endpoint_asks_no_name_server(person: Person, names
 
 async def test_one_users_lookups_leave_threads_for_others(names: NameServers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolving, "_SECONDS", 0.2)
-    resolver = Resolver()
+    resolver = Resolver(Reachability())
     slow, other = UserId(new_id()), UserId(new_id())
 
     async def look_up(owner: UserId, name: str) -> Any:
@@ -77,12 +78,12 @@ async def test_one_users_lookups_leave_threads_for_others(names: NameServers, mo
     async def look_up_slowly(number: int) -> str:
         try:
             await look_up(slow, f"{number}.slow")
-        except (LookupsBusy, TimeoutError) as error:
+        except (LookupsBusy, NamesUnavailable) as error:
             return type(error).__name__
         return "found"
 
     outcomes = await asyncio.gather(*(look_up_slowly(number) for number in range(50)))
-    assert outcomes.count("TimeoutError") == MOST_LOOKUPS_OF_A_USER
+    assert outcomes.count("NamesUnavailable") == MOST_LOOKUPS_OF_A_USER
     assert outcomes.count("LookupsBusy") == 50 - MOST_LOOKUPS_OF_A_USER
     # The threads are still held, though nobody waits for them any more.
     with pytest.raises(LookupsBusy):
