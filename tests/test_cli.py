@@ -21,6 +21,7 @@ import pytest
 from app.cli.environment import explanation
 from app.kernel.errors import NotFound
 from tests.fixtures.application import free_port
+from tests.fixtures.embedded import arguments_of, is_alive
 from tests.fixtures.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,17 +55,9 @@ def _processes(environment: dict[str, str]) -> list[psutil.Process]:
             text = " ".join(process.cmdline()) + process.environ().get("APP_DATA_DIR", "")
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-        if directory in text and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+        if directory in text and process.pid != os.getpid() and is_alive(process):
             found[process.pid] = process
     return list(found.values())
-
-
-def _arguments(process: psutil.Process) -> str:
-    """Empty for a process that has ended meanwhile."""
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
 
 
 class Running:
@@ -189,7 +182,7 @@ def test_kill_of_dev_leaves_nothing_running_and_data_intact(
     running.process.wait()
     deadline = time.monotonic() + scaled(20)
     while _processes(environment):
-        assert time.monotonic() < deadline, [_arguments(process) for process in _processes(environment)]
+        assert time.monotonic() < deadline, [arguments_of(process) for process in _processes(environment)]
         time.sleep(0.1)
 
     again = dev()
@@ -212,11 +205,11 @@ def test_dev_with_several_processes(dev: Callable[..., Running], environment: di
     with urllib.request.urlopen(running.base + "/metrics", timeout=scaled(10)) as answer:  # noqa: S310 - our own address.
         assert b"http_server_request_duration_seconds_count" in answer.read()
     # A process that dies is replaced, by uvicorn, without an end of the others.
-    api = next(process for process in _processes(environment) if " serve" in _arguments(process))
-    victim = next(child for child in api.children() if "spawn_main" in _arguments(child))
+    api = next(process for process in _processes(environment) if " serve" in arguments_of(process))
+    victim = next(child for child in api.children() if "spawn_main" in arguments_of(child))
     victim.kill()
     deadline = time.monotonic() + scaled(20)
-    while len([child for child in api.children() if "spawn_main" in _arguments(child)]) < 2:
+    while len([child for child in api.children() if "spawn_main" in arguments_of(child)]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert running.call("/v1/overview", token=token)[0] == 200
@@ -229,7 +222,7 @@ def test_dev_with_several_processes(dev: Callable[..., Running], environment: di
 def test_dev_starts_a_killed_api_again(dev: Callable[..., Running], environment: dict[str, str]) -> None:
     running = dev()
     running.wait_for(READY)
-    next(process for process in _processes(environment) if " serve" in _arguments(process)).kill()
+    next(process for process in _processes(environment) if " serve" in arguments_of(process)).kill()
     running.wait_for(re.compile("API ended unexpectedly"))
     deadline = time.monotonic() + scaled(20)
     while True:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.fixtures.application import free_port
-from tests.fixtures.embedded import processes_of
+from tests.fixtures.embedded import arguments_of, processes_of
 from tests.fixtures.terminal import ROOT, Terminal
 from tests.fixtures.waiting import eventually
 
@@ -147,7 +147,7 @@ async def test_api_and_worker_start_anew_when_a_file_changes(tree: Path, variabl
 
 def _children(process: psutil.Process) -> set[int]:
     """Those of `multiprocessing`, without its own tracker of resources."""
-    return {child.pid for child in process.children() if "spawn_main" in " ".join(child.cmdline())}
+    return {child.pid for child in process.children() if "spawn_main" in arguments_of(child)}
 
 
 async def test_servers_outlive_the_reloads_of_uvicorn(tree: Path, variables: dict[str, str]) -> None:

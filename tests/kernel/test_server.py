@@ -16,6 +16,7 @@ from benchmarks.load import request
 from benchmarks.visitors import Visitors
 from tests.faults.signals import frozen
 from tests.fixtures.application import ROOT, free_port
+from tests.fixtures.embedded import arguments_of
 from tests.fixtures.waiting import eventually, scaled
 
 Process = asyncio.subprocess.Process
@@ -70,14 +71,8 @@ async def ended(process: Process) -> int:
 
 def servers_below(process: Process) -> set[int]:
     """The ids of the group's processes that run."""
-    found = set()
-    for child in psutil.Process(process.pid).children():
-        try:
-            if "multiprocessing.spawn" in " ".join(child.cmdline()):
-                found.add(child.pid)
-        except psutil.NoSuchProcess:
-            pass
-    return found
+    children = psutil.Process(process.pid).children()
+    return {child.pid for child in children if "multiprocessing.spawn" in arguments_of(child)}
 
 
 async def test_replacements_lose_no_request(port: int, start: Start) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fixtures.embedded import is_alive
 from tests.fixtures.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +148,7 @@ def test_kill_of_the_supervisor_leaves_no_orphans(tell: Callable[..., Story]) ->
     children = story.children()
     story.process.kill()
     story.process.wait()
-    _wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    _wait_until(lambda: not any(is_alive(child) for child in children))
 
 
 def test_a_child_that_dies_is_started_again(tell: Callable[..., Story]) -> None:
@@ -157,7 +158,7 @@ def test_a_child_that_dies_is_started_again(tell: Callable[..., Story]) -> None:
     before[0].kill()
     name, _, said = story.read_until("unexpectedly").partition(" ")
     assert (name in {"first", "second"}, said) == (True, "ended unexpectedly (SIGKILL); starting it again in 0.5 s")
-    _wait_until(lambda: len([child for child in story.children() if child.status() != "zombie"]) == 2)
+    _wait_until(lambda: len([child for child in story.children() if is_alive(child)]) == 2)
     story.process.terminate()
     assert story.finish() == 0
 
@@ -279,4 +280,4 @@ def test_grandchildren_that_hold_on_are_ended(tell: Callable[..., Story], tmp_pa
     grandchild = psutil.Process(int((tmp_path / "pid").read_text(encoding="ascii")))
     story.process.terminate()
     assert story.finish() == 0
-    _wait_until(lambda: not grandchild.is_running() or grandchild.status() == "zombie")
+    _wait_until(lambda: not is_alive(grandchild))
