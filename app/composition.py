@@ -11,6 +11,7 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock, SteadyClock
 from app.kernel.cluster import ClusterGateway
 from app.kernel.database import Database
+from app.kernel.ids import UserId
 from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
@@ -23,8 +24,18 @@ from app.kernel.resources import Resources
 from app.kernel.settings import HttpSettings, RedisSettings
 from app.kernel.telemetry import get_logger
 from app.settings import Settings
+from app.users import api as users
 
 _logger = get_logger(__name__)
+
+CACHED_PATHS = (
+    "/v1/overview",
+    "/v1/users/me",
+    "/v1/users/me/preferences",
+    "/v1/users/me/events",
+    "/v1/users/me/events/summary",
+)
+"""What the routers declare as cached, for the worker, which knows no routers."""
 
 
 # Loopback, link-local and private addresses, and those shared behind one carrier (RFC 6598), as in some clusters.
@@ -139,3 +150,8 @@ def _own_server(settings: RedisSettings, url: SecretStr | None, *, cluster: bool
         return None
     settings = settings.model_copy(update={"url": url})
     return ClusterGateway(settings) if cluster else RedisGateway(settings)
+
+
+async def drop_copies(cache: Cache, user_id: UserId) -> None:
+    """Removes the answers that the cache has of a user whose account is purged."""
+    await cache.drop(user_id, CACHED_PATHS, (users.profile_tag(user_id), users.events_tag(user_id), f"jobs:{user_id}"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.composition import close_resources, make_resources, open_database
-from app.identity.api import PasswordHashing, provision_account
+from app.identity.api import PasswordHashing, operator, provision_account
 from app.kernel.auth import Role
 from app.kernel.ids import UserId
 from app.kernel.resources import Resources
@@ -50,6 +50,7 @@ async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
                 resources.db,
                 hashing,
                 resources.clock,
+                operator("demo data"),
                 email=account.email,
                 password=account.password,
                 display_name=account.display_name,

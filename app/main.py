@@ -14,7 +14,7 @@ from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
-from app.composition import close_resources, make_resources, open_resources, warn_of_eviction
+from app.composition import CACHED_PATHS, close_resources, make_resources, open_resources, warn_of_eviction
 from app.core import router as core
 from app.core.health import check_health
 from app.core.pages import DOCS_ASSETS
@@ -323,7 +323,13 @@ def _log_ins(app: FastAPI) -> set[tuple[str, str]]:
 
 
 def _check_routes(app: FastAPI) -> None:
-    """Every route is of the kind that demands a permission; that it has one was checked when it was made."""
+    """Every route is of the kind that demands a permission; that it has one was checked when it was made.
+
+    The worker knows every path whose answers are cached, so that a purge finds them.
+    """
+    if {read.path for read in CACHED_READS} != set(CACHED_PATHS):
+        message = "CACHED_PATHS is not what the routers declare as cached"
+        raise RuntimeError(message)
     for context in iter_route_contexts(app.routes):
         if isinstance(context.original_route, WebSocketRoute):
             message = f"{context.path} is a WebSocket route, which declares no permission and no server of ours reaches"

@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from app.composition import close_resources, make_resources, open_database
+from app.composition import close_resources, drop_copies, make_resources, open_database
 from app.identity.api import IdentityTasks, confirm_secret
 from app.jobs.api import (
     JOB_KINDS,
@@ -109,7 +109,9 @@ async def open_worker(
     postman = Postman(mailer, resources.keys, settings.mail)
     sender = WebhookSender(jobs)
     kinds = {
-        **IdentityTasks(postman, settings.identity, settings.public_url, Eraser(store, postman).erase).kinds(),
+        **IdentityTasks(
+            postman, settings.identity, settings.public_url, Eraser(store, postman).erase, partial(drop_copies, cache)
+        ).kinds(),
         **JobsTasks(store, postman, sender, resources.keys, jobs).kinds(),
         **kinds,
     }

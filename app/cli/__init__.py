@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.environment import explanation, fail, servers_for_settings
-from app.cli.identity import keys, users
+from app.cli.identity import audit, keys, users
 from app.cli.jobs import jobs, mail
-from app.cli.terminal import say
+from app.cli.terminal import operator_name, say
 from app.kernel.errors import EXIT_CONFIG
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
 cli.add_typer(jobs, name="jobs")
 cli.add_typer(mail, name="mail")
+cli.command()(audit)
 
 
 def run() -> None:
@@ -182,6 +183,8 @@ def restored(
     """
     import asyncio
 
+    from app.identity.api import note_operator_act, operator
+    from app.kernel.clock import SystemClock
     from app.kernel.database import Database
     from app.kernel.incarnation import say_restored
 
@@ -190,6 +193,8 @@ def restored(
         await db.open()
         try:
             await say_restored(db, nothing_lost=nothing_lost)
+            data = json.dumps({"nothing_lost": nothing_lost})
+            await note_operator_act(db, SystemClock(), operator(operator_name()), "database_restored", data=data)
         finally:
             await db.close()
 

@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from app.cli.environment import servers_for_settings
-from app.cli.terminal import read_secret, say
+from app.cli.terminal import operator_name, read_secret, say
 
 if TYPE_CHECKING:
-    from app.kernel.database import Database
-    from app.kernel.keys import Keys
+    from app.kernel.resources import Resources
     from app.settings import Settings
+
+T = TypeVar("T")
 
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 keys = typer.Typer(help="The keys that sign access tokens.", no_args_is_help=True)
@@ -28,7 +29,7 @@ def create_admin(
 ) -> None:
     """Make an administrator's account with a verified address; asks for its password."""
     from app.composition import close_resources, make_resources, open_database
-    from app.identity.api import PasswordHashing, provision_account
+    from app.identity.api import PasswordHashing, operator, provision_account
     from app.kernel.errors import Unprocessable
 
     password = read_secret("Password", from_stdin=password_stdin, option="--password-stdin")
@@ -42,6 +43,7 @@ def create_admin(
                 resources.db,
                 hashing,
                 resources.clock,
+                operator(operator_name()),
                 email=email,
                 password=password,
                 display_name=None,
@@ -65,33 +67,45 @@ def create_admin(
 @keys.command("rotate")
 def rotate() -> None:
     """Retire the active key, activate the next one, and publish another next one."""
-    from app.identity.api import check_secret, rotate_signing_keys
+    from app.identity.api import check_secret, operator, rotate_signing_keys
 
-    async def rotate_keys(db: "Database", secrets: "Keys") -> str:
-        await check_secret(db, secrets)
-        return await rotate_signing_keys(db, secrets)
+    async def rotate_keys(own: "Resources") -> str:
+        await check_secret(own.db, own.keys)
+        return await rotate_signing_keys(own.db, own.keys, own.clock, operator(operator_name()))
 
-    active = _with_keys(rotate_keys)
+    active = _with_resources(rotate_keys)
     say(f"{active} signs from now on; processes take it over within a minute.")
 
 
 @keys.command("replace")
 def replace() -> None:
     """Make new keys in place of all there are, after APP_SECRET_KEY was lost or changed; everybody logs in again."""
-    from app.identity.api import replace_signing_keys
+    from app.identity.api import operator, replace_signing_keys
 
-    active = _with_keys(replace_signing_keys)
+    active = _with_resources(lambda own: replace_signing_keys(own.db, own.keys, own.clock, operator(operator_name())))
     say(f"{active} signs from now on, and no older token counts. Restart the processes that run with another secret.")
 
 
-def _with_keys(work: "Callable[[Database, Keys], Awaitable[str]]") -> str:
+def audit(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Show so many entries.")] = 50,
+) -> None:
+    """Show what operators did at the command line, newest first."""
+    from app.identity.api import OPERATOR_ID, read_security_events
+
+    page = _with_resources(lambda own: read_security_events(own.db, own.cursors, OPERATOR_ID, limit=limit, cursor=None))
+    for event in page.items:
+        say(f"{event.created_at:%Y-%m-%dT%H:%M:%SZ}  {event.action:<24} {event.data}  {event.user_agent}")
+
+
+def _with_resources(work: "Callable[[Resources], Awaitable[T]]") -> T:
     from app.composition import close_resources, make_resources, open_database
 
-    async def run(settings: "Settings") -> str:
+    async def run(settings: "Settings") -> T:
         resources = make_resources(settings, application_name="onehop-cli")
         await open_database(resources)
         try:
-            return await work(resources.db, resources.keys)
+            return await work(resources)
         finally:
             await close_resources(resources)
 

@@ -11,9 +11,10 @@ import orjson
 import typer
 
 from app.cli.environment import fail, servers_for_settings
-from app.cli.terminal import say
+from app.cli.terminal import operator_name, say
 
 if TYPE_CHECKING:
+    from app.identity.api import Actor
     from app.jobs.api import AdminJob
     from app.kernel.resources import Resources
 
@@ -92,12 +93,18 @@ def retry(
         fail("Give either a job's id or --failed.")
     if job_id is not None:
         chosen = job_id
-        say(_line(_with_resources(lambda own: retry_any_job(own.db, own.queue, own.cache, chosen))))
+        say(
+            _line(
+                _with_resources(lambda own: retry_any_job(own.db, own.queue, own.cache, own.clock, _operator(), chosen))
+            )
+        )
         return
 
     async def retry_all(own: "Resources") -> int:
         since: datetime = own.clock.now() - timedelta(hours=hours)
-        return await retry_failed_jobs(own.db, own.queue, own.cache, kind=kind, since=since, limit=limit)
+        return await retry_failed_jobs(
+            own.db, own.queue, own.cache, own.clock, _operator(), kind=kind, since=since, limit=limit
+        )
 
     say(f"{_with_resources(retry_all)} jobs run again.")
 
@@ -107,7 +114,9 @@ def cancel(job_id: _JobId) -> None:
     """End a queued job, or ask a running one to stop."""
     from app.jobs.api import cancel_any_job
 
-    say(_line(_with_resources(lambda own: cancel_any_job(own.db, own.queue, own.cache, job_id))))
+    say(
+        _line(_with_resources(lambda own: cancel_any_job(own.db, own.queue, own.cache, own.clock, _operator(), job_id)))
+    )
 
 
 @jobs.command()
@@ -126,7 +135,7 @@ def pause(lane: _Lane) -> None:
     """Start no more jobs of a lane."""
     from app.jobs.api import pause_lane
 
-    _with_resources(lambda own: pause_lane(own.db, own.queue, lane, paused=True))
+    _with_resources(lambda own: pause_lane(own.db, own.queue, own.clock, _operator(), lane, paused=True))
     say(f"{lane} is paused.")
 
 
@@ -135,7 +144,7 @@ def resume(lane: _Lane) -> None:
     """Start jobs of a lane again."""
     from app.jobs.api import pause_lane
 
-    _with_resources(lambda own: pause_lane(own.db, own.queue, lane, paused=False))
+    _with_resources(lambda own: pause_lane(own.db, own.queue, own.clock, _operator(), lane, paused=False))
     say(f"{lane} runs.")
 
 
@@ -144,8 +153,14 @@ def lift_suppression(email: Annotated[str, typer.Argument(help="The address.")])
     """Send e-mail to an address again whose server has refused it."""
     from app.jobs.api import lift_suppression as lift
 
-    is_lifted = _with_resources(lambda own: lift(own.db, own.keys, email))
+    is_lifted = _with_resources(lambda own: lift(own.db, own.keys, own.clock, _operator(), email))
     say(f"{email} is written to again." if is_lifted else f"{email} was not suppressed; nothing changed.")
+
+
+def _operator() -> "Actor":
+    from app.identity.api import operator
+
+    return operator(operator_name())
 
 
 def _line(job: "AdminJob") -> str:

@@ -1,3 +1,5 @@
+import getpass
+import socket
 import sys
 from contextlib import suppress
 
@@ -11,6 +13,16 @@ def say(text: str) -> None:
     with suppress(OSError):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+
+
+def operator_name() -> str:
+    """Who runs the command, for the audit trail: the system's user and host."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        # A container may run as a number that has no name.
+        user = "unknown"
+    return f"command line: {user}@{socket.gethostname()}"
 
 
 def read_secret(name: str, *, from_stdin: bool, option: str) -> str:

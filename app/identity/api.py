@@ -2,9 +2,9 @@
 
 from app.identity.errors import EmailNotVerified
 from app.identity.queries.accounts import get_mail_account, list_admins
-from app.identity.records import Actor, Device
+from app.identity.records import OPERATOR_ID, Actor, Device, operator
 from app.identity.service.auditing import note as record_security_event
-from app.identity.service.auditing import note_admin_read
+from app.identity.service.auditing import note_admin_read, note_operator_act, read_security_events
 from app.identity.service.callers import lock_admin, lock_caller
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
@@ -14,6 +14,7 @@ from app.identity.service.runtime import Identity, confirm_secret, make_identity
 from app.identity.tasks import IdentityTasks
 
 __all__ = [
+    "OPERATOR_ID",
     "Actor",
     "Device",
     "EmailNotVerified",
@@ -29,7 +30,10 @@ __all__ = [
     "lock_caller",
     "make_identity",
     "note_admin_read",
+    "note_operator_act",
+    "operator",
     "provision_account",
+    "read_security_events",
     "record_security_event",
     "replace_signing_keys",
     "rotate_signing_keys",

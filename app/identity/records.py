@@ -57,6 +57,16 @@ class Actor:
     session_id: UUID | None
     device: Device
     api_key_id: UUID | None = None
+    is_operator: bool = False
+
+
+# No account has it: ids are made by `new_id`.
+OPERATOR_ID = UserId(UUID(int=0))
+
+
+def operator(name: str) -> Actor:
+    """Someone with access to the machine, at the command line. `name` says who, in place of a user agent."""
+    return Actor(OPERATOR_ID, None, Device(None, name), is_operator=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class PurgeArgs(JobArgs):
 
 class IdentityTasks:
     """The handlers. `public_url` is the base of links; `erase` deletes what other modules have of a user, whose present
-    address it is given.
+    address it is given; `drop_copies` what caches have.
     """
 
     def __init__(
@@ -125,9 +125,11 @@ class IdentityTasks:
         settings: IdentitySettings,
         public_url: str,
         erase: Callable[[JobContext, UserId, str], Awaitable[None]],
+        drop_copies: Callable[[UserId], Awaitable[None]],
     ) -> None:
         self._postman = postman
         self._erase = erase
+        self._drop_copies = drop_copies
         self._settings = settings
         self._public_url = public_url
 
@@ -188,6 +190,7 @@ class IdentityTasks:
         async with ctx.transaction("identity.purge") as tx:
             await anonymise_account(tx, user_id)
             await users.anonymise_user(tx, user_id)
+        await self._drop_copies(user_id)
 
     async def _send_link(
         self, ctx: JobContext, account: Account, to: str, purpose: TokenPurpose, payload: str = "{}"

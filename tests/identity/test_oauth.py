@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastapi import FastAPI
 
-from app.identity.api import Identity, rotate_signing_keys
+from app.identity.api import Identity, operator, rotate_signing_keys
 from app.identity.schemas import DiscoveryView, IntrospectionView, JwksView, TokensView
 from app.identity.service.runtime import load_signing_keys
 from app.kernel.resources import Resources
@@ -177,7 +177,7 @@ async def test_key_rotation(
     assert verifies(jwks, first)
     assert "d" not in jwks.json()["keys"][0]
 
-    active = await rotate_signing_keys(resources.db, resources.keys)
+    active = await rotate_signing_keys(resources.db, resources.keys, resources.clock, operator("test"))
     assert active in published - {key_of(first)}
     # A process that has not looked yet goes on with the old key, and everybody accepts it.
     old = await log_in(person)

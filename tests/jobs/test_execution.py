@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app.identity.api import operator
 from app.jobs.api import retry_any_job
 from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId, new_id
@@ -97,7 +98,7 @@ async def test_only_failed_runs_are_noted(worker: Worker, connection: Connection
 async def test_the_failures_of_a_replayed_job_are_all_kept(worker: Worker, connection: Connection) -> None:
     job_id = await enqueue(worker, "test.hopeless")
     await ended(connection, job_id)
-    await retry_any_job(worker.db, worker.queue, worker.relay._cache, job_id)
+    await retry_any_job(worker.db, worker.queue, worker.relay._cache, SystemClock(), operator("test"), job_id)
     await ended(connection, job_id)
     assert await failures(connection, job_id) == [(n, "failed", "hopeless", WORKER_ID, True) for n in (1, 2)]
 

@@ -48,6 +48,12 @@ async def note_admin_read(db: Database, clock: Clock, admin: Actor, what: str, u
         await insert_read_event(tx, event)
 
 
+async def note_operator_act(db: Database, clock: Clock, actor: Actor, action: str, *, data: str = "{}") -> None:
+    """Adds to the operator's trail what was done in another transaction, or in another module."""
+    async with db.statement("identity.operator_act") as tx:
+        await note(tx, clock, actor, action, data=data)
+
+
 async def read_security_events(
     db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[SecurityEvent]:

@@ -4,6 +4,8 @@ The next key is published long before it signs, so that whoever keeps our key se
 what it has signed for a day more.
 """
 
+import orjson
+
 from app.identity.queries.signing_keys import (
     activate_next_signing_key,
     delete_all_signing_keys,
@@ -12,7 +14,10 @@ from app.identity.queries.signing_keys import (
     list_signing_keys,
     retire_signing_key,
 )
+from app.identity.records import Actor
+from app.identity.service.auditing import note
 from app.identity.service.tokens import KeyRing, new_signing_key
+from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys, SealBroken
@@ -25,7 +30,7 @@ SEALED_BY_ANOTHER = (
 
 
 @retries_conflicts
-async def rotate_signing_keys(db: Database, keys: Keys) -> str:
+async def rotate_signing_keys(db: Database, keys: Keys, clock: Clock, actor: Actor) -> str:
     """Retires the active key, activates the next one and makes another next one; the answer is the active key's id."""
     async with db.transaction("identity.rotate_keys") as tx:
         await retire_signing_key(tx)
@@ -36,6 +41,7 @@ async def rotate_signing_keys(db: Database, keys: Keys) -> str:
             active = key.kid
         await insert_signing_key(tx, new_signing_key(keys, "next"))
         await delete_old_signing_keys(tx)
+        await note(tx, clock, actor, "signing_keys_rotated", data=orjson.dumps({"kid": active}).decode())
     return active
 
 
@@ -54,7 +60,7 @@ async def check_secret(db: Database, keys: Keys) -> None:
 
 
 @retries_conflicts
-async def replace_signing_keys(db: Database, keys: Keys) -> str:
+async def replace_signing_keys(db: Database, keys: Keys, clock: Clock, actor: Actor) -> str:
     """Makes new keys in place of all there are, whatever they were sealed with; the answer is the active key's id.
 
     No token that the old ones have signed is accepted any more.
@@ -64,4 +70,5 @@ async def replace_signing_keys(db: Database, keys: Keys) -> str:
         await delete_all_signing_keys(tx)
         await insert_signing_key(tx, active)
         await insert_signing_key(tx, new_signing_key(keys, "next"))
+        await note(tx, clock, actor, "signing_keys_replaced", data=orjson.dumps({"kid": active.kid}).decode())
     return active.kid

@@ -1,7 +1,11 @@
 """Accounts made by operators instead of by their owners."""
 
+import orjson
+
 from app.identity.errors import EmailTaken, InvalidEmail
 from app.identity.queries.accounts import insert_account
+from app.identity.records import Actor
+from app.identity.service.auditing import note
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.password_policy import check_password, normalise_password
 from app.kernel.addresses import canonical_email, parse_email
@@ -18,13 +22,16 @@ async def provision_account(
     db: Database,
     hashing: PasswordHashing,
     clock: Clock,
+    actor: Actor,
     *,
     email: str,
     password: str,
     display_name: str | None,
     role: Role,
 ) -> UserId | None:
-    """Makes a verified account of `role`; None if somebody has the address already, who stays as they are.
+    """Makes a verified account of `role`; None if the address has one already, which stays as it is.
+
+    The trail of the account tells of it, and that of the actor.
 
     Raises:
         InvalidEmail, WeakPassword
@@ -59,6 +66,9 @@ async def provision_account(
                 timezone="UTC",
                 email_verified=True,
             )
+            data = orjson.dumps({"role": role, "user_id": str(user_id)}).decode()
+            for owner in (user_id, actor.user_id):
+                await note(tx, clock, actor, "account_provisioned", user_id=owner, data=data)
     except EmailTaken:
         return None
     return user_id

@@ -37,9 +37,7 @@ async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> 
 async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: PathName) -> Response:
     """Start no more jobs of a lane."""
     admin = actor_of(principal, device)
-    await administration.pause_lane(
-        resources.db, resources.queue, lane, paused=True, clock=resources.clock, admin=admin
-    )
+    await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=True)
     return Response(status_code=204)
 
 
@@ -47,9 +45,7 @@ async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceD
 async def resume_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: PathName) -> Response:
     """Start jobs of a lane again."""
     admin = actor_of(principal, device)
-    await administration.pause_lane(
-        resources.db, resources.queue, lane, paused=False, clock=resources.clock, admin=admin
-    )
+    await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=False)
     return Response(status_code=204)
 
 
@@ -74,12 +70,7 @@ async def list_all_jobs(
 async def retry_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:
     """Run anybody's failed or cancelled job again."""
     job = await administration.retry_any_job(
-        resources.db,
-        resources.queue,
-        resources.cache,
-        job_id,
-        clock=resources.clock,
-        admin=actor_of(principal, device),
+        resources.db, resources.queue, resources.cache, resources.clock, actor_of(principal, device), job_id
     )
     return json_response(_admin_view(job), status=202)
 
@@ -90,9 +81,7 @@ async def lift_mail_suppression(
 ) -> Response:
     """Send e-mail to an address again whose server has refused it."""
     admin = actor_of(principal, device)
-    is_lifted = await mailing.lift_suppression(
-        resources.db, resources.keys, body.email, clock=resources.clock, admin=admin
-    )
+    is_lifted = await mailing.lift_suppression(resources.db, resources.keys, resources.clock, admin, body.email)
     return json_response({"lifted": is_lifted})
 
 

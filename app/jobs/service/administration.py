@@ -13,7 +13,7 @@ from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, FailedAtt
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
 
@@ -25,24 +25,19 @@ async def list_lanes(db: Database) -> list[LaneDepth]:
 
 
 @retries_conflicts
-async def pause_lane(
-    db: Database, queue: Queue, lane: str, *, paused: bool, clock: Clock | None = None, admin: Actor | None = None
-) -> None:
-    """Keeps all workers from starting jobs of a lane, or lets them again; what runs goes on.
-
-    `admin` (with `clock`): the administrator who asks over the API, whose trail tells of it; the command line has none.
+async def pause_lane(db: Database, queue: Queue, clock: Clock, actor: Actor, lane: str, *, paused: bool) -> None:
+    """Keeps all workers from starting jobs of a lane, or lets them again; what runs goes on. The actor's trail tells.
 
     Raises:
-        TokenRevoked, RoleRequired: `admin` is no administrator any more.
+        TokenRevoked, RoleRequired: the actor is no administrator any more.
         LaneNotFound: there is no such lane.
     """
     if lane not in LANES:
         raise LaneNotFound
     async with db.transaction("jobs.pause_lane") as tx:
-        if admin is not None and clock is not None:
-            await lock_admin(tx, clock, admin)
-            action = "queue_paused" if paused else "queue_resumed"
-            await record_security_event(tx, clock, admin, action, data=orjson.dumps({"queue": lane}).decode())
+        await lock_admin(tx, clock, actor)
+        action = "queue_paused" if paused else "queue_resumed"
+        await record_security_event(tx, clock, actor, action, data=orjson.dumps({"queue": lane}).decode())
         await queries.set_lane_paused(tx, lane, paused=paused)
         tx.after_commit(lambda: queue.control("lanes"))
 
@@ -74,41 +69,63 @@ async def list_attempts(db: Database, job_id: UUID) -> list[FailedAttempt]:
 
 
 @retries_conflicts
-async def retry_any_job(
-    db: Database, queue: Queue, cache: Cache, job_id: UUID, *, clock: Clock | None = None, admin: Actor | None = None
-) -> AdminJob:
-    """Starts a failed or cancelled job of any user over. `admin`: as above; the owner of the job sees it too.
+async def retry_any_job(db: Database, queue: Queue, cache: Cache, clock: Clock, actor: Actor, job_id: UUID) -> AdminJob:
+    """Starts a failed or cancelled job of any user over. The trails of the actor and of the job's owner tell.
 
     Raises:
-        TokenRevoked, RoleRequired: `admin` is no administrator any more.
+        TokenRevoked, RoleRequired: the actor is no administrator any more.
         JobNotFound, JobNotRetryable, UniqueKeyInUse
     """
     async with db.transaction("jobs.retry_any") as tx:
-        if admin is not None and clock is not None:
-            await lock_admin(tx, clock, admin)
-            job = await queries.get_any_job(tx, job_id)
-            data = orjson.dumps({"job_id": str(job_id)}).decode()
-            for user_id in {admin.user_id, job.user_id if job else None} - {None}:
-                await record_security_event(tx, clock, admin, "job_retried_by_admin", user_id=user_id, data=data)
+        await lock_admin(tx, clock, actor)
+        await _tell_both(tx, clock, actor, "job_retried_by_admin", job_id)
         await requeue(tx, queue, cache, job_id, None)
     return await get_any_job(db, job_id)
 
 
 @retries_conflicts
-async def cancel_any_job(db: Database, queue: Queue, cache: Cache, job_id: UUID) -> AdminJob:
-    """Cancels anybody's job. Raises JobNotFound or JobFinished."""
+async def cancel_any_job(
+    db: Database, queue: Queue, cache: Cache, clock: Clock, actor: Actor, job_id: UUID
+) -> AdminJob:
+    """Cancels anybody's job. The trails of the actor and of the job's owner tell.
+
+    Raises:
+        TokenRevoked, RoleRequired: the actor is no administrator any more.
+        JobNotFound, JobFinished
+    """
     async with db.transaction("jobs.cancel_any") as tx:
+        await lock_admin(tx, clock, actor)
+        await _tell_both(tx, clock, actor, "job_cancelled_by_admin", job_id)
         await cancel(tx, queue, cache, job_id, None)
     return await get_any_job(db, job_id)
 
 
 async def retry_failed_jobs(
-    db: Database, queue: Queue, cache: Cache, *, kind: str | None, since: datetime, limit: int
+    db: Database,
+    queue: Queue,
+    cache: Cache,
+    clock: Clock,
+    actor: Actor,
+    *,
+    kind: str | None,
+    since: datetime,
+    limit: int,
 ) -> int:
-    """Starts failed jobs over in bulk; answers how many."""
-    async with db.statement("jobs.retry_failed") as tx:
+    """Starts failed jobs over in bulk; answers how many. The actor's trail tells."""
+    async with db.transaction("jobs.retry_failed") as tx:
+        await lock_admin(tx, clock, actor)
         changes = await queries.requeue_failed_jobs(tx, kind=kind, since=since, limit=limit)
         announce(tx, cache, *changes)
         for change in changes:
             queue.redispatch(tx, ref_of(change))
+        data = orjson.dumps({"kind": kind, "since": since, "jobs": len(changes)}).decode()
+        await record_security_event(tx, clock, actor, "jobs_retried_by_admin", data=data)
     return len(changes)
+
+
+async def _tell_both(tx: Tx, clock: Clock, actor: Actor, action: str, job_id: UUID) -> None:
+    """Adds to the trails of the actor and of the job's owner, if it has one."""
+    job = await queries.get_any_job(tx, job_id)
+    data = orjson.dumps({"job_id": str(job_id)}).decode()
+    for user_id in {actor.user_id, job.user_id if job else None} - {None}:
+        await record_security_event(tx, clock, actor, action, user_id=user_id, data=data)

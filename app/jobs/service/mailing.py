@@ -167,24 +167,18 @@ class Postman:
 
 
 @retries_conflicts
-async def lift_suppression(
-    db: Database, keys: Keys, email: str, *, clock: Clock | None = None, admin: Actor | None = None
-) -> bool:
-    """Has an address written to again; whether it was suppressed.
-
-    `admin` (with `clock`): the administrator who asks over the API, whose trail tells of it; the command line has none.
+async def lift_suppression(db: Database, keys: Keys, clock: Clock, actor: Actor, email: str) -> bool:
+    """Has an address written to again; whether it was suppressed. The actor's trail tells.
 
     Raises:
-        TokenRevoked, RoleRequired: `admin` is no administrator any more.
+        TokenRevoked, RoleRequired: the actor is no administrator any more.
     """
     async with db.transaction("jobs.allow_email") as tx:
-        if admin is not None and clock is not None:
-            await lock_admin(tx, clock, admin)
+        await lock_admin(tx, clock, actor)
         is_lifted = await queries.delete_suppression(tx, hash_address(keys, canonical_email(email)))
-        if admin is not None and clock is not None:
-            # Without the address, which may be that of a person who has no account.
-            data = orjson.dumps({"was_suppressed": is_lifted}).decode()
-            await record_security_event(tx, clock, admin, "mail_suppression_lifted", data=data)
+        # Without the address, which may be that of a person who has no account.
+        data = orjson.dumps({"was_suppressed": is_lifted}).decode()
+        await record_security_event(tx, clock, actor, "mail_suppression_lifted", data=data)
     return is_lifted
 
 

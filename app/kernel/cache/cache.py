@@ -15,7 +15,7 @@ from app.kernel.cache.local import Fill, LocalCache
 from app.kernel.cache.remote import Found, RemoteCache, Wanted
 from app.kernel.database import Database, Tx
 from app.kernel.errors import AppError
-from app.kernel.ids import new_id
+from app.kernel.ids import UserId, new_id
 from app.kernel.incarnation import Incarnation
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
@@ -125,6 +125,17 @@ class Cache:
             await self._remote.announce(tags)
         # Meanwhile somebody may have brought the old answer back from Redis.
         self._forget_local(tags)
+
+    async def drop(self, user_id: UserId, paths: Sequence[str], tags: Sequence[str]) -> None:
+        """Removes every copy of the answers to a user; what is being made meanwhile is not kept.
+
+        `tags` are all that these answers have. While Redis is away, copies there end with their time.
+        """
+        await self.forget_now(tags)
+        try:
+            await self._remote.drop([user_id.hex + path for path in paths])
+        except RedisUnavailable:
+            _logger.warning("cache.copies_not_dropped", ttl=self._settings.ttl)
 
     async def close(self) -> None:
         await self._remote.close()

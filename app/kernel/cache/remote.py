@@ -158,6 +158,16 @@ class RemoteCache:
         outcomes = await asyncio.gather(*map(self._forget_part, parts), return_exceptions=True)
         return {tag for part, _ in _done(parts, outcomes) for tag in part}
 
+    async def drop(self, addresses: Sequence[str]) -> None:
+        """Removes the answers of one user's `addresses`, which are keys without a query, and those of all queries.
+
+        Raises:
+            RedisUnavailable
+        """
+        names = [_entry_name(address) for address in addresses]
+        keys = [f"{name}{variant}" for name in names for variant in ("", *(f"?{n}" for n in range(MAX_VARIANTS)))]
+        await self._redis.call(lambda client: client.unlink(*keys), key=keys[0])
+
     async def announce(self, tags: Sequence[str]) -> None:
         """Tells the other processes at least, where the node that has the tags is away and another one is not."""
         if self._redis.is_cluster:
