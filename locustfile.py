@@ -7,6 +7,7 @@ code 1) when the limits `--slo-p95` or `--slo-errors` are missed.
 
 import random
 import string
+import sys
 import time
 from typing import Any
 
@@ -48,7 +49,9 @@ def judge(environment: Environment, **_: Any) -> None:
     environment.process_exit_code = 0 if is_good else 1
     print(  # noqa: T201
         f"{'PASS' if is_good else 'FAIL'}: p95 {p95:.0f} ms (limit {options.slo_p95:.0f}), "
-        f"errors {errors:.2f} % (limit {options.slo_errors:g}), {total.total_rps:.0f} requests/s"
+        f"errors {errors:.2f} % (limit {options.slo_errors:g}), {total.total_rps:.0f} requests/s",
+        # On standard output `--json` has what a program reads.
+        file=sys.stderr,
     )
 
 
@@ -80,6 +83,11 @@ class Person(FastHttpUser):
     """Somebody who signed up at the start of the run."""
 
     wait_time = between(0.05, 0.3)
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        # An address copied from a browser ends in a slash, and each path begins with one.
+        self.client.base_url = self.client.base_url.rstrip("/")
 
     def on_start(self) -> None:
         unique = "".join(random.choices(string.ascii_lowercase + string.digits, k=16))

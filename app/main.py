@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
+from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,6 +29,7 @@ from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import declared_permission
 from app.kernel.background import Background
+from app.kernel.codings import is_compressible
 from app.kernel.collector import rare_collections
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
@@ -43,7 +46,7 @@ from app.kernel.output import output
 from app.kernel.pacing import Paced
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
-from app.kernel.telemetry import configure_logging, get_logger, render_metrics
+from app.kernel.telemetry import RenderedMetrics, configure_logging, get_logger, render_metrics
 from app.settings import Settings, load_settings
 from app.users import api as users
 from app.users import router as users_router
@@ -119,11 +122,22 @@ class Onehop(FastAPI):
 
 
 class _WholeFiles(StaticFiles):
-    """Starlette refuses a `Range` that it does not understand with an answer of its own; there may be none at all."""
+    """Starlette refuses a `Range` that it does not understand with an answer of its own; there may be none at all.
+
+    What can be compressed is answered whole, so that the response cache does it once.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [header for header in scope["headers"] if header[0] != b"range"]
         await super().__call__({**scope, "headers": headers}, receive, send)
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        if isinstance(response, FileResponse) and is_compressible(response.headers["content-type"].encode()):
+            content = await asyncio.to_thread(Path(response.path).read_bytes)
+            return Response(content, headers=dict(response.headers))
+        return response
 
 
 def create_app(settings: Settings) -> Onehop:
@@ -148,6 +162,8 @@ def create_app(settings: Settings) -> Onehop:
         lifespan=lambda app: _lifespan(app, settings),
     )
     app.state.has_docs = has_docs
+    # The document as it is sent, made when it is first asked for.
+    app.state.openapi_json = None
     app.state.mailbox = settings.data_dir / "mailbox" if settings.has_mailbox else None
     for router in (
         *ROUTERS,
@@ -276,7 +292,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
     return stack
 
 
-async def _render_metrics(app: FastAPI) -> bytes:
+async def _render_metrics(app: FastAPI) -> RenderedMetrics:
     for sample in app.state.samplers:
         sample()
     # It reads files: of this process, and of the others.

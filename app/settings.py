@@ -146,9 +146,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if environ is None:
         environ = process_environ()
     values, problems = read_environment(environ)
+    # A problem is told by the name that was given.
+    given_as: dict[str, str] = {}
     for short, name in _SHORT_NAMES.items():
-        if values.get(short):
-            values.setdefault(name, values[short])
+        if values.get(short) and name not in values:
+            values[name] = values[short]
+            given_as[name] = short
     problems += [f"{name}: there is no such setting" for name in values if not _is_known(name)]
     try:
         tree = _Environment(values)()
@@ -169,7 +172,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         )
         for item in wrong:
             location = [str(part) for part in item["loc"]]
-            problems.append(f"{variable_name(*location)}: {item['msg']}")
+            name = variable_name(*location)
+            problems.append(f"{given_as.get(name, name)}: {item['msg']}")
     if production:
         problems.extend(_production_problems(tree, settings))
     if problems or settings is None:

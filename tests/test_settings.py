@@ -137,6 +137,15 @@ def test_a_data_folder_that_cannot_be_used(tmp_path: Path) -> None:
     assert problem.startswith(f"APP_DATA_DIR: {tmp_path / 'data'} cannot be used (File exists)")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"PORT": "abc"}, "PORT"), ({"APP_PORT": "abc"}, "APP_PORT"), ({"PORT": "1", "APP_PORT": "abc"}, "APP_PORT")],
+)
+def test_a_problem_is_told_by_the_name_that_was_given(given: dict[str, str], told: str) -> None:
+    (problem,) = problems_of(DEVELOPMENT | given)
+    assert problem.startswith(f"{told}: ")
+
+
 def test_values_are_not_told() -> None:
     assert "a-secret-in-the-wrong-place" not in str(
         problems_of(DEVELOPMENT | {"APP_PORT": "a-secret-in-the-wrong-place"})

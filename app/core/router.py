@@ -3,20 +3,30 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app.core import links, mailbox, pages, service
 from app.core.health import Health, NotReady, health_response
 from app.core.schemas import AliveView, OverviewView, ReadyView
 from app.kernel.auth import Principal, Public, Require
 from app.kernel.client import client_address, is_within
+from app.kernel.codings import accepts_gzip
 from app.kernel.errors import NotFound
-from app.kernel.http import PROBLEM_MEDIA_TYPE, PathName, Router, json_fragment, json_response, problem_responses
+from app.kernel.http import (
+    PROBLEM_MEDIA_TYPE,
+    PathName,
+    Router,
+    dump_json,
+    json_fragment,
+    json_response,
+    problem_responses,
+)
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.pacing import Paced
+from app.kernel.request_headers import headers_of
 from app.kernel.resources import Resources, ResourcesDep
-from app.kernel.telemetry import CONTENT_TYPE_METRICS
+from app.kernel.telemetry import CONTENT_TYPE_METRICS, RenderedMetrics
 from app.users import api as users
 
 router = Router(tags=["core"])
@@ -24,8 +34,6 @@ links_router = Router(include_in_schema=False)
 docs_router = Router(include_in_schema=False)
 mailbox_router = Router(prefix="/dev/mailbox", include_in_schema=False)
 
-# Read by the page's script; named here because an unknown parameter would be refused.
-_Token = Annotated[str, Query(max_length=256)]
 _OVERVIEW_SCOPES = ("profile:read", "events:read", "jobs:read")
 _NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {
@@ -103,9 +111,12 @@ async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
 async def get_metrics(request: Request, resources: ResourcesDep) -> Response:
     """Metrics of all API processes in the text format of Prometheus."""
     _check_operator(request, resources)
-    metrics: Paced[bytes] = request.app.state.metrics
-    text = await metrics.get()
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store"})
+    metrics: Paced[RenderedMetrics] = request.app.state.metrics
+    rendered = await metrics.get()
+    headers = {"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store", "Vary": "Accept-Encoding"}
+    if rendered.compressed is None or not accepts_gzip(headers_of(request.scope).get(b"accept-encoding")):
+        return Response(rendered.text, headers=headers)
+    return Response(rendered.compressed, headers=headers | {"Content-Encoding": "gzip"})
 
 
 def _check_operator(request: Request, resources: Resources) -> None:
@@ -132,62 +143,69 @@ async def get_problem_page(code: PathName) -> Response:
     return _html(text, pages.PAGE_POLICY)
 
 
-@links_router.get("/verify-email", dependencies=[Public])
-async def open_verify_link(token: _Token = "") -> Response:  # noqa: ARG001 - the page's script reads it
+@links_router.get("/verify-email", dependencies=[Public], response_class=HTMLResponse)
+async def open_verify_link() -> Response:
     return _html(links.link_page("verify-email"), links.LINK_POLICY)
 
 
-@links_router.get("/change-email", dependencies=[Public])
-async def open_change_link(token: _Token = "") -> Response:  # noqa: ARG001 - the page's script reads it
+@links_router.get("/change-email", dependencies=[Public], response_class=HTMLResponse)
+async def open_change_link() -> Response:
     return _html(links.link_page("change-email"), links.LINK_POLICY)
 
 
-@links_router.get("/reset-password", dependencies=[Public])
-async def open_reset_link(token: _Token = "") -> Response:  # noqa: ARG001 - the page's script reads it
+@links_router.get("/reset-password", dependencies=[Public], response_class=HTMLResponse)
+async def open_reset_link() -> Response:
     return _html(links.link_page("reset-password"), links.LINK_POLICY)
 
 
-@links_router.get("/forgot-password", dependencies=[Public])
+@links_router.get("/forgot-password", dependencies=[Public], response_class=HTMLResponse)
 async def open_forgot_link() -> Response:
     return _html(links.link_page("forgot-password"), links.LINK_POLICY)
 
 
-@docs_router.get("/docs", dependencies=[Public])
+@docs_router.get("/docs", dependencies=[Public], response_class=HTMLResponse)
 async def get_docs() -> Response:
     return _html(pages.swagger_page(), pages.DOCS_POLICY)
 
 
-@docs_router.get("/docs/oauth2-redirect", dependencies=[Public])
+@docs_router.get("/docs/oauth2-redirect", dependencies=[Public], response_class=HTMLResponse)
 async def get_docs_redirect() -> Response:
     return _html(pages.swagger_redirect_page(), pages.DOCS_POLICY)
 
 
-@docs_router.get("/redoc", dependencies=[Public])
+@docs_router.get("/redoc", dependencies=[Public], response_class=HTMLResponse)
 async def get_redoc() -> Response:
     return _html(pages.redoc_page(), pages.DOCS_POLICY)
 
 
 @docs_router.get("/openapi.json", dependencies=[Public])
 async def get_openapi(request: Request) -> Response:
-    # Made once, which takes too long for the event loop.
-    document = await asyncio.to_thread(request.app.openapi)
-    return json_response(document, headers={"Cache-Control": "no-cache"})
+    state = request.app.state
+    if state.openapi_json is None:
+        # Made once, which takes too long for the event loop.
+        state.openapi_json = await asyncio.to_thread(lambda: dump_json(request.app.openapi()))
+    return Response(state.openapi_json, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
 
-@mailbox_router.get("", dependencies=[Public])
+@mailbox_router.get("", dependencies=[Public], response_class=HTMLResponse)
 async def list_mailbox(request: Request) -> Response:
-    return _html(mailbox.list_page(await mailbox.list_mail(request.app.state.mailbox)), pages.PAGE_POLICY)
+    return _mail_html(mailbox.list_page(await mailbox.list_mail(request.app.state.mailbox)))
 
 
-@mailbox_router.get("/{name}", dependencies=[Public])
+@mailbox_router.get("/{name}", dependencies=[Public], response_class=HTMLResponse)
 async def get_mail(name: str, request: Request) -> Response:
-    return _html(mailbox.mail_page(await mailbox.read_mail(request.app.state.mailbox, name)), pages.PAGE_POLICY)
+    return _mail_html(mailbox.mail_page(await mailbox.read_mail(request.app.state.mailbox, name)))
 
 
-@mailbox_router.get("/{name}/raw", dependencies=[Public])
+@mailbox_router.get("/{name}/raw", dependencies=[Public], response_class=PlainTextResponse)
 async def get_raw_mail(name: str, request: Request) -> Response:
     mail = await mailbox.read_mail(request.app.state.mailbox, name)
     return Response(mail.content, headers={"Cache-Control": "no-store"}, media_type="text/plain; charset=utf-8")
+
+
+def _mail_html(text: str) -> Response:
+    """A page with links that log in."""
+    return HTMLResponse(text, headers={"Content-Security-Policy": pages.PAGE_POLICY, "Cache-Control": "no-store"})
 
 
 def _html(text: str, policy: str) -> Response:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 # Linux has it, and macOS has not.
 CLOCK_BOOTTIME: int | None = getattr(system_time, "CLOCK_BOOTTIME", None)
-_OUT_OF_RANGE = "Not between the years 1 and 9999 in UTC."
+OUT_OF_RANGE = "Not after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z."
 # The first and the last moment that Python can hold; to asyncpg they mean infinity, which comes back without a zone.
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -17,9 +17,9 @@ def in_utc(moment: datetime) -> datetime:
     try:
         found = moment.astimezone(UTC)
     except OverflowError as error:
-        raise ValueError(_OUT_OF_RANGE) from error
+        raise ValueError(OUT_OF_RANGE) from error
     if not _FIRST < found < _LAST:
-        raise ValueError(_OUT_OF_RANGE)
+        raise ValueError(OUT_OF_RANGE)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import orjson
 
+from app.kernel.codings import accepts_gzip
 from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
 
 Check = Literal["ok", "degraded", "failing"]
@@ -45,9 +46,13 @@ async def probes_served(
     async def readyz(_: web.Request) -> web.Response:
         return answer("ready", await readiness())
 
-    async def metrics(_: web.Request) -> web.Response:
-        text = await asyncio.to_thread(render_metrics)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_METRICS})
+    async def metrics(request: web.Request) -> web.Response:
+        rendered = await asyncio.to_thread(render_metrics)
+        headers = {"Content-Type": CONTENT_TYPE_METRICS, "Vary": "Accept-Encoding"}
+        accepted = ", ".join(request.headers.getall("Accept-Encoding", ())).encode("utf-8", "surrogateescape")
+        if rendered.compressed is None or not accepts_gzip(accepted):
+            return web.Response(body=rendered.text, headers=headers)
+        return web.Response(body=rendered.compressed, headers=headers | {"Content-Encoding": "gzip"})
 
     application = web.Application()
     application.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])

@@ -76,6 +76,12 @@ def headers_of(scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
     return found
 
 
+def ignore_header(scope: MutableMapping[str, Any], name: bytes) -> None:
+    """From now on the request has no such field for any layer, route or framework."""
+    if headers_of(scope).pop(name, None) is not None:
+        scope["headers"] = list(headers_of(scope).items())
+
+
 def has_repeated_header(scope: MutableMapping[str, Any]) -> bool:
     """Whether `check_headers` raises; to be asked after `headers_of`."""
     return "repeated_header" in scope

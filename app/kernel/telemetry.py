@@ -9,13 +9,14 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from app.kernel.codings import compress
 from app.kernel.output import output
 from app.kernel.settings import LogSettings
 
@@ -124,10 +125,18 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return event
 
 
-def render_metrics() -> bytes:
-    """The Prometheus text of all API processes of this machine, or of this one where it is alone."""
-    if values.ValueClass.__name__ == "MutexValue":
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
-    return generate_latest(registry)
+class RenderedMetrics(NamedTuple):
+    """The Prometheus text, and its gzip form where that is worth it."""
+
+    text: bytes
+    compressed: bytes | None
+
+
+def render_metrics() -> RenderedMetrics:
+    """Those of all API processes of this machine, or of this one where it is alone."""
+    registry: CollectorRegistry = REGISTRY
+    if values.ValueClass.__name__ != "MutexValue":
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+    text = generate_latest(registry)
+    return RenderedMetrics(text, compress(text))

@@ -142,11 +142,15 @@ async def update_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -
     return await tx.execute(UPDATE_EMAIL, user_id, email, verified) == "UPDATE 1"
 
 
-HIDE_USER = "UPDATE users.users SET deleted_at = now(), version = version + 1 WHERE id = $1 AND deleted_at IS NULL"
+HIDE_USER = """
+    UPDATE users.users SET deleted_at = now(), version = version + 1
+    WHERE id = $1 AND deleted_at IS NULL AND ($2::bigint[] IS NULL OR version = ANY($2))
+"""
 
 
-async def hide_user(tx: Tx, user_id: UserId) -> None:
-    await tx.execute(HIDE_USER, user_id)
+async def hide_user(tx: Tx, user_id: UserId, versions: Sequence[int] | None) -> bool:
+    """Whether there was such a user, in one of these versions."""
+    return await tx.execute(HIDE_USER, user_id, versions) == "UPDATE 1"
 
 
 ANONYMISE_USER = """

@@ -1,13 +1,21 @@
 """`/v1/users` and `/v1/events`."""
 
-import re
 from typing import Annotated
 
 from fastapi import Query, Request, Response
 
 from app.kernel.auth import Principal, Require
 from app.kernel.database import Tx
-from app.kernel.http import Id, Router, if_match, json_fragment, json_response, problem_responses, reads_headers
+from app.kernel.http import (
+    Id,
+    Preconditions,
+    Router,
+    json_fragment,
+    json_response,
+    problem_responses,
+    reads_headers,
+    version_etag,
+)
 from app.kernel.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
@@ -181,26 +189,12 @@ async def record_events(
     )
 
 
-# The entity tag says whose version it is, because one browser may know several users' `/v1/users/me`, and in which life
-# of the database: after a restore the same number stands for something else.
 def _etag(resources: Resources, user_id: UserId, version: int) -> str:
-    return f'"{user_id.hex}-{version}{_life(resources)}"'
-
-
-def _life(resources: Resources) -> str:
-    mark = resources.incarnation.mark.hex()
-    return f"-{mark[:16]}" if mark else ""
+    return version_etag(user_id.hex, version, resources.incarnation.mark)
 
 
 def _versions(request: Request, resources: Resources, user_id: UserId) -> list[int] | None:
-    """The versions of this user's row that `If-Match` names, also by the tags of compressed forms, weak tags left out;
-    None if it names no tags.
-    """
-    tags = if_match(request)
-    if tags is None:
-        return None
-    pattern = re.compile(rf'"{user_id.hex}-(\d{{1,18}}){_life(resources)}(?:-gzip)?"', re.ASCII)
-    return [int(found[1]) for tag in tags if (found := pattern.fullmatch(tag))]
+    return Preconditions.of(request.scope).versions(user_id.hex, resources.incarnation.mark)
 
 
 _PROFILE = frozenset({"profile:read"})

@@ -91,9 +91,14 @@ async def set_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -> N
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
 
-async def hide_user(tx: Tx, user_id: UserId) -> None:
-    """From now on nobody sees the user, though nothing of it is forgotten yet."""
-    await queries.hide_user(tx, user_id)
+async def hide_user(tx: Tx, user_id: UserId, versions: Versions) -> None:
+    """From now on nobody sees the user, though nothing of it is forgotten yet.
+
+    Raises:
+        VersionMismatch: the profile is in none of `versions`.
+    """
+    if not await queries.hide_user(tx, user_id, versions) and versions is not None:
+        raise VersionMismatch
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
 
@@ -285,8 +290,11 @@ async def list_events(
     """One page of a user's events, the newest first.
 
     Raises:
+        InvalidPeriod: it ends before it begins.
         InvalidCursor: it belongs to another user or other filters.
     """
+    if wanted.since is not None and wanted.until is not None and wanted.since > wanted.until:
+        raise InvalidPeriod("`until` must not lie before `since`.")
     owner = (user_id, wanted)
     after = cursors.decode(EVENTS_LIST, owner, cursor, tuple[datetime, UUID]) if cursor else None
     async with db.read("users.list_events", sees=[events_tag(user_id)]) as conn:

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from app.identity.service import authentication
 from app.kernel import client as client_module
-from app.kernel.cache import answers
+from app.kernel import codings
 from app.kernel.cache.answers import MAX_BYTES, MAX_VARIANT_BYTES, MAX_VARIANTS
 from app.kernel.server.guard import Guard
 from app.kernel.settings import ConnectionSettings
@@ -104,7 +104,7 @@ async def test_headers_leave_nothing_behind(person: Person, monkeypatch: pytest.
         return walk(peer, forwarded, *rest, **options)
 
     monkeypatch.setattr(client_module, "_walk", note)
-    answers._accepts_gzip.cache_clear()
+    codings._names_gzip.cache_clear()
     series = None
     for number in range(100):
         padding = "x" * 20_000 + str(number)
@@ -119,7 +119,7 @@ async def test_headers_leave_nothing_behind(person: Person, monkeypatch: pytest.
         assert (await person.request("GET", "/v1/overview", headers=fields)).status_code == 200
         await person.client.request(f"METHOD{number}", f"/nowhere/{number}", headers=fields)
         series = series or _series()
-    assert answers._accepts_gzip.cache_info().currsize == 0
+    assert codings._names_gzip.cache_info().currsize == 0
     assert len(walked) >= 100
     # What is kept are the arguments.
     assert {len(forwarded) for forwarded in walked} == {512}

@@ -48,6 +48,19 @@ async def test_what_needs_encoding_is_taken(raw: RawClient) -> None:
     assert (await raw.request("GET", "/verify-email?t%6Fken=%61")).status == 200
 
 
+async def test_the_server_as_a_whole_has_options(raw: RawClient) -> None:
+    if raw.server == "serve":
+        answer = await raw.request("OPTIONS", "*")
+        assert (answer.status, answer.body, answer.headers["allow"]) == (
+            204,
+            b"",
+            "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT",
+        )
+        assert (await raw.request("GET", "*")).status == 400
+    # Of a path like any other.
+    assert (await raw.request("OPTIONS", "/*")).status == 404
+
+
 async def test_other_spellings_lead_nowhere(raw: RawClient) -> None:
     for target in ("//metrics", "/./metrics", "/v1/../metrics", "/METRICS", "/metrics/", "/metrics;a", "/metrics\\"):
         assert (await raw.request("GET", target)).status in (400, 404)

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from app.composition import make_resources
 from app.core import health
 from app.kernel.pacing import Paced
+from app.kernel.telemetry import RenderedMetrics
 from app.settings import Settings
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan
@@ -42,13 +43,13 @@ async def test_metrics_are_rendered_once_for_all_who_ask(
     client: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = []
-    metrics: Paced[bytes] = app.state.metrics
+    metrics: Paced[RenderedMetrics] = app.state.metrics
     render = metrics._ask
 
-    async def count() -> bytes:
-        text = await render()
-        rendered.append(text)
-        return text
+    async def count() -> RenderedMetrics:
+        made = await render()
+        rendered.append(made.text)
+        return made
 
     monkeypatch.setattr(metrics, "_ask", count)
     first = asyncio.gather(*(client.get("/metrics") for _ in range(64)))

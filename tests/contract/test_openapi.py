@@ -130,6 +130,10 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
         "PATCH /v1/users/me",
         "PUT /v1/users/me/preferences",
         "PATCH /v1/users/me/preferences",
+        "DELETE /v1/users/me",
+        "PATCH /v1/admin/users/{user_id}",
+        "PATCH /v1/webhooks/endpoints/{endpoint_id}",
+        "DELETE /v1/webhooks/endpoints/{endpoint_id}",
     }
     assert readers("IdempotencyKey") == {
         "POST /v1/auth/api-keys",

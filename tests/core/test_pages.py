@@ -66,7 +66,8 @@ async def test_documentation_loads_nothing_from_elsewhere(unguarded_client: http
     assert "/v1/overview" in document["paths"]
     identifiers = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(identifiers) == len(set(identifiers))
-    part = await client.get("/docs/assets/swagger-ui.css", headers={"Range": "bytes=5-2"})
+    headers = {"Range": "bytes=5-2", "Accept-Encoding": "identity"}
+    part = await client.get("/docs/assets/swagger-ui.css", headers=headers)
     assert (part.status_code, len(part.content)) == (200, int(part.headers["content-length"]))
 
 

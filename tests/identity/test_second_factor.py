@@ -149,6 +149,34 @@ async def test_a_recovery_code_counts_once_however_it_is_typed(
     problem_of(await finish(client, await begin(client, person), codes[4]), 401, "invalid_code")
 
 
+async def test_a_code_counts_as_apps_show_it(clock: ManualClock, client: httpx.AsyncClient, person: Person) -> None:
+    """Each form is one try, at the right one too: of ten wrong ones the account would be locked."""
+    secret = (await person.post("/v1/auth/mfa/totp")).json()["secret"]
+    phone = Phone(secret, clock)
+    code = phone.code()
+    answer = await person.post("/v1/auth/mfa/totp/activate", json={"code": f" {code[:3]} {code[3:]}\n"})
+    assert answer.status_code == 200, answer.text
+    wide = str.maketrans("0123456789", "".join(chr(0xFF10 + digit) for digit in range(10)))
+    for typed in (
+        "{0} {1}",
+        "{0}-{1}",
+        " {0}{1} ",
+        "{0}\u00a0{1}",
+        "{0}\u2011{1}",
+        "{0}\u2212{1}",
+        "{0}\u200b{1}\ufeff",
+        "{0}  -  {1}",
+        "{0}{1}",
+    ):
+        clock.advance(STEP)
+        code = phone.code()
+        body_of(await finish(client, await begin(client, person), typed.format(code[:3], code[3:])), SignedInView)
+    clock.advance(STEP)
+    body_of(await finish(client, await begin(client, person), phone.code().translate(wide)), SignedInView)
+    # The same code in another form is the same code.
+    problem_of(await finish(client, await begin(client, person), phone.code()), 401, "invalid_code")
+
+
 async def test_guessing_codes_is_braked(clock: ManualClock, client: httpx.AsyncClient, person: Person) -> None:
     phone, codes = await enrol(person, clock)
     wrong = "000000" if phone.code() != "000000" else "000001"

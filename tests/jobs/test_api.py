@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -124,6 +125,13 @@ async def test_a_submitted_job_is_answered_with_one_statement(
         ({"kind": "export.events", "args": {"format": "csv", "a/b": 1}}, "#/args/a~1b"),
         ({"kind": "export.events", "args": {"format": "csv", "since": "2026-01-01T00:00:00"}}, "#/args/since"),
         ({"kind": "export.events", "args": {"format": "csv", "since": "0001-01-01T00:00:00+14:00"}}, "#/args/since"),
+        (
+            {
+                "kind": "export.events",
+                "args": {"format": "csv", "since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"},
+            },
+            "#/args",
+        ),
         ({"kind": "email.steal", "args": {}}, "#/kind"),
         ({"kind": "export.events", "args": {"format": "csv", "limit": 2**64}}, "#/args"),
         ({"kind": "export.events"}, "#/args"),
@@ -184,6 +192,38 @@ async def test_an_export_becomes_a_file(person: Person, api_worker: Worker, conn
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     assert answer.headers["content-disposition"] == ("attachment; filename=\"events.csv\"; filename*=UTF-8''events.csv")
     assert answer.headers["x-content-type-options"] == "nosniff"
+    await _has_two_forms(person, f"/v1/jobs/{job['id']}/artifacts/events.csv", answer.content)
+
+
+async def _has_two_forms(person: Person, url: str, content: bytes) -> None:
+    """Compressed for clients that take it, whole or in parts for the others; ranges are those of the plain form."""
+    plain, packed = [
+        await person.get(url, headers={"Accept-Encoding": coding}) for coding in ("identity, gzip;q=0", "br, gzip")
+    ]
+    assert plain.content == packed.content == content
+    assert (plain.headers["content-length"], plain.headers["accept-ranges"]) == (str(len(content)), "bytes")
+    assert (packed.headers["content-encoding"], packed.headers.get("accept-ranges")) == ("gzip", None)
+    assert packed.num_bytes_downloaded < len(content) // 2
+    tags = [answer.headers["etag"] for answer in (plain, packed)]
+    assert tags[1] == tags[0][:-1] + '-gzip"'
+    assert plain.headers["vary"] == packed.headers["vary"] == "Accept-Encoding"
+    for tag, coding in zip(tags, ("identity", "gzip"), strict=True):
+        headers = {"If-None-Match": tag, "Accept-Encoding": coding}
+        unchanged = await person.get(url, headers=headers)
+        assert (unchanged.status_code, unchanged.headers["etag"], unchanged.content) == (304, tag, b"")
+        assert (await person.get(url, headers={"If-Match": tag})).status_code == 200
+        refused = await person.get(url, headers=headers | {"If-Match": '"zz"'})
+        assert (refused.status_code, refused.json()["code"]) == (412, "precondition_failed")
+        # A range is no matter of HEAD, and comes after the tags.
+        for range_ in ("bytes=0-9", "bytes=999999999-"):
+            head = await person.request("HEAD", url, headers={"Range": range_, "Accept-Encoding": coding})
+            assert (head.status_code, head.headers["etag"], head.content) == (200, tag, b"")
+            assert "content-range" not in head.headers
+    part = await person.get(url, headers={"Range": "BYTES=0-9", "Accept-Encoding": "gzip"})
+    assert (part.status_code, part.content, part.headers["etag"]) == (206, content[:10], tags[0])
+    assert "content-encoding" not in part.headers
+    whole = await person.get(url, headers={"Range": "bytes=0-9", "If-Range": tags[1], "Accept-Encoding": "gzip"})
+    assert (whole.status_code, whole.content) == (200, content)
 
 
 async def make_file(person: Person, steps: Steps) -> tuple[str, bytes]:
@@ -392,6 +432,9 @@ async def test_a_stream_tells_every_step_and_ends(app: FastAPI, person: Person, 
     events = parse_stream(answer.text)
     names = [name for name, _, _ in events]
     assert names[0] == "state"
+    assert re.findall(r"retry: (\d+)", answer.text) == ["1000"]
+    assert "retry" in answer.text.split("\n\n")[0]
+    assert "content-encoding" not in answer.headers
     assert names[-3:] == ["state", "artifact", "done"]
     assert [data for name, _, data in events if name == "progress"] == [{"done": 10, "total": 10, "message": "written"}]
     assert [data["state"] for name, _, data in events if name == "state"][-2:] == ["running", "succeeded"]
@@ -413,8 +456,13 @@ async def test_a_resumed_stream_does_not_repeat_what_was_seen(
     events = parse_stream((await watching).text)
     assert [(name, data["state"]) for name, _, data in events] == [("state", "succeeded"), ("done", "succeeded")]
     last = next(version for _, version, _ in events if version is not None)
-    again = await person.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": last})
-    assert [(name, version) for name, version, _ in parse_stream(again.text)] == [("done", last)]
+    # A browser's EventSource comes again after every other answer than this one.
+    for method in ("GET", "HEAD"):
+        over = await person.request(method, f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": last})
+        assert (over.status_code, over.content, "content-type" in over.headers) == (204, b"", False)
+    for other in ("", "0", f"{last}0", "x"):
+        again = await person.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": other})
+        assert parse_stream(again.text)[-1][:2] == ("done", last)
 
 
 @pytest.mark.usefixtures("test_kinds", "api_worker")

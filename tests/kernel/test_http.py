@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,28 +12,31 @@ import httpx
 import orjson
 import pytest
 from asyncpg.pgproto import pgproto
-from fastapi import Form, HTTPException, Query, Request, Response
+from fastapi import Form, HTTPException, Query, Response
+from fastapi.responses import HTMLResponse
 
 from app.kernel.auth import Public
 from app.kernel.errors import (
     Conflict,
     FieldError,
+    PreconditionFailed,
     TooManyRequests,
     escape_pointer,
 )
 from app.kernel.http import (
     Id,
     PageQuery,
+    Preconditions,
     Router,
     Schema,
     Timestamp,
     body_etag,
     dump_json,
     etag_of,
-    if_match,
     json_fragment,
     json_response,
     matches_any,
+    version_etag,
 )
 from tests.fixtures.answers import problem_of
 from tests.kernel.conftest import Planted
@@ -51,6 +55,21 @@ class Thing(Schema):
 @router.post("/things", dependencies=[Public])
 async def make_thing(body: Thing) -> Response:
     return json_response({"got": body.model_dump(mode="json")}, status=201)
+
+
+@router.post("/maybe", dependencies=[Public])
+async def make_maybe(body: Thing | None = None) -> Response:
+    return json_response({"got": body})
+
+
+@router.get("/page", dependencies=[Public], response_class=HTMLResponse)
+async def get_page(size: int = 1) -> Response:
+    return HTMLResponse(f"<p>{size}</p>")
+
+
+@router.put("/things/{name}", dependencies=[Public])
+async def put_thing(name: str, body: Thing) -> Response:
+    return json_response({"name": name})
 
 
 class Filter(PageQuery):
@@ -120,6 +139,8 @@ async def test_sixty_four_levels_and_no_more(planted_client: httpx.AsyncClient, 
         ("Application/JSON;charset=UTF-8", 201),
         ("application/merge-patch+json", 415),
         ("application/json; charset=us-ascii", 201),
+        ("application/json; charset=utf8", 201),
+        ('application/json; charset="UTF8"', 201),
         ("application/json; charset=utf-16", 415),
         ("application/json; charset=latin-1", 415),
         ("text/json", 415),
@@ -140,12 +161,47 @@ async def test_media_types(planted_client: httpx.AsyncClient, content_type: str 
 
 
 async def test_bodies_with_a_content_coding(planted_client: httpx.AsyncClient) -> None:
-    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
-    assert (await planted_client.post("/test/things", json={"name": "x"}, headers=headers)).status_code == 201
-    headers["Content-Encoding"] = "gzip"
-    answer = await planted_client.post("/test/things", json={"name": "x"}, headers=headers)
-    problem_of(answer, 415, "unsupported_media_type")
-    assert answer.headers["accept-encoding"] == "identity"
+    headers = {"Content-Type": "application/json"}
+    for coding in ("identity", "Identity", ""):
+        coded = headers | {"Content-Encoding": coding}
+        assert (await planted_client.post("/test/things", json={"name": "x"}, headers=coded)).status_code == 201
+    for coding in ("gzip", "GZIP", "identity, gzip"):
+        coded = headers | {"Content-Encoding": coding}
+        answer = await planted_client.post("/test/things", json={"name": "x"}, headers=coded)
+        problem_of(answer, 415, "unsupported_media_type")
+        assert answer.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/json"])
+@pytest.mark.parametrize("coding", ["gzip", "identity"])
+async def test_where_nothing_comes_there_is_no_form_to_refuse(
+    planted_client: httpx.AsyncClient, content_type: str, coding: str
+) -> None:
+    """Clients such as axios send a `Content-Type` with an empty body, of whatever length they announce."""
+
+    async def empty() -> AsyncIterator[bytes]:
+        yield b""
+
+    headers = {"Content-Type": content_type, "Content-Encoding": coding}
+    for content in (b"", empty()):
+        answer = await planted_client.post("/test/maybe", content=content, headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"got": None})
+        answer = await planted_client.post("/test/things", content=content, headers=headers)
+        assert problem_of(answer, 422, "validation_failed") == {"#": "missing"}
+        answer = await planted_client.post("/test/form", content=content, headers=headers)
+        assert problem_of(answer, 422, "validation_failed") == {"#/grant": "missing"}
+
+
+async def test_a_body_without_a_length_is_looked_at_once_it_is_there(planted_client: httpx.AsyncClient) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b'{"name"'
+        yield b': "x"}'
+
+    for path in ("/test/things", "/test/form"):
+        answer = await planted_client.post(path, content=parts(), headers={"Content-Type": "text/plain"})
+        problem_of(answer, 415, "unsupported_media_type")
+    answer = await planted_client.post("/test/things", content=parts(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 201
 
 
 async def test_forms(planted_client: httpx.AsyncClient) -> None:
@@ -199,7 +255,10 @@ async def test_at_most_twenty_errors_are_told(planted_client: httpx.AsyncClient)
         ("limit=101", {"query:limit": "less_than_equal"}),
         ("limit=x", {"query:limit": "int_parsing"}),
         ("cursor=", {"query:cursor": "string_too_short"}),
-        ("colour=red", {"query": "unknown_parameter"}),
+        ("colour=red", {"query:colour": "unknown_parameter"}),
+        ("colour=red&colour=blue&size=1", {"query:colour": "unknown_parameter", "query:size": "unknown_parameter"}),
+        ("a%2Fb%20%C3%A9=1", {"query:a/b é": "unknown_parameter"}),
+        (f"{'x' * 5000}=1", {f"query:{'x' * 64}": "unknown_parameter"}),
         ("limit=1&limit=2", {"query:limit": "repeated_parameter"}),
         ("kind=%00", {"query": "invalid_text"}),
     ],
@@ -254,9 +313,9 @@ async def test_a_status_we_have_no_error_for(planted_client: httpx.AsyncClient) 
 
 
 async def test_a_method_that_is_not_there(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.put("/test/things/x")
+    answer = await planted_client.patch("/test/things/x")
     problem_of(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PUT"
 
 
 async def test_options_tell_the_methods(planted_client: httpx.AsyncClient) -> None:
@@ -334,15 +393,83 @@ def test_entity_tags_of_parts() -> None:
     assert not matches_any(b'"a"', b'"b"')
 
 
-def request_with(**headers: str) -> Request:
+def conditions(**headers: str) -> Preconditions:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "headers": raw})
+    return Preconditions.of({"type": "http", "headers": raw})
 
 
-def test_if_match() -> None:
-    assert if_match(request_with()) is None
-    assert if_match(request_with(if_match="*")) is None
-    assert if_match(request_with(if_match='"a", W/"b"')) == frozenset({'"a"', 'W/"b"'})
+def test_versions_that_may_be_changed() -> None:
+    for life in (b"", bytes(16)):
+        tag = version_etag("ab", 3, life)
+        assert conditions().versions("ab", life) is None
+        assert conditions(if_match="*").versions("ab", life) is None
+        for named in (tag, f'"x", {tag}', tag[:-1] + '-gzip"'):
+            assert conditions(if_match=named).versions("ab", life) == [3]
+        for other in (f"W/{tag}", version_etag("cd", 3, life), version_etag("ab", 3, b"x" * 16), "", "\udcff"):
+            assert (
+                conditions(if_match=other.encode("utf-8", "surrogateescape").decode("latin-1")).versions("ab", life)
+                == []
+            )
+        assert conditions(if_none_match="*").versions("ab", life) == []
+        assert conditions(if_match=tag, if_none_match="*").versions("ab", life) == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_met"),
+    [
+        ({}, True),
+        ({"if_match": "*"}, True),
+        ({"if_match": '"a"'}, True),
+        ({"if_match": '"b", "a-gzip"'}, True),
+        ({"if_match": 'W/"a"'}, False),
+        ({"if_match": '"b"'}, False),
+        ({"if_none_match": "*"}, False),
+        ({"if_none_match": 'W/"a"'}, False),
+        ({"if_none_match": '"b"'}, True),
+        ({"if_match": '"a"', "if_none_match": '"a"'}, False),
+        ({"if_unmodified_since": "Thu, 01 Jan 1970 00:00:00 GMT"}, True),
+    ],
+)
+def test_preconditions_of_a_write(headers: dict[str, str], is_met: bool) -> None:
+    found = conditions(**headers)
+    assert bool(found) == bool(set(headers) - {"if_unmodified_since"})
+    if is_met:
+        found.check(b'"a"')
+    else:
+        with pytest.raises(PreconditionFailed):
+            found.check(b'"a"')
+
+
+async def test_preconditions_of_a_read(planted_client: httpx.AsyncClient) -> None:
+    """In the order of RFC 9110, section 13.2.2: `If-Match` first, whatever else is asked."""
+    tag = (await planted_client.get("/test/things/x")).headers["etag"]
+    for headers in ({"If-Match": tag}, {"If-Match": "*"}, {"If-Match": f'"other", {tag}'}):
+        assert (await planted_client.get("/test/things/x", headers=headers)).status_code == 200
+        unchanged = await planted_client.get("/test/things/x", headers=headers | {"If-None-Match": tag})
+        assert unchanged.status_code == 304
+    for named in ('"other"', f"W/{tag}", ""):
+        answer = await planted_client.get("/test/things/x", headers={"If-Match": named, "If-None-Match": tag})
+        problem_of(answer, 412, "precondition_failed")
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        head = await planted_client.head("/test/things/x", headers={"If-Match": named})
+        assert (head.status_code, head.content) == (412, b"")
+
+
+async def test_a_guard_that_cannot_be_honoured_is_not_dropped(planted_client: httpx.AsyncClient) -> None:
+    for method, path in (("DELETE", "/test/things/x"), ("PUT", "/test/things/x"), ("POST", "/test/things")):
+        ask = partial(planted_client.request, method, path, json={"name": "x"})
+        problem_of(await ask(headers={"If-Match": '"a"'}), 412, "precondition_failed")
+        for headers in ({"If-Match": "*"}, {"If-None-Match": '"a"'}, {"If-Unmodified-Since": "now"}):
+            assert (await ask(headers=headers)).is_success
+
+
+async def test_pages_for_people_take_any_query(planted_client: httpx.AsyncClient) -> None:
+    for query in ("utm_source=mail", "fbclid=1&fbclid=2", "q=50%", "q=%ff", "q=%00", "&".join(["a=1"] * 200)):
+        url = httpx.URL("http://localhost/test/page").copy_with(raw_path=f"/test/page?{query}".encode())
+        answer = await planted_client.get(url)
+        assert (answer.status_code, answer.text) == (200, "<p>1</p>")
+    assert (await planted_client.get("/test/page?size=2&utm_source=mail")).text == "<p>2</p>"
 
 
 def test_escaped_pointers() -> None:

@@ -22,7 +22,7 @@ HOST = b"Host: onehop.example\r\n"
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the method, path, and body of the request; `/big` with more than any buffer takes, `/early`
-    without waiting for a body.
+    without waiting for a body, `/stream` in three parts without a length, of which `/broken` lacks the last one.
     """
     body = b""
     more = scope["path"] != "/early"
@@ -35,6 +35,16 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/slow":
         await asyncio.sleep(0.3)
     assert [value for name, value in scope["headers"] if name == b"host"] in ([b"onehop.example"], [])
+    if scope["path"] in {"/stream", "/broken"}:
+        # A proxied answer may name the coding of another connection.
+        coding = [(b"transfer-encoding", b"chunked")] if scope["query_string"] else []
+        await send({"type": "http.response.start", "status": 200, "headers": coding})
+        for part in (b"one,", b"two,"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        if scope["path"] == "/broken":
+            raise RuntimeError("the rest is missing")
+        await send({"type": "http.response.body", "body": b"three"})
+        return
     text = f"{scope['method']} {scope['path']} ".encode() + body
     if scope["path"] == "/big":
         text = bytes(32 * 1024 * 1024)
@@ -177,7 +187,8 @@ INVALID = {
     "a host with a user": request(host=b"Host: a@b\r\n"),
     "another host's URI": request(b"GET http://evil.example/x"),
     "a URI with a user": request(b"GET http://a@onehop.example/x"),
-    "no path": request(b"OPTIONS *"),
+    "no path": request(b"GET *"),
+    "half a path": request(b"OPTIONS *a"),
     "a tunnel": request(b"CONNECT onehop.example:80"),
     "HTTP/2.0": b"GET /a HTTP/2.0\r\n" + HOST + b"\r\n",
     "HTTP/0.9": b"GET /a\r\n\r\n",
@@ -228,6 +239,38 @@ def test_http_1_0(served: Served) -> None:
     received = served.exchange(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     assert b"connection: close" in received
     assert answers(received) == [b"GET /a "]
+
+
+@pytest.mark.parametrize("target", [b"/stream", b"/stream?named"])
+def test_http_1_0_gets_no_chunks(served: Served, target: bytes) -> None:
+    """An answer without a length ends with the connection, whatever the client says about keeping it (RFC 9112,
+    sections 6.1 and 6.3).
+    """
+    for field in (b"", b"Connection: keep-alive\r\n", b"TE: chunked\r\n"):
+        received = served.exchange(b"GET " + target + b" HTTP/1.0\r\n" + field + b"\r\n" + request(b"GET /b"))
+        head, _, body = received.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 200 OK"
+        assert b"connection: close" in lines
+        assert not [line for line in lines if line.startswith((b"transfer-encoding", b"content-length"))]
+        assert body == b"one,two,three"
+    received = served.exchange(b"HEAD " + target + b" HTTP/1.0\r\n\r\n")
+    assert (b"transfer-encoding" in received, received[-4:]) == (False, b"\r\n\r\n")
+    received = served.exchange(request(b"GET " + target))
+    assert received.endswith(b"\r\n\r\n4\r\none,\r\n4\r\ntwo,\r\n5\r\nthree\r\n0\r\n\r\n(open)")
+
+
+def test_half_a_stream_in_http_1_0_is_no_whole_one(served: Served) -> None:
+    """Its end is the end of the connection, so that a failure has to be a reset."""
+    with served.connect() as connection, pytest.raises(ConnectionResetError):
+        connection.sendall(b"GET /broken HTTP/1.0\r\n\r\n")
+        while connection.recv(65536):
+            pass
+
+
+def test_options_of_the_whole_server(served: Served) -> None:
+    """RFC 9112, section 3.2.4."""
+    assert answers(served.exchange(request(b"OPTIONS *"))) == [b"OPTIONS * (open)"]
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])

@@ -296,6 +296,21 @@ async def get_admin_account(conn: ReadConn, user_id: UUID) -> AdminAccount | Non
     return AdminAccount(**row) if row else None
 
 
+LOCK_ADMIN_ACCOUNT = """
+SELECT user_id, email, email_verified_at, status, role, totp_enabled, banned_at, ban_reason, last_login_at, created_at,
+       deleted_at, purge_at
+  FROM identity.accounts
+ WHERE user_id = $1
+   FOR NO KEY UPDATE
+"""
+
+
+async def lock_admin_account(tx: Tx, user_id: UserId) -> AdminAccount | None:
+    """The account as it stays until the transaction ends."""
+    row = await tx.fetchrow(LOCK_ADMIN_ACCOUNT, user_id)
+    return AdminAccount(**row) if row else None
+
+
 # $1 is a LIKE pattern for the trigram index; ids are UUIDv7, so the newest come first.
 LIST_ADMIN_ACCOUNTS = """
 SELECT user_id, email, email_verified_at, status, role, totp_enabled, banned_at, ban_reason, last_login_at, created_at,

@@ -1,6 +1,6 @@
 """Registration, addresses, passwords, and the end of an account."""
 
-from fastapi import Response
+from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
 from app.identity.schemas import (
@@ -20,7 +20,7 @@ from app.identity.schemas import (
 )
 from app.identity.service import addresses, passwords, registration, standing
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
-from app.kernel.http import Router, json_response, problem_responses
+from app.kernel.http import Preconditions, Router, json_response, problem_responses, reads_headers
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -155,9 +155,11 @@ async def change_password(
     "/me",
     status_code=202,
     response_model=PurgeView,
-    responses=problem_responses(409),
+    responses=problem_responses(409, 412),
+    openapi_extra=reads_headers("IfMatch"),
 )
 async def delete_me(
+    request: Request,
     body: CurrentPasswordBody,
     principal: HashingPrincipal,
     resources: ResourcesDep,
@@ -166,5 +168,6 @@ async def delete_me(
 ) -> Response:
     """Close the own account. Sessions and keys end at once; the data go at `purge_at`."""
     actor = actor_of(principal, device)
-    purge_at = await standing.delete_own(resources.db, identity, actor, body.current_password)
+    versions = Preconditions.of(request.scope).versions(principal.user_id.hex, resources.incarnation.mark)
+    purge_at = await standing.delete_own(resources.db, identity, actor, body.current_password, versions)
     return json_response({"purge_at": purge_at}, status=202)

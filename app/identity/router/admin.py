@@ -3,9 +3,9 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 
-from app.identity.records import Actor
+from app.identity.records import Actor, AdminAccount
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.router.sessions import session_view
 from app.identity.schemas import (
@@ -21,7 +21,17 @@ from app.identity.schemas import (
 from app.identity.service import administration, standing
 from app.identity.service.auditing import note_admin_read
 from app.kernel.auth import Principal, RequireRole
-from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
+from app.kernel.http import (
+    Id,
+    PageQueryDep,
+    Preconditions,
+    Router,
+    body_etag,
+    dump_json,
+    json_response,
+    problem_responses,
+    reads_headers,
+)
 from app.kernel.ids import UserId
 from app.kernel.resources import ResourcesDep
 
@@ -54,9 +64,12 @@ async def get_account(user_id: Id, principal: Admin, resources: ResourcesDep, de
 @router.patch(
     "/{user_id}",
     response_model=AdminAccountView,
-    responses=problem_responses(409),
+    responses=problem_responses(409, 412),
+    openapi_extra=reads_headers("IfMatch"),
 )
 async def update_account(
+    *,
+    request: Request,
     user_id: Id,
     body: AdminAccountPatch,
     principal: Admin,
@@ -66,8 +79,16 @@ async def update_account(
 ) -> Response:
     """Give an account a role; its older access tokens stop working at once."""
     admin = actor_of(principal, device)
-    await standing.change_role(resources.db, identity, admin, UserId(user_id), body.role)
-    return json_response((await administration.read_account(resources.db, user_id)).view())
+    conditions = Preconditions.of(request.scope)
+
+    def check(account: AdminAccount) -> None:
+        conditions.check(_account_etag(account))
+
+    await standing.change_role(
+        resources.db, identity, admin, UserId(user_id), body.role, check=check if conditions else None
+    )
+    account = await administration.read_account(resources.db, user_id)
+    return json_response(account.view(), etag=_account_etag(account).decode())
 
 
 @router.post("/{user_id}/ban", status_code=204, responses=problem_responses(409))
@@ -135,6 +156,11 @@ async def list_account_security_events(
     )
     await _note_read(resources, principal, device, "security_events", user_id)
     return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})
+
+
+def _account_etag(account: AdminAccount) -> bytes:
+    """As that of the answer which shows the account."""
+    return body_etag(dump_json(account.view()))
 
 
 async def _note_read(

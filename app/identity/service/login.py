@@ -117,6 +117,7 @@ async def verify_second_factor(
         TooManyAttempts: whatever the code is.
     """
     pending = _unseal(identity, mfa_token)
+    code = second_factor.as_shown(code)
     user_id = UserId(UUID(pending.user_id))
     async with db.read("identity.login") as conn:
         account = await get_account(conn, user_id)

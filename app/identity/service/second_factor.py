@@ -1,7 +1,9 @@
 """TOTP (RFC 6238) as a second factor, with recovery codes for who lost it."""
 
 import hmac
+import re
 import secrets
+import unicodedata
 from base64 import b32encode
 from dataclasses import dataclass
 from hashlib import sha256
@@ -41,6 +43,8 @@ _DRIFT_STEPS = 1
 _RECOVERY_CODES = 10
 _RECOVERY_CODE_BYTES = 15
 _PURPOSE = "totp"
+# Spaces, and the many signs that look like a hyphen.
+_SEPARATORS = re.compile(r"[\s\u00ad\u200b-\u200d\u2060\ufeff\u2010-\u2015\u2212-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ async def activate(db: Database, identity: Identity, actor: Actor, code: str) ->
         TokenRevoked: the caller's session has ended meanwhile.
         TooManyAttempts
     """
+    code = as_shown(code)
     buckets = identity.throttle.session_buckets("enrol", actor.session_id)
     async with identity.throttle.attempt(buckets):
         factor = await _factor(db, actor.user_id)
@@ -175,6 +180,11 @@ async def read_status(db: Database, actor: Actor) -> SecondFactorStatus:
     return SecondFactorStatus(is_enabled=True, recovery_codes_left=factor.recovery_codes_left)
 
 
+def as_shown(typed: str) -> str:
+    """A code without what people type with it: apps show `123 456`, and some keyboards have digits of their own."""
+    return _SEPARATORS.sub("", unicodedata.normalize("NFKC", typed)).lower()
+
+
 def is_totp(code: str) -> bool:
     """Whether `code` has the form of one from an authenticator app."""
     return len(code) == _DIGITS and code.isascii() and code.isdigit()
@@ -247,4 +257,4 @@ def _new_recovery_codes() -> list[str]:
 
 
 def _hash(code: str) -> bytes:
-    return sha256(code.strip().lower().replace("-", "").encode()).digest()
+    return sha256(as_shown(code).encode()).digest()

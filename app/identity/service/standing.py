@@ -1,11 +1,19 @@
 """What becomes of an account: its role, a ban, its deletion. All of it is effective before the call returns."""
 
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from app.identity.errors import AccountNotFound, LastAdmin, OwnAccount
-from app.identity.queries.accounts import ban_account, delete_account, lock_admins, set_role, unban_account
+from app.identity.queries.accounts import (
+    ban_account,
+    delete_account,
+    lock_admin_account,
+    lock_admins,
+    set_role,
+    unban_account,
+)
 from app.identity.queries.one_time_tokens import delete_one_time_tokens
-from app.identity.records import Account, Actor
+from app.identity.records import Account, Actor, AdminAccount
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.auditing import note
 from app.identity.service.callers import lock_admin, lock_caller
@@ -21,8 +29,18 @@ from app.users import api as users
 
 
 @retries_conflicts
-async def change_role(db: Database, identity: Identity, admin: Actor, user_id: UserId, role: Role) -> None:
+async def change_role(
+    db: Database,
+    identity: Identity,
+    admin: Actor,
+    user_id: UserId,
+    role: Role,
+    *,
+    check: Callable[[AdminAccount], None] | None = None,
+) -> None:
     """Gives an account a role; its older tokens stop working, so that the change is effective at once.
+
+    `check` lets the account pass as it is; what it raises ends it all.
 
     Raises:
         AccountNotFound
@@ -33,6 +51,8 @@ async def change_role(db: Database, identity: Identity, admin: Actor, user_id: U
         await lock_admin(tx, identity.clock, admin)
         if role != "admin" and admins == [user_id]:
             raise LastAdmin
+        if check is not None and (account := await lock_admin_account(tx, user_id)) is not None:
+            check(account)
         version = await set_role(tx, user_id, role)
         if version is None:
             raise AccountNotFound
@@ -79,19 +99,24 @@ async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId)
         await note(tx, identity.clock, admin, "unbanned", user_id=user_id)
 
 
-async def delete_own(db: Database, identity: Identity, actor: Actor, current_password: str) -> datetime:
+async def delete_own(
+    db: Database, identity: Identity, actor: Actor, current_password: str, versions: Sequence[int] | None
+) -> datetime:
     """Closes the caller's account at once; the answer is when its data go.
 
     Raises:
         InvalidCurrentPassword, TooManyAttempts
         LastAdmin: nobody would be left to administer.
+        PreconditionFailed: the profile is in none of `versions`.
     """
     account = await check_current_password(db, identity, actor, current_password)
-    return await _delete(db, identity, actor, account)
+    return await _delete(db, identity, actor, account, versions)
 
 
 @retries_conflicts
-async def _delete(db: Database, identity: Identity, actor: Actor, account: Account) -> datetime:
+async def _delete(
+    db: Database, identity: Identity, actor: Actor, account: Account, versions: Sequence[int] | None
+) -> datetime:
     now = identity.clock.now()
     purge_at = now + timedelta(seconds=identity.settings.deletion_grace)
     async with db.transaction("identity.delete_account") as tx:
@@ -108,7 +133,7 @@ async def _delete(db: Database, identity: Identity, actor: Actor, account: Accou
         )
         await end_api_keys(tx, identity, actor, actor.user_id)
         await delete_one_time_tokens(tx, actor.user_id)
-        await users.hide_user(tx, actor.user_id)
+        await users.hide_user(tx, actor.user_id, versions)
         await identity.listeners.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
         await note(tx, identity.clock, actor, "account_deleted")
         await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=account.email)

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from app.jobs.service.exporting import Column, write_ndjson, write_parquet, write_xlsx
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
@@ -33,6 +35,12 @@ class ExportEventsArgs(JobArgs):
     format: Literal["csv", "ndjson", "xlsx", "parquet"]
     since: Moment | None = None
     until: Moment | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ExportEventsArgs":
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ValueError("`until` must not lie before `since`")
+        return self
 
 
 @job("export.events", args=ExportEventsArgs, lane="bulk", public=True, max_attempts=5, timeout=900)

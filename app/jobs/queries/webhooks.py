@@ -68,6 +68,21 @@ async def get_endpoint(conn: ReadConn, user_id: UserId, endpoint_id: UUID) -> En
     return None if row is None else Endpoint(**row)
 
 
+LOCK_ENDPOINT = """
+SELECT e.id, e.user_id, e.url, e.event_types, e.description, e.secret, e.old_secret, e.old_secret_until, e.disabled_at,
+       e.disabled_reason, e.failing_since, e.failures, e.open_until, e.created_at, now() AS read_at
+FROM jobs.webhook_endpoints AS e
+WHERE e.user_id = $1 AND e.id = $2
+FOR UPDATE
+"""
+
+
+async def lock_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> Endpoint | None:
+    """The endpoint as it stays until the transaction ends."""
+    row = await tx.fetchrow(LOCK_ENDPOINT, user_id, endpoint_id)
+    return None if row is None else Endpoint(**row)
+
+
 LIST_LISTENERS = """
 SELECT e.user_id FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL
 UNION

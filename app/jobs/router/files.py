@@ -1,4 +1,4 @@
-"""A stored file as an answer: whole, in part, or not again (RFC 9110, sections 13 and 14)."""
+"""A stored file as an answer: whole, compressed, in part, or not again (RFC 9110, sections 8.4, 13 and 14)."""
 
 import re
 from collections.abc import AsyncIterable, AsyncIterator
@@ -11,11 +11,13 @@ from fastapi.responses import StreamingResponse
 from app.jobs.records import Artifact
 from app.jobs.service.artifacts import open_artifact
 from app.jobs.service.runtime import JobsRuntime
-from app.kernel.errors import RangeNotSatisfiable
-from app.kernel.http import matches_any
+from app.kernel.codings import SMALLEST, accepts_gzip, compress_stream, gzip_etag, is_compressible
+from app.kernel.errors import PreconditionFailed, RangeNotSatisfiable
+from app.kernel.http import matches_any, matches_strongly
 from app.kernel.middleware.admission import leave_place
+from app.kernel.request_headers import headers_of
 
-_RANGE = re.compile(r"bytes=(\d{0,99})-(\d{0,99})", re.ASCII)
+_RANGE = re.compile(rb"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _CACHE_CONTROL = "private, no-cache"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -36,22 +38,31 @@ async def file_response(
     """The file as a download called `name`; `content` is its bytes if they are not stored.
 
     Raises:
+        PreconditionFailed: it is not the file that the caller means.
         ArtifactExpired: its object is gone.
         RangeNotSatisfiable: the part asked for lies outside of it.
     """
-    etag = f'"{artifact.sha256.hex()}"'
-    if matches_any(request.headers.get("if-none-match", "").encode(), etag.encode()):
-        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": _CACHE_CONTROL})
-    part = None if request.headers.get("if-range", etag) != etag else request.headers.get("range")
+    found = headers_of(request.scope)
+    etag = f'"{artifact.sha256.hex()}"'.encode()
+    if not matches_strongly(found.get(b"if-match", b"*"), etag):
+        raise PreconditionFailed
+    part = found.get(b"range") if found.get(b"if-range", etag) == etag else None
+    varies = is_compressible(artifact.content_type.encode()) and artifact.size >= SMALLEST
+    # Ranges are those of the file as it is.
+    is_compressed = varies and part is None and accepts_gzip(found.get(b"accept-encoding"))
+    if is_compressed:
+        etag = gzip_etag(etag)
+    headers = {"ETag": etag.decode(), "Cache-Control": _CACHE_CONTROL} | ({"Vary": "Accept-Encoding"} if varies else {})
+    if matches_any(found.get(b"if-none-match", b""), etag):
+        return Response(status_code=304, headers=headers)
     start, end = _range_of(part, artifact.size)
-    headers = {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": _CACHE_CONTROL,
-        "Content-Length": str(end - start),
-        "Content-Disposition": f'attachment; filename="{_UNSAFE.sub("_", name)}"; '
-        f"filename*=UTF-8''{quote(name, safe='')}",
-    }
+    headers["Content-Disposition"] = (
+        f"attachment; filename=\"{_UNSAFE.sub('_', name)}\"; filename*=UTF-8''{quote(name, safe='')}"
+    )
+    if is_compressed:
+        headers["Content-Encoding"] = "gzip"
+    else:
+        headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
     if end - start != artifact.size:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
     if content is not None:
@@ -60,6 +71,8 @@ async def file_response(
         # A store that is slow must not keep others from their slots.
         leave_place(request.scope)
         body = await open_artifact(runtime.store, artifact, start, end)
+    if is_compressed:
+        body = compress_stream(body)
     return StreamingResponse(body, 206 if "Content-Range" in headers else 200, headers, artifact.content_type)
 
 
@@ -67,16 +80,16 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-def _range_of(header: str | None, size: int) -> tuple[int, int]:
+def _range_of(header: bytes | None, size: int) -> tuple[int, int]:
     """First byte and the one behind the last, by RFC 9110, section 14. What is no single range of bytes is ignored.
 
     Raises:
         RangeNotSatisfiable: the range lies outside of the file.
     """
     found = _RANGE.fullmatch(header.strip()) if header else None
-    if found is None or found[0] == "bytes=-":
+    first, last = (found[1], found[2]) if found else (b"", b"")
+    if not (first or last):
         return 0, size
-    first, last = found[1], found[2]
     if not first:
         start, end = max(0, size - int(last)), size
     else:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Depends, Header, Query, Request, Response
+from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -150,27 +150,39 @@ async def get_job(
     )
 
 
-async def _watchable(principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> UUID:
-    """Answers 404 or 429 before a stream begins, because afterwards it is too late for a status."""
+_LastEventId = Annotated[str | None, Header()]
+
+
+async def _watchable(
+    principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id, last_event_id: _LastEventId = None
+) -> UUID:
+    """Answers 204, 404 or 429 before a stream begins, because afterwards it is too late for a status."""
     job = await watching.read_job(resources.db, job_id, principal.user_id)
+    if last_event_id == str(job.version) and State(job.state).is_final:
+        # An EventSource comes again after each end but this one (HTML, section 9.2.3).
+        raise HTTPException(status_code=204)
     if runtime.watch.is_full(principal.user_id):
         raise TooManyStreams
     return job.id
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse)
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses={204: {"description": "The job is over, and `Last-Event-ID` was that of its last event"}},
+)
 async def watch_job(
     request: Request,
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Annotated[UUID, Depends(_watchable)],
-    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id: _LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`; or `shutdown`, after which
     another connection goes on where this one ended. It ends too when the caller's token does.
 
     Every event carries the whole of what it is about, and the first ones are a snapshot, so that nothing is missed
-    between two connections.
+    between two connections. Whoever comes again with the last id of all is answered 204.
     """
     principal: Principal = request.scope["principal"]
     seen: Job | None = None
@@ -179,11 +191,9 @@ async def watch_job(
         resources.db, runtime.watch, job_id, principal.user_id, before_each=partial(authenticate_again, request)
     )
     async for job in _while_welcome(until(draining, following)):
-        events = _events(seen, job)
-        if seen is None and last_event_id == str(job.version):
-            # Nothing is new; `done` is said again, because without it a client would come back for ever.
-            events = [event for event in events if event.event == "done"]
-        for event in events:
+        # A client that has this version already waits for the next one.
+        is_known = seen is None and last_event_id == str(job.version)
+        for event in () if is_known else _events(seen, job):
             yield event
         seen = job
     if draining is not None and draining.is_set() and (seen is None or not State(seen.state).is_final):
@@ -250,7 +260,9 @@ def job_view(job: Job) -> dict[str, Any]:
 
 
 def _events(before: Job | None, job: Job) -> list[ServerSentEvent]:
-    """What is new in `job`. Only the last event names the version: whoever missed one gets all of them again."""
+    """What is new in `job`. Only the last event names the version: a client that missed one gets all of them again.
+    The first event of a stream says how soon to come again.
+    """
     view = dump_json(job_view(job)).decode()
     parts: list[tuple[str, str]] = []
     if before is None or (before.state, before.attempt) != (job.state, job.attempt):
@@ -263,7 +275,12 @@ def _events(before: Job | None, job: Job) -> list[ServerSentEvent]:
         parts.append(("done", view))
     version = str(job.version)
     return [
-        ServerSentEvent(event=name, raw_data=data, id=version if index == len(parts) else None)
+        ServerSentEvent(
+            event=name,
+            raw_data=data,
+            id=version if index == len(parts) else None,
+            retry=_RECONNECT_MILLISECONDS if before is None and index == 1 else None,
+        )
         for index, (name, data) in enumerate(parts, start=1)
     ]
 

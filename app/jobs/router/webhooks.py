@@ -21,7 +21,18 @@ from app.jobs.schemas import (
 )
 from app.jobs.service import endpoints
 from app.kernel.database import Tx
-from app.kernel.http import Id, PageQueryDep, Router, json_response, located, problem_responses, reads_headers
+from app.kernel.http import (
+    Id,
+    PageQueryDep,
+    Preconditions,
+    Router,
+    body_etag,
+    dump_json,
+    json_response,
+    located,
+    problem_responses,
+    reads_headers,
+)
 from app.kernel.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
@@ -95,8 +106,15 @@ async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpo
     return json_response(_view(await endpoints.get_endpoint(resources.db, principal.user_id, endpoint_id)))
 
 
-@router.patch("/endpoints/{endpoint_id}", response_model=EndpointView)
+@router.patch(
+    "/endpoints/{endpoint_id}",
+    response_model=EndpointView,
+    responses=problem_responses(412),
+    openapi_extra=reads_headers("IfMatch"),
+)
 async def update_endpoint(
+    *,
+    request: Request,
     principal: WebhookManager,
     resources: ResourcesDep,
     runtime: Runtime,
@@ -112,20 +130,30 @@ async def update_endpoint(
         resources.listeners,
         actor_of(principal, device),
         endpoint_id,
-        url=None if patch.url is MISSING else patch.url,
-        event_types=None if patch.event_types is MISSING else patch.event_types,
-        description=patch.description,
-        has_description="description" in patch.model_fields_set,
+        changes=endpoints.EndpointChanges(
+            url=None if patch.url is MISSING else patch.url,
+            event_types=None if patch.event_types is MISSING else patch.event_types,
+            description=patch.description,
+            has_description="description" in patch.model_fields_set,
+        ),
+        check=_check_of(request),
     )
-    return json_response(_view(endpoint))
+    return json_response(_view(endpoint), etag=_etag(endpoint).decode())
 
 
-@router.delete("/endpoints/{endpoint_id}", status_code=204)
+@router.delete(
+    "/endpoints/{endpoint_id}",
+    status_code=204,
+    responses=problem_responses(412),
+    openapi_extra=reads_headers("IfMatch"),
+)
 async def delete_endpoint(
-    principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
+    request: Request, principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
     """Remove an endpoint."""
-    await endpoints.delete_endpoint(resources.db, resources.clock, actor_of(principal, device), endpoint_id)
+    await endpoints.delete_endpoint(
+        resources.db, resources.clock, actor_of(principal, device), endpoint_id, check=_check_of(request)
+    )
     return Response(status_code=204)
 
 
@@ -207,6 +235,16 @@ def _view(endpoint: Endpoint) -> dict[str, Any]:
         "disabled_at": endpoint.disabled_at,
         "created_at": endpoint.created_at,
     }
+
+
+def _etag(endpoint: Endpoint) -> bytes:
+    """As that of the answer which shows the endpoint."""
+    return body_etag(dump_json(_view(endpoint)))
+
+
+def _check_of(request: Request) -> endpoints.EndpointCheck | None:
+    conditions = Preconditions.of(request.scope)
+    return (lambda endpoint: conditions.check(_etag(endpoint))) if conditions else None
 
 
 def _delivery_view(delivery: Delivery) -> dict[str, Any]:

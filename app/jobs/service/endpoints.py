@@ -1,7 +1,7 @@
 """Webhook endpoints and deliveries, for their owner."""
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -31,6 +31,18 @@ from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
 
 SEAL_PURPOSE = "webhook-secret"
+# Raises what has to keep an endpoint in this state from being changed.
+EndpointCheck = Callable[[Endpoint], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointChanges:
+    """None leaves a field as it is, except that `has_description` says whether `description` is meant."""
+
+    url: str | None
+    event_types: Sequence[str] | None
+    description: str | None
+    has_description: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +117,25 @@ async def change_endpoint(
     actor: Actor,
     endpoint_id: UUID,
     *,
-    url: str | None,
-    event_types: Sequence[str] | None,
-    description: str | None,
-    has_description: bool,
+    changes: EndpointChanges,
+    check: EndpointCheck | None = None,
 ) -> Endpoint:
-    """Raises TokenRevoked, EndpointNotFound or UrlBlocked."""
-    if url is not None:
-        sender.check_url(url)
+    """`check` lets the endpoint pass as it is. Raises TokenRevoked, EndpointNotFound, UrlBlocked or what it raises."""
+    if changes.url is not None:
+        sender.check_url(changes.url)
+    event_types = changes.event_types
     async with db.transaction("jobs.change_endpoint") as tx:
         await lock_caller(tx, clock, actor)
+        await _check_present(tx, actor.user_id, endpoint_id, check)
         _listen(listeners, tx, actor.user_id, event_types or ())
         endpoint = await queries.update_endpoint(
             tx,
             actor.user_id,
             endpoint_id,
-            url=url,
+            url=changes.url,
             event_types=sorted(set(event_types)) if event_types is not None else None,
-            description=description,
-            has_description=has_description,
+            description=changes.description,
+            has_description=changes.has_description,
         )
         found = _found(endpoint)
         await _record(tx, clock, actor, "webhook_endpoint_changed", endpoint_id, url=found.url)
@@ -131,10 +143,17 @@ async def change_endpoint(
 
 
 @retries_conflicts
-async def delete_endpoint(db: Database, clock: Clock, actor: Actor, endpoint_id: UUID) -> None:
-    """Deliveries under way end without being sent. Raises TokenRevoked or EndpointNotFound."""
+async def delete_endpoint(
+    db: Database, clock: Clock, actor: Actor, endpoint_id: UUID, *, check: EndpointCheck | None = None
+) -> None:
+    """Deliveries under way end without being sent. `check` lets the endpoint pass as it is.
+
+    Raises:
+        TokenRevoked, EndpointNotFound, and what `check` raises.
+    """
     async with db.transaction("jobs.delete_endpoint") as tx:
         await lock_caller(tx, clock, actor)
+        await _check_present(tx, actor.user_id, endpoint_id, check)
         if not await queries.delete_endpoint(tx, actor.user_id, endpoint_id):
             raise EndpointNotFound
         await _record(tx, clock, actor, "webhook_endpoint_deleted", endpoint_id)
@@ -224,6 +243,11 @@ async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UU
     if found is None:
         raise DeliveryNotFound
     return found
+
+
+async def _check_present(tx: Tx, user_id: UserId, endpoint_id: UUID, check: EndpointCheck | None) -> None:
+    if check is not None:
+        check(_found(await queries.lock_endpoint(tx, user_id, endpoint_id)))
 
 
 def _found(endpoint: Endpoint | None) -> Endpoint:

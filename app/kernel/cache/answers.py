@@ -1,22 +1,23 @@
 """A finished answer, as both levels keep it, and its compressed form."""
 
-import re
-import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 
 import msgspec
 
+from app.kernel.codings import (
+    LARGEST,
+    LARGEST_AT_ONCE,
+    SMALLEST,
+    accepts_gzip,
+    compress,
+    gzip_etag,
+    is_compressible,
+    threads,
+)
 from app.kernel.heads import PreparedHead
 
 _OK = 200
 _NOT_MODIFIED = 304
-# Below, the headers weigh as much as the body; above, compressing would hold up the event loop for a millisecond.
-_COMPRESSED_SIZES = range(1024, 64 * 1024)
-# Longer than any client's. An answer need not be compressed, so that what is longer is neither read nor kept.
-_MAX_ACCEPT_ENCODING = 256
-_GZIP = 16 + zlib.MAX_WBITS
-_ZERO = re.compile(rb"q\s*=\s*0(\.0*)?")
 _KEPT_UNCHANGED = frozenset({b"cache-control", b"etag", b"vary"})
 _VARY = (b"vary", b"accept-encoding")
 
@@ -45,40 +46,65 @@ class CachedAnswer:
 
     @property
     def unchanged(self) -> PreparedHead:
-        """The head of a 304 for who has this answer already (RFC 9110, section 15.4.5)."""
+        """The head of a 304 for a client that has this answer already (RFC 9110, section 15.4.5)."""
         if self._unchanged is None:
             kept = [header for header in self.head.headers if header[0] in _KEPT_UNCHANGED]
             self._unchanged = PreparedHead(_NOT_MODIFIED, kept)
         return self._unchanged
 
     @property
+    def unchanged_compressed(self) -> PreparedHead:
+        """The same for a client that has the compressed form, which need not be made again for that."""
+        etag = gzip_etag(self.etag)
+        return PreparedHead(
+            _NOT_MODIFIED,
+            [(name, etag if name == b"etag" else value) for name, value in self.unchanged.headers],
+        )
+
+    @property
     def size(self) -> int:
-        """Bytes in the memory of a process; half as many again as the body's for a compressed form."""
-        return (len(self.body) * 3 // 2 if self._varies else len(self.body)) + _OVERHEAD
+        """Bytes in the memory of a process; three quarters more than the body's for a compressed form."""
+        return (len(self.body) * 7 // 4 if self._varies else len(self.body)) + _OVERHEAD
 
     @classmethod
     def of(cls, headers: Sequence[tuple[bytes, bytes]], etag: bytes, body: bytes) -> "CachedAnswer":
-        """One that may be compressed for who accepts that."""
-        return cls([*headers, _VARY] if len(body) in _COMPRESSED_SIZES else headers, etag, body)
+        """One that may be compressed for clients that take that."""
+        if SMALLEST <= len(body) <= LARGEST:
+            fields = dict(headers)
+            if is_compressible(fields.get(b"content-type", b"")) and b"content-encoding" not in fields:
+                return cls([*headers, _VARY], etag, body)
+        return cls(headers, etag, body)
 
-    def accepted_by(self, accept_encoding: bytes) -> "CachedAnswer":
+    def accepted_by(self, accept_encoding: bytes) -> "CachedAnswer | None":
         """The form for this `Accept-Encoding`. The compressed one has an entity tag of its own (RFC 9110, section
-        8.8.3.3), and is made when it is first asked for.
+        8.8.3.3), and is made when it is first asked for. None: that takes too long for the event loop
+        (`compress_aside`).
         """
-        if not self._varies or len(accept_encoding) > _MAX_ACCEPT_ENCODING or not _accepts_gzip(accept_encoding):
+        if not self._varies or not accepts_gzip(accept_encoding):
             return self
         if self._compressed is None:
-            self._compressed = self._compress()
-        return self._compressed
+            if len(self.body) > LARGEST_AT_ONCE:
+                return None
+            self._take_compressed(compress(self.body))
+        return self._compressed or self
 
-    def _compress(self) -> "CachedAnswer":
-        body = zlib.compress(self.body, 1, wbits=_GZIP)
-        if len(body) > len(self.body) // 2:
-            return self
-        etag = self.etag[:-1] + b'-gzip"'
+    async def compress_aside(self) -> "CachedAnswer":
+        """The form for a client that takes gzip; the plain one while too much is being compressed already."""
+        if self._compressed is None:
+            if not threads.has_room(len(self.body)):
+                return self
+            self._take_compressed(await threads.compress(self.body))
+        return self._compressed or self
+
+    def _take_compressed(self, body: bytes | None) -> None:
+        if body is None:
+            # From now on nobody tries again. The field `Vary` stays, because others may have tried before.
+            self._varies = False
+            return
+        etag = gzip_etag(self.etag)
         changed = {b"content-length": b"%d" % len(body), b"etag": etag}
         headers = [(name, changed.get(name, value)) for name, value in self.head.headers]
-        return CachedAnswer([*headers, (b"content-encoding", b"gzip")], etag, body)
+        self._compressed = CachedAnswer([*headers, (b"content-encoding", b"gzip")], etag, body)
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.head.headers, self.etag, self.body))
@@ -96,14 +122,3 @@ def is_variant(key: str) -> bool:
 def is_kept(key: str, answer: CachedAnswer) -> bool:
     """Whether an answer is small enough for its key."""
     return len(answer.body) <= (MAX_VARIANT_BYTES if is_variant(key) else MAX_BYTES)
-
-
-@lru_cache(maxsize=64)
-def _accepts_gzip(accept_encoding: bytes) -> bool:
-    """By RFC 9110, section 12.5.3."""
-    weights = {}
-    for part in accept_encoding.lower().split(b","):
-        coding, _, weight = part.partition(b";")
-        weights[coding.strip()] = weight.strip()
-    weight = weights.get(b"gzip", weights.get(b"*", b"q=0"))
-    return _ZERO.fullmatch(weight) is None

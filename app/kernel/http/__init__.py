@@ -6,12 +6,20 @@ records with orjson; the response models only document it, and the tests hold th
 """
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
-from app.kernel.http.answers import body_etag, dump_json, etag_of, if_match, json_fragment, json_response, matches_any
+from app.kernel.http.answers import dump_json, json_fragment, json_response
 from app.kernel.http.body_limits import BodyLimits
 from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.encoding import AmbiguousPath, InvalidEncoding, check_path
 from app.kernel.http.json_input import MAX_JSON_DEPTH, InvalidJson, parse_json
 from app.kernel.http.openapi import located, make_openapi, reads_headers
+from app.kernel.http.preconditions import (
+    Preconditions,
+    body_etag,
+    etag_of,
+    matches_any,
+    matches_strongly,
+    version_etag,
+)
 from app.kernel.http.preferences import asked_to_wait
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import Router, StrictRoute, operation_id
@@ -41,6 +49,7 @@ __all__ = [
     "PageQuery",
     "PageQueryDep",
     "PathName",
+    "Preconditions",
     "Problem",
     "ProblemField",
     "Router",
@@ -53,16 +62,17 @@ __all__ = [
     "dump_json",
     "etag_of",
     "example",
-    "if_match",
     "install_error_handlers",
     "json_fragment",
     "json_response",
     "located",
     "make_openapi",
     "matches_any",
+    "matches_strongly",
     "operation_id",
     "parse_json",
     "problem_response",
     "problem_responses",
     "reads_headers",
+    "version_etag",
 ]

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, NotFound, PayloadTooLarge
 from app.kernel.heads import send_whole
-from app.kernel.http.problems import problem_of, problem_response
+from app.kernel.http.problems import answer_to, problem_response
 from app.kernel.http.routing import StrictRoute
 
 _GROUP_NAME = re.compile(r"\?P<\w+>")
@@ -120,7 +120,7 @@ class DirectRoute:
         try:
             response = await self._answer(request, body)
         except (AppError, HTTPException) as error:
-            response = problem_response(problem_of(scope["app"], request, error))
+            response = answer_to(scope["app"], request, error)
         if response is None:
             await self._framework(scope, body.again, send)
         elif type(response).__call__ is Response.__call__ and response.background is None:
@@ -139,6 +139,7 @@ class DirectRoute:
                 return None
             # Starlette looks here when the handler asks for the body once more.
             request._body = raw  # noqa: SLF001 - see above
+            self._checks.check_read(request.scope)
             value = request.scope["parsed_json"] = self._checks.parse(raw)
         # All that can be invalid comes first, because FastAPI must not call a dependency for a second time.
         calls = []

@@ -201,7 +201,7 @@ def _sent_headers(status: int, operation: Mapping[str, Any], route: APIRoute) ->
     read = {item["$ref"].rpartition("/")[2] for item in operation.get("parameters", ()) if "$ref" in item}
     if "IdempotencyKey" in read:
         yield "Replayed"
-    if read & {"IfMatch", "IfNoneMatch"}:
+    if read & {"IfMatch", "IfNoneMatch"} and status != HTTPStatus.NO_CONTENT and "DELETE" not in (route.methods or ()):
         yield "ETag"
 
 

@@ -37,6 +37,8 @@ from app.kernel.errors import (
 )
 from app.kernel.telemetry import request_id_var
 
+NO_CONTENT = 204
+
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route whose own business can answer these statuses; the document fills them in."""
@@ -57,14 +59,22 @@ def install_error_handlers(app: FastAPI) -> None:
     """Makes every answer of status 400 and above a problem (RFC 9457), whoever raised it."""
 
     async def on_error(request: Request, error: Exception) -> Response:
-        problem = problem_of(app, request, error)
-        if request.method == "OPTIONS" and isinstance(problem, _MethodNotAllowed):
-            # There is such a resource, and what it takes is the answer (RFC 9110, section 9.3.7).
-            return Response(status_code=204, headers=problem.headers)
-        return problem_response(problem)
+        return answer_to(app, request, error)
 
     for known in (AppError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(known, on_error)
+
+
+def answer_to(app: FastAPI, request: Request, error: Exception) -> Response:
+    """What a request gets that ended with `error`: nearly always a problem."""
+    if isinstance(error, HTTPException) and error.status_code == NO_CONTENT:
+        # Raised in front of a handler that can only stream.
+        return Response(status_code=NO_CONTENT, headers={"Cache-Control": "no-store"})
+    problem = problem_of(app, request, error)
+    if request.method == "OPTIONS" and isinstance(problem, _MethodNotAllowed):
+        # There is such a resource, and what it takes is the answer (RFC 9110, section 9.3.7).
+        return Response(status_code=NO_CONTENT, headers=problem.headers)
+    return problem_response(problem)
 
 
 def problem_of(app: FastAPI, request: Request, error: Exception) -> AppError:

@@ -9,6 +9,7 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Form, Param
 from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
@@ -18,12 +19,14 @@ from app.kernel.errors import (
     MAX_ERRORS,
     FieldError,
     PayloadTooLarge,
+    PreconditionFailed,
     Unprocessable,
     UnsupportedMediaType,
 )
 from app.kernel.http.body_limits import BodyLimits, KnownFields, check_values, model_in
 from app.kernel.http.encoding import check_text
 from app.kernel.http.json_input import parse_json
+from app.kernel.http.openapi import reads_headers
 from app.kernel.request_headers import headers_of
 
 _JSON = "application/json"
@@ -35,12 +38,22 @@ _FORM_LIMITS = BodyLimits(max_bytes=16 * 1024)
 _MAX_CONTENT_TYPE = 256
 # More names than any route has; an address holds thousands.
 _MAX_PARAMETERS = 100
+# Of an unknown name that is told; longer than any of ours.
+_MAX_TOLD_NAME = 64
 _FORM = "application/x-www-form-urlencoded"
 # What a 415 tells what it would take in (W3C Linked Data Platform, RFC 5789, RFC 9110 section 15.5.16).
 _ACCEPTING = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
 _SMALL_BODY = 4 * 1024
+# `utf8` is not its registered name, but what many clients write.
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_IDENTITY = frozenset({b"", b"identity"})
 # RFC 9110, section 12.5.3.
 _NO_CODING = {"Accept-Encoding": "identity"}
+
+
+(_IF_MATCH,) = reads_headers("IfMatch")["parameters"]
+# Classes of the answers of routes for people.
+_PAGES = (HTMLResponse, PlainTextResponse)
 
 
 class _ParsedRequest(Request):
@@ -51,7 +64,10 @@ class _ParsedRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that checks permission, then the query's names and the body's form, before the framework does."""
+    """A route that checks permission, then the query's names and the body's form, before the framework does.
+
+    A route whose `response_class` is that of HTML or of plain text is a page for people: it takes any query.
+    """
 
     checks: "Checks"
 
@@ -65,6 +81,8 @@ class StrictRoute(APIRoute):
             if checks.body is None:
                 return await handle(request)
             raw = request._body = await _read(request, checks.limits.max_bytes)  # noqa: SLF001 - Starlette looks here first
+            if raw:
+                checks.check_read(scope)
             if checks.body == "form" or not raw:
                 return await handle(request)
             # The one who looked at it first has parsed it (`kernel.http.direct`).
@@ -102,7 +120,13 @@ class Checks:
             for field in fields
             if isinstance(field.field_info, QueryParam) or not isinstance(field.field_info, Param)
         )
+        # People come with what others have appended to a link, such as `utm_source`.
+        self._is_page = route.response_class in _PAGES
         self._has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
+        # A guard that the client has set must not be dropped in silence (RFC 9110, section 13.1.1).
+        self._refuses_if_match = "GET" not in (route.methods or ()) and _IF_MATCH not in (
+            (route.openapi_extra or {}).get("parameters", ())
+        )
         self._accepting = _ACCEPTING.get(next(iter(route.methods or ())), "Accept")
         self.body: Literal["json", "form"] | None = None
         self.limits = BodyLimits()
@@ -130,25 +154,44 @@ class Checks:
     def pass_or_raise(self, scope: Scope) -> None:
         """Returns if the caller may call the route with an address and a body of this form; else raises an AppError."""
         self._permission.check(scope)
+        if self._refuses_if_match:
+            self._check_if_match(scope)
         if self._has_path_parameters:
             check_text(scope.get("raw_path") or b"", "path")
-        if scope["query_string"]:
+        if scope["query_string"] and not self._is_page:
             _check_query(scope["query_string"], self._query_names)
         if self.body is not None:
             headers = headers_of(scope)
-            if headers.get(b"content-encoding", b"identity") != b"identity":
-                raise UnsupportedMediaType("Send the body without a content coding.", headers=_NO_CODING)
-            if not (self.body == "json" and headers.get(b"content-type") == _JSON_TYPE):
-                self._check_media_type(headers, self.body)
             length = headers.get(b"content-length", b"0")
-            if length.isdigit() and int(length) > self.limits.max_bytes:
-                raise PayloadTooLarge
+            if length != b"0":
+                self._check_content(headers, self.body)
+                if length.isdigit() and int(length) > self.limits.max_bytes:
+                    raise PayloadTooLarge
+
+    def _check_if_match(self, scope: Scope) -> None:
+        """Of what is only called there is no state that a tag could name; `*` asks for no more than its being there."""
+        if_match = headers_of(scope).get(b"if-match")
+        if if_match is not None and if_match.strip() != b"*":
+            raise PreconditionFailed("This call does not depend on a state that If-Match could name.")
+
+    def check_read(self, scope: Scope) -> None:
+        """Returns if a body that was read, and is not empty, has the route's form. Where its length was announced,
+        that has been found before it was read; where nothing comes, there is no form to refuse (RFC 9110, section 8.3).
+        """
+        headers = headers_of(scope)
+        if self.body is not None and b"content-length" not in headers:
+            self._check_content(headers, self.body)
+
+    def _check_content(self, headers: Mapping[bytes, bytes], body: Literal["json", "form"]) -> None:
+        # Names of codings have no case (RFC 9110, section 8.4.1), and an empty list names none.
+        if headers.get(b"content-encoding", b"").lower() not in _IDENTITY:
+            raise UnsupportedMediaType("Send the body without a content coding.", headers=_NO_CODING)
+        if not (body == "json" and headers.get(b"content-type") == _JSON_TYPE):
+            self._check_media_type(headers, body)
 
     def _check_media_type(self, headers: Mapping[bytes, bytes], body: Literal["json", "form"]) -> None:
         header = headers.get(b"content-type")
         if header is None:
-            if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
-                return
             raise self._unsupported("The request has a body but no Content-Type.", body)
         if len(header) > _MAX_CONTENT_TYPE:
             raise self._unsupported("The Content-Type is too long.", body)
@@ -160,7 +203,7 @@ class Checks:
         else:
             # Of the types that end in `+json` some mean something else, such as a JSON Patch (RFC 6902).
             accepted = media_type == _JSON or (media_type == _MERGE_PATCH and self._accepting == "Accept-Patch")
-        if not accepted or message.get_content_charset("utf-8") not in ("utf-8", "us-ascii"):
+        if not accepted or message.get_content_charset("utf-8") not in _CHARSETS:
             raise self._unsupported(f"Send {_FORM if body == 'form' else _JSON} in UTF-8.", body)
 
     def _unsupported(self, detail: str, body: Literal["json", "form"]) -> UnsupportedMediaType:
@@ -185,8 +228,8 @@ def _check_query(raw: bytes, known: frozenset[str]) -> None:
         raise Unprocessable(errors=[FieldError("query", "There are too many query parameters.", "too_many_parameters")])
     names = [name for name, _ in QueryParams(raw).multi_items()]
     errors = [
-        FieldError("query", "There is no such query parameter.", "unknown_parameter")
-        for name in names
+        FieldError(f"query:{name[:_MAX_TOLD_NAME]}", "There is no such query parameter.", "unknown_parameter")
+        for name in dict.fromkeys(names)
         if name not in known
     ]
     errors += [

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from pydantic_core import PydanticCustomError
 
 from app.kernel.addresses import MAX_EMAIL_LENGTH, parse_email
-from app.kernel.clock import in_utc
+from app.kernel.clock import OUT_OF_RANGE, in_utc
 from app.kernel.http.body_limits import BodyLimits
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -42,7 +42,7 @@ def _to_utc(value: datetime) -> datetime:
     try:
         return in_utc(value)
     except ValueError as error:
-        raise PydanticCustomError("datetime_range", "Not between the years 1 and 9999 in UTC.") from error
+        raise PydanticCustomError("datetime_range", OUT_OF_RANGE) from error
 
 
 # Strictness is lifted for these two because JSON has no type of its own for them.

@@ -54,18 +54,24 @@ class Remembered:
             return None
         token = found.get(b"authorization")
         principal = self._recall(token) if token is not None else None
-        if principal is None or not read.scopes <= principal.scopes or b"content-length" in found:
+        if (
+            principal is None
+            or not read.scopes <= principal.scopes
+            or b"content-length" in found
+            or b"if-match" in found
+        ):
             return None
         bucket = self._buckets.get(principal.quota_key)
         if bucket is None or bucket.tokens - self._cost < bucket.low:
             return None
         answer = self._get_local(principal.cache_key + read.path)
-        if answer is None:
+        picked = chosen(answer, found) if answer is not None else None
+        if picked is None:
             return None
+        status, head, body = picked
         bucket.tokens -= self._cost
         scope["principal"] = principal
         request_id = self._context.identify(found)
-        status, head, body = chosen(answer, found)
         (policy, shown), (quota, left) = bucket.headers()
         start = b"%bx-request-id: %b\r\n%b: %b\r\n%b: %b\r\n" % (
             head.rendered, request_id, policy, shown, quota, left

@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.access_log import UNMATCHED, AccessLog, logged_path
@@ -21,7 +22,7 @@ from app.kernel.http import check_path, problem_response
 from app.kernel.middleware.admission import Admission, Refusal, leave_place
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import Bucket
-from app.kernel.request_headers import check_headers, headers_of
+from app.kernel.request_headers import check_headers, headers_of, ignore_header
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 
@@ -40,6 +41,8 @@ _duration = Histogram(
 _active = Gauge("http_server_active_requests", "Requests under way.", multiprocess_mode="livesum")
 _disconnects = Counter("http_server_client_disconnects", "Clients that went away before their answer.")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# The target of `OPTIONS *`; other methods do not get here with it.
+_WHOLE_SERVER = "*"
 
 
 class RequestContext:
@@ -90,6 +93,8 @@ class RequestContext:
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
+            # It is defined for GET alone (RFC 9110, section 14.2).
+            ignore_header(scope, b"range")
         exchange = _Exchange(scope, send, (b"x-request-id", request_id), is_head=is_head)
         self._active += 1
         try:
@@ -119,7 +124,9 @@ class RequestContext:
                 # Refused before a byte of it is read. The server reads over the rest: were the connection closed,
                 # the client would often see a reset before the answer.
                 raise PayloadTooLarge  # noqa: TRY301 - answered as those from inside
-            if exchange.answered is not None:
+            if scope["path"] == _WHOLE_SERVER:
+                await self._answer_for_server(scope, receive, exchange)
+            elif exchange.answered is not None:
                 await self._answer_head(scope, receive, exchange, exchange.answered)
             else:
                 await self._app(scope, receive, exchange.send)
@@ -155,6 +162,12 @@ class RequestContext:
                 work.cancel()
             with suppress(asyncio.CancelledError):
                 await work
+
+    async def _answer_for_server(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
+        """What the server as a whole can do (RFC 9110, section 9.3.7)."""
+        scope["route_template"] = _WHOLE_SERVER
+        answer = Response(status_code=204, headers={"Allow": ", ".join(sorted(_METHODS)), "Cache-Control": "no-store"})
+        await answer(scope, receive, self._security.wrap(exchange.send))
 
     async def _answer_problem(self, error: AppError, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
         """A problem of a layer outside the one that adds the security headers."""

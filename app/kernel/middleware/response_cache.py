@@ -3,6 +3,7 @@ reads.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.auth import Principal
 from app.kernel.cache import CachedAnswer
+from app.kernel.codings import LARGEST_AT_ONCE, gzip_etag
+from app.kernel.errors import PreconditionFailed
 from app.kernel.heads import PreparedHead, send_whole
-from app.kernel.http import body_etag, matches_any
+from app.kernel.http import body_etag, matches_any, matches_strongly, problem_response
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import take_place
 from app.kernel.middleware.deadline import TimedRequest
@@ -30,6 +33,8 @@ _NOT_MODIFIED = 304
 _NO_STORE = (b"cache-control", b"no-store")
 _REVALIDATE = (b"cache-control", b"private, no-cache")
 _NEVER_STORED_PREFIX = "/v1/auth/"
+# Of long answers that are for everybody, with their compressed forms.
+_MOST_PUBLIC_BYTES = 8 * 1024 * 1024
 
 
 class Handler(Protocol):
@@ -63,6 +68,7 @@ class ResponseCache:
         self._resources = resources
         self._cache = resources.cache
         self._security = SecurityHeaders(resources.http)
+        self._public = _PublicAnswers()
         self._reads = {read.path: read for read in reads}
         # Up to Python 3.11 each question for the running loop is a system call.
         self._loop = asyncio.get_running_loop()
@@ -75,7 +81,7 @@ class ResponseCache:
         principal: Principal | None = scope.get("principal")
         if read is None or principal is None or not read.scopes <= principal.scopes:
             await take_place(scope)
-            await self._app(scope, receive, _Conditional(scope, send).send)
+            await self._app(scope, receive, _Conditional(self, scope, send).send)
             return
         key = key_of(principal, read, scope)
         answer = self._cache.get_local(key)
@@ -84,13 +90,13 @@ class ResponseCache:
             await self._answer_miss(scope, receive, send, read, principal, key)
         else:
             scope["route_template"] = read.path
-            await _send_answer(answer, scope, send)
+            await self.send_answer(answer, scope, send)
 
     async def _answer_miss(
         self, scope: Scope, receive: Receive, send: Send, read: CachedRead, principal: Principal, key: str
     ) -> None:
         charge(scope, 1.0)
-        capture = _Capture(scope, send)
+        capture = _Capture(self, scope, send)
         timed = TimedRequest(self._loop, scope, receive, send, self._resources.http.request_timeout)
         if not self._cache.is_under_way(key):
             timed.on_gone = partial(self._leave, timed, key)
@@ -116,9 +122,9 @@ class ResponseCache:
             timed.on_gone = None
         if answer is not None:
             scope["route_template"] = read.path
-            await _send_answer(answer, scope, send)
+            await self.send_answer(answer, scope, send)
         elif not capture.is_used:
-            await self._app(scope, timed.receive, _Conditional(scope, send).send)
+            await self._app(scope, timed.receive, _Conditional(self, scope, send).send)
 
     async def _ask_framework(self, scope: Scope, timed: TimedRequest, capture: "_Capture") -> CachedAnswer | None:
         # There it gets another clock.
@@ -128,7 +134,26 @@ class ResponseCache:
 
     async def _ask_handler(self, handler: Handler, principal: Principal) -> CachedAnswer:
         response = await handler(principal=principal, resources=self._resources)
-        return _finished(self._security.added_to(response.raw_headers), bytes(response.body), CachedAnswer.of)
+        return _finished(self._security.added_to(response.raw_headers), bytes(response.body))
+
+    async def send_answer(self, answer: CachedAnswer, scope: Scope, send: Send) -> None:
+        """Sends what of a finished answer its request wants, by the order of RFC 9110, section 13.2.2."""
+        found = headers_of(scope)
+        if_match = found.get(b"if-match")
+        if if_match is not None and not matches_strongly(if_match, answer.etag):
+            await problem_response(PreconditionFailed())(scope, _nothing, self._security.wrap(send))
+            return
+        status, head, body = await _chosen_in_time(answer, found)
+        start = {"type": "http.response.start", "status": status, "headers": head.headers, "prepared": head}
+        await send_whole(start, body, send)
+
+    async def send_new(self, answer: CachedAnswer, scope: Scope, send: Send) -> None:
+        """Sends an answer that was made for this request alone. Of those that are for everybody, such as the document
+        of the API, the compressed forms are kept.
+        """
+        if len(answer.body) > LARGEST_AT_ONCE and not _is_private(answer):
+            answer = self._public.setdefault(answer)
+        await self.send_answer(answer, scope, send)
 
     def _leave(self, timed: TimedRequest, key: str) -> None:
         """The client has gone for whom an answer is made, but others may wait for the same one."""
@@ -143,21 +168,34 @@ def key_of(principal: Principal, read: CachedRead, scope: Scope) -> str:
     return f"{key}?{query.decode('latin-1')}" if query else key
 
 
-def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes]:
-    """Status, head and body for a request with the headers `found`."""
+def chosen(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes] | None:
+    """Status, head and body for a request with the headers `found`, whose `If-Match` is met; None: a form of it has to
+    be made first.
+    """
     accept_encoding = found.get(b"accept-encoding")
     if accept_encoding is not None:
-        answer = answer.accepted_by(accept_encoding)
+        form = answer.accepted_by(accept_encoding)
+        if form is None:
+            return None
+        answer = form
     if_none_match = found.get(b"if-none-match")
     if if_none_match is not None and matches_any(if_none_match, answer.etag):
         return _NOT_MODIFIED, answer.unchanged, b""
     return _OK, answer.head, answer.body
 
 
-async def _send_answer(answer: CachedAnswer, scope: Scope, send: Send) -> None:
-    status, head, body = chosen(answer, headers_of(scope))
-    start = {"type": "http.response.start", "status": status, "headers": head.headers, "prepared": head}
-    await send_whole(start, body, send)
+async def _chosen_in_time(answer: CachedAnswer, found: Mapping[bytes, bytes]) -> tuple[int, PreparedHead, bytes]:
+    """As `chosen`, after the form has been made."""
+    picked = chosen(answer, found)
+    if picked is not None:
+        return picked
+    if_none_match = found.get(b"if-none-match")
+    if if_none_match is not None and matches_any(if_none_match, gzip_etag(answer.etag)):
+        return _NOT_MODIFIED, answer.unchanged_compressed, b""
+    form = await answer.compress_aside()
+    if if_none_match is not None and matches_any(if_none_match, form.etag):
+        return _NOT_MODIFIED, form.unchanged, b""
+    return _OK, form.head, form.body
 
 
 class _Uncached:
@@ -175,22 +213,28 @@ class _Uncached:
 
 
 class _Conditional:
-    """The answer to a read: a whole 200 gets an entity tag, and 304 where the caller has it already."""
+    """The answer to a read. A whole 200 that may be stored gets an entity tag, 304 where the caller has it already, 412
+    where it is not the one that the caller means, and the form that the caller accepts.
+    """
 
-    __slots__ = ("_scope", "_send", "_start")
+    __slots__ = ("_cache", "_scope", "_send", "_start")
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, cache: ResponseCache, scope: Scope, send: Send) -> None:
+        self._cache = cache
         self._scope = scope
         self._send = send
         self._start: Message | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = message["headers"]
-            if not _has(headers, b"cache-control"):
+            fields = dict(message["headers"])
+            control = fields.get(b"cache-control")
+            if control is None:
                 stored = message["status"] == _OK and not self._scope["path"].startswith(_NEVER_STORED_PREFIX)
-                message["headers"] = [*headers, _REVALIDATE if stored else _NO_STORE]
-            if message["status"] == _OK and (_REVALIDATE in message["headers"]):
+                control = (_REVALIDATE if stored else _NO_STORE)[1]
+                message["headers"] = [*message["headers"], (b"cache-control", control)]
+            # What has no length is a stream, whose first part may come much later than its head.
+            if message["status"] == _OK and control != _NO_STORE[1] and b"content-length" in fields:
                 self._start = message
                 return
         elif self._start is not None:
@@ -202,7 +246,8 @@ class _Conditional:
         await self._send(message)
 
     async def _send_whole(self, start: Message, message: Message) -> None:
-        await _send_answer(_finished(list(start["headers"]), bytes(message.get("body", b""))), self._scope, self._send)
+        answer = _finished(list(start["headers"]), bytes(message.get("body", b"")))
+        await self._cache.send_new(answer, self._scope, self._send)
 
 
 class _Capture(_Conditional):
@@ -210,8 +255,8 @@ class _Capture(_Conditional):
 
     __slots__ = ("answer", "is_used")
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        super().__init__(scope, send)
+    def __init__(self, cache: ResponseCache, scope: Scope, send: Send) -> None:
+        super().__init__(cache, scope, send)
         self.answer: CachedAnswer | None = None
         self.is_used = False
 
@@ -220,14 +265,36 @@ class _Capture(_Conditional):
         await super().send(message)
 
     async def _send_whole(self, start: Message, message: Message) -> None:
-        self.answer = _finished(list(start["headers"]), bytes(message.get("body", b"")), CachedAnswer.of)
+        self.answer = _finished(list(start["headers"]), bytes(message.get("body", b"")))
 
 
-def _finished(
-    headers: list[tuple[bytes, bytes]],
-    body: bytes,
-    make: Callable[[list[tuple[bytes, bytes]], bytes, bytes], CachedAnswer] = CachedAnswer,
-) -> CachedAnswer:
+class _PublicAnswers:
+    """Long answers that are the same for everybody, by their entity tags; those asked for last, up to some bytes."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[bytes, tuple[CachedAnswer, int]] = OrderedDict()
+        self._bytes = 0
+
+    def setdefault(self, answer: CachedAnswer) -> CachedAnswer:
+        """The one that is kept with this tag and length, which is this one from now on if there is none."""
+        key = b"%b %d" % (answer.etag, len(answer.body))
+        kept = self._answers.get(key)
+        if kept is not None:
+            self._answers.move_to_end(key)
+            return kept[0]
+        size = answer.size
+        self._answers[key] = answer, size
+        self._bytes += size
+        while self._bytes > _MOST_PUBLIC_BYTES and len(self._answers) > 1:
+            self._bytes -= self._answers.popitem(last=False)[1][1]
+        return answer
+
+
+def _is_private(answer: CachedAnswer) -> bool:
+    return b"private" in dict(answer.head.headers).get(b"cache-control", b"private")
+
+
+def _finished(headers: list[tuple[bytes, bytes]], body: bytes) -> CachedAnswer:
     """A whole 200 as it is kept; `headers` is taken over."""
     if not _has(headers, b"cache-control"):
         headers.append(_REVALIDATE)
@@ -237,7 +304,12 @@ def _finished(
     if etag is None:
         etag = body_etag(body)
         headers.append((b"etag", etag))
-    return make(headers, etag, body)
+    return CachedAnswer.of(headers, etag, body)
+
+
+async def _nothing() -> Message:
+    """For an answer that reads nothing of its request."""
+    return {"type": "http.disconnect"}
 
 
 def _has(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bool:

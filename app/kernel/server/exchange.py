@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import Iterable
 from itertools import chain, starmap
 from typing import Any
@@ -24,6 +26,8 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # All that a value may hold (RFC 9110, section 5.5). What is left of a head without it must be its line ends.
 _VISIBLE = bytes([9, *range(32, 127), *range(128, 256)])
 _STATUSES_WITHOUT_BODY = frozenset({204, 304})
+# `struct linger`: on, and no second.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Exchange(RequestResponseCycle):
@@ -33,6 +37,8 @@ class Exchange(RequestResponseCycle):
 
     # Noted when the request comes, because the application answers as if it were GET.
     is_head = False
+    # The body ends with the connection (RFC 9112, section 6.3), because HTTP/1.0 has no chunks (section 6.1).
+    _ends_with_connection = False
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
@@ -100,22 +106,29 @@ class Exchange(RequestResponseCycle):
     def _render_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         lines = [STATUS_LINE[status]]
         is_closing = False
+        knows_chunks = self.scope["http_version"] != "1.0"
         for name, value in chain(self.default_headers, headers):
             prefix = _PREFIXES.get(name) or _prefix_of(name)
             if prefix == b"content-length: ":
                 self.expected_content_length = int(value)
                 self.chunked_encoding = False
             elif prefix == b"transfer-encoding: ":
+                if not knows_chunks:
+                    continue
                 self.chunked_encoding = True
             elif prefix == b"connection: " and b"close" in value.lower():
                 self.keep_alive = False
                 is_closing = True
             lines.append(b"%s%s\r\n" % (prefix, value))
+        if self.chunked_encoding is None and not self.is_head and status not in _STATUSES_WITHOUT_BODY:
+            if knows_chunks:
+                self.chunked_encoding = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self._ends_with_connection = True
+                self.keep_alive = False
         if not self.keep_alive and not is_closing:
             lines.append(b"connection: close\r\n")
-        if self.chunked_encoding is None and not self.is_head and status not in _STATUSES_WITHOUT_BODY:
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
         head = b"".join(lines)
         if head.translate(None, _VISIBLE) != b"\r\n" * len(lines):
             raise ValueError("a header field holds a control character")
@@ -127,6 +140,8 @@ class Exchange(RequestResponseCycle):
         elif self.chunked_encoding:
             chunk = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
             self.transport.write(chunk + b"0\r\n\r\n" if is_last else chunk)
+        elif self._ends_with_connection:
+            self.transport.write(body)
         else:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
@@ -173,12 +188,19 @@ class Exchange(RequestResponseCycle):
         finally:
             self.on_response = _nothing
 
+    def cut_off(self) -> None:
+        """Ends the connection so that the client does not take the half of an answer for a whole one."""
+        connection = self.transport.get_extra_info("socket") if self._ends_with_connection else None
+        if connection is not None:
+            # An ordinary end would be that of the body; a reset is not.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
     async def _give_up(self, error: AppError) -> None:
-        """Half an answer is cut off, so that nobody takes it for a whole one."""
         if self.disconnected or self.response_complete:
             return
         if self.response_started:
-            self.transport.abort()
+            self.cut_off()
             return
         # Written as it is: the headers that the application would have added are in it.
         self.response_complete = self.response_started = True

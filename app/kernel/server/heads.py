@@ -9,14 +9,19 @@ _SLASH = ord("/")
 _VERSIONS = frozenset({"1.1", "1.0"})
 
 
+# The target of an OPTIONS request that is about the server as a whole (section 3.2.4).
+WHOLE_SERVER = b"*"
+
+
 def fault_of_head(
+    method: bytes,
     url: bytes,
     version: str,
     hosts: Sequence[bytes],
     codings: Sequence[bytes],
     knows_host: Callable[[bytes], bool],
 ) -> AppError | None:
-    """Why a message with this target, these `Host` and these `Transfer-Encoding` fields is refused.
+    """Why a message with this method and target, these `Host` and these `Transfer-Encoding` fields is refused.
 
     The parser has refused what is no message at all, two lengths, and a length beside a coding.
     """
@@ -28,6 +33,8 @@ def fault_of_head(
         return InvalidMessage("The length of the message is ambiguous.")
     if codings and codings[0].lower() != b"chunked":
         return UnknownTransferCoding()
+    if url == WHOLE_SERVER and method == b"OPTIONS":
+        return None
     return _fault_of_target(url, hosts)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.kernel.errors import AppError, HeadTooLarge, RequestTimeout, TargetTooLong
@@ -27,7 +27,7 @@ from app.kernel.server.guard import (
     guard_of,
     refusal,
 )
-from app.kernel.server.heads import fault_of_head
+from app.kernel.server.heads import WHOLE_SERVER, fault_of_head
 from app.kernel.settings import ConnectionSettings
 
 _WATCHED = frozenset({b"host", b"expect", b"transfer-encoding"})
@@ -52,7 +52,7 @@ class _State(Enum):
 class GuardedProtocol(HttpToolsProtocol):
     """One connection. What happens often is decided as it happens, what takes time by `examine`, the sweep's view."""
 
-    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # it is, until the first request
+    cycle: Exchange | None  # type: ignore[assignment]  # it is, until the first request
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
         # ... and one for what it remembers (`Onehop.answer_of`), as head and body.
         self._answer_of: Callable[[Any], tuple[bytes, bytes] | None] | None = getattr(self.app, "answer_of", None)
-        self._active: RequestResponseCycle | None = None
+        self._active: Exchange | None = None
         # The scope whose head has come to its end; another one than `scope` while a head is on its way.
         self._headed: Any = None
         self._refusal: AppError | None = None
@@ -188,23 +188,28 @@ class GuardedProtocol(HttpToolsProtocol):
         if codings:
             self._codings = []
             self._is_chunked, self._framing = True, 0
-        error = self._excess() or fault_of_head(self.url, version, hosts, codings, self._guard.knows_host)
+        method = parser.get_method()
+        knows_host = self._guard.knows_host
+        error = self._excess() or fault_of_head(method, self.url, version, hosts, codings, knows_host)
         if error is not None:
             self._refusal = error
             raise error
         self._head_bytes = 0
         self._headed = scope
         self.headers = _TRAILERS
-        scope["method"] = parser.get_method().decode("ascii")
+        scope["method"] = method.decode("ascii")
         if version != "1.1":
             scope["http_version"] = version
-        url = httptools.parse_url(self.url)
-        raw_path = url.path or b"/"
+        if self.url == WHOLE_SERVER:
+            raw_path, query = WHOLE_SERVER, b""
+        else:
+            url = httptools.parse_url(self.url)
+            raw_path, query = url.path or b"/", url.query or b""
         path = raw_path.decode("ascii")
         scope["raw_path"] = raw_path
         is_encoded = "%" in path
         scope["path"] = unquote(path) if is_encoded else path
-        scope["query_string"] = url.query or b""
+        scope["query_string"] = query
         waiting = self._active
         self.cycle = cycle = Exchange(
             scope,
@@ -292,8 +297,10 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._active, app = self.pipeline.pop()
-            self._start_asgi_task(self._active, app)
+            waiting, app = self.pipeline.pop()
+            assert isinstance(waiting, Exchange)  # noqa: S101 - nothing else is put there.
+            self._active = waiting
+            self._start_asgi_task(waiting, app)
         elif self._is_deaf:
             self._say_goodbye(b"")
 
@@ -417,7 +424,7 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started:
-                self.transport.abort()
+                cycle.cut_off()
             else:
                 cycle.response_complete = True
                 self._say_goodbye(refusal(error, self.server_state.default_headers))
