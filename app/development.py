@@ -16,18 +16,16 @@ from app.kernel.background import Background
 from app.kernel.embedded import servers
 from app.kernel.embedded.privileges import become
 from app.kernel.output import output
-from app.kernel.schema import is_newest
+from app.kernel.schema import Schema, schema_of
 from app.kernel.settings import Section
 from app.kernel.telemetry import get_logger
 from app.settings import Settings
+from app.welcome import LogIn, base_url, welcome
 
 _logger = get_logger(__name__)
 _WORKER_STOP_SECONDS = 10
 _LISTENING_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
-
-LogIn = tuple[str, str, str]
-"""E-mail address, password and role of a demo person."""
 
 Seed = Callable[[Settings], Awaitable[Iterable[LogIn]]]
 
@@ -60,7 +58,7 @@ async def embedded_environment(settings: Settings, seed: Seed) -> AsyncIterator[
             environment["REDIS_URL"] = addresses.redis_url
         settings = _with_addresses(settings, addresses.database_url, addresses.redis_url)
         if addresses.database_url is not None:
-            if not await is_newest(addresses.database_url):
+            if await schema_of(addresses.database_url) is Schema.OLD:
                 # Alembic and SQLAlchemy take half a second and 30 MB, of which a reload is spared.
                 from app.kernel.migrations import upgrade  # noqa: PLC0415 - seldom needed, and dear
 
@@ -137,35 +135,6 @@ def _is_bound_by_server(candidate: socket.socket) -> bool:
 
 def _has(candidate: socket.socket, option: int) -> bool:
     return bool(candidate.getsockopt(socket.SOL_SOCKET, option))
-
-
-def reachable(host: str) -> str:
-    """Where a server that listens on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
-
-
-def base_url(host: str, port: int) -> str:
-    """The address of such a server for a browser on this machine."""
-    host = reachable(host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def welcome(base: str, log_ins: Iterable[LogIn], *, has_mailbox: bool, seconds: float | None = None) -> str:
-    """What a developer wants to know first. `seconds`: how long the start took."""
-    lines = [
-        "",
-        "Onehop is ready" + (f" ({seconds:.1f} s)." if seconds is not None else "."),
-        f"  API    {base}",
-        f"  Docs   {base}/docs",
-        *([f"  Mail   {base}/dev/mailbox"] if has_mailbox else []),
-        *(
-            f"  Log in {email} / {password}" + (" (admin)" if role == "admin" else "")
-            for email, password, role in log_ins
-        ),
-        "Ctrl-C stops everything.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def _with_addresses(settings: Settings, database_url: str | None, redis_url: str | None) -> Settings:

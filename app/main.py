@@ -21,7 +21,7 @@ from app.core import router as core
 from app.core.health import check_health
 from app.core.pages import DOCS_ASSETS
 from app.demo import seed
-from app.development import LogIn, embedded_environment
+from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs.api import JOB_KINDS, JobsRuntime, disable_endpoints, submission_group_commit
@@ -50,6 +50,7 @@ from app.kernel.telemetry import RenderedMetrics, configure_logging, get_logger,
 from app.settings import Settings, load_settings
 from app.users import api as users
 from app.users import router as users_router
+from app.welcome import LogIn
 
 DESCRIPTION = """Accounts, activity and background jobs.
 

@@ -27,8 +27,10 @@ _STEPS = {
     "Installing": "environment made",
     "Installed": "packages installed",
     "PostgreSQL started": "servers started",
-    "Schema and demo data made": "schema and demo data made",
+    "Schema is at": "schema made",
+    "Onehop is ready": "log-ins shown",
 }
+_LAST_STEP = "log-ins shown"
 
 
 def main() -> int:
@@ -77,6 +79,8 @@ def _start(clone: Path, environment: dict[str, str], started: float) -> tuple[fl
                     raise RuntimeError("`make run` did not come up; see its output above")
                 time.sleep(0.02)
             seconds = time.monotonic() - started
+            while _LAST_STEP not in steps and process.poll() is None:
+                time.sleep(0.02)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)

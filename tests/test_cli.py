@@ -159,7 +159,8 @@ def test_dev_starts_everything_and_ends_in_order(dev: Callable[..., Running], en
     running.stop(signal.SIGINT)
     assert running.process.returncode == 0
     ends = [line.partition(" (")[0] for line in running.lines if " stopped (" in line or "Everything" in line]
-    assert ends == ["API stopped", "Worker stopped", "Valkey stopped", "PostgreSQL stopped", "Everything is stopped."]
+    expected = ["API stopped", "Worker stopped", "Valkey stopped", "PostgreSQL stopped", "Everything is stopped."]
+    assert ends == expected, running.lines
     assert _processes(environment) == []
 
     again = dev()

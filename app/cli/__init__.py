@@ -57,8 +57,8 @@ def dev(
 ) -> None:
     """Start everything for development: servers, schema, demo data, API and worker; stop it with Ctrl-C."""
     from app.cli.dev import run_everything
+    from app.cli.probe import port_problem
     from app.kernel.embedded import EmbeddedServerError
-    from app.kernel.server import port_problem
     from app.kernel.supervisor import ProgramFailed
     from app.settings import load_settings
 
@@ -84,9 +84,14 @@ def serve(
     takeover: Annotated[
         bool, typer.Option("--takeover", help="Take the port from the server that runs there, and end that one.")
     ] = False,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for the newest schema before the port is bound; 0: none.", min=0)
+    ] = 0,
 ) -> None:
     """Serve the API on HOST and PORT."""
-    from app.kernel.server import port_problem
+    import asyncio
+
+    from app.cli.probe import port_problem
     from app.kernel.server import serve as serve_application
     from app.kernel.telemetry import configure_logging
     from app.settings import load_settings
@@ -94,6 +99,14 @@ def serve(
     settings = load_settings()
     if not takeover and (problem := port_problem(settings.host, settings.port)):
         fail(problem)
+    workers = 1 if reload else workers or settings.workers
+    if wait:
+        from app.kernel.schema import wait_for_schema
+
+        if workers == 1 and not reload:
+            # This process serves, so it uses the time.
+            import app.main  # noqa: F401
+        asyncio.run(wait_for_schema(settings.database.direct_dsn, wait))
     # For the process that watches over several; the others do so again.
     configure_logging(settings.log, production=settings.is_production)
     serve_application(
@@ -101,7 +114,7 @@ def serve(
         settings.connections,
         host=settings.host,
         port=settings.port,
-        workers=1 if reload else workers or settings.workers,
+        workers=workers,
         grace_seconds=grace,
         reload_dir=_APP if reload else None,
         takes_over=takeover,
@@ -221,27 +234,47 @@ def seed() -> None:
 
 
 @cli.command(hidden=True)
-def prepare(report: Annotated[Path, typer.Argument()]) -> None:
+def prepare(
+    report: Annotated[Path, typer.Argument()],
+    *,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the database.", min=0)] = 0,
+) -> None:
     """What `dev` runs first: schema and demo data in one process; the log-ins go to REPORT as JSON."""
     import asyncio
 
-    from app.cli.identity import check_installation_secret
-    from app.demo import seed as add_demo_data
-    from app.kernel.schema import is_newest
+    from app.kernel.schema import Schema, newest_revision, schema_of
     from app.settings import load_settings
 
     settings = load_settings()
     _refuse_in_production(settings)
+    dsn = settings.database.direct_dsn
 
-    async def both() -> list[tuple[str, str, str]]:
-        if not await is_newest(settings.database.direct_dsn):
+    async def bring_schema_up_to_date() -> None:
+        try:
+            schema = await schema_of(dsn)
+        except ConnectionError:
+            if not wait:
+                raise
+            # It is just being made, so it will need the migrations, whose packages are loaded meanwhile.
+            import app.kernel.migrations  # noqa: F401
+
+            schema = await schema_of(dsn, wait=wait)
+        if schema is Schema.OLD:
             from app.kernel.migrations import upgrade
 
-            await upgrade(settings.database.direct_dsn)
-        await check_installation_secret(settings)
-        return [account.log_in for account in await add_demo_data(settings)]
+            await upgrade(dsn)
+            say(f"Schema is at {newest_revision()}")
 
-    report.write_text(json.dumps(asyncio.run(both())), encoding="utf-8")
+    async def add_demo_data() -> list[tuple[str, str, str]]:
+        # Loaded only now, because the API can go on from here.
+        from app.cli.identity import check_installation_secret
+        from app.demo import seed
+
+        await check_installation_secret(settings)
+        return [account.log_in for account in await seed(settings)]
+
+    asyncio.run(bring_schema_up_to_date())
+    report.write_text(json.dumps(asyncio.run(add_demo_data())), encoding="utf-8")
 
 
 @cli.command()

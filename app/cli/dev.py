@@ -1,22 +1,22 @@
 """Everything for development in one terminal: servers, schema, demo data, API and worker."""
 
-import asyncio
 import http
 import json
 import os
 import shutil
 import sys
 import time
+from pathlib import Path
 
 from app.cli.probe import get
 from app.cli.terminal import say
-from app.development import LogIn, base_url, welcome
-from app.kernel.embedded import servers
-from app.kernel.schema import is_newest
+from app.kernel.embedded import Servers, servers
 from app.kernel.supervisor import Program, Supervisor
 from app.settings import Settings
+from app.welcome import LogIn, base_url, welcome
 
-_READY_SECONDS = 60.0
+# From the start of the servers; schema, demo data and the bytecode of all packages are made meanwhile.
+_READY_SECONDS = 180.0
 
 
 def run_everything(settings: Settings, *, reload: bool) -> None:
@@ -25,66 +25,66 @@ def run_everything(settings: Settings, *, reload: bool) -> None:
     Raises EmbeddedServerError or ProgramFailed, with the same order of ending.
     """
     started = time.monotonic()
-    own_database, own_redis = settings.database.url is None, settings.redis.url is None
+    own_database = settings.database.url is None
+    environment = _environment_of_children(settings)
+    reloads = ["--reload"] if reload else []
+    # Of this process alone: another one may be starting on the same data.
+    report = settings.data_dir.absolute() / "run" / f"accounts-{os.getpid()}.json"
+    seconds = f"{_READY_SECONDS:.0f}"
+
+    def load_programs(found: Servers) -> None:
+        """Loading them takes longer than the servers take to start, so it begins sooner, and they wait then."""
+        environment.update(_addresses(found))
+        serve = _command("serve", "--grace", "3", "--wait", seconds, *reloads)
+        prepare = _command("prepare", str(report), *(["--wait", seconds] if own_database else []))
+        supervisor.start(Program("API", serve, environment, stop_seconds=4.0))
+        supervisor.begin(Program("Preparing the database", prepare, environment))
+
     with (
         # First, because its signal handlers must be there until the servers have stopped.
         Supervisor(say) as supervisor,
-        servers(settings.data_dir, postgres=own_database, valkey=own_redis, progress=say) as addresses,
+        servers(
+            settings.data_dir,
+            postgres=own_database,
+            valkey=settings.redis.url is None,
+            progress=say,
+            announce=load_programs,
+        ),
     ):
         try:
-            environment = _environment_of_children(settings, addresses.database_url, addresses.redis_url)
-            if not supervisor.is_stopping:
-                _run_children(supervisor, settings, environment, started, reload=reload)
+            if supervisor.wait_until(lambda: _is_ready(settings), seconds=_READY_SECONDS):
+                # Not sooner: on a machine with two cores API and preparation would wait for it. A worker gives up after
+                # five seconds; stopped together, and with the servers after them, all end within ten.
+                supervisor.start(Program("Worker", _command("worker", *reloads), environment, stop_seconds=6.0))
+                if supervisor.finish():
+                    say(_welcome(settings, report, seconds=time.monotonic() - started))
+                    supervisor.watch()
         finally:
             supervisor.stop()
+            report.unlink(missing_ok=True)
     say("Everything is stopped.")
 
 
-def _run_children(
-    supervisor: Supervisor,
-    settings: Settings,
-    environment: dict[str, str],
-    started: float,
-    *,
-    reload: bool,
-) -> None:
-    """Prepare the database, start API and worker, tell where they are, and watch them until the stop."""
-    python = [sys.executable, "-m", "app"]
-    # Of this process alone: another one may be starting on the same data.
-    report = settings.data_dir.absolute() / "run" / f"accounts-{os.getpid()}.json"
-    report.unlink(missing_ok=True)
-    # API and worker need the schema, but not the demo data: mostly only those remain to be looked at.
-    dsn = environment["DATABASE_URL"] if settings.database.url is None else settings.database.direct_dsn
-    is_ready = asyncio.run(is_newest(dsn))
-    preparation = supervisor.begin(Program("Preparing the database", [*python, "prepare", str(report)], environment))
-    if not is_ready:
-        if not supervisor.finish(preparation):
-            return
-        say(f"Schema and demo data made ({time.monotonic() - started:.1f} s)")
-    # Stopped together, which with the servers after them stays below ten seconds. A worker gives up after five.
-    reloads = ["--reload"] if reload else []
-    api, worker = [*python, "serve", "--grace", "3", *reloads], [*python, "worker", *reloads]
-    supervisor.start(Program("API", api, environment, stop_seconds=4.0))
-    supervisor.start(Program("Worker", worker, environment, stop_seconds=6.0))
-    if is_ready and not supervisor.finish(preparation):
-        return
+def _welcome(settings: Settings, report: Path, *, seconds: float) -> str:
     log_ins: list[LogIn] = json.loads(report.read_text(encoding="utf-8"))
-    report.unlink()
     base = base_url(settings.host, settings.port)
-    if supervisor.wait_until(lambda: _is_ready(settings), seconds=_READY_SECONDS):
-        say(welcome(base, log_ins, has_mailbox=settings.has_mailbox, seconds=time.monotonic() - started))
-        supervisor.watch()
+    return welcome(base, log_ins, has_mailbox=settings.has_mailbox, seconds=seconds)
 
 
-def _environment_of_children(settings: Settings, database_url: str | None, redis_url: str | None) -> dict[str, str]:
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "app", *arguments]
+
+
+def _addresses(found: Servers) -> dict[str, str]:
+    given = {"DATABASE_URL": found.database_url, "REDIS_URL": found.redis_url}
+    return {name: url for name, url in given.items() if url is not None}
+
+
+def _environment_of_children(settings: Settings) -> dict[str, str]:
     environment = {"PYTHONUNBUFFERED": "1"}
     if "drain_delay" not in settings.connections.model_fields_set:
         # No balancer has to notice, and whoever pressed Ctrl-C waits.
         environment["APP_CONNECTIONS_DRAIN_DELAY"] = "0"
-    if database_url is not None:
-        environment["DATABASE_URL"] = database_url
-    if redis_url is not None:
-        environment["REDIS_URL"] = redis_url
     if "public_url" not in settings.model_fields_set:
         environment["APP_PUBLIC_URL"] = base_url(settings.host, settings.port)
     if settings.workers > 1:

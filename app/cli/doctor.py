@@ -13,13 +13,12 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from app.cli.identity import check_installation_secret
-from app.cli.probe import is_served_by_onehop
+from app.cli.probe import is_served_by_onehop, port_problem
 from app.composition import close_resources, make_resources, memory_findings
 from app.kernel.database import Database, DatabaseUnavailable
 from app.kernel.embedded import EmbeddedServerError, servers
 from app.kernel.migrations import status
 from app.kernel.redis import RedisGateway, RedisUnavailable
-from app.kernel.server import port_problem
 from app.settings import Settings, SettingsError, load_settings, process_environ
 
 _OLDEST_POSTGRES = 150_000

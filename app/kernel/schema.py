@@ -2,15 +2,19 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import asyncpg
 
 from app.kernel.database import ReadConn
 from app.kernel.database.pools import CONNECT_ERRORS, Hosts
 
+_ASK_AGAIN_SECONDS = 0.1
 _VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 # Written by alembic, which lets its name and column be relied upon.
@@ -46,27 +50,51 @@ async def read_schema(conn: ReadConn) -> Schema:
     """What the database has, compared with what this release knows; an empty one is old."""
     known = await asyncio.to_thread(revisions)
     try:
-        current = await conn.fetchval(CURRENT_REVISION)
+        return _compare(await conn.fetchval(CURRENT_REVISION), known)
     except asyncpg.UndefinedTableError:
         return Schema.OLD
+
+
+def _compare(current: str | None, known: Sequence[str]) -> Schema:
     if current == known[-1]:
         return Schema.NEWEST
     return Schema.OLD if current is None or current in known else Schema.NEWER
 
 
-async def is_newest(dsn: str) -> bool:
-    """False for an empty database too.
+async def schema_of(dsn: str, *, wait: float = 0) -> Schema:
+    """What the database at `dsn` has, asked on a connection of its own, once that can be made.
 
     Raises:
-        ConnectionError: with a reason for the person at the terminal.
+        ConnectionError: it cannot be made within `wait` seconds; with a reason for the person at the terminal.
     """
+    connection = await _connect(Hosts(dsn), monotonic() + wait)
     try:
-        connection = await Hosts(dsn).connect(timeout=10)
-    except CONNECT_ERRORS as error:
-        raise ConnectionError(f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}") from error
-    try:
-        return bool(await connection.fetchval(CURRENT_REVISION) == newest_revision())
+        return _compare(await connection.fetchval(CURRENT_REVISION), revisions())
     except asyncpg.UndefinedTableError:
-        return False
+        return Schema.OLD
     finally:
         await connection.close()
+
+
+async def _connect(hosts: Hosts, deadline: float) -> Any:
+    while True:
+        try:
+            return await hosts.connect(timeout=10)
+        except CONNECT_ERRORS as error:
+            if monotonic() >= deadline:
+                reason = str(error) or type(error).__name__
+                raise ConnectionError(f"PostgreSQL cannot be reached: {reason}") from error
+        await asyncio.sleep(_ASK_AGAIN_SECONDS)
+
+
+async def wait_for_schema(dsn: str, seconds: float) -> None:
+    """Returns once the database is there and has the newest schema, or that of a release to come.
+
+    Raises:
+        ConnectionError: it has not within so many seconds.
+    """
+    deadline = monotonic() + seconds
+    while await schema_of(dsn, wait=deadline - monotonic()) is Schema.OLD:
+        if monotonic() >= deadline:
+            raise ConnectionError(f"The database still lacks migrations of this release after {seconds:.0f} s")
+        await asyncio.sleep(_ASK_AGAIN_SECONDS)

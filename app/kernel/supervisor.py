@@ -48,7 +48,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class _Task:
     """A program that ends by itself."""
 
     program: Program
@@ -74,7 +74,7 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._children: list[_Child] = []
-        self._tasks: list[Task] = []
+        self._tasks: list[_Task] = []
         self._was_ready = False
         self._stop_requests = 0
         self._wake_read, self._wake_write = os.pipe()
@@ -122,25 +122,21 @@ class Supervisor:
 
     def run_to_end(self, program: Program) -> bool:
         """Run a program that ends by itself. False if the stop came first; ProgramFailed if it fails."""
-        return self.finish(self.begin(program))
+        self.begin(program)
+        return self.finish()
 
-    def begin(self, program: Program) -> "Task":
-        """Start a program that ends by itself, to be waited for with `finish`."""
-        task = Task(program, _spawn(program))
-        self._tasks.append(task)
-        return task
+    def begin(self, program: Program) -> None:
+        """Start a program that ends by itself, to be waited for with `finish`. Its failure ends every wait."""
+        self._tasks.append(_Task(program, _spawn(program)))
 
-    def finish(self, task: "Task") -> bool:
-        """Wait for the program's end, as `run_to_end`; the other children are watched meanwhile."""
-        while task.process.poll() is None:
-            if self.is_stopping:
-                return False
+    def finish(self) -> bool:
+        """Wait for the end of all that were begun, as `run_to_end`; the other children are watched meanwhile."""
+        while not self.is_stopping:
             self._watch()
+            if not self._tasks:
+                return True
             self._wait(0.5)
-        self._tasks.remove(task)
-        if task.process.returncode != 0:
-            raise _failure(task.program, f"failed ({_ending(task.process.returncode)})", task.process.returncode)
-        return not self.is_stopping
+        return False
 
     def start(self, program: Program) -> None:
         """Start a program that is to run until the stop."""
@@ -151,7 +147,8 @@ class Supervisor:
     def wait_until(self, is_ready: Callable[[], bool], *, seconds: float) -> bool:
         """Watch the children until `is_ready`. False if the stop came first.
 
-        Raises ProgramFailed if it takes too long, or if a child keeps dying before it was ever ready.
+        Raises ProgramFailed if it takes too long, if a child keeps dying before it was ever ready, or if a program that
+        ends by itself fails.
         """
         deadline = time.monotonic() + seconds
         while not self.is_stopping:
@@ -184,6 +181,10 @@ class Supervisor:
         child.start_again_at = None
 
     def _watch(self) -> None:
+        for task in [task for task in self._tasks if task.process.poll() is not None]:
+            self._tasks.remove(task)
+            if code := task.process.returncode:
+                raise _failure(task.program, f"failed ({_ending(code)})", code)
         now = time.monotonic()
         for child in self._children:
             if child.start_again_at is not None:

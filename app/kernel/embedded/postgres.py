@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 from urllib.parse import quote
 
-from app.kernel.embedded.privileges import make_private_dir, server_user
+from app.kernel.embedded.privileges import ServerUser, make_private_dir, server_user
 from app.kernel.embedded.processes import (
     EmbeddedServerError,
     find_server,
@@ -96,8 +96,6 @@ class EmbeddedPostgres:
     def launch(self) -> None:
         """The first half of `start`: returns while the server is still starting."""
         self._data_dir.parent.mkdir(parents=True, exist_ok=True)
-        user = server_user(self._data_dir, [self._programs / "postgres", self._programs / "initdb"])
-        self._socket_dir = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user)
         self._make_cluster()
         if self.pid() is not None:
             if self._is_reachable():
@@ -106,14 +104,14 @@ class EmbeddedPostgres:
             self.stop()
         # Lock files without their server are left behind by kill -9. PostgreSQL would ask whether *any* process
         # has the number written there, which in a container is likely, and so is one that is just dying.
-        for left_behind in (self._data_dir / "postmaster.pid", self._socket_dir / f"{_SOCKET_NAME}.lock"):
+        for left_behind in (self._data_dir / "postmaster.pid", self.host / f"{_SOCKET_NAME}.lock"):
             left_behind.unlink(missing_ok=True)
-        settings = {**self._settings, **_ALWAYS, "port": str(_PORT), "unix_socket_directories": str(self._socket_dir)}
+        settings = {**self._settings, **_ALWAYS, "port": str(_PORT), "unix_socket_directories": str(self.host)}
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._launched = spawn(
             [self._programs / "postgres", "-D", self._data_dir, *arguments],
             self._log,
-            user=user,
+            user=self._server_user(self._data_dir),
             die_with_parent=signal.SIGINT if self._die_with_parent else None,
         )
 
@@ -170,10 +168,14 @@ class EmbeddedPostgres:
 
     @property
     def host(self) -> Path:
-        """The folder of its socket, which clients take in place of a host."""
+        """The folder of its socket, which clients take in place of a host; made if it is not there."""
         if self._socket_dir is None:
-            raise EmbeddedServerError("PostgreSQL has not been started")
+            user = self._server_user(self._data_dir)
+            self._socket_dir = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user)
         return self._socket_dir
+
+    def _server_user(self, data_dir: Path) -> ServerUser | None:
+        return server_user(data_dir, [self._programs / "postgres", self._programs / "initdb"])
 
     def create_database(self, name: str) -> None:
         """Create an empty database unless it is there already."""
@@ -192,9 +194,7 @@ class EmbeddedPostgres:
 
     def _is_reachable(self) -> bool:
         """Whether the running server's files are all there, or it is still making them."""
-        if not self._lock_file() or self._socket_dir is None:
-            return False
-        return (self._socket_dir / _SOCKET_NAME).exists() or not self._is_ready()
+        return bool(self._lock_file()) and ((self.host / _SOCKET_NAME).exists() or not self._is_ready())
 
     def _lock_file(self) -> list[str]:
         with suppress(FileNotFoundError):
@@ -215,7 +215,7 @@ class EmbeddedPostgres:
         # Made beside and renamed, so that an interrupted first start leaves no half cluster under the final
         # name. The folder's owner is what decides which user the server runs as.
         half = self._data_dir.with_name(f"{self._data_dir.name}.new")
-        user = server_user(half, [self._programs / "postgres", self._programs / "initdb"])
+        user = self._server_user(half)
         make_private_dir(half, user)
         if any(half.iterdir()):
             _remove_tree(half)

@@ -26,8 +26,6 @@ from app.kernel.embedded.postgres import EmbeddedPostgres
 from app.kernel.embedded.processes import EmbeddedServerError, is_running, started_at, wait_until_gone
 from app.kernel.embedded.valkey import EmbeddedValkey
 
-Progress = Callable[[str], None]
-
 _DATABASE = "onehop"
 _CHANGE_SECONDS = 90.0
 _KEEPER_PAUSE_SECONDS = 0.5
@@ -40,6 +38,10 @@ class Servers:
     database_url: str | None
     redis_url: str | None
     were_running: bool = field(default=False, compare=False)
+
+
+Progress = Callable[[str], None]
+Announce = Callable[[Servers], None]
 
 
 class _Server(Protocol):
@@ -57,11 +59,13 @@ def servers(
     valkey: bool = True,
     reloader: int | None = None,
     progress: Progress = lambda _line: None,
+    announce: Announce = lambda _addresses: None,
 ) -> Iterator[Servers]:
     """PostgreSQL and Valkey below `data_dir`, started unless they run, stopped by the last process that
     leaves.
 
-    They outlive that one while the process with the number `reloader` lives, which will start another.
+    They outlive that one while the process with the number `reloader` lives, which will start another. `announce` is
+    called with the addresses before any server is started, so that their clients can be loaded meanwhile.
 
     Raises EmbeddedServerError, also when the folder belongs to another user.
     """
@@ -81,7 +85,7 @@ def servers(
             fcntl.flock(in_use, fcntl.LOCK_SH)
             if reloader is not None:
                 _note_reloader(data_dir, reloader)
-            addresses = _start(data_dir, postgres=postgres, valkey=valkey, progress=progress)
+            addresses = _start(data_dir, postgres=postgres, valkey=valkey, progress=progress, announce=announce)
             keeper = _start_keeper(data_dir)
         yield addresses
     finally:
@@ -130,7 +134,7 @@ def keep(data_dir: Path) -> None:
             fcntl.flock(change, fcntl.LOCK_UN)
 
 
-def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) -> Servers:
+def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress, announce: Announce) -> Servers:
     database_server = EmbeddedPostgres(data_dir / "postgres") if postgres else None
     redis_server = EmbeddedValkey(data_dir / "valkey") if valkey else None
     wanted: list[tuple[str, _Server]] = []
@@ -140,6 +144,12 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) 
         wanted.append(("PostgreSQL", database_server))
     started = time.monotonic()
     found = {name for name, server in wanted if server.pid() is not None}
+    addresses = Servers(
+        database_url=database_server.dsn(_DATABASE) if database_server is not None else None,
+        redis_url=redis_server.url() if redis_server is not None else None,
+        were_running=len(found) == len(wanted),
+    )
+    announce(addresses)
     if database_server is not None and not (data_dir / "postgres").exists():
         progress("PostgreSQL: creating a new database cluster")
     try:
@@ -156,11 +166,7 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress) 
         raise
     if database_server is not None:
         database_server.create_database(_DATABASE)
-    return Servers(
-        database_url=database_server.dsn(_DATABASE) if database_server is not None else None,
-        redis_url=redis_server.url() if redis_server is not None else None,
-        were_running=len(found) == len(wanted),
-    )
+    return addresses
 
 
 def _start_keeper(data_dir: Path) -> int | None:

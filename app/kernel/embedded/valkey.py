@@ -74,9 +74,8 @@ class EmbeddedValkey:
         self._data_dir.parent.mkdir(parents=True, exist_ok=True)
         user = server_user(self._data_dir, [self._program])
         make_private_dir(self._data_dir, user)
-        self._socket = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user) / _SOCKET_NAME
         if (running := self.pid()) is not None:
-            if self._socket.exists():
+            if self.socket_path.exists():
                 return
             # It runs, but no client finds it any more, and two servers must never share these files.
             _stop(running)
@@ -84,7 +83,7 @@ class EmbeddedValkey:
             "save": "",
             **self._settings,
             "port": "0",
-            "unixsocket": str(self._socket),
+            "unixsocket": str(self.socket_path),
             "unixsocketperm": "700",
             "dir": str(self._data_dir),
             "databases": str(self._databases),
@@ -126,19 +125,24 @@ class EmbeddedValkey:
             return self._launched
         return find_server(self._program, self._data_dir)
 
+    @property
+    def socket_path(self) -> Path:
+        """Where clients connect; its folder is made if it is not there."""
+        if self._socket is None:
+            user = server_user(self._data_dir, [self._program])
+            self._socket = socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user) / _SOCKET_NAME
+        return self._socket
+
     def url(self, database: int = 0) -> str:
         """The address in the form that redis-py takes: `unix:///folder/valkey.sock?db=0`."""
-        if self._socket is None:
-            raise EmbeddedServerError("Valkey has not been started")
-        return f"unix://{self._socket}?db={database}"
+        return f"unix://{self.socket_path}?db={database}"
 
     def _ask(self, command: bytes) -> str:
         """One inline command; '' if nobody answers, or not in time."""
-        if self._socket is None:
-            self._socket = self._existing_socket()
+        path = self.socket_path
         with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_PROBE_SECONDS)
-            connection.connect(str(self._socket))
+            connection.connect(str(path))
             connection.sendall(command + b"\r\n")
             head, _, rest = connection.recv(65536).partition(b"\r\n")
             if head[:1] == b"+":
@@ -149,10 +153,6 @@ class EmbeddedValkey:
                     rest += more
                 return rest[:wanted].decode(errors="replace")
         return ""
-
-    def _existing_socket(self) -> Path:
-        user = server_user(self._data_dir, [self._program])
-        return socket_dir(self._data_dir, self._wanted_socket_dir, _SOCKET_NAME, user) / _SOCKET_NAME
 
 
 def _stop(pid: int) -> None:

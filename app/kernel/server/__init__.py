@@ -1,6 +1,5 @@
 """uvicorn as `dev`, `serve` and the image run it."""
 
-import errno
 import os
 import resource
 import shutil
@@ -141,25 +140,6 @@ def _within_file_limit(connections: ConnectionSettings, *, is_reloading: bool) -
         connections = connections.model_copy(update={"max_connections": max(soft - _OTHER_FILES, soft // 2)})
     # Who changes a file waits for the new process.
     return connections.model_copy(update={"drain_delay": 0.0}) if is_reloading else connections
-
-
-def port_problem(host: str, port: int) -> str | None:
-    """Why nothing can listen there now, or None."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        return f"HOST {host} is no address of this machine ({error.strerror})"
-    with socket.socket(family, kind, protocol) as probe:
-        # The same option as uvicorn's, or a port in TIME_WAIT would look taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            advice = "" if error.errno == errno.EADDRNOTAVAIL else ". Choose another one by PORT"
-            return f"Port {port} on {host} cannot be used: {error.strerror}{advice}"
-    return None
 
 
 @contextmanager
