@@ -1,0 +1,354 @@
+"""For every route the dearest request that one caller can make of it. A route without a case fails a test.
+
+A caller is a user with everything that makes a request dear: many events of many kinds, wide preferences, many sessions
+and webhook endpoints. Routes for administrators are asked by one, public ones by a stranger, whose network pays.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import asyncpg
+import orjson
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+
+from benchmarks.client import ask
+from benchmarks.load import request
+
+PASSWORD = "a very long horse 42"  # noqa: S105 - of accounts that live as long as a run.
+ATTACKER = "192.0.2.66"
+UNKNOWN = "0198f000-0000-7000-8000-000000000000"
+_VARIANTS = 200
+_HASH = 10.0
+_EVENT = 0.05
+_BATCH = 500
+_MANY_EVENTS = 200_000
+_MANY_KINDS = 2_000
+_ADD_EVENTS = """
+    INSERT INTO users.events (user_id, id, kind, occurred_at, properties, created_at)
+    SELECT $1, gen_random_uuid(), 'kind.' || n % $3, now() - n * interval '13 seconds',
+           jsonb_build_object('n', n), now() - n * interval '13 seconds'
+    FROM generate_series(1, $2::int) AS n
+"""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A logged-in caller."""
+
+    id: str
+    email: str
+    access: str
+    refresh: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who calls, and what there is to ask for."""
+
+    port: int
+    user: Account
+    admin: Account
+    job: str
+    endpoint: str
+    invoice: str
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
+        """A request of the user."""
+        return _raw(method, path, body, token=self.user.access, **headers)
+
+    def as_admin(self, method: str, path: str, body: Any = None) -> bytes:
+        return _raw(method, path, body, token=self.admin.access)
+
+    def as_stranger(self, method: str, path: str, body: Any = None) -> bytes:
+        """One of a client without a token, by the forwarded address of its network."""
+        return _raw(method, path, body, x_forwarded_for=ATTACKER)
+
+
+def _raw(method: str, path: str, body: Any, *, token: str | None = None, **headers: str) -> bytes:
+    data = None if body is None else body if isinstance(body, bytes) else orjson.dumps(body)
+    return request(method, path, token=token, body=data, **headers)
+
+
+Make = Callable[[Scene], Sequence[bytes]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests of one route in turns, each of so many units."""
+
+    requests: Make
+    units: float = 1.0
+
+
+def _one(method: str, path: str, body: Any = None, units: float = 1.0) -> Case:
+    return Case(lambda s: [s.call(method, path.format_map(_ids(s)), body)], units)
+
+
+def _many(path: str, units: float = 1.0) -> Case:
+    """A read with another query each time, so that no cache answers it."""
+    return Case(lambda s: [s.call("GET", path.format_map(_ids(s) | {"n": str(n)})) for n in range(_VARIANTS)], units)
+
+
+def _admin(method: str, path: str, body: Any = None) -> Case:
+    return Case(lambda s: [s.as_admin(method, path.format_map(_ids(s)), body)])
+
+
+def _stranger(method: str, path: str, body: Any = None, units: float = 1.0) -> Case:
+    """Each time another body where it has `{n}` in a text."""
+
+    def requests(scene: Scene) -> list[bytes]:
+        if body is None or isinstance(body, bytes):
+            return [scene.as_stranger(method, path, body)]
+        text = orjson.dumps(body).decode()
+        return [scene.as_stranger(method, path, text.replace("{n}", str(n)).encode()) for n in range(_VARIANTS)]
+
+    return Case(requests, units)
+
+
+def _form(path: str, text: str, units: float = 1.0) -> Case:
+    def requests(_: Scene) -> list[bytes]:
+        bodies = [text.replace("{n}", str(n)).encode() for n in range(_VARIANTS)]
+        return [
+            request(
+                "POST",
+                path,
+                body=body,
+                x_forwarded_for=ATTACKER,
+            ).replace(b"application/json", b"application/x-www-form-urlencoded")
+            for body in bodies
+        ]
+
+    return Case(requests, units)
+
+
+def _ids(scene: Scene) -> dict[str, str]:
+    return {
+        "job": scene.job,
+        "endpoint": scene.endpoint,
+        "invoice": scene.invoice,
+        "user": scene.user.id,
+        "unknown": UNKNOWN,
+        "n": "0",
+        # The events begin a month ago.
+        "day": f"{datetime.now(UTC) - timedelta(days=40):%Y-%m-%d}",
+    }
+
+
+def _numbered(method: str, path: str, body: Callable[[int], Any], units: float = 1.0) -> Case:
+    def requests(scene: Scene) -> list[bytes]:
+        return [scene.call(method, path.format_map(_ids(scene)), body(n)) for n in range(_VARIANTS)]
+
+    return Case(requests, units)
+
+
+_properties = {f"name{number}": number for number in range(40)}
+_batch = {"events": [{"kind": f"kind.{number}", "properties": _properties} for number in range(_BATCH)]}
+_extra = {f"k{number}": number for number in range(1_200)}
+_lines = [{"description": "é" * 500, "quantity": 1, "unit_price_minor": 1}] * 200
+_customer = {"name": "é" * 200, "email": "ada@example.com", "address": "é" * 1000}
+_serial = count(1)
+_secret = {"current_password": "not the right password"}
+
+CASES: dict[str, Case] = {
+    "GET /v1/overview": _one("GET", "/v1/overview", units=0.05),
+    "GET /livez": _stranger("GET", "/livez"),
+    "GET /readyz": _stranger("GET", "/readyz"),
+    "GET /metrics": _stranger("GET", "/metrics"),
+    "GET /": _stranger("GET", "/"),
+    "GET /problems/{code}": _stranger("GET", "/problems/not_found"),
+    "GET /v1/users/me": _one("GET", "/v1/users/me", units=0.05),
+    "DELETE /v1/users/me": _one("DELETE", "/v1/users/me", _secret, _HASH),
+    "PATCH /v1/users/me": _numbered("PATCH", "/v1/users/me", lambda n: {"bio": "é" * 400 + str(n)}),
+    "GET /v1/users/me/preferences": _one("GET", "/v1/users/me/preferences", units=0.05),
+    "PUT /v1/users/me/preferences": _numbered(
+        "PUT", "/v1/users/me/preferences", lambda n: {"extra": _extra | {"n": n}}
+    ),
+    "PATCH /v1/users/me/preferences": _numbered(
+        "PATCH", "/v1/users/me/preferences", lambda n: {"extra": _extra | {"n": n}}
+    ),
+    "GET /v1/users/me/events": _many("/v1/users/me/events?limit=100&kind=kind.{n}"),
+    "GET /v1/users/me/events/summary": _many("/v1/users/me/events/summary?bucket=day&since={day}T00:00:00.{n}Z"),
+    "POST /v1/users/lookup": _one("POST", "/v1/users/lookup", {"ids": [UNKNOWN] * 100}, 1 + 100 * _EVENT),
+    "GET /v1/users/{user_id}": _one("GET", "/v1/users/{user}"),
+    "POST /v1/events": _one("POST", "/v1/events", _batch, 1 + (_BATCH - 1) * _EVENT),
+    "POST /v1/auth/login": _stranger(
+        "POST", "/v1/auth/login", {"email": "nobody{n}@example.com", "password": "x" * 100}, _HASH
+    ),
+    "POST /v1/auth/mfa/verify": _stranger("POST", "/v1/auth/mfa/verify", {"mfa_token": "a" * 400, "code": "123456"}),
+    "POST /v1/auth/refresh": _stranger("POST", "/v1/auth/refresh", {"refresh_token": "rt_{n}" + "a" * 40}),
+    "POST /v1/auth/logout": _one("POST", "/v1/auth/logout", {"refresh_token": "rt_" + "a" * 40}),
+    "POST /v1/auth/logout-all": _one("POST", "/v1/auth/logout-all", {"keep_current": True}),
+    "GET /v1/auth/sessions": _many("/v1/auth/sessions?limit=100"),
+    "DELETE /v1/auth/sessions/{session_id}": _one("DELETE", "/v1/auth/sessions/{unknown}"),
+    "GET /v1/auth/security-events": _many("/v1/auth/security-events?limit=100"),
+    "POST /v1/auth/token": _form(
+        "/v1/auth/token", "grant_type=password&username=nobody{n}@example.com&password=x", _HASH
+    ),
+    "POST /v1/auth/introspect": Case(
+        lambda s: [
+            request("POST", "/v1/auth/introspect", token=s.user.access, body=f"token={s.user.access}".encode()).replace(
+                b"application/json", b"application/x-www-form-urlencoded"
+            )
+        ]
+    ),
+    "POST /v1/auth/revoke": _form("/v1/auth/revoke", "token=rt_{n}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+    "GET /.well-known/jwks.json": _stranger("GET", "/.well-known/jwks.json"),
+    "GET /.well-known/openid-configuration": _stranger("GET", "/.well-known/openid-configuration"),
+    "GET /.well-known/oauth-authorization-server": _stranger("GET", "/.well-known/oauth-authorization-server"),
+    "POST /v1/auth/register": _stranger(
+        "POST", "/v1/auth/register", {"email": "new{n}@example.com", "password": PASSWORD}, _HASH
+    ),
+    "POST /v1/auth/email/verify": _stranger("POST", "/v1/auth/email/verify", {"token": "{n}" + "a" * 40}),
+    "POST /v1/auth/email/resend": _stranger("POST", "/v1/auth/email/resend", {"email": "nobody{n}@example.com"}),
+    "POST /v1/auth/email/change": _one(
+        "POST", "/v1/auth/email/change", _secret | {"new_email": "b@example.com"}, _HASH
+    ),
+    "POST /v1/auth/email/confirm": _stranger("POST", "/v1/auth/email/confirm", {"token": "{n}" + "a" * 40}),
+    "POST /v1/auth/password/forgot": _stranger("POST", "/v1/auth/password/forgot", {"email": "nobody{n}@example.com"}),
+    "POST /v1/auth/password/reset": _stranger(
+        "POST", "/v1/auth/password/reset", {"token": "{n}" + "a" * 40, "new_password": PASSWORD}, _HASH
+    ),
+    "POST /v1/auth/password/change": _one(
+        "POST", "/v1/auth/password/change", _secret | {"new_password": PASSWORD}, _HASH
+    ),
+    "POST /v1/auth/api-keys": _one("POST", "/v1/auth/api-keys", {"name": "k", "scopes": ["profile:read"]}),
+    "GET /v1/auth/api-keys": _many("/v1/auth/api-keys?limit=100"),
+    "DELETE /v1/auth/api-keys/{key_id}": _one("DELETE", "/v1/auth/api-keys/{unknown}"),
+    "GET /v1/auth/mfa": _one("GET", "/v1/auth/mfa"),
+    "POST /v1/auth/mfa/totp": _one("POST", "/v1/auth/mfa/totp"),
+    "DELETE /v1/auth/mfa/totp": _one("DELETE", "/v1/auth/mfa/totp", _secret, _HASH),
+    "POST /v1/auth/mfa/totp/activate": _one("POST", "/v1/auth/mfa/totp/activate", {"code": "123456"}),
+    "POST /v1/auth/mfa/recovery-codes": _one("POST", "/v1/auth/mfa/recovery-codes", _secret, _HASH),
+    "GET /v1/admin/users": _admin("GET", "/v1/admin/users?limit=100&q=example"),
+    "GET /v1/admin/users/{user_id}": _admin("GET", "/v1/admin/users/{user}"),
+    "PATCH /v1/admin/users/{user_id}": _admin("PATCH", "/v1/admin/users/{unknown}", {"role": "user"}),
+    "POST /v1/admin/users/{user_id}/ban": _admin("POST", "/v1/admin/users/{unknown}/ban", {"reason": "x"}),
+    "POST /v1/admin/users/{user_id}/unban": _admin("POST", "/v1/admin/users/{unknown}/unban"),
+    "GET /v1/admin/users/{user_id}/sessions": _admin("GET", "/v1/admin/users/{user}/sessions?limit=100"),
+    "DELETE /v1/admin/users/{user_id}/sessions": _admin("DELETE", "/v1/admin/users/{unknown}/sessions"),
+    "GET /v1/admin/users/{user_id}/security-events": _admin("GET", "/v1/admin/users/{user}/security-events?limit=100"),
+    "POST /v1/jobs": _one("POST", "/v1/jobs", {"kind": "export.events", "args": {"format": "csv"}}, 5),
+    "GET /v1/jobs": _many("/v1/jobs?limit=100"),
+    "GET /v1/jobs/{job_id}": _one("GET", "/v1/jobs/{job}"),
+    "GET /v1/jobs/{job_id}/events": _one("GET", "/v1/jobs/{unknown}/events"),
+    "POST /v1/jobs/{job_id}/cancel": _one("POST", "/v1/jobs/{job}/cancel"),
+    "POST /v1/jobs/{job_id}/retry": _one("POST", "/v1/jobs/{job}/retry", units=5),
+    "GET /v1/jobs/{job_id}/artifacts/{name}": _one("GET", "/v1/jobs/{job}/artifacts/events.csv", units=2),
+    "POST /v1/invoices": _numbered(
+        "POST",
+        "/v1/invoices",
+        lambda _: {
+            "number": f"N-{next(_serial)}",
+            "order_id": "A",
+            "customer": _customer,
+            "currency": "EUR",
+            "lines": _lines,
+            "notes": "a, b: c" * 285,
+        },
+        5,
+    ),
+    "GET /v1/invoices": _many("/v1/invoices?limit=100"),
+    "GET /v1/invoices/{invoice_id}": _one("GET", "/v1/invoices/{invoice}"),
+    "GET /v1/invoices/{invoice_id}/pdf": _one("GET", "/v1/invoices/{invoice}/pdf", units=2),
+    "POST /v1/invoices/{invoice_id}/email": _one("POST", "/v1/invoices/{invoice}/email", units=5),
+    "GET /v1/webhooks/event-types": _one("GET", "/v1/webhooks/event-types?limit=100"),
+    "POST /v1/webhooks/endpoints": _one(
+        "POST", "/v1/webhooks/endpoints", {"url": "https://93.184.216.34/x", "event_types": ["*"]}
+    ),
+    "GET /v1/webhooks/endpoints": _many("/v1/webhooks/endpoints?limit=100"),
+    "GET /v1/webhooks/endpoints/{endpoint_id}": _one("GET", "/v1/webhooks/endpoints/{endpoint}"),
+    "PATCH /v1/webhooks/endpoints/{endpoint_id}": _numbered(
+        "PATCH", "/v1/webhooks/endpoints/{endpoint}", lambda n: {"description": str(n)}
+    ),
+    "DELETE /v1/webhooks/endpoints/{endpoint_id}": _one("DELETE", "/v1/webhooks/endpoints/{unknown}"),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/rotate-secret": _one(
+        "POST", "/v1/webhooks/endpoints/{endpoint}/rotate-secret"
+    ),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/test": _one("POST", "/v1/webhooks/endpoints/{endpoint}/test", units=5),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/enable": _one("POST", "/v1/webhooks/endpoints/{endpoint}/enable"),
+    "GET /v1/webhooks/deliveries": _many("/v1/webhooks/deliveries?limit=100"),
+    "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": _one(
+        "POST", "/v1/webhooks/deliveries/{unknown}/redeliver", units=5
+    ),
+    "GET /v1/admin/queues": _admin("GET", "/v1/admin/queues?limit=100"),
+    "POST /v1/admin/queues/{lane}/pause": _admin("POST", "/v1/admin/queues/bulk/pause"),
+    "POST /v1/admin/queues/{lane}/resume": _admin("POST", "/v1/admin/queues/bulk/resume"),
+    "GET /v1/admin/jobs": _admin("GET", "/v1/admin/jobs?limit=100"),
+    "POST /v1/admin/jobs/{job_id}/retry": _admin("POST", "/v1/admin/jobs/{unknown}/retry"),
+    "POST /v1/admin/mail/suppressions/lift": _admin(
+        "POST", "/v1/admin/mail/suppressions/lift", {"email": "nobody@example.com"}
+    ),
+    "GET /verify-email": _stranger("GET", "/verify-email?token=x"),
+    "GET /change-email": _stranger("GET", "/change-email?token=x"),
+    "GET /reset-password": _stranger("GET", "/reset-password?token=x"),
+    "GET /forgot-password": _stranger("GET", "/forgot-password"),
+}
+
+
+def routes_of(app: FastAPI) -> set[str]:
+    """Method and path of every route but the documentation and the mailbox of development."""
+    return {
+        f"{method} {context.path_format}"
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, APIRoute)
+        and not str(context.path_format).startswith(("/docs", "/dev/", "/openapi", "/redoc"))
+        for method in (context.methods or set()) - {"HEAD"}
+    }
+
+
+async def make_scene(port: int, connection: "asyncpg.Connection[asyncpg.Record]") -> Scene:
+    """Accounts by the API, and for the user everything that makes a request dear."""
+    user, admin = await _account(port, "greedy@example.com"), await _account(port, "admin@example.com")
+    await connection.execute(
+        "UPDATE identity.accounts SET role = 'admin', email_verified_at = now() WHERE user_id = $1", admin.id
+    )
+    await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", user.id)
+    admin = await _log_in(port, admin.email)
+    await connection.execute(_ADD_EVENTS, user.id, _MANY_EVENTS, _MANY_KINDS)
+    await connection.execute("VACUUM (ANALYZE) users.events")
+    await _log_in_often(port, user.email, 40)
+    user = await _log_in(port, user.email)
+    bare = Scene(port, user, admin, UNKNOWN, UNKNOWN, UNKNOWN)
+    endpoint = await _made(
+        port,
+        bare.call("POST", "/v1/webhooks/endpoints", {"url": "https://93.184.216.34/x", "event_types": ["job.failed"]}),
+    )
+    job = await _made(port, bare.call("POST", "/v1/jobs", {"kind": "export.events", "args": {"format": "csv"}}))
+    invoice = await _made(port, CASES["POST /v1/invoices"].requests(bare)[0])
+    return Scene(port, user, admin, job["id"], endpoint["id"], invoice["invoice"]["id"])
+
+
+async def _log_in_often(port: int, email: str, times: int) -> None:
+    for _ in range(times):
+        await _log_in(port, email)
+
+
+async def _account(port: int, email: str) -> Account:
+    made = await _made(port, _raw("POST", "/v1/auth/register", {"email": email, "password": PASSWORD}))
+    return _account_of(made, email)
+
+
+async def _log_in(port: int, email: str) -> Account:
+    status, body = 0, b""
+    for _ in range(50):
+        status, body = await ask(port, _raw("POST", "/v1/auth/login", {"email": email, "password": PASSWORD}))
+        if status == 200:
+            return _account_of(orjson.loads(body), email)
+        await asyncio.sleep(0.2)
+    raise RuntimeError(f"log-in failed: {status} {body!r}")
+
+
+def _account_of(made: Any, email: str) -> Account:
+    return Account(made["user"]["id"], email, made["tokens"]["access_token"], made["tokens"]["refresh_token"])
+
+
+async def _made(port: int, raw: bytes) -> Any:
+    status, body = await ask(port, raw)
+    if status >= 400:
+        raise RuntimeError(f"{raw.splitlines()[0]!r}: {status} {body!r}")
+    return orjson.loads(body)
