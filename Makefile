@@ -62,13 +62,13 @@ openapi: install ## Write docs/openapi.json anew
 POSTGRES_BIN ?= $(if $(POSTGRES_VERSION),/usr/lib/postgresql/$(POSTGRES_VERSION)/bin)
 test quick check fuzz: export TEST_POSTGRES_BIN = $(POSTGRES_BIN)
 
-PYTEST_ALL = $(VENV)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term:skip-covered
+PYTEST = $(VENV)/python -m pytest -n $(TEST_PROCESSES)
 
-test: install-test ## The suite on its own servers, in parallel, with coverage (ARGS="-k name", POSTGRES_VERSION=15)
-	@$(PYTEST_ALL) -m 'not charts and not browser' $(ARGS)
+test: install-test ## The suite on its own servers, in parallel (ARGS="-k name", POSTGRES_VERSION=15)
+	@$(PYTEST) -m 'not charts and not browser' $(ARGS)
 
-quick: install-test ## The suite without the slow tests and without coverage
-	@$(VENV)/python -m pytest -n $(TEST_PROCESSES) -m 'not slow and not charts and not browser' $(ARGS)
+quick: install-test ## The suite without the slow tests
+	@$(PYTEST) -m 'not slow and not charts and not browser' $(ARGS)
 
 browser: install-test ## The pages in a Chromium of the PATH, or of TEST_CHROMIUM
 	@$(VENV)/python -m pytest tests/browser $(ARGS)
@@ -77,7 +77,7 @@ fuzz: install-test ## Invented requests by the thousand, with another seed each 
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
 check: install-dev lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
-	@$(PYTEST_ALL) -m 'not browser' $(ARGS)
+	@$(PYTEST) -m 'not browser' --cov --cov-report=term:skip-covered $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
 	@$(VENV)/ruff format $(CODE)

@@ -1,12 +1,18 @@
 """Fixtures of all tests. Each file of `tests/fixtures` is about one thing and says what it offers."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fixtures.waiting import scaled
+
+# Some shells and images set PYTHONDONTWRITEBYTECODE. Every process would compile the program and the tests again, which
+# takes several times longer than a short test.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Of each test; read by pytest-timeout. One that hangs must end, and nothing else is judged by it.
 os.environ.setdefault("PYTEST_TIMEOUT", str(scaled(150)))

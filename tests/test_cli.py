@@ -22,6 +22,7 @@ from app.cli.environment import explanation
 from app.kernel.errors import NotFound
 from tests.fixtures.application import free_port
 from tests.fixtures.embedded import arguments_of, is_alive
+from tests.fixtures.servers import AddCluster
 from tests.fixtures.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +30,15 @@ READY = re.compile(r"Onehop is ready \(([0-9.]+) s\)")
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(server_room: Path) -> dict[str, str]:
     """Nothing set but a data folder and a free port."""
-    return os.environ | {"APP_DATA_DIR": str(tmp_path / "data"), "PORT": str(free_port())}
+    return os.environ | {"APP_DATA_DIR": str(server_room / "data"), "PORT": str(free_port())}
+
+
+@pytest.fixture
+def cluster(environment: dict[str, str], add_cluster: AddCluster) -> None:
+    """The data folder has an empty cluster; that `dev` makes one is tested where it starts everything."""
+    add_cluster(Path(environment["APP_DATA_DIR"]))
 
 
 def _run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -172,6 +179,7 @@ def test_dev_starts_everything_and_ends_in_order(dev: Callable[..., Running], en
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_kill_of_dev_leaves_nothing_running_and_data_intact(
     dev: Callable[..., Running], environment: dict[str, str]
 ) -> None:
@@ -196,6 +204,7 @@ def test_kill_of_dev_leaves_nothing_running_and_data_intact(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_dev_with_several_processes(dev: Callable[..., Running], environment: dict[str, str]) -> None:
     running = dev(APP_WORKERS="2", APP_LOG_ACCESS="false")
     running.wait_for(READY)
@@ -220,6 +229,7 @@ def test_dev_with_several_processes(dev: Callable[..., Running], environment: di
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_dev_starts_a_killed_api_again(dev: Callable[..., Running], environment: dict[str, str]) -> None:
     running = dev()
     running.wait_for(READY)
@@ -339,6 +349,7 @@ def test_settings_are_shown_without_secrets(environment: dict[str, str]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     sick = _run(environment, "doctor")
     assert sick.returncode == 1

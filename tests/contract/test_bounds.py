@@ -3,18 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from app.main import create_app
-from app.settings import Settings
-
 # Free objects are bound by the size of the body, by 64 levels, and by limits in bytes of their own.
 _FIXED = {"enum", "const", "pattern", "format", "maxLength"}
-
-
-@pytest.fixture
-def document(settings: Settings) -> dict[str, Any]:
-    return create_app(settings).openapi()
 
 
 def inputs_of(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

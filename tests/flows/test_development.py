@@ -11,6 +11,7 @@ import pytest
 
 from tests.fixtures.application import free_port
 from tests.fixtures.embedded import arguments_of, processes_of
+from tests.fixtures.servers import AddCluster
 from tests.fixtures.terminal import ROOT, Terminal
 from tests.fixtures.waiting import eventually
 
@@ -28,12 +29,13 @@ async def stop_at_break_point() -> Response:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the program that a test may change."""
-    tree = tmp_path / "tree"
+def tree(server_room: Path, add_cluster: AddCluster) -> Path:
+    """A copy of the program that a test may change; with its bytecode, so that no process compiles all of it."""
+    tree = server_room / "tree"
     for name in ("app", "alembic"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tree / name)
     shutil.copy(ROOT / "pyproject.toml", tree)
+    add_cluster(tree / "data")
     return tree
 
 
@@ -48,7 +50,6 @@ def variables(tree: Path) -> Iterator[dict[str, str]]:
         "APP_HTTP_REQUEST_TIMEOUT": "3",
         # A module that is imported from the folder of tests would not be that of the tree.
         "PYTHONPATH": str(tree),
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     for process in [*processes_of(data_dir), *_workers(data_dir, "serve"), *_workers(data_dir)]:
         process.kill()

@@ -76,11 +76,6 @@ async def client(settings: Settings, frozen_garbage: None) -> AsyncIterator[http
 
 
 @pytest.fixture
-def document(settings: Settings) -> dict[str, Any]:
-    return create_app(settings).openapi()
-
-
-@pytest.fixture
 def operations(document: dict[str, Any]) -> list[Operation]:
     return operations_of(document)
 

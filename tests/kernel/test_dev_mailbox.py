@@ -1,6 +1,7 @@
 """The development mailbox: bounded, and never a reason for a message to fail."""
 
 import asyncio
+import os
 from pathlib import Path
 
 from app.kernel.mail import MailboxTransport
@@ -12,20 +13,30 @@ def mail(number: int, to: str = "ada@example.com") -> ComposedMail:
     return ComposedMail("a@example.com", to, False, f"mail-{number}", content)
 
 
+def fill(folder: Path, count: int) -> None:
+    """Puts messages of long ago there, the first one the oldest: to send one looks through all that are there."""
+    for number in range(count):
+        path = folder / f"mail-{number}.eml"
+        path.touch()
+        os.utime(path, (number, number))
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
 async def test_the_oldest_messages_go(tmp_path: Path) -> None:
+    fill(tmp_path, 500)
     transport = MailboxTransport(tmp_path)
-    for number in range(505):
+    for number in range(500, 505):
         await transport.send(mail(number))
     assert names(tmp_path) == {f"mail-{number}.eml" for number in range(5, 505)}
 
 
 async def test_several_workers_share_a_mailbox(tmp_path: Path) -> None:
+    fill(tmp_path, 500)
     transports = [MailboxTransport(tmp_path) for _ in range(8)]
-    await asyncio.gather(*(transports[number % 8].send(mail(number)) for number in range(600)))
+    await asyncio.gather(*(transports[number % 8].send(mail(number)) for number in range(500, 600)))
     # Each pruned what it saw; the last one saw everything that was there.
     await transports[0].send(mail(600))
     found = await asyncio.to_thread(names, tmp_path)
@@ -36,17 +47,15 @@ async def test_several_workers_share_a_mailbox(tmp_path: Path) -> None:
 async def test_a_message_that_goes_while_others_are_counted_is_no_error(tmp_path: Path) -> None:
     # Its name is listed, and it cannot be looked at: as when another worker has just deleted it.
     (tmp_path / "gone.eml").symlink_to(tmp_path / "nothing")
-    transport = MailboxTransport(tmp_path)
-    for number in range(500):
-        await transport.send(mail(number))
+    fill(tmp_path, 499)
+    await MailboxTransport(tmp_path).send(mail(499))
     assert names(tmp_path) == {f"mail-{number}.eml" for number in range(500)}
 
 
 async def test_a_message_is_sent_although_the_mailbox_cannot_be_pruned(tmp_path: Path) -> None:
     (tmp_path / "folder.eml").mkdir()
-    transport = MailboxTransport(tmp_path)
-    for number in range(501):
-        await transport.send(mail(number))
+    fill(tmp_path, 500)
+    await MailboxTransport(tmp_path).send(mail(500))
     assert "mail-500.eml" in names(tmp_path)
 
 

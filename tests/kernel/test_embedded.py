@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,6 +29,7 @@ from app.kernel.embedded import (
 from app.kernel.embedded.privileges import make_private_dir
 from app.kernel.embedded.processes import run_to_end
 from tests.fixtures.embedded import ping, processes_of
+from tests.fixtures.servers import AddCluster
 from tests.fixtures.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,16 +46,19 @@ with servers(Path(sys.argv[1])) as found:
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A folder for servers; whatever still runs there afterwards is ended.
+def new_dir(server_room: Path) -> Iterator[Path]:
+    """A folder for servers, not there yet; whatever still runs there afterwards is ended."""
+    directory = server_room / "data"
+    yield directory
+    for process in processes_of(directory):
+        process.kill()
 
-    Where pytest has its folders, the path of a socket may be too long for some users' names.
-    """
-    with tempfile.TemporaryDirectory(prefix="onehop-", ignore_cleanup_errors=True) as folder:
-        directory = Path(folder) / "data"
-        yield directory
-        for process in processes_of(directory):
-            process.kill()
+
+@pytest.fixture
+def data_dir(new_dir: Path, add_cluster: AddCluster) -> Path:
+    """The same, with a cluster that no server has run on yet."""
+    add_cluster(new_dir)
+    return new_dir
 
 
 def _wait_for(what: str, condition: object, seconds: float = scaled(30)) -> None:
@@ -89,8 +92,8 @@ async def _value(dsn: str | None, sql: str) -> object:
         await connection.close()
 
 
-async def test_both_servers_answer_and_keep_their_data(data_dir: Path) -> None:
-    with servers(data_dir) as first:
+async def test_both_servers_answer_and_keep_their_data(new_dir: Path) -> None:
+    with servers(new_dir) as first:
         assert await _value(first.database_url, "SHOW server_encoding") == "UTF8"
         assert await _value(first.database_url, "SELECT lower('ÄÖ')") == "äö"
         assert str(await _value(first.database_url, "SHOW server_version")).startswith("18.")
@@ -101,9 +104,9 @@ async def test_both_servers_answer_and_keep_their_data(data_dir: Path) -> None:
         client.set("kept", "seven")
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         client.close()
-    assert processes_of(data_dir) == []
+    assert processes_of(new_dir) == []
 
-    with servers(data_dir) as second:
+    with servers(new_dir) as second:
         assert second == first
         assert await _value(second.database_url, "SELECT number FROM kept") == 7
         client = redis.Redis.from_url(second.redis_url or "")
@@ -226,15 +229,15 @@ def test_no_server_listens_on_the_network(data_dir: Path) -> None:
     assert sockets == []
 
 
-def test_sockets_are_closed_to_other_users(data_dir: Path) -> None:
-    with servers(data_dir):
+def test_sockets_are_closed_to_other_users(new_dir: Path) -> None:
+    with servers(new_dir):
         for name in ("postgres", "valkey"):
-            assert stat.S_IMODE((data_dir / "run" / name).stat().st_mode) == 0o700
-            assert stat.S_IMODE((data_dir / name).stat().st_mode) == 0o700
+            assert stat.S_IMODE((new_dir / "run" / name).stat().st_mode) == 0o700
+            assert stat.S_IMODE((new_dir / name).stat().st_mode) == 0o700
 
 
-def test_the_last_process_to_leave_stops_the_servers(data_dir: Path) -> None:
-    first, second = _holder(data_dir), _holder(data_dir)
+def test_the_last_process_to_leave_stops_the_servers(new_dir: Path) -> None:
+    first, second = _holder(new_dir), _holder(new_dir)
     assert first.stdout is not None
     assert second.stdout is not None
     addresses = first.stdout.readline().split()
@@ -242,7 +245,7 @@ def test_the_last_process_to_leave_stops_the_servers(data_dir: Path) -> None:
     _leave(first)
     assert ping(addresses[1])
     _leave(second)
-    assert processes_of(data_dir) == []
+    assert processes_of(new_dir) == []
 
 
 async def test_a_killed_process_leaves_no_server_behind_and_no_damage(data_dir: Path) -> None:
@@ -306,28 +309,28 @@ def test_a_running_server_is_adopted(data_dir: Path) -> None:
     started.stop()
 
 
-def test_a_first_start_that_was_interrupted_does_not_hinder_the_next(data_dir: Path) -> None:
-    half = data_dir / "postgres.new"
+def test_a_first_start_that_was_interrupted_does_not_hinder_the_next(new_dir: Path) -> None:
+    half = new_dir / "postgres.new"
     (half / "base").mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
-    with servers(data_dir, valkey=False) as found:
+    with servers(new_dir, valkey=False) as found:
         assert found.database_url is not None
     assert not half.exists()
 
 
-def test_a_cluster_of_another_version_is_named(data_dir: Path) -> None:
-    (data_dir / "postgres").mkdir(parents=True)
-    (data_dir / "postgres" / "PG_VERSION").write_text("12\n")
+def test_a_cluster_of_another_version_is_named(new_dir: Path) -> None:
+    (new_dir / "postgres").mkdir(parents=True)
+    (new_dir / "postgres" / "PG_VERSION").write_text("12\n")
     with pytest.raises(EmbeddedServerError, match="was made by PostgreSQL 12"):
-        EmbeddedPostgres(data_dir / "postgres").start()
+        EmbeddedPostgres(new_dir / "postgres").start()
 
 
-def test_a_failed_start_leaves_no_server_behind(data_dir: Path) -> None:
-    (data_dir / "postgres").mkdir(parents=True)
-    (data_dir / "postgres" / "PG_VERSION").write_text("1", encoding="ascii")
-    with pytest.raises(EmbeddedServerError, match="was made by PostgreSQL 1,"), servers(data_dir):
+def test_a_failed_start_leaves_no_server_behind(new_dir: Path) -> None:
+    (new_dir / "postgres").mkdir(parents=True)
+    (new_dir / "postgres" / "PG_VERSION").write_text("1", encoding="ascii")
+    with pytest.raises(EmbeddedServerError, match="was made by PostgreSQL 1,"), servers(new_dir):
         pass
-    assert processes_of(data_dir) == []
+    assert processes_of(new_dir) == []
 
 
 def test_tools_of_a_server_are_out_of_reach_of_the_terminal() -> None:
@@ -376,13 +379,13 @@ def test_databases_are_created_once(data_dir: Path) -> None:
     postgres.stop()
 
 
-def test_addresses_are_announced_before_anything_starts(data_dir: Path) -> None:
+def test_addresses_are_announced_before_anything_starts(new_dir: Path) -> None:
     announced: list[tuple[Servers, bool]] = []
 
     def note(found: Servers) -> None:
-        announced.append((found, bool(processes_of(data_dir)) or (data_dir / "postgres").exists()))
+        announced.append((found, bool(processes_of(new_dir)) or (new_dir / "postgres").exists()))
 
-    with servers(data_dir, announce=note) as found:
+    with servers(new_dir, announce=note) as found:
         assert announced == [(found, False)]
         assert ping(found.redis_url)
 
