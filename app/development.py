@@ -80,7 +80,7 @@ async def _company(settings: Settings, environment: dict[str, str], seed: Seed |
             await stack.enter_async_context(_worker(environment | {"APP_PUBLIC_URL": base}))
             if seed is not None:
                 log_ins = await seed(settings)
-                output.write(welcome(base, log_ins, has_mailbox=settings.has_mailbox).encode())
+                output.write(welcome(settings.name, base, log_ins, has_mailbox=settings.has_mailbox).encode())
         except Exception:
             _logger.exception("development.start_failed")
 

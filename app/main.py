@@ -149,7 +149,7 @@ def create_app(settings: Settings) -> Onehop:
     """
     has_docs = settings.http.docs if settings.http.docs is not None else not settings.is_production
     app = Onehop(
-        title="Onehop",
+        title=settings.name,
         version=__version__,
         description=DESCRIPTION,
         license_info={"name": "MIT", "identifier": "MIT"},
@@ -190,6 +190,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         identity = make_identity(
             settings.identity,
             resources,
+            product=settings.name,
             public_url=settings.public_url,
             is_production=settings.is_production,
             end_channels=disable_endpoints,
@@ -203,7 +204,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         app.state.submissions = submission_group_commit(resources.db, resources.queue, resources.cache)
         stack.push_async_callback(app.state.submissions.close)
         app.state.jobs = JobsRuntime.create(
-            settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS)
+            settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS), settings.name
         )
         await open_resources(resources)
         await resources.listeners.start()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from app.identity.settings import IdentitySettings
 from app.jobs.settings import JobsSettings
 from app.kernel.settings import (
+    PRODUCT,
     BaseUrl,
     CacheSettings,
     ConnectionSettings,
@@ -35,6 +36,7 @@ from app.kernel.settings import (
     may_be_file,
     read_environment,
 )
+from app.kernel.text import VisibleLine
 from app.kernel.weak_settings import (
     cors_weakness,
     database_weakness,
@@ -46,6 +48,12 @@ from app.kernel.weak_settings import (
 )
 
 DOTENV_NAME = ".env"
+
+
+def _check_name(value: str) -> str:
+    if ":" in value:
+        raise ValueError("must not contain a colon, at which authenticator apps end the name")
+    return value
 
 
 class Settings(BaseSettings):
@@ -67,6 +75,11 @@ class Settings(BaseSettings):
     secret_key: SecretStr = Field(
         description="At least 32 random bytes; every other key is derived from it. Required in production; "
         "development makes one and keeps it in the data directory."
+    )
+    name: Annotated[str, VisibleLine(64), AfterValidator(_check_name)] = Field(
+        PRODUCT,
+        description="Name of the product in e-mails, pages, authenticator apps and the API document. Nothing that is "
+        "stored, signed or sealed depends on it.",
     )
     debug: bool = Field(default=False, description="Answer unexpected errors with a traceback; never in production.")
     host: str = Field("127.0.0.1", description="Address that the API listens on; also read from HOST.")

@@ -17,11 +17,13 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def welcome(base: str, log_ins: Iterable[LogIn], *, has_mailbox: bool, seconds: float | None = None) -> str:
+def welcome(
+    product: str, base: str, log_ins: Iterable[LogIn], *, has_mailbox: bool, seconds: float | None = None
+) -> str:
     """The text that a start ends with. `seconds`: how long the start took."""
     lines = [
         "",
-        "Onehop is ready" + (f" ({seconds:.1f} s)." if seconds is not None else "."),
+        f"{product} is ready" + (f" ({seconds:.1f} s)." if seconds is not None else "."),
         f"  API    {base}",
         f"  Docs   {base}/docs",
         *([f"  Mail   {base}/dev/mailbox"] if has_mailbox else []),

@@ -76,6 +76,8 @@ class Worker:
 async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS) -> None:
     """Works until SIGTERM or SIGINT; then short jobs end, long ones are handed back without a used attempt."""
     configure_logging(settings.log, production=settings.is_production)
+    if settings.is_production and settings.jobs.seller_name is None:
+        _logger.warning("jobs.seller_unset", seller=settings.name, action="Set APP_JOBS_SELLER_NAME.")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -105,14 +107,21 @@ async def open_worker(
     watch = JobWatch(resources.bus)
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
-    mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
+    mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock, settings.name)
     postman = Postman(mailer, resources.keys, settings.mail)
     sender = WebhookSender(jobs)
     kinds = {
         **IdentityTasks(
-            postman, settings.identity, settings.public_url, Eraser(store, postman).erase, partial(drop_copies, cache)
+            postman,
+            settings.identity,
+            settings.name,
+            settings.public_url,
+            Eraser(store, postman).erase,
+            partial(drop_copies, cache),
         ).kinds(),
-        **JobsTasks(store, postman, sender, resources.keys, jobs).kinds(),
+        **JobsTasks(
+            store, postman, sender, resources.keys, jobs, product=settings.name, public_url=settings.public_url
+        ).kinds(),
         **kinds,
     }
     lanes = lane_shares(settings.database.export_pool_size)

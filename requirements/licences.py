@@ -14,13 +14,17 @@ _SPDX = {
     "BSD License": "BSD-3-Clause",
     "ISC License": "ISC",
     "MIT License": "MIT",
+    "SIL Open Font License (OFL)": "OFL-1.1",
 }
+# Of packages of fonts the licence says what the code is under, and the folder of each font has the font's own.
+_FONTS = ("justmytype-intl-",)
 # Locked for other platforms and older Pythons, so that they are not installed everywhere.
 _ELSEWHERE = {"async-timeout": "Apache-2.0", "colorama": "BSD-3-Clause"}
 _HEAD = """# Licences
 
 What the image contains besides Onehop, by licence. `make licences` writes this page anew; a test fails when it is old.
-None of them asks more of a product than to name it: MPL-2.0 covers its own files only, which are used unchanged.
+None of them asks more of a product than to name it: MPL-2.0 covers its own files only, which are used
+unchanged, and OFL-1.1 asks that fonts are not sold by themselves.
 
 | licence | packages |
 |---|---|
@@ -46,7 +50,8 @@ def _licence_of(name: str) -> str:
         return str(expression)
     classes = [text.rpartition(" :: ")[2] for text in fields.get_all("Classifier", []) if text.startswith("License")]
     word = str(fields.get("License") or classes[0])
-    return _SPDX.get(word, word)
+    licence = _SPDX.get(word, word)
+    return f"{licence} AND OFL-1.1" if name.startswith(_FONTS) else licence
 
 
 if __name__ == "__main__":

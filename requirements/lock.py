@@ -14,10 +14,10 @@ OPTIONS = ("--universal", "--python-version=3.11", "--generate-hashes", "--no-st
 QUIET = ("--no-header", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--quiet")
 # From the smallest to the largest; each holds all of the ones before it.
 CONTENTS = {
-    "production": ("pyproject.toml",),
-    "run": ("pyproject.toml", "--group=embedded"),
-    "test": ("pyproject.toml", "--group=test"),
-    "dev": ("pyproject.toml", "--group=test", "--group=lint", "--group=bench"),
+    "production": ("pyproject.toml", "--group=fonts"),
+    "run": ("pyproject.toml", "--group=fonts", "--group=embedded"),
+    "test": ("pyproject.toml", "--group=fonts", "--group=test"),
+    "dev": ("pyproject.toml", "--group=fonts", "--group=test", "--group=lint", "--group=bench"),
     # After `dev`, so that it is the same uv.
     "uv": ("--group=installer",),
     "build": ("--group=build",),

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from app.cli.identity import check_installation_secret
 from app.cli.probe import is_served_by_onehop, port_problem
 from app.composition import close_resources, make_resources, memory_findings
+from app.jobs.api import FONT_PACKAGES, SCRIPTS, find_missing_scripts, use_fonts
 from app.kernel.database import Database, DatabaseUnavailable
 from app.kernel.embedded import EmbeddedServerError, servers
 from app.kernel.migrations import status
@@ -59,6 +61,7 @@ def examine() -> Iterator[Finding]:
         return
     yield Finding("Settings", "ok", f"for {settings.env}")
     yield from _disk(settings.data_dir.absolute())
+    yield from _documents(settings)
     yield _port(settings)
     own_database, own_redis = settings.database.url is None, settings.redis.url is None
     try:
@@ -86,6 +89,20 @@ def _disk(data_dir: Path) -> Iterator[Finding]:
     is_little = free < _FREE_BYTES
     text = f"{free / 1024**3:.1f} GiB free" + (", at least 1 is wanted" if is_little else "")
     yield Finding("Disk", "warn" if is_little else "ok", text)
+
+
+def _documents(settings: Settings) -> Iterator[Finding]:
+    use_fonts(settings.jobs.font_paths)
+    packages = [name for name in FONT_PACKAGES if find_spec(name) is None]
+    missing = find_missing_scripts()
+    text = f"for {len(SCRIPTS) - len(missing)} scripts"
+    if missing:
+        text += f", none for {', '.join(missing)}, whose letters documents name by number: see APP_JOBS_FONT_PATHS"
+    if packages:
+        text += f"; not installed: {', '.join(packages)}"
+    yield Finding("Fonts", "warn" if packages else "ok", text)
+    if settings.is_production and settings.jobs.seller_name is None:
+        yield Finding("Invoices", "warn", f"{settings.name} is their seller; APP_JOBS_SELLER_NAME names the real one")
 
 
 def _port(settings: Settings) -> Finding:

@@ -77,6 +77,24 @@ _LINKS = {
 }
 
 
+# Its button works without a script, because programs of mail providers press it too (RFC 8058).
+UNSUBSCRIBE_POLICY = (
+    f"default-src 'none'; style-src {STYLE_SOURCE}; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+def unsubscribe_page() -> str:
+    """The page that the link of a weekly report leads to. Its form is sent to the same address."""
+    return page(
+        "Weekly report",
+        '<p>You get a report each week by e-mail.</p><form method="post"><button>Send me no more</button></form>',
+    )
+
+
+def unsubscribed_page() -> str:
+    return page("Weekly report", "<p>You get no more weekly reports. Your preferences turn them on again.</p>")
+
+
 def link_page(name: str) -> str:
     """The page that a link leads to: `verify-email`, `change-email`, `reset-password` or `forgot-password`."""
     link = _LINKS[name]

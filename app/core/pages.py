@@ -28,7 +28,7 @@ STYLE_SOURCE = f"'sha256-{_STYLE_HASH}'"
 PAGE_POLICY = f"default-src 'none'; style-src {STYLE_SOURCE}; frame-ancestors 'none'; base-uri 'none'"
 
 
-def front_page(*, docs: bool, mailbox: bool) -> str:
+def front_page(product: str, *, docs: bool, mailbox: bool) -> str:
     """What this is, with links to what is switched on."""
     links = [
         *([("/docs", "try the API in the browser"), ("/redoc", "read its reference")] if docs else []),
@@ -40,7 +40,7 @@ def front_page(*, docs: bool, mailbox: bool) -> str:
     ]
     items = "".join(f'<li><a href="{url}"><code>{url}</code></a> - {text}</li>' for url, text in links)
     return page(
-        "Onehop",
+        product,
         "<p>Accounts, activity and background jobs in one fast process. The API is under <code>/v1</code>; "
         f"a request makes one hop.</p><ul>{items}</ul>",
     )
@@ -61,11 +61,11 @@ def problem_page(code: str) -> str | None:
     )
 
 
-def swagger_page() -> str:
+def swagger_page(product: str) -> str:
     return bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",
-            title="Onehop - API",
+            title=f"{escape(product)} - API",
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="/docs/assets/favicon.png",
@@ -79,11 +79,11 @@ def swagger_redirect_page() -> str:
     return bytes(get_swagger_ui_oauth2_redirect_html().body).decode()
 
 
-def redoc_page() -> str:
+def redoc_page(product: str) -> str:
     return bytes(
         get_redoc_html(
             openapi_url="/openapi.json",
-            title="Onehop - API",
+            title=f"{escape(product)} - API",
             redoc_js_url="/docs/assets/redoc.standalone.js",
             redoc_favicon_url="/docs/assets/favicon.png",
             with_google_fonts=False,

@@ -9,8 +9,10 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from app.core import links, mailbox, pages, service
 from app.core.health import Health, NotReady, health_response
 from app.core.schemas import AliveView, OverviewView, ReadyView
+from app.identity.api import Device
+from app.jobs import api as jobs
 from app.kernel.auth import Principal, Public, Require
-from app.kernel.client import client_address, is_within
+from app.kernel.client import client_address, is_within, user_agent
 from app.kernel.codings import accepts_gzip
 from app.kernel.errors import NotFound
 from app.kernel.http import (
@@ -130,7 +132,8 @@ def _check_operator(request: Request, resources: Resources) -> None:
 @router.get("/", dependencies=[Public], response_class=HTMLResponse)
 async def get_front_page(request: Request) -> Response:
     """A page that says what this is."""
-    text = pages.front_page(docs=request.app.state.has_docs, mailbox=request.app.state.mailbox is not None)
+    state = request.app.state
+    text = pages.front_page(request.app.title, docs=state.has_docs, mailbox=state.mailbox is not None)
     return _html(text, pages.PAGE_POLICY)
 
 
@@ -158,14 +161,32 @@ async def open_reset_link() -> Response:
     return _html(links.link_page("reset-password"), links.LINK_POLICY)
 
 
+@links_router.get("/unsubscribe", dependencies=[Public], response_class=HTMLResponse)
+async def open_unsubscribe_link() -> Response:
+    return _html(links.unsubscribe_page(), links.UNSUBSCRIBE_POLICY)
+
+
+@links_router.post("/unsubscribe", dependencies=[Public], response_class=HTMLResponse)
+async def unsubscribe(request: Request, resources: ResourcesDep) -> Response:
+    """Whatever the body says: that of a mail provider is `List-Unsubscribe=One-Click` (RFC 8058)."""
+    device = Device(client_address(request.scope, resources.http), user_agent(request))
+    token = request.query_params.get("token", "")
+    try:
+        await jobs.unsubscribe(resources.db, resources.clock, resources.keys, token, device)
+    except (jobs.UnsubscribeLinkInvalid, jobs.UnsubscribeLinkExpired) as error:
+        text = pages.page(error.title, "<p>Turn the weekly report off in your preferences.</p>")
+        return _html(text, pages.PAGE_POLICY, error.status)
+    return _html(links.unsubscribed_page(), pages.PAGE_POLICY)
+
+
 @links_router.get("/forgot-password", dependencies=[Public], response_class=HTMLResponse)
 async def open_forgot_link() -> Response:
     return _html(links.link_page("forgot-password"), links.LINK_POLICY)
 
 
 @docs_router.get("/docs", dependencies=[Public], response_class=HTMLResponse)
-async def get_docs() -> Response:
-    return _html(pages.swagger_page(), pages.DOCS_POLICY)
+async def get_docs(request: Request) -> Response:
+    return _html(pages.swagger_page(request.app.title), pages.DOCS_POLICY)
 
 
 @docs_router.get("/docs/oauth2-redirect", dependencies=[Public], response_class=HTMLResponse)
@@ -174,8 +195,8 @@ async def get_docs_redirect() -> Response:
 
 
 @docs_router.get("/redoc", dependencies=[Public], response_class=HTMLResponse)
-async def get_redoc() -> Response:
-    return _html(pages.redoc_page(), pages.DOCS_POLICY)
+async def get_redoc(request: Request) -> Response:
+    return _html(pages.redoc_page(request.app.title), pages.DOCS_POLICY)
 
 
 @docs_router.get("/openapi.json", dependencies=[Public])
@@ -208,5 +229,5 @@ def _mail_html(text: str) -> Response:
     return HTMLResponse(text, headers={"Content-Security-Policy": pages.PAGE_POLICY, "Cache-Control": "no-store"})
 
 
-def _html(text: str, policy: str) -> Response:
-    return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
+def _html(text: str, policy: str, status: int = 200) -> Response:
+    return HTMLResponse(text, status, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from app.kernel.http import Email, Id, PageQuery, Schema, Timestamp, example
+from app.kernel.text import VisibleLine, VisibleText
 from app.users.api import DisplayName, Locale, Timezone
 
 MAX_SENT_PASSWORD = 1024
@@ -26,7 +27,7 @@ Scope = Literal[
     "webhooks:manage",
     "admin",
 ]
-DeviceName = Annotated[str, Field(min_length=1, max_length=100, examples=["Ada's laptop"])]
+DeviceName = Annotated[str, VisibleLine(100), Field(examples=["Ada's laptop"])]
 
 
 class RegisterBody(
@@ -196,7 +197,7 @@ class ChangedView(Schema):
 
 
 class ApiKeyBody(Schema, json_schema_extra=example({"name": "nightly import", "scopes": ["events:write"]})):
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S", examples=["nightly import"])]
+    name: Annotated[str, VisibleLine(100), Field(examples=["nightly import"])]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=20, examples=[["events:write"]])]
     expires_at: Timestamp | None = None
 
@@ -360,4 +361,4 @@ class AdminAccountPatch(Schema, json_schema_extra=example({"role": "admin"})):
 
 
 class BanBody(Schema, json_schema_extra=example({"reason": "Spam"})):
-    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    reason: Annotated[str, VisibleText(500)] | None = None

@@ -44,34 +44,34 @@ _TEMPLATES = Templates(Path(__file__).parent / "templates")
 _HOUR = 3600
 _MINUTE = 60
 _NOTICES: dict[Notice, tuple[str, str]] = {
-    "password_changed": ("Your password was changed", "the password of your Onehop account was changed."),
+    "password_changed": ("Your password was changed", "the password of your {product} account was changed."),
     "email_changed": (
         "Your e-mail address was changed",
-        "your Onehop account uses another e-mail address from now on; this one has no part in it any more.",
+        "your {product} account uses another e-mail address from now on; this one has no part in it any more.",
     ),
     "email_change_requested": (
         "A change of your e-mail address was asked for",
-        "another e-mail address was asked for your Onehop account; it takes effect once it is confirmed from there.",
+        "another e-mail address was asked for your {product} account; it takes effect once it is confirmed from there.",
     ),
     "recovery_codes_renewed": (
         "Your recovery codes were renewed",
-        "the recovery codes of your Onehop account were replaced by new ones.",
+        "the recovery codes of your {product} account were replaced by new ones.",
     ),
     "second_factor_guessed": (
         "Wrong codes for your second factor",
-        "log-ins to your Onehop account had the right password and wrong codes; another person may know your password.",
+        "log-ins to your {product} account had the right password and wrong codes; another may know your password.",
     ),
-    "api_key_created": ("An API key was created", "an API key was created for your Onehop account."),
-    "role_changed": ("Your role was changed", "an administrator changed the role of your Onehop account."),
-    "totp_enabled": ("Two-factor log-in is on", "a second factor was added to your Onehop account."),
-    "totp_disabled": ("Two-factor log-in is off", "the second factor of your Onehop account was removed."),
+    "api_key_created": ("An API key was created", "an API key was created for your {product} account."),
+    "role_changed": ("Your role was changed", "an administrator changed the role of your {product} account."),
+    "totp_enabled": ("Two-factor log-in is on", "a second factor was added to your {product} account."),
+    "totp_disabled": ("Two-factor log-in is off", "the second factor of your {product} account was removed."),
     "session_reused": (
         "A session was ended for your safety",
-        "a refresh token of your Onehop account was used twice, as happens when it was stolen; that session has ended.",
+        "a refresh token of your {product} account was used twice, as when it was stolen; that session has ended.",
     ),
     "account_deleted": (
         "Your account was closed",
-        "your Onehop account was closed; its data will be deleted when the time to think it over has passed.",
+        "your {product} account was closed; its data will be deleted when the time to think it over has passed.",
     ),
 }
 
@@ -115,14 +115,15 @@ class PurgeArgs(JobArgs):
 
 
 class IdentityTasks:
-    """The handlers. `public_url` is the base of links; `erase` deletes what other modules have of a user, whose present
-    address it is given; `drop_copies` what caches have.
+    """The handlers. `product` is its name for people, `public_url` the base of links; `erase` deletes what other
+    modules have of a user, whose present address it is given; `drop_copies` what caches have.
     """
 
     def __init__(
         self,
         postman: Postman,
         settings: IdentitySettings,
+        product: str,
         public_url: str,
         erase: Callable[[JobContext, UserId, str], Awaitable[None]],
         drop_copies: Callable[[UserId], Awaitable[None]],
@@ -131,6 +132,7 @@ class IdentityTasks:
         self._erase = erase
         self._drop_copies = drop_copies
         self._settings = settings
+        self._product = product
         self._public_url = public_url
 
     def kinds(self) -> dict[str, JobKind[Any]]:
@@ -170,6 +172,7 @@ class IdentityTasks:
         to = args.email or (account.email if account else None)
         if to is not None:
             subject, what = _NOTICES[args.notice]
+            what = what.format(product=self._product)
             # Who reads this has no account any more whose password they could set.
             link = None if args.notice in ("email_changed", "account_deleted") else self._forgot_link
             mail = self._compose(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
@@ -219,7 +222,7 @@ class IdentityTasks:
         await self._send(ctx, replace(mail, purpose="requested", account=account.user_id))
 
     def _compose(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> Mail:
-        subject, text, html = _TEMPLATES.render(template, data)
+        subject, text, html = _TEMPLATES.render(template, {"product": self._product, **data})
         return Mail(to, subject, text, html, reference=str(ctx.job_id))
 
     async def _send(self, ctx: JobContext, mail: Mail) -> None:

@@ -1,5 +1,6 @@
 """What other modules and the composition roots may use of jobs."""
 
+from app.jobs.errors import UnsubscribeLinkExpired, UnsubscribeLinkInvalid
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
@@ -15,6 +16,7 @@ from app.jobs.service.administration import (
     retry_any_job,
     retry_failed_jobs,
 )
+from app.jobs.service.documents import FONT_PACKAGES, SCRIPTS, find_missing_scripts, use_fonts
 from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.erasure import Eraser
 from app.jobs.service.execution import Executor
@@ -26,12 +28,15 @@ from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.submitting import submission_group_commit
 from app.jobs.service.turns import Turns, user_caps
+from app.jobs.service.unsubscribing import unsubscribe
 from app.jobs.service.watching import JobWatch
 
 __all__ = [
+    "FONT_PACKAGES",
     "JOB_KINDS",
     "LANES",
     "SCHEDULES",
+    "SCRIPTS",
     "STATE_FILTERS",
     "AdminJob",
     "ArtifactStore",
@@ -44,11 +49,14 @@ __all__ = [
     "Postman",
     "Relay",
     "Turns",
+    "UnsubscribeLinkExpired",
+    "UnsubscribeLinkInvalid",
     "WebhookSender",
     "WorkerHealth",
     "api_state",
     "cancel_any_job",
     "disable_endpoints",
+    "find_missing_scripts",
     "get_any_job",
     "insert_jobs",
     "lane_shares",
@@ -62,5 +70,7 @@ __all__ = [
     "retry_any_job",
     "retry_failed_jobs",
     "submission_group_commit",
+    "unsubscribe",
+    "use_fonts",
     "user_caps",
 ]

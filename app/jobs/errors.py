@@ -18,6 +18,16 @@ class ArtifactExpired(Gone):
     title = "The file was deleted after its time"
 
 
+class UnsubscribeLinkInvalid(NotFound):
+    code = "unsubscribe_link_invalid"
+    title = "This link is not valid"
+
+
+class UnsubscribeLinkExpired(Gone):
+    code = "unsubscribe_link_expired"
+    title = "This link has expired"
+
+
 class StoreUnavailable(Unavailable):
     """The disk or the object store of files refuses, is full, or does not answer."""
 

@@ -10,6 +10,7 @@ from app.jobs.records import ApiState
 from app.jobs.records.invoices import CURRENCY_DIGITS, MAX_MINOR, InvoiceStatus
 from app.jobs.records.webhooks import ALL_EVENTS, EVENT_TYPES
 from app.kernel.http import BodyLimits, Email, Id, PageQuery, Schema, Timestamp, example
+from app.kernel.text import VisibleLine, VisibleText
 
 
 class SubmitJob(Schema, json_schema_extra=example({"kind": "export.events", "args": {"format": "csv"}})):
@@ -146,22 +147,18 @@ def _known_currency(code: str) -> str:
     return code
 
 
-# What may stand in a header of an e-mail: no control characters, and nothing that begins a new line.
-OneLine = Annotated[str, Field(min_length=1, pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$")]
-
-
 class Customer(Schema):
     """Who pays."""
 
-    name: OneLine = Field(max_length=200)
+    name: Annotated[str, VisibleLine(200)]
     email: Email
-    address: str = Field(min_length=1, max_length=1000)
+    address: Annotated[str, VisibleText(1000)]
 
 
 class InvoiceLine(Schema):
     """A line; the price is in the currency's minor unit."""
 
-    description: str = Field(min_length=1, max_length=500)
+    description: Annotated[str, VisibleText(500)]
     quantity: int = Field(ge=1, le=1_000_000)
     unit_price_minor: int = Field(ge=0, le=1_000_000_000)
 
@@ -183,8 +180,8 @@ class IssueInvoice(
 
     body_limits: ClassVar = BodyLimits(max_bytes=512 * 1024, max_values=2_000)
 
-    number: OneLine = Field(max_length=64)
-    order_id: OneLine = Field(max_length=64)
+    number: Annotated[str, VisibleLine(64)]
+    order_id: Annotated[str, VisibleLine(64)]
     customer: Customer
     currency: Annotated[str, AfterValidator(_known_currency)] = Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])
     lines: list[InvoiceLine] = Field(min_length=1, max_length=200)
@@ -248,7 +245,7 @@ class CreateEndpoint(
 
     url: str = Field(min_length=1, max_length=2048)
     event_types: EventTypes
-    description: str | None = Field(None, max_length=500)
+    description: Annotated[str, VisibleText(500)] | None = None
 
 
 class PatchEndpoint(Schema, json_schema_extra=example({"event_types": ["*"], "description": None})):
@@ -256,7 +253,7 @@ class PatchEndpoint(Schema, json_schema_extra=example({"event_types": ["*"], "de
 
     url: Annotated[str, Field(min_length=1, max_length=2048)] | MISSING = MISSING
     event_types: EventTypes | MISSING = MISSING
-    description: str | None = Field(None, max_length=500)
+    description: Annotated[str, VisibleText(500)] | None = None
 
 
 class EndpointView(Schema):

@@ -1,10 +1,12 @@
 """Settings of the jobs module."""
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from app.kernel.settings import BY_COMMAS, Days, RedisUrl, Seconds, Section, Texts, Unit, WholeSeconds, url_of
+from app.kernel.text import VisibleLine, VisibleText
 
 Jobs = Annotated[int, Unit("jobs")]
 
@@ -49,6 +51,20 @@ class JobsSettings(Section):
     webhook_allow: Texts = Field(
         (), description="CIDRs that webhooks may reach although they are not public, such as a test receiver's."
     )
+    font_paths: Annotated[tuple[Path, ...] | None, BY_COMMAS] = Field(
+        None,
+        description="Folders with fonts for scripts that ours lack, in invoices and reports, separated by commas. "
+        "Unset: /usr/share/fonts and /usr/local/share/fonts.",
+    )
+    seller_name: Annotated[str, VisibleLine(200)] | None = Field(
+        None, description="Who issues the invoices: the name on them. Unset: APP_NAME."
+    )
+    seller_address: Annotated[str, VisibleText(1000)] | None = Field(
+        None, description=r"Address of the seller; \n begins a new line."
+    )
+    seller_tax_id: Annotated[str, VisibleLine(64)] | None = Field(
+        None, description="Tax number of the seller, as it is to be printed, such as VAT DE123456789."
+    )
     webhook_http: bool = Field(default=False, description="Take http:// endpoints, on any port; never in production.")
 
     max_stall: Seconds = Field(
@@ -61,3 +77,17 @@ class JobsSettings(Section):
         description="Where each worker serves /livez, /readyz and /metrics over HTTP. Unset: nowhere.",
     )
     metrics_host: str = Field("127.0.0.1", description="Address of that port; its answers are not protected.")
+
+    @field_validator("font_paths")
+    @classmethod
+    def _check_folders(cls, value: tuple[Path, ...] | None) -> tuple[Path, ...] | None:
+        for folder in value or ():
+            if not folder.is_dir():
+                raise ValueError(f"{folder} is no folder")
+        return value
+
+    @field_validator("seller_address")
+    @classmethod
+    def _break_lines(cls, value: str | None) -> str | None:
+        # A variable of the environment seldom holds a line break.
+        return None if value is None else value.replace(r"\n", "\n")

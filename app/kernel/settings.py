@@ -27,6 +27,8 @@ from pydantic import (
 from app.kernel.addresses import parse_sender
 
 Environment = Literal["development", "production"]
+PRODUCT = "Onehop"
+"""The name for people, unless the settings give another. What is stored, signed or sealed has its own constants."""
 
 # An address or name, which may be an IPv6 one in brackets, and a port.
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
@@ -318,9 +320,9 @@ class MailSettings(Section):
         description="smtp://user:password@host:25, smtp+starttls://… or smtps://…; Unset: the development mailbox.",
     )
     sender: Annotated[str, AfterValidator(_check_sender)] = Field(
-        "Onehop <no-reply@onehop.example>",
+        "no-reply@onehop.example",
         max_length=254,
-        description="From header of e-mails: an address, or Name <address>.",
+        description="From header of e-mails: Name <address>, or an address, to which APP_NAME is added.",
     )
     timeout: Seconds = Field(15.0, gt=0, le=120, description="Limit of each step of an SMTP dialogue.")
     recipient_hourly: Messages = Field(

@@ -237,6 +237,19 @@ async def update_preferences(
     return Preferences(**row) if row else None
 
 
+END_WEEKLY_REPORT = """
+    UPDATE users.preferences p
+    SET weekly_report = false, version = p.version + 1, updated_at = now()
+    FROM users.users u
+    WHERE p.user_id = $1 AND p.weekly_report AND u.id = p.user_id AND u.deleted_at IS NULL
+    RETURNING p.user_id
+"""
+
+
+async def end_weekly_report(tx: Tx, user_id: UserId) -> bool:
+    return await tx.fetchval(END_WEEKLY_REPORT, user_id) is not None
+
+
 INSERT_EVENTS = """
     INSERT INTO users.events (user_id, id, kind, occurred_at, properties)
     SELECT e.user_id, e.id, e.kind, COALESCE(e.occurred_at, now()), e.properties

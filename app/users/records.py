@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from app.kernel.ids import UserId
+from app.kernel.text import VisibleLine
 
 MAX_EXTRA_BYTES = 16 * 1024
 MAX_PROPERTIES_BYTES = 8 * 1024
@@ -63,7 +64,7 @@ def _check_timezone(value: str) -> str:
     return value
 
 
-DisplayName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
+DisplayName = Annotated[str, VisibleLine(100)]
 Locale = Annotated[
     str, Field(max_length=35, json_schema_extra={"pattern": f"^{_LOCALE.pattern}$"}), AfterValidator(_check_locale)
 ]

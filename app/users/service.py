@@ -113,6 +113,12 @@ async def anonymise_user(tx: Tx, user_id: UserId) -> None:
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
 
+async def end_weekly_report(tx: Tx, user_id: UserId) -> bool:
+    """Turn the weekly report off; whether it was on."""
+    tx.emit(FORGET_TOPIC, profile_tag(user_id))
+    return await queries.end_weekly_report(tx, user_id)
+
+
 async def delete_events(tx: Tx, user_id: UserId, limit: int) -> int:
     """Delete up to `limit` of a user's events; the answer is how many."""
     deleted = await queries.delete_events(tx, user_id, limit)

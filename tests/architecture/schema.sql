@@ -185,6 +185,7 @@ CREATE TABLE jobs.invoices (
     status text NOT NULL,
     job_id uuid NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    seller jsonb,
     CONSTRAINT invoices_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'issued'::text, 'sent'::text, 'failed'::text]))),
     CONSTRAINT invoices_total_minor_check CHECK ((total_minor = (subtotal_minor + tax_minor)))
 );

@@ -45,6 +45,8 @@ ROWS: dict[str, Row] = {
     "GET /change-email": Row(PUBLIC),
     "GET /reset-password": Row(PUBLIC),
     "GET /forgot-password": Row(PUBLIC),
+    "GET /unsubscribe": Row(PUBLIC),
+    "POST /unsubscribe": Row(PUBLIC),
     "GET /docs": Row(PUBLIC),
     "GET /docs/oauth2-redirect": Row(PUBLIC),
     "GET /redoc": Row(PUBLIC),

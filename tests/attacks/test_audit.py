@@ -65,6 +65,7 @@ ENTRIES: dict[str, str] = {
     "POST /v1/admin/mail/suppressions/lift": "mail_suppression_lifted",
 }
 WITHOUT: dict[str, str] = {
+    "POST /unsubscribe": "has one, if it turns something off; tests/jobs/test_weekly_report.py looks at it",
     "POST /v1/auth/refresh": "goes on with a session; its row says when and from where",
     "POST /v1/auth/introspect": "reads",
     "POST /v1/auth/email/resend": "is answered alike for every address; the proof is the entry",

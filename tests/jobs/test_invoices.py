@@ -97,7 +97,9 @@ def invoice(**changes: Any) -> Invoice:
     return Invoice(**values | changes)
 
 
-@pytest.mark.parametrize("notes", ["\u738b\u5c0f\u660e", "\u0e02\u0e2d\u0e1a\u0e04\u0e38\u0e13", "bell \a", "\ufffe"])
+@pytest.mark.parametrize(
+    "notes", ["\u738b\u5c0f\u660e", "\u0e02\u0e2d\u0e1a\u0e04\u0e38\u0e13", "bell \a", "\ufffe", "\u16a0"]
+)
 def test_characters_without_a_glyph_do_not_keep_an_invoice_from_being_made(notes: str) -> None:
     first, again = (render_invoice(invoice(notes=notes)) for _ in range(2))
     assert first == again
@@ -159,6 +161,11 @@ def test_hostile_text_is_printed_as_it_is() -> None:
         ({"customer": {"name": "x", "email": "no\r\nBcc: y@example.org", "address": "z"}}, "#/customer/email"),
         ({"number": "1\r\nBcc: y@example.org"}, "#/number"),
         ({"number": "1\x85"}, "#/number"),
+        ({"number": "\u200b"}, "#/number"),
+        ({"order_id": "   "}, "#/order_id"),
+        ({"customer": {"name": "\u3164", "email": "y@example.org", "address": "z"}}, "#/customer/name"),
+        ({"customer": {"name": "x", "email": "y@example.org", "address": "\u2800\n"}}, "#/customer/address"),
+        ({"lines": [{"description": "\u2060", "quantity": 1, "unit_price_minor": 1}]}, "#/lines/0/description"),
         ({"order_id": "\u2028"}, "#/order_id"),
         ({"customer": {"name": "a\x01b", "email": "y@example.org", "address": "z"}}, "#/customer/name"),
         ({"lines": [{"description": "x", "quantity": 10**6, "unit_price_minor": 10**9}] * 2}, "#"),
@@ -234,3 +241,31 @@ async def test_a_number_is_used_once_by_each_caller(
     assert (again.status_code, again.json()["code"]) == (409, "invoice_number_taken")
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = 'invoice.pdf'") == 1
     assert (await (await make_person()).post("/v1/invoices", json=INVOICE)).status_code == 202
+
+
+@pytest.mark.settings(
+    APP_JOBS_SELLER_NAME="Analytical Ltd", APP_JOBS_SELLER_ADDRESS="1 Street\\nLondon", APP_JOBS_SELLER_TAX_ID="GB 123"
+)
+async def test_an_invoice_keeps_the_seller_it_was_issued_by(
+    proven: Person, settings: Settings, connection: Connection
+) -> None:
+    issued = await proven.post("/v1/invoices", json=INVOICE | {"number": "R/2026\\1 ü\u16a0", "notes": "\u16a0"})
+    url = f"/v1/invoices/{issued.json()['invoice']['id']}"
+    elsewhere = settings.jobs.model_copy(update={"seller_name": "Another"})
+    async with open_worker(settings.model_copy(update={"jobs": elsewhere}), JOB_KINDS):
+        job = (await proven.get(f"/v1/jobs/{issued.json()['job']['id']}", headers={"Prefer": "wait=25"})).json()
+    assert job["result"] == {"invoice_id": issued.json()["invoice"]["id"], "missing_characters": ["U+16A0"]}
+    pdf = await proven.get(f"{url}/pdf")
+    assert "Analytical Ltd\n1 Street\nLondon\nGB 123" in text_of(pdf.content)
+    # No name of a file has what separates folders (RFC 6266, section 4.3).
+    assert pdf.headers["content-disposition"] == (
+        "attachment; filename=\"invoice-R_2026_1___.pdf\"; filename*=UTF-8''invoice-R-2026-1%20%C3%BC%E1%9A%A0.pdf"
+    )
+    await connection.execute("UPDATE jobs.invoices SET seller = NULL")
+    await connection.execute("DELETE FROM jobs.jobs")
+    assert "Bill to" in text_of((await proven.get(f"{url}/pdf")).content)
+
+
+async def test_the_product_is_the_seller_unless_there_is_another(person: Person, connection: Connection) -> None:
+    assert (await person.post("/v1/invoices", json=INVOICE)).status_code == 202
+    assert await connection.fetchval("SELECT seller ->> 'name' FROM jobs.invoices") == "Onehop"

@@ -1,19 +1,24 @@
 """The weekly report: who gets one, for which week, once."""
 
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
+from email.message import EmailMessage
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
+import httpx
 import orjson
 import pytest
 from pypdf import PdfReader
 
+from app.composition import make_resources
 from app.jobs.api import JOB_KINDS, SCHEDULES
 from app.jobs.handlers.report_weekly import PAGE, past_week
 from app.jobs.service.scheduling import next_time
+from app.kernel.clock import ManualClock
 from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
@@ -21,6 +26,16 @@ from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """The clock of the application and the worker; a test names this fixture before `client`."""
+    clock = ManualClock(datetime.now(UTC))
+    for program in ("app.main", "app.worker"):
+        monkeypatch.setattr(f"{program}.make_resources", partial(make_resources, clock=clock))
+    return clock
+
 
 MONDAY = "2026-03-09T06:00:00+00:00"
 WEEK = {"since": "2026-03-02T00:00:00+00:00", "until": "2026-03-09T00:00:00+00:00", "mail": True}
@@ -98,12 +113,12 @@ async def test_the_report_goes_to_who_wants_e_mail(
     assert all(orjson.loads(row["args"]) == WEEK and row["unique_key"] == "weekly:2026-W10" for row in rows)
     assert {row["user_id"]: orjson.loads(row["result"])["events"] for row in rows}[person.id] == 7
     assert sorted(result["sent"] for result in sent) == [False, False, True]
-    mails = [
-        message_from_bytes(file.read_bytes(), policy=policy.default)
-        for file in (settings.data_dir / "mailbox").glob("*.eml")
-    ]
-    (mail,) = (mail for mail in mails if mail["Subject"] == "Your week on Onehop")
+    (mail,) = (mail for mail in mails_in(settings) if mail["Subject"] == "Your week on Onehop")
     assert mail["To"] == person.email
+    assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    link = mail["List-Unsubscribe"].strip("<>")
+    assert link.startswith(f"{settings.public_url}/unsubscribe?token=")
+    assert {link in part.get_content() for part in mail.walk() if part.get_content_maintype() == "text"} == {True}
     (attachment,) = mail.iter_attachments()
     assert attachment.get_filename() == "activity.pdf"
     text = "".join(page.extract_text() for page in PdfReader(io.BytesIO(attachment.get_content())).pages)
@@ -138,3 +153,111 @@ async def test_pages_follow_each_other_and_nobody_is_left_out_or_served_twice(
     rows = await connection.fetch("SELECT user_id FROM jobs.jobs WHERE kind = 'report.activity'")
     assert len(rows) == len({row["user_id"] for row in rows}) == PAGE + 1
     assert gone not in {row["user_id"] for row in rows}
+
+
+async def unsubscribe_link(person: Person, producer: Producer, settings: Settings, connection: Connection) -> str:
+    """The path of the link in a weekly report of this person."""
+    await connection.execute("UPDATE users.users SET email_verified = true WHERE id = $1", person.id)
+    await wants_reports(person)
+    await connection.execute("DELETE FROM jobs.jobs")
+    async with open_worker(settings, JOB_KINDS):
+        await run_weekly(producer)
+        assert await ended(connection, "report.email", 1) == [{"sent": True}]
+    (mail,) = mails_in(settings)
+    return str(mail["List-Unsubscribe"]).strip("<>").removeprefix(settings.public_url)
+
+
+def mails_in(settings: Settings) -> list[EmailMessage]:
+    files = (settings.data_dir / "mailbox").glob("*.eml")
+    return [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
+
+
+WEEKLY = "SELECT weekly_report FROM users.preferences WHERE user_id = $1"
+TRAIL = "SELECT actor_id FROM identity.security_events WHERE user_id = $1 AND action = 'weekly_report_unsubscribed'"
+ONE_CLICK = {"List-Unsubscribe": "One-Click"}
+
+
+async def test_one_click_ends_the_weekly_report(
+    clock: ManualClock,
+    client: httpx.AsyncClient,
+    person: Person,
+    make_person: MakePerson,
+    producer: Producer,
+    settings: Settings,
+    connection: Connection,
+) -> None:
+    link = await unsubscribe_link(person, producer, settings, connection)
+    other = await make_person()
+    await wants_reports(other)
+    assert (await person.get("/v1/users/me/preferences")).json()["weekly_report"] is True
+
+    # Scanners open links: nothing happens by GET. The button is a form of HTML, which needs no script.
+    page = await client.get(link)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert '<form method="post"><button>' in page.text
+    assert "<script" not in page.text
+    assert "form-action 'self'" in page.headers["content-security-policy"]
+    assert (await client.head(link)).status_code == 200
+    assert await connection.fetchval(WEEKLY, person.id) is True
+
+    for wrong in (
+        link[:-1] + ("A" if link[-1] != "A" else "B"),
+        link[:-8],
+        "/unsubscribe",
+        "/unsubscribe?token=%C3%A9",
+    ):
+        refused = await client.post(wrong, data=ONE_CLICK)
+        assert (refused.status_code, refused.headers["content-type"]) == (404, "text/html; charset=utf-8"), wrong
+    assert await connection.fetchval(WEEKLY, person.id) is True
+
+    # As a mail provider does it, and again: one entry in the trail, and the cached answer is forgotten.
+    for _ in range(2):
+        done = await client.post(link, data=ONE_CLICK)
+        assert (done.status_code, done.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "location" not in done.headers
+    assert (await person.get("/v1/users/me/preferences")).json()["weekly_report"] is False
+    assert [row["actor_id"] for row in await connection.fetch(TRAIL, person.id)] == [person.id]
+    assert await connection.fetchval(WEEKLY, other.id) is True
+
+    # A multipart body is as good as none (RFC 8058, section 3.2), and the link works until it expires.
+    await wants_reports(person)
+    assert (await client.post(link, files={"List-Unsubscribe": (None, "One-Click")})).status_code == 200
+    assert await connection.fetchval(WEEKLY, person.id) is False
+    await wants_reports(person)
+    clock.advance(timedelta(days=90, hours=1).total_seconds())
+    assert (await client.post(link, data=ONE_CLICK)).status_code == 410
+    assert await connection.fetchval(WEEKLY, person.id) is True
+
+
+async def test_the_link_is_good_for_the_address_it_went_to(
+    client: httpx.AsyncClient, person: Person, producer: Producer, settings: Settings, connection: Connection
+) -> None:
+    link = await unsubscribe_link(person, producer, settings, connection)
+    await connection.execute(
+        "UPDATE identity.accounts SET email = 'n@example.com', email_canonical = 'n@example.com' WHERE user_id = $1",
+        person.id,
+    )
+    assert (await client.post(link, data=ONE_CLICK)).status_code == 404
+    assert await connection.fetchval(WEEKLY, person.id) is True
+
+
+async def test_a_report_that_was_asked_for_has_no_such_link_and_a_weekly_one_comes_no_more_once_it_is_off(
+    person: Person, producer: Producer, settings: Settings, connection: Connection
+) -> None:
+    """Though the person gives it the key of the schedule's own."""
+    await connection.execute("UPDATE users.users SET email_verified = true WHERE id = $1", person.id)
+    asked = {"kind": "report.activity", "args": WEEK, "unique_key": "weekly:2026-W10"}
+    assert (await person.post("/v1/jobs", json=asked)).status_code == 202
+    async with open_worker(settings, JOB_KINDS):
+        assert await ended(connection, "report.email", 1) == [{"sent": True}]
+        (mail,) = mails_in(settings)
+        assert {"List-Unsubscribe", "List-Unsubscribe-Post"}.isdisjoint(mail.keys())
+        assert "unsubscribe" not in mail.as_string()
+        await connection.execute("DELETE FROM jobs.jobs")
+        await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
+        await wants_reports(person)
+        await run_weekly(producer)
+        await ended(connection, "report.activity", 1)
+        await person.patch("/v1/users/me/preferences", json={"weekly_report": False})
+        await connection.execute("DELETE FROM jobs.lanes")
+        assert await ended(connection, "report.email", 1) == [{"sent": False}]

@@ -50,6 +50,7 @@ class Identity:
     """Open for as long as the process runs."""
 
     settings: IdentitySettings
+    product: str
     clock: Clock
     queue: Queue
     listeners: Listeners
@@ -78,11 +79,15 @@ def make_identity(
     settings: IdentitySettings,
     resources: Resources,
     *,
+    product: str,
     public_url: str,
     is_production: bool,
     end_channels: Callable[[Tx, UserId], Awaitable[None]],
 ) -> Identity:
-    """The module's parts, wired; subscribes to the bus, which must not have been started yet."""
+    """The module's parts, wired; subscribes to the bus, which must not have been started yet.
+
+    `product` is its name for people, which no token holds.
+    """
     db, bus, clock, keys = resources.db, resources.bus, resources.clock, resources.keys
     quota = _PRODUCTION_QUOTA if is_production else _DEVELOPMENT_QUOTA
     key_ring = KeyRing(keys, resources.incarnation)
@@ -90,6 +95,7 @@ def make_identity(
     feed = RevocationFeed(db, bus, clock, poll_seconds=settings.revocation_poll)
     return Identity(
         settings=settings,
+        product=product,
         clock=clock,
         queue=resources.queue,
         listeners=resources.listeners,

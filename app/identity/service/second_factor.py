@@ -35,7 +35,6 @@ from app.kernel.keys import SealBroken
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
-ISSUER = "Onehop"
 _STEP_SECONDS = 30
 _DIGITS = 6
 # A clock may be one step ahead or behind (RFC 6238, section 5.2).
@@ -73,7 +72,7 @@ async def enrol(db: Database, identity: Identity, actor: Actor) -> Enrolment:
     """
     secret = pyotp.random_base32()
     account = await _store_seed(db, identity, actor, secret)
-    uri = pyotp.TOTP(secret).provisioning_uri(name=account.email, issuer_name=ISSUER)
+    uri = pyotp.TOTP(secret).provisioning_uri(name=account.email, issuer_name=identity.product)
     drawing = BytesIO()
     segno.make(uri, error="m").save(drawing, kind="svg", scale=4, xmldecl=False)
     return Enrolment(secret, uri, drawing.getvalue().decode().strip())

@@ -8,6 +8,7 @@ from app.jobs.handlers.invoice_email import invoice_email_kind
 from app.jobs.handlers.report_weekly import KIND_WEEKLY, report_email_kind
 from app.jobs.handlers.webhook_deliver import WebhookDeliverer
 from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_attempts, prune_jobs, prune_messages
+from app.jobs.service.documents import use_fonts
 from app.jobs.service.mailing import Postman
 from app.jobs.service.scheduling import Schedule
 from app.jobs.service.sending import WebhookSender
@@ -36,20 +37,33 @@ class JobsTasks:
     """The handlers that need more than their context."""
 
     def __init__(
-        self, store: ArtifactStore, postman: Postman, sender: WebhookSender, keys: Keys, settings: JobsSettings
+        self,
+        store: ArtifactStore,
+        postman: Postman,
+        sender: WebhookSender,
+        keys: Keys,
+        settings: JobsSettings,
+        *,
+        product: str,
+        public_url: str,
     ) -> None:
+        """`product` is its name for people, `public_url` the base of links."""
+        use_fonts(settings.font_paths)
         self._store = store
         self._postman = postman
         self._deliverer = WebhookDeliverer(sender, keys)
         self._settings = settings
+        self._product = product
+        self._public_url = public_url
+        self._keys = keys
 
     def kinds(self) -> dict[str, JobKind[Any]]:
         """The kinds, by name."""
         kinds: tuple[JobKind[Any], ...] = (
             job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),
-            email_send_kind(self._postman),
+            email_send_kind(self._postman, self._product),
             invoice_email_kind(self._postman, self._store),
-            report_email_kind(self._postman, self._store),
+            report_email_kind(self._postman, self._store, self._keys, self._product, self._public_url),
             self._deliverer.kind(),
         )
         return {kind.name: kind for kind in kinds}

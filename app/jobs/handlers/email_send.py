@@ -32,13 +32,15 @@ class EmailArgs(JobArgs):
         return self
 
 
-def email_send_kind(postman: Postman) -> JobKind[Any]:
-    """The kind, bound to where mail goes. Callers choose the lane: `critical` where somebody waits for the message."""
+def email_send_kind(postman: Postman, product: str) -> JobKind[Any]:
+    """The kind, bound to where mail goes and to the product's name. Callers choose the lane: `critical` where somebody
+    waits for the message.
+    """
 
     @job(KIND_SEND, args=EmailArgs)
     async def email_send(ctx: JobContext, args: EmailArgs) -> dict[str, Any]:
         if args.template is not None:
-            subject, text, html = MAIL_TEMPLATES.render(args.template, args.data or {})
+            subject, text, html = MAIL_TEMPLATES.render(args.template, {"product": product} | (args.data or {}))
         else:
             subject, text, html = args.subject or "", args.text or "", args.html or ""
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from app.jobs.service.documents import render_pdf
+from app.jobs.service.documents import typeset
 from app.kernel.queue import JobArgs, JobContext, Moment, job
 from app.users.api import EventSummary, summarise_events
 
@@ -44,8 +44,9 @@ async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any
     summary = await summarise_events(ctx.db, ctx.clock, ctx.user_id, bucket="day", since=args.since, until=args.until)
     data = _data_of(summary)
     async with ctx.artifact(REPORT_NAME, "application/pdf") as file:
-        await file.write(await asyncio.to_thread(render_pdf, "activity", data, args.until))
-    result = {"events": data["total"]}
+        document = await asyncio.to_thread(typeset, "activity", data, args.until)
+        await file.write(document.pdf)
+    result = {"events": data["total"], **document.remarks}
     if args.mail:
         period = {"since": args.since.date().isoformat(), "until": args.until.date().isoformat()}
         async with ctx.transaction("jobs.report_made") as tx:

@@ -13,16 +13,23 @@ from pydantic import AwareDatetime, Field
 from app.jobs.errors import ArtifactExpired, ArtifactNotFound
 from app.jobs.handlers.email_send import MAIL_TEMPLATES
 from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_LANE, REPORT_NAME
+from app.jobs.queries.scheduling import is_job_of_schedule
 from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.mailing import Postman
 from app.jobs.service.storage import ArtifactStore
+from app.jobs.service.unsubscribing import make_unsubscribe_link
+from app.kernel.addresses import canonical_email
 from app.kernel.ids import UserId
+from app.kernel.keys import Keys
 from app.kernel.mail import Attachment, Mail, MailRefused, MailWithheld
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 from app.users.api import export_user, list_weekly_reporters
 
 KIND_WEEKLY = "report.weekly"
 PAGE = 500
+# That of the schedule's reports. The API lets nobody choose a priority, so with the key it tells them from reports that
+# their owner has asked for.
+_PRIORITY = 4
 
 
 class WeeklyArgs(JobArgs):
@@ -44,8 +51,7 @@ class ReportMailArgs(JobArgs):
 async def report_weekly(ctx: JobContext, args: WeeklyArgs) -> None:
     """Makes the reports of the ISO week before `scheduled_at`, in UTC."""
     since, until = past_week(args.scheduled_at)
-    year, week, _ = since.isocalendar()
-    key = f"weekly:{year}-W{week:02}"
+    key = _weekly_key(since)
     async with ctx.transaction("jobs.weekly_reports") as tx:
         users = await list_weekly_reporters(tx, UserId(args.after) if args.after else None, PAGE)
         reports = [
@@ -55,7 +61,7 @@ async def report_weekly(ctx: JobContext, args: WeeklyArgs) -> None:
                 user_id=user_id,
                 lane=REPORT_LANE,
                 unique_key=key,
-                priority=4,
+                priority=_PRIORITY,
                 max_attempts=5,
                 timeout_s=120,
             )
@@ -77,29 +83,52 @@ def past_week(now: datetime) -> tuple[datetime, datetime]:
     return until - timedelta(days=7), until
 
 
-def report_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
-    """The kind, bound to where mail goes and where files are."""
+def _weekly_key(since: date) -> str:
+    year, week, _ = since.isocalendar()
+    return f"weekly:{year}-W{week:02}"
+
+
+def report_email_kind(
+    postman: Postman, store: ArtifactStore, keys: Keys, product: str, public_url: str
+) -> JobKind[Any]:
+    """The kind, bound to where mail goes, where files are, and what links are made of."""
 
     @job(KIND_MAIL, args=ReportMailArgs)
     async def report_email(ctx: JobContext, args: ReportMailArgs) -> dict[str, bool]:
-        """Sends nothing to who has no verified address or wants no e-mail by now."""
+        """Sends nothing to a user without a verified address, nor to one that wants no such e-mail by now.
+
+        The report of the schedule, which was not asked for, has a link that ends it.
+        """
         if ctx.user_id is None:
             raise ValueError("a report belongs to a user")
         async with ctx.db.read("jobs.report_reader") as conn:
             reader = await export_user(conn, ctx.user_id)
+            is_weekly = await is_job_of_schedule(conn, ctx.user_id, args.job_id, _weekly_key(args.since), _PRIORITY)
         if reader is None or not (reader.user.email_verified and reader.preferences.email_notifications):
+            return {"sent": False}
+        if is_weekly and not reader.preferences.weekly_report:
             return {"sent": False}
         try:
             artifact = await get_artifact(ctx.db, args.job_id, ctx.user_id, REPORT_NAME)
         except (ArtifactNotFound, ArtifactExpired):
             return {"sent": False}
-        name = reader.user.display_name
-        data = {"name": name, "since": args.since.isoformat(), "until": (args.until - timedelta(days=1)).isoformat()}
+        link = None
+        if is_weekly:
+            address = canonical_email(reader.user.email)
+            link = make_unsubscribe_link(keys, public_url, ctx.user_id, address, ctx.clock.now())
+        data = {
+            "product": product,
+            "name": reader.user.display_name,
+            "unsubscribe": link,
+            "since": args.since.isoformat(),
+            "until": (args.until - timedelta(days=1)).isoformat(),
+        }
         subject, text, html = MAIL_TEMPLATES.render("report_mail", data)
         pdf = Attachment(REPORT_NAME, artifact.content_type, await store.read_all(artifact.storage_key))
         mail = Mail(
             *(reader.user.email, subject, text, html, str(ctx.job_id)),
             attachments=(pdf,),
+            unsubscribe_url=link,
             purpose="report",
             account=ctx.user_id,
         )

@@ -13,10 +13,10 @@ _NUMBER_CONSTRAINT = "invoices_number_key"
 
 INSERT_INVOICE = """
 INSERT INTO jobs.invoices (id, user_id, number, order_id, customer, currency, lines, tax_rate_percent, notes,
-                           subtotal_minor, tax_minor, total_minor, status, job_id, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'pending', $13, $14)
+                           subtotal_minor, tax_minor, total_minor, status, job_id, created_at, seller)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'pending', $13, $14, $15)
 RETURNING id, user_id, number, order_id, customer, currency, lines, tax_rate_percent, notes, subtotal_minor, tax_minor,
-          total_minor, status, job_id, created_at
+          total_minor, status, job_id, created_at, seller
 """
 
 
@@ -39,6 +39,7 @@ async def insert_invoice(tx: Tx, invoice: NewInvoice, job_id: UUID) -> Invoice:
             invoice.totals.total,
             job_id,
             invoice.created_at,
+            orjson.dumps(invoice.seller).decode(),
         )
     except ConstraintViolated as violation:
         if violation.constraint == _NUMBER_CONSTRAINT:
@@ -51,7 +52,7 @@ async def insert_invoice(tx: Tx, invoice: NewInvoice, job_id: UUID) -> Invoice:
 
 GET_INVOICE = """
 SELECT i.id, i.user_id, i.number, i.order_id, i.customer, i.currency, i.lines, i.tax_rate_percent, i.notes,
-       i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at
+       i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at, i.seller
 FROM jobs.invoices AS i
 WHERE i.user_id = $1 AND i.id = $2
 """
@@ -64,7 +65,7 @@ async def get_invoice(conn: ReadConn, user_id: UserId, invoice_id: UUID) -> Invo
 
 LIST_INVOICES = """
 SELECT i.id, i.user_id, i.number, i.order_id, i.customer, i.currency, i.lines, i.tax_rate_percent, i.notes,
-       i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at
+       i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at, i.seller
 FROM jobs.invoices AS i
 WHERE i.user_id = $1 AND ($2::uuid IS NULL OR i.id < $2)
 ORDER BY i.id DESC

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from uuid import UUID
 
 import orjson
 
@@ -9,7 +10,8 @@ from app.jobs.records import (
     DueSchedule,
     ScheduleRow,
 )
-from app.kernel.database import Tx
+from app.kernel.database import ReadConn, Tx
+from app.kernel.ids import UserId
 
 STORE_SCHEDULES = """
 INSERT INTO jobs.schedules AS s (name, kind, args, cron, timezone, catch_up, next_run_at)
@@ -67,3 +69,15 @@ UPDATE jobs.schedules SET last_run_at = next_run_at, next_run_at = $2 WHERE name
 
 async def set_next_run(tx: Tx, name: str, next_run_at: datetime) -> None:
     await tx.execute(SET_NEXT_RUN, name, next_run_at)
+
+
+IS_JOB_OF_SCHEDULE = """
+SELECT EXISTS (
+    SELECT FROM jobs.jobs WHERE id = $1 AND user_id = $2 AND unique_key = $3 AND priority = $4
+)
+"""
+
+
+async def is_job_of_schedule(conn: ReadConn, user_id: UserId, job_id: UUID, unique_key: str, priority: int) -> bool:
+    """Whether a user's job has the key and the priority of those that a schedule submits."""
+    return bool(await conn.fetchval(IS_JOB_OF_SCHEDULE, job_id, user_id, unique_key, priority))

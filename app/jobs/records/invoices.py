@@ -53,6 +53,15 @@ def format_minor(amount: int, currency: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Seller:
+    """Who issues an invoice, as it is printed."""
+
+    name: str
+    address: str | None
+    tax_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class NewInvoice:
     """An invoice to be stored, with its totals."""
 
@@ -66,12 +75,13 @@ class NewInvoice:
     tax_rate_percent: str
     notes: str | None
     totals: Totals
+    seller: Seller
     created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """A stored invoice; `customer` and `lines` are JSON text."""
+    """A stored invoice; `customer`, `lines` and `seller` are JSON text. Older ones have no seller."""
 
     id: UUID
     user_id: UserId
@@ -88,3 +98,4 @@ class Invoice:
     status: str
     job_id: UUID
     created_at: datetime
+    seller: str | None = None

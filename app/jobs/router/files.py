@@ -19,6 +19,8 @@ from app.kernel.request_headers import headers_of
 
 _RANGE = re.compile(rb"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _CACHE_CONTROL = "private, no-cache"
+# Of the systems that files are saved on, with what they refuse in a name or hide in it.
+_SEPARATORS = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -56,9 +58,7 @@ async def file_response(
     if matches_any(found.get(b"if-none-match", b""), etag):
         return Response(status_code=304, headers=headers)
     start, end = _range_of(part, artifact.size)
-    headers["Content-Disposition"] = (
-        f"attachment; filename=\"{_UNSAFE.sub('_', name)}\"; filename*=UTF-8''{quote(name, safe='')}"
-    )
+    headers["Content-Disposition"] = _disposition(name)
     if is_compressed:
         headers["Content-Encoding"] = "gzip"
     else:
@@ -74,6 +74,12 @@ async def file_response(
     if is_compressed:
         body = compress_stream(body)
     return StreamingResponse(body, 206 if "Content-Range" in headers else 200, headers, artifact.content_type)
+
+
+def _disposition(name: str) -> str:
+    """RFC 6266: a plain name for old clients, and the whole one, without what separates folders (section 4.3)."""
+    whole = quote(_SEPARATORS.sub("-", name), safe="")
+    return f"attachment; filename=\"{_UNSAFE.sub('_', name)}\"; filename*=UTF-8''{whole}"
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -47,6 +47,7 @@ async def issue_invoice(
             totals=compute_totals(
                 [line.quantity * line.unit_price_minor for line in body.lines], Decimal(body.tax_rate_percent)
             ),
+            seller=runtime.seller,
             created_at=resources.clock.now(),
         )
         invoice, submitted = await invoicing.issue_invoice(

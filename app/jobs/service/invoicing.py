@@ -13,7 +13,7 @@ from app.jobs.queries import invoices as queries
 from app.jobs.records import Artifact
 from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
 from app.jobs.service.artifacts import get_artifact
-from app.jobs.service.documents import render_pdf
+from app.jobs.service.documents import Document, typeset
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.addresses import canonical_email
 from app.kernel.cache import Cache
@@ -123,7 +123,12 @@ async def read_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Inv
 
 def render_invoice(invoice: Invoice) -> bytes:
     """The invoice as a PDF. Keeps a core busy for some milliseconds, so it belongs into a thread."""
-    return render_pdf("invoice", _template_data(invoice), invoice.created_at)
+    return typeset_invoice(invoice).pdf
+
+
+def typeset_invoice(invoice: Invoice) -> Document:
+    """The same, with what has no glyph."""
+    return typeset("invoice", _template_data(invoice), invoice.created_at)
 
 
 def _template_data(invoice: Invoice) -> dict[str, Any]:
@@ -132,6 +137,7 @@ def _template_data(invoice: Invoice) -> dict[str, Any]:
         "number": invoice.number,
         "order_id": invoice.order_id,
         "issued": [invoice.created_at.year, invoice.created_at.month, invoice.created_at.day],
+        "seller": orjson.loads(invoice.seller) if invoice.seller else None,
         "customer": orjson.loads(invoice.customer),
         "currency": currency,
         "lines": [

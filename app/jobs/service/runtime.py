@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.jobs.records.invoices import Seller
+from app.jobs.service.documents import use_fonts
 from app.jobs.service.lanes import LaneBoard
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
@@ -23,11 +25,27 @@ class JobsRuntime:
     board: LaneBoard
     sender: WebhookSender
     kinds: dict[str, JobKind[Any]]
+    seller: Seller
 
     @classmethod
     def create(
-        cls, settings: JobsSettings, data_dir: Path, bus: Bus, db: Database, kinds: dict[str, JobKind[Any]]
+        cls,
+        settings: JobsSettings,
+        data_dir: Path,
+        bus: Bus,
+        db: Database,
+        kinds: dict[str, JobKind[Any]],
+        product: str,
     ) -> "JobsRuntime":
+        """`product` is the seller on invoices where the settings name none."""
+        use_fonts(settings.font_paths)
         watch = JobWatch(bus)
         watch.attach(db)
-        return cls(ArtifactStore(settings, data_dir), watch, LaneBoard(bus, settings), WebhookSender(settings), kinds)
+        return cls(
+            ArtifactStore(settings, data_dir),
+            watch,
+            LaneBoard(bus, settings),
+            WebhookSender(settings),
+            kinds,
+            Seller(settings.seller_name or product, settings.seller_address, settings.seller_tax_id),
+        )

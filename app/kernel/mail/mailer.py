@@ -1,6 +1,7 @@
 """Hands messages over to where they go."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import Counter
@@ -18,8 +19,10 @@ _emails_total = Counter("app_mail_messages", "E-mails handed over.", ["outcome"]
 class Mailer:
     """Composes and hands over. One per process."""
 
-    def __init__(self, settings: MailSettings, transport: MailTransport, clock: Clock) -> None:
-        self._sender = parse_sender(settings.sender)
+    def __init__(self, settings: MailSettings, transport: MailTransport, clock: Clock, product: str = "") -> None:
+        """`product` is the sender's name where the settings have its address alone."""
+        sender = parse_sender(settings.sender)
+        self._sender = sender if sender.name else replace(sender, name=product)
         self._transport = transport
         self._clock = clock
 
