@@ -1,6 +1,6 @@
 """What callers of the jobs module may be told."""
 
-from app.kernel.errors import Conflict, Gone, NotFound, TooManyRequests, Unavailable, Unprocessable
+from app.kernel.errors import BadRequest, Conflict, Gone, NotFound, TooManyRequests, Unavailable, Unprocessable
 
 
 class JobNotFound(NotFound):
@@ -18,7 +18,7 @@ class ArtifactExpired(Gone):
     title = "The file was deleted after its time"
 
 
-class UnsubscribeLinkInvalid(NotFound):
+class UnsubscribeLinkInvalid(BadRequest):
     code = "unsubscribe_link_invalid"
     title = "This link is not valid"
 
