@@ -7,8 +7,9 @@ unexport PYTHONDONTWRITEBYTECODE
 CODE := app benchmarks tests alembic locustfile.py requirements/install.py requirements/licences.py
 
 # The first interpreter on the PATH that is new enough; `make run PYTHON=/some/python3.12` chooses another.
+# Itself and not a script before it, such as that of pyenv, which takes longer to start than Python.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14 python; do \
-	"$$name" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$name"; break; }; done)
+	"$$name" -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
 
 LOAD_HOST ?= http://127.0.0.1:8000
 LOAD_USERS ?= 50
@@ -28,8 +29,9 @@ help: ## Show this list
 
 # Each installs what its targets need: run < test < dev.
 install install-test install-dev:
-	@if [ -z "$(PYTHON)" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi
-	@"$(PYTHON)" requirements/install.py $(if $(filter install,$@),run,$(@:install-%=%))
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi; \
+	exec "$$python" requirements/install.py $(if $(filter install,$@),run,$(@:install-%=%))
 
 run: install ## Start everything: servers, API and worker (HOST, PORT, APP_WORKERS, DATABASE_URL, REDIS_URL)
 	@exec $(VENV)/python -m app dev

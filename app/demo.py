@@ -4,12 +4,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from app.composition import close_resources, make_resources, open_database
 from app.identity.api import PasswordHashing, operator, provision_account
 from app.kernel.auth import Role
+from app.kernel.clock import Clock
+from app.kernel.database import Tx
 from app.kernel.ids import UserId
-from app.kernel.resources import Resources
 from app.settings import Settings
 from app.users import api as users
 
@@ -46,7 +48,7 @@ async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
     await open_database(resources)
     try:
         for account in DEMO_ACCOUNTS:
-            user_id = await provision_account(
+            await provision_account(
                 resources.db,
                 hashing,
                 resources.clock,
@@ -55,20 +57,18 @@ async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
                 password=account.password,
                 display_name=account.display_name,
                 role=account.role,
+                furnish=partial(_add_events, resources.clock) if account.role == "user" else None,
             )
-            if user_id is not None and account.role == "user":
-                await _add_events(resources, user_id)
     finally:
         hashing.close()
         await close_resources(resources)
     return DEMO_ACCOUNTS
 
 
-async def _add_events(resources: Resources, user_id: UserId) -> None:
-    events = list(_invented_events(resources.clock.now()))
+async def _add_events(clock: Clock, tx: Tx, user_id: UserId) -> None:
+    events = list(_invented_events(clock.now()))
     for start in range(0, len(events), _BATCH):
-        async with resources.db.statement("demo.events") as tx:
-            await users.record_events(tx, resources.clock, user_id, events[start : start + _BATCH])
+        await users.record_events(tx, clock, user_id, events[start : start + _BATCH])
 
 
 def _invented_events(now: datetime) -> Iterator[users.NewEvent]:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -176,6 +177,33 @@ def test_dev_starts_everything_and_ends_in_order(dev: Callable[..., Running], en
     again.stop(signal.SIGTERM)
     assert again.process.returncode == 0
     assert _processes(environment) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_start_at_any_moment_and_the_next_start_goes_on(
+    dev: Callable[..., Running], environment: dict[str, str]
+) -> None:
+    """While the cluster, the schema and the demo data are made; one folder goes through all of them."""
+    for moment in ("PostgreSQL: creating a new database cluster", "PostgreSQL started", "Schema is at"):
+        running = dev()
+        running.wait_for(re.compile(moment))
+        running.stop(signal.SIGINT)
+        assert running.process.returncode == 0, running.lines
+        assert running.lines[-1] == "Everything is stopped."
+        assert not any("Traceback" in line for line in running.lines), running.lines
+        assert _processes(environment) == []
+
+    whole = dev()
+    whole.wait_for(READY)
+    # The account is not there without its events.
+    since = f"{datetime.now(UTC) - timedelta(days=61):%Y-%m-%dT%H:%M:%SZ}"
+    status, summary = whole.call(f"/v1/users/me/events/summary?bucket=day&since={since}", token=_log_in(whole))
+    assert status == 200
+    items = summary["items"]
+    assert isinstance(items, list)
+    assert sum(item["count"] for item in items) == 10_000
+    assert list((Path(environment["APP_DATA_DIR"]) / "run").glob("accounts-*")) == []
+    whole.stop(signal.SIGINT)
 
 
 @pytest.mark.slow

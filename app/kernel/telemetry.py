@@ -100,8 +100,8 @@ def configure_logging(settings: LogSettings, *, production: bool) -> None:
         library.handlers.clear()
         library.propagate = noisy != "uvicorn.access"
     # The first two would write down whole addresses, and with them what is secret in those; alembic lists its plug-ins
-    # at each start.
-    for talkative in ("httpx", "httpcore", "alembic"):
+    # at each start, and watchfiles counts the bytecode that a reload has written.
+    for talkative in ("httpx", "httpcore", "alembic", "watchfiles"):
         logging.getLogger(talkative).setLevel(max(level, logging.WARNING))
 
 

@@ -1,5 +1,7 @@
 """Accounts made by operators instead of by their owners."""
 
+from collections.abc import Awaitable, Callable
+
 import orjson
 
 from app.identity.errors import EmailTaken, InvalidEmail
@@ -11,7 +13,7 @@ from app.identity.service.password_policy import check_password, normalise_passw
 from app.kernel.addresses import canonical_email, parse_email
 from app.kernel.auth import Role
 from app.kernel.clock import Clock
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import FieldError
 from app.kernel.ids import UserId, new_id
 from app.users import api as users
@@ -28,10 +30,12 @@ async def provision_account(
     password: str,
     display_name: str | None,
     role: Role,
+    furnish: Callable[[Tx, UserId], Awaitable[None]] | None = None,
 ) -> UserId | None:
     """Makes a verified account of `role`; None if the address has one already, which stays as it is.
 
-    The trail of the account tells of it, and that of the actor.
+    The trail of the account tells of it, and that of the actor. `furnish` adds data of the new user in the same
+    transaction, so that there is no account without it.
 
     Raises:
         InvalidEmail, WeakPassword
@@ -69,6 +73,8 @@ async def provision_account(
             data = orjson.dumps({"role": role, "user_id": str(user_id)}).decode()
             for owner in (user_id, actor.user_id):
                 await note(tx, clock, actor, "account_provisioned", user_id=owner, data=data)
+            if furnish is not None:
+                await furnish(tx, user_id)
     except EmailTaken:
         return None
     return user_id
