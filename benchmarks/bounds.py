@@ -40,11 +40,11 @@ _MOST_GROWTH = 1.1
 _QUOTA = "the quota: data that the user stores, deleted with the account"
 TABLES: dict[str, str] = {
     "identity.accounts": "one row an account; registrations of a network (`APP_IDENTITY_NETWORK_REGISTRATIONS`)",
-    "identity.api_keys": "50 living ones (`APP_IDENTITY_MAX_API_KEYS`); revoked ones as many as the quota allows",
+    "identity.api_keys": "50 living ones (`APP_IDENTITY_MAX_API_KEYS`); 500 made an hour",
     "identity.one_time_tokens": "one a purpose and account, until its time is over",
     "identity.recovery_codes": "ten an account",
     "identity.revocations": "one for each session and account, until the tokens it names have expired",
-    "identity.security_events": _QUOTA,
+    "identity.security_events": "500 an hour of what a user can repeat; the rest by log-ins, which cost a hash",
     "identity.sessions": "50 living ones (`APP_IDENTITY_MAX_SESSIONS`); ended ones 30 days",
     "identity.signing_keys": "by operators alone",
     "identity.totp_factors": "one an account",

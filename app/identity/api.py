@@ -5,7 +5,7 @@ from app.identity.queries.accounts import get_mail_account, list_admins
 from app.identity.records import OPERATOR_ID, Actor, Device, operator
 from app.identity.service.auditing import note as record_security_event
 from app.identity.service.auditing import note_admin_read, note_operator_act, read_security_events
-from app.identity.service.callers import lock_admin, lock_caller
+from app.identity.service.callers import lock_admin, lock_caller, lock_maker
 from app.identity.service.exporting import export_identity
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.key_rotation import check_secret, replace_signing_keys, rotate_signing_keys
@@ -28,6 +28,7 @@ __all__ = [
     "list_admins",
     "lock_admin",
     "lock_caller",
+    "lock_maker",
     "make_identity",
     "note_admin_read",
     "note_operator_act",

@@ -6,9 +6,11 @@ from collections import Counter
 import httpx
 import pytest
 
+from app.identity.service import callers
 from app.jobs.records.webhooks import MAX_ENDPOINTS
 from app.kernel.clock import ManualClock
 from tests.attacks.blockade import Blockade
+from tests.fixtures.answers import problem_of
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
 from tests.identity.test_second_factor import Phone, begin, enrol, finish
@@ -101,3 +103,33 @@ async def test_a_second_seed_made_meanwhile_is_not_confirmed_by_a_code_of_the_fi
     assert (await second).status_code == 201
     assert (await activated).status_code == 409
     assert await connection.fetchval("SELECT count(*) FROM identity.totp_factors WHERE confirmed_at IS NULL") == 1
+
+
+async def test_an_audit_trail_grows_by_so_many_entries_an_hour(
+    person: Person, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callers, "MOST_ENTRIES_AN_HOUR", 6)
+    body = {"name": "k", "scopes": ["profile:read"]}
+    keys = []
+    while (answer := await person.post("/v1/auth/api-keys", json=body)).status_code == 201:
+        keys.append(answer.json()["id"])
+        assert len(keys) < 7
+    problem_of(answer, 429, "too_many_attempts")
+    assert answer.headers["retry-after"] == "600"
+    trail = "SELECT count(*) FROM identity.security_events WHERE user_id = $1"
+    assert await connection.fetchval(trail, person.id) == 6
+    endpoint = {"url": "https://93.184.216.34/x", "event_types": ["*"]}
+    for path, made in (
+        ("/v1/webhooks/endpoints", endpoint),
+        ("/v1/auth/mfa/totp", {}),
+        ("/v1/jobs", {"kind": "export.account", "args": {}}),
+    ):
+        problem_of(await person.post(path, json=made), 429, "too_many_attempts")
+    assert await connection.fetchval(trail, person.id) == 6
+    # What ends credentials works all the same, and other jobs do.
+    assert (await person.delete(f"/v1/auth/api-keys/{keys[0]}")).status_code == 204
+    export = {"kind": "export.events", "args": {"format": "csv"}}
+    assert (await person.post("/v1/jobs", json=export)).status_code == 202
+    change = {"current_password": PASSWORD, "new_password": "a new horse 2026"}
+    assert (await person.post("/v1/auth/password/change", json=change)).status_code == 200
+    await connection.execute("DELETE FROM identity.security_events")

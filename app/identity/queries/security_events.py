@@ -73,6 +73,17 @@ async def insert_failed_login(
     await tx.execute(INSERT_FAILED_LOGIN, email_canonical, event_id, ip, user_agent, now)
 
 
+# Ids begin with the time, so the entries since a moment are one range of the primary key.
+HAS_ENTRIES_SINCE = """
+SELECT count(*) >= $3 FROM (SELECT FROM identity.security_events WHERE user_id = $1 AND id >= $2 LIMIT $3) AS recent
+"""
+
+
+async def has_entries_since(conn: ReadConn, user_id: UserId, first_id: UUID, count: int) -> bool:
+    """Whether the trail of a user has `count` entries with this id or a later one."""
+    return bool(await conn.fetchval(HAS_ENTRIES_SINCE, user_id, first_id, count))
+
+
 LIST_SECURITY_EVENTS = """
 SELECT id, action, actor_id, session_id, ip, user_agent, data, created_at
   FROM identity.security_events

@@ -7,7 +7,7 @@ from uuid import UUID
 from app.identity.errors import ApiKeyNotFound, TooManyApiKeys
 from app.identity.queries.api_keys import insert_api_key, list_api_keys, revoke_api_keys
 from app.identity.records import Actor, ApiKeyRow
-from app.identity.service.callers import lock_caller
+from app.identity.service.callers import lock_maker
 from app.identity.service.emails import mail_notice
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import new_api_key
@@ -41,7 +41,7 @@ async def create(
     now = identity.clock.now()
     if expires_at is not None and expires_at <= now:
         raise Unprocessable(errors=[FieldError("#/expires_at", "It is in the past.", "in_the_past")])
-    await lock_caller(tx, identity.clock, actor)
+    await lock_maker(tx, identity.clock, actor)
     key = new_api_key(actor.user_id, new_id())
     row = await insert_api_key(
         tx,

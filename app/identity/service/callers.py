@@ -4,13 +4,21 @@ A request is authenticated when it comes, and does its work later: behind a pass
 a lock. Meanwhile the owner may have reset the password, and what the request would make then must not outlive that.
 """
 
-from app.identity.errors import InvalidCurrentPassword
+from datetime import timedelta
+
+from app.identity.errors import InvalidCurrentPassword, TooManyAttempts
 from app.identity.queries.accounts import lock_caller as lock_caller_row
+from app.identity.queries.security_events import has_entries_since
 from app.identity.records import Account, Actor
 from app.identity.service.authentication import TokenRevoked
 from app.kernel.auth import RoleRequired
 from app.kernel.clock import Clock
 from app.kernel.database import Tx
+from app.kernel.ids import first_id_of
+
+MOST_ENTRIES_AN_HOUR = 500
+_HOUR = timedelta(hours=1)
+_RETRY_SECONDS = 600
 
 
 async def lock_caller(tx: Tx, clock: Clock, actor: Actor, *, version: int | None = None) -> Account:
@@ -27,6 +35,22 @@ async def lock_caller(tx: Tx, clock: Clock, actor: Actor, *, version: int | None
         raise TokenRevoked
     if version is not None and account.version != version:
         raise InvalidCurrentPassword
+    return account
+
+
+async def lock_maker(tx: Tx, clock: Clock, actor: Actor) -> Account:
+    """As `lock_caller`, for what can be made again and again: keys, factors, endpoints, copies of the account.
+
+    Each leaves an entry in the trail, which is kept, so that an hour has room for so many. What ends credentials, or
+    takes an account back, is never refused for that.
+
+    Raises:
+        TokenRevoked
+        TooManyAttempts: the trail is full for now.
+    """
+    account = await lock_caller(tx, clock, actor)
+    if await has_entries_since(tx, actor.user_id, first_id_of(clock.now() - _HOUR), MOST_ENTRIES_AN_HOUR):
+        raise TooManyAttempts("Too many changes of this account within an hour.", retry_after=_RETRY_SECONDS)
     return account
 
 

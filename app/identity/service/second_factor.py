@@ -25,7 +25,7 @@ from app.identity.queries.second_factor import (
 )
 from app.identity.records import Account, Actor, TotpFactor
 from app.identity.service.auditing import note
-from app.identity.service.callers import lock_caller
+from app.identity.service.callers import lock_caller, lock_maker
 from app.identity.service.emails import mail_notice
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
@@ -82,7 +82,7 @@ async def enrol(db: Database, identity: Identity, actor: Actor) -> Enrolment:
 async def _store_seed(db: Database, identity: Identity, actor: Actor, secret: str) -> Account:
     sealed = identity.keys.seal(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
     async with db.transaction("identity.enrol_totp") as tx:
-        account = await lock_caller(tx, identity.clock, actor)
+        account = await lock_maker(tx, identity.clock, actor)
         if not await replace_totp_factor(tx, actor.user_id, sealed, identity.keys.key_id, identity.clock.now()):
             raise SecondFactorActive
         await note(tx, identity.clock, actor, "totp_enrolled")

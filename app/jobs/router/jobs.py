@@ -10,7 +10,7 @@ from fastapi import Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.identity.api import record_security_event
+from app.identity.api import lock_maker, record_security_event
 from app.jobs.errors import TooManyStreams
 from app.jobs.records import Job, State, api_state
 from app.jobs.router.access import DeviceDep, FileReader, JobReader, JobStarter, JobWriter, Runtime, actor_of, fragment
@@ -84,6 +84,8 @@ async def submit_job(
         return _accepted(submitted)
 
     async def submit(tx: Tx) -> Response:
+        if action is not None:
+            await lock_maker(tx, resources.clock, actor_of(principal, device))
         submitted = await submitting.submit(
             tx,
             resources.queue,

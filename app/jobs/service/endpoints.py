@@ -7,7 +7,7 @@ from uuid import UUID
 
 import orjson
 
-from app.identity.api import Actor, lock_caller, record_security_event
+from app.identity.api import Actor, lock_caller, lock_maker, record_security_event
 from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
 from app.jobs.queries import webhooks as queries
 from app.jobs.records.webhooks import (
@@ -71,7 +71,7 @@ async def create_endpoint(
         TooManyEndpoints
     """
     user_id = actor.user_id
-    await lock_caller(tx, clock, actor)
+    await lock_maker(tx, clock, actor)
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
     _listen(listeners, tx, user_id, event_types)
@@ -125,7 +125,7 @@ async def change_endpoint(
         sender.check_url(changes.url)
     event_types = changes.event_types
     async with db.transaction("jobs.change_endpoint") as tx:
-        await lock_caller(tx, clock, actor)
+        await lock_maker(tx, clock, actor)
         await _check_present(tx, actor.user_id, endpoint_id, check)
         _listen(listeners, tx, actor.user_id, event_types or ())
         endpoint = await queries.update_endpoint(
@@ -165,7 +165,7 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, en
     secret = secrets.token_bytes(SECRET_BYTES)
     sealed = keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
     async with db.transaction("jobs.rotate_secret") as tx:
-        await lock_caller(tx, clock, actor)
+        await lock_maker(tx, clock, actor)
         endpoint = await queries.rotate_secret(tx, actor.user_id, endpoint_id, sealed, OLD_SECRET_TTL)
         found = _found(endpoint)
         await _record(tx, clock, actor, "webhook_secret_rotated", endpoint_id)
@@ -178,7 +178,7 @@ async def enable_endpoint(
 ) -> Endpoint:
     """Raises TokenRevoked or EndpointNotFound."""
     async with db.transaction("jobs.enable_endpoint") as tx:
-        await lock_caller(tx, clock, actor)
+        await lock_maker(tx, clock, actor)
         # Before its events are known: a false alarm ends with the next read of the listeners.
         _listen(listeners, tx, actor.user_id, ADMIN_EVENTS)
         found = _found(await queries.enable_endpoint(tx, actor.user_id, endpoint_id))
