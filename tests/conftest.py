@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.fixtures.sizes import sized
 from tests.fixtures.waiting import scaled
 
 # Some shells and images set PYTHONDONTWRITEBYTECODE. Every process would compile the program and the tests again, which
@@ -18,7 +19,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("PYTEST_TIMEOUT", str(scaled(150)))
 
 # A machine that is slow, or stands still for a moment, must not fail a test.
-settings.register_profile("suite", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "suite", settings(), max_examples=sized(50), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("suite")
 
 # A file stands before those that import it, so that pytest can rewrite its assertions.

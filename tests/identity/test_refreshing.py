@@ -12,11 +12,12 @@ from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
+from tests.fixtures.sizes import sized
 from tests.identity.conftest import LogIn, Mailbox
 
-ROUNDS = 10
+ROUNDS = sized(4)
 PARALLEL = 30
-REPLAYS = 25
+REPLAYS = sized(5)
 
 
 async def refresh(client: httpx.AsyncClient, token: object, **headers: str) -> httpx.Response:

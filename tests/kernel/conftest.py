@@ -17,7 +17,9 @@ from app.main import create_app
 from app.settings import Settings, load_settings
 from tests.fixtures.application import Lifespan
 from tests.fixtures.lives import first_life
+from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually, scaled
+from tests.kernel.accounts import TABLES
 from tests.kernel.caches import Process, Source, StartProcess
 
 OpenDatabase = Callable[..., Awaitable[Database]]
@@ -51,6 +53,19 @@ async def open_database(database_url: str) -> AsyncIterator[OpenDatabase]:
             return database
 
         yield open_database
+
+
+@pytest.fixture
+async def accounts(connection: Connection) -> Connection:
+    """A connection beside the gateway's, to a database with the accounts a and b of 10 each."""
+    await connection.execute(TABLES)
+    return connection
+
+
+@pytest.fixture
+async def database(open_database: OpenDatabase, accounts: Connection) -> Database:
+    """A gateway to that database."""
+    return await open_database(pool_size=4)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import Person, register
+from tests.fixtures.sizes import sized
 from tests.fixtures.waiting import eventually
 
 ACTIONS = (
@@ -216,7 +217,7 @@ async def worlds(settings: Settings, frozen_garbage: None, redis_url: str) -> As
 # What the network makes of a schedule differs from time to time, so there is nothing to shrink or to replay.
 @pytest.mark.slow
 @settings(
-    max_examples=100,
+    max_examples=sized(25),
     deadline=None,
     database=None,
     phases=[Phase.generate],

@@ -27,6 +27,7 @@ from app.kernel.queue.slots import Runner
 from app.settings import Settings
 from app.worker import Worker
 from tests.fixtures.lives import first_life
+from tests.fixtures.sizes import sized
 from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer, Steps, kinds_of
 
@@ -42,7 +43,7 @@ AN_HOUR = 3600
 
 # Each is dozens of statements; a found one is not made smaller, which would take minutes.
 few_examples = hypothesis.settings(
-    max_examples=20,
+    max_examples=sized(10),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
