@@ -4,6 +4,7 @@
 servers and a secret of its own that is kept in `.data/`.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Mapping
@@ -242,8 +243,17 @@ def _development_secret(data_dir: Path) -> str:
     try:
         return _shared_secret(data_dir)
     except OSError as error:
-        advice = "if another user made it, run as that user, or remove the folder to start afresh"
+        advice = storage_advice(error) or "if another user made it, run as that user, or remove it to start afresh"
         raise SettingsError([f"APP_DATA_DIR: {data_dir} cannot be used ({error.strerror}); {advice}"]) from error
+
+
+def storage_advice(error: OSError) -> str | None:
+    """What to do about a disk that takes nothing; None if it is another fault."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "make room on the disk, or name a folder on another one by APP_DATA_DIR"
+    if error.errno == errno.EROFS:
+        return "the file system is read-only: name another folder by APP_DATA_DIR"
+    return None
 
 
 def _shared_secret(data_dir: Path) -> str:
@@ -301,5 +311,6 @@ __all__ = [
     "load_settings",
     "long_name",
     "process_environ",
+    "storage_advice",
     "variable_name",
 ]

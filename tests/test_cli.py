@@ -1,5 +1,6 @@
 """The command line, as a person uses it: real processes, real servers in a folder of the test."""
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,10 @@ import psutil
 import pytest
 
 from app.cli.environment import explanation
+from app.kernel.database import DatabaseUnavailable
+from app.kernel.database.failures import translate
 from app.kernel.errors import NotFound
+from app.settings import SettingsError, load_settings
 from tests.fixtures.application import free_port
 from tests.fixtures.embedded import arguments_of, is_alive
 from tests.fixtures.servers import AddCluster
@@ -326,6 +330,34 @@ def test_what_is_wrong_is_told_in_a_line(environment: dict[str, str]) -> None:
 )
 def test_errors_of_the_program_alone_keep_their_traceback(error: Exception, told: str | None) -> None:
     assert explanation(error) == told
+
+
+def test_a_full_disk_is_named_wherever_it_is_met() -> None:
+    """By our own files, and by PostgreSQL's, whose error comes as one of ours."""
+    told = explanation(OSError(errno.ENOSPC, "No space left on device", "/data/run"))
+    assert told is not None
+    assert told.startswith("/data/run cannot be written (No space left on device); make room on the disk")
+    with pytest.raises(DatabaseUnavailable) as raised:
+        try:
+            raise asyncpg.DiskFullError("could not extend file")
+        except asyncpg.PostgresError as error:
+            raise translate(error) from error
+    assert explanation(raised.value) == (
+        "PostgreSQL refuses: could not extend file. The disk of PostgreSQL is full: make room."
+    )
+
+
+def test_a_full_disk_is_no_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"APP_DATA_DIR": str(tmp_path / "data")})
+    (problem,) = raised.value.problems
+    assert problem.endswith(
+        "(No space left on device); make room on the disk, or name a folder on another one by APP_DATA_DIR"
+    )
 
 
 def test_a_host_that_is_not_ours(environment: dict[str, str]) -> None:

@@ -32,12 +32,18 @@ def servers_for_settings(*, valkey: bool = True) -> "Iterator[Settings]":
 
 
 def explanation(error: Exception) -> str | None:
-    """What whoever runs a command can mend, in a line; None for an error of the program."""
+    """What whoever runs a command can mend, in a line; None for an error of the program.
+
+    The cause comes first: that a disk is full says more than that the database cannot answer.
+    """
     from app.kernel.database.failures import outside_cause
     from app.kernel.errors import AppError
+    from app.settings import storage_advice
 
+    if isinstance(error, OSError) and (advice := storage_advice(error)) is not None:
+        return f"{error.filename or 'A file'} cannot be written ({error.strerror}); {advice}"
     if isinstance(error, AppError):
-        return error.detail or error.title
+        return outside_cause(error) or error.detail or error.title
     return outside_cause(error)
 
 
