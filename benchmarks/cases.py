@@ -287,6 +287,8 @@ CASES: dict[str, Case] = {
     "GET /change-email": _stranger("GET", "/change-email?token=x"),
     "GET /reset-password": _stranger("GET", "/reset-password?token=x"),
     "GET /forgot-password": _stranger("GET", "/forgot-password"),
+    "GET /unsubscribe": _stranger("GET", f"/unsubscribe?token={'a' * 100}"),
+    "POST /unsubscribe": _form(f"/unsubscribe?token={'a' * 100}", "List-Unsubscribe=One-Click&n={n}"),
 }
 
 
