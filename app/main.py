@@ -24,7 +24,7 @@ from app.demo import seed
 from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
-from app.jobs.api import JOB_KINDS, JobsRuntime, disable_endpoints, submission_group_commit
+from app.jobs.api import JOB_KINDS, WEBHOOK_EVENTS, JobsRuntime, disable_endpoints, submission_group_commit
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import declared_permission
@@ -66,6 +66,7 @@ TAGS = {
     "jobs": "Work in the background and its files.",
     "invoices": "Invoices: PDF, e-mail and webhook follow in the background.",
     "webhooks": "Events sent to the caller's own endpoints (Standard Webhooks).",
+    "webhook-events": "The requests that endpoints of webhooks receive.",
     "admin": "For administrators.",
 }
 
@@ -109,7 +110,7 @@ class Onehop(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = make_openapi(self)
+            self.openapi_schema = make_openapi(self, WEBHOOK_EVENTS)
         return self.openapi_schema
 
     async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,6 +153,7 @@ def create_app(settings: Settings) -> Onehop:
         title=settings.name,
         version=__version__,
         description=DESCRIPTION,
+        contact={"name": "The operator of this service"},
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         debug=settings.debug,

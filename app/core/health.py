@@ -17,6 +17,8 @@ PING = "SELECT 1"
 
 
 class NotReady(Unavailable):
+    """The process cannot serve requests; `checks` names what fails."""
+
     code = "not_ready"
     title = "This process cannot take requests at the moment"
 

@@ -1,14 +1,17 @@
 """The pages for people: the front page, the description of a problem, and the interactive documentation."""
 
+import re
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import fastapi_offline
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 
-from app.kernel.errors import AppError
+from app.kernel.errors import meaning_of, problem_classes
+from app.kernel.field_codes import FIELD_CODES
 
 # Swagger UI and ReDoc from a package instead of a content delivery network, so that the documentation works offline.
 DOCS_ASSETS = Path(fastapi_offline.__file__).parent / "static"
@@ -17,9 +20,11 @@ DOCS_POLICY = (
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 
+_CODE = re.compile("`([^`]+)`")
 _STYLE = (
     "body{font:16px/1.6 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1.5rem;color:#1c2430;"
     "background:#fbfaf7}h1{font-size:2rem;margin:0 0 .5rem}a{color:#0b5cad}li{margin:.3rem 0}"
+    "table{border-collapse:collapse}td,th{text-align:left;vertical-align:top;padding:.3rem .6rem .3rem 0}"
     "pre{white-space:pre-wrap}code{background:#eceae3;padding:.1em .35em;border-radius:.25em}"
     "@media(prefers-color-scheme:dark){body{background:#14181f;color:#e6e8ec}a{color:#7db7ff}code{background:#232a35}}"
 )
@@ -34,6 +39,7 @@ def front_page(product: str, *, docs: bool, mailbox: bool) -> str:
         *([("/docs", "try the API in the browser"), ("/redoc", "read its reference")] if docs else []),
         *([("/openapi.json", "its OpenAPI description")] if docs else []),
         *([("/dev/mailbox", "the e-mails sent in development")] if mailbox else []),
+        ("/problems", "what its error codes mean"),
         ("/readyz", "whether it is ready"),
         ("/metrics", "what it measures"),
         ("/.well-known/jwks.json", "the public keys of its tokens"),
@@ -48,17 +54,58 @@ def front_page(product: str, *, docs: bool, mailbox: bool) -> str:
 
 def problem_page(code: str) -> str | None:
     """What a problem's `type` link leads to; None if there is no such problem."""
-    error_class = _problem_classes().get(code)
-    if error_class is None:
+    found = [error_class for error_class in problem_classes() if error_class.code == code]
+    if not found:
         return None
-    explanation = (error_class.__doc__ or "").strip()
-    details = f"<p>{escape(explanation)}</p>" if explanation else ""
-    return page(
-        error_class.title,
-        f"<p>Status <code>{error_class.status}</code>, code <code>{escape(code)}</code>.</p>{details}"
-        "<p>The <code>detail</code> and <code>errors</code> of the answer say more about the one case, and its "
-        "<code>request_id</code> finds it in the logs.</p>",
+    cases = "".join(
+        f"<p>{escape(error_class.title)}. Status <code>{error_class.status}</code>, code <code>{code}</code>.</p>"
+        f"<p>{_prose(meaning_of(error_class))}</p>"
+        for error_class in found
     )
+    return page(
+        found[0].title,
+        f"{cases}<p>The <code>detail</code> and <code>errors</code> of the answer say more about the one case, and its "
+        '<code>request_id</code> finds it in the logs.</p><p><a href="/problems">All codes</a></p>',
+    )
+
+
+def problems_page() -> str:
+    """Every code with its status, title and meaning."""
+    rows = "".join(
+        f'<tr><td><a href="/problems/{error_class.code}"><code>{error_class.code}</code></a></td>'
+        f"<td>{error_class.status}</td><td>{escape(error_class.title)}</td><td>{_prose(meaning_of(error_class))}</td></tr>"
+        for error_class in problem_classes()
+    )
+    fields = "".join(
+        f"<tr><td><code>{code}</code></td><td>{_prose(meaning)}</td></tr>" for code, meaning in FIELD_CODES.items()
+    )
+    return page(
+        "Problems",
+        "<p>Every answer of status 400 and above is a problem (RFC 9457). A program branches on its <code>code</code>. "
+        "The endpoints of OAuth answer in a form of their own.</p>"
+        f"<table><tr><th>Code</th><th>Status</th><th>Title</th><th>Meaning</th></tr>{rows}</table>"
+        "<h2>Fields</h2><p>An entry of <code>errors</code> has one of these codes.</p>"
+        f"<table><tr><th>Code</th><th>Meaning</th></tr>{fields}</table>",
+    )
+
+
+def problem_catalogue() -> dict[str, Any]:
+    """The same as the value of `ProblemCatalogue`."""
+    items = [
+        {
+            "code": error_class.code,
+            "status": error_class.status,
+            "title": error_class.title,
+            "meaning": meaning_of(error_class),
+        }
+        for error_class in problem_classes()
+    ]
+    return {"items": items, "fields": [{"code": code, "meaning": meaning} for code, meaning in FIELD_CODES.items()]}
+
+
+def _prose(text: str) -> str:
+    """A text in the way of docstrings, with code between backticks, as HTML."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def swagger_page(product: str) -> str:
@@ -98,13 +145,3 @@ def page(title: str, body: str) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{heading}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><h1>{heading}</h1>{body}</html>'
     )
-
-
-def _problem_classes() -> dict[str, type[AppError]]:
-    found: dict[str, type[AppError]] = {}
-    waiting: list[type[AppError]] = [AppError]
-    while waiting:
-        error_class = waiting.pop()
-        found.setdefault(error_class.code, error_class)
-        waiting.extend(error_class.__subclasses__())
-    return found

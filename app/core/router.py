@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app.core import links, mailbox, pages, service
 from app.core.health import Health, NotReady, health_response
-from app.core.schemas import AliveView, OverviewView, ReadyView
+from app.core.schemas import AliveView, OverviewView, ProblemCatalogue, ReadyView
 from app.identity.api import Device
 from app.jobs import api as jobs
 from app.kernel.auth import Principal, Public, Require
@@ -17,11 +17,12 @@ from app.kernel.codings import accepts_gzip
 from app.kernel.errors import NotFound
 from app.kernel.http import (
     PROBLEM_MEDIA_TYPE,
-    PathName,
     Router,
     dump_json,
     json_fragment,
     json_response,
+    path_name,
+    prefers_json,
     problem_responses,
 )
 from app.kernel.middleware.response_cache import CachedRead
@@ -45,7 +46,17 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
                 "schema": {
                     "allOf": [
                         {"$ref": "#/components/schemas/Problem"},
-                        {"properties": {"checks": {"type": "object"}}, "required": ["checks"]},
+                        {
+                            "type": "object",
+                            "properties": {
+                                "checks": {
+                                    "type": "object",
+                                    "description": "State of each system that the process depends on, by name.",
+                                    "additionalProperties": {"$ref": "#/components/schemas/HealthState"},
+                                }
+                            },
+                            "required": ["checks"],
+                        },
                     ]
                 }
             }
@@ -137,8 +148,22 @@ async def get_front_page(request: Request) -> Response:
     return _html(text, pages.PAGE_POLICY)
 
 
+@router.get(
+    "/problems",
+    dependencies=[Public],
+    response_model=ProblemCatalogue,
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
+async def list_problems(request: Request) -> Response:
+    """List every code of problems with its status, title and meaning: a page, or JSON if `Accept` prefers it."""
+    headers = {"Cache-Control": "no-cache", "Vary": "Accept"}
+    if prefers_json(request.headers.get("accept", "")):
+        return json_response(pages.problem_catalogue(), headers=headers)
+    return HTMLResponse(pages.problems_page(), headers=headers | {"Content-Security-Policy": pages.PAGE_POLICY})
+
+
 @router.get("/problems/{code}", dependencies=[Public], response_class=HTMLResponse)
-async def get_problem_page(code: PathName) -> Response:
+async def get_problem_page(code: Annotated[str, path_name("Code of a problem.")]) -> Response:
     """What the `type` of a problem means."""
     text = pages.problem_page(code)
     if text is None:

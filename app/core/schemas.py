@@ -1,29 +1,129 @@
 """What the core routes answer."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from app.kernel.http import Schema
+from pydantic import Field
+from typing_extensions import TypeAliasType
+
+from app.jobs.api import JobState
+from app.kernel.field_codes import FieldErrorCode
+from app.kernel.http import CreatedAt, Id, ProblemCode, Schema, Timestamp, example
+from app.users.api import EventAnswer, PreferencesAnswer, UserAnswer
+
+HealthState = TypeAliasType("HealthState", Literal["ok", "degraded", "failing"])
+_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
+_EXAMPLE_TIME = "2026-01-31T12:00:00.000000Z"
+
+
+class RecentJob(Schema):
+    """A job in short; `GET /v1/jobs/{job_id}` has all of it."""
+
+    id: Id = Field(description="Id of the job.")
+    kind: str = Field(description="The kind of job.")
+    state: JobState = Field(description="Where the job is: `succeeded`, `failed` and `cancelled` are final.")
+    created_at: CreatedAt
+    finished_at: Timestamp | None = Field(description="When the job reached a final state; null: not yet.")
 
 
 class JobCounts(Schema):
-    queued: int
-    running: int
-    succeeded: int
-    failed: int
-    recent: list[dict[str, Any]]
+    """Your jobs by state, and the newest of them."""
+
+    queued: int = Field(description="Jobs that wait: queued, scheduled or retrying.")
+    running: int = Field(description="Jobs that run.")
+    succeeded: int = Field(description="Jobs that have succeeded.")
+    failed: int = Field(description="Jobs that have failed.")
+    recent: list[RecentJob] = Field(description="The newest jobs, at most five.")
 
 
-class OverviewView(Schema):
-    user: dict[str, Any]
-    preferences: dict[str, Any]
-    recent_events: list[dict[str, Any]]
+class OverviewView(
+    Schema,
+    json_schema_extra=example(
+        {
+            "user": {
+                "id": _EXAMPLE_ID,
+                "email": "ada@example.com",
+                "email_verified": True,
+                "display_name": "Ada",
+                "bio": None,
+                "avatar_url": None,
+                "locale": "en",
+                "timezone": "Europe/London",
+                "created_at": _EXAMPLE_TIME,
+                "updated_at": _EXAMPLE_TIME,
+            },
+            "preferences": {
+                "theme": "dark",
+                "language": "en-GB",
+                "email_notifications": True,
+                "weekly_report": False,
+                "extra": {},
+            },
+            "recent_events": [
+                {
+                    "id": _EXAMPLE_ID,
+                    "kind": "page.viewed",
+                    "occurred_at": _EXAMPLE_TIME,
+                    "properties": {"path": "/pricing"},
+                    "created_at": _EXAMPLE_TIME,
+                }
+            ],
+            "jobs": {
+                "queued": 0,
+                "running": 1,
+                "succeeded": 4,
+                "failed": 0,
+                "recent": [
+                    {
+                        "id": _EXAMPLE_ID,
+                        "kind": "export.events",
+                        "state": "running",
+                        "created_at": _EXAMPLE_TIME,
+                        "finished_at": None,
+                    }
+                ],
+            },
+        }
+    ),
+):
+    """Your account, preferences, newest events and jobs."""
+
+    user: UserAnswer
+    preferences: PreferencesAnswer
+    recent_events: list[EventAnswer] = Field(description="The newest events, at most ten.")
     jobs: JobCounts
 
 
 class AliveView(Schema):
-    status: Literal["alive"]
+    """The process answers."""
+
+    status: Literal["alive"] = Field(description="Always `alive`.")
 
 
 class ReadyView(Schema):
-    status: Literal["ready"]
-    checks: dict[str, Literal["ok", "degraded", "failing"]]
+    """The process can serve requests."""
+
+    status: Literal["ready"] = Field(description="Always `ready`.")
+    checks: dict[str, HealthState] = Field(description="State of each system that the process depends on, by name.")
+
+
+class ProblemCodeView(Schema):
+    """A code of problems."""
+
+    code: ProblemCode = Field(description="The code; one of two statuses is listed twice.")
+    status: int = Field(description="The HTTP status.")
+    title: str = Field(description="What the code means, in short.")
+    meaning: str = Field(description="What the code means, and what to do.")
+
+
+class FieldErrorCodeView(Schema):
+    """A code of refused fields and parameters."""
+
+    code: FieldErrorCode = Field(description="The code.")
+    meaning: str = Field(description="What the code means.")
+
+
+class ProblemCatalogue(Schema):
+    """Every code that problems and their fields have."""
+
+    items: list[ProblemCodeView] = Field(description="Codes of problems, by name.")
+    fields: list[FieldErrorCodeView] = Field(description="Codes of refused fields and parameters, by name.")

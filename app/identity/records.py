@@ -6,12 +6,13 @@ from typing import Literal
 from uuid import UUID
 
 import orjson
+from typing_extensions import TypeAliasType
 
 from app.kernel.auth import Role
 from app.kernel.ids import UserId
 from app.users.api import User
 
-AccountStatus = Literal["active", "banned", "deleted"]
+AccountStatus = TypeAliasType("AccountStatus", Literal["active", "banned", "deleted"])
 SigningKeyState = Literal["next", "active", "retired"]
 TokenPurpose = Literal["verify_email", "reset_password", "change_email"]
 RevocationKind = Literal["session", "account", "api_key"]

@@ -5,7 +5,8 @@ from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, Overview, api_state, lane_shares
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, JobState, Overview, api_state, lane_shares
+from app.jobs.schemas.webhook_events import WEBHOOK_EVENTS
 from app.jobs.service.administration import (
     cancel_any_job,
     get_any_job,
@@ -38,10 +39,12 @@ __all__ = [
     "SCHEDULES",
     "SCRIPTS",
     "STATE_FILTERS",
+    "WEBHOOK_EVENTS",
     "AdminJob",
     "ArtifactStore",
     "Eraser",
     "Executor",
+    "JobState",
     "JobWatch",
     "JobsRuntime",
     "JobsTasks",

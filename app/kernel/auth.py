@@ -20,6 +20,7 @@ from uuid import UUID
 from fastapi import Depends, Request, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.security import OAuth2PasswordBearer
+from typing_extensions import TypeAliasType
 
 from app.kernel.errors import Forbidden, Unauthenticated
 from app.kernel.ids import UserId
@@ -36,7 +37,9 @@ SCOPES = {
     "webhooks:manage": "Manage the own webhook endpoints",
     "admin": "Administer all accounts",
 }
-Role = Literal["user", "admin"]
+Role = TypeAliasType("Role", Literal["user", "admin"])
+# Its name in the API document.
+BEARER_SCHEME = "BearerToken"
 _BEARER = b"bearer "
 _USER_SCOPES = frozenset(SCOPES) - {"admin"}
 SCOPES_OF_ROLE: dict[str, frozenset[str]] = {"user": _USER_SCOPES, "admin": frozenset(SCOPES)}
@@ -73,6 +76,8 @@ class Principal:
 
 
 class InvalidToken(Unauthenticated):
+    """The access token or API key is malformed, not signed by this service, or unknown."""
+
     code = "invalid_token"
     title = "The access token is not valid"
 
@@ -81,6 +86,8 @@ class InvalidToken(Unauthenticated):
 
 
 class InsufficientScope(Forbidden):
+    """The token lacks a scope, which `WWW-Authenticate` names."""
+
     code = "insufficient_scope"
     title = "The access token does not permit this"
 
@@ -93,15 +100,17 @@ class InsufficientScope(Forbidden):
 
 
 class RoleRequired(Forbidden):
+    """The call is for administrators."""
+
     code = "role_required"
     title = "This needs another role"
 
 
 class SessionRequired(Forbidden):
-    """An API key may do what its scopes say, but not change who may act for the account."""
+    """An API key may do what its scopes say, but not change how the account is protected. Log in."""
 
     code = "session_required"
-    title = "This needs somebody who has logged in, not an API key"
+    title = "A session is required, not an API key"
 
 
 class Authenticator(Protocol):
@@ -199,7 +208,7 @@ class _Demand(OAuth2PasswordBearer):
         super().__init__(
             tokenUrl="/v1/auth/token",
             refreshUrl="/v1/auth/token",
-            scheme_name="BearerToken",
+            scheme_name=BEARER_SCHEME,
             scopes=SCOPES,
             description="An access token or an API key.",
         )

@@ -1,11 +1,16 @@
 """The error tree. A status and a stable machine code belong to each class; `kernel.http` renders them all.
 
-A module names its own errors by subclassing the status class that fits, in its `errors.py`.
+A module names its own errors by subclassing the status class that fits, in its `errors.py`. The docstring of a class
+tells the client what the code means and what to do: it is the text of `/problems`. Any other exception becomes a bare
+500.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from app.kernel.field_codes import FieldErrorCode
 
 # sysexits.h: the settings are wrong; restarting without changing them is of no use.
 EXIT_CONFIG = 78
@@ -21,7 +26,7 @@ class FieldError:
 
     pointer: str
     detail: str
-    code: str
+    code: FieldErrorCode
 
 
 def escape_pointer(part: object) -> str:
@@ -35,11 +40,13 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 
 class AppError(Exception):
-    """Whatever a caller may be told. Anything else that is raised becomes a bare 500."""
+    """The server failed. The request may have had its effect; the operator finds the cause by `request_id`."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal server error"
+    # False: operators meet it in logs and commands; no request is answered with it.
+    in_api: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -68,12 +75,16 @@ class AppError(Exception):
 
 
 class BadRequest(AppError):
+    """The request is not well-formed. `detail` says where; sending it again unchanged does not help."""
+
     status = 400
     code = "bad_request"
     title = "The request could not be parsed"
 
 
 class Unauthenticated(AppError):
+    """The request carries no access token. Send one as `Authorization: Bearer <token>`."""
+
     status = 401
     code = "unauthenticated"
     title = "Authentication is required"
@@ -84,19 +95,23 @@ class Unauthenticated(AppError):
 
 
 class Forbidden(AppError):
+    """The caller is known, but may not do this."""
+
     status = 403
     code = "forbidden"
     title = "This is not allowed"
 
 
 class NotFound(AppError):
+    """No resource has this path or id, or it belongs to another user."""
+
     status = 404
     code = "not_found"
     title = "There is no such resource"
 
 
 class RequestTimeout(AppError):
-    """The request did not arrive in time, or too slowly."""
+    """The request did not arrive in time, or too slowly. Send it again."""
 
     status = 408
     code = "request_timeout"
@@ -104,61 +119,81 @@ class RequestTimeout(AppError):
 
 
 class Conflict(AppError):
+    """The resource is in a state in which this cannot be done. Read it again and decide anew."""
+
     status = 409
     code = "conflict"
     title = "The request conflicts with the present state"
 
 
 class Gone(AppError):
+    """The resource existed and has been removed for good."""
+
     status = 410
     code = "gone"
     title = "The resource is no longer available"
 
 
 class PreconditionFailed(AppError):
+    """The resource has another entity tag than `If-Match` names. Read it again and repeat the change."""
+
     status = 412
     code = "precondition_failed"
     title = "The resource has changed since it was read"
 
 
 class PayloadTooLarge(AppError):
+    """The request body has more bytes or holds more values than this call takes."""
+
     status = 413
     code = "payload_too_large"
     title = "The request body is too large"
 
 
 class TargetTooLong(AppError):
+    """The path and query together are longer than the server reads."""
+
     status = 414
     code = "target_too_long"
     title = "The path and query are too long"
 
 
 class UnsupportedMediaType(AppError):
+    """Send the body in a media type that `Accept-Post` or `Accept-Patch` of the answer names, in UTF-8 and without a
+    content coding.
+    """
+
     status = 415
     code = "unsupported_media_type"
     title = "The request body has the wrong media type"
 
 
 class RangeNotSatisfiable(AppError):
+    """The range begins behind the end of the file, whose size `Content-Range` of the answer names."""
+
     status = 416
     code = "range_not_satisfiable"
     title = "The requested range cannot be served"
 
 
 class Unprocessable(AppError):
+    """One or more fields or parameters are not valid. `errors` names each of them by its pointer."""
+
     status = 422
     code = "validation_failed"
     title = "The request was understood but is not valid"
 
 
 class PreconditionRequired(AppError):
+    """Send `If-Match` with the entity tag that was read."""
+
     status = 428
     code = "precondition_required"
     title = "The request must be conditional"
 
 
 class HeadTooLarge(AppError):
-    """The header fields are too large or too many."""
+    """The header fields are too large or too many. Send fewer or shorter ones."""
 
     status = 431
     code = "head_too_large"
@@ -187,7 +222,7 @@ class _Retryable(AppError):
 
 
 class TooManyRequests(_Retryable):
-    """The caller's quota is used up."""
+    """The caller's quota is used up. Wait for the seconds of `Retry-After`."""
 
     status = 429
     code = "too_many_requests"
@@ -195,11 +230,25 @@ class TooManyRequests(_Retryable):
 
 
 class Unavailable(_Retryable):
-    """Our capacity, or something we depend on, is missing for the moment."""
+    """Capacity, or a system that this service depends on, is missing for the moment. Try again after `Retry-After`."""
 
     status = 503
     code = "unavailable"
     title = "The service cannot answer at the moment"
+
+
+class TooManyConnections(Unavailable):
+    """The server holds as many connections as it takes. Connect again after `Retry-After`."""
+
+    code = "too_many_connections"
+    title = "No more connections can be taken at the moment"
+
+
+class InvalidMessage(BadRequest):
+    """What came over the connection is not HTTP/1.1 (RFC 9112), or may mean two things."""
+
+    code = "invalid_message"
+    title = "This is not a valid HTTP message"
 
 
 class OAuthError(AppError):
@@ -213,8 +262,35 @@ class OAuthError(AppError):
 
 
 class DeadlineExceeded(_Retryable):
-    """The request ran into its own deadline."""
+    """The request took longer than the server allows. It may have had its effect: repeat it with the same
+    `Idempotency-Key`.
+    """
 
     status = 504
     code = "deadline_exceeded"
     title = "The request took too long"
+
+
+def meaning_of(error_class: type[AppError]) -> str:
+    """What the code of a problem means and what to do, in one line."""
+    return " ".join((error_class.__doc__ or error_class.title).split())
+
+
+def problem_classes() -> list[type[AppError]]:
+    """The classes that requests are answered with, one for each code and status, by code.
+
+    This is the one table of codes: the document's enum and the pages below `/problems` are made from it. It holds what
+    the process has imported, and of that only classes of this program.
+    """
+    program = __name__.partition(".")[0]
+    found: dict[tuple[str, int], type[AppError]] = {}
+    waiting = deque[type[AppError]]([AppError])
+    while waiting:
+        error_class = waiting.popleft()
+        if error_class.in_api and error_class.__module__.partition(".")[0] == program:
+            # A subclass without a code of its own is one more cause of the same problem.
+            found.setdefault((error_class.code, error_class.status), error_class)
+        waiting.extend(error_class.__subclasses__())
+    # Its endpoints answer in OAuth's form, without a code of ours.
+    found = {key: error_class for key, error_class in found.items() if error_class is not OAuthError}
+    return [found[key] for key in sorted(found)]

@@ -37,11 +37,15 @@ _outcomes_total = Counter("app_idempotency_requests", "Requests with an Idempote
 
 
 class InvalidIdempotencyKey(BadRequest):
+    """The key must have 1 to 255 printable ASCII characters."""
+
     code = "invalid_idempotency_key"
     title = "The Idempotency-Key is not valid"
 
 
 class IdempotencyKeyReused(Unprocessable):
+    """The key belongs to a request with another body. Use a new key for each request."""
+
     code = "idempotency_key_reused"
     title = "The Idempotency-Key was used for another request"
 
@@ -51,6 +55,8 @@ class TooManyIdempotencyKeys(QuotaExceeded):
 
 
 class RequestInProgress(Conflict):
+    """Wait for the first request to finish; its answer is then given to this one too."""
+
     code = "request_in_progress"
     title = "A request with this Idempotency-Key is still running"
 

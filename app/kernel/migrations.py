@@ -57,6 +57,7 @@ class VersionTable(PostgresqlImpl):
 
 
 class NoSuchRevision(NotFound):
+    in_api = False
     code = "no_such_revision"
     title = "There is no such revision"
 

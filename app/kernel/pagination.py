@@ -22,6 +22,8 @@ _SIGNATURE_BYTES = 16
 
 
 class InvalidCursor(BadRequest):
+    """The cursor was changed, or is that of another list. Begin at the first page."""
+
     code = "invalid_cursor"
     title = "The cursor is not valid for this list"
 

@@ -50,6 +50,8 @@ SINGLETONS = frozenset(
 
 
 class RepeatedHeader(BadRequest):
+    """A header field that holds a single value was sent more than once. Send it once."""
+
     code = "repeated_header"
     title = "A header field that holds one value was sent more than once"
 

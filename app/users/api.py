@@ -15,6 +15,7 @@ from app.users.records import (
     User,
     UserExport,
 )
+from app.users.schemas import EventAnswer, PreferencesAnswer, UserAnswer
 from app.users.service import (
     anonymise_user,
     create_user,
@@ -33,14 +34,17 @@ from app.users.service import (
 __all__ = [
     "DisplayName",
     "Event",
+    "EventAnswer",
     "EventCount",
     "EventSummary",
     "Locale",
     "NewEvent",
     "OverviewPart",
     "Preferences",
+    "PreferencesAnswer",
     "Timezone",
     "User",
+    "UserAnswer",
     "UserExport",
     "anonymise_user",
     "count_events",

@@ -1,9 +1,12 @@
 """What can go wrong in the users module."""
 
 from app.kernel.errors import FieldError, NotFound, PreconditionFailed, Unprocessable
+from app.kernel.field_codes import FieldErrorCode
 
 
 class UserNotFound(NotFound):
+    """No user has this id, or the account was closed."""
+
     code = "user_not_found"
     title = "There is no such user"
 
@@ -23,7 +26,7 @@ class InvalidEvent(Unprocessable):
 class InvalidExtra(Unprocessable):
     """After a merge, `extra` breaks one of its limits."""
 
-    def __init__(self, detail: str, code: str) -> None:
+    def __init__(self, detail: str, code: FieldErrorCode) -> None:
         super().__init__(errors=[FieldError("#/extra", detail, code)])
 
 

@@ -11,6 +11,7 @@ from zoneinfo import available_timezones
 import orjson
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypeAliasType
 
 from app.kernel.ids import UserId
 from app.kernel.text import VisibleLine
@@ -30,8 +31,8 @@ MAX_EXTRA_DEPTH = 32
 # being less than a day.
 CLOCK_SKEW = timedelta(hours=1)
 
-Bucket = Literal["day", "hour"]
-Theme = Literal["system", "light", "dark"]
+Bucket = TypeAliasType("Bucket", Literal["day", "hour"])
+Theme = TypeAliasType("Theme", Literal["system", "light", "dark"])
 
 # The default and the longest period of a summary, by the width of its buckets.
 DEFAULT_PERIODS: dict[Bucket, timedelta] = {"day": timedelta(days=30), "hour": timedelta(days=2)}
@@ -247,7 +248,7 @@ def json_object(value: Any, *, max_bytes: int, max_depth: int) -> str:
         PydanticCustomError: it is no object, too deep, too large, or holds an integer beyond 64 bits.
     """
     if not isinstance(value, dict):
-        raise PydanticCustomError("dict_type", "Not an object.")
+        raise PydanticCustomError("wrong_type", "Not an object.")
     if not _is_within_depth(value, max_depth):
         raise PydanticCustomError("too_deep", "Nested more than {limit} levels deep.", {"limit": max_depth})
     try:

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
+from app.kernel.field_codes import field_code
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId, new_id
 from app.kernel.listeners import Listeners
@@ -234,7 +235,7 @@ async def _merge_preferences(
         try:
             text = json_object(extra, max_bytes=MAX_EXTRA_BYTES, max_depth=MAX_EXTRA_DEPTH)
         except PydanticCustomError as error:
-            raise InvalidExtra(error.message(), error.type) from error
+            raise InvalidExtra(error.message(), field_code(error.type)) from error
         changed = await queries.update_preferences(tx, user_id, {**changes, "extra": RawJson(text)}, None)
         if changed is None:
             raise UserNotFound

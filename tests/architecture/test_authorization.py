@@ -40,6 +40,7 @@ ROWS: dict[str, Row] = {
     "GET /livez": Row(PUBLIC),
     "GET /readyz": Row(PUBLIC),
     "GET /metrics": Row(PUBLIC),
+    "GET /problems": Row(PUBLIC, 200),
     "GET /problems/{code}": Row(PUBLIC, 404),
     "GET /verify-email": Row(PUBLIC),
     "GET /change-email": Row(PUBLIC),

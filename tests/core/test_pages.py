@@ -4,12 +4,13 @@ import re
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from hashlib import sha256
+from html import escape
 from html.parser import HTMLParser
 
 import httpx
 import pytest
 
-from app.core.schemas import ReadyView
+from app.core.schemas import ProblemCatalogue, ReadyView
 from app.kernel.embedded import EmbeddedValkey
 from app.main import create_app
 from app.settings import Settings
@@ -96,6 +97,46 @@ async def test_problem_types_lead_to_an_explanation(client: httpx.AsyncClient) -
     assert page.status_code == 200
     assert problem["title"] in page.text
     problem_of(await client.get("/problems/<script>"), 404, "not_found")
+
+
+async def test_problems_are_listed_for_people_and_for_programs(client: httpx.AsyncClient) -> None:
+    page = await client.get("/problems", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "Accept" in page.headers["vary"].split(", ")
+    catalogue = body_of(await client.get("/problems", headers={"Accept": "application/json"}), ProblemCatalogue)
+    listed = {(item["code"], item["status"]) for item in catalogue["items"]}
+    assert {("not_found", 404), ("invalid_token", 400), ("invalid_token", 401), ("overloaded", 503)} <= listed
+    assert {"unavailable", "too_many_connections", "invalid_message", "internal_error"} <= {code for code, _ in listed}
+    assert "missing" in {item["code"] for item in catalogue["fields"]}
+    links = [link for link in Links(page.text).found if link.startswith("/problems/")]
+    assert links == [f"/problems/{item['code']}" for item in catalogue["items"]]
+    for item in catalogue["items"]:
+        explained = (await client.get(f"/problems/{item['code']}")).text
+        assert escape(item["title"]) in explained
+        assert f"<code>{item['status']}</code>" in explained
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_json"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("text/html", False),
+        ("application/json", True),
+        ("application/*", True),
+        ("application/json;q=0.9, text/html;q=0.8", True),
+        ("application/json;q=0.8, text/html", False),
+        ("text/html;q=0, */*", True),
+        ("APPLICATION/JSON ; q=1.000", True),
+        (",;q=,nonsense", False),
+    ],
+)
+async def test_accept_decides_the_form_of_the_list(
+    client: httpx.AsyncClient, accept: str | None, is_json: bool
+) -> None:
+    answer = await client.get("/problems", headers={"Accept": accept or ""})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("application/json" if is_json else "text/html")
 
 
 async def test_alive_without_any_statement(client: httpx.AsyncClient, budget: Budget) -> None:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.identity.schemas import ApiKeyList, NewApiKeyView
+from app.identity.schemas import ApiKeyCreated, ApiKeyList
 from app.identity.service.tokens import decode_api_key
 from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
@@ -25,7 +25,7 @@ def bearer(key: str) -> dict[str, str]:
 async def make_key(person: Person, *scopes: str, **fields: object) -> str:
     body = {"name": "k", "scopes": scopes or ["events:write"]} | fields
     answer = await person.post("/v1/auth/api-keys", json=body)
-    return str(body_of(answer, NewApiKeyView, 201)["key"])
+    return str(body_of(answer, ApiKeyCreated, 201)["key"])
 
 
 async def test_a_key_is_shown_once_and_does_what_its_scopes_say(client: httpx.AsyncClient, person: Person) -> None:

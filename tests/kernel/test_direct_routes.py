@@ -147,7 +147,7 @@ async def stream() -> StreamingResponse:
 ERRORS: dict[str, Exception] = {
     "conflict": Conflict("so it is", headers={"X-Why": "test"}),
     "quota": TooManyRequests(retry_after=7),
-    "fields": Unprocessable(errors=[FieldError("#/a", "wrong", "wrong")]),
+    "fields": Unprocessable(errors=[FieldError("#/a", "wrong", "invalid_value")]),
     "oauth": OAuthError("invalid_grant", "no"),
     "http": HTTPException(409, "detail", {"X-Http": "yes"}),
     "unknown": HTTPException(418),

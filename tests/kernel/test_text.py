@@ -4,7 +4,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from app.identity.schemas import ApiKeyBody, BanBody, LoginBody, RegisterBody
-from app.jobs.schemas import CreateEndpoint, Customer, InvoiceLine, IssueInvoice, PatchEndpoint
+from app.jobs.schemas.invoices import Customer, InvoiceLine, IssueInvoice
+from app.jobs.schemas.webhooks import CreateEndpoint, PatchEndpoint
 from app.kernel.text import has_visible, isolated, printable
 from app.users.schemas import UserPatch
 

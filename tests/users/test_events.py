@@ -90,28 +90,28 @@ REFUSED_EVENTS: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"events": []}, {"#/events": "too_short"}),
     ({"events": [{"kind": "k"}] * 501}, {"#/events": "too_long"}),
     ({"events": [{"kind": "k"}, {}]}, {"#/events/1/kind": "missing"}),
-    ({"kind": "K"}, {"#/kind": "string_pattern_mismatch"}),
-    ({"kind": "1k"}, {"#/kind": "string_pattern_mismatch"}),
-    ({"kind": "k\n"}, {"#/kind": "string_pattern_mismatch"}),
-    ({"kind": ""}, {"#/kind": "string_pattern_mismatch"}),
-    ({"kind": "k" * 65}, {"#/kind": "string_pattern_mismatch"}),
-    ({"kind": None}, {"#/kind": "string_type"}),
-    ({"kind": "k", "properties": None}, {"#/properties": "dict_type"}),
-    ({"kind": "k", "properties": "{}"}, {"#/properties": "dict_type"}),
+    ({"kind": "K"}, {"#/kind": "invalid_format"}),
+    ({"kind": "1k"}, {"#/kind": "invalid_format"}),
+    ({"kind": "k\n"}, {"#/kind": "invalid_format"}),
+    ({"kind": ""}, {"#/kind": "invalid_format"}),
+    ({"kind": "k" * 65}, {"#/kind": "invalid_format"}),
+    ({"kind": None}, {"#/kind": "wrong_type"}),
+    ({"kind": "k", "properties": None}, {"#/properties": "wrong_type"}),
+    ({"kind": "k", "properties": "{}"}, {"#/properties": "wrong_type"}),
     ({"kind": "k", "properties": {"a": "x" * 8192}}, {"#/properties": "too_large"}),
     ({"kind": "k", "properties": nested(9)}, {"#/properties": "too_deep"}),
     ({"kind": "k", "properties": {"a": 2**64}}, {"#/properties": "number_too_large"}),
-    ({"kind": "k", "occurred_at": "2026-11-01"}, {"#/occurred_at": "datetime_type"}),
-    ({"kind": "k", "occurred_at": "2026-11-01T00:00:00"}, {"#/occurred_at": "timezone_aware"}),
-    ({"kind": "k", "occurred_at": 1234567890}, {"#/occurred_at": "datetime_type"}),
-    ({"kind": "k", "occurred_at": "1969-12-31T23:59:59Z"}, {"#/occurred_at": "greater_than_equal"}),
-    ({"kind": "k", "occurred_at": "0001-01-01T00:00:00+14:00"}, {"#/occurred_at": "datetime_range"}),
+    ({"kind": "k", "occurred_at": "2026-11-01"}, {"#/occurred_at": "invalid_datetime"}),
+    ({"kind": "k", "occurred_at": "2026-11-01T00:00:00"}, {"#/occurred_at": "invalid_datetime"}),
+    ({"kind": "k", "occurred_at": 1234567890}, {"#/occurred_at": "invalid_datetime"}),
+    ({"kind": "k", "occurred_at": "1969-12-31T23:59:59Z"}, {"#/occurred_at": "too_small"}),
+    ({"kind": "k", "occurred_at": "0001-01-01T00:00:00+14:00"}, {"#/occurred_at": "invalid_datetime"}),
     ({"kind": "k", "occurred_at": "2999-01-01T00:00:00Z"}, {"#/occurred_at": "occurred_at_in_future"}),
     (
         {"events": [{"kind": "k"}, {"kind": "k", "occurred_at": "2999-01-01T00:00:00Z"}]},
         {"#/events/1/occurred_at": "occurred_at_in_future"},
     ),
-    ({"kind": "k", "user_id": str(new_id())}, {"#/user_id": "extra_forbidden"}),
+    ({"kind": "k", "user_id": str(new_id())}, {"#/user_id": "unknown_field"}),
 ]
 
 
@@ -240,14 +240,14 @@ async def test_filters(person: Person) -> None:
 
 
 REFUSED_LISTS: list[tuple[dict[str, str], dict[str, str]]] = [
-    ({"limit": "0"}, {"query:limit": "greater_than_equal"}),
-    ({"limit": "101"}, {"query:limit": "less_than_equal"}),
-    ({"limit": "x"}, {"query:limit": "int_parsing"}),
-    ({"kind": "K"}, {"query:kind": "string_pattern_mismatch"}),
-    ({"since": "yesterday"}, {"query:since": "datetime_type"}),
-    ({"since": "5"}, {"query:since": "datetime_type"}),
+    ({"limit": "0"}, {"query:limit": "too_small"}),
+    ({"limit": "101"}, {"query:limit": "too_large"}),
+    ({"limit": "x"}, {"query:limit": "invalid_number"}),
+    ({"kind": "K"}, {"query:kind": "invalid_format"}),
+    ({"since": "yesterday"}, {"query:since": "invalid_datetime"}),
+    ({"since": "5"}, {"query:since": "invalid_datetime"}),
     ({"offset": "5"}, {"query:offset": "unknown_parameter"}),
-    ({"cursor": ""}, {"query:cursor": "string_too_short"}),
+    ({"cursor": ""}, {"query:cursor": "too_short"}),
 ]
 
 
@@ -298,7 +298,7 @@ async def test_summary_has_a_default_period(person: Person) -> None:
 
 
 REFUSED_SUMMARIES: list[tuple[dict[str, str], dict[str, str]]] = [
-    ({"bucket": "week"}, {"query:bucket": "literal_error"}),
+    ({"bucket": "week"}, {"query:bucket": "invalid_choice"}),
     ({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}, {"query:since": "invalid_period"}),
     ({"since": "2024-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"}, {"query:since": "invalid_period"}),
     (

@@ -88,17 +88,17 @@ async def test_if_match_decides(person: Person, method: str, body: dict[str, obj
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"theme": "blue"}, "#/theme", "literal_error"),
-    ({"theme": None}, "#/theme", "literal_error"),
+    ({"theme": "blue"}, "#/theme", "invalid_choice"),
+    ({"theme": None}, "#/theme", "invalid_choice"),
     ({"language": "xx_YY"}, "#/language", "invalid_locale"),
-    ({"email_notifications": "yes"}, "#/email_notifications", "bool_type"),
-    ({"email_notifications": 1}, "#/email_notifications", "bool_type"),
-    ({"weekly_report": None}, "#/weekly_report", "bool_type"),
-    ({"extra": None}, "#/extra", "dict_type"),
-    ({"extra": [1]}, "#/extra", "dict_type"),
+    ({"email_notifications": "yes"}, "#/email_notifications", "wrong_type"),
+    ({"email_notifications": 1}, "#/email_notifications", "wrong_type"),
+    ({"weekly_report": None}, "#/weekly_report", "wrong_type"),
+    ({"extra": None}, "#/extra", "wrong_type"),
+    ({"extra": [1]}, "#/extra", "wrong_type"),
     ({"extra": {"a": "x" * 16_384}}, "#/extra", "too_large"),
     ({"extra": {"a": 2**64}}, "#/extra", "number_too_large"),
-    ({"colour": "red"}, "#/colour", "extra_forbidden"),
+    ({"colour": "red"}, "#/colour", "unknown_field"),
 ]
 
 

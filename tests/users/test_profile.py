@@ -104,26 +104,26 @@ async def test_patch_takes_a_merge_patch(person: Person) -> None:
 
 
 REFUSED_PATCHES: list[tuple[dict[str, Any], str, str]] = [
-    ({"display_name": ""}, "#/display_name", "string_too_short"),
+    ({"display_name": ""}, "#/display_name", "too_short"),
     ({"display_name": "   "}, "#/display_name", "blank_text"),
     ({"display_name": "a\u202eb"}, "#/display_name", "control_character"),
-    ({"display_name": "x" * 101}, "#/display_name", "string_too_long"),
-    ({"display_name": 5}, "#/display_name", "string_type"),
-    ({"bio": "x" * 2001}, "#/bio", "string_too_long"),
+    ({"display_name": "x" * 101}, "#/display_name", "too_long"),
+    ({"display_name": 5}, "#/display_name", "wrong_type"),
+    ({"bio": "x" * 2001}, "#/bio", "too_long"),
     ({"avatar_url": "javascript:alert(1)"}, "#/avatar_url", "invalid_url"),
     ({"avatar_url": "ftp://example.com/a"}, "#/avatar_url", "invalid_url"),
     ({"avatar_url": "example.com"}, "#/avatar_url", "invalid_url"),
     ({"avatar_url": "https://exa\nmple.com/a"}, "#/avatar_url", "invalid_url"),
-    ({"locale": None}, "#/locale", "string_type"),
+    ({"locale": None}, "#/locale", "wrong_type"),
     ({"locale": "en_US"}, "#/locale", "invalid_locale"),
     ({"locale": "english"}, "#/locale", "invalid_locale"),
-    ({"timezone": None}, "#/timezone", "string_type"),
+    ({"timezone": None}, "#/timezone", "wrong_type"),
     ({"timezone": "Mars/Olympus"}, "#/timezone", "invalid_timezone"),
     ({"timezone": "../../etc/passwd"}, "#/timezone", "invalid_timezone"),
     ({"timezone": "localtime"}, "#/timezone", "invalid_timezone"),
-    ({"email": "new@example.com"}, "#/email", "extra_forbidden"),
-    ({"id": str(uuid4())}, "#/id", "extra_forbidden"),
-    ({"version": 7}, "#/version", "extra_forbidden"),
+    ({"email": "new@example.com"}, "#/email", "unknown_field"),
+    ({"id": str(uuid4())}, "#/id", "unknown_field"),
+    ({"version": 7}, "#/version", "unknown_field"),
 ]
 
 
@@ -202,7 +202,7 @@ async def test_others_see_only_the_public_part(make_person: MakePerson, budget: 
 async def test_there_is_no_such_user(person: Person) -> None:
     problem_of(await person.get(f"/v1/users/{new_id()}"), 404, "user_not_found")
     refused = problem_of(await person.get("/v1/users/not-an-id"), 422, "validation_failed")
-    assert refused == {"path:user_id": "uuid_parsing"}
+    assert refused == {"path:user_id": "invalid_uuid"}
 
 
 async def test_who_is_deleted_is_not_there(person: Person, connection: Connection) -> None:
@@ -247,11 +247,11 @@ async def test_lookup_names_each_once(person: Person) -> None:
 REFUSED_LOOKUPS: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"ids": []}, {"#/ids": "too_short"}),
     ({"ids": [str(uuid4()) for _ in range(101)]}, {"#/ids": "too_long"}),
-    ({"ids": ["x"]}, {"#/ids/0": "uuid_parsing"}),
-    ({"ids": [5]}, {"#/ids/0": "uuid_type"}),
-    ({"ids": "x"}, {"#/ids": "list_type"}),
+    ({"ids": ["x"]}, {"#/ids/0": "invalid_uuid"}),
+    ({"ids": [5]}, {"#/ids/0": "wrong_type"}),
+    ({"ids": "x"}, {"#/ids": "wrong_type"}),
     ({}, {"#/ids": "missing"}),
-    ({"ids": [str(uuid4())], "more": 1}, {"#/more": "extra_forbidden"}),
+    ({"ids": [str(uuid4())], "more": 1}, {"#/more": "unknown_field"}),
 ]
 
 

@@ -49,8 +49,8 @@ def test_merging_twice_is_merging_once(target: Any, patch: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "code"),
     [
-        ([], "dict_type"),
-        (None, "dict_type"),
+        ([], "wrong_type"),
+        (None, "wrong_type"),
         ({"a": [[]]}, "too_deep"),
         ({"a": {"b": {}}}, "too_deep"),
         ({"a": "ü" * 10}, "too_large"),

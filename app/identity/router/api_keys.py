@@ -3,7 +3,7 @@
 from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
-from app.identity.schemas import ApiKeyBody, ApiKeyList, NewApiKeyView
+from app.identity.schemas import ApiKeyBody, ApiKeyCreated, ApiKeyList
 from app.identity.service import api_keys
 from app.kernel.auth import SessionPrincipal
 from app.kernel.database import Tx
@@ -17,7 +17,7 @@ router = Router(prefix="/v1/auth/api-keys", tags=["identity"])
 @router.post(
     "",
     status_code=201,
-    response_model=NewApiKeyView,
+    response_model=ApiKeyCreated,
     responses=problem_responses(409),
     openapi_extra=reads_headers("IdempotencyKey"),
 )

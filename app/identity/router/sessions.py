@@ -23,7 +23,7 @@ from app.identity.schemas import (
 from app.identity.service import auditing, login, refreshing, sessions
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPublic, Public, SessionPrincipal, bearer_token
-from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses
+from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
 from app.kernel.request_headers import headers_of
 from app.kernel.resources import ResourcesDep
 
@@ -90,13 +90,14 @@ def _signed_in(outcome: login.LoggedIn, identity: IdentityDep) -> Response:
     response_model=TokensView,
     dependencies=[Public],
     responses=problem_responses(401),
+    openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def refresh(
     body: RefreshBody,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)] = None,
 ) -> Response:
     """Exchange a refresh token for its successor and a new access token. It works once."""
     request = refreshing.RefreshRequest(body.refresh_token, idempotency_key, device)
@@ -104,7 +105,7 @@ async def refresh(
     return json_response(tokens.view())
 
 
-@router.post("/logout", status_code=204, dependencies=[Public])
+@router.post("/logout", status_code=204, dependencies=[Public], openapi_extra=takes_token())
 async def log_out(
     request: Request,
     resources: ResourcesDep,

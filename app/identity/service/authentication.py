@@ -29,11 +29,15 @@ _verifications_total = Counter(
 
 
 class TokenExpired(InvalidToken):
+    """The access token is older than its lifetime. Get another one with the refresh token."""
+
     code = "token_expired"
     title = "The access token has expired"
 
 
 class TokenRevoked(InvalidToken):
+    """The session or API key of the token has ended. Log in again."""
+
     code = "token_revoked"
     title = "The access token has been revoked"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app.identity.errors import WeakPassword
 from app.kernel.errors import FieldError
+from app.kernel.field_codes import FieldErrorCode
 
 MIN_PASSWORD_LENGTH = 8
 MAX_PASSWORD_LENGTH = 128
@@ -48,7 +49,7 @@ def check_password(password: str, *, about: Iterable[str | None] = (), pointer: 
         raise WeakPassword(errors=[FieldError(pointer, detail, code) for code, detail in reasons])
 
 
-def _reasons(password: str, about: list[str]) -> Iterable[tuple[str, str]]:
+def _reasons(password: str, about: list[str]) -> Iterable[tuple[FieldErrorCode, str]]:
     if len(password) < MIN_PASSWORD_LENGTH:
         yield "too_short", f"It needs at least {MIN_PASSWORD_LENGTH} characters."
     if len(password) > MAX_PASSWORD_LENGTH:

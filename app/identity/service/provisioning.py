@@ -43,7 +43,7 @@ async def provision_account(
     try:
         email = parse_email(email).text
     except ValueError as error:
-        raise InvalidEmail(errors=[FieldError("#/email", "Not an e-mail address.", InvalidEmail.code)]) from error
+        raise InvalidEmail(errors=[FieldError("#/email", "Not an e-mail address.", "invalid_email")]) from error
     password = normalise_password(password)
     check_password(password)
     password_hash = await hashing.hash(password)

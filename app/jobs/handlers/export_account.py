@@ -12,17 +12,14 @@ from app.jobs.queries.invoices import list_invoices
 from app.jobs.queries.submitting import list_jobs
 from app.jobs.queries.webhooks import list_endpoints
 from app.jobs.records import api_state
+from app.jobs.schemas.job_kinds import ExportAccountArgs
 from app.jobs.service.exporting import Archive, write_ndjson
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
-from app.kernel.queue import JobArgs, JobContext, job
+from app.kernel.queue import JobContext, job
 from app.users.api import export_user
 
 _PAGE = 1_000
-
-
-class ExportAccountArgs(JobArgs):
-    """There is nothing to choose."""
 
 
 @job("export.account", args=ExportAccountArgs, lane="bulk", public=True, max_attempts=5, timeout=900)

@@ -2,14 +2,13 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import model_validator
-
+from app.jobs.schemas.job_kinds import ExportEventsArgs
 from app.jobs.service.exporting import Column, write_ndjson, write_parquet, write_xlsx
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
-from app.kernel.queue import JobArgs, JobContext, Moment, job
+from app.kernel.queue import JobContext, job
 from app.users.api import count_events, events_tag, iterate_events, stream_events
 
 EVENT_COLUMNS = (
@@ -27,20 +26,6 @@ _CONTENT_TYPES = {
 }
 _LINES_A_STEP = 5_000
 _WRITERS = {"ndjson": write_ndjson, "parquet": write_parquet, "xlsx": write_xlsx}
-
-
-class ExportEventsArgs(JobArgs):
-    """`since` is included, `until` is not."""
-
-    format: Literal["csv", "ndjson", "xlsx", "parquet"]
-    since: Moment | None = None
-    until: Moment | None = None
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "ExportEventsArgs":
-        if self.since is not None and self.until is not None and self.since > self.until:
-            raise ValueError("`until` must not lie before `since`")
-        return self
 
 
 @job("export.events", args=ExportEventsArgs, lane="bulk", public=True, max_attempts=5, timeout=900)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any
 
-from pydantic import model_validator
-
+from app.jobs.schemas.job_kinds import ReportArgs
 from app.jobs.service.documents import typeset
-from app.kernel.queue import JobArgs, JobContext, Moment, job
+from app.kernel.queue import JobContext, job
 from app.users.api import EventSummary, summarise_events
 
 KIND_REPORT = "report.activity"
@@ -19,21 +18,6 @@ REPORT_LANE = "pdf"
 MAX_REPORT_KINDS = 100
 OTHER_KINDS = "Other kinds"
 REPORT_NAME = "activity.pdf"
-_LONGEST = timedelta(days=366)
-
-
-class ReportArgs(JobArgs):
-    """`since` is included, `until` is not. `mail`: send it to the owner too, if they want e-mail."""
-
-    since: Moment
-    until: Moment
-    mail: bool = False
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "ReportArgs":
-        if not timedelta(0) < self.until - self.since <= _LONGEST:
-            raise ValueError("`until` must lie behind `since`, by at most 366 days")
-        return self
 
 
 @job(KIND_REPORT, args=ReportArgs, lane=REPORT_LANE, public=True, max_attempts=5, timeout=120)

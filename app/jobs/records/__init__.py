@@ -11,11 +11,14 @@ from typing import Any, Literal
 from uuid import UUID
 
 import orjson
+from typing_extensions import TypeAliasType
 
 from app.kernel.ids import UserId
 from app.kernel.queue.slots import LaneShare
 
-ApiState = Literal["scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
+JobState = TypeAliasType(
+    "JobState", Literal["scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
+)
 
 MAX_RESCUES = 3
 
@@ -75,7 +78,7 @@ class StateFilter:
     future: bool | None = None
 
 
-STATE_FILTERS: dict[ApiState, StateFilter] = {
+STATE_FILTERS: dict[JobState, StateFilter] = {
     "scheduled": StateFilter(State.QUEUED, attempted=False, future=True),
     "queued": StateFilter(State.QUEUED, attempted=False, future=False),
     "running": StateFilter(State.RUNNING),
@@ -86,7 +89,7 @@ STATE_FILTERS: dict[ApiState, StateFilter] = {
 }
 
 
-def api_state(state: int, attempt: int, *, is_due: bool) -> ApiState:
+def api_state(state: int, attempt: int, *, is_due: bool) -> JobState:
     """The state as callers see it. `is_due` is by the clock of the database, which decides when a job may start."""
     match State(state):
         case State.QUEUED:

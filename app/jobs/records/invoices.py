@@ -7,9 +7,11 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 from uuid import UUID
 
+from typing_extensions import TypeAliasType
+
 from app.kernel.ids import UserId
 
-InvoiceStatus = Literal["pending", "issued", "sent", "failed"]
+InvoiceStatus = TypeAliasType("InvoiceStatus", Literal["pending", "issued", "sent", "failed"])
 
 MAX_MINOR = 10**15
 

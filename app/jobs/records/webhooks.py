@@ -6,18 +6,35 @@ import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Literal
 from uuid import UUID
+
+from typing_extensions import TypeAliasType
 
 from app.kernel.ids import UserId
 
-EVENT_TYPES: dict[str, str] = {
-    "user.registered": "Somebody registered. Administrators alone hear of it, where an endpoint names it.",
+WebhookEventType = TypeAliasType(
+    "WebhookEventType",
+    Literal[
+        "user.registered",
+        "user.updated",
+        "user.deleted",
+        "session.revoked",
+        "job.succeeded",
+        "job.failed",
+        "invoice.issued",
+    ],
+)
+DeliveryState = TypeAliasType("DeliveryState", Literal["pending", "delivered", "failed"])
+
+EVENT_TYPES: dict[WebhookEventType, str] = {
+    "user.registered": "An account was registered. Sent to administrators whose endpoint names the type.",
     "user.updated": "A profile was changed.",
     "user.deleted": "An account was closed.",
-    "session.revoked": "A session was ended.",
-    "job.succeeded": "A job ended as it should.",
-    "job.failed": "A job failed for good.",
-    "invoice.issued": "An invoice was made and sent.",
+    "session.revoked": "A session has ended.",
+    "job.succeeded": "A job that you submitted has succeeded.",
+    "job.failed": "A job that you submitted has failed, and is not tried again.",
+    "invoice.issued": "An invoice was issued.",
 }
 ALL_EVENTS = "*"
 # Events of the installation, of which `*` says nothing.

@@ -7,7 +7,7 @@ from fastapi import Query, Response
 from app.identity.api import note_admin_read
 from app.jobs.records import AdminJob, LaneDepth, api_state
 from app.jobs.router.access import Admin, DeviceDep, actor_of, fragment
-from app.jobs.schemas import (
+from app.jobs.schemas.admin import (
     AdminJobList,
     AdminJobPage,
     AdminJobView,
@@ -16,7 +16,7 @@ from app.jobs.schemas import (
     SuppressionLifted,
 )
 from app.jobs.service import administration, mailing
-from app.kernel.http import Id, PageQueryDep, PathName, Router, json_response, problem_responses
+from app.kernel.http import Id, PageQueryDep, Router, json_response, path_name, problem_responses
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin", tags=["admin"])
@@ -34,7 +34,9 @@ async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> 
 
 
 @router.post("/queues/{lane}/pause", status_code=204)
-async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: PathName) -> Response:
+async def pause_queue(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: Annotated[str, path_name("Name of the queue.")]
+) -> Response:
     """Start no more jobs of a lane."""
     admin = actor_of(principal, device)
     await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=True)
@@ -42,7 +44,9 @@ async def pause_queue(principal: Admin, resources: ResourcesDep, device: DeviceD
 
 
 @router.post("/queues/{lane}/resume", status_code=204)
-async def resume_queue(principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: PathName) -> Response:
+async def resume_queue(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: Annotated[str, path_name("Name of the queue.")]
+) -> Response:
     """Start jobs of a lane again."""
     admin = actor_of(principal, device)
     await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=False)

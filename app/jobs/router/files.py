@@ -24,13 +24,13 @@ _SEPARATORS = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u2028\u2029\u200e\u200f
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-def file_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
+def file_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route that answers a file."""
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
     return {
         200: {"description": "The whole file", "content": content},
         206: {"description": "A part of the file", "content": content},
-        304: {"description": "The caller has this file already"},
+        304: {"description": "The `ETag` in `If-None-Match` is still the present one"},
     }
 
 

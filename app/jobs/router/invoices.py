@@ -10,7 +10,8 @@ from app.jobs.records.invoices import Invoice, NewInvoice, compute_totals
 from app.jobs.router.access import FileReader, JobReader, JobStarter, Runtime, fragment
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.router.jobs import job_view
-from app.jobs.schemas import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice, JobView
+from app.jobs.schemas.invoices import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice
+from app.jobs.schemas.jobs import InvoiceEmailJob
 from app.jobs.service import invoicing
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQuery, Router, json_response, located, problem_responses, reads_headers
@@ -93,7 +94,7 @@ async def download_invoice(
 @router.post(
     "/{invoice_id}/email",
     status_code=202,
-    response_model=JobView,
+    response_model=InvoiceEmailJob,
     responses=problem_responses(409) | located(202),
     openapi_extra=reads_headers("IdempotencyKey"),
 )

@@ -15,7 +15,7 @@ from app.jobs.errors import TooManyStreams
 from app.jobs.records import Job, State, api_state
 from app.jobs.router.access import DeviceDep, FileReader, JobReader, JobStarter, JobWriter, Runtime, actor_of, fragment
 from app.jobs.router.files import file_response, file_responses
-from app.jobs.schemas import (
+from app.jobs.schemas.jobs import (
     JobList,
     JobPage,
     JobView,
@@ -27,13 +27,13 @@ from app.kernel.background import until
 from app.kernel.database import Tx
 from app.kernel.http import (
     Id,
-    PathName,
     Router,
     asked_to_wait,
     dump_json,
     etag_of,
     json_response,
     located,
+    path_name,
     problem_responses,
     reads_headers,
 )
@@ -152,7 +152,7 @@ async def get_job(
     )
 
 
-_LastEventId = Annotated[str | None, Header()]
+_LastEventId = Annotated[str | None, Header(include_in_schema=False)]
 
 
 async def _watchable(
@@ -172,6 +172,7 @@ async def _watchable(
     "/{job_id}/events",
     response_class=EventSourceResponse,
     responses={204: {"description": "The job is over, and `Last-Event-ID` was that of its last event"}},
+    openapi_extra=reads_headers("LastEventId"),
 )
 async def watch_job(
     request: Request,
@@ -227,7 +228,8 @@ async def retry_job(principal: JobStarter, resources: ResourcesDep, job_id: Id) 
 @router.get(
     "/{job_id}/artifacts/{name}",
     response_class=StreamingResponse,
-    responses=problem_responses(410, 416) | file_responses("*/*"),
+    # What `*/*` says already is named for generators that know no ranges of media types.
+    responses=problem_responses(410, 416) | file_responses("application/octet-stream", "*/*"),
     openapi_extra=reads_headers("IfNoneMatch", "Range", "IfRange"),
 )
 async def download_artifact(
@@ -236,7 +238,7 @@ async def download_artifact(
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Id,
-    name: PathName,
+    name: Annotated[str, path_name("Name of the artifact.")],
 ) -> Response:
     """A file that a job made."""
     artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)

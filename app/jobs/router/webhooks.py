@@ -8,7 +8,7 @@ from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
 from app.jobs.router.access import DeviceDep, Runtime, WebhookManager, WebhookSender, actor_of
-from app.jobs.schemas import (
+from app.jobs.schemas.webhooks import (
     CreateEndpoint,
     DeliveryList,
     DeliveryPage,

@@ -9,7 +9,7 @@ from app.identity.api import Actor, lock_admin, record_security_event
 from app.jobs.errors import JobNotFound, LaneNotFound
 from app.jobs.queries import administration as queries
 from app.jobs.queries.relay import list_lane_depths
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, ApiState, FailedAttempt, LaneDepth
+from app.jobs.records import LANES, STATE_FILTERS, AdminJob, FailedAttempt, JobState, LaneDepth
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -43,7 +43,7 @@ async def pause_lane(db: Database, queue: Queue, clock: Clock, actor: Actor, lan
 
 
 async def list_all_jobs(
-    db: Database, cursors: Cursors, *, state: ApiState | None, limit: int, cursor: str | None
+    db: Database, cursors: Cursors, *, state: JobState | None, limit: int, cursor: str | None
 ) -> Page[AdminJob]:
     """A page of everybody's jobs, newest first. Raises InvalidCursor."""
     before = cursors.decode("jobs.all", state, cursor, tuple[UUID])[0] if cursor is not None else None

@@ -52,6 +52,7 @@ _RETRY_CAP = 3600.0
 class MailServerAway(Unavailable):
     """Our mail server cannot be reached, or refuses us whatever the message."""
 
+    in_api = False
     code = "mail_unavailable"
 
 

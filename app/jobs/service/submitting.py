@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from app.jobs.errors import InvalidArgs, JobFinished, JobNotFound, JobNotRetryable, UniqueKeyInUse, UnknownKind
 from app.jobs.queries import submitting as queries
-from app.jobs.records import STATE_FILTERS, ApiState, InsertedJob, Job, State, Transition
+from app.jobs.records import STATE_FILTERS, InsertedJob, Job, JobState, State, Transition
 from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import MAX_ERRORS, FieldError, escape_pointer
+from app.kernel.field_codes import field_code
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
@@ -60,7 +61,9 @@ def parse_args(kind: JobKind[Any], args: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise InvalidArgs(
             errors=[
-                FieldError("/".join(["#/args", *map(escape_pointer, fault["loc"])]), fault["msg"], fault["type"])
+                FieldError(
+                    "/".join(["#/args", *map(escape_pointer, fault["loc"])]), fault["msg"], field_code(fault["type"])
+                )
                 for fault in error.errors(include_input=False, include_url=False, include_context=False)[:MAX_ERRORS]
             ]
         ) from error
@@ -183,7 +186,7 @@ async def list_jobs(
     cursors: Cursors,
     user_id: UserId,
     *,
-    state: ApiState | None,
+    state: JobState | None,
     kind: str | None,
     limit: int,
     cursor: str | None,

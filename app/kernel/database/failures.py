@@ -44,6 +44,8 @@ _logged_at: dict[str, float] = {}
 
 
 class DatabaseUnavailable(Unavailable):
+    """The database does not answer, or not in time. Try again after `Retry-After`."""
+
     code = "database_unavailable"
     title = "The database cannot answer at the moment"
 
@@ -53,6 +55,8 @@ class SessionLost(DatabaseUnavailable):
 
 
 class PoolExhausted(Unavailable):
+    """All database connections are in use. Try again after `Retry-After`."""
+
     code = "pool_exhausted"
     title = "All database connections are busy"
 
@@ -62,14 +66,14 @@ class OwnConnectionsBusy(PoolExhausted):
 
 
 class TransactionConflict(Unavailable):
-    """Concurrent transactions collided (SQLSTATE 40001, 40P01, or a plan invalidated by DDL); a retry may succeed."""
+    """Concurrent changes of the same data collided, and nothing was written. Send the request again."""
 
     code = "transaction_conflict"
     title = "Concurrent changes collided"
 
 
 class InvalidValue(Unprocessable):
-    """Postgres refused a value that the edge let through."""
+    """The database cannot store a value of the request."""
 
     code = "invalid_value"
     title = "A value is outside what can be stored"

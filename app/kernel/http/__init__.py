@@ -11,7 +11,7 @@ from app.kernel.http.body_limits import BodyLimits
 from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.encoding import AmbiguousPath, InvalidEncoding, check_path
 from app.kernel.http.json_input import MAX_JSON_DEPTH, InvalidJson, parse_json
-from app.kernel.http.openapi import located, make_openapi, reads_headers
+from app.kernel.http.openapi import located, make_openapi, reads_headers, takes_token
 from app.kernel.http.preconditions import (
     Preconditions,
     body_etag,
@@ -20,20 +20,24 @@ from app.kernel.http.preconditions import (
     matches_strongly,
     version_etag,
 )
-from app.kernel.http.preferences import asked_to_wait
+from app.kernel.http.preferences import asked_to_wait, prefers_json
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import Router, StrictRoute, operation_id
 from app.kernel.http.schemas import (
+    CreatedAt,
     Email,
+    EmailText,
     Id,
+    NextCursor,
     PageQuery,
     PageQueryDep,
-    PathName,
     Problem,
+    ProblemCode,
     ProblemField,
     Schema,
     Timestamp,
     example,
+    path_name,
 )
 
 __all__ = [
@@ -41,16 +45,19 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "AmbiguousPath",
     "BodyLimits",
+    "CreatedAt",
     "DirectRoutes",
     "Email",
+    "EmailText",
     "Id",
     "InvalidEncoding",
     "InvalidJson",
+    "NextCursor",
     "PageQuery",
     "PageQueryDep",
-    "PathName",
     "Preconditions",
     "Problem",
+    "ProblemCode",
     "ProblemField",
     "Router",
     "Schema",
@@ -71,8 +78,11 @@ __all__ = [
     "matches_strongly",
     "operation_id",
     "parse_json",
+    "path_name",
+    "prefers_json",
     "problem_response",
     "problem_responses",
     "reads_headers",
+    "takes_token",
     "version_etag",
 ]

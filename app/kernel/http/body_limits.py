@@ -74,7 +74,7 @@ class KnownFields:
             for name in value:
                 if name not in self._names:
                     place = f"{pointer}/{escape_pointer(name)}"
-                    yield FieldError(place, "Extra inputs are not permitted", "extra_forbidden")
+                    yield FieldError(place, "Extra inputs are not permitted", "unknown_field")
             for name, inner in self._inner.items():
                 if name in value:
                     yield from inner._unknown(value[name], f"{pointer}/{name}")  # noqa: SLF001 - of the same class

@@ -11,12 +11,14 @@ _AMBIGUOUS = re.compile(rb"%(?:2[DEFdef]|3[0-9]|4[1-9A-Fa-f]|5[0-9AFCafc]|6[1-9A
 
 
 class InvalidEncoding(BadRequest):
+    """The path or query is not percent-encoded UTF-8."""
+
     code = "invalid_encoding"
     title = "The address is not valid percent-encoded UTF-8"
 
 
 class AmbiguousPath(BadRequest):
-    """A proxy that compares paths as they are written would see another one than the router."""
+    """The path encodes a character that needs no encoding, so a proxy would see another path than the router."""
 
     code = "ambiguous_path"
     title = "The path is not in its normal form"

@@ -22,6 +22,8 @@ _SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89A-Fa-f])")
 
 
 class InvalidJson(BadRequest):
+    """The body is not JSON by RFC 8259, has a key twice, or is nested too deeply."""
+
     code = "invalid_json"
     title = "The request body is not valid JSON"
 

@@ -1,38 +1,45 @@
-"""The parts of the OpenAPI document that follow from what every route goes through: problems, headers, licence.
+"""The parts of the OpenAPI document that follow from what every route goes through: problems, headers, security.
 
-A route names only what its own business can answer; what the layers and `StrictRoute` can answer is added here.
+A route names only what its own business can answer; what the layers and `StrictRoute` can answer is added here. The
+document is written for generators of clients too: what some of them stumble over is written otherwise (ADR 0043).
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
-from app.kernel.auth import declared_permission
+from app.kernel.auth import BEARER_SCHEME, declared_permission
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.problems import error_class_of
-from app.kernel.http.schemas import Problem
+from app.kernel.http.schemas import Problem, Schema
 
 _EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
 # They are answered before any gate, quota or deadline.
 _ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 _FIRST_ERROR = 400
+# Answers that carry a representation, or stand for one, and so its tag.
+_TAGGED = frozenset({200, 206, 304})
+_REFERENCE = "#/components/schemas/{model}"
 
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "IfMatch": {
         "name": "If-Match",
         "in": "header",
-        "description": "Change it only if its `ETag` is still this one; else 412.",
+        "description": "Change the resource only if its `ETag` is still this one; else 412.",
         "schema": {"type": "string"},
         "example": '"0198f00000007000800000000000000-3"',
     },
     "IfNoneMatch": {
         "name": "If-None-Match",
         "in": "header",
-        "description": "Answer 304 without a body if its `ETag` is still this one.",
+        "description": "Answer 304 without a body if the `ETag` is still this one.",
         "schema": {"type": "string"},
         "example": '"8f14e45fceea167a5a36dedd"',
     },
@@ -52,7 +59,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "Prefer": {
         "name": "Prefer",
         "in": "header",
-        "description": "`wait=N` answers once it is over, or after N seconds, at most 30 (RFC 7240).",
+        "description": "`wait=N` answers once the job is finished, or after N seconds, at most 30 (RFC 7240).",
         "schema": {"type": "string"},
         "example": "wait=10",
     },
@@ -62,8 +69,37 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "One effect and one answer for 24 hours, however often the request comes with this key.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     },
+    "LastEventId": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "`id` of the last event that arrived; the stream goes on behind it.",
+        "schema": {"type": "string"},
+    },
+    "WebhookId": {
+        "name": "webhook-id",
+        "in": "header",
+        "required": True,
+        "description": "Id of the event, the same in every attempt. Handle each id once.",
+        "schema": {"type": "string", "format": "uuid"},
+    },
+    "WebhookTimestamp": {
+        "name": "webhook-timestamp",
+        "in": "header",
+        "required": True,
+        "description": "When this attempt was made, in seconds since 1970. Refuse what is older than five minutes.",
+        "schema": {"type": "integer"},
+    },
+    "WebhookSignature": {
+        "name": "webhook-signature",
+        "in": "header",
+        "required": True,
+        "description": "One or two signatures, separated by a space: `v1,` and the base64 of the HMAC-SHA256 of "
+        "`{webhook-id}.{webhook-timestamp}.{body}` by the secret of the endpoint.",
+        "schema": {"type": "string"},
+    },
 }
-ReadHeader = Literal["IfMatch", "IfNoneMatch", "IfRange", "Range", "Prefer", "IdempotencyKey"]
+ReadHeader = Literal["IfMatch", "IfNoneMatch", "IfRange", "Range", "Prefer", "IdempotencyKey", "LastEventId"]
+_WEBHOOK_HEADERS = ("WebhookId", "WebhookTimestamp", "WebhookSignature")
 
 _HEADERS: dict[str, dict[str, Any]] = {
     "RequestId": {
@@ -126,18 +162,24 @@ def reads_headers(*names: ReadHeader) -> dict[str, Any]:
     return {"parameters": [{"$ref": f"#/components/parameters/{name}"} for name in names]}
 
 
+def takes_token() -> dict[str, Any]:
+    """`openapi_extra=` of a public route that looks at an access token where there is one."""
+    return {"security": [{BEARER_SCHEME: []}, {}]}
+
+
 def located(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route whose answers of these statuses carry `Location`."""
     return {status: {"headers": _references("Location")} for status in statuses}
 
 
-def make_openapi(app: FastAPI) -> dict[str, Any]:
-    """The whole document of an application."""
+def make_openapi(app: FastAPI, webhooks: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The whole document of an application. `webhooks` are the bodies that it sends, by their type."""
     document = get_openapi(
         title=app.title,
         version=app.version,
         openapi_version=app.openapi_version,
         description=app.description,
+        contact=app.contact,
         license_info=app.license_info,
         servers=app.servers or [{"url": "/"}],
         tags=app.openapi_tags,
@@ -150,17 +192,88 @@ def make_openapi(app: FastAPI) -> dict[str, Any]:
             for method in route.methods or ():
                 used |= _complete(document["paths"][route.path_format][method.lower()], route)
     schemas = components.setdefault("schemas", {})
-    schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(schemas["Problem"].pop("$defs", {}))
-    # A problem may have members of its own kind (RFC 9457, section 3.2).
-    del schemas["Problem"]["additionalProperties"]
     # StrictRoute answers problems where FastAPI would answer these.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    models: list[type[BaseModel]] = [Problem, *webhooks.values()]
+    made = models_json_schema([(model, "serialization") for model in models], ref_template=_REFERENCE)[1]
+    schemas.update(made["$defs"])
+    # A problem may have members of its own kind (RFC 9457, section 3.2).
+    del schemas["Problem"]["additionalProperties"]
+    document["webhooks"] = {name: {"post": _webhook(name, model)} for name, model in webhooks.items()}
     components["parameters"] = _PARAMETERS
     components["headers"] = _HEADERS
     components["responses"] = {_response_name(status): _problem(status) for status in sorted(used)}
+    components["schemas"] = dict(sorted(schemas.items()))
+    examples = dict(_examples(Schema))
+    for name, schema in schemas.items():
+        if name in examples:
+            schema["examples"] = examples[name]
+        for part in _properties(schema):
+            _write_for_generators(part)
     return document
+
+
+def _examples(model: type[BaseModel]) -> Iterator[tuple[str, list[Any]]]:
+    """The examples of a model and its subclasses by name; FastAPI takes the nulls out of them."""
+    extra = model.model_config.get("json_schema_extra")
+    if isinstance(extra, dict) and isinstance(found := extra.get("examples"), list):
+        yield model.__name__, found
+    for subclass in model.__subclasses__():
+        yield from _examples(subclass)
+
+
+def _webhook(name: str, model: type[BaseModel]) -> dict[str, Any]:
+    """The request that an endpoint receives for events of a type."""
+    summary = (model.__doc__ or "").strip()
+    return {
+        "operationId": f"receive_{name.replace('.', '_')}",
+        "summary": summary.rstrip("."),
+        "description": f"{summary} Sent to each endpoint that asks for the type.",
+        # Not that of the routes below /v1/webhooks, because some generators make a file of each tag and part.
+        "tags": ["webhook-events"],
+        "security": [],
+        # Clients do not call it. openapi-generator would write a call all the same, which in Python is no valid code.
+        "x-internal": True,
+        "parameters": [{"$ref": f"#/components/parameters/{header}"} for header in _WEBHOOK_HEADERS],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}},
+        },
+        "responses": {
+            "2XX": {"description": "The event has arrived; it is not sent again."},
+            "410": {"description": "The endpoint is gone; it is disabled, and nothing more is sent to it."},
+            "default": {"description": "The event has not arrived; it is sent again later."},
+        },
+    }
+
+
+def _properties(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schemas of all properties within a schema."""
+    for part in schema.get("properties", {}).values():
+        yield part
+        yield from _properties(part)
+
+
+def _write_for_generators(schema: dict[str, Any]) -> None:
+    # The name says the same, and a reference takes no type beside it.
+    schema.pop("title", None)
+    if "$ref" in schema:
+        schema.pop("type", None)
+    # Some generators demand a field that has a default, and some send it: what the server does is told in words.
+    default = schema.pop("default", "")
+    if default != "":
+        schema["description"] += f" Default: `{json.dumps(default)}`."
+
+
+def _without_null(part: dict[str, Any]) -> None:
+    """A parameter or a body that is absent is not null, and there is no null in an address or a header."""
+    schema = part.get("schema", {})
+    schema.pop("title", None)
+    forms = [form for form in schema.get("anyOf", ()) if form != {"type": "null"}]
+    if len(forms) == 1:
+        del schema["anyOf"]
+        schema.update(forms[0])
 
 
 def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
@@ -170,11 +283,19 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
     # What a route describes itself stays so: OAuth prescribes a form of its own.
     described = {status for status, response in own.items() if "description" in response}
     statuses = {*own, *_derived_statuses(operation, route)} - described
+    for part in (*operation.get("parameters", ()), *operation.get("requestBody", {}).get("content", {}).values()):
+        _without_null(part)
+    for parameter in operation.get("parameters", ()):
+        name, is_id, _ = parameter.get("name", "").partition("_id")
+        if is_id and parameter["in"] == "path":
+            parameter.setdefault("description", f"Id of the {name}.")
+    # A call that needs no token says so, because a generator cannot tell it from a forgotten one.
+    operation.setdefault("security", [])
     for number in statuses:
         responses[str(number)] = {"$ref": f"#/components/responses/{_response_name(number)}"}
     if _has_entity_tag(operation, route):
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IfNoneMatch"})
-        responses["304"] = {"description": "The caller has this already"}
+        responses["304"] = {"description": "The `ETag` in `If-None-Match` is still the present one"}
     for status, response in responses.items():
         if "$ref" not in response:
             _complete_response(int(status), response, list(_sent_headers(int(status), operation, route)))
@@ -187,9 +308,8 @@ def _complete_response(status: int, response: dict[str, Any], headers: Iterable[
     if response["description"] == "Successful Response":
         response["description"] = HTTPStatus(status).phrase
     if "text/event-stream" in response.get("content", {}):
-        # FastAPI describes the events by a keyword of OpenAPI 3.2.
-        events = response["content"]["text/event-stream"]
-        events["schema"] = events.pop("itemSchema")
+        # FastAPI describes the events by a keyword of OpenAPI 3.2; in 3.1 the schema is that of the whole body.
+        response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
 
 
 def _sent_headers(status: int, operation: Mapping[str, Any], route: APIRoute) -> Iterable[str]:
@@ -201,7 +321,7 @@ def _sent_headers(status: int, operation: Mapping[str, Any], route: APIRoute) ->
     read = {item["$ref"].rpartition("/")[2] for item in operation.get("parameters", ()) if "$ref" in item}
     if "IdempotencyKey" in read:
         yield "Replayed"
-    if read & {"IfMatch", "IfNoneMatch"} and status != HTTPStatus.NO_CONTENT and "DELETE" not in (route.methods or ()):
+    if status in _TAGGED and read & {"IfMatch", "IfNoneMatch"} and "DELETE" not in (route.methods or ()):
         yield "ETag"
 
 

@@ -35,6 +35,7 @@ from app.kernel.errors import (
     UnsupportedMediaType,
     escape_pointer,
 )
+from app.kernel.field_codes import field_code
 from app.kernel.telemetry import request_id_var
 
 NO_CONTENT = 204
@@ -90,8 +91,7 @@ def problem_of(app: FastAPI, request: Request, error: Exception) -> AppError:
 
 def _field_errors(error: RequestValidationError) -> list[FieldError]:
     return [
-        FieldError(_pointer(item["loc"]), item["msg"], str(item["type"]).replace(".", "_"))
-        for item in error.errors()[:MAX_ERRORS]
+        FieldError(_pointer(item["loc"]), item["msg"], field_code(item["type"])) for item in error.errors()[:MAX_ERRORS]
     ]
 
 
@@ -128,6 +128,8 @@ def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
 
 
 class _MethodNotAllowed(AppError):
+    """The path exists; `Allow` names the methods that it takes."""
+
     status = 405
     code = "method_not_allowed"
     title = "This resource does not take this method"

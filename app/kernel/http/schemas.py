@@ -6,11 +6,25 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    MISSING,
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    Strict,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+from typing_extensions import TypeAliasType
 
 from app.kernel.addresses import MAX_EMAIL_LENGTH, parse_email
 from app.kernel.clock import OUT_OF_RANGE, in_utc
+from app.kernel.errors import MAX_ERRORS, problem_classes
+from app.kernel.field_codes import FieldErrorCode
 from app.kernel.http.body_limits import BodyLimits
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -35,21 +49,26 @@ def _refuse_numbers(value: Any) -> Any:
     # pydantic would read a number as seconds since 1970.
     if isinstance(value, datetime) or (isinstance(value, str) and _DATE_AND_TIME.match(value)):
         return value
-    raise PydanticCustomError("datetime_type", "Not a date and time as in RFC 3339.")
+    raise PydanticCustomError("invalid_datetime", "Not a date and time as in RFC 3339.")
 
 
 def _to_utc(value: datetime) -> datetime:
     try:
         return in_utc(value)
     except ValueError as error:
-        raise PydanticCustomError("datetime_range", OUT_OF_RANGE) from error
+        raise PydanticCustomError("invalid_datetime", OUT_OF_RANGE) from error
 
 
 # Strictness is lifted for these two because JSON has no type of its own for them.
 Id = Annotated[UUID, Strict(strict=False)]
-# Only documented: what is named otherwise is not found. A percent-encoded sign would make the path ambiguous.
-PathName = Annotated[str, Path(json_schema_extra={"pattern": "^[A-Za-z0-9._~-]{1,255}$"})]
 Timestamp = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(_refuse_numbers), AfterValidator(_to_utc)]
+
+
+def path_name(description: str) -> Any:
+    """A part of the path that is a name. Its pattern is only documented: what is named otherwise is not found, and a
+    percent-encoded sign would make the path ambiguous.
+    """
+    return Path(description=description, json_schema_extra={"pattern": "^[A-Za-z0-9._~-]{1,255}$"})
 
 
 def _check_email(value: str) -> str:
@@ -58,6 +77,13 @@ def _check_email(value: str) -> str:
     except ValueError as error:
         raise PydanticCustomError("invalid_email", "Not an e-mail address.") from error
 
+
+CreatedAt = Annotated[Timestamp, Field(description="When it was created.")]
+# In answers: an address that was checked when it came in.
+EmailText = Annotated[str, Field(json_schema_extra={"format": "email"})]
+NextCursor = Annotated[
+    str | None, Field(description="Send it as `cursor` to get the next page; null: this is the last page.")
+]
 
 # Wherever an address comes in that mail is to be sent to; what is stored is the answer of `parse_email`.
 Email = Annotated[
@@ -75,7 +101,7 @@ Email = Annotated[
 def _refuse_loose_numbers(value: Any) -> Any:
     """What Python reads as a number, but nobody writes into an address: spaces, signs, underscores."""
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
-        raise PydanticCustomError("int_parsing", "Not a whole number.")
+        raise PydanticCustomError("invalid_number", "Not a whole number.")
     return value
 
 
@@ -85,30 +111,66 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: Annotated[int, BeforeValidator(_refuse_loose_numbers)] = Field(
-        20, ge=1, le=100, description="Items of one page."
+        20, ge=1, le=100, description="Most items of one page."
     )
-    cursor: str | None = Field(None, min_length=1, max_length=1024, description="`next_cursor` of the page before.")
+    cursor: str | None = Field(None, min_length=1, max_length=1024, description="`next_cursor` of the previous page.")
 
 
 PageQueryDep = Annotated[PageQuery, Query()]
 
 
+class _ProblemCodes:
+    """The enum of a text that is a code of a problem; made with the document, when all errors have been declared."""
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {
+            "type": "string",
+            "enum": sorted({error_class.code for error_class in problem_classes()}),
+            "description": "What went wrong. `/problems` says what each code means; later versions may add codes.",
+        }
+
+
+ProblemCode = TypeAliasType("ProblemCode", Annotated[str, _ProblemCodes()])
+
+
 class ProblemField(Schema):
-    """One refused place of a request."""
+    """One refused field or parameter of a request."""
 
-    pointer: str
-    detail: str
-    code: str
+    pointer: str = Field(
+        description="Where it is: a JSON pointer as a URI fragment (RFC 6901) for the body, such as `#/items/0/name`, "
+        "or `query:limit`, `path:job_id`, `header:If-Match`.",
+    )
+    detail: str = Field(description="What is wrong, for people.")
+    code: FieldErrorCode = Field(description="What is wrong, for programs.")
 
 
-class Problem(Schema):
-    """RFC 9457."""
+class Problem(
+    Schema,
+    json_schema_extra=example(
+        {
+            "type": "/problems/validation_failed",
+            "title": "The request was understood but is not valid",
+            "status": 422,
+            "detail": "The request was understood but is not valid",
+            "instance": "urn:onehop:request:0198f000-0000-7000-8000-000000000000",
+            "code": "validation_failed",
+            "request_id": "0198f000-0000-7000-8000-000000000000",
+            "errors": [{"pointer": "#/kind", "detail": "Field required", "code": "missing"}],
+        }
+    ),
+):
+    """An error (RFC 9457). A program branches on `code`; `/problems` lists every code with its meaning."""
 
-    type: str
-    title: str
-    status: int
-    detail: str | None = None
-    instance: str
-    code: str
-    request_id: str
-    errors: list[ProblemField] | None = None
+    type: str = Field(
+        description="Reference to the page of the code, relative to the service.",
+        json_schema_extra={"format": "uri-reference"},
+    )
+    title: str = Field(description="What the code means, the same each time.")
+    status: int = Field(ge=400, le=599, description="The HTTP status.")
+    detail: str = Field(description="What this one case is about, and what to do, for people.")
+    instance: str = Field(description="URN of this one case.", json_schema_extra={"format": "uri"})
+    code: ProblemCode = Field(description="What went wrong, for programs.")
+    request_id: str = Field(description="The `X-Request-ID` of the answer, by which the operator finds it in the logs.")
+    errors: list[ProblemField] | MISSING = Field(
+        MISSING, description=f"The refused fields and parameters, the first {MAX_ERRORS} of them."
+    )

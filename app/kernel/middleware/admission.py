@@ -26,8 +26,10 @@ _READS = frozenset({"GET", "HEAD"})
 
 
 class Overloaded(Unavailable):
+    """The server works at its capacity. Try again after `Retry-After`."""
+
     code = "overloaded"
-    title = "The service works at its capacity"
+    title = "The service is at capacity"
 
 
 class Admission:

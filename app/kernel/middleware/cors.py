@@ -45,6 +45,8 @@ _MAX_AGE_SECONDS = 600
 
 
 class OriginRefused(BadRequest):
+    """A browser asked from an origin, for a method or with a header that this installation does not allow."""
+
     code = "origin_refused"
     title = "This origin, method or header is not allowed"
 

@@ -25,6 +25,8 @@ _ROUNDING = 1e-6
 
 
 class QuotaExceeded(TooManyRequests):
+    """The caller's quota is used up. `RateLimit` tells what is left; wait for the seconds of `Retry-After`."""
+
     code = "quota_exceeded"
     title = "The caller's quota is used up"
 

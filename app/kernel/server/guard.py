@@ -16,7 +16,7 @@ import orjson
 from prometheus_client import Counter, Gauge
 from uvicorn.server import ServerState
 
-from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError, BadRequest, Unavailable
+from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
 from app.kernel.ids import new_id
 from app.kernel.server.outbox import Outbox
 from app.kernel.settings import ConnectionSettings
@@ -43,18 +43,6 @@ _MAX_KNOWN_HOST = 262
 
 _connections = Gauge("http_server_connections", "Open connections.", multiprocess_mode="livesum")
 ended = Counter("http_server_ended_connections", "Connections that the server has ended for their conduct.", ["reason"])
-
-
-class TooManyConnections(Unavailable):
-    code = "too_many_connections"
-    title = "No more connections can be taken at the moment"
-
-
-class InvalidMessage(BadRequest):
-    """What came over the connection is not HTTP/1.1 (RFC 9112), or may mean two things."""
-
-    code = "invalid_message"
-    title = "This is not a valid HTTP message"
 
 
 class Connection(Protocol):

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from app.kernel.errors import AppError, UnknownTransferCoding
-from app.kernel.server.guard import InvalidMessage
+from app.kernel.errors import AppError, InvalidMessage, UnknownTransferCoding
 
 _SLASH = ord("/")
 _VERSIONS = frozenset({"1.1", "1.0"})

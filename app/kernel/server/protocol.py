@@ -15,14 +15,19 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.kernel.errors import AppError, HeadTooLarge, RequestTimeout, TargetTooLong
+from app.kernel.errors import (
+    AppError,
+    HeadTooLarge,
+    InvalidMessage,
+    RequestTimeout,
+    TargetTooLong,
+    TooManyConnections,
+)
 from app.kernel.server.exchange import Exchange
 from app.kernel.server.guard import (
     DRAIN_IDLE_SECONDS,
     LINGER_BYTES,
     LINGER_SECONDS,
-    InvalidMessage,
-    TooManyConnections,
     ended,
     guard_of,
     refusal,

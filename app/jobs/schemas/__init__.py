@@ -1,0 +1,1 @@
+"""Requests and answers of the jobs module, by what they are about."""

@@ -1,0 +1,140 @@
+"""Webhook endpoints and deliveries of the caller."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import MISSING, Field
+from typing_extensions import TypeAliasType
+
+from app.jobs.records.webhooks import DeliveryState, WebhookEventType
+from app.kernel.http import CreatedAt, Id, NextCursor, PageQuery, Schema, example
+from app.kernel.text import VisibleText
+
+EventTypeFilter = TypeAliasType(
+    "EventTypeFilter",
+    Literal[
+        "*",
+        "user.registered",
+        "user.updated",
+        "user.deleted",
+        "session.revoked",
+        "job.succeeded",
+        "job.failed",
+        "invoice.issued",
+    ],
+)
+EventTypes = Annotated[list[EventTypeFilter], Field(min_length=1, max_length=50)]
+EndpointStatus = TypeAliasType("EndpointStatus", Literal["active", "disabled"])
+_EVENT_TYPES = "Types of events to send; `*` stands for all but `user.registered`."
+_URL = "Address that events are sent to by POST, at most 2,048 characters; private and local addresses are refused."
+_EXAMPLE_ENDPOINT: dict[str, Any] = {
+    "id": "0198f000-0000-7000-8000-000000000000",
+    "url": "https://example.com/hooks",
+    "event_types": ["job.failed", "job.succeeded"],
+    "description": None,
+    "status": "active",
+    "disabled_reason": None,
+    "disabled_at": None,
+    "created_at": "2026-01-31T12:00:00.000000Z",
+}
+
+
+class CreateEndpoint(
+    Schema,
+    json_schema_extra=example({"url": "https://example.com/hooks", "event_types": ["job.succeeded", "job.failed"]}),
+):
+    """An address to send events to."""
+
+    url: str = Field(min_length=1, max_length=2048, description=_URL, json_schema_extra={"format": "uri"})
+    event_types: EventTypes = Field(description=_EVENT_TYPES)
+    description: Annotated[str, VisibleText(500)] | None = Field(
+        None, description="A note for yourself, at most 500 characters."
+    )
+
+
+class PatchEndpoint(Schema, json_schema_extra=example({"event_types": ["*"], "description": None})):
+    """A JSON merge patch (RFC 7396); only the description can be null."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)] | MISSING = Field(
+        MISSING, description=_URL, json_schema_extra={"format": "uri"}
+    )
+    event_types: EventTypes | MISSING = Field(MISSING, description=_EVENT_TYPES)
+    description: Annotated[str, VisibleText(500)] | None = Field(
+        None, description="A note for yourself, at most 500 characters; null clears it."
+    )
+
+
+class EndpointView(Schema, json_schema_extra=example(_EXAMPLE_ENDPOINT)):
+    """A webhook endpoint."""
+
+    id: UUID = Field(description="Id of the endpoint.")
+    url: str = Field(description="Address that events are sent to.", json_schema_extra={"format": "uri"})
+    event_types: list[EventTypeFilter] = Field(description=_EVENT_TYPES)
+    description: str | None = Field(description="A note of the owner; null: none.")
+    status: EndpointStatus = Field(description="Whether events are sent.")
+    disabled_reason: str | None = Field(description="Why the endpoint was disabled, for programs; null: it is active.")
+    disabled_at: datetime | None = Field(description="When the endpoint was disabled; null: it is active.")
+    created_at: CreatedAt
+
+
+class EndpointCreated(
+    EndpointView,
+    json_schema_extra=example(_EXAMPLE_ENDPOINT | {"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="}),
+):
+    """A webhook endpoint with its secret, which no other answer contains."""
+
+    secret: str = Field(description="Key of the signatures: `whsec_` and 32 bytes in base64.")
+
+
+class EndpointList(Schema):
+    """A page of webhook endpoints, oldest first."""
+
+    items: list[EndpointView] = Field(description="Endpoints, oldest first.")
+    next_cursor: NextCursor
+
+
+class EventType(Schema):
+    """A type of event that endpoints can ask for."""
+
+    type: WebhookEventType = Field(description="Name of the type.")
+    description: str = Field(description="When such an event is sent.")
+
+
+class EventTypeList(Schema):
+    """A page of the types of events."""
+
+    items: list[EventType] = Field(description="Types, by name.")
+    next_cursor: NextCursor
+
+
+class DeliveryList(PageQuery):
+    """Filters of the list of deliveries."""
+
+    endpoint_id: Id | None = Field(None, description="Only deliveries to this endpoint.")
+    state: DeliveryState | None = Field(None, description="Only deliveries in this state.")
+
+
+class DeliveryView(Schema):
+    """An event on its way to an endpoint."""
+
+    id: UUID = Field(description="Id of the delivery.")
+    endpoint_id: UUID = Field(description="The endpoint that it goes to.")
+    message_id: UUID = Field(description="Id of the event, the `webhook-id` of every attempt.")
+    event_type: str = Field(description="Type of the event; `webhook.test` for a test.")
+    state: DeliveryState = Field(description="Whether the event has arrived.")
+    attempts: int = Field(description="How often it was sent.")
+    last_status: int | None = Field(description="HTTP status of the last attempt; null: there was no answer.")
+    last_error: str | None = Field(description="Why the last attempt failed, for programs; null: it did not.")
+    last_response: str | None = Field(description="Begin of the last answer; null: there was none.")
+    last_ms: int | None = Field(description="How long the last attempt took, in milliseconds; null: there was none.")
+    next_at: datetime | None = Field(description="When the next attempt is made; null: there is none.")
+    created_at: CreatedAt
+    delivered_at: datetime | None = Field(description="When the endpoint answered 2xx; null: not yet.")
+
+
+class DeliveryPage(Schema):
+    """A page of deliveries, newest first."""
+
+    items: list[DeliveryView] = Field(description="Deliveries, newest first.")
+    next_cursor: NextCursor
