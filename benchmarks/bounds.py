@@ -8,6 +8,7 @@ Writes docs/benchmarks/bounds.md; the exit code is 1 if memory, Redis or series 
 import argparse
 import asyncio
 import random
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ import uvloop
 
 from benchmarks import machine
 from benchmarks.cases import CASES, Scene, make_scene
-from benchmarks.client import ask, open_loop
+from benchmarks.client import ask
 from benchmarks.load import request
 from benchmarks.machine import Service
 from benchmarks.product import Bench
@@ -31,6 +32,7 @@ from benchmarks.product import Bench
 REPORT = machine.ROOT / "docs" / "benchmarks" / "bounds.md"
 _UNITS_A_SECOND = 2_000.0
 _CONNECTIONS = 48
+_PATIENCE_SECONDS = 15.0
 _TABLES = """
     SELECT schemaname || '.' || relname AS name, pg_total_relation_size(relid) AS bytes
     FROM pg_stat_user_tables ORDER BY name
@@ -215,6 +217,50 @@ class Varied(Sequence[bytes]):
         return self._chance.choice(self._fixed)
 
 
+async def send_for(port: int, requests: Varied, seconds: float) -> Counter[int]:
+    """Sends over `_CONNECTIONS` connections, at most as fast as the quota lasts; statuses, 0 where there was none."""
+    statuses: Counter[int] = Counter()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def send() -> None:
+        reader = writer = None
+        while loop.time() - began < seconds:
+            due = began + statuses.total() / _UNITS_A_SECOND
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            try:
+                if writer is None or reader is None:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(requests[0])
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    status, stays = await _answer(reader)
+                statuses[status] += 1
+            except (OSError, EOFError, TimeoutError):
+                # Odd requests are answered by the end of their connection, and streams do not end.
+                statuses[0] += 1
+                stays = False
+            if not stays and writer is not None:
+                writer.close()
+                writer = None
+        if writer is not None:
+            writer.close()
+
+    await asyncio.gather(*(send() for _ in range(_CONNECTIONS)))
+    return statuses
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    """The status, and whether another request may follow on the connection."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status = int(head[9:12])
+    length = re.search(rb"\r\ncontent-length: (\d+)", head)
+    if length is not None:
+        await reader.readexactly(int(length[1]))
+    elif status not in (204, 304):
+        return status, False
+    return status, b"\r\nconnection: close" not in head
+
+
 async def read(bench: Bench, api: Service, worker: Service, client: "redis.Redis") -> Reading:
     memory = await client.info("memory")
     _, body = await ask(api.port, request("GET", "/metrics"))
@@ -242,13 +288,10 @@ async def main(seconds: float, folder: Path) -> int:
             try:
                 requests = Varied(scene)
                 # What is bounded is filled first, so that the first reading is not that of an empty process.
-                answers += (
-                    await open_loop(api.port, requests, min(20, seconds / 10), _UNITS_A_SECOND, _CONNECTIONS)
-                ).statuses
+                answers += await send_for(api.port, requests, min(20, seconds / 10))
                 readings = [await read(bench, api, worker, client)]
                 for third in range(3):
-                    outcome = await open_loop(api.port, requests, seconds / 3, _UNITS_A_SECOND, _CONNECTIONS)
-                    answers += outcome.statuses
+                    answers += await send_for(api.port, requests, seconds / 3)
                     readings.append(await read(bench, api, worker, client))
                     print(f"third {third + 1}: {readings[-1].process}", flush=True)
             finally:
