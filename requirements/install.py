@@ -221,9 +221,9 @@ def _pip_environment() -> dict[str, str]:
 
 def _uv_environment(pip_config: "Future[str]") -> dict[str, str]:
     variables = uv_variables(pip_config.result(), os.environ)
-    cache = Path(variables.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "uv"
-    if "UV_CACHE_DIR" not in variables and not _is_writable(cache):
-        # A user without a home folder; uv would refuse to work.
+    default = Path(variables.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "uv"
+    if not _is_writable(Path(variables.get("UV_CACHE_DIR") or default)):
+        # A user without a home folder, or with the cache of another user; uv would refuse to work.
         variables["UV_NO_CACHE"] = "1"
     return variables
 

@@ -209,6 +209,12 @@ def test_ctrl_c_stops_a_start_at_any_moment_and_the_next_start_goes_on(
     assert list((Path(environment["APP_DATA_DIR"]) / "run").glob("accounts-*")) == []
     whole.stop(signal.SIGINT)
 
+    # A fault that no other start mends has its own exit code, also where files are watched.
+    refused = _run({**environment, "APP_SECRET_KEY": "p2Wn8sKd4LqYv7TzR3hXc9MbG6fJa5Ue"}, "dev", "--reload")
+    assert refused.returncode == 78
+    assert "were sealed with another secret" in refused.stdout + refused.stderr
+    assert _processes(environment) == []
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")

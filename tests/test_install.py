@@ -10,17 +10,22 @@ import io
 import os
 import runpy
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures.waiting import scaled
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements"
 UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -295,6 +300,117 @@ def test_an_interrupted_installation_starts_again_with_an_empty_environment(
     (project.venv / "incomplete").touch()
     expect(project.install(), installer)
     assert project.files() == whole
+
+
+@pytest.fixture
+def slow_uv(project: Project, index: Index, tmp_path: Path) -> Path:
+    """The uv of `.venv` makes the file `installing` when it is to install, and waits for the file returned."""
+    script = """#!/bin/sh
+if [ "$2" = install ]; then
+    touch "{folder}/installing"
+    while [ ! -e "{folder}/go" ]; do sleep 0.05; done
+fi
+exec "{uv}" "$@"
+"""
+    shutil.rmtree(index.folder / "simple" / "uv")
+    project.lock("uv", index.add_wheel("uv", "1.0", script=script.format(folder=tmp_path, uv=UV)))
+    return tmp_path / "go"
+
+
+def _start(project: Project) -> "subprocess.Popen[str]":
+    """In a group of its own, which a Ctrl-C reaches as a whole."""
+    base: str = sys._base_executable  # type: ignore[attr-defined]
+    return subprocess.Popen(
+        [base, project.folder / "requirements" / "install.py", "run"],
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + scaled(60)
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ctrl_c_leaves_an_environment_that_the_next_installation_makes_anew(
+    project: Project, index: Index, slow_uv: Path, tmp_path: Path
+) -> None:
+    project.lock("run", index.add_wheel("tool", "1.0"))
+    interrupted = _start(project)
+    _wait_for(tmp_path / "installing")
+    os.killpg(interrupted.pid, signal.SIGINT)
+    output, _ = interrupted.communicate(timeout=scaled(30))
+    assert (interrupted.returncode, "Traceback" in output) == (130, False)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(interrupted.pid, 0)
+    slow_uv.touch()
+    expect(project.install(), "uv")
+    assert project.modules() == ["tool"]
+
+
+def test_of_two_installations_at_a_time_the_second_finds_it_done(
+    project: Project, index: Index, slow_uv: Path, tmp_path: Path
+) -> None:
+    project.lock("run", index.add_wheel("tool", "1.0"))
+    first = _start(project)
+    _wait_for(tmp_path / "installing")
+    (tmp_path / "installing").unlink()
+    second = _start(project)
+    # It has said nothing and begun nothing while the first one is at work.
+    time.sleep(1)
+    assert second.poll() is None
+    slow_uv.touch()
+    outputs = [process.communicate(timeout=scaled(60))[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert ("Installed" in outputs[0], outputs[1]) == (True, "")
+    assert not (tmp_path / "installing").exists()
+    assert project.modules() == ["tool"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "expected"),
+    [
+        (0o777, {"XDG_CACHE_HOME": "{}"}, None),
+        (0o755, {"XDG_CACHE_HOME": "{}"}, "1"),
+        (0o777, {"UV_CACHE_DIR": "{}/uv"}, None),
+        (0o755, {"UV_CACHE_DIR": "{}/uv"}, "1"),
+        (0o777, {"UV_CACHE_DIR": "{}/uv", "UV_NO_CACHE": "1"}, "1"),
+    ],
+)
+def test_the_cache_of_another_user_is_not_used(mode: int, environment: dict[str, str], expected: str | None) -> None:
+    """Seen by somebody to whom the folder does not belong."""
+    program = (
+        "import os, runpy, sys\n"
+        "from concurrent.futures import Future\n"
+        "install = runpy.run_path(sys.argv[1])\n"
+        "if os.geteuid() == 0:\n"
+        "    os.setgroups([])\n"
+        "    os.setresgid(65534, 65534, 65534)\n"
+        "    os.setresuid(65534, 65534, 65534)\n"
+        "pip_config = Future()\n"
+        "pip_config.set_result('')\n"
+        "print(install['_uv_environment'](pip_config).get('UV_NO_CACHE'))\n"
+    )
+    # Below the folder of pytest nothing can be reached by others.
+    with tempfile.TemporaryDirectory(prefix="onehop-cache-") as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "uv").mkdir()
+        # Its owner may always write, but for root an ordinary user stands in.
+        (Path(folder) / "uv").chmod(mode if os.geteuid() == 0 or mode == 0o777 else 0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", program, REQUIREMENTS / "install.py"],
+            env={"PATH": os.defpath, **{name: value.format(folder) for name, value in environment.items()}},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (Path(folder) / "uv").chmod(0o755)
+    assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 
 
 def test_a_lock_that_is_installed_costs_nothing(project: Project, index: Index, installer: str) -> None:

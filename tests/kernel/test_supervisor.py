@@ -249,6 +249,38 @@ def test_a_program_that_ends_by_itself(tell: Callable[..., Story]) -> None:
     assert story.lines == ["did", "True", "bad failed (exit code 4)"]
 
 
+def test_a_program_that_fails_ends_the_wait_for_others(tell: Callable[..., Story]) -> None:
+    story = tell("""
+        try:
+            with Supervisor(say) as supervisor:
+                supervisor.start(program("good", SLEEPS))
+                supervisor.begin(program("bad", "raise SystemExit(4)"))
+                supervisor.wait_until(lambda: False, seconds=600)
+        except ProgramFailed as error:
+            say(f"{error}, {error.code}")
+    """)
+    assert story.finish() == 0
+    assert story.lines[0].startswith("good stopped")
+    assert story.lines[1:] == ["bad failed (exit code 4), 1"]
+
+
+@pytest.mark.parametrize("kind", ["start", "begin"])
+def test_wrong_settings_are_not_tried_again(tell: Callable[..., Story], kind: str) -> None:
+    story = tell(
+        """
+        try:
+            with Supervisor(say) as supervisor:
+                getattr(supervisor, sys.argv[1])(program("API", "raise SystemExit(78)"))
+                supervisor.wait_until(lambda: False, seconds=600)
+        except ProgramFailed as error:
+            say(f"{error}, {error.code}")
+        """,
+        kind,
+    )
+    assert story.finish() == 0
+    assert story.lines == ["API cannot work with these settings; the lines above say why, 78"]
+
+
 def test_a_stop_ends_a_program_that_would_end_by_itself(tell: Callable[..., Story]) -> None:
     story = tell("""
         with Supervisor(say) as supervisor:
