@@ -1,10 +1,7 @@
-import gc
+from app.kernel.collector import collect_rarely_until_exit
 
-from app.kernel.collector import THRESHOLDS
-
-# For the processes that a reloader starts too, which load this file under another name. Of the time that it takes to
-# load the application, the collector would use an eighth to look at modules.
-gc.set_threshold(*THRESHOLDS)
+# Also for the processes that a reloader starts, which load this file under another name.
+collect_rarely_until_exit()
 
 if __name__ == "__main__":
     try:

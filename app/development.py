@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from app.kernel.background import Background
+from app.kernel.collector import collect_rarely_until_exit
 from app.kernel.embedded import servers
 from app.kernel.embedded.privileges import become
 from app.kernel.output import output
@@ -41,6 +42,7 @@ async def embedded_environment(settings: Settings, seed: Seed) -> AsyncIterator[
     if not needs_database and not needs_redis:
         yield settings
         return
+    collect_rarely_until_exit()
     reloader = multiprocessing.parent_process()
     async with AsyncExitStack() as stack:
         running = servers(
