@@ -48,6 +48,9 @@ _UV_VARIABLES = {
     "proxy": "ALL_PROXY",
 }
 
+# Packages of fonts require them for code of their own, which nothing of ours imports (`override-dependencies`).
+_LEFT_OUT = re.compile(r"requires `?(justmytype|rinohtype)\b.*not installed")
+
 Command = Sequence[str | Path]
 
 
@@ -170,7 +173,7 @@ def _install_by_uv(name: str, pip_config: "Future[str]") -> bool:
     command += ["--index-strategy=unsafe-best-match", "-r", _lock(name), "-r", _lock("uv")]
     command += ["--build-constraints", _lock("build"), "--require-build-hashes"] if name in _MAY_BUILD else [WHEELS]
     environment = _uv_environment(pip_config)
-    return _run(command, environment) and _run([UV, "pip", "check", "--python", PYTHON], environment)
+    return _run(command, environment) and _is_complete([UV, "pip", "check", "--python", PYTHON], environment)
 
 
 def _install_by_pip(name: str) -> None:
@@ -191,7 +194,7 @@ def _install_by_pip(name: str) -> None:
     present = {re.sub(r"[-_.]+", "-", folder.name.partition("-")[0].lower()) for folder in folders}
     if others := present - _names(_lock(name)) - _names(_lock("uv")) - _PIP_PACKAGES:
         _run([*pip, "uninstall", "--yes", *sorted(others)], environment)
-    if not _run([*pip, "check"], environment):
+    if not _is_complete([*pip, "check"], environment):
         raise InstallError(f"requirements/{name}.txt is not complete; see above.")
 
 
@@ -262,6 +265,27 @@ def _run(command: Command, environment: Mapping[str, str]) -> bool:
     if process.returncode != 0:
         sys.stdout.write("".join(output[-30:]))
     return process.returncode == 0
+
+
+def _is_complete(check: Command, environment: Mapping[str, str]) -> bool:
+    """Whether `check` finds nothing that is required and not installed, but for what is left out."""
+    done = subprocess.run(
+        check,
+        env={**environment, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    # It fails with a line for each requirement, or with none if it did not get as far.
+    findings = [line for line in done.stdout.splitlines() if " require" in line]
+    missing = [line for line in findings if not _LEFT_OUT.search(line)]
+    if done.returncode == 0 or (findings and not missing):
+        return True
+    _say("\n".join(missing) or done.stdout)
+    return False
 
 
 def _show(text: str) -> None:

@@ -240,6 +240,15 @@ def test_a_lock_that_lacks_a_package_is_refused(project: Project, index: Index) 
     assert not (project.venv / "run.lock").exists()
 
 
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_what_is_left_out_on_purpose_is_not_missed(project: Project, index: Index, installer: str) -> None:
+    project.lock(
+        "run", index.add_wheel("font", "1.0", "justmytype>=0.3.0"), index.add_wheel("other", "1.0", "rinohtype")
+    )
+    expect(project.install(), installer)
+    assert project.modules() == ["font", "other"]
+
+
 def test_a_user_without_a_writable_cache_installs_without_one(
     project: Project, index: Index, installer: str, tmp_path: Path
 ) -> None:
