@@ -46,6 +46,8 @@ _SETTINGS = {
     "APP_LIMITS_NETWORK": "3000",
     "APP_IDENTITY_NETWORK_FAILURES": "100",
     "APP_IDENTITY_NETWORK_REGISTRATIONS": "100",
+    # Other work on the machine must not end the process.
+    "APP_LOOP_MAX_STALL": "0",
 }
 
 
