@@ -23,6 +23,7 @@ from app.core.pages import DOCS_ASSETS
 from app.demo import seed
 from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
+from app.identity.router import OAUTH_PATHS
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs.api import JOB_KINDS, WEBHOOK_EVENTS, JobsRuntime, disable_endpoints, submission_group_commit
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
@@ -273,7 +274,9 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         log_ins=_log_ins(app),
         max_log_ins=app.state.identity.hashing.places,
     )
-    stack = context = RequestContext(stack, settings.http, access_log, _templates(app), admission)
+    stack = context = RequestContext(
+        stack, settings.http, access_log, _templates(app), admission, oauth_paths=OAUTH_PATHS
+    )
     app.state.samplers = (
         context.sample,
         admission.sample,

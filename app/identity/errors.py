@@ -47,6 +47,11 @@ class InvalidCredentials(Unauthenticated):
     title = "The e-mail address or the password is wrong"
 
 
+class ScopeExceeded(Forbidden):
+    code = "scope_exceeded"
+    title = "The scope is more than was granted"
+
+
 class EmailNotVerified(Forbidden):
     """Open the link in the e-mail that was sent to the address, or have it sent again, and then log in."""
 

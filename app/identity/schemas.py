@@ -432,6 +432,7 @@ class IntrospectionView(BaseModel):
     iat: int | MISSING = Field(MISSING, description="When it was issued, in seconds since 1970.")
     exp: int | MISSING = Field(MISSING, description="When it expires, in seconds since 1970.")
     token_type: str | MISSING = Field(MISSING, description="`Bearer`, or `refresh_token`.")
+    client_id: str | MISSING = Field(MISSING, description="The client that the token was issued to.")
 
 
 class OAuthErrorView(Schema):
@@ -453,10 +454,12 @@ class DiscoveryView(Schema):
     response_types_supported: list[str] = Field(
         description="Response types of an authorization endpoint, which does not exist here."
     )
-    subject_types_supported: list[str] = Field(description="Types of `sub`.")
-    id_token_signing_alg_values_supported: list[str] = Field(description="Algorithms of signatures.")
     token_endpoint_auth_methods_supported: list[str] = Field(
         description="How clients authenticate at the token endpoint."
+    )
+    revocation_endpoint_auth_methods_supported: list[str] = Field(description="How clients authenticate to revoke.")
+    introspection_endpoint_auth_methods_supported: list[str] = Field(
+        description="How callers of introspection authenticate."
     )
     scopes_supported: list[Scope] = Field(description="Scopes that tokens may have.")
 

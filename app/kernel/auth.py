@@ -55,6 +55,8 @@ class Principal:
     roles: frozenset[str]
     token_id: str
     kind: Literal["user", "api_key"] = "user"
+    # A client has asked for a token that may do less than its user.
+    is_narrowed: bool = False
     # The user's id as it begins the keys of the response cache; made once per token instead of once per request.
     cache_key: str = field(init=False, repr=False)
     # An API key has a quota of its own, so that a program gone wild does not lock its user out.
@@ -196,6 +198,8 @@ class Permission:
             raise RoleRequired(f"This needs the role {self.role}.")
         if self.needs_session and principal.kind != "user":
             raise SessionRequired
+        if self.needs_session and principal.is_narrowed:
+            raise SessionRequired("This needs a token whose scope was not narrowed.")
 
 
 class _Demand(OAuth2PasswordBearer):

@@ -50,12 +50,12 @@ async def test_form_bombs(client: httpx.AsyncClient) -> None:
         b"token=" + b"%41" * 100_000,
     ):
         answer = await client.post("/v1/auth/revoke", content=body, headers=FORM)
-        problem_of(answer, 413, "payload_too_large")
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
     small = b"&".join(b"f%d=1" % number for number in range(2_000))
     assert (await client.post("/v1/auth/revoke", content=small, headers=FORM)).status_code == 400
     boundary = b"b" * 10_000
     part = b'--%b\r\nContent-Disposition: form-data; name="token"\r\n\r\nx\r\n' % boundary
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}
     answer = await client.post("/v1/auth/revoke", content=part * 20, headers=headers)
-    problem_of(answer, 415, "unsupported_media_type")
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
     assert answer.headers["accept-post"] == "application/x-www-form-urlencoded"

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import re
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastapi import FastAPI
 
 from app.identity.api import Identity, operator, rotate_signing_keys
+from app.identity.router import OAUTH_PATHS
 from app.identity.schemas import DiscoveryView, IntrospectionView, JwksView, TokensView
 from app.identity.service.runtime import load_signing_keys
 from app.kernel.resources import Resources
@@ -64,9 +67,106 @@ async def test_token_errors(client: httpx.AsyncClient, form: dict[str, str], err
     oauth_error(await client.post("/v1/auth/token", data=form), 400, error)
 
 
-async def test_a_nul_in_a_form_is_refused(client: httpx.AsyncClient) -> None:
-    form = {"grant_type": "password", "username": "a\0b", "password": "\0"}
-    assert (await client.post("/v1/auth/token", data=form)).status_code == 422
+@pytest.mark.parametrize("path", sorted(OAUTH_PATHS))
+async def test_whatever_is_wrong_with_a_request_is_told_in_one_form(
+    client: httpx.AsyncClient, person: Person, path: str
+) -> None:
+    """A library that finds no `error` takes what it gets for a token."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    token = [("Authorization", person.headers["Authorization"])]
+    good = b"grant_type=password&username=a&password=b&token=t"
+    requests: list[tuple[str, bytes, dict[str, str]]] = [
+        ("", b"token=" + b"x" * 20_000, form),
+        ("", b"token=" + b"x" * 2_000_000, form),
+        ("", b'{"grant_type": "password", "token": "t"}', {"Content-Type": "application/json"}),
+        ("", good, {"Content-Type": "multipart/form-data; boundary=x"}),
+        ("", good, {}),
+        ("", good, form | {"Content-Encoding": "gzip"}),
+        ("", good + b"&grant_type=password&token=t", form),
+        ("", good + b"&%67rant_type=&%74oken=", form),
+        ("?x=1", good, form),
+        ("?token=t", good, form),
+        ("?x=%ff", good, form),
+        ("", good, form | {"If-Match": '"a"'}),
+    ]
+    if path == "/v1/auth/token":
+        # Of a token there is none that is merely wrong: whatever is not known is not active, and revoked already.
+        requests.append(("", b"grant_type=password&username=a%00b&password=%00", form))
+        requests.append(("", b"grant_type=password&password=x&username=" + b"x" * 5_000, form))
+    for query, content, headers in requests:
+        answer = await client.post(path + query, content=content, headers=[*token, *headers.items()])
+        oauth_error(answer, 400, "invalid_request")
+        assert re.fullmatch(r"[\x20-\x21\x23-\x5b\x5d-\x7e]+", answer.json()["error_description"])
+        assert len(answer.content) == int(answer.headers["content-length"])
+    twice = await client.post(path, content=good, headers=[*token, *token, *form.items()])
+    oauth_error(twice, 400, "invalid_request")
+    wrong_method = await client.get(path)
+    oauth_error(wrong_method, 405, "invalid_request")
+    assert wrong_method.headers["allow"] == "OPTIONS, POST"
+    head = await client.head(path)
+    assert (head.status_code, head.content) == (405, b"")
+
+
+@pytest.mark.settings(APP_LIMITS_NETWORK="1")
+async def test_a_used_up_quota_is_told_in_the_form_of_oauth(client: httpx.AsyncClient) -> None:
+    form = {"grant_type": "refresh_token", "refresh_token": "x"}
+    answers = [await client.post("/v1/auth/token", data=form) for _ in range(40)]
+    assert answers[-1].status_code == 429
+    oauth_error(answers[-1], 429, answers[-1].json()["error"])
+    assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+async def test_a_scope_narrows(client: httpx.AsyncClient, person: Person, connection: Connection) -> None:
+    async def ask(**fields: str) -> httpx.Response:
+        return await client.post("/v1/auth/token", data=fields)
+
+    password = {"grant_type": "password", "username": person.email, "password": PASSWORD}
+    sessions = await connection.fetchval("SELECT count(*) FROM identity.sessions")
+    for scope in ("nonsense", "profile:read x", "admin", "profile:read admin"):
+        oauth_error(await ask(**password, scope=scope), 400, "invalid_scope")
+    assert await connection.fetchval("SELECT count(*) FROM identity.sessions") == sessions
+    for whole in ("", "   "):
+        assert body_of(await ask(**password, scope=whole), TokensView)["scope"] == person.tokens["scope"]
+    tokens = body_of(await ask(**password, scope="jobs:read  profile:read jobs:read"), TokensView)
+    refresh = {"grant_type": "refresh_token"}
+    # It stays with the session over both ways to refresh, and an access token may be good for less still.
+    for _ in range(2):
+        assert tokens["scope"] == claims_of(tokens["access_token"])["scope"] == "jobs:read profile:read"
+        assert (await client.get("/v1/users/me", headers=bearer(tokens["access_token"]))).status_code == 200
+        denied = await client.post("/v1/events", json={"kind": "a.b"}, headers=bearer(tokens["access_token"]))
+        problem_of(denied, 403, "insufficient_scope")
+        less = body_of(await ask(**refresh, refresh_token=tokens["refresh_token"], scope="profile:read"), TokensView)
+        assert less["scope"] == claims_of(less["access_token"])["scope"] == "profile:read"
+        assert (await client.get("/v1/jobs", headers=bearer(less["access_token"]))).status_code == 403
+        more = await ask(**refresh, refresh_token=less["refresh_token"], scope="profile:read events:read")
+        oauth_error(more, 400, "invalid_scope")
+        # That has not used the refresh token up.
+        again = await client.post("/v1/auth/refresh", json={"refresh_token": less["refresh_token"]})
+        tokens = body_of(again, TokensView)
+    whole = person.tokens["refresh_token"]
+    oauth_error(await ask(**refresh, refresh_token=whole, scope="admin"), 400, "invalid_scope")
+    less = body_of(await ask(**refresh, refresh_token=whole, scope="events:read"), TokensView)
+    assert less["scope"] == "events:read"
+    full = body_of(await ask(**refresh, refresh_token=less["refresh_token"]), TokensView)
+    assert full["scope"] == person.tokens["scope"]
+
+
+async def test_a_narrowed_token_manages_no_credentials(client: httpx.AsyncClient, person: Person) -> None:
+    """What it may not do it could otherwise get by an API key, another password, or a factor of its own."""
+    form = {"grant_type": "password", "username": person.email, "password": PASSWORD, "scope": "profile:read"}
+    tokens = (await client.post("/v1/auth/token", data=form)).json()
+    narrowed = bearer(tokens["access_token"])
+    change = {"current_password": PASSWORD, "new_password": "another staple entirely"}
+    for method, path, body in [
+        ("POST", "/v1/auth/api-keys", {"name": "x", "scopes": ["profile:read"]}),
+        ("POST", "/v1/auth/password/change", change),
+        ("POST", "/v1/auth/mfa/totp", None),
+        ("GET", "/v1/auth/sessions", None),
+    ]:
+        problem_of(await client.request(method, path, json=body, headers=narrowed), 403, "session_required")
+    assert (await person.get("/v1/auth/api-keys")).json()["items"] == []
+    assert (await client.post("/v1/auth/logout", headers=narrowed)).status_code == 204
+    problem_of(await client.get("/v1/users/me", headers=narrowed), 401, "token_revoked")
 
 
 async def test_the_token_endpoint_is_braked_like_log_in(client: httpx.AsyncClient, person: Person) -> None:
@@ -85,10 +185,11 @@ async def test_introspection_tells_the_owner(client: httpx.AsyncClient, person: 
         return found
 
     token = str(person.tokens["access_token"])
-    claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    claims = claims_of(token)
+    assert (claims["client_id"], "narrowed" in claims) == ("first-party", False)
     told = await ask(token)
     assert told == {"active": True, "token_type": "Bearer"} | {
-        name: claims[name] for name in ("sub", "scope", "jti", "iss", "aud", "iat", "exp")
+        name: claims[name] for name in ("sub", "scope", "jti", "iss", "aud", "iat", "exp", "client_id")
     }
     refresh_token = person.tokens["refresh_token"]
     assert await ask(refresh_token) == {"active": True, "sub": str(person.id), "token_type": "refresh_token"}
@@ -106,7 +207,14 @@ async def test_introspection_tells_others_nothing(
     other = await make_person()
     assert (await other.post("/v1/auth/introspect", data=token)).json() == {"active": False}
     assert (await admin.post("/v1/auth/introspect", data=token)).json()["sub"] == str(person.id)
-    problem_of(await client.post("/v1/auth/introspect", data=token), 401, "unauthenticated")
+    for headers, error, challenge in (
+        ({}, "invalid_client", "Bearer"),
+        ({"Authorization": "Basic eDp5"}, "invalid_client", "Bearer"),
+        (bearer("x"), "invalid_token", 'Bearer error="invalid_token"'),
+    ):
+        answer = await client.post("/v1/auth/introspect", data=token, headers=headers)
+        oauth_error(answer, 401, error)
+        assert answer.headers["www-authenticate"] == challenge
     oauth_error(await person.post("/v1/auth/introspect", data={}), 400, "invalid_request")
 
 
@@ -136,17 +244,23 @@ async def test_revoking_what_is_not_known_is_answered_alike(client: httpx.AsyncC
 
 
 async def test_discovery_leads_to_what_is_there(client: httpx.AsyncClient, person: Person) -> None:
-    documents = [
-        await client.get(f"/.well-known/{name}") for name in ("openid-configuration", "oauth-authorization-server")
-    ]
-    assert documents[0].json() == documents[1].json() == body_of(documents[0], DiscoveryView)
-    assert documents[0].headers["cache-control"] == "public, max-age=300"
-    found = documents[0].json()
+    answer = await client.get("/.well-known/oauth-authorization-server")
+    found = body_of(answer, DiscoveryView)
+    assert answer.headers["cache-control"] == "public, max-age=300"
+    # Members without elements are left out (RFC 8414, section 3.2).
+    assert all(found.values())
     for name, url in found.items():
         if name.endswith(("_endpoint", "_uri")):
             assert url.startswith(found["issuer"] + "/")
             method = "GET" if name == "jwks_uri" else "POST"
             assert (await client.request(method, urlsplit(url).path)).status_code not in (404, 405)
+    # There is no authorization endpoint and no ID token, so this is no provider of OpenID Connect.
+    problem_of(await client.get("/.well-known/openid-configuration"), 404, "not_found")
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    return claims
 
 
 def key_of(token: str) -> str:

@@ -12,3 +12,6 @@ ROUTERS = (
     second_factor.router,
     admin.router,
 )
+
+# Where errors have OAuth's form.
+OAUTH_PATHS = frozenset(oauth.PATHS)

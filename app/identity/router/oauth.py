@@ -9,6 +9,7 @@ from app.identity.errors import (
     EmailNotVerified,
     InvalidCredentials,
     InvalidRefreshToken,
+    ScopeExceeded,
 )
 from app.identity.records import Tokens
 from app.identity.router.dependencies import DeviceDep, IdentityDep
@@ -23,17 +24,25 @@ from app.identity.schemas import (
 )
 from app.identity.service import introspection, login, refreshing
 from app.identity.service.devices import COOKIE_NAME
-from app.identity.service.tokens import ALGORITHM
 from app.kernel.auth import SCOPES, CurrentPrincipal, HashingPublic, Public
 from app.kernel.errors import OAuthError
-from app.kernel.http import Router, json_response
+from app.kernel.http import Router, StrictRoute, json_response
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
 well_known = Router(prefix="/.well-known", tags=["identity"])
 
 _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
-    400: {"model": OAuthErrorView, "description": "An error of RFC 6749, section 5.2"}
+    status: {"model": OAuthErrorView, "description": description}
+    for status, description in (
+        (400, "An error of RFC 6749, section 5.2"),
+        (429, "The quota is used up; `Retry-After` says for how long"),
+        (503, "The service cannot answer at the moment"),
+        (504, "The request took too long"),
+    )
+}
+_BEARER_ERROR: dict[int | str, dict[str, Any]] = {
+    401: {"model": OAuthErrorView, "description": "The caller's own access token is missing or not valid"}
 }
 
 
@@ -50,19 +59,31 @@ async def issue_token(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """The token endpoint (RFC 6749) for first-party clients and for the Authorize button of the documentation."""
+    """The token endpoint (RFC 6749) for first-party clients and for the Authorize button of the documentation. `scope`
+    narrows what the tokens are good for.
+    """
+    scopes = _scopes(form.scope)
     if form.grant_type == "refresh_token" and form.refresh_token:
         key = request.headers.get("idempotency-key")
-        asked = refreshing.RefreshRequest(form.refresh_token, key, device)
+        asked = refreshing.RefreshRequest(form.refresh_token, key, device, scopes)
         tokens = await _by_refresh_token(resources, identity, asked)
     elif form.grant_type == "password" and form.username and form.password:
-        credentials = login.Credentials(form.username, form.password, device, request.cookies.get(COOKIE_NAME))
+        cookie = request.cookies.get(COOKIE_NAME)
+        credentials = login.Credentials(form.username, form.password, device, cookie, scopes)
         tokens = await _by_password(resources, identity, credentials)
     elif form.grant_type in ("password", "refresh_token", ""):
         raise OAuthError("invalid_request", "A parameter of this grant is missing.")
     else:
         raise OAuthError("unsupported_grant_type", "Use password or refresh_token.")
     return json_response(tokens.view(), headers={"Pragma": "no-cache"})
+
+
+def _scopes(text: str) -> frozenset[str] | None:
+    """None: nothing was asked for. Raises OAuthError."""
+    scopes = frozenset(text.split())
+    if not scopes <= SCOPES.keys():
+        raise OAuthError("invalid_scope", f"The scopes are: {' '.join(sorted(SCOPES))}.")
+    return scopes or None
 
 
 async def _by_refresh_token(
@@ -72,6 +93,8 @@ async def _by_refresh_token(
         return await refreshing.refresh(resources.db, resources.redis, identity, request)
     except InvalidRefreshToken as error:
         raise OAuthError("invalid_grant", error.title) from error
+    except ScopeExceeded as error:
+        raise OAuthError("invalid_scope", error.title) from error
 
 
 async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentials: login.Credentials) -> Tokens:
@@ -79,6 +102,8 @@ async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentia
         outcome = await login.log_in(resources.db, identity, credentials)
     except (InvalidCredentials, AccountBanned, EmailNotVerified) as error:
         raise OAuthError("invalid_grant", error.title) from error
+    except ScopeExceeded as error:
+        raise OAuthError("invalid_scope", error.title) from error
     if isinstance(outcome, login.SecondFactorNeeded):
         raise OAuthError("mfa_required", "The account has a second factor; log in at /v1/auth/login.")
     return outcome.signed_in.tokens
@@ -87,7 +112,7 @@ async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentia
 @router.post(
     "/introspect",
     response_model=IntrospectionView,
-    responses=_OAUTH_ERROR,
+    responses=_OAUTH_ERROR | _BEARER_ERROR,
 )
 async def introspect(
     form: Annotated[TokenOnlyForm, Form()],
@@ -115,21 +140,19 @@ async def revoke(
     return json_response({})
 
 
+# Of the routes above.
+PATHS = tuple(route.path for route in router.routes if isinstance(route, StrictRoute))
+
+
 @well_known.get("/jwks.json", response_model=JwksView, dependencies=[Public])
 async def get_jwks(identity: IdentityDep) -> Response:
     """The public keys of access tokens (RFC 7517)."""
     return json_response(identity.key_ring.public_jwks(), headers=_PUBLIC)
 
 
-@well_known.get("/openid-configuration", response_model=DiscoveryView, dependencies=[Public])
-async def get_discovery(identity: IdentityDep) -> Response:
-    """Where the OAuth endpoints are (RFC 8414)."""
-    return json_response(_discovery(identity), headers=_PUBLIC)
-
-
 @well_known.get("/oauth-authorization-server", response_model=DiscoveryView, dependencies=[Public])
 async def get_authorization_server(identity: IdentityDep) -> Response:
-    """Where the OAuth endpoints are (RFC 8414)."""
+    """Where the OAuth endpoints are, and what they take (RFC 8414)."""
     return json_response(_discovery(identity), headers=_PUBLIC)
 
 
@@ -145,9 +168,11 @@ def _discovery(identity: IdentityDep) -> dict[str, object]:
         "introspection_endpoint": f"{issuer}/v1/auth/introspect",
         "revocation_endpoint": f"{issuer}/v1/auth/revoke",
         "grant_types_supported": ["password", "refresh_token"],
-        "response_types_supported": [],
-        "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": [ALGORITHM],
+        # Required, though there is no authorization endpoint: the registered value for an answer without tokens.
+        "response_types_supported": ["none"],
         "token_endpoint_auth_methods_supported": ["none"],
+        "revocation_endpoint_auth_methods_supported": ["none"],
+        # The caller's own access token, as section 2 allows beside the ways of clients.
+        "introspection_endpoint_auth_methods_supported": ["Bearer"],
         "scopes_supported": sorted(SCOPES),
     }

@@ -179,4 +179,5 @@ def _principal_of(claims: Claims) -> Principal:
         scopes=frozenset(claims.scope.split()),
         roles=frozenset(claims.roles),
         token_id=str(claims.jti),
+        is_narrowed=claims.narrowed,
     )

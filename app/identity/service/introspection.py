@@ -35,6 +35,7 @@ async def introspect(db: Database, identity: Identity, caller: Principal, token:
         if not is_api_key(token):
             claims = identity.key_ring.verify(token)
             found |= {"iss": claims.iss, "aud": AUDIENCE, "iat": claims.iat, "exp": claims.exp}
+            found |= {"client_id": claims.client_id} if claims.client_id else {}
     is_own = found.get("sub") == str(caller.user_id)
     return found if is_own or caller.is_admin else _INACTIVE
 

@@ -1,5 +1,6 @@
 """Tokens for a session at one of its generations."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -9,6 +10,34 @@ from app.identity.service.tokens import Claims, KeyRing, RefreshToken, RefreshTo
 from app.kernel.auth import SCOPES_OF_ROLE, Role
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
+
+# All clients that log in with a password are the installation's own: none is registered, and none has a secret.
+CLIENT_ID = "first-party"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScope:
+    """What tokens may be used for (RFC 6749, sections 3.3 and 6); None: all that the account's role may do.
+
+    `granted` is that of the session and stays with its refresh tokens, `asked` that of one access token.
+    """
+
+    granted: frozenset[str] | None = None
+    asked: frozenset[str] | None = None
+
+    @property
+    def is_narrowed(self) -> bool:
+        return self.granted is not None or self.asked is not None
+
+    def of_access_token(self, permitted: frozenset[str]) -> frozenset[str]:
+        """The scopes, of which the account's role permits `permitted` today."""
+        for limit in (self.granted, self.asked):
+            if limit is not None:
+                permitted &= limit
+        return permitted
+
+
+WHOLE_SCOPE = TokenScope()
 
 
 class TokenIssuer:
@@ -23,7 +52,15 @@ class TokenIssuer:
         self.lifetime = lifetime
 
     def issue(
-        self, user_id: UserId, session_id: UUID, *, generation: int, issued_at: datetime, role: Role, version: int
+        self,
+        user_id: UserId,
+        session_id: UUID,
+        *,
+        generation: int,
+        issued_at: datetime,
+        role: Role,
+        version: int,
+        scope: TokenScope = WHOLE_SCOPE,
     ) -> Tokens:
         """The pair of this generation.
 
@@ -33,19 +70,23 @@ class TokenIssuer:
         if not self._key_ring.can_sign:
             raise Unavailable("The signing key is not loaded yet.")
         issued = epoch_seconds(issued_at)
-        scope = " ".join(sorted(SCOPES_OF_ROLE[role]))
+        scopes = scope.of_access_token(SCOPES_OF_ROLE[role])
+        text = " ".join(sorted(scopes))
+        is_narrowed = scope.is_narrowed
         claims = Claims(
             iss=self.issuer,
             aud=AUDIENCE,
             sub=user_id,
             sid=session_id,
-            jti=self._refresh_tokens.access_token_id(session_id, generation),
+            jti=self._refresh_tokens.access_token_id(session_id, generation, text if is_narrowed else ""),
             iat=issued,
             exp=issued + self.lifetime,
-            scope=scope,
+            scope=text,
             roles=roles_of(role),
             ver=version,
             inc=self._key_ring.incarnation,
+            client_id=CLIENT_ID,
+            narrowed=is_narrowed,
         )
-        refresh_token = self._refresh_tokens.encode(RefreshToken(user_id, session_id, generation))
-        return Tokens(self._key_ring.sign(claims), refresh_token, self.lifetime, scope)
+        refresh_token = self._refresh_tokens.encode(RefreshToken(user_id, session_id, generation, scope.granted))
+        return Tokens(self._key_ring.sign(claims), refresh_token, self.lifetime, text)

@@ -12,6 +12,7 @@ from app.identity.errors import (
     InvalidCode,
     InvalidCredentials,
     InvalidMfaToken,
+    ScopeExceeded,
     TooManyAttempts,
 )
 from app.identity.queries.accounts import get_account, get_account_by_email
@@ -24,6 +25,7 @@ from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import Opened, end_surplus, open_session
 from app.kernel.addresses import canonical_email
+from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.keys import SealBroken
@@ -35,12 +37,15 @@ _MFA_PURPOSE = "mfa-token"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a log-in brings. `device_cookie` is that of an earlier one, not yet verified."""
+    """What a log-in brings. `device_cookie` is that of an earlier one, not yet verified; `scopes`, if not None, are all
+    that the session shall be good for.
+    """
 
     email: str
     password: str
     device: Device
     device_cookie: str | None = None
+    scopes: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
     Raises:
         TooManyAttempts: whatever the password is.
         InvalidCredentials: there is no such account, or the password is another; both take the same time.
-        AccountBanned, EmailNotVerified: said only to a client that knows the password.
+        AccountBanned, EmailNotVerified, ScopeExceeded: said only to a client that knows the password.
     """
     canonical = canonical_email(credentials.email)
     ip = credentials.device.ip
@@ -100,10 +105,12 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
         raise InvalidCredentials
     await identity.throttle.release(buckets)
     _check_may_log_in(identity, account)
+    if credentials.scopes is not None and not credentials.scopes <= SCOPES_OF_ROLE[account.role]:
+        raise ScopeExceeded
     if account.totp_enabled:
         return SecondFactorNeeded(_seal(identity, account, credentials.device))
     new_hash = await _outgrown(identity, account, candidate)
-    return await _open(db, identity, account, credentials.device, new_hash=new_hash)
+    return await _open(db, identity, account, credentials, new_hash=new_hash)
 
 
 async def verify_second_factor(
@@ -200,14 +207,21 @@ async def _open(
     db: Database,
     identity: Identity,
     account: Account,
-    device: Device,
+    credentials: Credentials,
     *,
     new_hash: str | None,
 ) -> LoggedIn:
     user = await _user_of(db, account)
     async with db.statement("identity.open_session") as tx:
         opened = await open_session(
-            tx, identity, account, device, action="logged_in", methods=("pwd",), new_password_hash=new_hash
+            tx,
+            identity,
+            account,
+            credentials.device,
+            action="logged_in",
+            methods=("pwd",),
+            new_password_hash=new_hash,
+            scopes=credentials.scopes,
         )
     if opened.is_crowded:
         async with db.statement("identity.end_surplus_sessions") as tx:

@@ -19,13 +19,15 @@ from typing import Any, cast
 
 from prometheus_client import Counter
 
-from app.identity.errors import InvalidRefreshToken
+from app.identity.errors import InvalidRefreshToken, ScopeExceeded
 from app.identity.queries.sessions import get_rotation, rotate_session
 from app.identity.records import Device, Rotation, Tokens
 from app.identity.service.emails import mail_notice
+from app.identity.service.issuing import TokenScope
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
 from app.identity.service.tokens import MalformedToken, RefreshToken
+from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.errors import Unavailable
 from app.kernel.redis import RedisGateway, RedisUnavailable
@@ -63,11 +65,14 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class RefreshRequest:
-    """`idempotency_key` repeats the answer of a rotation whose answer got lost."""
+    """`idempotency_key` repeats the answer of a rotation whose answer got lost. `scopes`, if not None, are all that the
+    new access token shall be good for; the refresh token stays good for what was granted (RFC 6749, section 6).
+    """
 
     refresh_token: str
     idempotency_key: str | None
     device: Device
+    scopes: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class _Arrival:
     retry_key: bytes | None
     at: int | None
     device: Device
+    scopes: frozenset[str] | None
 
 
 async def refresh(db: Database, redis: RedisGateway, identity: Identity, request: RefreshRequest) -> Tokens:
@@ -85,6 +91,7 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
 
     Raises:
         InvalidRefreshToken: one error for every reason. If the token had been used before, its session has ended.
+        ScopeExceeded: less was granted; the token is not used up.
     """
     came_at = monotonic()
     try:
@@ -92,6 +99,8 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
     except MalformedToken as error:
         _refreshes_total.labels("malformed").inc()
         raise InvalidRefreshToken from error
+    if request.scopes is not None:
+        await _check_scope(db, identity, token, request.scopes)
     retry_key = _retry_key(identity, request.idempotency_key)
     arrivals = await _arrive(redis, token)
     has_redis = arrivals is not None and await identity.redis_clock.measure()
@@ -113,14 +122,14 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
         await _mark_doubtful(redis, token, now)
         raise
     if rotation is not None:
-        tokens = _tokens(identity, token, rotation)
+        tokens = _tokens(identity, token, rotation, request.scopes)
         if arrivals is not None:
             await _let_others_arrive(redis, token, arrivals, identity.settings.refresh_quiet)
             await _mark_answered(redis, token)
         _refreshes_total.labels("rotated").inc()
         return tokens
     arrived_at = identity.redis_clock.microseconds(came_at) if has_redis else None
-    arrival = _Arrival(token, retry_key, arrived_at, request.device)
+    arrival = _Arrival(token, retry_key, arrived_at, request.device, request.scopes)
     return await _repeat_or_end(db, redis, identity, arrival)
 
 
@@ -142,7 +151,7 @@ async def _repeat_or_end(db: Database, redis: RedisGateway, identity: Identity, 
         )
         if is_retry or await _came_before_answer(redis, token, rotation, arrival.at, identity):
             _refreshes_total.labels("repeated").inc()
-            return _tokens(identity, token, rotation)
+            return _tokens(identity, token, rotation, arrival.scopes)
     _refreshes_total.labels("replayed").inc()
     async with db.transaction("identity.token_reuse") as tx:
         ended = await end_sessions(
@@ -159,7 +168,21 @@ async def _repeat_or_end(db: Database, redis: RedisGateway, identity: Identity, 
     raise InvalidRefreshToken
 
 
-def _tokens(identity: Identity, token: RefreshToken, rotation: Rotation) -> Tokens:
+async def _check_scope(db: Database, identity: Identity, token: RefreshToken, asked: frozenset[str]) -> None:
+    """Raises ScopeExceeded."""
+    granted = token.scopes
+    if granted is None:
+        granted = SCOPES_OF_ROLE["user"]
+        if not asked <= granted:
+            # Only the account's role tells, which the rotation would find too late.
+            async with db.read("identity.rotation") as conn:
+                rotation = await get_rotation(conn, token.user_id, token.session_id, identity.clock.now())
+            granted = SCOPES_OF_ROLE[rotation.role] if rotation is not None else granted
+    if not asked <= granted:
+        raise ScopeExceeded
+
+
+def _tokens(identity: Identity, token: RefreshToken, rotation: Rotation, asked: frozenset[str] | None) -> Tokens:
     return identity.issuer.issue(
         token.user_id,
         token.session_id,
@@ -167,6 +190,7 @@ def _tokens(identity: Identity, token: RefreshToken, rotation: Rotation) -> Toke
         issued_at=rotation.rotated_at,
         role=rotation.role,
         version=rotation.version,
+        scope=TokenScope(token.scopes, asked),
     )
 
 

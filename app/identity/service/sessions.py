@@ -17,6 +17,7 @@ from app.identity.records import (
     Tokens,
     session_end,
 )
+from app.identity.service.issuing import TokenScope
 from app.identity.service.publishing import SESSION_REVOKED
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import MalformedToken
@@ -43,10 +44,12 @@ async def open_session(
     methods: tuple[str, ...],
     new_password_hash: str | None = None,
     session_id: UUID | None = None,
+    scopes: frozenset[str] | None = None,
 ) -> Opened:
     """A new session and its first tokens, with one statement. `methods`: RFC 8176 names of how the user logged in.
 
-    `session_id`: its id, where a log-in in two steps has chosen it. No session is opened twice.
+    `session_id`: its id, where a log-in in two steps has chosen it. No session is opened twice. `scopes`: what its
+    tokens are good for, if less than all.
 
     Raises:
         InvalidCredentials: the account is not what it was when they were checked, or the session was opened before.
@@ -65,7 +68,13 @@ async def open_session(
     )
     # Signed first, so that a missing key costs no row.
     tokens = identity.issuer.issue(
-        account.user_id, session.id, generation=0, issued_at=now, role=account.role, version=account.version
+        account.user_id,
+        session.id,
+        generation=0,
+        issued_at=now,
+        role=account.role,
+        version=account.version,
+        scope=TokenScope(granted=scopes),
     )
     revocations_end = identity.revocations_end()
     marks_ends = identity.listeners.has(account.user_id)

@@ -31,8 +31,11 @@ ALGORITHM = "EdDSA"
 _REFRESH_PREFIX = "rt_"
 _API_KEY_PREFIX = "ak_"
 _VERSION = b"\x01"
+# Of a refresh token with scopes behind its generation.
+_NARROWED_VERSION = b"\x02"
 _MAC_BYTES = 32
 _ID_BYTES = 16
+_REFRESH_BODY_BYTES = 1 + 2 * _ID_BYTES + 4
 _SECRET_BYTES = 32
 _MAX_TOKEN_LENGTH = 4096
 _PURPOSE_SIGNING = "signing-key"
@@ -55,6 +58,10 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     ver: int
     # Missing in tokens of a database that was never restored.
     inc: str = ""
+    # Required by RFC 9068, section 2.2; tokens from before have none.
+    client_id: str = ""
+    # For less than the whole scope of the account's role.
+    narrowed: bool = False
 
 
 class MalformedToken(Exception):
@@ -172,11 +179,12 @@ def new_signing_key(keys: Keys, state: SigningKeyState) -> SigningKeyRow:
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """What a refresh token says."""
+    """What a refresh token says. `scopes`: what was granted, if less than all that the account's role may do."""
 
     user_id: UserId
     session_id: UUID
     generation: int
+    scopes: frozenset[str] | None = None
 
 
 class RefreshTokens:
@@ -187,7 +195,11 @@ class RefreshTokens:
         self._incarnation = incarnation
 
     def encode(self, token: RefreshToken) -> str:
-        body = _VERSION + token.user_id.bytes + token.session_id.bytes + token.generation.to_bytes(4)
+        body = token.user_id.bytes + token.session_id.bytes + token.generation.to_bytes(4)
+        if token.scopes is None:
+            body = _VERSION + body
+        else:
+            body = _NARROWED_VERSION + body + " ".join(sorted(token.scopes)).encode()
         return _REFRESH_PREFIX + _segment(body + self._mac(body)).decode()
 
     def decode(self, text: str) -> RefreshToken:
@@ -206,18 +218,22 @@ class RefreshTokens:
         except ValueError as error:
             raise MalformedToken from error
         body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if len(body) != 1 + 2 * _ID_BYTES + 4 or not hmac.compare_digest(mac, self._mac(body)):
+        version, ids, scopes = body[:1], body[1:_REFRESH_BODY_BYTES], body[_REFRESH_BODY_BYTES:]
+        is_whole = len(body) >= _REFRESH_BODY_BYTES and version == (_NARROWED_VERSION if scopes else _VERSION)
+        if not is_whole or not hmac.compare_digest(mac, self._mac(body)):
             raise MalformedToken
-        ids = body[1:]
         return RefreshToken(
             UserId(UUID(bytes=ids[:_ID_BYTES])),
             UUID(bytes=ids[_ID_BYTES : 2 * _ID_BYTES]),
             int.from_bytes(ids[2 * _ID_BYTES :]),
+            frozenset(scopes.decode().split()) if scopes else None,
         )
 
-    def access_token_id(self, session_id: UUID, generation: int) -> UUID:
-        """The `jti` of the access token issued with this generation, the same for all who ask for it."""
-        mac = self._mac(b"jti" + session_id.bytes + generation.to_bytes(4))
+    def access_token_id(self, session_id: UUID, generation: int, scope: str = "") -> UUID:
+        """The `jti` of the access token issued with this generation, the same for all who ask for it. `scope`: of one
+        that is for less than the others of the session.
+        """
+        mac = self._mac(b"jti" + session_id.bytes + generation.to_bytes(4) + scope.encode())
         return UUID(bytes=mac[:_ID_BYTES], version=4)
 
     def _mac(self, body: bytes) -> bytes:

@@ -27,6 +27,7 @@ _FIRST_ERROR = 400
 # Answers that carry a representation, or stand for one, and so its tag.
 _TAGGED = frozenset({200, 206, 304})
 _REFERENCE = "#/components/schemas/{model}"
+_FAULTS_OF_REQUEST = frozenset({413, 415, 422})
 
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "IfMatch": {
@@ -291,6 +292,10 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
             parameter.setdefault("description", f"Id of the {name}.")
     # A call that needs no token says so, because a generator cannot tell it from a forgotten one.
     operation.setdefault("security", [])
+    if HTTPStatus.BAD_REQUEST in described:
+        # OAuth has one status for whatever is wrong with a request.
+        statuses -= _FAULTS_OF_REQUEST
+        responses.pop("422", None)
     for number in statuses:
         responses[str(number)] = {"$ref": f"#/components/responses/{_response_name(number)}"}
     if _has_entity_tag(operation, route):

@@ -2,8 +2,8 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.kernel.auth import Authenticator, InvalidToken, bearer_token
-from app.kernel.errors import AppError
+from app.kernel.auth import Authenticator, bearer_token
+from app.kernel.errors import AppError, Unauthenticated
 from app.kernel.middleware.admission import change_caller, hold_place, take_place
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
 from app.kernel.request_headers import headers_of
@@ -42,7 +42,8 @@ class Authentication:
     async def _authenticate(self, scope: Scope, header: bytes) -> None:
         token = bearer_token(header)
         if token is None:
-            scope["authentication_error"] = InvalidToken("Only bearer tokens are accepted.")
+            # Another scheme is none of our credentials, so that no error code is told (RFC 6750, section 3.1).
+            scope["authentication_error"] = Unauthenticated("Only bearer tokens are accepted.")
             return
         try:
             scope["principal"] = await self._authenticator.authenticate(token, is_remembered=True)

@@ -15,6 +15,7 @@ from app.kernel.telemetry import request_id_var
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _REQUEST_HEADERS = [
     "Authorization",
+    "Baggage",
     "Content-Type",
     "Idempotency-Key",
     "If-Match",
@@ -24,6 +25,7 @@ _REQUEST_HEADERS = [
     "Prefer",
     "Range",
     "Traceparent",
+    "Tracestate",
     "X-Request-ID",
 ]
 _ANSWER_HEADERS = [

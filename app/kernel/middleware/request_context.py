@@ -5,7 +5,7 @@ failures.
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from itertools import count
 from time import perf_counter
@@ -20,6 +20,7 @@ from app.kernel.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import check_path, problem_response
 from app.kernel.middleware.admission import Admission, Refusal, leave_place
+from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import Bucket
 from app.kernel.request_headers import check_headers, headers_of, ignore_header
@@ -46,7 +47,9 @@ _WHOLE_SERVER = "*"
 
 
 class RequestContext:
-    """`routes` maps an endpoint function, or a mounted application, to its path template, the label of its metrics."""
+    """`routes` maps an endpoint function, or a mounted application, to its path template, the label of its metrics.
+    `oauth_paths` are those whose errors have OAuth's form.
+    """
 
     def __init__(
         self,
@@ -55,9 +58,12 @@ class RequestContext:
         access_log: AccessLog | None,
         routes: Mapping[Any, str],
         admission: Admission,
+        *,
+        oauth_paths: Collection[str] = (),
     ) -> None:
         self._app = app
         self._admission = admission
+        self._oauth_paths = frozenset(oauth_paths)
         self._timeout = settings.request_timeout
         self._max_body_bytes = settings.max_body_bytes
         self._security = SecurityHeaders(settings)
@@ -75,7 +81,7 @@ class RequestContext:
 
     def refusal(self, scope: Scope) -> bytes | None:
         """What to send over the connection at once, if there is no place for a request that the server has read."""
-        if self._admission.is_pressed and self._admission.refuses(scope):
+        if self._admission.is_pressed and scope["path"] not in self._oauth_paths and self._admission.refuses(scope):
             return self._refusal.raw(self._request_id(headers_of(scope).get(b"x-request-id")).encode())
         return None
 
@@ -83,6 +89,9 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        oauth = OAuthErrors(send) if scope["path"] in self._oauth_paths else None
+        if oauth is not None:
+            send = oauth.send
         if self._admission.is_pressed and self._admission.refuses(scope):
             # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
             await self._refusal.send(self._request_id(headers_of(scope).get(b"x-request-id")).encode(), send)
@@ -104,7 +113,8 @@ class RequestContext:
             leave_place(scope)
             route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), UNMATCHED)
             method = "HEAD" if is_head else scope["method"]
-            self.record(method, route, exchange.status, perf_counter() - started, scope)
+            status = oauth.status if oauth is not None and oauth.status else exchange.status
+            self.record(method, route, status, perf_counter() - started, scope)
 
     def identify(self, found: Mapping[bytes, bytes]) -> bytes:
         """The request's id, which from now on stands in its log lines, as does the trace it belongs to."""
