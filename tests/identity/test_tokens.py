@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from app.identity.api import Identity
 from app.identity.service.tokens import MalformedToken, RefreshToken, RefreshTokens, decode_api_key, new_api_key
+from app.kernel.auth import SCOPES
 from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
@@ -168,7 +169,7 @@ async def test_what_a_token_says(person: Person, identity: Identity) -> None:
     header, claims = decode(head), decode(payload)
     assert header == {"alg": "EdDSA", "kid": header["kid"], "typ": "at+jwt"}
     assert header["kid"] in {key["kid"] for key in identity.key_ring.public_jwks()["keys"]}
-    assert set(claims) == {"iss", "aud", "sub", "sid", "jti", "iat", "exp", "scope", "roles", "ver"}
+    assert set(claims) == {"iss", "aud", "sub", "sid", "jti", "iat", "exp", "scope", "roles", "ver", "client_id"}
     assert (claims["sub"], claims["aud"], claims["roles"], claims["ver"]) == (str(person.id), "onehop", ["user"], 1)
     assert person.email not in payload
     assert claims["iss"] == "http://127.0.0.1:8000"
@@ -187,13 +188,14 @@ REFRESH_TOKENS = RefreshTokens(Keys("k" * 32), first_life())
     user=st.uuids(),
     session=st.uuids(),
     generation=st.integers(0, 2**32 - 1),
+    scopes=st.none() | st.frozensets(st.sampled_from(sorted(SCOPES)), min_size=1),
     place=st.integers(0),
     bit=st.integers(0, 5),
 )
 def test_one_changed_bit_spoils_a_refresh_token(
-    user: UUID, session: UUID, generation: int, place: int, bit: int
+    user: UUID, session: UUID, generation: int, scopes: frozenset[str] | None, place: int, bit: int
 ) -> None:
-    token = RefreshToken(UserId(user), session, generation)
+    token = RefreshToken(UserId(user), session, generation, scopes)
     text = REFRESH_TOKENS.encode(token)
     assert REFRESH_TOKENS.decode(text) == token
     index = 3 + place % (len(text) - 3)
