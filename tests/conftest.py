@@ -34,8 +34,8 @@ pytest_plugins = [
     "tests.fixtures.post_office",
 ]
 
-# Each process of the program takes seconds of computing to start.
-_STARTS_PROCESSES = frozenset({"live_server", "live_worker", "dev"})
+# Each process of the program takes seconds of computing to start, and each pair of servers in a room of its own one.
+_STARTS_PROCESSES = frozenset({"processes", "server_room"})
 
 
 @pytest.hookimpl(wrapper=True)

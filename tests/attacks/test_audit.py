@@ -261,6 +261,7 @@ async def _delete_key(person: Person) -> httpx.Response:
     return await person.delete(f"/v1/auth/api-keys/{(await _key(person))['id']}")
 
 
+@pytest.mark.slow
 @LOCAL
 @pytest.mark.timeout(300)
 async def test_every_such_call_leaves_its_entry(

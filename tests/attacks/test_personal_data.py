@@ -125,6 +125,7 @@ async def use_everything(
     return person
 
 
+@pytest.mark.slow
 @pytest.mark.settings(APP_IDENTITY_DELETION_GRACE="3600", APP_CACHE_TTL="3600")
 async def test_nothing_of_a_person_is_left_after_the_purge(
     client: httpx.AsyncClient,

@@ -125,6 +125,7 @@ async def _longest(send: Any) -> float:
     return least
 
 
+@pytest.mark.slow
 async def test_no_body_holds_the_loop(app: FastAPI, person: Person) -> None:
     routes = json_routes(app)
     assert len(routes) > 20

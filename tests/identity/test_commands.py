@@ -87,6 +87,7 @@ async def test_no_process_waits_for_what_another_secret_has_sealed(
     assert "Traceback" not in logged
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_new_keys_replace_those_of_another_secret(
     shell: Shell, processes: Processes, person: Person, connection: Connection, environment: dict[str, str]

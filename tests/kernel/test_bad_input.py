@@ -183,6 +183,7 @@ STRANGE_VALUES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 async def test_fields(admin: Person, operations: list[Operation], document: dict[str, Any]) -> None:
     """Each field of each body gets values of every kind, while the others that are required are null."""
     schemas = document["components"]["schemas"]

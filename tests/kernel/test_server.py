@@ -19,6 +19,8 @@ from tests.fixtures.application import ROOT, free_port
 from tests.fixtures.embedded import arguments_of
 from tests.fixtures.waiting import eventually, scaled
 
+pytestmark = pytest.mark.slow
+
 Process = asyncio.subprocess.Process
 PIPE = asyncio.subprocess.PIPE
 Start = Callable[..., Awaitable[Process]]

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import hypothesis
+import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
@@ -288,6 +289,7 @@ class Scheduler:
             return await self._executor._claim(tx, [UUID(job_id.decode()) for job_id, _ in taken])
 
 
+@pytest.mark.slow
 @few_examples
 @given(
     first=st.lists(JOBS, max_size=25),
