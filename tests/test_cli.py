@@ -428,6 +428,8 @@ def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     assert well.returncode == 0
     assert {line[:4] for line in well.stdout.splitlines()} == {"ok  "}
     assert f"ok   Port: {environment['PORT']} is free\n" in well.stdout
+    assert "ok   Files: can be written and deleted\n" in well.stdout
+    assert re.search("ok   Fonts: for [0-9]+ scripts, none for Gujarati, ", well.stdout)
     assert _run(environment, "seed").returncode == 0
 
 

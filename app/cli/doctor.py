@@ -16,11 +16,14 @@ from urllib.parse import parse_qs, urlsplit
 from app.cli.identity import check_installation_secret
 from app.cli.probe import is_served_by_onehop, port_problem
 from app.composition import close_resources, make_resources, memory_findings
-from app.jobs.api import FONT_PACKAGES, SCRIPTS, find_missing_scripts, use_fonts
+from app.jobs.api import FONT_PACKAGES, SCRIPTS, find_missing_scripts, store_problem, use_fonts
 from app.kernel.database import Database, DatabaseUnavailable
+from app.kernel.database.failures import outside_cause
 from app.kernel.embedded import EmbeddedServerError, servers
+from app.kernel.mail import mail_problem
 from app.kernel.migrations import status
 from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.schema import revisions
 from app.settings import Settings, SettingsError, load_settings, process_environ
 
 _OLDEST_POSTGRES = 150_000
@@ -115,7 +118,19 @@ def _port(settings: Settings) -> Finding:
 
 
 async def _servers(settings: Settings) -> list[Finding]:
-    return [finding async for finding in _postgres(settings)] + [finding async for finding in _redis(settings)]
+    parts = (_postgres(settings), _redis(settings), _outside(settings))
+    return [finding for part in parts async for finding in part]
+
+
+async def _outside(settings: Settings) -> AsyncIterator[Finding]:
+    """What jobs need besides the servers: they wait for it for days, as for an outage."""
+    problem = await store_problem(settings.jobs, settings.data_dir)
+    yield Finding("Files", "ok" if problem is None else "FAIL", problem or "can be written and deleted")
+    if settings.mail.smtp_url is None:
+        yield Finding("Mail", "ok", "is kept in the development mailbox")
+    else:
+        problem = await mail_problem(settings.mail)
+        yield Finding("Mail", "ok" if problem is None else "FAIL", problem or "the server takes us")
 
 
 async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
@@ -125,7 +140,7 @@ async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
         async with database.connect("core.doctor") as conn:
             row = await conn.fetchrow(SERVER_VERSION)
     except (OSError, DatabaseUnavailable) as error:
-        yield Finding("PostgreSQL", "FAIL", f"not reachable: {error}")
+        yield Finding("PostgreSQL", "FAIL", f"not reachable: {outside_cause(error) or error}")
         return
     finally:
         await database.close()
@@ -138,6 +153,9 @@ async def _postgres(settings: Settings) -> AsyncIterator[Finding]:
     current, newest = await status(settings.database.direct_dsn)
     if current == newest:
         yield Finding("Schema", "ok", f"{current} is the newest")
+        yield await _secret(settings)
+    elif current is not None and current not in revisions():
+        yield Finding("Schema", "warn", f"{current} is of a newer release than this one, which knows {newest}")
         yield await _secret(settings)
     else:
         hint = f"{current or 'empty'}, but {newest} is the newest: python -m app migrate up"

@@ -26,7 +26,7 @@ from app.jobs.service.mailing import Postman, lift_suppression
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
-from app.jobs.service.storage import ArtifactStore
+from app.jobs.service.storage import ArtifactStore, store_problem
 from app.jobs.service.submitting import submission_group_commit
 from app.jobs.service.turns import Turns, user_caps
 from app.jobs.service.unsubscribing import unsubscribe
@@ -72,6 +72,7 @@ __all__ = [
     "pause_lane",
     "retry_any_job",
     "retry_failed_jobs",
+    "store_problem",
     "submission_group_commit",
     "unsubscribe",
     "use_fonts",

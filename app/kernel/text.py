@@ -20,10 +20,11 @@ _IGNORED = re.compile(
     + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(1, 17))
     + "]"
 )
-_CONTROL = "\u0000-\u001f\u007f-\u009f"
+_CONTROL = r"\u0000-\u001f\u007f-\u009f"
 # They give text that follows another direction than its own (UAX #9, sections 2.1 to 2.5).
-_DIRECTION = "\u202a-\u202e\u2066-\u2069"
-_NOT_IN_LINE = re.compile(f"[{_CONTROL}\u2028\u2029{_DIRECTION}]")
+_DIRECTION = r"\u202a-\u202e\u2066-\u2069"
+_NOT_ON_LINE = rf"{_CONTROL}\u2028\u2029{_DIRECTION}"
+_MOVES_NEIGHBOURS = re.compile(f"[{_NOT_ON_LINE}]")
 _DIRECTIONS = re.compile(f"[{_DIRECTION}]")
 _CONTROLS = re.compile(f"[{_CONTROL}]")
 _TAB = " " * 4
@@ -54,18 +55,27 @@ class VisibleText:
         text = core_schema.str_schema(min_length=1, max_length=self.max_length)
         return core_schema.no_info_after_validator_function(self.check, text)
 
+    @property
+    def pattern(self) -> str:
+        """What JSON Schema can say: that marks and fillers alone are refused as well, no pattern can."""
+        return f"[^\\s{_CONTROL}]"
+
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # That marks and fillers alone are refused as well, no pattern can say.
-        return handler(schema) | {"pattern": r"\S"}
+        return handler(schema) | {"pattern": self.pattern}
 
 
 @dataclass(frozen=True, slots=True)
 class VisibleLine(VisibleText):
     """A name, a number, a title: the same on one line, with nothing that moves its neighbours (`control_character`)."""
 
+    @property
+    def pattern(self) -> str:
+        other = f"[^{_NOT_ON_LINE}]*"
+        return f"^{other}[^\\s{_NOT_ON_LINE}]{other}$"
+
     def check(self, value: str) -> str:
         VisibleText.check(self, value)
-        if _NOT_IN_LINE.search(value):
+        if _MOVES_NEIGHBOURS.search(value):
             raise PydanticCustomError(
                 "control_character", "Control characters, line breaks and bidirectional controls are not allowed."
             )

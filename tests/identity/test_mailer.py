@@ -6,6 +6,7 @@ from email import message_from_bytes, policy
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from app.kernel.clock import SystemClock
 from app.kernel.mail import (
@@ -17,8 +18,10 @@ from app.kernel.mail import (
     MailRefused,
     MailUnavailable,
     Templates,
+    mail_problem,
     make_transport,
 )
+from app.kernel.settings import MailSettings
 from app.settings import load_settings
 from tests.fixtures.post_office import PostOffice
 
@@ -210,3 +213,19 @@ def test_every_template_renders_and_escapes() -> None:
         assert hostile in text
         assert "<script" not in html
         assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;" in html
+
+
+async def test_what_is_wrong_with_the_mail_server_is_told_before_a_message_waits_for_it(
+    post_office: PostOffice,
+) -> None:
+    def mail(url: str) -> MailSettings:
+        return MailSettings(smtp_url=SecretStr(url))
+
+    assert await mail_problem(MailSettings()) is None
+    assert await mail_problem(mail(f"smtp://127.0.0.1:{post_office.port}")) is None
+    refused = await mail_problem(mail(f"smtp://user:wrong@127.0.0.1:{post_office.port}"))
+    assert refused is not None
+    assert "535" in refused
+    assert "wrong" not in refused
+    assert await mail_problem(mail("smtp://127.0.0.1:1")) is not None
+    assert post_office.received == []

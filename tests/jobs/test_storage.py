@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
-from app.jobs.service.storage import ArtifactStore
+from app.jobs.service.storage import ArtifactStore, store_problem
 from app.jobs.settings import JobsSettings
 
 
@@ -87,3 +87,16 @@ async def test_files_are_listed_by_age_and_deleted(store: ArtifactStore) -> None
     await store.delete([key, key])
     with pytest.raises(FileNotFoundError):
         await store.open(key, 0, 1)
+
+
+async def test_what_is_wrong_with_a_store_is_told_before_a_job_waits_for_it(s3: JobsSettings, tmp_path: Path) -> None:
+    assert await store_problem(JobsSettings(), tmp_path) is None
+    assert await store_problem(s3, tmp_path) is None
+    no_bucket = await store_problem(s3.model_copy(update={"artifact_url": "s3://nowhere/onehop"}), tmp_path)
+    assert no_bucket is not None
+    assert "NoSuchBucket" in no_bucket or "404" in no_bucket or "not found" in no_bucket.lower(), no_bucket
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    not_a_folder = await store_problem(JobsSettings(artifact_url=f"file://{in_the_way}"), tmp_path)
+    assert not_a_folder is not None
+    assert [path.name for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == []

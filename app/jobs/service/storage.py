@@ -4,6 +4,7 @@ A key holds the run's token, so that two runs of one job can never write the sam
 upload only once it is complete.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
@@ -48,6 +49,20 @@ def _told_as_outage() -> Iterator[None]:
     except (BaseError, OSError) as error:
         lines = str(error).splitlines()
         raise StoreUnavailable(lines[0] if lines else None) from error
+
+
+async def store_problem(settings: JobsSettings, data_dir: Path) -> str | None:
+    """Why no file can be stored now, or None. Writes a small one and deletes it."""
+    nil = UUID(int=0)
+    try:
+        with _told_as_outage():
+            store = await asyncio.to_thread(ArtifactStore, settings, data_dir)
+        async with store.create(nil, nil, "doctor") as (key, file):
+            await file.write(b"written by doctor")
+        await store.delete([key])
+    except StoreUnavailable as error:
+        return error.detail or error.title
+    return None
 
 
 class StoredFile:

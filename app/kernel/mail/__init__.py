@@ -5,7 +5,7 @@ second copy of a message whose acknowledgement got lost.
 """
 
 from app.kernel.mail.dev_mailbox import MailboxTransport
-from app.kernel.mail.mailer import Mailer, make_transport
+from app.kernel.mail.mailer import Mailer, mail_problem, make_transport
 from app.kernel.mail.message import (
     AddressRefused,
     AddressUnsupported,
@@ -34,5 +34,6 @@ __all__ = [
     "MailboxTransport",
     "Mailer",
     "Templates",
+    "mail_problem",
     "make_transport",
 ]

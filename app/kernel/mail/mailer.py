@@ -9,7 +9,7 @@ from prometheus_client import Counter
 from app.kernel.addresses import parse_sender
 from app.kernel.clock import Clock
 from app.kernel.mail.dev_mailbox import MailboxTransport
-from app.kernel.mail.message import Mail, MailRefused, MailTransport, MailUnavailable, compose
+from app.kernel.mail.message import Mail, MailRefused, MailServerUnavailable, MailTransport, MailUnavailable, compose
 from app.kernel.mail.smtp import SmtpTransport
 from app.kernel.settings import MailSettings
 
@@ -52,6 +52,17 @@ class Mailer:
 
     async def close(self) -> None:
         await self._transport.close()
+
+
+async def mail_problem(settings: MailSettings) -> str | None:
+    """Why no message can be handed over now, or None, as in development where none leaves the machine."""
+    if settings.smtp_url is None:
+        return None
+    try:
+        await SmtpTransport(settings).check()
+    except MailServerUnavailable as error:
+        return str(error.__cause__ or error)
+    return None
 
 
 def make_transport(settings: MailSettings, mailbox: Path) -> MailTransport:

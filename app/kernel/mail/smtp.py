@@ -73,6 +73,15 @@ class SmtpTransport:
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
             raise MailUnavailable(type(error).__name__) from error
 
+    async def check(self) -> None:
+        """Connects and logs in, and sends nothing.
+
+        Raises:
+            MailServerUnavailable
+        """
+        client = await self._connect()
+        client.close()
+
     async def forget(self, addresses: Collection[str], references: Collection[str]) -> None:
         """Keeps no messages."""
 
