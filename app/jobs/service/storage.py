@@ -37,16 +37,18 @@ _MOST_FAILURES = 3
 
 
 @contextmanager
-def _told_as_outage() -> Iterator[None]:
-    """Whatever the store says, except that an object is not there, is an outage of ours.
+def _told_as_outage(*, may_lack_object: bool = False) -> Iterator[None]:
+    """Whatever the store says is an outage of ours, except where it `may_lack_object` that it has not.
+
+    What is written cannot be missing: then it is the bucket or the folder that is not there.
 
     The library tells a full disk, a refused connection and a wrong key by one class, or by an OSError without a number.
     """
     try:
         yield
-    except (NotFoundError, FileNotFoundError):
-        raise
     except (BaseError, OSError) as error:
+        if may_lack_object and isinstance(error, NotFoundError | FileNotFoundError):
+            raise
         lines = str(error).splitlines()
         raise StoreUnavailable(lines[0] if lines else None) from error
 
@@ -142,7 +144,7 @@ class ArtifactStore:
             StoreUnavailable
         """
         try:
-            with _told_as_outage():
+            with _told_as_outage(may_lack_object=True):
                 answer = await obstore.get_async(self._store, key, options={"range": (start, end)})
         except (NotFoundError, FileNotFoundError) as error:
             raise FileNotFoundError(key) from error
@@ -155,7 +157,7 @@ class ArtifactStore:
 
     async def read_all(self, key: str) -> bytes:
         """A whole small object. Raises StoreUnavailable."""
-        with _told_as_outage():
+        with _told_as_outage(may_lack_object=True):
             answer = await obstore.get_async(self._store, key)
             return bytes(await answer.bytes_async())
 
@@ -169,7 +171,7 @@ class ArtifactStore:
         failures = 0
         for key in keys:
             try:
-                with _told_as_outage():
+                with _told_as_outage(may_lack_object=True):
                     await obstore.delete_async(self._store, key)
             except (NotFoundError, FileNotFoundError):
                 pass
@@ -187,7 +189,7 @@ class ArtifactStore:
         """Keys of the objects last written before `moment`, in batches. Raises StoreUnavailable."""
         batches = aiter(obstore.list(self._store, chunk_size=500))
         while True:
-            with _told_as_outage():
+            with _told_as_outage(may_lack_object=True):
                 batch = await anext(batches, None)
             if batch is None:
                 return
