@@ -160,6 +160,7 @@ CASES: dict[str, Case] = {
     "GET /readyz": _stranger("GET", "/readyz"),
     "GET /metrics": _stranger("GET", "/metrics"),
     "GET /": _stranger("GET", "/"),
+    "GET /problems": _stranger("GET", "/problems"),
     "GET /problems/{code}": _stranger("GET", "/problems/not_found"),
     "GET /v1/users/me": _one("GET", "/v1/users/me", units=0.05),
     "DELETE /v1/users/me": _one("DELETE", "/v1/users/me", _secret, _HASH),
@@ -198,7 +199,6 @@ CASES: dict[str, Case] = {
     ),
     "POST /v1/auth/revoke": _form("/v1/auth/revoke", "token=rt_{n}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
     "GET /.well-known/jwks.json": _stranger("GET", "/.well-known/jwks.json"),
-    "GET /.well-known/openid-configuration": _stranger("GET", "/.well-known/openid-configuration"),
     "GET /.well-known/oauth-authorization-server": _stranger("GET", "/.well-known/oauth-authorization-server"),
     "POST /v1/auth/register": _stranger(
         "POST", "/v1/auth/register", {"email": "new{n}@example.com", "password": PASSWORD}, _HASH
