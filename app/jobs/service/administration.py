@@ -100,6 +100,7 @@ async def cancel_any_job(
     return await get_any_job(db, job_id)
 
 
+@retries_conflicts
 async def retry_failed_jobs(
     db: Database,
     queue: Queue,
