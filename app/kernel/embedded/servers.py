@@ -79,21 +79,20 @@ def servers(
             f"{error.filename} is not ours: {data_dir} was made by another user. "
             "Run as that user, or remove the folder to start afresh."
         ) from error
-    keeper = None
     try:
         with _locked(change):
             fcntl.flock(in_use, fcntl.LOCK_SH)
             if reloader is not None:
                 _note_reloader(data_dir, reloader)
             addresses = _start(data_dir, postgres=postgres, valkey=valkey, progress=progress, announce=announce)
-            keeper = _start_keeper(data_dir)
+            _start_keeper(data_dir)
         yield addresses
     finally:
         with _locked(change):
             fcntl.flock(in_use, fcntl.LOCK_UN)
             if _is_last(in_use) and not _has_reloader(data_dir):
                 stop_servers(data_dir, progress)
-                _stop_keeper(data_dir, keeper)
+                _stop_keeper(data_dir)
         os.close(change)
         os.close(in_use)
 
@@ -114,12 +113,6 @@ def stop_servers(data_dir: Path, progress: Progress = lambda _line: None) -> Non
 
 def keep(data_dir: Path) -> None:
     """What the keeper process does: stop the servers once nobody uses them any more."""
-    own = _open_lock(data_dir / "run" / "keeper.lock")
-    try:
-        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    (data_dir / "run" / "keeper.pid").write_text(str(os.getpid()), encoding="ascii")
     in_use = _open_lock(data_dir / "lock")
     change = _open_lock(data_dir / "run" / "change.lock")
     while (data_dir / "run").is_dir():
@@ -169,44 +162,42 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress, 
     return addresses
 
 
-def _start_keeper(data_dir: Path) -> int | None:
-    """Start a keeper unless there is one; return the number of the new one."""
+def _start_keeper(data_dir: Path) -> None:
+    """Start a keeper unless there is one. It holds its lock from its first moment on, because it inherits it."""
     lock = _open_lock(data_dir / "run" / "keeper.lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (data_dir / "run" / "keeper.pid").unlink(missing_ok=True)
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "app.kernel.embedded", str(data_dir)],
+            cwd=Path(__file__).parents[3],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[lock],
+        )
     except BlockingIOError:
-        return None
+        return
     finally:
         os.close(lock)
-    root = Path(__file__).parents[3]
-    keeper = subprocess.Popen(
-        [sys.executable, "-m", "app.kernel.embedded", str(data_dir)],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    (data_dir / "run" / "keeper.pid").write_text(str(keeper.pid), encoding="ascii")
     # Its end is nobody's business here; a set return code keeps Popen from complaining when it is collected.
     keeper.returncode = 0
-    return keeper.pid
 
 
-def _stop_keeper(data_dir: Path, own: int | None) -> None:
-    if own is not None and is_running(own):
-        # It may still be on its way to its lock. A child of ours keeps its number until we ask for its end.
-        os.kill(own, signal.SIGKILL)
-        wait_until_gone(own, 2.0)
-        return
+def _stop_keeper(data_dir: Path) -> None:
     lock = _open_lock(data_dir / "run" / "keeper.lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        # It holds its lock, hence it lives and the number is its own.
-        pid = int((data_dir / "run" / "keeper.pid").read_text(encoding="ascii"))
-        if is_running(pid):
-            os.kill(pid, signal.SIGTERM)
-            wait_until_gone(pid, 2.0)
+        # The lock is held, hence the keeper lives and the number is its own. Without a number, because the process that
+        # started it was killed at that moment, it ends by itself within a second.
+        with suppress(FileNotFoundError):
+            pid = int((data_dir / "run" / "keeper.pid").read_text(encoding="ascii"))
+            if is_running(pid):
+                os.kill(pid, signal.SIGTERM)
+                wait_until_gone(pid, 2.0)
     finally:
         os.close(lock)
 
