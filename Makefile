@@ -20,7 +20,7 @@ CHAOS_SECONDS ?= 300
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick browser fuzz check format lint types imports migrations-lint \
-	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev \
+	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev install-clients \
 	install-postgres image image-digest sbom sign release-notes release
 
 help: ## Show this list
@@ -32,6 +32,20 @@ install install-test install-dev:
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then echo "Onehop needs Python 3.11 or newer, and none was found on the PATH."; exit 1; fi; \
 	exec "$$python" requirements/install.py $(if $(filter install,$@),run,$(@:install-%=%))
+
+# What the clients' generators want does not go together with the program's packages.
+CLIENTS := .venv/clients
+NODE_LOCK := tests/clients/package-lock.json
+
+install-clients: install-dev ## Install the generators of clients that `make check` runs (those of npm where Node.js is)
+	@cmp -s requirements/clients.txt $(CLIENTS)/clients.lock || { \
+		$(VENV)/uv venv --quiet --clear --python $(VENV)/python $(CLIENTS) && \
+		$(VENV)/uv pip sync --quiet --require-hashes --python $(CLIENTS)/bin/python requirements/clients.txt && \
+		cp requirements/clients.txt $(CLIENTS)/clients.lock; }
+	@if ! command -v npm >/dev/null; then \
+		echo "npm is not on the PATH: the generators of TypeScript are left out. Install Node.js 20 or newer, then run make install-clients."; \
+	elif ! cmp -s $(NODE_LOCK) tests/clients/node_modules/installed.lock; then \
+		(cd tests/clients && npm ci --loglevel=error) && cp $(NODE_LOCK) tests/clients/node_modules/installed.lock; fi
 
 run: install ## Start everything: servers, API and worker (HOST, PORT, APP_WORKERS, DATABASE_URL, REDIS_URL)
 	@exec $(VENV)/python -m app dev
@@ -67,7 +81,7 @@ test quick check fuzz: export TEST_POSTGRES_BIN = $(POSTGRES_BIN)
 PYTEST = $(VENV)/python -m pytest -n $(TEST_PROCESSES)
 
 test: install-test ## The suite on its own servers, in parallel (ARGS="-k name", POSTGRES_VERSION=15)
-	@$(PYTEST) -m 'not charts and not browser' $(ARGS)
+	@$(PYTEST) -m 'not charts and not browser and not clients' $(ARGS)
 
 quick: install-test ## The suite without the slow tests
 	@$(PYTEST) -m 'not slow and not charts and not browser' $(ARGS)
@@ -78,7 +92,7 @@ browser: install-test ## The pages in a Chromium of the PATH, or of TEST_CHROMIU
 fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
-check: install-dev lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
+check: install-dev install-clients lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
 	@$(PYTEST) -m 'not browser' --cov --cov-report=term:skip-covered $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed

@@ -22,13 +22,16 @@ CONTENTS = {
     "uv": ("--group=installer",),
     "build": ("--group=build",),
 }
+# Of an environment of its own, which need not agree with the others.
+ALONE = {"clients": ("--group=clients",)}
 
 
 def main(extra: list[str]) -> None:
     before: list[str] = []
-    for name, content in CONTENTS.items():
+    for name, content in (CONTENTS | ALONE).items():
         target = f"requirements/{name}.txt"
-        command = [sys.executable, "-m", "uv", "pip", "compile", *content, *OPTIONS, *QUIET, *before]
+        constraints = [] if name in ALONE else before
+        command = [sys.executable, "-m", "uv", "pip", "compile", *content, *OPTIONS, *QUIET, *constraints]
         subprocess.run([*command, *extra, "--output-file", target], cwd=FOLDER.parent, check=True)
         sys.stdout.write(f"{target}: {(FOLDER.parent / target).read_text().count(' --hash=')} hashes\n")
         before = ["--constraint", target]
