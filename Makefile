@@ -92,7 +92,7 @@ browser: install-test ## The pages in a Chromium of the PATH, or of TEST_CHROMIU
 fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
-check: install-dev install-clients lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
+check: install-dev lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
 	@$(PYTEST) -m 'not browser' --cov --cov-report=term:skip-covered $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
