@@ -19,7 +19,7 @@ CHAOS_SECONDS ?= 300
 # Many tests wait for servers and processes, so more of them than cores run at a time.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help run dev serve worker migrate seed doctor env-example openapi test quick browser fuzz check format lint types imports migrations-lint \
+.PHONY: help run dev clients serve worker migrate seed doctor env-example openapi test quick browser fuzz check format lint types imports migrations-lint \
 	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev install-clients \
 	install-postgres image image-digest sbom sign release-notes release
 
@@ -37,7 +37,7 @@ install install-test install-dev:
 CLIENTS := .venv/clients
 NODE_LOCK := tests/clients/package-lock.json
 
-install-clients: install-dev ## Install the generators of clients that `make check` runs (those of npm where Node.js is)
+install-clients: install-dev ## Install the generators that `make clients` runs (those of npm where Node.js is)
 	@cmp -s requirements/clients.txt $(CLIENTS)/clients.lock || { \
 		$(VENV)/uv venv --quiet --clear --python $(VENV)/python $(CLIENTS) && \
 		$(VENV)/uv pip sync --quiet --require-hashes --python $(CLIENTS)/bin/python requirements/clients.txt && \
@@ -89,11 +89,14 @@ quick: install-test ## The suite without the slow tests
 browser: install-test ## The pages in a Chromium of the PATH, or of TEST_CHROMIUM
 	@$(VENV)/python -m pytest tests/browser $(ARGS)
 
+clients: install-clients ## Generate clients of the API document, compile them, and live through the quickstart with them
+	@$(VENV)/python -m pytest -n 2 -m clients tests/clients $(ARGS)
+
 fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
 check: install-dev lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
-	@$(PYTEST) -m 'not browser' --cov --cov-report=term:skip-covered $(ARGS)
+	@$(PYTEST) -m 'not browser and not clients' --cov --cov-report=term:skip-covered $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
 	@$(VENV)/ruff format $(CODE)

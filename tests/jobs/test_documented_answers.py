@@ -71,7 +71,7 @@ async def test_jobs_and_webhooks_are_what_the_document_says(
         assert hold_answer(document, path, await proven.get(path))["items"]
     overview = hold_answer(document, "/v1/overview", await proven.get("/v1/overview"))
     assert overview["jobs"]["recent"]
-    sent = {}
+    sent: dict[str, int] = {}
     for _, body in receiver.requests:
         event_type = json.loads(body)["type"]
         operation = document["webhooks"][event_type]["post"]
