@@ -144,7 +144,9 @@ class TooManyStreams(TooManyRequests):
 
 
 class BacklogFull(TooManyRequests):
-    """Too many jobs of this queue are waiting. Submit the job again after `Retry-After`."""
+    """You have as many unfinished jobs of this queue, or pending deliveries, as one account may have, or the oldest has
+    waited for too long. Try again after `Retry-After`, or cancel some.
+    """
 
     code = "backlog_full"
-    title = "Too much work of this kind is waiting"
+    title = "Too much of your work is waiting"

@@ -31,9 +31,17 @@ class JobsSettings(Section):
     drain: Seconds = Field(
         1.0, ge=0, le=60, description="For running jobs to end after SIGTERM, before they are handed back."
     )
-    backlog_limit: Jobs = Field(50_000, ge=1, description="Waiting jobs of a lane beyond which submissions get 429.")
+    backlog_limit: Jobs = Field(
+        50_000,
+        ge=1,
+        description="Waiting jobs of a lane that users share: each may have as many as are free. At twice the number "
+        "all submissions get 429.",
+    )
     backlog_age: WholeSeconds = Field(
-        3600, ge=1, description="Age of a lane's oldest runnable job beyond which submissions get 429."
+        3600, ge=1, description="Age of a user's oldest waiting job of a lane beyond which their submissions get 429."
+    )
+    user_backlog: Jobs = Field(
+        10_000, ge=1, description="Unfinished jobs of one user in a lane beyond which their submissions get 429."
     )
     user_running: Jobs = Field(3, ge=1, description="Jobs of one user that run at a time in the lanes of long work.")
     retention_days: Days = Field(30, ge=1, le=3650, description="Until a finished job is deleted.")

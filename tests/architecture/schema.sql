@@ -251,6 +251,12 @@ CREATE TABLE jobs.schedules (
     CONSTRAINT schedules_catch_up_check CHECK ((catch_up = ANY (ARRAY['none'::text, 'one'::text, 'all'::text])))
 );
 
+CREATE TABLE jobs.suspended_users (
+    user_id uuid NOT NULL,
+    reason text NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE jobs.webhook_deliveries (
     user_id uuid NOT NULL,
     id uuid NOT NULL,
@@ -409,6 +415,9 @@ ALTER TABLE ONLY jobs.mail_sends
 ALTER TABLE ONLY jobs.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY jobs.suspended_users
+    ADD CONSTRAINT suspended_users_pkey PRIMARY KEY (user_id);
+
 ALTER TABLE ONLY jobs.webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_message_key UNIQUE (user_id, message_id, endpoint_id);
 
@@ -477,7 +486,7 @@ CREATE INDEX jobs_lease_idx ON jobs.jobs USING btree (lease_until) WHERE (state 
 
 CREATE INDEX jobs_list_idx ON jobs.jobs USING btree (user_id, id DESC) INCLUDE (state);
 
-CREATE INDEX jobs_running_idx ON jobs.jobs USING btree (user_id, lane) WHERE (state = 1);
+CREATE INDEX jobs_living_idx ON jobs.jobs USING btree (user_id, lane, state, run_at) WHERE (state < 2);
 
 CREATE INDEX jobs_scheduled_idx ON jobs.jobs USING btree (lane, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND (NOT is_due));
 
@@ -492,6 +501,8 @@ CREATE INDEX mail_sends_send_at_idx ON jobs.mail_sends USING btree (send_at);
 CREATE INDEX mail_sends_sender_idx ON jobs.mail_sends USING btree (sender_id, send_at DESC);
 
 CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id, id DESC);
+
+CREATE INDEX webhook_deliveries_pending_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id) WHERE (state = 'pending'::text);
 
 CREATE INDEX webhook_messages_created_at_idx ON jobs.webhook_messages USING btree (created_at);
 

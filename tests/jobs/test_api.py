@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -358,7 +359,7 @@ async def test_pages_are_stable_while_jobs_arrive(person: Person, make_person: M
 @pytest.mark.usefixtures("test_kinds")
 async def test_lists_are_filtered_by_state_and_kind(person: Person, connection: Connection) -> None:
     queued = await submit(person, "test.noop")
-    scheduled = await submit(person, "test.wait", run_at="2099-01-01T00:00:00Z")
+    scheduled = await submit(person, "test.wait", run_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
     cancelled = await submit(person, "test.wait")
     await person.post(f"/v1/jobs/{cancelled['id']}/cancel")
     retrying = await submit(person, "test.flaky")

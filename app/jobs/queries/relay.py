@@ -239,28 +239,54 @@ async def set_epoch(tx: Tx, epoch: UUID) -> None:
     await tx.execute(SET_EPOCH, epoch)
 
 
+# Nothing is counted beyond `$2`, so that no backlog makes the question long. Where more jobs wait, the number is `$2`
+# and the age is that of the oldest of those that were counted; where more have ended within a minute, the rate is that
+# of the newest.
 LIST_LANE_DEPTHS = """
-WITH due AS (
-    SELECT lane, run_at FROM jobs.jobs WHERE state = 0 AND dispatched_at IS NOT NULL
+WITH RECURSIVE found AS (
+    SELECT ''::text AS lane
     UNION ALL
-    SELECT lane, run_at FROM jobs.jobs WHERE state = 0 AND dispatched_at IS NULL AND is_due
-    UNION ALL
-    SELECT lane, run_at FROM jobs.jobs WHERE state = 0 AND dispatched_at IS NULL AND NOT is_due AND run_at <= now()
-), waiting AS (
-    SELECT lane, count(*) AS waiting, greatest(0, extract(epoch FROM now() - min(run_at)))::float8 AS oldest_seconds
-    FROM due GROUP BY lane
+    SELECT least(
+        (SELECT j.lane FROM jobs.jobs AS j
+         WHERE j.state = 0 AND j.dispatched_at IS NOT NULL AND j.lane > f.lane ORDER BY j.lane LIMIT 1),
+        (SELECT j.lane FROM jobs.jobs AS j
+         WHERE j.state = 0 AND j.dispatched_at IS NULL AND j.is_due AND j.lane > f.lane ORDER BY j.lane LIMIT 1))
+    FROM found AS f WHERE f.lane IS NOT NULL
 ), running AS (
     SELECT lane, count(*) AS running FROM jobs.jobs WHERE state = 1 GROUP BY lane
-), finished AS (
-    SELECT lane, count(*) AS finished FROM jobs.jobs
-    WHERE state >= 2 AND finished_at > now() - interval '1 minute' GROUP BY lane
 ), known AS (
-    SELECT unnest($1::text[]) AS lane UNION SELECT lane FROM waiting UNION SELECT lane FROM running
+    SELECT unnest($1::text[]) AS lane UNION SELECT lane FROM found WHERE lane <> '' UNION SELECT lane FROM running
+), newest AS (
+    SELECT lane, finished_at FROM jobs.jobs
+    WHERE state >= 2 AND finished_at > now() - interval '1 minute'
+    ORDER BY finished_at DESC LIMIT $2
+), span AS (
+    SELECT CASE WHEN count(*) < $2 THEN 60
+                ELSE greatest(extract(epoch FROM now() - min(finished_at)), 0.001) END AS seconds
+    FROM newest
+), finished AS (
+    SELECT n.lane, (count(*) * 60 / min(s.seconds))::bigint AS finished FROM newest AS n CROSS JOIN span AS s
+    GROUP BY n.lane
 )
-SELECT k.lane, p.paused_at IS NOT NULL AS paused, coalesce(w.waiting, 0) AS waiting, w.oldest_seconds,
+SELECT k.lane, p.paused_at IS NOT NULL AS paused, w.waiting,
+       CASE WHEN w.oldest IS NOT NULL THEN greatest(0, extract(epoch FROM now() - w.oldest)) END::float8
+           AS oldest_seconds,
        coalesce(r.running, 0) AS running, coalesce(f.finished, 0) AS finished
 FROM known AS k
-LEFT JOIN waiting AS w ON w.lane = k.lane
+CROSS JOIN LATERAL (
+    SELECT count(*) AS waiting, min(c.run_at) AS oldest FROM (
+        (SELECT j.run_at FROM jobs.jobs AS j
+         WHERE j.lane = k.lane AND j.state = 0 AND j.dispatched_at IS NOT NULL ORDER BY j.dispatched_at LIMIT $2)
+        UNION ALL
+        (SELECT j.run_at FROM jobs.jobs AS j
+         WHERE j.lane = k.lane AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due LIMIT $2)
+        UNION ALL
+        (SELECT j.run_at FROM jobs.jobs AS j
+         WHERE j.lane = k.lane AND j.state = 0 AND j.dispatched_at IS NULL AND NOT j.is_due AND j.run_at <= now()
+         ORDER BY j.run_at LIMIT $2)
+        LIMIT $2
+    ) AS c
+) AS w
 LEFT JOIN running AS r ON r.lane = k.lane
 LEFT JOIN finished AS f ON f.lane = k.lane
 LEFT JOIN jobs.lanes AS p ON p.lane = k.lane
@@ -268,9 +294,9 @@ ORDER BY k.lane
 """
 
 
-async def list_lane_depths(conn: ReadConn, lanes: Sequence[str]) -> list[LaneDepth]:
-    """These lanes, and all others in which something waits or runs."""
-    return [LaneDepth(**row) for row in await conn.fetch(LIST_LANE_DEPTHS, lanes)]
+async def list_lane_depths(conn: ReadConn, lanes: Sequence[str], limit: int) -> list[LaneDepth]:
+    """These lanes, and all others in which something is due or runs."""
+    return [LaneDepth(**row) for row in await conn.fetch(LIST_LANE_DEPTHS, lanes, limit)]
 
 
 LIMIT_IDLE_SESSION = """

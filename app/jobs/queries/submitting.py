@@ -10,35 +10,63 @@ from app.jobs.records import (
     InsertedJob,
     Job,
     Overview,
+    State,
     StateFilter,
     Transition,
 )
-from app.kernel.database import ReadConn, Tx
+from app.kernel.database import ReadConn, Row, Tx
 from app.kernel.ids import UserId
 from app.kernel.queue import NewJob
 
 # The conflict arm changes nothing; it makes the statement return the living job that holds the key, and `xmax` is zero
 # exactly for a row that was inserted just now. Whether a job is due is judged by the clock of the database, as the
 # claim will do: an API host whose clock is ahead would hand out jobs that no worker may start yet.
+#
+# What a user has in a lane is counted once for all of the user's rows, through an index of unfinished jobs and never
+# beyond the allowance. Transactions do not see each other's rows, so that a user may exceed it by as many as commit at
+# a moment. A row whose unique key is taken adds nothing, and passes.
 INSERT_JOBS = """
+WITH new AS (
+    SELECT n.id, n.user_id, n.kind, n.lane, n.priority, n.args, n.unique_key, n.max_attempts, n.timeout_seconds,
+           n.run_at, n.trace_parent, n.dispatch, n.most_jobs, n.longest_wait, n.number,
+           row_number() OVER (PARTITION BY n.user_id, n.lane ORDER BY n.number) AS number_of_user
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::jsonb[], $7::text[],
+                $8::smallint[], $9::integer[], $10::timestamptz[], $11::text[], $12::boolean[], $13::integer[],
+                $14::float8[])
+         WITH ORDINALITY
+         AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
+              dispatch, most_jobs, longest_wait, number)
+), backlog AS (
+    SELECT b.user_id, b.lane,
+           (SELECT count(*) FROM (SELECT 1 FROM jobs.jobs AS l
+                                  WHERE l.user_id = b.user_id AND l.lane = b.lane AND l.state < 2
+                                  LIMIT b.most_jobs) AS counted) AS jobs,
+           (SELECT w.run_at FROM jobs.jobs AS w
+            WHERE w.user_id = b.user_id AND w.lane = b.lane AND w.state = 0 ORDER BY w.run_at LIMIT 1) AS oldest
+    FROM (SELECT n.user_id, n.lane, max(n.most_jobs) AS most_jobs FROM new AS n
+          WHERE n.most_jobs IS NOT NULL GROUP BY n.user_id, n.lane) AS b
+)
 INSERT INTO jobs.jobs AS j (id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at,
                             trace_parent, created_at, is_due, dispatched_at)
 SELECT n.id, n.user_id, n.kind, n.lane, n.priority, n.args, n.unique_key, n.max_attempts, n.timeout_seconds,
        coalesce(n.run_at, now()), n.trace_parent, now(), coalesce(n.run_at <= now(), true),
        CASE WHEN n.dispatch AND coalesce(n.run_at <= now(), true) THEN now() END
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::jsonb[], $7::text[], $8::smallint[],
-            $9::integer[], $10::timestamptz[], $11::text[], $12::boolean[])
-     AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
-          dispatch)
+FROM new AS n LEFT JOIN backlog AS b ON b.user_id = n.user_id AND b.lane = n.lane
+WHERE n.most_jobs IS NULL
+   OR (b.jobs + n.number_of_user <= n.most_jobs
+       AND coalesce(b.oldest > now() - make_interval(secs => n.longest_wait), true))
+   OR EXISTS (SELECT 1 FROM jobs.jobs AS k
+              WHERE k.user_id = n.user_id AND k.kind = n.kind AND k.unique_key = n.unique_key AND k.state < 2)
+ORDER BY n.number
 ON CONFLICT (user_id, kind, unique_key) WHERE unique_key IS NOT NULL AND state < 2
 DO UPDATE SET unique_key = excluded.unique_key
 RETURNING j.id, (j.xmax = 0) AS created, j.dispatched_at IS NOT NULL AS dispatched, j.state, j.version, j.attempt,
-          j.max_attempts, j.run_at <= now() AS is_due, j.progress, j.error, j.created_at, j.started_at
+          j.max_attempts, j.run_at <= now() AS is_due, j.progress, j.error, j.created_at, j.started_at, j.unique_key
 """
 
 
-async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob]:
-    """Writes the rows; answers in their order."""
+async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None]:
+    """Writes the rows; answers in their order, with None for those beyond their allowance."""
     records = await tx.fetch(
         INSERT_JOBS,
         [row.id for row in rows],
@@ -53,8 +81,30 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob]:
         [row.run_at for row in rows],
         [row.trace_parent for row in rows],
         [row.dispatch for row in rows],
+        [row.allowance.jobs if row.allowance else None for row in rows],
+        [row.allowance.seconds if row.allowance else None for row in rows],
     )
-    return [InsertedJob(**record) for record in records]
+    if len(records) == len(rows):
+        return [_inserted(record) for record in records]
+    # The records are those of `rows` in their order, with gaps.
+    found = iter(records)
+    record = next(found, None)
+    answers: list[InsertedJob | None] = []
+    for row in rows:
+        if record is not None and _is_of(record, row):
+            answers.append(_inserted(record))
+            record = next(found, None)
+        else:
+            answers.append(None)
+    return answers
+
+
+def _is_of(record: Row, row: NewJob) -> bool:
+    return record["id"] == row.id or (not record["created"] and record["unique_key"] == row.unique_key)
+
+
+def _inserted(record: Row) -> InsertedJob:
+    return InsertedJob(*record[:-1])
 
 
 GET_JOB = """
@@ -84,6 +134,17 @@ SELECT j.id FROM jobs.jobs AS j WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_
 
 async def exists(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> bool:
     return await conn.fetchval(EXISTS, job_id, user_id) is not None
+
+
+GET_STATE = """
+SELECT j.lane, j.state FROM jobs.jobs AS j WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2)
+"""
+
+
+async def get_state(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> tuple[str, State] | None:
+    """The lane and the state of a job."""
+    row = await conn.fetchrow(GET_STATE, job_id, user_id)
+    return None if row is None else (row["lane"], State(row["state"]))
 
 
 LIST_JOBS = """
@@ -197,11 +258,18 @@ SET state = 0, attempt = 0, rescues = 0, run_at = now(), is_due = true, postpone
     finished_at = NULL, error = NULL, result = NULL, progress = NULL, cancel_requested_at = NULL,
     dispatched_at = now(), version = j.version + 1
 WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state IN (3, 4)
+  AND ($3::integer IS NULL
+       OR (SELECT count(*) FROM (SELECT 1 FROM jobs.jobs AS l
+                                 WHERE l.user_id = j.user_id AND l.lane = j.lane AND l.state < 2
+                                 LIMIT $3) AS counted) < $3)
 RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
 """
 
 
-async def requeue_job(tx: Tx, job_id: UUID, user_id: UserId | None) -> Transition | None:
-    """Starts a failed or cancelled job over. Raises ConstraintViolated when a living job holds its unique key."""
-    row = await tx.fetchrow(REQUEUE_JOB, job_id, user_id)
+async def requeue_job(tx: Tx, job_id: UUID, user_id: UserId | None, most_jobs: int | None) -> Transition | None:
+    """Starts a failed or cancelled job over, unless its user has `most_jobs` unfinished ones in its lane.
+
+    Raises ConstraintViolated when a living job holds its unique key.
+    """
+    row = await tx.fetchrow(REQUEUE_JOB, job_id, user_id, most_jobs)
     return None if row is None else Transition(**row)

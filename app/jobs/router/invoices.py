@@ -52,7 +52,7 @@ async def issue_invoice(
             created_at=resources.clock.now(),
         )
         invoice, submitted = await invoicing.issue_invoice(
-            tx, resources.queue, resources.cache, runtime.kinds["invoice.pdf"], new
+            tx, resources.queue, resources.cache, runtime.board, runtime.kinds["invoice.pdf"], new
         )
         content = {"invoice": _view(invoice), "job": job_view(submitted.job)}
         return json_response(content, status=202, headers={"Location": f"/v1/invoices/{invoice.id}"})
@@ -98,11 +98,15 @@ async def download_invoice(
     responses=problem_responses(409) | located(202),
     openapi_extra=reads_headers("IdempotencyKey"),
 )
-async def email_invoice(request: Request, principal: JobStarter, resources: ResourcesDep, invoice_id: Id) -> Response:
+async def email_invoice(
+    request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
+) -> Response:
     """Send an invoice's e-mail, for instance after your address has been verified."""
 
     async def send(tx: Tx) -> Response:
-        submitted = await invoicing.email_invoice(tx, resources.queue, resources.cache, principal.user_id, invoice_id)
+        submitted = await invoicing.email_invoice(
+            tx, resources.queue, resources.cache, runtime.board, principal.user_id, invoice_id
+        )
         content = job_view(submitted.job)
         return json_response(content, status=202, headers={"Location": f"/v1/jobs/{submitted.job.id}"})
 

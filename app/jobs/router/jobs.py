@@ -70,6 +70,7 @@ async def submit_job(
     body: SubmitJob,
 ) -> Response:
     """Start work in the background."""
+    submitting.check_run_at(body.run_at, resources.clock.now())
     submission = submitting.Submission(body.kind, body.args, body.run_at, body.unique_key)
     action = submitting.AUDITED_KINDS.get(body.kind)
     if body.unique_key is None and action is None and "idempotency-key" not in request.headers:
@@ -219,9 +220,11 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 @router.post(
     "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(409) | located(202)
 )
-async def retry_job(principal: JobStarter, resources: ResourcesDep, job_id: Id) -> Response:
+async def retry_job(principal: JobStarter, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> Response:
     """Run a failed or cancelled job again, from the start."""
-    job = await submitting.retry_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
+    job = await submitting.retry_job(
+        resources.db, resources.queue, resources.cache, runtime.board, job_id, principal.user_id
+    )
     return json_response(job_view(job), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 

@@ -15,7 +15,7 @@ class QueueView(Schema):
 
     lane: str = Field(description="Name of the queue.")
     paused: bool = Field(description="Whether no more of its jobs are started.")
-    waiting: int = Field(description="Jobs that could run and wait for a worker.")
+    waiting: int = Field(description="Jobs that could run and wait for a worker; 100,000 stands for any larger number.")
     running: int = Field(description="Jobs that run.")
     finished_last_minute: int = Field(description="Jobs that reached a final state within the last minute.")
     oldest_seconds: float | None = Field(description="Age of the oldest waiting job in seconds; null: none waits.")

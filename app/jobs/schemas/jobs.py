@@ -53,7 +53,7 @@ EXAMPLE_JOB = {
 
 
 class _Submission(Schema):
-    run_at: Timestamp | None = Field(None, description="Not before this time. Default: at once.")
+    run_at: Timestamp | None = Field(None, description="Not before this time, at most a year ahead. Default: at once.")
     unique_key: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         None,
         description="While your job of this kind and key is unfinished, submitting it again answers with that job. "

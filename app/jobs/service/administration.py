@@ -10,6 +10,7 @@ from app.jobs.errors import JobNotFound, LaneNotFound
 from app.jobs.queries import administration as queries
 from app.jobs.queries.relay import list_lane_depths
 from app.jobs.records import LANES, STATE_FILTERS, AdminJob, FailedAttempt, JobState, LaneDepth
+from app.jobs.service.lanes import COUNTED
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -19,9 +20,9 @@ from app.kernel.queue import Queue
 
 
 async def list_lanes(db: Database) -> list[LaneDepth]:
-    """Every lane, with what waits and runs in it."""
+    """Every lane, with what waits and runs in it; nothing is counted beyond `COUNTED`."""
     async with db.read("jobs.lanes") as conn:
-        return await list_lane_depths(conn, list(LANES))
+        return await list_lane_depths(conn, list(LANES), COUNTED)
 
 
 @retries_conflicts
@@ -79,7 +80,7 @@ async def retry_any_job(db: Database, queue: Queue, cache: Cache, clock: Clock, 
     async with db.transaction("jobs.retry_any") as tx:
         await lock_admin(tx, clock, actor)
         await _tell_both(tx, clock, actor, "job_retried_by_admin", job_id)
-        await requeue(tx, queue, cache, job_id, None)
+        await requeue(tx, queue, cache, job_id, None, None)
     return await get_any_job(db, job_id)
 
 

@@ -14,6 +14,7 @@ from app.jobs.records import Artifact
 from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
 from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.documents import Document, typeset
+from app.jobs.service.lanes import LaneBoard
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.addresses import canonical_email
 from app.kernel.cache import Cache
@@ -24,15 +25,17 @@ from app.kernel.queue import JobKind, Queue
 
 PDF_NAME = "invoice.pdf"
 KIND_EMAIL = "invoice.email"
+_LANE_OF_EMAIL = "default"
 
 
 async def issue_invoice(
-    tx: Tx, queue: Queue, cache: Cache, kind: JobKind[Any], invoice: NewInvoice
+    tx: Tx, queue: Queue, cache: Cache, board: LaneBoard, kind: JobKind[Any], invoice: NewInvoice
 ) -> tuple[Invoice, Submitted]:
     """Stores the invoice together with the job that begins its chain.
 
     Raises:
         InvoiceNumberTaken: the caller has used this number before.
+        BacklogFull: too many jobs of the caller are unfinished.
     """
     row = queue.new_job(
         kind.name,
@@ -42,18 +45,22 @@ async def issue_invoice(
         priority=kind.priority,
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
+        allowance=board.allow(kind.lane),
     )
     stored = await queries.insert_invoice(tx, invoice, row.id)
-    return stored, await submit_row(tx, queue, cache, row)
+    return stored, await submit_row(tx, queue, cache, board, row)
 
 
-async def email_invoice(tx: Tx, queue: Queue, cache: Cache, user_id: UserId, invoice_id: UUID) -> Submitted:
+async def email_invoice(
+    tx: Tx, queue: Queue, cache: Cache, board: LaneBoard, user_id: UserId, invoice_id: UUID
+) -> Submitted:
     """Has the e-mail with the invoice sent, or sent again; the job under way, if there is one.
 
     Raises:
         InvoiceNotFound
         InvoiceNotReady: the PDF has not been made yet.
         EmailNotVerified: an account whose address is not verified sends only to itself.
+        BacklogFull: too many jobs of the caller are unfinished.
     """
     invoice = await get_invoice(tx, user_id, invoice_id)
     if invoice.status == "pending":
@@ -62,8 +69,15 @@ async def email_invoice(tx: Tx, queue: Queue, cache: Cache, user_id: UserId, inv
     customer = canonical_email(orjson.loads(invoice.customer)["email"])
     if account is None or not (account.is_verified or customer == account.email_canonical):
         raise EmailNotVerified
-    row = queue.new_job(KIND_EMAIL, {"invoice_id": str(invoice.id)}, user_id=user_id, unique_key=str(invoice.id))
-    return await submit_row(tx, queue, cache, row)
+    row = queue.new_job(
+        KIND_EMAIL,
+        {"invoice_id": str(invoice.id)},
+        user_id=user_id,
+        unique_key=str(invoice.id),
+        lane=_LANE_OF_EMAIL,
+        allowance=board.allow(_LANE_OF_EMAIL),
+    )
+    return await submit_row(tx, queue, cache, board, row)
 
 
 async def read_invoice(db: Database, user_id: UserId, invoice_id: UUID) -> Invoice:

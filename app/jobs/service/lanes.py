@@ -1,4 +1,4 @@
-"""How full the lanes are: the relay tells, and API processes believe it, so that nobody is asked at each admission."""
+"""How full the lanes are, as the relay reports it, and what one user may have in them for that."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,18 @@ from app.jobs.errors import BacklogFull
 from app.jobs.records import ALWAYS_ADMITTED, LaneDepth
 from app.jobs.settings import JobsSettings
 from app.kernel.bus import Bus
+from app.kernel.queue import Allowance
 from app.kernel.redis import RedisUnavailable
 
 _CHANNEL = "jobs:lanes"
 _BELIEVED_SECONDS = 30.0
 _LONGEST_RETRY = 3600
+# Of a lane that is full each user still has this part, and at least one job.
+_PART_OF_A_USER = 1000
+# Waiting jobs of a lane that the relay and administrators are told of; what the last resort needs is less.
+COUNTED = 100_000
+# Only beyond so many times the limit are users refused who have nothing in the lane.
+_LAST_RESORT = 2
 
 
 class LaneReport(msgspec.Struct, frozen=True):
@@ -22,7 +29,6 @@ class LaneReport(msgspec.Struct, frozen=True):
 
     lane: str
     waiting: int
-    oldest_seconds: float
     rate: float
 
 
@@ -35,23 +41,39 @@ class LaneBoard:
         self._read_at = 0.0
         bus.subscribe(_CHANNEL, self._on_message)
 
-    def admit(self, lane: str) -> None:
-        """Lets a new job in.
+    def allow(self, lane: str) -> Allowance | None:
+        """What one user may have unfinished in a lane: as much as is free (dynamic thresholds), a small part if
+        nothing is.
 
         Raises:
-            BacklogFull: too much waits already, with an estimate of when that will be over.
+            BacklogFull: the lane takes no more jobs of any user.
         """
-        report = self._reports.get(lane)
-        if report is None or lane in ALWAYS_ADMITTED or monotonic() - self._read_at > _BELIEVED_SECONDS:
-            return
-        limit = self._settings.backlog_limit
-        if report.waiting < limit and report.oldest_seconds < self._settings.backlog_age:
-            return
-        excess = max(1, report.waiting - limit + 1)
-        seconds = math.ceil(excess / report.rate) if report.rate > 0 else _LONGEST_RETRY
-        raise BacklogFull(
-            f"{report.waiting} jobs of this kind are waiting.", retry_after=min(max(seconds, 1), _LONGEST_RETRY)
-        )
+        if lane in ALWAYS_ADMITTED:
+            return None
+        jobs, limit = self._settings.user_backlog, self._settings.backlog_limit
+        report = self._report(lane)
+        if report is not None:
+            if report.waiting >= min(_LAST_RESORT * limit, COUNTED):
+                raise self.refusal(lane)
+            jobs = min(jobs, max(limit - report.waiting, limit // _PART_OF_A_USER, 1))
+        return Allowance(jobs, self._settings.backlog_age)
+
+    def refusal(self, lane: str) -> BacklogFull:
+        """With an estimate of when there is room again."""
+        report = self._report(lane)
+        seconds = _LONGEST_RETRY
+        if report is not None and report.rate > 0:
+            excess = max(1, report.waiting - self._settings.backlog_limit + 1)
+            seconds = min(math.ceil(excess / report.rate), _LONGEST_RETRY)
+        return BacklogFull("Wait until some of your unfinished jobs have ended.", retry_after=max(seconds, 1))
+
+    @property
+    def user_backlog(self) -> int:
+        """Unfinished jobs that one user may have in a lane, however empty it is."""
+        return self._settings.user_backlog
+
+    def _report(self, lane: str) -> LaneReport | None:
+        return self._reports.get(lane) if monotonic() - self._read_at <= _BELIEVED_SECONDS else None
 
     def _on_message(self, payload: bytes) -> None:
         self._reports = {report.lane: report for report in msgspec.json.decode(payload, type=list[LaneReport])}
@@ -64,7 +86,6 @@ async def publish_lanes(bus: Bus, depths: Sequence[LaneDepth]) -> None:
         LaneReport(
             lane=depth.lane,
             waiting=depth.waiting,
-            oldest_seconds=depth.oldest_seconds or 0.0,
             rate=depth.finished / 60,
         )
         for depth in depths

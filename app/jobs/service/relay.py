@@ -15,12 +15,13 @@ from prometheus_client import Counter, Gauge
 from app.jobs.queries import relay as queries
 from app.jobs.queries.webhooks import count_open_breakers
 from app.jobs.records import MAX_RESCUES, State
-from app.jobs.service.lanes import publish_lanes
+from app.jobs.service.lanes import COUNTED, publish_lanes
 from app.jobs.service.publishing import publish_job_ends
 from app.jobs.service.scheduling import Schedule, run_schedules, store_schedules
 from app.jobs.service.submitting import Kinds, announce, ref_of
 from app.jobs.service.turns import Turns
 from app.jobs.settings import JobsSettings
+from app.kernel.background import Background
 from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -111,34 +112,63 @@ class Relay:
             return
         _leads.set(1)
         _logger.info("jobs.relay_leads")
+        background = Background()
+        background.spawn(self._observe_for_ever())
+        try:
+            await self._work(conn)
+        finally:
+            await background.close()
+
+    async def _work(self, conn: DirectConn) -> None:
+        """No step keeps the others from being done; only the loss of `conn`, and with it of the lock, ends this."""
         # Workers that outlived an outage of Postgres get time for a heartbeat before their jobs are taken away.
         next_rescue = monotonic() + min(2 * self._settings.heartbeat, self._settings.lease)
-        next_epoch = next_sweep = next_gauges = next_schedules = 0.0
+        next_epoch = next_sweep = next_schedules = 0.0
         next_due: float | None = 0.0
-        await store_schedules(self._db, await queries.get_time(conn), self._schedules)
+        database_time = await queries.get_time(conn)
+        await self._try("store_schedules", store_schedules(self._db, database_time, self._schedules))
         while True:
             now = monotonic()
             if now >= next_epoch:
                 next_epoch = now + _EPOCH_SECONDS
-                await self._unless_redis_is_away(self.check_epoch(conn))
+                await self._try("check_epoch", self.check_epoch(conn))
             if now >= next_rescue:
                 next_rescue = now + min(_RESCUE_SECONDS, self._settings.lease)
-                await self.rescue()
+                await self._try("rescue", self.rescue())
             if now >= next_sweep:
                 next_sweep = now + _SWEEP_SECONDS
-                await self._unless_redis_is_away(self.sweep())
+                await self._try("sweep", self.sweep())
             if now >= next_schedules:
                 next_schedules = now + _SCHEDULES_SECONDS
-                await run_schedules(self._db, self._queue, await queries.get_time(conn), self._kinds)
-            if now >= next_gauges:
-                next_gauges = now + _GAUGE_SECONDS
-                await self.observe()
+                database_time = await queries.get_time(conn)
+                await self._try("run_schedules", run_schedules(self._db, self._queue, database_time, self._kinds))
+            staged: int | None = 0
             if next_due is not None and next_due <= 0:
-                await self.stage()
-            moved = await self._unless_redis_is_away(self.refill())
+                staged = await self._try("stage", self.stage())
+            moved = await self._try("refill", self.refill())
             # While a backlog moves there is no pause; the question also proves that the lock is still held.
             next_due = await queries.get_next_due(conn, self._lanes)
-            await asyncio.sleep(_MOVING_SECONDS if moved else _pause(next_due))
+            if staged is None or moved is None:
+                await asyncio.sleep(_TICK_SECONDS)
+            else:
+                await asyncio.sleep(_MOVING_SECONDS if moved else _pause(next_due))
+
+    async def _observe_for_ever(self) -> None:
+        while True:
+            await self._try("observe", self.observe())
+            await asyncio.sleep(_GAUGE_SECONDS)
+
+    async def _try(self, name: str, step: Awaitable[int | None]) -> int | None:
+        """How many the step has moved, 0 while Redis is away; None if it failed, which is logged."""
+        try:
+            return await step or 0
+        except RedisUnavailable:
+            return 0
+        except Unavailable as error:
+            _logger.warning("jobs.relay_step_interrupted", step=name, error=type(error).__name__)
+        except Exception:
+            _logger.exception("jobs.relay_step_failed", step=name)
+        return None
 
     async def stage(self) -> int:
         """Marks jobs whose time has come as due; answers how many. Needs no Redis."""
@@ -217,7 +247,7 @@ class Relay:
     async def observe(self) -> None:
         """Sets the gauges, and tells the API processes."""
         async with self._db.read("jobs.depths") as conn:
-            depths = await queries.list_lane_depths(conn, self._lanes)
+            depths = await queries.list_lane_depths(conn, self._lanes, COUNTED)
             _open_breakers.set(await count_open_breakers(conn))
         for depth in depths:
             _depth.labels(depth.lane, "waiting").set(depth.waiting)
@@ -237,12 +267,6 @@ class Relay:
     async def _undispatch(self, ids: list[UUID]) -> None:
         async with self._db.statement("jobs.undispatch") as tx:
             await queries.undispatch_jobs(tx, ids)
-
-    async def _unless_redis_is_away(self, step: Awaitable[int]) -> int:
-        try:
-            return await step
-        except RedisUnavailable:
-            return 0
 
 
 def _pause(next_due: float | None) -> float:

@@ -2,20 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import orjson
 from pydantic import ValidationError
 
-from app.jobs.errors import InvalidArgs, JobFinished, JobNotFound, JobNotRetryable, UniqueKeyInUse, UnknownKind
+from app.jobs.errors import (
+    BacklogFull,
+    InvalidArgs,
+    JobFinished,
+    JobNotFound,
+    JobNotRetryable,
+    UniqueKeyInUse,
+    UnknownKind,
+)
 from app.jobs.queries import submitting as queries
 from app.jobs.records import STATE_FILTERS, InsertedJob, Job, JobState, State, Transition
 from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
-from app.kernel.errors import MAX_ERRORS, FieldError, escape_pointer
+from app.kernel.errors import MAX_ERRORS, FieldError, Unprocessable, escape_pointer
 from app.kernel.field_codes import field_code
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId
@@ -26,6 +34,7 @@ Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"
 # Kinds whose jobs the owner must be able to find in the audit trail, with the entry.
 AUDITED_KINDS = {"export.account": "account_export_requested"}
+FURTHEST_RUN_AT = timedelta(days=366)
 _UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
 
 
@@ -71,6 +80,12 @@ def parse_args(kind: JobKind[Any], args: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
+def check_run_at(run_at: datetime | None, now: datetime) -> None:
+    """Raises Unprocessable: the row would be kept for more than a year before it does anything."""
+    if run_at is not None and run_at - now > FURTHEST_RUN_AT:
+        raise Unprocessable(errors=[FieldError("#/run_at", "Not more than a year ahead.", "too_large")])
+
+
 async def submit(
     tx: Tx,
     queue: Queue,
@@ -86,11 +101,11 @@ async def submit(
     Raises:
         UnknownKind, InvalidArgs, BacklogFull: nothing was written.
     """
-    return await submit_row(tx, queue, cache, _new_row(queue, kinds, board, user_id, submission))
+    return await submit_row(tx, queue, cache, board, _new_row(queue, kinds, board, user_id, submission))
 
 
 async def submit_with_others(
-    group: GroupCommit[NewJob, Submitted],
+    group: GroupCommit[NewJob, Submitted | None],
     queue: Queue,
     kinds: Kinds,
     board: LaneBoard,
@@ -103,14 +118,15 @@ async def submit_with_others(
     Raises:
         UnknownKind, InvalidArgs, BacklogFull: nothing was written.
     """
-    return await group.submit(_new_row(queue, kinds, board, user_id, submission))
+    row = _new_row(queue, kinds, board, user_id, submission)
+    return _accepted(await group.submit(row), board, row)
 
 
-def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCommit[NewJob, Submitted]:
+def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCommit[NewJob, Submitted | None]:
     """What `submit_with_others` needs; one per process."""
 
     @retries_conflicts
-    async def write(rows: Sequence[NewJob]) -> list[Submitted]:
+    async def write(rows: Sequence[NewJob]) -> list[Submitted | None]:
         async with db.statement("jobs.submit_group") as tx:
             return await _submit_rows(tx, queue, cache, rows)
 
@@ -122,7 +138,7 @@ def _new_row(queue: Queue, kinds: Kinds, board: LaneBoard, user_id: UserId, subm
     if kind is None or not kind.public:
         raise UnknownKind(errors=[FieldError("#/kind", "There is no such kind.", "unknown_kind")])
     stored = parse_args(kind, submission.args)
-    board.admit(kind.lane)
+    allowance = board.allow(kind.lane)
     return queue.new_job(
         kind.name,
         stored,
@@ -133,16 +149,23 @@ def _new_row(queue: Queue, kinds: Kinds, board: LaneBoard, user_id: UserId, subm
         priority=kind.priority,
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
+        allowance=allowance,
     )
 
 
-async def submit_row(tx: Tx, queue: Queue, cache: Cache, row: NewJob) -> Submitted:
-    """Adds a row, and tells what became of it."""
+async def submit_row(tx: Tx, queue: Queue, cache: Cache, board: LaneBoard, row: NewJob) -> Submitted:
+    """Adds a row, and tells what became of it. Raises BacklogFull: its user has too much in its lane."""
     (submitted,) = await _submit_rows(tx, queue, cache, [row])
+    return _accepted(submitted, board, row)
+
+
+def _accepted(submitted: Submitted | None, board: LaneBoard, row: NewJob) -> Submitted:
+    if submitted is None:
+        raise board.refusal(row.lane)
     return submitted
 
 
-async def _submit_rows(tx: Tx, queue: Queue, cache: Cache, rows: Sequence[NewJob]) -> list[Submitted]:
+async def _submit_rows(tx: Tx, queue: Queue, cache: Cache, rows: Sequence[NewJob]) -> list[Submitted | None]:
     # Before the statement, because it also counts when the statement's answer is lost.
     for row in rows:
         cache.forget(tx, f"jobs:{row.user_id}")
@@ -150,7 +173,9 @@ async def _submit_rows(tx: Tx, queue: Queue, cache: Cache, rows: Sequence[NewJob
     return [_submitted(row, done) for row, done in zip(rows, inserted, strict=True)]
 
 
-def _submitted(row: NewJob, done: Enqueued) -> Submitted:
+def _submitted(row: NewJob, done: Enqueued | None) -> Submitted | None:
+    if done is None:
+        return None
     if not isinstance(done, InsertedJob):
         raise TypeError("the queue is plugged to another table")
     job = Job(
@@ -220,14 +245,14 @@ async def cancel_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, use
 
 
 @retries_conflicts
-async def retry_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId) -> Job:
+async def retry_job(db: Database, queue: Queue, cache: Cache, board: LaneBoard, job_id: UUID, user_id: UserId) -> Job:
     """Starts a failed or cancelled job over.
 
     Raises:
-        JobNotFound, JobNotRetryable, UniqueKeyInUse: nothing was changed.
+        JobNotFound, JobNotRetryable, UniqueKeyInUse, BacklogFull: nothing was changed.
     """
     async with db.transaction("jobs.retry") as tx:
-        await requeue(tx, queue, cache, job_id, user_id)
+        await requeue(tx, queue, cache, job_id, user_id, board)
         return await get_job(tx, job_id, user_id)
 
 
@@ -241,18 +266,34 @@ async def cancel(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: User
         tx.after_commit(lambda: queue.control(f"cancel:{job_id}"))
 
 
-async def requeue(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None) -> None:
-    """Starts a failed or cancelled job over; `user_id` None is an administrator. Raises as `retry_job` does."""
+async def requeue(
+    tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None, board: LaneBoard | None
+) -> None:
+    """Starts a failed or cancelled job over; for an administrator `user_id` and `board` are None, and nothing is
+    counted. Raises as `retry_job` does.
+    """
     try:
-        changed = await queries.requeue_job(tx, job_id, user_id)
+        changed = await queries.requeue_job(tx, job_id, user_id, board.user_backlog if board else None)
     except ConstraintViolated as violation:
         if violation.constraint == _UNIQUE_KEY_CONSTRAINT:
             raise UniqueKeyInUse from violation
         raise
     if changed is None:
-        raise JobNotRetryable if await queries.exists(tx, job_id, user_id) else JobNotFound
+        raise await _why_not_retried(tx, job_id, user_id, board)
     announce(tx, cache, changed)
     queue.redispatch(tx, ref_of(changed))
+
+
+async def _why_not_retried(
+    tx: Tx, job_id: UUID, user_id: UserId | None, board: LaneBoard | None
+) -> JobNotFound | JobNotRetryable | BacklogFull:
+    found = await queries.get_state(tx, job_id, user_id)
+    if found is None:
+        return JobNotFound()
+    lane, state = found
+    if board is not None and state in (State.FAILED, State.CANCELLED):
+        return board.refusal(lane)
+    return JobNotRetryable()
 
 
 def announce(tx: Tx, cache: Cache, *changes: Transition) -> None:

@@ -4,7 +4,7 @@ Postgres holds the truth; Redis holds ids and may be empty, stale or down. `cons
 importer of arq beside `app.worker`; it is not imported here, so that an API process does not load it.
 """
 
-from app.kernel.queue.contracts import Enqueued, JobRef, NewJob
+from app.kernel.queue.contracts import Allowance, Enqueued, JobRef, NewJob
 from app.kernel.queue.kinds import (
     ArtifactWriter,
     JobArgs,
@@ -21,6 +21,7 @@ from app.kernel.queue.producer import CONTROL_CHANNEL, EPOCH_KEY, InsertJobs, Qu
 __all__ = [
     "CONTROL_CHANNEL",
     "EPOCH_KEY",
+    "Allowance",
     "ArtifactWriter",
     "Enqueued",
     "InsertJobs",

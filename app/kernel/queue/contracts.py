@@ -12,10 +12,19 @@ DEFAULT_PRIORITY = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one user may have unfinished in a lane: so many jobs, the oldest of which has waited for so many seconds."""
+
+    jobs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A row to be. `run_at` None means now, by the clock of the database, which also judges whether it has come.
 
-    `dispatch`: if the job is due, its id goes to Redis right after the commit.
+    `dispatch`: if the job is due, its id goes to Redis right after the commit. `allowance`: the row is written only if
+    its user keeps within it; None: in any case.
     """
 
     id: UUID
@@ -30,6 +39,7 @@ class NewJob:
     timeout_seconds: int
     trace_parent: str | None
     dispatch: bool
+    allowance: Allowance | None = None
 
 
 class Enqueued(Protocol):

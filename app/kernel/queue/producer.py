@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from app.kernel.background import Background
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
-from app.kernel.queue.contracts import DEFAULT_PRIORITY, Enqueued, JobRef, NewJob
+from app.kernel.queue.contracts import DEFAULT_PRIORITY, Allowance, Enqueued, JobRef, NewJob
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.telemetry import get_logger, trace_parent_var
 
@@ -72,9 +72,9 @@ return depths
 
 
 class InsertJobs(Protocol):
-    """Writes rows in ONE statement; answers in the order of `rows`."""
+    """Writes rows in ONE statement; answers in the order of `rows`, with None for what goes beyond its allowance."""
 
-    async def __call__(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]: ...
+    async def __call__(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued | None]: ...
 
 
 class Queue:
@@ -142,9 +142,11 @@ class Queue:
             timeout_s=timeout_s,
         )
         (done,) = await self.enqueue_rows(tx, [row])
+        if done is None:
+            raise RuntimeError("a job without an allowance was refused")
         return done.id
 
-    def new_job(
+    def new_job(  # noqa: PLR0913 - the columns of a row
         self,
         kind: str,
         args: Mapping[str, Any],
@@ -157,6 +159,7 @@ class Queue:
         max_attempts: int = 8,
         timeout_s: int = 300,
         trace_parent: str | None = None,
+        allowance: Allowance | None = None,
     ) -> NewJob:
         """A row for `enqueue_rows`, with its id and whether Redis can take it at once already decided.
 
@@ -178,13 +181,17 @@ class Queue:
             timeout_seconds=timeout_s,
             trace_parent=trace_parent or trace_parent_var.get(),
             dispatch=ring.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
+            allowance=allowance,
         )
 
-    async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]:
-        """Adds many jobs with one statement. Unique keys must differ from each other within `rows`."""
+    async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued | None]:
+        """Adds many jobs with one statement; None for a row beyond its allowance, which is not written.
+
+        Unique keys must differ from each other within `rows`.
+        """
         done = await self._insert(tx, rows)
         for row, outcome in zip(rows, done, strict=True):
-            if not outcome.created:
+            if outcome is None or not outcome.created:
                 continue
             ENQUEUED.labels(row.kind).inc()
             if outcome.dispatched:
