@@ -169,7 +169,7 @@ async def _submit_rows(tx: Tx, queue: Queue, cache: Cache, rows: Sequence[NewJob
     # Before the statement, because it also counts when the statement's answer is lost.
     for row in rows:
         cache.forget(tx, f"jobs:{row.user_id}")
-    inserted = await queue.enqueue_rows(tx, rows)
+    inserted = await queue.offer_rows(tx, rows)
     return [_submitted(row, done) for row, done in zip(rows, inserted, strict=True)]
 
 

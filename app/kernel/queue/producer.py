@@ -142,8 +142,6 @@ class Queue:
             timeout_s=timeout_s,
         )
         (done,) = await self.enqueue_rows(tx, [row])
-        if done is None:
-            raise RuntimeError("a job without an allowance was refused")
         return done.id
 
     def new_job(  # noqa: PLR0913 - the columns of a row
@@ -184,11 +182,18 @@ class Queue:
             allowance=allowance,
         )
 
-    async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued | None]:
-        """Adds many jobs with one statement; None for a row beyond its allowance, which is not written.
+    async def enqueue_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued]:
+        """Adds many jobs without an allowance with one statement.
 
         Unique keys must differ from each other within `rows`.
         """
+        done = [outcome for outcome in await self.offer_rows(tx, rows) if outcome is not None]
+        if len(done) < len(rows):
+            raise ValueError("rows with an allowance are to be offered")
+        return done
+
+    async def offer_rows(self, tx: Tx, rows: Sequence[NewJob]) -> Sequence[Enqueued | None]:
+        """The same; None for a row beyond its allowance, which is not written."""
         done = await self._insert(tx, rows)
         for row, outcome in zip(rows, done, strict=True):
             if outcome is None or not outcome.created:
