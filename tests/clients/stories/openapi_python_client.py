@@ -3,6 +3,7 @@
 import sys
 from uuid import uuid4
 
+from httpx import Timeout
 from onehop_client import AuthenticatedClient, Client
 from onehop_client.api.core import get_overview
 from onehop_client.api.identity import log_out, register
@@ -34,7 +35,7 @@ signed_in = register.sync(client=Client(base), body=body)
 assert isinstance(signed_in, SignedInView)
 assert (signed_in.user.email, signed_in.user.display_name) == (email, "Ada")
 
-client = AuthenticatedClient(base, token=signed_in.tokens.access_token, timeout=60)
+client = AuthenticatedClient(base, token=signed_in.tokens.access_token, timeout=Timeout(60))
 overview = get_overview.sync(client=client)
 assert isinstance(overview, OverviewView)
 assert (overview.user.id, overview.recent_events) == (signed_in.user.id, [])

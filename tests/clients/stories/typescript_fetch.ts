@@ -37,7 +37,8 @@ async function main(): Promise<void> {
     registerBody: { email, password: "correct horse battery staple", displayName: "Ada" },
   });
   assert.deepEqual([user.email, user.displayName], [email, "Ada"]);
-  accessToken = tokens.accessToken;
+  // For OAuth this generator sends the text as it is.
+  accessToken = `Bearer ${tokens.accessToken}`;
   const overview = await new CoreApi(configuration).getOverview();
   assert.equal(overview.user.id, user.id);
   assert.deepEqual(overview.recentEvents, []);
