@@ -44,6 +44,8 @@ router = Router(prefix="/v1", tags=["users"])
 
 # Units of the caller's quota for one of many in a request.
 _COST_OF_ITEM = 0.05
+# For a change of which webhooks tell: an event is a job, and another job for each endpoint that wants it.
+_COST_OF_EVENT = 5.0
 
 ProfileReader = Annotated[Principal, Require("profile:read")]
 ProfileWriter = Annotated[Principal, Require("profile:write")]
@@ -66,6 +68,8 @@ async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
 )
 async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
     """Change the own account by a JSON merge patch."""
+    if resources.listeners.has(principal.user_id):
+        charge(request.scope, _COST_OF_EVENT)
     changes = patch.model_dump(exclude_unset=True)
     versions = _versions(request, resources, principal.user_id)
     user = await service.change_profile(resources.db, resources.listeners, principal.user_id, changes, versions)

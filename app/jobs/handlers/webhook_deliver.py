@@ -1,5 +1,6 @@
 """The kinds `webhook.deliver` and `webhook.publish`: one attempt to bring a message to an endpoint, and its fan-out."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,10 @@ _MAX_IN_FLIGHT = 4
 # Of the 30 slots of the lane.
 MOST_DELIVERIES_OF_A_USER = 10
 _BUSY_SECONDS = 0.5
+# What cannot be sent yet comes back spread over so many seconds for each pending delivery of its user. Otherwise
+# thousands of jobs come back together, each for two writes and none for a request.
+_SPREAD_BUSY = 0.02
+_SPREAD_OPEN = 0.1
 # Longer than this it is told to the owner of the endpoint, and costs attempts, as if the receiver were away.
 _LONGEST_OUTAGE = timedelta(days=1)
 _GONE = 410
@@ -96,11 +101,13 @@ class WebhookDeliverer:
             await self._give_up(ctx, ctx.user_id, delivery.id, "endpoint_disabled")
             return None
         await self._wait_for_breaker(ctx, endpoint)
+        if self._is_busy(endpoint):
+            raise await _snooze(ctx, endpoint, _BUSY_SECONDS, _SPREAD_BUSY)
         try:
             with self._in_flight_to(endpoint):
                 answer = await self._send(endpoint, message)
         except LookupsBusy as error:
-            raise SnoozeJob(_BUSY_SECONDS) from error
+            raise await _snooze(ctx, endpoint, _BUSY_SECONDS, _SPREAD_BUSY) from error
         except (NamesUnavailable, NetworkUnavailable) as error:
             if endpoint.read_at - delivery.created_at < _LONGEST_OUTAGE:
                 raise
@@ -112,15 +119,17 @@ class WebhookDeliverer:
         _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
         return await self._settle(ctx, endpoint, delivery, answer)
 
-    @contextmanager
-    def _in_flight_to(self, endpoint: Endpoint) -> Iterator[None]:
-        """Counts a request to an endpoint while it is under way. Raises SnoozeJob where there are too many."""
-        holders = (endpoint.id, endpoint.user_id)
-        if (
+    def _is_busy(self, endpoint: Endpoint) -> bool:
+        """Whether there are as many requests to an endpoint, or to all of its user, as may be under way."""
+        return (
             self._in_flight[endpoint.id] >= _MAX_IN_FLIGHT
             or self._in_flight[endpoint.user_id] >= MOST_DELIVERIES_OF_A_USER
-        ):
-            raise SnoozeJob(_BUSY_SECONDS)
+        )
+
+    @contextmanager
+    def _in_flight_to(self, endpoint: Endpoint) -> Iterator[None]:
+        """Counts a request to an endpoint while it is under way."""
+        holders = (endpoint.id, endpoint.user_id)
         self._in_flight.update(holders)
         try:
             yield
@@ -135,10 +144,12 @@ class WebhookDeliverer:
         if endpoint.open_until is None:
             return
         if endpoint.open_until > endpoint.read_at:
-            raise SnoozeJob((endpoint.open_until - endpoint.read_at).total_seconds() + _BUSY_SECONDS)
+            pause = (endpoint.open_until - endpoint.read_at).total_seconds()
+            raise await _snooze(ctx, endpoint, pause + _BUSY_SECONDS, _SPREAD_OPEN)
         async with ctx.db.statement("jobs.webhook_probe") as tx:
-            if not await queries.take_probe(tx, endpoint.user_id, endpoint.id, BREAKER_SHORTEST):
-                raise SnoozeJob(BREAKER_SHORTEST.total_seconds())
+            is_probe = await queries.take_probe(tx, endpoint.user_id, endpoint.id, BREAKER_SHORTEST)
+        if not is_probe:
+            raise await _snooze(ctx, endpoint, BREAKER_SHORTEST.total_seconds(), _SPREAD_OPEN)
 
     async def _send(self, endpoint: Endpoint, message: Message) -> Answer:
         # Receivers refuse what is minutes old, or from the future; the clocks of workers differ.
@@ -210,3 +221,10 @@ class WebhookDeliverer:
             milliseconds=answer.milliseconds,
             again_in=again_in,
         )
+
+
+async def _snooze(ctx: JobContext, endpoint: Endpoint, seconds: float, spread: float) -> SnoozeJob:
+    """To be raised: not before `seconds`, and spread by the number of the user's pending deliveries."""
+    async with ctx.db.read("jobs.pending_deliveries") as conn:
+        pending = await queries.count_pending(conn, endpoint.user_id)
+    return SnoozeJob(seconds + random.uniform(0, pending * spread))  # noqa: S311 - jitter, not a secret

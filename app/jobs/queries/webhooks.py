@@ -7,6 +7,8 @@ from uuid import UUID
 from app.jobs.records.webhooks import (
     ADMIN_EVENTS,
     ALL_EVENTS,
+    BACKLOG_FULL,
+    MAX_PENDING,
     Delivery,
     Endpoint,
     MatchingEndpoint,
@@ -253,17 +255,32 @@ WITH messages AS (
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
          AS m(user_id, id, event_type, payload, created_at)
     ON CONFLICT DO NOTHING
+), new AS (
+    SELECT d.user_id, d.id, d.endpoint_id, d.message_id,
+           row_number() OVER (PARTITION BY d.user_id ORDER BY d.number) AS number_of_user
+    FROM unnest($6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[])
+         WITH ORDINALITY AS d(user_id, id, endpoint_id, message_id, number)
+), pending AS (
+    SELECT u.user_id, (SELECT count(*) FROM (SELECT 1 FROM jobs.webhook_deliveries AS w
+                                             WHERE w.user_id = u.user_id AND w.state = 'pending'
+                                             LIMIT $10) AS counted) AS deliveries
+    FROM (SELECT DISTINCT user_id FROM new) AS u
 )
-INSERT INTO jobs.webhook_deliveries (user_id, id, endpoint_id, message_id)
-SELECT d.user_id, d.id, d.endpoint_id, d.message_id
-FROM unnest($6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[]) AS d(user_id, id, endpoint_id, message_id)
+INSERT INTO jobs.webhook_deliveries (user_id, id, endpoint_id, message_id, state, last_error)
+SELECT n.user_id, n.id, n.endpoint_id, n.message_id,
+       CASE WHEN p.deliveries + n.number_of_user <= $10 THEN 'pending' ELSE 'failed' END,
+       CASE WHEN p.deliveries + n.number_of_user <= $10 THEN NULL ELSE $11 END
+FROM new AS n JOIN pending AS p ON p.user_id = n.user_id
 ON CONFLICT DO NOTHING
-RETURNING id
+RETURNING id, state
 """
 
 
 async def insert_messages(tx: Tx, messages: Sequence[Message], deliveries: Sequence[NewDelivery]) -> set[UUID]:
-    """Stores messages and their deliveries; answers which deliveries are new. An event is never delivered twice."""
+    """Stores messages and their deliveries; answers which of these are to be sent. An event is never delivered twice.
+
+    What goes beyond the pending deliveries that a user may have is stored as failed.
+    """
     rows = await tx.fetch(
         INSERT_MESSAGES,
         [message.user_id for message in messages],
@@ -275,8 +292,22 @@ async def insert_messages(tx: Tx, messages: Sequence[Message], deliveries: Seque
         [delivery.id for delivery in deliveries],
         [delivery.endpoint_id for delivery in deliveries],
         [delivery.message_id for delivery in deliveries],
+        MAX_PENDING,
+        BACKLOG_FULL,
     )
-    return {row["id"] for row in rows}
+    return {row["id"] for row in rows if row["state"] == "pending"}
+
+
+COUNT_PENDING = """
+SELECT count(*) FROM (SELECT 1 FROM jobs.webhook_deliveries AS d
+                      WHERE d.user_id = $1 AND d.state = 'pending' LIMIT $2) AS counted
+"""
+
+
+async def count_pending(conn: ReadConn, user_id: UserId) -> int:
+    """How many deliveries of a user are pending, counted up to as many as may be."""
+    count: int = await conn.fetchval(COUNT_PENDING, user_id, MAX_PENDING)
+    return count
 
 
 GET_DELIVERY = """
@@ -349,15 +380,29 @@ async def record_attempt(
 
 
 REOPEN_DELIVERY = """
-UPDATE jobs.webhook_deliveries SET state = 'pending', attempts = 0, next_at = NULL, delivered_at = NULL
-WHERE user_id = $1 AND id = $2
-RETURNING id
+UPDATE jobs.webhook_deliveries AS d SET state = 'pending', attempts = 0, next_at = NULL, delivered_at = NULL
+WHERE d.user_id = $1 AND d.id = $2
+  AND (d.state = 'pending'
+       OR (SELECT count(*) FROM (SELECT 1 FROM jobs.webhook_deliveries AS w
+                                 WHERE w.user_id = $1 AND w.state = 'pending' LIMIT $3) AS counted) < $3)
+RETURNING d.id
 """
 
 
 async def reopen_delivery(tx: Tx, user_id: UserId, delivery_id: UUID) -> bool:
-    """Whether there was such a delivery."""
-    return await tx.fetchval(REOPEN_DELIVERY, user_id, delivery_id) is not None
+    """Whether there was such a delivery, and room for it among the pending ones."""
+    return await tx.fetchval(REOPEN_DELIVERY, user_id, delivery_id, MAX_PENDING) is not None
+
+
+HASTEN_JOB = """
+UPDATE jobs.jobs SET run_at = now(), is_due = true, attempt = 0, version = version + 1
+WHERE user_id = $1 AND kind = $2 AND unique_key = $3 AND state = 0 AND dispatched_at IS NULL
+"""
+
+
+async def hasten_job(tx: Tx, user_id: UserId, kind: str, unique_key: str) -> None:
+    """Has the relay bring a job that waits for its next attempt to a worker now, for its first one."""
+    await tx.execute(HASTEN_JOB, user_id, kind, unique_key)
 
 
 DELETE_OLD_MESSAGES = """

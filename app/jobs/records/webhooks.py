@@ -41,6 +41,10 @@ ALL_EVENTS = "*"
 ADMIN_EVENTS = frozenset({"user.registered"})
 
 MAX_ENDPOINTS = 20
+# Deliveries of one user, to all endpoints together. What goes beyond is stored as failed with this error, and can be
+# sent again on demand.
+MAX_PENDING = 5_000
+BACKLOG_FULL = "backlog_full"
 SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
 OLD_SECRET_TTL = timedelta(hours=24)

@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 
 from app.identity.api import Actor, lock_caller, lock_maker, record_security_event
-from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
+from app.jobs.errors import BacklogFull, DeliveryNotFound, EndpointNotFound, TooManyEndpoints
 from app.jobs.queries import webhooks as queries
 from app.jobs.records.webhooks import (
     ADMIN_EVENTS,
@@ -20,7 +20,7 @@ from app.jobs.records.webhooks import (
     NewDelivery,
     format_secret,
 )
-from app.jobs.service.publishing import Event, enqueue_deliveries, message_of, send_messages
+from app.jobs.service.publishing import Event, enqueue_again, message_of, send_messages
 from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
@@ -31,6 +31,7 @@ from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
 
 SEAL_PURPOSE = "webhook-secret"
+_REDELIVER_SECONDS = 60
 # Raises what has to keep an endpoint in this state from being changed.
 EndpointCheck = Callable[[Endpoint], None]
 
@@ -234,11 +235,18 @@ async def list_deliveries(
 
 @retries_conflicts
 async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UUID) -> Delivery:
-    """Begins a delivery anew, with the same message. Raises DeliveryNotFound."""
+    """Begins a delivery anew, with the same message.
+
+    Raises:
+        DeliveryNotFound
+        BacklogFull: the user has as many pending deliveries as one may have.
+    """
     async with db.transaction("jobs.redeliver") as tx:
         if not await queries.reopen_delivery(tx, user_id, delivery_id):
-            raise DeliveryNotFound
-        await enqueue_deliveries(tx, queue, [(user_id, delivery_id, None)])
+            if await queries.get_delivery(tx, user_id, delivery_id) is None:
+                raise DeliveryNotFound
+            raise BacklogFull("Wait until some of your pending deliveries have ended.", retry_after=_REDELIVER_SECONDS)
+        await enqueue_again(tx, queue, user_id, delivery_id)
         found = await queries.get_delivery(tx, user_id, delivery_id)
     if found is None:
         raise DeliveryNotFound

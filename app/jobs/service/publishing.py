@@ -98,12 +98,28 @@ async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: dat
 
 
 async def send_messages(tx: Tx, queue: Queue, messages: Sequence[Message], deliveries: Sequence[NewDelivery]) -> None:
-    """Stores messages and enqueues their deliveries."""
+    """Stores messages and enqueues their deliveries, as far as their users may have any pending."""
     fresh = await queries.insert_messages(tx, messages, deliveries)
     await enqueue_deliveries(
         tx,
         queue,
         [(delivery.user_id, delivery.id, delivery.trace_parent) for delivery in deliveries if delivery.id in fresh],
+    )
+
+
+async def enqueue_again(tx: Tx, queue: Queue, user_id: UserId, delivery_id: UUID) -> None:
+    """A job for a delivery that has had one. Asked for again and again, it stays one job, which runs at once."""
+    unique_key = str(delivery_id)
+    await queries.hasten_job(tx, user_id, KIND_DELIVER, unique_key)
+    await queue.enqueue(
+        tx,
+        KIND_DELIVER,
+        {"delivery_id": str(delivery_id)},
+        user_id=user_id,
+        lane=LANE,
+        unique_key=unique_key,
+        max_attempts=MAX_ATTEMPTS,
+        timeout_s=DELIVERY_TIMEOUT,
     )
 
 
