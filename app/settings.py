@@ -44,6 +44,7 @@ from app.kernel.weak_settings import (
     hash_weakness,
     proxies_weakness,
     public_url_weakness,
+    redis_weakness,
     secret_weakness,
     smtp_weakness,
 )
@@ -275,16 +276,22 @@ def _shared_secret(data_dir: Path) -> str:
 
 def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> list[str]:
     """Everything that production must not start with; what needs other settings to be valid is looked at last."""
-    database = tree.get("database", {})
+    database, redis = tree.get("database", {}), tree.get("redis", {})
     weaknesses = {
         "APP_SECRET_KEY": secret_weakness(str(tree.get("secret_key", ""))),
         "DATABASE_URL": database_weakness(str(database.get("url", ""))),
-        "REDIS_URL": None if tree.get("redis", {}).get("url") else "is required in production",
+        "REDIS_URL": redis_weakness(str(redis.get("url", ""))),
         "APP_MAIL_SMTP_URL": smtp_weakness(str(tree.get("mail", {}).get("smtp_url", ""))),
         "APP_PUBLIC_URL": public_url_weakness(str(tree.get("public_url", ""))),
+        "APP_HTTP_TRUSTED_PROXIES": None
+        if tree.get("http", {}).get("trusted_proxies")
+        else "is required in production: the networks of the proxies in front of the API, or none",
     }
     if "direct_url" in database:
         weaknesses["DATABASE_DIRECT_URL"] = database_weakness(str(database["direct_url"]))
+    for role in ("cache", "limits"):
+        if f"{role}_url" in redis:
+            weaknesses[f"APP_REDIS_{role.upper()}_URL"] = redis_weakness(str(redis[f"{role}_url"]))
     if settings is not None:
         http, identity = settings.http, settings.identity
         weaknesses |= {
@@ -292,15 +299,20 @@ def _production_problems(tree: Mapping[str, Any], settings: Settings | None) -> 
                 filter(None, (database_weakness(url.get_secret_value()) for url in settings.database.replica_urls)),
                 None,
             ),
+            "APP_JOBS_REDIS_URLS": next(
+                filter(None, (redis_weakness(url.get_secret_value()) for url in settings.jobs.redis_urls)), None
+            ),
             "APP_DEBUG": "must be off in production" if settings.debug else None,
             "APP_JOBS_WEBHOOK_HTTP": "must be off in production" if settings.jobs.webhook_http else None,
             "APP_JOBS_WEBHOOK_ALLOW": "must be empty in production, where webhooks reach no private address"
             if settings.jobs.webhook_allow
             else None,
             "APP_HTTP_CORS_ORIGINS": cors_weakness(http.cors_origins, credentials=http.cors_credentials),
-            "APP_HTTP_TRUSTED_PROXIES": proxies_weakness(http.trusted_proxies),
             "APP_IDENTITY_HASH_MEMORY_KIB": hash_weakness(identity.hash_memory_kib, identity.hash_iterations),
         }
+        weaknesses["APP_HTTP_TRUSTED_PROXIES"] = weaknesses["APP_HTTP_TRUSTED_PROXIES"] or proxies_weakness(
+            http.trusted_proxies
+        )
     return [f"{name}: {weakness}" for name, weakness in weaknesses.items() if weakness is not None]
 
 

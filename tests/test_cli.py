@@ -390,6 +390,7 @@ def test_dev_and_demo_data_are_not_for_production(environment: dict[str, str]) -
         "APP_PUBLIC_URL": "https://onehop.example",
         "DATABASE_URL": "postgresql://onehop:eGf7WmQ2kz@127.0.0.1:1/onehop",
         "REDIS_URL": "redis://127.0.0.1:1/0",
+        "APP_HTTP_TRUSTED_PROXIES": "none",
     }
     for command in ("dev", "seed"):
         done = _run(production, command)

@@ -12,7 +12,7 @@ from app.core.schemas import AliveView, OverviewView, ProblemCatalogue, ReadyVie
 from app.identity.api import Device
 from app.jobs import api as jobs
 from app.kernel.auth import Principal, Public, Require
-from app.kernel.client import client_address, is_within, user_agent
+from app.kernel.client import client_address, hides_client, is_within, user_agent
 from app.kernel.codings import accepts_gzip
 from app.kernel.errors import NotFound
 from app.kernel.http import (
@@ -133,10 +133,15 @@ async def get_metrics(request: Request, resources: ResourcesDep) -> Response:
 
 
 def _check_operator(request: Request, resources: Resources) -> None:
-    """Raises NotFound for a client outside of the operator's networks. A local socket has no address."""
+    """Raises NotFound for a client outside of the operator's networks, and where an unknown proxy hides which client
+    asks. A local socket has no address.
+    """
     networks = resources.http.operator_networks
+    if networks is None:
+        return
     address = client_address(request.scope, resources.http)
-    if networks is not None and address is not None and not is_within(address, networks):
+    is_outside = address is not None and not is_within(address, networks)
+    if is_outside or hides_client(request.scope, resources.http):
         raise NotFound
 
 

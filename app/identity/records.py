@@ -20,7 +20,9 @@ RevocationKind = Literal["session", "account", "api_key"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What log-in and the issue of tokens need of an account. `version` counts what makes older tokens stale."""
+    """What log-in and the issue of tokens need of an account. `version` counts what makes older tokens stale,
+    `factor_epoch` how often the second factor was turned on or off, from 1.
+    """
 
     user_id: UserId
     email: str
@@ -30,6 +32,7 @@ class Account:
     role: Role
     version: int
     totp_enabled: bool
+    factor_epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,9 @@ from app.identity.service.emails import (
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
 from app.kernel.addresses import canonical_email
-from app.kernel.database import in_batches
+from app.kernel.database import Tx, in_batches
 from app.kernel.ids import UserId
-from app.kernel.mail import Mail, MailRefused, MailWithheld, Templates
+from app.kernel.mail import Mail, MailPurpose, MailRefused, MailWithheld, Templates
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 from app.kernel.telemetry import get_logger
 from app.users import api as users
@@ -79,16 +79,25 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
 class Postman(Protocol):
     """Who takes messages."""
 
-    async def send(self, ctx: JobContext, mail: Mail) -> None:
+    async def send(
+        self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
+    ) -> None:
         """Raises MailWithheld, MailRefused, SnoozeJob or RetryJob."""
         ...
 
 
 class EmailArgs(JobArgs):
-    """About an address, whether or not it has an account."""
+    """About an address, whether or not it has an account. `known_version`: of the account, when the device became known
+    that asks; None for a stranger.
+    """
 
     email: str
     user_id: str | None = None
+    known_version: int | None = None
+
+    def is_asked_by_owner(self, account: Account) -> bool:
+        """Whether the device is still known."""
+        return self.known_version == account.version
 
 
 class ChangeArgs(JobArgs):
@@ -151,21 +160,23 @@ class IdentityTasks:
         if account is None or account.status != "active":
             return
         if account.email_verified_at is None:
-            await self._send_link(ctx, account, account.email, "verify_email")
+            purpose: MailPurpose = "own_verification" if args.is_asked_by_owner(account) else "verification"
+            await self._send_link(ctx, account, account.email, "verify_email", purpose)
         elif self._settings.registration == "verify":
             mail = self._compose(ctx, account.email, "account_exists", {"link": self._forgot_link})
-            await self._send(ctx, replace(mail, purpose="requested", account=account.user_id))
+            await self._send(ctx, replace(mail, purpose="verification", account=account.user_id))
 
     async def _mail_reset(self, ctx: JobContext, args: EmailArgs) -> None:
         account = await _by_email(ctx, args.email)
         if account is not None and account.status == "active":
-            await self._send_link(ctx, account, account.email, "reset_password")
+            purpose: MailPurpose = "own_reset" if args.is_asked_by_owner(account) else "reset"
+            await self._send_link(ctx, account, account.email, "reset_password", purpose)
 
     async def _mail_change(self, ctx: JobContext, args: ChangeArgs) -> None:
         account = await _by_id(ctx, args.user_id)
         if account is not None and account.status == "active" and account.version == args.version:
             payload = msgspec.json.encode(EmailChange(args.new_email)).decode()
-            await self._send_link(ctx, account, args.new_email, "change_email", payload)
+            await self._send_link(ctx, account, args.new_email, "change_email", "change", payload)
 
     async def _mail_notice(self, ctx: JobContext, args: NoticeArgs) -> None:
         account = await _by_id(ctx, args.user_id)
@@ -196,38 +207,49 @@ class IdentityTasks:
         await self._drop_copies(user_id)
 
     async def _send_link(
-        self, ctx: JobContext, account: Account, to: str, purpose: TokenPurpose, payload: str = "{}"
+        self,
+        ctx: JobContext,
+        account: Account,
+        to: str,
+        link: TokenPurpose,
+        purpose: MailPurpose,
+        payload: str = "{}",
     ) -> None:
-        """A link with a fresh token, good for as long as the settings say, and as the account stays at its version."""
-        is_reset = purpose == "reset_password"
+        """A link with a fresh token, good for as long as the settings say, and as the account stays at its version.
+
+        The token takes the place of the one before only if the message may be sent.
+        """
+        is_reset = link == "reset_password"
         seconds = self._settings.reset_password_ttl if is_reset else self._settings.verify_email_ttl
         token, token_hash = new_one_time_token()
-        now = ctx.clock.now()
-        async with ctx.db.statement("identity.one_time_token") as tx:
-            is_stored = await replace_one_time_token(
+
+        async def store(tx: Tx) -> bool:
+            now = ctx.clock.now()
+            return await replace_one_time_token(
                 tx,
                 user_id=account.user_id,
-                purpose=purpose,
+                purpose=link,
                 token_hash=token_hash,
                 payload=payload,
                 now=now,
                 expires_at=now + timedelta(seconds=seconds),
                 version=account.version,
             )
-        if not is_stored:
-            return
-        link = f"{self._public_url}/{purpose.replace('_', '-')}?{urlencode({'token': token})}"
-        data = {"link": link, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE}
-        mail = self._compose(ctx, to, purpose, data)
-        await self._send(ctx, replace(mail, purpose="requested", account=account.user_id))
+
+        url = f"{self._public_url}/{link.replace('_', '-')}?{urlencode({'token': token})}"
+        mail = self._compose(ctx, to, link, {"link": url, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
+        mail = replace(mail, purpose=purpose, account=account.user_id, link_lifetime=timedelta(seconds=seconds))
+        await self._send(ctx, mail, prepare=store)
 
     def _compose(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> Mail:
         subject, text, html = _TEMPLATES.render(template, {"product": self._product, **data})
         return Mail(to, subject, text, html, reference=str(ctx.job_id))
 
-    async def _send(self, ctx: JobContext, mail: Mail) -> None:
+    async def _send(
+        self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
+    ) -> None:
         try:
-            await self._postman.send(ctx, mail)
+            await self._postman.send(ctx, mail, prepare=prepare)
         except MailWithheld as withheld:
             _logger.info("identity.mail_withheld", reason=withheld.reason, purpose=mail.purpose)
         except MailRefused as error:

@@ -15,6 +15,7 @@ _IPV6_PREFIX = 64
 _CACHED = 4096
 # Only the right end counts, which trusted proxies wrote. Whatever a client put in front of it is not kept.
 _MAX_FORWARDED = 512
+_PROXY_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via")
 
 
 def client_address(scope: Scope, settings: HttpSettings) -> str | None:
@@ -30,6 +31,19 @@ def client_address(scope: Scope, settings: HttpSettings) -> str | None:
     name = settings.forwarded_header.encode()
     forwarded = headers_of(scope).get(name, b"")[-_MAX_FORWARDED:]
     return _walk(peer, forwarded, settings.trusted_proxies, is_standard=name == b"forwarded")
+
+
+def hides_client(scope: Scope, settings: HttpSettings) -> bool:
+    """Whether a request came through a proxy that is not trusted, or that does not name the client: the address that is
+    left then is the proxy's, which says nothing of who asks.
+    """
+    headers = headers_of(scope)
+    if not any(name in headers for name in _PROXY_HEADERS):
+        return False
+    client = scope.get("client")
+    peer = _normal(client[0]) if client else None
+    is_trusted = peer is not None and is_within(peer, settings.trusted_proxies)
+    return not is_trusted or settings.forwarded_header.encode() not in headers
 
 
 @lru_cache(maxsize=_CACHED)

@@ -117,6 +117,7 @@ async def idempotent(
 ) -> Response:
     """Runs `effect` in a transaction and answers what it answers; with an `Idempotency-Key`, at most once.
 
+    `operation` is one name for a route, whatever object the path names, because the limit of keys is for each.
     `single_statement` says that the effect runs one statement, which needs no transaction when there is no key.
 
     Raises:
@@ -128,7 +129,9 @@ async def idempotent(
     key = _key_of(request)
     if key is None:
         return await _without_key(resources.db, operation, effect, single_statement=single_statement)
-    request_hash = sha256(request.url.query.encode() + b"\0" + await request.body()).digest()
+    # What the path names belongs to the request; in the operation it would give each object keys of its own.
+    named = "".join(f"{value}\0" for value in request.path_params.values())
+    request_hash = sha256((named + request.url.query).encode() + b"\0" + await request.body()).digest()
     return await _with_key(resources, str(user_id), operation, key, request_hash, effect)
 
 

@@ -221,7 +221,9 @@ class HttpSettings(Section):
         "above, a new key: 429.",
     )
     trusted_proxies: Texts = Field(
-        (), description="CIDRs of the proxies whose header names the client's address, separated by commas."
+        (),
+        description="CIDRs of the proxies whose header names the client's address, separated by commas; `none`: there "
+        "are none. Production wants one or the other.",
     )
     forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
         "x-forwarded-for", description="The header those proxies set. The other one comes from clients."
@@ -233,6 +235,11 @@ class HttpSettings(Section):
     )
     hsts: bool = Field(default=False, description="Send Strict-Transport-Security; on where TLS ends in front of us.")
     docs: bool | None = Field(None, description="Serve /docs. Unset: in development only.")
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_none(cls, value: object) -> object:
+        return () if value == "none" else value
 
     @field_validator("trusted_proxies", "operator_networks")
     @classmethod

@@ -5,7 +5,7 @@ No message repeats the value: it may be a secret.
 
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 MINIMUM_SECRET_BYTES = 32
 # Different characters; 32 random hexadecimal digits have fewer once in ten million times.
@@ -18,6 +18,9 @@ _RUNS = ("01234567890123456789", "abcdefghijklmnopqrstuvwxyz", "qwertyuiopasdfgh
 _RUN_LENGTH = 8
 _PLACEHOLDERS = ("changeme", "change-me", "change_me", "secret", "password", "example", "development", "placeholder")
 _DATABASE_PASSWORDS = frozenset({"", "postgres", "password", "changeme", "onehop", "secret", "admin", "root", "123456"})
+_SSL_MODES = frozenset({"require", "verify-ca", "verify-full"})
+# Names that only the operator's own network resolves.
+_NEAR_SUFFIXES = (".local", ".internal", ".svc", ".localhost", ".home.arpa")
 # The widest network that one operator runs: 10.0.0.0/8, and fc00::/7 for IPv6.
 _WIDEST_NETWORK = {4: 8, 6: 7}
 # KiB of memory for each number of passes that OWASP's password storage cheat sheet names for argon2id.
@@ -53,10 +56,33 @@ def database_weakness(url: str) -> str | None:
     if not url:
         return "is required in production"
     parts = urlsplit(url)
-    uses_socket = not parts.hostname and "host=/" in parts.query
-    if (parts.password or "").lower() in _DATABASE_PASSWORDS and not uses_socket:
+    query = parse_qs(parts.query)
+    hosts = [*_hosts(parts.netloc), *(host for text in query.get("host", ()) for host in text.split(","))]
+    password = unquote(parts.password or query.get("password", [""])[-1]).lower()
+    is_default = password in _DATABASE_PASSWORDS or any(word in password for word in ("change", "development"))
+    if is_default and (not hosts or not all(host.startswith("/") for host in hosts)):
         return "needs a password that is not a default one"
+    if any(_is_far(host) for host in hosts) and query.get("sslmode", [""])[-1] not in _SSL_MODES:
+        return "sends data in clear text over a network; add sslmode=verify-full"
     return None
+
+
+def redis_weakness(url: str) -> str | None:
+    """Of the URL of a Redis server, which has answers of everybody."""
+    if not url:
+        return "is required in production"
+    parts = urlsplit(url)
+    if not any(_is_far(host) for host in _hosts(parts.netloc)):
+        return None
+    if parts.scheme != "rediss":
+        return "sends data in clear text over a network; use rediss://"
+    return None if parts.password else "needs a password: its server is not on a network of your own"
+
+
+def _hosts(netloc: str) -> list[str]:
+    """The hosts of `user:password@a:1,[::1]:2`, without ports."""
+    names = netloc.rpartition("@")[2].split(",")
+    return [name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0] for name in names if name]
 
 
 def smtp_weakness(url: str) -> str | None:
@@ -113,10 +139,12 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def _is_far(host: str | None) -> bool:
-    """Whether the way to the host may leave the operator's own network: a public address, or a name with a dot."""
-    if host is None:
+    """Whether the way to the host may leave the operator's own network: a public address, or a name with a dot that
+    others may resolve. A path is that of a local socket.
+    """
+    if host is None or host.startswith("/"):
         return False
     try:
         return not ip_address(host).is_private
     except ValueError:
-        return "." in host
+        return "." in host and not host.lower().rstrip(".").endswith(_NEAR_SUFFIXES)

@@ -28,6 +28,7 @@ CREATE TABLE identity.accounts (
     purge_at timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     log_ins bigint DEFAULT 0 NOT NULL,
+    factor_epoch bigint DEFAULT 1 NOT NULL,
     CONSTRAINT accounts_role_check CHECK ((role = ANY (ARRAY['user'::text, 'admin'::text]))),
     CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['active'::text, 'banned'::text, 'deleted'::text])))
 );
@@ -465,6 +466,8 @@ CREATE INDEX revocations_created_at_idx ON identity.revocations USING btree (cre
 CREATE INDEX revocations_expires_at_idx ON identity.revocations USING btree (expires_at);
 
 CREATE INDEX security_events_actor_idx ON identity.security_events USING btree (actor_id) WHERE (actor_id <> user_id);
+
+CREATE INDEX security_events_created_at_idx ON identity.security_events USING btree (created_at);
 
 CREATE INDEX sessions_expires_at_idx ON identity.sessions USING btree (expires_at);
 

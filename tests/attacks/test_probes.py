@@ -132,6 +132,22 @@ async def test_they_are_for_the_networks_of_the_operator(
     assert (await stranger.get("/livez")).status_code == 200
 
 
+@pytest.mark.settings(APP_HTTP_OPERATOR_NETWORKS="127.0.0.0/8")
+async def test_a_proxy_that_is_not_trusted_is_no_operator(client: httpx.AsyncClient) -> None:
+    for path in ("/metrics", "/readyz"):
+        assert (await client.get(path)).status_code == 200
+        for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Proto", "Via"):
+            problem_of(await client.get(path, headers={name: "127.0.0.1"}), 404, "not_found")
+    assert (await client.get("/livez", headers={"Via": "1.1 proxy"})).status_code == 200
+
+
+@pytest.mark.settings(APP_HTTP_OPERATOR_NETWORKS="127.0.0.0/8", APP_HTTP_TRUSTED_PROXIES="127.0.0.1")
+async def test_a_proxy_that_names_no_client_is_no_operator(client: httpx.AsyncClient) -> None:
+    problem_of(await client.get("/metrics", headers={"Forwarded": "for=127.0.0.1"}), 404, "not_found")
+    headers = {"Via": "1.1 proxy", "X-Forwarded-For": "127.0.0.9"}
+    assert (await client.get("/metrics", headers=headers)).status_code == 200
+
+
 async def test_in_development_they_are_for_all(stranger: httpx.AsyncClient) -> None:
     assert (await stranger.get("/readyz")).status_code == 200
 

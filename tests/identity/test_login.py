@@ -222,7 +222,7 @@ async def test_the_brake_works_without_redis(
 
 
 @pytest.mark.settings(APP_IDENTITY_NETWORK_FAILURES="7")
-async def test_a_network_has_a_quota_that_successes_do_not_use_up(
+async def test_an_address_has_a_quota_that_successes_do_not_use_up_and_is_slowed_beyond_it(
     client: httpx.AsyncClient, person: Person, log_in: LogIn
 ) -> None:
     body = {"password": "not it at all"}
@@ -234,7 +234,7 @@ async def test_a_network_has_a_quota_that_successes_do_not_use_up(
     problem_of(await client.post("/v1/auth/login", json=body), 401, "invalid_credentials")
     refused = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
     problem_of(refused, 429, "too_many_attempts")
-    assert 3590 <= int(refused.headers["retry-after"]) <= 3600
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
 
 
 @pytest.mark.settings(APP_IDENTITY_HASH_MEMORY_KIB="19456", APP_IDENTITY_HASH_ITERATIONS="2")

@@ -105,7 +105,7 @@ async def test_closed_registration(client: httpx.AsyncClient, connection: Connec
 
 
 @VERIFY
-async def test_one_address_gets_ten_letters_an_hour_and_nobody_can_tell(
+async def test_a_network_asks_ten_times_for_mail_of_a_purpose_to_one_address_and_nobody_can_tell(
     client: httpx.AsyncClient, connection: Connection
 ) -> None:
     answers = []
@@ -113,7 +113,8 @@ async def test_one_address_gets_ten_letters_an_hour_and_nobody_can_tell(
         body = {"email": "victim@example.com"} | ({"password": PASSWORD} if path == "register" else {})
         answers += [await client.post(f"/v1/auth/{path}", json=body) for _ in range(4)]
     assert len({str(without_request_id(answer)) for answer in answers}) == 1
-    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == 10
+    rows = await connection.fetch("SELECT kind, count(*) FROM jobs.jobs GROUP BY kind ORDER BY kind")
+    assert [tuple(row) for row in rows] == [("identity.mail_registered", 10), ("identity.mail_reset", 4)]
 
 
 @pytest.mark.settings(APP_IDENTITY_NETWORK_REGISTRATIONS="3")
@@ -127,7 +128,7 @@ async def test_a_network_has_a_quota_of_accounts_and_letters(
         body = {"email": "x@example.com"} | ({"password": PASSWORD} if path == "register" else {})
         refused = await client.post(f"/v1/auth/{path}", json=body)
         problem_of(refused, 429, "too_many_attempts")
-        assert 3590 <= int(refused.headers["retry-after"]) <= 3600
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert (await counts(connection))[0] == 2
 
 

@@ -20,6 +20,7 @@ from app.jobs.service.invoicing import render_invoice
 from app.kernel.ids import UserId
 from app.settings import Settings
 from app.worker import open_worker
+from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson, Person
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -241,6 +242,24 @@ async def test_a_number_is_used_once_by_each_caller(
     assert (again.status_code, again.json()["code"]) == (409, "invoice_number_taken")
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = 'invoice.pdf'") == 1
     assert (await (await make_person()).post("/v1/invoices", json=INVOICE)).status_code == 202
+
+
+async def test_all_invoices_share_the_keys_of_their_e_mails(proven: Person, connection: Connection) -> None:
+    urls = []
+    for number in ("1", "2"):
+        issued = await proven.post("/v1/invoices", json=INVOICE | {"number": number})
+        urls.append(f"/v1/invoices/{issued.json()['invoice']['id']}/email")
+    # As if a worker had made the files.
+    await connection.execute("UPDATE jobs.invoices SET status = 'issued'")
+    key = {"Idempotency-Key": str(uuid4())}
+    first = await proven.post(urls[0], headers=key)
+    assert first.status_code == 202, first.text
+    replayed = await proven.post(urls[0], headers=key)
+    assert (replayed.status_code, replayed.json()) == (202, first.json())
+    problem_of(await proven.post(urls[1], headers=key), 422, "idempotency_key_reused")
+    assert (await proven.post(urls[1], headers={"Idempotency-Key": str(uuid4())})).status_code == 202
+    rows = await connection.fetch("SELECT operation, count(*) FROM kernel.idempotency_keys GROUP BY operation")
+    assert [tuple(row) for row in rows] == [("invoices.email", 2)]
 
 
 @pytest.mark.settings(

@@ -42,7 +42,7 @@ async def insert_account(
 
 
 GET_ACCOUNT_BY_EMAIL = """
-SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled
+SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled, factor_epoch
   FROM identity.accounts
  WHERE email_canonical = $1 AND status <> 'deleted'
 """
@@ -54,7 +54,7 @@ async def get_account_by_email(conn: ReadConn, email_canonical: str) -> Account 
 
 
 GET_ACCOUNT = """
-SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled
+SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled, factor_epoch
   FROM identity.accounts
  WHERE user_id = $1
 """
@@ -98,7 +98,7 @@ async def insert_account_if_new(
 # statement behind it sees what the one before has done, and a caller whose session or key has ended changes nothing.
 LOCK_CALLER = """
 WITH account AS MATERIALIZED (
-    SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled
+    SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled, factor_epoch
       FROM identity.accounts
      WHERE user_id = $1 AND status = 'active'
        FOR NO KEY UPDATE
@@ -113,7 +113,7 @@ WITH account AS MATERIALIZED (
        AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $4)
        FOR SHARE
 )
-SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled
+SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled, factor_epoch
   FROM account
  WHERE EXISTS (SELECT FROM session) OR EXISTS (SELECT FROM key)
 """

@@ -57,7 +57,8 @@ WITH factor AS (
     INSERT INTO identity.recovery_codes (user_id, code_hash)
     SELECT factor.user_id, code FROM factor, unnest($4::bytea[]) AS code
 )
-UPDATE identity.accounts SET totp_enabled = true WHERE user_id IN (SELECT user_id FROM factor)
+UPDATE identity.accounts SET totp_enabled = true, factor_epoch = factor_epoch + 1
+ WHERE user_id IN (SELECT user_id FROM factor)
 """
 
 
@@ -74,7 +75,8 @@ WITH factor AS (
 ), codes AS (
     DELETE FROM identity.recovery_codes WHERE user_id = $1
 )
-UPDATE identity.accounts SET totp_enabled = false WHERE user_id IN (SELECT user_id FROM factor)
+UPDATE identity.accounts SET totp_enabled = false, factor_epoch = factor_epoch + 1
+ WHERE user_id IN (SELECT user_id FROM factor)
 """
 
 

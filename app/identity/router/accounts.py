@@ -19,6 +19,7 @@ from app.identity.schemas import (
     VerifiedView,
 )
 from app.identity.service import addresses, passwords, registration, standing
+from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
 from app.kernel.http import Preconditions, Router, json_response, problem_responses, reads_headers
 from app.kernel.resources import ResourcesDep
@@ -66,10 +67,11 @@ async def verify_email(
     dependencies=[Public],
 )
 async def resend_verification(
-    body: EmailBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Have the verification sent once more. The answer is the same for every address."""
-    await addresses.resend(resources.db, identity, body.email, device)
+    cookie = request.cookies.get(COOKIE_NAME)
+    await addresses.resend(resources.db, identity, body.email, device, cookie)
     return json_response(_ACCEPTED, status=202)
 
 
@@ -112,10 +114,11 @@ async def confirm_email(
     dependencies=[Public],
 )
 async def forgot_password(
-    body: EmailBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Have a link for a new password sent. The answer is the same for every address."""
-    await passwords.forget(resources.db, identity, body.email, device)
+    cookie = request.cookies.get(COOKIE_NAME)
+    await passwords.forget(resources.db, identity, body.email, device, cookie)
     return json_response(_ACCEPTED, status=202)
 
 

@@ -10,6 +10,7 @@ from app.identity.service.auditing import note
 from app.identity.service.callers import lock_caller
 from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_change, mail_notice, mail_registered
+from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.tokens import hash_one_time_token
@@ -49,18 +50,16 @@ async def verify(db: Database, identity: Identity, token: str, device: Device) -
     return used.user_id
 
 
-async def resend(db: Database, identity: Identity, email: str, device: Device) -> None:
+async def resend(db: Database, identity: Identity, email: str, device: Device, device_cookie: str | None) -> None:
     """Has another verification link sent, if there is something to verify. Nothing is looked up here.
 
     Raises:
-        TooManyAttempts: the network's quota is used up. Of the address's quota nobody is told anything.
+        TooManyAttempts: the network asks too often. Of an address's share nobody is told anything.
     """
-    limit = identity.registrations_per_network
-    await identity.throttle.reserve(identity.throttle.registration_buckets(device.ip, limit))
-    if not await identity.throttle.may_mail(canonical_email(email)):
-        return
-    async with db.statement("identity.resend_verification") as tx:
-        await mail_registered(tx, identity.queue, email)
+    wish = await ask_for_mail(identity, "verification", email, device, device_cookie)
+    if wish.is_granted:
+        async with db.statement("identity.resend_verification") as tx:
+            await mail_registered(tx, identity.queue, email, known_version=wish.known_version)
 
 
 async def request_change(db: Database, identity: Identity, actor: Actor, new_email: str, current_password: str) -> None:
@@ -70,7 +69,7 @@ async def request_change(db: Database, identity: Identity, actor: Actor, new_ema
         InvalidCurrentPassword, TooManyAttempts
     """
     account = await check_current_password(db, identity, actor, current_password)
-    if await identity.throttle.may_mail(canonical_email(new_email)):
+    if await identity.throttle.may_ask_for_mail("change", canonical_email(new_email), str(actor.user_id)):
         await _request_change(db, identity, actor, account, new_email)
 
 

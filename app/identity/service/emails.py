@@ -29,14 +29,21 @@ Notice = Literal[
 ]
 
 
-async def mail_registered(tx: Tx, queue: Queue, email: str) -> None:
-    """To who registered with `email`: how to verify it, or that there is an account already."""
-    await _enqueue(tx, queue, KIND_REGISTERED, {"email": email}, None)
+async def mail_registered(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
+    """To who registered with `email`: how to verify it, or that there is an account already.
+
+    `known_version`: of the account, when the device became known that asks; None for a stranger.
+    """
+    await _enqueue(tx, queue, KIND_REGISTERED, _asked(email, known_version), None)
 
 
-async def mail_reset(tx: Tx, queue: Queue, email: str) -> None:
-    """How to set a new password, if `email` has an account."""
-    await _enqueue(tx, queue, KIND_RESET, {"email": email}, None)
+async def mail_reset(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
+    """How to set a new password, if `email` has an account. `known_version` as above."""
+    await _enqueue(tx, queue, KIND_RESET, _asked(email, known_version), None)
+
+
+def _asked(email: str, known_version: int | None) -> dict[str, Any]:
+    return {"email": email} if known_version is None else {"email": email, "known_version": known_version}
 
 
 async def mail_change(tx: Tx, queue: Queue, user_id: UserId, new_email: str, version: int) -> None:

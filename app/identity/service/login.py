@@ -96,7 +96,7 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
         async with db.read("identity.login") as conn:
             account = await get_account_by_email(conn, canonical)
         if known is not None and (account is None or account.version != known.version):
-            owed = identity.throttle.outdated_device_buckets(canonical, ip)
+            owed = identity.throttle.stranger_buckets(canonical, ip)
             await identity.throttle.reserve(owed)
             buckets = [*buckets, *owed]
         is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
@@ -131,11 +131,10 @@ async def verify_second_factor(
     if account is None or account.version != pending.version or account.status != "active" or not account.totp_enabled:
         raise InvalidMfaToken
     known = identity.devices.recognise(device_cookie, pending.email_canonical)
+    # Whoever knows the password gets cookies without a factor, as many as they like.
+    has_passed = known is not None and (known.version, known.factor_epoch) == (account.version, account.factor_epoch)
     buckets = identity.throttle.code_buckets(
-        user_id,
-        device.ip,
-        known.id if known is not None and known.version == account.version else None,
-        is_totp=second_factor.is_totp(code),
+        user_id, device.ip, known.id if known and has_passed else None, is_totp=second_factor.is_totp(code)
     )
     named = Device(device.ip, device.user_agent, pending.device_name)
     try:
@@ -238,7 +237,8 @@ async def _user_of(db: Database, account: Account) -> users.User:
 
 
 def _logged_in(identity: Identity, account: Account, user: users.User, opened: Opened) -> LoggedIn:
-    cookie = identity.devices.issue(canonical_email(account.email), account.version)
+    epoch = account.factor_epoch if account.totp_enabled else 0
+    cookie = identity.devices.issue(canonical_email(account.email), account.version, factor_epoch=epoch)
     return LoggedIn(SignedIn(user, opened.tokens), cookie)
 
 

@@ -10,6 +10,7 @@ from app.identity.service.auditing import note
 from app.identity.service.callers import lock_caller
 from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_notice, mail_reset
+from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
@@ -21,18 +22,16 @@ from app.kernel.ids import UserId
 from app.users import api as users
 
 
-async def forget(db: Database, identity: Identity, email: str, device: Device) -> None:
+async def forget(db: Database, identity: Identity, email: str, device: Device, device_cookie: str | None) -> None:
     """Has a reset link sent, if there is such an account. Nothing is looked up here, so nothing can be told.
 
     Raises:
-        TooManyAttempts: the network's quota is used up. Of the address's quota nobody is told anything.
+        TooManyAttempts: the network asks too often. Of an address's share nobody is told anything.
     """
-    limit = identity.registrations_per_network
-    await identity.throttle.reserve(identity.throttle.registration_buckets(device.ip, limit))
-    if not await identity.throttle.may_mail(canonical_email(email)):
-        return
-    async with db.statement("identity.forgot_password") as tx:
-        await mail_reset(tx, identity.queue, email)
+    wish = await ask_for_mail(identity, "reset", email, device, device_cookie)
+    if wish.is_granted:
+        async with db.statement("identity.forgot_password") as tx:
+            await mail_reset(tx, identity.queue, email, known_version=wish.known_version)
 
 
 async def reset(db: Database, identity: Identity, token: str, new_password: str, device: Device) -> str:
@@ -50,13 +49,13 @@ async def reset(db: Database, identity: Identity, token: str, new_password: str,
     used, version = await _reset(db, identity, token, password, password_hash, device)
     canonical = canonical_email(used.email)
     await _open_brakes(identity, used.user_id, canonical)
-    return identity.devices.issue(canonical, version)
+    return identity.devices.issue(canonical, version, factor_epoch=0)
 
 
 async def _open_brakes(identity: Identity, user_id: UserId, email_canonical: str) -> None:
     """What was guessed is worth nothing against a new password."""
     throttle = identity.throttle
-    await throttle.release([*throttle.account_bucket(email_canonical), *throttle.strangers_code_bucket(user_id)])
+    await throttle.release([*throttle.account_bucket(email_canonical), *throttle.month_buckets(user_id)])
 
 
 @retries_conflicts

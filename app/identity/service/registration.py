@@ -11,6 +11,7 @@ from app.identity.service.password_policy import check_password, normalise_passw
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import open_session
 from app.kernel.addresses import canonical_email
+from app.kernel.client import network_of
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.users import api as users
@@ -47,7 +48,9 @@ async def register(db: Database, identity: Identity, registration: Registration,
     # Hashed before a connection is taken: it needs longer than everything else together.
     password_hash = await identity.hashing.hash(password)
     if identity.settings.registration == "verify":
-        may_mail = await identity.throttle.may_mail(canonical_email(registration.email))
+        may_mail = await identity.throttle.may_ask_for_mail(
+            "verification", canonical_email(registration.email), network_of(device.ip)
+        )
         await _store_unverified(db, identity, registration, password_hash, device, may_mail=may_mail)
         return None
     return await _store_open(db, identity, registration, password_hash, device)
@@ -83,6 +86,7 @@ async def _store_open(
             role="user",
             version=1,
             totp_enabled=False,
+            factor_epoch=1,
         )
         await _publish(tx, identity, user_id)
         opened = await open_session(tx, identity, account, device, action="registered", methods=("pwd",))

@@ -5,17 +5,18 @@ Buckets, by the HMAC of what they are about, alike for known and unknown address
 
 - e-mail and network (/24, /64): five attempts, then a pause of 1, 2, 4 … 900 s after each;
 - e-mail, from anywhere: twenty in 15 minutes;
-- network: a quota for an hour;
+- address of a client, then its /24: a quota for an hour, then one attempt a minute, or every ten seconds;
 - account: a hundred failures in 30 days close it to strangers until the password is reset;
 - current password: five, then pauses, of one session, so that the thief of a token brakes no other session;
-- TOTP code, of a known device, or of an account and a network: five, then pauses, and a hundred in 30 days, which all
-  strangers share;
+- TOTP code, of a known device, or of an account and a network: five, then pauses; a hundred in 30 days, which all known
+  devices of an account share, and a hundred that all strangers share;
 - recovery code, likewise: twenty, then pauses of 1, 2, 4, 8, 10 s, because 120 bits cannot be guessed;
-- mail: ten e-mails an hour to one address at the wish of people who need not own it; the rest is dropped in silence.
+- mail: ten requests an hour of a purpose, an address and a network for e-mail; the rest is dropped in silence. What is
+  sent is counted where it is sent.
 
-A client with the device cookie of an earlier success has buckets of its own instead of those that strangers share, so
-that a stranger cannot lock it out. A success gives back what it had reserved. Without Redis each process counts for
-itself, by the same rules.
+A client with the device cookie of an earlier success has buckets of its own instead of those that strangers share, in
+its network or anywhere, so that a stranger cannot lock it out. A success gives back what it had reserved. Without
+Redis each process counts for itself, by the same rules.
 """
 
 import hmac
@@ -41,12 +42,17 @@ from app.kernel.redis import RedisGateway, RedisUnavailable
 _attempts_total = Counter("app_identity_attempts", "Attempts to prove who somebody is.", ["outcome"])
 _DAY = 86_400
 _IPV4_PREFIX = 24
-_MAILS_AN_HOUR = 10
+# A /24 may be one office or a whole town: it has the quota of so many addresses.
+_ADDRESSES_OF_A_NETWORK = 4
+_MAIL_REQUESTS_AN_HOUR = 10
 # A code is right with a probability of 3 in a million, because those of three time steps are taken.
 _CODES_A_MONTH = 100
 _MAX_LOCAL_BUCKETS = 10_000
+# 2 to this power is longer than any longest pause in units of the first one.
+_MAX_DOUBLINGS = 20
 
-# Per bucket: key; limit, window, first pause, longest pause (seconds). A pause of 0 lasts until the window ends.
+# Per bucket: key; limit, window, first pause, longest pause (seconds), and whether each attempt begins the window anew.
+# A pause of 0 lasts until the window ends.
 # State: number of attempts, and until when there are no more. Answer: 0, or the microseconds to wait.
 _RESERVE_SCRIPT = """
 local time = redis.call('TIME')
@@ -58,10 +64,10 @@ for i, key in ipairs(KEYS) do
 end
 if wait > 0 then return wait end
 for i, key in ipairs(KEYS) do
-  local limit, window = tonumber(ARGV[i * 4 - 3]), tonumber(ARGV[i * 4 - 2])
-  local pause, longest = tonumber(ARGV[i * 4 - 1]), tonumber(ARGV[i * 4])
+  local limit, window = tonumber(ARGV[i * 5 - 4]), tonumber(ARGV[i * 5 - 3])
+  local pause, longest = tonumber(ARGV[i * 5 - 2]), tonumber(ARGV[i * 5 - 1])
   local n = redis.call('HINCRBY', key, 'n', 1)
-  if n == 1 or pause > 0 then redis.call('EXPIRE', key, window) end
+  if n == 1 or ARGV[i * 5] == '1' then redis.call('EXPIRE', key, window) end
   if n >= limit then
     local seconds = redis.call('TTL', key)
     if pause > 0 then seconds = math.min(pause * 2 ^ (n - limit), longest) end
@@ -100,6 +106,11 @@ class Bucket:
     longest_pause: int
     is_personal: bool
 
+    @property
+    def is_sliding(self) -> bool:
+        """Whether each attempt begins the window anew. What many people share starts afresh when its window is over."""
+        return self.is_personal and self.first_pause > 0
+
 
 class Throttle:
     """One per process."""
@@ -115,21 +126,31 @@ class Throttle:
 
     def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[Bucket]:
         """For a log-in with an address. `device_id` must have been verified."""
-        network = network_of(ip, ipv4_prefix=_IPV4_PREFIX)
-        shared = self._bucket("network", network, self._network_limit, 3600, 0, 0, is_personal=False)
         if device_id is not None:
-            return [self._bucket("device", device_id, 5, _DAY, 1, 900, is_personal=True), shared]
-        return [*self._stranger_buckets(email_canonical, network), shared]
+            return [self._bucket("device", device_id, 5, _DAY, 1, 900, is_personal=True)]
+        return self.stranger_buckets(email_canonical, ip)
 
-    def outdated_device_buckets(self, email_canonical: str, ip: str | None) -> list[Bucket]:
-        """What a log-in owes on top whose device cookie turns out to be of an earlier version of the account."""
-        return self._stranger_buckets(email_canonical, network_of(ip, ipv4_prefix=_IPV4_PREFIX))
-
-    def _stranger_buckets(self, email_canonical: str, network: str) -> list[Bucket]:
+    def stranger_buckets(self, email_canonical: str, ip: str | None) -> list[Bucket]:
+        """For a log-in from a device that is not known; also what a log-in owes on top whose device cookie turns out to
+        be of an earlier version of the account.
+        """
+        network = network_of(ip, ipv4_prefix=_IPV4_PREFIX)
         return [
             self._bucket("pair", f"{email_canonical}|{network}", 5, _DAY, 1, 900, is_personal=True),
             self._bucket("email", email_canonical, 20, 900, 0, 0, is_personal=False),
             *self.account_bucket(email_canonical),
+            *self._shared_buckets("log-in", ip, self._network_limit),
+        ]
+
+    def _shared_buckets(self, kind: str, ip: str | None, limit: int) -> list[Bucket]:
+        """Those of a client's address and network. Beyond the limit they slow and do not close, because others are
+        behind the same ones.
+        """
+        network = network_of(ip, ipv4_prefix=_IPV4_PREFIX)
+        wide = limit * _ADDRESSES_OF_A_NETWORK
+        return [
+            self._bucket(f"{kind}-address", network_of(ip), limit, 3600, 60, 60, is_personal=False),
+            self._bucket(f"{kind}-network", network, wide, 3600, 10, 10, is_personal=False),
         ]
 
     def session_buckets(self, purpose: str, session_id: object) -> list[Bucket]:
@@ -137,24 +158,30 @@ class Throttle:
         return [self._bucket(purpose, str(session_id), 5, _DAY, 1, 900, is_personal=True)]
 
     def code_buckets(self, user_id: UserId, ip: str | None, device_id: str | None, *, is_totp: bool) -> list[Bucket]:
-        """For a log-in that waits for its second factor. `device_id` must have been verified."""
+        """For a log-in that waits for its second factor. `device_id` must have been verified, and must have passed the
+        factor that the account has now: other devices are strangers.
+        """
         device = f"{user_id}|{device_id or network_of(ip, ipv4_prefix=_IPV4_PREFIX)}"
         if not is_totp:
             return [self._bucket("recovery", device, 20, 3600, 1, 10, is_personal=True)]
         pauses = self._bucket("totp", device, 5, _DAY, 1, 900, is_personal=True)
-        if device_id is not None:
-            return [pauses, self._bucket("totp-device", device, _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=True)]
-        return [pauses, *self.strangers_code_bucket(user_id, is_personal=False)]
+        strangers, known = self._month_buckets(user_id, is_personal=False)
+        return [pauses, strangers if device_id is None else known]
 
-    def strangers_code_bucket(self, user_id: UserId, *, is_personal: bool = True) -> list[Bucket]:
+    def month_buckets(self, user_id: UserId) -> list[Bucket]:
         """What a new password opens again."""
-        return [self._bucket("totp-all", str(user_id), _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=is_personal)]
+        return self._month_buckets(user_id, is_personal=True)
+
+    def _month_buckets(self, user_id: UserId, *, is_personal: bool) -> list[Bucket]:
+        """The codes of strangers, and of all known devices together; a success of one device gives no other any."""
+        return [
+            self._bucket(kind, str(user_id), _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=is_personal)
+            for kind in ("totp-all", "totp-known")
+        ]
 
     def registration_buckets(self, ip: str | None, limit: int) -> list[Bucket]:
-        """For somebody who makes an account or asks for an e-mail."""
-        return [
-            self._bucket("register", network_of(ip, ipv4_prefix=_IPV4_PREFIX), limit, 3600, 0, 0, is_personal=False)
-        ]
+        """For a client that makes an account, or asks for an e-mail from a device that is not known."""
+        return self._shared_buckets("register", ip, limit)
 
     def account_bucket(self, email_canonical: str) -> list[Bucket]:
         """What a password reset opens again."""
@@ -169,7 +196,13 @@ class Throttle:
         args: list[str | int] = [
             value
             for bucket in buckets
-            for value in (bucket.limit, bucket.window, bucket.first_pause, bucket.longest_pause)
+            for value in (
+                bucket.limit,
+                bucket.window,
+                bucket.first_pause,
+                bucket.longest_pause,
+                int(bucket.is_sliding),
+            )
         ]
         try:
             wait = await self._redis.call(
@@ -183,10 +216,13 @@ class Throttle:
             raise TooManyAttempts(retry_after=seconds)
         _attempts_total.labels("let_through").inc()
 
-    async def may_mail(self, email_canonical: str) -> bool:
-        """Whether an address may be sent one more e-mail at the wish of somebody who need not be its owner."""
+    async def may_ask_for_mail(self, purpose: str, email_canonical: str, source: str) -> bool:
+        """Whether `source`, a known device, a user or a network, may ask once more for mail of this purpose to this
+        address. Each has a share of its own, so that none can use up another's.
+        """
+        subject = f"{purpose}|{source}|{email_canonical}"
         return await self._has_room(
-            self._bucket("mail", email_canonical, _MAILS_AN_HOUR, 3600, 0, 0, is_personal=False)
+            self._bucket("mail", subject, _MAIL_REQUESTS_AN_HOUR, 3600, 0, 0, is_personal=False)
         )
 
     async def may_warn(self, user_id: UserId) -> bool:
@@ -237,10 +273,11 @@ class Throttle:
             return ceil(wait)
         for bucket, (n, _, ends) in zip(buckets, states, strict=True):
             count = 1 if ends <= now else n + 1
-            end = now + bucket.window if count == 1 or bucket.first_pause else ends
+            end = now + bucket.window if count == 1 or bucket.is_sliding else ends
             until = 0.0
             if count >= bucket.limit:
-                pause = min(bucket.first_pause * 2.0 ** (count - bucket.limit), bucket.longest_pause)
+                doublings = min(count - bucket.limit, _MAX_DOUBLINGS)
+                pause = min(bucket.first_pause * 2**doublings, bucket.longest_pause)
                 until = now + pause if bucket.first_pause else end
             self._local[bucket.key] = (count, until, end)
             self._local.move_to_end(bucket.key)

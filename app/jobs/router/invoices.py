@@ -110,9 +110,7 @@ async def email_invoice(
         content = job_view(submitted.job)
         return json_response(content, status=202, headers={"Location": f"/v1/jobs/{submitted.job.id}"})
 
-    return await idempotent(
-        request, resources, principal.user_id, operation=f"invoices.email:{invoice_id}", effect=send
-    )
+    return await idempotent(request, resources, principal.user_id, operation="invoices.email", effect=send)
 
 
 def _view(invoice: Invoice) -> dict[str, Any]:

@@ -5,7 +5,7 @@ just before the message is handed over. So a ban or a deletion stops what was qu
 """
 
 import hmac
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -39,11 +39,19 @@ _HASH_PURPOSE = "email-suppressions"
 _WINDOW = timedelta(hours=1)
 # What waits longer than this is not sent; a message that a person waits for is sent at once or not at all.
 _HORIZONS: dict[MailPurpose, timedelta] = {
-    "requested": timedelta(0),
+    "verification": timedelta(0),
+    "own_verification": timedelta(0),
+    "reset": timedelta(0),
+    "own_reset": timedelta(0),
+    "change": timedelta(0),
     "notice": timedelta(hours=24),
     "invoice": timedelta(hours=24),
     "report": timedelta(hours=24),
 }
+# What a person waits for is tried also where an address is suppressed.
+_AWAITED = frozenset(purpose for purpose, horizon in _HORIZONS.items() if not horizon)
+# Only what a user has sent to an address of their choice counts for them: invoices must not use up a reset.
+_OF_SENDERS: frozenset[MailPurpose] = frozenset({"change", "invoice", "report"})
 # A server that lists unknown senders takes a message after some minutes.
 _RETRY_BASE = 30.0
 _RETRY_CAP = 3600.0
@@ -64,8 +72,11 @@ class Postman:
         self._keys = keys
         self._settings = settings
 
-    async def send(self, ctx: JobContext, mail: Mail) -> None:
-        """Hands `mail` over.
+    async def send(
+        self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
+    ) -> None:
+        """Hands `mail` over. `prepare` stores what the message announces, in the transaction that takes its slot and
+        only if it may be sent now; if it answers False, nothing is sent.
 
         Raises:
             MailWithheld: it must not be sent.
@@ -79,6 +90,8 @@ class Postman:
         async with ctx.transaction("jobs.reserve_mail") as tx:
             is_suppressed = await self._check(tx, mail, address, address_hash)
             seconds = await self._reserve(tx, ctx, mail, address)
+            if seconds <= 0 and prepare is not None and not await prepare(tx):
+                raise MailWithheld("account_changed")
         if seconds > 0:
             raise SnoozeJob(seconds)
         try:
@@ -133,7 +146,7 @@ class Postman:
             if mail.purpose == "invoice" and not account.is_verified and address != account.email_canonical:
                 raise MailWithheld("email_not_verified")
         is_suppressed = await queries.get_suppression(tx, address_hash, self._settings.suppression_days) is not None
-        if is_suppressed and mail.purpose != "requested":
+        if is_suppressed and mail.purpose not in _AWAITED:
             raise MailWithheld("address_suppressed")
         return is_suppressed
 
@@ -143,10 +156,13 @@ class Postman:
         Raises:
             MailWithheld: that is too far away.
         """
+        # A slot comes back when the link that took it ends: strangers who use up all of them have sent one that works.
+        window = min(_WINDOW, mail.link_lifetime or _WINDOW)
+        per_recipient = max(1, int(self._settings.recipient_hourly * (window / _WINDOW)))
         # For one user's words to another person every tag of a mailbox counts; a person may use tags for accounts.
         counted = mailbox_of(address) if mail.purpose == "invoice" else address
         recipient_hash = hash_address(self._keys, f"{mail.purpose}|{counted}")
-        sender_id = mail.account if mail.purpose != "notice" else None
+        sender_id = mail.account if mail.purpose in _OF_SENDERS else None
         await queries.lock_mail(tx, _lock_key(recipient_hash))
         if sender_id is not None:
             await queries.lock_mail(tx, _lock_key(sha256(sender_id.bytes).digest()))
@@ -156,9 +172,9 @@ class Postman:
             recipient_hash=recipient_hash,
             purpose=mail.purpose,
             sender_id=sender_id,
-            per_recipient=self._settings.recipient_hourly,
+            per_recipient=per_recipient,
             per_sender=self._settings.sender_hourly,
-            window=_WINDOW,
+            window=window,
             horizon=_HORIZONS[mail.purpose],
         )
         if seconds is None:

@@ -8,6 +8,7 @@ headers are therefore written here, each value either as harmless ASCII or encod
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from email import policy
 from email.header import Header
 from email.message import EmailMessage
@@ -30,9 +31,11 @@ _MAX_PLAIN = 60
 _URI = re.compile(r"https?://[!-;=?-~]+")
 
 
-# requested: by a person who gives this address and waits for the message; notice: of something that has happened to an
-# account; invoice: words of one person to another; report: at intervals, because its reader has turned it on.
-MailPurpose = Literal["requested", "notice", "invoice", "report"]
+# verification, reset and change: a link that a person waits for, who gives this address and need not own it, and the
+# same asked for on a device that the account knows (own_…); notice: of something that has happened to an account;
+# invoice: words of one person to another; report: at intervals, because its reader has turned it on. Each purpose has
+# limits of its own, so that what strangers ask for uses up nothing that the owner needs.
+MailPurpose = Literal["verification", "own_verification", "reset", "own_reset", "change", "notice", "invoice", "report"]
 
 
 class MailRefused(Exception):
@@ -57,8 +60,8 @@ class AddressUnsupported(MailRefused):
 
 
 class MailWithheld(Exception):
-    """The message must not be sent. `reason` is a code: account_inactive, email_not_verified, address_suppressed or
-    too_many_messages.
+    """The message must not be sent. `reason` is a code: account_inactive, account_changed, email_not_verified,
+    address_suppressed or too_many_messages.
     """
 
     def __init__(self, reason: str) -> None:
@@ -93,7 +96,7 @@ class Mail:
     """One message to one address. `reference` makes its Message-ID; a retry must give the same one.
 
     `account` is the one in whose name or about which it is sent; unless that is active, the message is not sent.
-    `unsubscribe_url` takes a POST that ends this kind of mail (RFC 8058).
+    `unsubscribe_url` takes a POST that ends this kind of mail (RFC 8058). `link_lifetime`: of the link that it brings.
     """
 
     to: str
@@ -105,6 +108,7 @@ class Mail:
     unsubscribe_url: str | None = None
     purpose: MailPurpose = "notice"
     account: UserId | None = None
+    link_lifetime: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,35 @@
+"""Requests for e-mail from clients that prove nothing, and whose device may be known."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from app.identity.records import Device
+from app.identity.service.runtime import Identity
+from app.kernel.addresses import canonical_email
+from app.kernel.client import network_of
+
+
+@dataclass(frozen=True, slots=True)
+class MailWish:
+    """Whether the request is passed on, and the version of the account at which its device became known, if it did."""
+
+    is_granted: bool
+    known_version: int | None
+
+
+async def ask_for_mail(
+    identity: Identity, purpose: Literal["verification", "reset"], email: str, device: Device, device_cookie: str | None
+) -> MailWish:
+    """Counts a request for mail to `email`. A known device has a share of its own, here and where the mail is sent.
+
+    Raises:
+        TooManyAttempts: too many come from the network of a device that is not known.
+    """
+    throttle = identity.throttle
+    canonical = canonical_email(email)
+    known = identity.devices.recognise(device_cookie, canonical)
+    if known is None:
+        await throttle.reserve(throttle.registration_buckets(device.ip, identity.registrations_per_network))
+    source = known.id if known else network_of(device.ip)
+    is_granted = await throttle.may_ask_for_mail(purpose, canonical, source)
+    return MailWish(is_granted, known.version if known else None)
