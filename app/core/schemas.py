@@ -1,11 +1,11 @@
 """What the core routes answer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
-from app.jobs.api import JobState
+from app.jobs.api import COUNTED_AT_MOST, JobState
 from app.kernel.field_codes import FieldErrorCode
 from app.kernel.http import CreatedAt, Id, ProblemCode, Schema, Timestamp, example
 from app.users.api import EventAnswer, PreferencesAnswer, UserAnswer
@@ -25,13 +25,16 @@ class RecentJob(Schema):
     finished_at: Timestamp | None = Field(description="When the job reached a final state; null: not yet.")
 
 
-class JobCounts(Schema):
-    """Your jobs by state, and the newest of them."""
+JobCount = Annotated[int, Field(ge=0, le=COUNTED_AT_MOST)]
 
-    queued: int = Field(description="Jobs that wait: queued, scheduled or retrying.")
-    running: int = Field(description="Jobs that run.")
-    succeeded: int = Field(description="Jobs that have succeeded.")
-    failed: int = Field(description="Jobs that have failed.")
+
+class JobCounts(Schema):
+    """Your jobs by state, and the newest of them. A count ends at 1000, which means 1000 or more."""
+
+    queued: JobCount = Field(description="Jobs that wait: queued, scheduled or retrying.")
+    running: JobCount = Field(description="Jobs that run.")
+    succeeded: JobCount = Field(description="Jobs that have succeeded.")
+    failed: JobCount = Field(description="Jobs that have failed.")
     recent: list[RecentJob] = Field(description="The newest jobs, at most five.")
 
 

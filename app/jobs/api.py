@@ -5,7 +5,7 @@ from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhooks import list_listeners
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, JobState, Overview, api_state, lane_shares
+from app.jobs.records import COUNTED_AT_MOST, LANES, STATE_FILTERS, AdminJob, JobState, Overview, api_state, lane_shares
 from app.jobs.schemas.webhook_events import WEBHOOK_EVENTS
 from app.jobs.service.administration import (
     cancel_any_job,
@@ -33,6 +33,7 @@ from app.jobs.service.unsubscribing import unsubscribe
 from app.jobs.service.watching import JobWatch
 
 __all__ = [
+    "COUNTED_AT_MOST",
     "FONT_PACKAGES",
     "JOB_KINDS",
     "LANES",

@@ -129,6 +129,12 @@ class UrlBlocked(Unprocessable):
     title = "Webhooks cannot be sent to this address"
 
 
+class RenderingOverloaded(Unavailable):
+    """More files that are no longer stored are being made again than the server makes at a time. Try again after
+    `Retry-After`.
+    """
+
+
 class TooManyEndpoints(Conflict):
     """Delete a webhook endpoint before another one is created."""
 

@@ -1,16 +1,27 @@
 """Coalescing: what many callers ask for at the same time is asked for once, together."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from time import monotonic
 from typing import Generic, TypeVar
 
 from app.kernel.background import Background
-from app.kernel.callers import caller_var
+from app.kernel.callers import Caller, caller_var
 from app.kernel.errors import Unavailable
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+# A key that was part of a batch which took too long is asked for alone for so long, unless that is answered quickly.
+_ALONE_SECONDS = 10.0
+_MAX_ALONE = 1024
+
+_Waiting = tuple[K, asyncio.Future[V | None], Caller | None]
+
+
+class TooSlow(Exception):
+    """Raised by `ask`: the keys together take too long. Each of them is asked for alone."""
 
 
 class Coalescer(Generic[K, V]):
@@ -20,6 +31,9 @@ class Coalescer(Generic[K, V]):
     Batches are sent at the end of a turn of the event loop while fewer than `max_running` of them are under way;
     `ask` leaves out what there is not. When it fails for a batch, each key is asked for alone, so that one bad key
     fails nobody else; only `Unavailable`, and what `shared_failure` names, is the answer to all of them.
+
+    After `TooSlow` the keys of the batch are asked for alone, at once and on behalf of their callers, and go on alone
+    until they are answered within `slow_seconds`: what one key costs is then a matter of its own callers.
     """
 
     def __init__(
@@ -29,12 +43,16 @@ class Coalescer(Generic[K, V]):
         max_batch: int = 64,
         max_running: int = 2,
         shared_failure: type[Exception] = Unavailable,
+        slow_seconds: float = 1.0,
     ) -> None:
         self._ask = ask
         self._max_batch = max_batch
         self._max_running = max_running
         self._shared_failures = (Unavailable, shared_failure)
-        self._waiting: deque[tuple[K, asyncio.Future[V | None]]] = deque()
+        self._slow_seconds = slow_seconds
+        self._waiting: deque[_Waiting[K, V]] = deque()
+        # Until when a key is asked for alone, the oldest first.
+        self._alone: OrderedDict[K, float] = OrderedDict()
         self._running = 0
         self._is_scheduled = False
         self._background = Background()
@@ -43,8 +61,10 @@ class Coalescer(Generic[K, V]):
 
     async def get(self, key: K) -> V | None:
         """What `ask` finds for `key`, or None; raises what `ask` raised for it."""
+        if self._alone and self._goes_alone(key):
+            return await self._ask_alone(key)
         answer: asyncio.Future[V | None] = self._loop.create_future()
-        self._waiting.append((key, answer))
+        self._waiting.append((key, answer, caller_var.get()))
         self._schedule()
         return await answer
 
@@ -59,42 +79,103 @@ class Coalescer(Generic[K, V]):
 
     def _send(self) -> None:
         self._is_scheduled = False
-        batch: list[tuple[K, asyncio.Future[V | None]]] = []
+        batch: list[_Waiting[K, V]] = []
         while self._waiting and len(batch) < self._max_batch:
-            key, answer = self._waiting.popleft()
+            waiting = self._waiting.popleft()
             # Who has gone away meanwhile needs no answer.
-            if not answer.done():
-                batch.append((key, answer))
+            if not waiting[1].done():
+                batch.append(waiting)
         if batch:
             self._running += 1
             self._background.spawn(self._answer(batch))
         self._schedule()
 
-    async def _answer(self, batch: Sequence[tuple[K, "asyncio.Future[V | None]"]]) -> None:
+    async def _answer(self, batch: "Sequence[_Waiting[K, V]]") -> None:
         # The task was begun by one request, but asks for all of them.
         caller_var.set(None)
+        is_too_slow = False
         try:
             await self._answer_batch(batch)
+        except TooSlow:
+            is_too_slow = True
+            self._split(batch)
         finally:
             self._running -= 1
-            for _, answer in batch:
-                # Only where this was cut off at the end of the process.
-                if not answer.done():
-                    answer.cancel()
+            if not is_too_slow:
+                _cancel(batch)
             self._schedule()
 
-    async def _answer_batch(self, batch: Sequence[tuple[K, "asyncio.Future[V | None]"]]) -> None:
+    async def _answer_batch(self, batch: "Sequence[_Waiting[K, V]]") -> None:
+        """Raises TooSlow where there are several keys."""
+        keys = list(dict.fromkeys(key for key, _, _ in batch))
         try:
-            found = await self._ask(list(dict.fromkeys(key for key, _ in batch)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, its caller gets it
+            found = await self._ask(keys)
+        except Exception as error:  # whatever it is, its caller gets it
+            if len(keys) > 1 and isinstance(error, TooSlow):
+                raise
             if len(batch) > 1 and not isinstance(error, self._shared_failures):
                 for item in batch:
                     await self._answer_batch([item])
                 return
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
+            _fail(batch, error)
         else:
-            for key, answer in batch:
-                if not answer.done():
-                    answer.set_result(found.get(key))
+            _fulfil(batch, found)
+
+    def _split(self, batch: "Sequence[_Waiting[K, V]]") -> None:
+        """Asks for each key of the batch alone. The batches that wait do not wait for this."""
+        until = monotonic() + _ALONE_SECONDS
+        by_key: dict[K, list[_Waiting[K, V]]] = {}
+        for waiting in batch:
+            by_key.setdefault(waiting[0], []).append(waiting)
+        for key, callers in by_key.items():
+            self._alone[key] = until
+            self._alone.move_to_end(key)
+            self._background.spawn(self._answer_key(key, callers))
+        while len(self._alone) > _MAX_ALONE:
+            self._alone.popitem(last=False)
+
+    async def _answer_key(self, key: K, callers: "Sequence[_Waiting[K, V]]") -> None:
+        caller_var.set(callers[0][2])
+        try:
+            found = await self._ask_alone(key)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
+            _fail(callers, error)
+        else:
+            _fulfil(callers, {} if found is None else {key: found})
+        finally:
+            _cancel(callers)
+
+    async def _ask_alone(self, key: K) -> V | None:
+        started = monotonic()
+        found = (await self._ask([key])).get(key)
+        if monotonic() - started < self._slow_seconds:
+            self._alone.pop(key, None)
+        return found
+
+    def _goes_alone(self, key: K) -> bool:
+        until = self._alone.get(key)
+        if until is None:
+            return False
+        if until < monotonic():
+            del self._alone[key]
+            return False
+        return True
+
+
+def _fulfil(batch: "Sequence[_Waiting[K, V]]", found: Mapping[K, V]) -> None:
+    for key, answer, _ in batch:
+        if not answer.done():
+            answer.set_result(found.get(key))
+
+
+def _fail(batch: "Sequence[_Waiting[K, V]]", error: Exception) -> None:
+    for _, answer, _ in batch:
+        if not answer.done():
+            answer.set_exception(error)
+
+
+def _cancel(batch: "Sequence[_Waiting[K, V]]") -> None:
+    """Only where the answers were cut off at the end of the process."""
+    for _, answer, _ in batch:
+        if not answer.done():
+            answer.cancel()

@@ -9,6 +9,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 # Below, the headers weigh as much as the body, and all of it goes in one packet.
@@ -18,6 +19,8 @@ LARGEST_AT_ONCE = 64 * 1024
 # The text under way to be compressed in threads, and the longest one; what is beyond goes out as it is.
 _MOST_UNDER_WAY = 16 * 1024 * 1024
 LARGEST = 8 * 1024 * 1024
+# Beside those of asyncio, which serve files, names and metrics and must not wait behind long texts.
+_pool = ThreadPoolExecutor(2, thread_name_prefix="gzip")
 # Longer than any client's. An answer need not be compressed, so that what is longer is neither read nor kept.
 _MAX_ACCEPT_ENCODING = 256
 _GZIP = 16 + zlib.MAX_WBITS
@@ -73,7 +76,7 @@ class Threads:
         """See `compress`."""
         self._under_way += len(body)
         try:
-            return await asyncio.to_thread(compress, body)
+            return await asyncio.get_running_loop().run_in_executor(_pool, compress, body)
         finally:
             self._under_way -= len(body)
 
@@ -84,8 +87,9 @@ threads = Threads()
 async def compress_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     """The gzip form of a stream, a chunk at a time in a thread."""
     stream = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
+    loop = asyncio.get_running_loop()
     async for chunk in chunks:
-        part = await asyncio.to_thread(stream.compress, chunk)
+        part = await loop.run_in_executor(_pool, stream.compress, chunk)
         if part:
             yield part
     yield stream.flush()

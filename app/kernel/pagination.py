@@ -2,6 +2,9 @@
 
 A cursor carries the sort key of the last item. It is bound to one list, one owner and one set of filters by an HMAC,
 so a cursor from elsewhere, or a changed one, is refused instead of quietly returning the wrong rows.
+
+Where no index serves a filter, a page reads at most `MAX_SCANNED` rows. It may then hold fewer items than asked for, or
+none, although rows follow: its cursor continues after the last row that was read.
 """
 
 import hmac
@@ -18,6 +21,8 @@ from app.kernel.errors import BadRequest
 
 T = TypeVar("T")
 
+# Rows that one page of a filtered list reads, so that its cost does not grow with what the owner has.
+MAX_SCANNED = 2_000
 _SIGNATURE_BYTES = 16
 
 
@@ -64,11 +69,22 @@ class Cursors:
         return msgspec.msgpack.decode(payload, type=types)
 
     def cut(
-        self, list_name: str, owner: object, found: Sequence[T], key: Callable[[T], tuple[Any, ...]], *, limit: int
+        self,
+        list_name: str,
+        owner: object,
+        found: Sequence[T],
+        key: Callable[[T], tuple[Any, ...]],
+        *,
+        limit: int,
+        scan_end: tuple[Any, ...] | None = None,
     ) -> Page[T]:
-        """The first `limit` of what was found; one more tells that another page follows. `key`: an item's sort key."""
+        """The first `limit` of what was found; one more tells that another page follows. `key`: an item's sort key.
+
+        `scan_end`: sort key of the last row that was read, where the page did not read to the end of the list.
+        """
         items = list(found[:limit])
-        return Page(items, self.encode(list_name, owner, key(items[-1])) if len(found) > limit else None)
+        last = key(items[-1]) if len(found) > limit else scan_end
+        return Page(items, None if last is None else self.encode(list_name, owner, last))
 
     def page_of(
         self,

@@ -188,7 +188,8 @@ async def list_preferences(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[U
 LIST_WEEKLY_REPORTERS = """
     SELECT p.user_id
     FROM users.preferences p JOIN users.users u ON u.id = p.user_id
-    WHERE p.weekly_report AND u.deleted_at IS NULL AND ($1::uuid IS NULL OR p.user_id > $1)
+    WHERE p.weekly_report AND u.deleted_at IS NULL
+      AND p.user_id > COALESCE($1::uuid, '00000000-0000-0000-0000-000000000000')
     ORDER BY p.user_id
     LIMIT $2
 """
@@ -278,6 +279,7 @@ LIST_EVENTS = """
     FROM users.events
     WHERE user_id = $1
       AND (created_at, id) < (COALESCE($2::timestamptz, 'infinity'), COALESCE($3::uuid, $1))
+      AND (created_at, id) >= (COALESCE($8::timestamptz, '-infinity'), COALESCE($9::uuid, $1))
       AND kind BETWEEN COALESCE($4::text, '') AND COALESCE($4, '~')
       AND created_at >= COALESCE($5::timestamptz - interval '1 day', '-infinity')
       AND occurred_at >= COALESCE($5, '-infinity')
@@ -288,12 +290,42 @@ LIST_EVENTS = """
 
 
 async def list_events(
-    conn: ReadConn, user_id: UserId, wanted: EventFilter, after: tuple[datetime, UUID] | None, limit: int
+    conn: ReadConn,
+    user_id: UserId,
+    wanted: EventFilter,
+    after: tuple[datetime, UUID] | None,
+    limit: int,
+    scan_end: tuple[datetime, UUID] | None = None,
 ) -> list[Event]:
-    """The newest first, from behind `after`."""
-    created_at, event_id = after or (None, None)
-    rows = await conn.fetch(LIST_EVENTS, user_id, created_at, event_id, wanted.kind, wanted.since, wanted.until, limit)
+    """The newest first, from behind `after` down to `scan_end`."""
+    rows = await conn.fetch(
+        LIST_EVENTS,
+        user_id,
+        *(after or (None, None)),
+        wanted.kind,
+        wanted.since,
+        wanted.until,
+        limit,
+        *(scan_end or (None, None)),
+    )
     return [_event(row) for row in rows]
+
+
+GET_SCAN_END = """
+    SELECT created_at, id
+    FROM users.events
+    WHERE user_id = $1 AND (created_at, id) < (COALESCE($2::timestamptz, 'infinity'), COALESCE($3::uuid, $1))
+    ORDER BY created_at DESC, id DESC
+    OFFSET $4 LIMIT 1
+"""
+
+
+async def get_scan_end(
+    conn: ReadConn, user_id: UserId, after: tuple[datetime, UUID] | None, count: int
+) -> tuple[datetime, UUID] | None:
+    """The sort key of the last of the next `count` events of a user; None: there are fewer."""
+    row = await conn.fetchrow(GET_SCAN_END, user_id, *(after or (None, None)), count - 1)
+    return None if row is None else (row["created_at"], row["id"])
 
 
 # Sorted instead of joined, for which Postgres would compare each count with each listed kind. Of very many kinds the

@@ -15,7 +15,7 @@ from app.kernel.field_codes import field_code
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId, new_id
 from app.kernel.listeners import Listeners
-from app.kernel.pagination import Cursors, Page
+from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.point_reads import PointReads
 from app.users import queries
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
@@ -294,7 +294,7 @@ def _new_batch(clock: Clock, user_id: UserId, events: Sequence[NewEvent]) -> Eve
 async def list_events(
     db: Database, cursors: Cursors, user_id: UserId, wanted: EventFilter, *, limit: int, cursor: str | None
 ) -> Page[Event]:
-    """One page of a user's events, the newest first.
+    """One page of a user's events, the newest first; it may be short (`kernel.pagination`).
 
     Raises:
         InvalidPeriod: it ends before it begins.
@@ -305,9 +305,14 @@ async def list_events(
     owner = (user_id, wanted)
     after = cursors.decode(EVENTS_LIST, owner, cursor, tuple[datetime, UUID]) if cursor else None
     async with db.read("users.list_events", sees=[events_tag(user_id)]) as conn:
+        scan_end = None
+        if wanted != EventFilter():
+            scan_end = await queries.get_scan_end(conn, user_id, after, MAX_SCANNED)
         # One more than wanted tells whether there is another page.
-        events = await queries.list_events(conn, user_id, wanted, after, limit + 1)
-    return cursors.cut(EVENTS_LIST, owner, events, lambda event: (event.created_at, event.id), limit=limit)
+        events = await queries.list_events(conn, user_id, wanted, after, limit + 1, scan_end)
+    return cursors.cut(
+        EVENTS_LIST, owner, events, lambda event: (event.created_at, event.id), limit=limit, scan_end=scan_end
+    )
 
 
 async def summarise_events(

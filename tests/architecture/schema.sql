@@ -487,15 +487,17 @@ CREATE INDEX jobs_finished_idx ON jobs.jobs USING btree (finished_at) WHERE (sta
 
 CREATE INDEX jobs_lease_idx ON jobs.jobs USING btree (lease_until) WHERE (state = 1);
 
-CREATE INDEX jobs_list_idx ON jobs.jobs USING btree (user_id, id DESC) INCLUDE (state);
-
 CREATE INDEX jobs_living_idx ON jobs.jobs USING btree (user_id, lane, state, run_at) WHERE (state < 2);
 
 CREATE INDEX jobs_scheduled_idx ON jobs.jobs USING btree (lane, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND (NOT is_due));
 
+CREATE INDEX jobs_state_idx ON jobs.jobs USING btree (user_id, state, id);
+
 CREATE INDEX jobs_turns_idx ON jobs.jobs USING btree (lane, user_id, priority, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND is_due);
 
 CREATE UNIQUE INDEX jobs_unique_key_key ON jobs.jobs USING btree (user_id, kind, unique_key) NULLS NOT DISTINCT WHERE ((unique_key IS NOT NULL) AND (state < 2));
+
+CREATE INDEX jobs_user_idx ON jobs.jobs USING btree (user_id, id);
 
 CREATE INDEX mail_sends_recipient_idx ON jobs.mail_sends USING btree (recipient_hash, purpose, send_at DESC);
 

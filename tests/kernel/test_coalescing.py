@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from app.kernel.coalescing import Coalescer
+from app.kernel.callers import Caller, caller_key, caller_var
+from app.kernel.coalescing import Coalescer, TooSlow
 from app.kernel.database import Database, ReadConn
 from app.kernel.errors import Unavailable
 from app.kernel.point_reads import PointReads
@@ -134,3 +135,71 @@ async def test_point_reads_are_one_statement(db: Database, budget: Budget) -> No
     outcome = await asyncio.gather(*(reads.get("test", squares, number) for number in (3, 0)), return_exceptions=True)
     assert outcome[0] == 9
     assert isinstance(outcome[1], Exception)
+
+
+async def test_a_batch_that_is_too_slow_is_asked_for_key_by_key(source: Source) -> None:
+    callers: dict[int, object] = {}
+
+    async def ask(keys: Sequence[int]) -> Mapping[int, str]:
+        if len(keys) > 1:
+            source.batches.append(list(keys))
+            raise TooSlow
+        callers[keys[0]] = caller_key()
+        return await source.ask(keys)
+
+    async def get(key: int) -> str | None:
+        caller_var.set(Caller(f"caller of {key}"))
+        return await coalescer.get(key)
+
+    # Nothing is answered quickly enough to go with others again.
+    coalescer = Coalescer(ask, max_running=1, slow_seconds=0)
+    source.bad[2] = Unavailable()
+    answers = await asyncio.gather(*map(get, (1, 2, 3, 1)), return_exceptions=True)
+    assert list(answers) == ["old 1", source.bad[2], "old 3", "old 1"]
+    assert source.batches == [[1, 2, 3], [1], [2], [3]]
+    assert callers == {key: f"caller of {key}" for key in (1, 2, 3)}
+    source.batches.clear()
+    assert await asyncio.gather(*map(get, (1, 4, 3))) == ["old 1", "old 4", "old 3"]
+    assert sorted(source.batches) == [[1], [3], [4]]
+
+
+async def test_a_key_that_is_quick_again_goes_with_others(source: Source) -> None:
+    async def ask(keys: Sequence[int]) -> Mapping[int, str]:
+        if 2 in keys and len(keys) > 1:
+            raise TooSlow
+        return await source.ask(keys)
+
+    coalescer = Coalescer(ask, slow_seconds=60)
+    assert await asyncio.gather(*map(coalescer.get, (1, 2))) == ["old 1", "old 2"]
+    assert await asyncio.gather(*map(coalescer.get, (1, 3))) == ["old 1", "old 3"]
+    assert source.batches == [[1], [2], [1, 3]]
+
+
+async def test_a_slow_key_holds_no_batch_up(source: Source) -> None:
+    async def ask(keys: Sequence[int]) -> Mapping[int, str]:
+        if len(keys) > 1:
+            raise TooSlow
+        if keys == [2]:
+            await asyncio.Event().wait()
+        return await source.ask(keys)
+
+    coalescer = Coalescer(ask, max_running=1)
+    heavy, light = asyncio.create_task(coalescer.get(2)), asyncio.create_task(coalescer.get(1))
+    assert await light == "old 1"
+    assert await coalescer.get(3) == "old 3"
+    assert not heavy.done()
+    await coalescer.close()
+
+
+SLOW_SQUARES = "SELECT n AS number, n * n AS square FROM unnest($1::integer[]) AS n, pg_sleep(0.3 * (n = 2)::integer)"
+
+
+async def slow_squares(conn: ReadConn, numbers: Sequence[int]) -> Mapping[int, int]:
+    return {row["number"]: row["square"] for row in await conn.fetch(SLOW_SQUARES, numbers)}
+
+
+async def test_a_slow_read_is_repeated_for_each_reader(db: Database, budget: Budget) -> None:
+    reads = PointReads(db, slow_seconds=0.1)
+    with budget(4):
+        found = await asyncio.gather(*(reads.get("test", slow_squares, number) for number in (1, 2, 3)))
+    assert found == [1, 4, 9]

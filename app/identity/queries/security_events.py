@@ -87,7 +87,7 @@ async def has_entries_since(conn: ReadConn, user_id: UserId, first_id: UUID, cou
 LIST_SECURITY_EVENTS = """
 SELECT id, action, actor_id, session_id, ip, user_agent, data, created_at
   FROM identity.security_events
- WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2)
+ WHERE user_id = $1 AND id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
  ORDER BY id DESC
  LIMIT $3
 """

@@ -1,11 +1,6 @@
 """Password hashes: argon2id in a bounded pool of threads, never on the event loop."""
 
-import asyncio
-import os
-import sys
-import threading
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -15,21 +10,18 @@ from prometheus_client import Gauge, Histogram
 
 from app.identity.errors import HashingOverloaded
 from app.identity.settings import IdentitySettings
-from app.kernel.callers import caller_key
-from app.kernel.disconnects import ClientGone, when_client_goes
-from app.kernel.fair_slots import FairSlots
+from app.kernel.fair_threads import FairThreads, available_cores
 
 T = TypeVar("T")
-
-# At 19 a busy neighbour would be enough to keep people from logging in.
-_NICER = 5
 
 _hash_seconds = Histogram("app_identity_password_hash_seconds", "Time in a hashing thread, without the wait for it.")
 _hash_waiting = Gauge("app_identity_password_hashes", "Hashes waiting or running.", multiprocess_mode="livesum")
 
 
 class PasswordHashing:
-    """One per process. A place is held until the thread is done, even if the request has gone away meanwhile."""
+    """One per process. Users and networks take turns at the threads, so that the log-ins of one do not let those of
+    others wait.
+    """
 
     def __init__(self, settings: IdentitySettings) -> None:
         self._hasher = PasswordHasher(
@@ -38,13 +30,16 @@ class PasswordHashing:
             parallelism=1,
             type=Type.ID,
         )
-        threads = settings.hash_threads or _cores()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="password-hash", initializer=_step_back)
-        # Users and networks take turns at the threads, so that the log-ins of one do not let those of others wait.
-        self._turns = FairSlots(threads, lends_idle=True)
+        self._threads = FairThreads(
+            "password-hash",
+            settings.hash_threads or available_cores(),
+            queue=settings.hash_queue,
+            overloaded=HashingOverloaded,
+            lends_idle=True,
+            gauge=_hash_waiting,
+        )
         # Hashes that may run or wait at one time.
-        self.places = threads + settings.hash_queue
-        self._used = 0
+        self.places = self._threads.size
         # What a log-in for an unknown address is compared with, so that it takes as long as any other.
         self._dummy = self._hasher.hash("no password has this hash")
         self.count = 0
@@ -71,7 +66,7 @@ class PasswordHashing:
         return self._hasher.check_needs_rehash(stored)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     def _matches(self, stored: str, password: str) -> bool:
         try:
@@ -80,60 +75,9 @@ class PasswordHashing:
             return False
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._used >= self.places:
-            raise HashingOverloaded
-        self._used += 1
         self.count += 1
-        _hash_waiting.inc()
-        caller = caller_key()
-        try:
-            if not self._turns.try_acquire(caller):
-                await self._wait_for_turn(caller)
-        except BaseException:
-            self._leave()
-            raise
-        future = self._pool.submit(self._timed, work)
-        loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end_turn, caller))
-        return await asyncio.wrap_future(future)
-
-    async def _wait_for_turn(self, caller: Hashable) -> None:
-        turn = self._turns.wait(caller)
-        is_dropped = False
-
-        def drop() -> None:
-            nonlocal is_dropped
-            is_dropped = turn.cancel()
-
-        with when_client_goes(drop):
-            try:
-                await turn
-            except asyncio.CancelledError:
-                self._turns.withdraw(caller, turn)
-                if is_dropped:
-                    raise ClientGone from None
-                raise
+        return await self._threads.run(partial(self._timed, work))
 
     def _timed(self, work: Callable[[], T]) -> T:
         with _hash_seconds.time():
             return work()
-
-    def _end_turn(self, caller: Hashable) -> None:
-        self._turns.release(caller)
-        self._leave()
-
-    def _leave(self) -> None:
-        self._used -= 1
-        _hash_waiting.dec()
-
-
-def _cores() -> int:
-    """Those that this process may use, which is what a container or taskset leaves it."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _step_back() -> None:
-    """On a core that both want, the event loop gets three quarters and goes first; what it does takes microseconds."""
-    if sys.platform == "linux":
-        # Linux takes a thread for a process here; elsewhere this would slow the whole process down.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICER)

@@ -25,7 +25,8 @@ LIST_ALL_JOBS = """
 SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at <= now() AS is_due,
        j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
-WHERE ($1::uuid IS NULL OR j.id < $1)
+WHERE j.id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+  AND j.id >= coalesce($6::uuid, '00000000-0000-0000-0000-000000000000')
   AND ($2::smallint IS NULL OR j.state = $2)
   AND ($3::boolean IS NULL OR (j.attempt > 0) = $3)
   AND ($4::boolean IS NULL OR (j.run_at > now()) = $4)
@@ -35,9 +36,9 @@ LIMIT $5
 
 
 async def list_all_jobs(
-    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, limit: int
+    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, limit: int, scan_end: UUID | None = None
 ) -> list[AdminJob]:
-    """Everybody's jobs, newest first."""
+    """Everybody's jobs, newest first, down to `scan_end`."""
     rows = await conn.fetch(
         LIST_ALL_JOBS,
         before,
@@ -45,8 +46,22 @@ async def list_all_jobs(
         None if state is None else state.attempted,
         None if state is None else state.future,
         limit,
+        scan_end,
     )
     return [AdminJob(**row) for row in rows]
+
+
+GET_SCAN_END_OF_ALL = """
+SELECT j.id FROM jobs.jobs AS j
+WHERE j.id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+ORDER BY j.id DESC OFFSET $2 LIMIT 1
+"""
+
+
+async def get_scan_end(conn: ReadConn, *, before: UUID | None, count: int) -> UUID | None:
+    """The last of the next `count` jobs; None: there are fewer."""
+    found: UUID | None = await conn.fetchval(GET_SCAN_END_OF_ALL, before, count - 1)
+    return found
 
 
 GET_ANY_JOB = """

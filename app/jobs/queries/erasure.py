@@ -27,7 +27,7 @@ class AddressedJob:
     is_over: bool
 
 
-# Jobs without an owner are one range of `jobs_list_idx`.
+# Jobs without an owner are one range of `jobs_user_idx`.
 LIST_ADDRESSED_JOBS = """
 SELECT j.id, j.args::text AS args, j.state >= 2 AS is_over FROM jobs.jobs AS j
 WHERE j.user_id IS NULL AND j.id > $1 AND j.args::text LIKE '%@%'

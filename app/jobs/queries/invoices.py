@@ -67,7 +67,7 @@ LIST_INVOICES = """
 SELECT i.id, i.user_id, i.number, i.order_id, i.customer, i.currency, i.lines, i.tax_rate_percent, i.notes,
        i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at, i.seller
 FROM jobs.invoices AS i
-WHERE i.user_id = $1 AND ($2::uuid IS NULL OR i.id < $2)
+WHERE i.user_id = $1 AND i.id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
 ORDER BY i.id DESC
 LIMIT $3
 """

@@ -6,6 +6,7 @@ from uuid import UUID
 import orjson
 
 from app.jobs.records import (
+    COUNTED_AT_MOST,
     Artifact,
     InsertedJob,
     Job,
@@ -147,6 +148,9 @@ async def get_state(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> tup
     return None if row is None else (row["lane"], State(row["state"]))
 
 
+# What an index is to find is written as one range of that index. Postgres could not find "IS NULL OR" there with the
+# plan that it keeps for all values; and an equality would let it walk the primary key, past the jobs of all users,
+# where it believes that most of them are this one's.
 LIST_JOBS = """
 SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
        j.result, j.error,
@@ -158,14 +162,31 @@ SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j
         FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
        j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
-WHERE j.user_id = $1
-  AND ($2::uuid IS NULL OR j.id < $2)
-  AND ($3::text IS NULL OR j.kind = $3)
-  AND ($4::smallint IS NULL OR j.state = $4)
-  AND ($5::boolean IS NULL OR (j.attempt > 0) = $5)
-  AND ($6::boolean IS NULL OR (j.run_at > now()) = $6)
-ORDER BY j.id DESC
-LIMIT $7
+WHERE (j.user_id, j.id) < ($1, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+  AND (j.user_id, j.id) >= ($1, coalesce($3::uuid, '00000000-0000-0000-0000-000000000000'))
+  AND ($4::text IS NULL OR j.kind = $4)
+ORDER BY j.user_id DESC, j.id DESC
+LIMIT $5
+"""
+
+LIST_JOBS_IN_STATE = """
+SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
+       j.result, j.error,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
+                                                     'sha256', encode(a.sha256, 'hex'),
+                                                     'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
+                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+                                  ORDER BY a.name), '[]')
+        FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
+       j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE (j.user_id, j.state, j.id) < ($1, $6, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+  AND (j.user_id, j.state, j.id) >= ($1, $6, coalesce($3::uuid, '00000000-0000-0000-0000-000000000000'))
+  AND ($4::text IS NULL OR j.kind = $4)
+  AND ($7::boolean IS NULL OR (j.attempt > 0) = $7)
+  AND ($8::boolean IS NULL OR (j.run_at > now()) = $8)
+ORDER BY j.user_id DESC, j.state DESC, j.id DESC
+LIMIT $5
 """
 
 
@@ -177,32 +198,85 @@ async def list_jobs(
     kind: str | None,
     state: StateFilter | None,
     limit: int,
+    scan_end: UUID | None = None,
 ) -> list[Job]:
-    """A user's jobs, newest first."""
-    rows = await conn.fetch(
-        LIST_JOBS,
-        user_id,
-        before,
-        kind,
-        None if state is None else state.state,
-        None if state is None else state.attempted,
-        None if state is None else state.future,
-        limit,
-    )
+    """A user's jobs, newest first, down to `scan_end`."""
+    if state is None:
+        rows = await conn.fetch(LIST_JOBS, user_id, before, scan_end, kind, limit)
+    else:
+        rows = await conn.fetch(
+            LIST_JOBS_IN_STATE,
+            user_id,
+            before,
+            scan_end,
+            kind,
+            limit,
+            state.state,
+            state.attempted,
+            state.future,
+        )
     return [Job(**row) for row in rows]
 
 
+GET_SCAN_END = """
+SELECT j.id FROM jobs.jobs AS j
+WHERE (j.user_id, j.id) < ($1, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+  AND (j.user_id, j.id) >= ($1, '00000000-0000-0000-0000-000000000000')
+ORDER BY j.user_id DESC, j.id DESC OFFSET $3 LIMIT 1
+"""
+
+GET_SCAN_END_IN_STATE = """
+SELECT j.id FROM jobs.jobs AS j
+WHERE (j.user_id, j.state, j.id) < ($1, $4, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+  AND (j.user_id, j.state, j.id) >= ($1, $4, '00000000-0000-0000-0000-000000000000')
+ORDER BY j.user_id DESC, j.state DESC, j.id DESC OFFSET $3 LIMIT 1
+"""
+
+
+async def get_scan_end(
+    conn: ReadConn, user_id: UserId, *, before: UUID | None, state: StateFilter | None, count: int
+) -> UUID | None:
+    """The last of the next `count` jobs of a user, or of those in this stored state; None: there are fewer."""
+    if state is None:
+        found: UUID | None = await conn.fetchval(GET_SCAN_END, user_id, before, count - 1)
+    else:
+        found = await conn.fetchval(GET_SCAN_END_IN_STATE, user_id, before, count - 1, state.state)
+    return found
+
+
+# One walk counts the jobs of nearly every user. Of one with more jobs than `$2` it has not seen all, so each state is
+# counted by itself, up to `$2`.
 LIST_OVERVIEWS = """
-SELECT u.user_id, counts.queued, counts.running, counts.succeeded, counts.failed, newest.recent
+SELECT u.user_id, coalesce(many.queued, few.queued), coalesce(many.running, few.running),
+       coalesce(many.succeeded, few.succeeded), coalesce(many.failed, few.failed), newest.recent
 FROM unnest($1::uuid[]) AS u (user_id)
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE state = 0) AS queued,
            count(*) FILTER (WHERE state = 1) AS running,
            count(*) FILTER (WHERE state = 2) AS succeeded,
-           count(*) FILTER (WHERE state = 3) AS failed
-    FROM jobs.jobs
-    WHERE user_id = u.user_id
-) AS counts
+           count(*) FILTER (WHERE state = 3) AS failed,
+           count(*) AS seen
+    FROM (SELECT state FROM jobs.jobs
+          WHERE (user_id, state, id) >= (u.user_id, 0, '00000000-0000-0000-0000-000000000000')
+            AND (user_id, state, id) <= (u.user_id, 4, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+          ORDER BY user_id, state, id LIMIT $2 + 1) AS first
+) AS few
+CROSS JOIN LATERAL (
+    SELECT max(c.count) FILTER (WHERE s.state = 0) AS queued,
+           max(c.count) FILTER (WHERE s.state = 1) AS running,
+           max(c.count) FILTER (WHERE s.state = 2) AS succeeded,
+           max(c.count) FILTER (WHERE s.state = 3) AS failed
+    FROM unnest('{0,1,2,3}'::smallint[]) AS s (state)
+    CROSS JOIN LATERAL (
+        SELECT count(*) FROM (
+            SELECT FROM jobs.jobs
+            WHERE (user_id, state, id) >= (u.user_id, s.state, '00000000-0000-0000-0000-000000000000')
+              AND (user_id, state, id) <= (u.user_id, s.state, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+            ORDER BY user_id, state, id LIMIT $2
+        ) AS counted
+    ) AS c
+    WHERE few.seen > $2
+) AS many
 CROSS JOIN LATERAL (
     SELECT coalesce(jsonb_agg(jsonb_build_object(
                'id', r.id, 'kind', r.kind,
@@ -213,14 +287,17 @@ CROSS JOIN LATERAL (
                'finished_at', to_char(r.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
                ORDER BY r.id DESC), '[]') AS recent
     FROM (SELECT id, kind, state, attempt, run_at, created_at, finished_at FROM jobs.jobs
-          WHERE user_id = u.user_id ORDER BY id DESC LIMIT 5) AS r
+          WHERE (user_id, id) >= (u.user_id, '00000000-0000-0000-0000-000000000000')
+            AND (user_id, id) <= (u.user_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+          ORDER BY user_id DESC, id DESC LIMIT 5) AS r
 ) AS newest
 """
 
 
 async def list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[UserId, Overview]:
-    """Counts by state and the five newest jobs of each of these users, in one statement."""
-    return {user_id: Overview(*row) for user_id, *row in await conn.fetch(LIST_OVERVIEWS, user_ids)}
+    """Counts by state, up to `COUNTED_AT_MOST`, and the five newest jobs of each of these users, in one statement."""
+    rows = await conn.fetch(LIST_OVERVIEWS, user_ids, COUNTED_AT_MOST)
+    return {user_id: Overview(*row) for user_id, *row in rows}
 
 
 GET_ARTIFACT = """

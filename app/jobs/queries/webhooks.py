@@ -335,24 +335,79 @@ async def get_message(conn: ReadConn, user_id: UserId, message_id: UUID) -> Mess
     return None if row is None else Message(**row)
 
 
+# The messages are looked up one by one: a join might read all messages of the user for a page of deliveries.
 LIST_DELIVERIES = """
 SELECT d.id, d.user_id, d.endpoint_id, d.message_id, m.event_type, d.state, d.attempts, d.last_status, d.last_error,
        d.last_response, d.last_ms, d.next_at, d.created_at, d.delivered_at
 FROM jobs.webhook_deliveries AS d
-JOIN jobs.webhook_messages AS m ON m.user_id = d.user_id AND m.id = d.message_id
-WHERE d.user_id = $1 AND ($2::uuid IS NULL OR d.endpoint_id = $2) AND ($3::text IS NULL OR d.state = $3)
-  AND ($4::uuid IS NULL OR d.id < $4)
+CROSS JOIN LATERAL (
+    SELECT w.event_type FROM jobs.webhook_messages AS w WHERE w.user_id = d.user_id AND w.id = d.message_id LIMIT 1
+) AS m
+WHERE d.user_id = $1
+  AND d.id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+  AND d.id >= coalesce($3::uuid, '00000000-0000-0000-0000-000000000000')
+  AND ($4::text IS NULL OR d.state = $4)
+ORDER BY d.id DESC
+LIMIT $5
+"""
+
+LIST_DELIVERIES_TO = """
+SELECT d.id, d.user_id, d.endpoint_id, d.message_id, m.event_type, d.state, d.attempts, d.last_status, d.last_error,
+       d.last_response, d.last_ms, d.next_at, d.created_at, d.delivered_at
+FROM jobs.webhook_deliveries AS d
+CROSS JOIN LATERAL (
+    SELECT w.event_type FROM jobs.webhook_messages AS w WHERE w.user_id = d.user_id AND w.id = d.message_id LIMIT 1
+) AS m
+WHERE d.user_id = $1 AND d.endpoint_id = $6
+  AND d.id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+  AND d.id >= coalesce($3::uuid, '00000000-0000-0000-0000-000000000000')
+  AND ($4::text IS NULL OR d.state = $4)
 ORDER BY d.id DESC
 LIMIT $5
 """
 
 
 async def list_deliveries(
-    conn: ReadConn, user_id: UserId, *, endpoint_id: UUID | None, state: str | None, before: UUID | None, limit: int
+    conn: ReadConn,
+    user_id: UserId,
+    *,
+    endpoint_id: UUID | None,
+    state: str | None,
+    before: UUID | None,
+    limit: int,
+    scan_end: UUID | None,
 ) -> list[Delivery]:
-    """A user's deliveries, newest first."""
-    rows = await conn.fetch(LIST_DELIVERIES, user_id, endpoint_id, state, before, limit)
+    """A user's deliveries, newest first, down to `scan_end`."""
+    values = (user_id, before, scan_end, state, limit)
+    if endpoint_id is None:
+        rows = await conn.fetch(LIST_DELIVERIES, *values)
+    else:
+        rows = await conn.fetch(LIST_DELIVERIES_TO, *values, endpoint_id)
     return [Delivery(**row) for row in rows]
+
+
+GET_DELIVERY_SCAN_END = """
+SELECT d.id FROM jobs.webhook_deliveries AS d
+WHERE d.user_id = $1 AND d.id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+ORDER BY d.id DESC OFFSET $3 LIMIT 1
+"""
+
+GET_DELIVERY_SCAN_END_TO = """
+SELECT d.id FROM jobs.webhook_deliveries AS d
+WHERE d.user_id = $1 AND d.endpoint_id = $4 AND d.id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+ORDER BY d.id DESC OFFSET $3 LIMIT 1
+"""
+
+
+async def get_delivery_scan_end(
+    conn: ReadConn, user_id: UserId, *, endpoint_id: UUID | None, before: UUID | None, count: int
+) -> UUID | None:
+    """The last of the next `count` deliveries of a user, or of those to this endpoint; None: there are fewer."""
+    if endpoint_id is None:
+        found: UUID | None = await conn.fetchval(GET_DELIVERY_SCAN_END, user_id, before, count - 1)
+    else:
+        found = await conn.fetchval(GET_DELIVERY_SCAN_END_TO, user_id, before, count - 1, endpoint_id)
+    return found
 
 
 RECORD_ATTEMPT = """

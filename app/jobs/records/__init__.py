@@ -77,6 +77,11 @@ class StateFilter:
     attempted: bool | None = None
     future: bool | None = None
 
+    @property
+    def is_narrower(self) -> bool:
+        """Whether only some rows in the stored state are meant."""
+        return self.attempted is not None or self.future is not None
+
 
 STATE_FILTERS: dict[JobState, StateFilter] = {
     "scheduled": StateFilter(State.QUEUED, attempted=False, future=True),
@@ -247,9 +252,13 @@ class Beat:
     cancel_requested: bool
 
 
+# Beyond, jobs in a state are not counted, so that the overview costs the same whatever a user has.
+COUNTED_AT_MOST = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Counts of a user's jobs by state, and the newest of them as a JSON array in the shape of the API."""
+    """Counts of a user's jobs by state, up to `COUNTED_AT_MOST`. `recent`: the newest, as JSON in the API's shape."""
 
     queued: int
     running: int

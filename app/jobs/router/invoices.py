@@ -87,7 +87,9 @@ async def download_invoice(
     request: Request, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
     """The invoice as a PDF."""
-    invoice, artifact, content = await invoicing.read_pdf(resources.db, principal.user_id, invoice_id)
+    invoice, artifact, content = await invoicing.read_pdf(
+        resources.db, runtime.rendering, principal.user_id, invoice_id
+    )
     return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf", content)
 
 

@@ -15,7 +15,7 @@ from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
-from app.kernel.pagination import Cursors, Page
+from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
 
 
@@ -46,12 +46,17 @@ async def pause_lane(db: Database, queue: Queue, clock: Clock, actor: Actor, lan
 async def list_all_jobs(
     db: Database, cursors: Cursors, *, state: JobState | None, limit: int, cursor: str | None
 ) -> Page[AdminJob]:
-    """A page of everybody's jobs, newest first. Raises InvalidCursor."""
+    """A page of everybody's jobs, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
     before = cursors.decode("jobs.all", state, cursor, tuple[UUID])[0] if cursor is not None else None
     wanted = STATE_FILTERS[state] if state is not None else None
+    scan_end: UUID | None = None
     async with db.read("jobs.list_all") as conn:
-        found = await queries.list_all_jobs(conn, before=before, state=wanted, limit=limit + 1)
-    return cursors.cut("jobs.all", state, found, lambda job: (job.id,), limit=limit)
+        if wanted is not None:
+            scan_end = await queries.get_scan_end(conn, before=before, count=MAX_SCANNED)
+        found = await queries.list_all_jobs(conn, before=before, state=wanted, limit=limit + 1, scan_end=scan_end)
+    return cursors.cut(
+        "jobs.all", state, found, lambda job: (job.id,), limit=limit, scan_end=(scan_end,) if scan_end else None
+    )
 
 
 async def get_any_job(db: Database, job_id: UUID) -> AdminJob:

@@ -27,7 +27,7 @@ from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
-from app.kernel.pagination import Cursors, Page
+from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
 
 SEAL_PURPOSE = "webhook-secret"
@@ -223,14 +223,26 @@ async def list_deliveries(
     limit: int,
     cursor: str | None,
 ) -> Page[Delivery]:
-    """A page of a user's deliveries, newest first. Raises InvalidCursor."""
+    """A page of a user's deliveries, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
     scope = f"{user_id}|{endpoint_id}|{state}"
     before = cursors.decode("deliveries", scope, cursor, tuple[UUID])[0] if cursor is not None else None
+    scan_end: UUID | None = None
     async with db.read("jobs.deliveries") as conn:
+        if state is not None:
+            scan_end = await queries.get_delivery_scan_end(
+                conn, user_id, endpoint_id=endpoint_id, before=before, count=MAX_SCANNED
+            )
         found = await queries.list_deliveries(
-            conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1
+            conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1, scan_end=scan_end
         )
-    return cursors.cut("deliveries", scope, found, lambda delivery: (delivery.id,), limit=limit)
+    return cursors.cut(
+        "deliveries",
+        scope,
+        found,
+        lambda delivery: (delivery.id,),
+        limit=limit,
+        scan_end=(scan_end,) if scan_end else None,
+    )
 
 
 @retries_conflicts

@@ -1,6 +1,6 @@
 """Invoices: stored with their chain in one transaction; made, sent and announced by jobs, one after the other."""
 
-import asyncio
+from functools import partial
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.addresses import canonical_email
 from app.kernel.cache import Cache
 from app.kernel.database import Database, ReadConn, Tx
+from app.kernel.fair_threads import FairThreads
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import JobKind, Queue
@@ -118,12 +119,16 @@ async def get_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invo
         raise InvoiceNotReady from error
 
 
-async def read_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact, bytes | None]:
+async def read_pdf(
+    db: Database, rendering: FairThreads, user_id: UserId, invoice_id: UUID
+) -> tuple[Invoice, Artifact, bytes | None]:
     """The invoice and its file. Once that is deleted, its bytes too, made anew: the same invoice gives the same ones.
 
     Raises:
         InvoiceNotFound
         InvoiceNotReady: it has not been made yet.
+        RenderingOverloaded: too many files are being made, of all callers or of this one.
+        ClientGone: the client went away before it began.
     """
     try:
         return *await get_pdf(db, user_id, invoice_id), None
@@ -131,7 +136,7 @@ async def read_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Inv
         invoice = await read_invoice(db, user_id, invoice_id)
         if invoice.status == "pending":
             raise
-    pdf = await asyncio.to_thread(render_invoice, invoice)
+    pdf = await rendering.run(partial(render_invoice, invoice))
     return invoice, Artifact(PDF_NAME, "application/pdf", len(pdf), sha256(pdf).digest(), "", is_expired=False), pdf
 
 

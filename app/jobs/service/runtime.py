@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.jobs.errors import RenderingOverloaded
 from app.jobs.records.invoices import Seller
 from app.jobs.service.documents import use_fonts
 from app.jobs.service.lanes import LaneBoard
@@ -13,7 +14,12 @@ from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
 from app.kernel.bus import Bus
 from app.kernel.database import Database
+from app.kernel.fair_threads import FairThreads
 from app.kernel.queue import JobKind
+
+# A long invoice takes a core for seconds, so one is made at a time, and those that wait are few.
+_RENDERING_QUEUE = 15
+_RENDERING_PER_CALLER = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,8 @@ class JobsRuntime:
     sender: WebhookSender
     kinds: dict[str, JobKind[Any]]
     seller: Seller
+    # Makes files again whose stored ones have expired.
+    rendering: FairThreads
 
     @classmethod
     def create(
@@ -48,4 +56,11 @@ class JobsRuntime:
             WebhookSender(settings),
             kinds,
             Seller(settings.seller_name or product, settings.seller_address, settings.seller_tax_id),
+            FairThreads(
+                "rendering",
+                1,
+                queue=_RENDERING_QUEUE,
+                per_caller=_RENDERING_PER_CALLER,
+                overloaded=RenderingOverloaded,
+            ),
         )

@@ -27,7 +27,7 @@ from app.kernel.errors import MAX_ERRORS, FieldError, Unprocessable, escape_poin
 from app.kernel.field_codes import field_code
 from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId
-from app.kernel.pagination import Cursors, Page
+from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue
 
 Kinds = Mapping[str, JobKind[Any]]
@@ -216,19 +216,20 @@ async def list_jobs(
     limit: int,
     cursor: str | None,
 ) -> Page[Job]:
-    """A page of a user's jobs, newest first. Raises InvalidCursor."""
+    """A page of a user's jobs, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
     scope = f"{user_id}|{state}|{kind}"
     before = cursors.decode("jobs", scope, cursor, tuple[UUID])[0] if cursor is not None else None
+    wanted = STATE_FILTERS[state] if state is not None else None
+    scan_end: UUID | None = None
     async with db.read("jobs.list") as conn:
+        if kind is not None or (wanted is not None and wanted.is_narrower):
+            scan_end = await queries.get_scan_end(conn, user_id, before=before, state=wanted, count=MAX_SCANNED)
         found = await queries.list_jobs(
-            conn,
-            user_id,
-            before=before,
-            kind=kind,
-            state=STATE_FILTERS[state] if state is not None else None,
-            limit=limit + 1,
+            conn, user_id, before=before, kind=kind, state=wanted, limit=limit + 1, scan_end=scan_end
         )
-    return cursors.cut("jobs", scope, found, lambda job: (job.id,), limit=limit)
+    return cursors.cut(
+        "jobs", scope, found, lambda job: (job.id,), limit=limit, scan_end=(scan_end,) if scan_end else None
+    )
 
 
 @retries_conflicts

@@ -82,7 +82,11 @@ CreatedAt = Annotated[Timestamp, Field(description="When it was created.")]
 # In answers: an address that was checked when it came in.
 EmailText = Annotated[str, Field(json_schema_extra={"format": "email"})]
 NextCursor = Annotated[
-    str | None, Field(description="Send it as `cursor` to get the next page; null: this is the last page.")
+    str | None,
+    Field(
+        description="Send it as `cursor` to get the next page; null: this is the last page. A page of a filtered list "
+        "may hold fewer items than `limit`, or none, although more follow."
+    ),
 ]
 
 # Wherever an address comes in that mail is to be sent to; what is stored is the answer of `parse_email`.
