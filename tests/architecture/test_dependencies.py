@@ -110,9 +110,11 @@ def test_locks_agree_and_hold_what_is_declared() -> None:
 def test_a_lock_lists_the_extras_that_its_packages_want(name: str) -> None:
     """If the lock has only `part`, pip takes `part[extra]` from the index, in its newest version."""
     text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
-    entries = re.findall(r"^([a-z0-9-]+)(?:\[(.*)\])?==", text, re.MULTILINE)
-    listed = {package: set(extras.split(",")) - {""} for package, extras in entries}
-    for package in listed.keys() & {_normal(found.name) for found in distributions()}:
+    entries = re.findall(r"^([a-z0-9-]+)(?:\[(.*)\])?==(\S+)", text, re.MULTILINE)
+    listed = {package: set(extras.split(",")) - {""} for package, extras, _ in entries}
+    # Another version, as the lock of an environment of its own may have, can require something else.
+    installed = {(_normal(found.name), found.version) for found in distributions()}
+    for package in (package for package, _, version in entries if (package, version) in installed):
         for requirement in map(Requirement, requires(package) or []):
             if requirement.marker is None or any(
                 requirement.marker.evaluate({"extra": extra}) for extra in {"", *listed[package]}
