@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0017_factor_epochs"
-down_revision = "0015_bounded_backlogs"
+down_revision = "0016_job_states"
 branch_labels = None
 depends_on = None
 
