@@ -52,7 +52,7 @@ TABLES: dict[str, str] = {
     "identity.one_time_tokens": "one a purpose and account, until its time is over",
     "identity.recovery_codes": "ten an account",
     "identity.revocations": "one for each session and account, until the tokens it names have expired",
-    "identity.security_events": "500 an hour of what a user can repeat; the rest by log-ins, which cost a hash",
+    "identity.security_events": "500 an hour of what a user can repeat; the rest by log-ins; `APP_IDENTITY_AUDIT_DAYS`",
     "identity.sessions": "50 living ones (`APP_IDENTITY_MAX_SESSIONS`); ended ones 30 days",
     "identity.signing_keys": "by operators alone",
     "identity.totp_factors": "one an account",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.kernel.settings import Seconds, Section, Unit, WholeSeconds
+from app.kernel.settings import Days, Seconds, Section, Unit, WholeSeconds
 
 Hashes = Annotated[int, Unit("hashes")]
 
@@ -61,6 +61,9 @@ class IdentitySettings(Section):
     )
     verify_email_ttl: WholeSeconds = Field(86_400, ge=60, description="Lifetime of a link that confirms an address.")
     reset_password_ttl: WholeSeconds = Field(1800, ge=60, description="Lifetime of a link that resets a password.")
+    audit_days: Days = Field(
+        400, ge=90, le=36_500, description="Until an entry of the audit trail is deleted; a session may live for 90."
+    )
     deletion_grace: WholeSeconds = Field(
         14 * 86_400, ge=0, description="From the request to delete an account until its data is deleted."
     )

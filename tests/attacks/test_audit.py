@@ -185,6 +185,12 @@ async def _on_endpoint(person: Person, method: str, path: str = "", **options: A
     return await person.request(method, f"/v1/webhooks/endpoints/{await _endpoint(person)}{path}", **options)
 
 
+async def _enable(scene: Scene, person: Person) -> httpx.Response:
+    endpoint = await _endpoint(person)
+    await scene.connection.execute("UPDATE jobs.webhook_endpoints SET disabled_at = now()")
+    return await person.post(f"/v1/webhooks/endpoints/{endpoint}/enable")
+
+
 async def _retry(scene: Scene, person: Person) -> httpx.Response:
     run_at = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     job = (await _made(person, "/v1/jobs", {"kind": "export.events", "args": {"format": "csv"}, "run_at": run_at}))[
@@ -238,7 +244,7 @@ CALLS: dict[str, Call] = {
     "PATCH /v1/webhooks/endpoints/{endpoint_id}": lambda _, p: _on_endpoint(p, "PATCH", json={"description": "x"}),
     "DELETE /v1/webhooks/endpoints/{endpoint_id}": lambda _, p: _on_endpoint(p, "DELETE"),
     "POST /v1/webhooks/endpoints/{endpoint_id}/rotate-secret": lambda _, p: _on_endpoint(p, "POST", "/rotate-secret"),
-    "POST /v1/webhooks/endpoints/{endpoint_id}/enable": lambda _, p: _on_endpoint(p, "POST", "/enable"),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/enable": _enable,
     "GET /v1/admin/users": lambda s, _: s.admin.get("/v1/admin/users"),
     "GET /v1/admin/users/{user_id}": _as_admin("GET"),
     "PATCH /v1/admin/users/{user_id}": _as_admin("PATCH", json={"role": "admin"}),

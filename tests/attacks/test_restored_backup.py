@@ -179,6 +179,6 @@ async def test_sessions_of_before_are_ended(
 ) -> None:
     await say_restored(resources.db, nothing_lost=False)
     await eventually(lambda: resources.incarnation.restored_at is not None)
-    assert await clean(resources.db, resources.clock, resources.incarnation) == 1
+    assert await clean(resources.db, resources.clock, resources.incarnation, audit_days=400) == 1
     assert await connection.fetchval("SELECT revoke_reason FROM identity.sessions") == "database_restored"
-    assert await clean(resources.db, resources.clock, resources.incarnation) == 0
+    assert await clean(resources.db, resources.clock, resources.incarnation, audit_days=400) == 0

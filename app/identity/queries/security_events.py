@@ -84,6 +84,22 @@ async def has_entries_since(conn: ReadConn, user_id: UserId, first_id: UUID, cou
     return bool(await conn.fetchval(HAS_ENTRIES_SINCE, user_id, first_id, count))
 
 
+DELETE_OLD_SECURITY_EVENTS = """
+DELETE FROM identity.security_events
+ WHERE (user_id, id) IN (
+       SELECT user_id, id FROM identity.security_events
+        WHERE created_at < $1
+        ORDER BY created_at
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED)
+"""
+
+
+async def delete_old_security_events(tx: Tx, before: datetime, limit: int) -> int:
+    """Deletes up to `limit` entries of all trails that are older; the answer is how many."""
+    return int((await tx.execute(DELETE_OLD_SECURITY_EVENTS, before, limit)).removeprefix("DELETE "))
+
+
 LIST_SECURITY_EVENTS = """
 SELECT id, action, actor_id, session_id, ip, user_agent, data, created_at
   FROM identity.security_events

@@ -5,6 +5,7 @@ import random
 from datetime import timedelta
 
 from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens
+from app.identity.queries.security_events import delete_old_security_events
 from app.identity.queries.sessions import delete_ended_sessions, delete_expired_revocations, end_sessions_of_before
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches
@@ -21,9 +22,9 @@ _ENDED_WITHIN = timedelta(days=1)
 _logger = get_logger(__name__)
 
 
-async def clean(db: Database, clock: Clock, incarnation: Incarnation) -> int:
-    """Deletes links, revocations and sessions whose time is over, and ends sessions from before the database was
-    restored; the answer is how many. Several processes may do so at once.
+async def clean(db: Database, clock: Clock, incarnation: Incarnation, *, audit_days: int) -> int:
+    """Deletes links, revocations, sessions and audit entries whose time is over, and ends sessions from before the
+    database was restored; the answer is how many. Several processes may do so at once.
     """
     now, restored_at = clock.now(), incarnation.restored_at
     ended = 0
@@ -39,15 +40,20 @@ async def clean(db: Database, clock: Clock, incarnation: Incarnation) -> int:
         + await in_batches(
             db, "identity.clean_sessions", lambda tx, limit: delete_ended_sessions(tx, now - _KEPT_FOR, limit)
         )
+        + await in_batches(
+            db,
+            "identity.clean_security_events",
+            lambda tx, limit: delete_old_security_events(tx, now - timedelta(days=audit_days), limit),
+        )
     )
 
 
-async def clean_for_ever(db: Database, clock: Clock, incarnation: Incarnation) -> None:
+async def clean_for_ever(db: Database, clock: Clock, incarnation: Incarnation, *, audit_days: int) -> None:
     """Every ten minutes or so, not all processes at the same moment."""
     while True:
         await asyncio.sleep(_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
         try:
-            await clean(db, clock, incarnation)
+            await clean(db, clock, incarnation, audit_days=audit_days)
         except Unavailable as error:
             _logger.debug("identity cannot be cleaned", error=error.code)
         except Exception:

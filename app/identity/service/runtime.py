@@ -126,7 +126,7 @@ async def run_identity(identity: Identity, db: Database, keys: Keys, incarnation
     incarnation.on_change(is_stale.set)
     incarnation.on_change(identity.authenticator.forget_all)
     background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded, is_stale))
-    background.spawn(clean_for_ever(db, identity.clock, incarnation))
+    background.spawn(clean_for_ever(db, identity.clock, incarnation, audit_days=identity.settings.audit_days))
     background.spawn(identity.ends.publish_for_ever())
     identity.feed.start()
     try:

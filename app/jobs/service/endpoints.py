@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
@@ -32,6 +33,7 @@ from app.kernel.queue import Queue
 
 SEAL_PURPOSE = "webhook-secret"
 _REDELIVER_SECONDS = 60
+_CHANGEABLE = ("url", "event_types", "description")
 # Raises what has to keep an endpoint in this state from being changed.
 EndpointCheck = Callable[[Endpoint], None]
 
@@ -88,7 +90,7 @@ async def create_endpoint(
     )
     if endpoint is None:
         raise TooManyEndpoints
-    await _record(tx, clock, actor, "webhook_endpoint_created", endpoint_id, url=url)
+    await _record(tx, clock, actor, "webhook_endpoint_created", endpoint_id, host=_host_of(url))
     return Created(endpoint, format_secret(secret))
 
 
@@ -127,7 +129,7 @@ async def change_endpoint(
     event_types = changes.event_types
     async with db.transaction("jobs.change_endpoint") as tx:
         await lock_maker(tx, clock, actor)
-        await _check_present(tx, actor.user_id, endpoint_id, check)
+        present = await _lock_present(tx, actor.user_id, endpoint_id, check)
         _listen(listeners, tx, actor.user_id, event_types or ())
         endpoint = await queries.update_endpoint(
             tx,
@@ -139,7 +141,10 @@ async def change_endpoint(
             has_description=changes.has_description,
         )
         found = _found(endpoint)
-        await _record(tx, clock, actor, "webhook_endpoint_changed", endpoint_id, url=found.url)
+        fields = [name for name in _CHANGEABLE if getattr(found, name) != getattr(present, name)]
+        if fields:
+            host = _host_of(found.url)
+            await _record(tx, clock, actor, "webhook_endpoint_changed", endpoint_id, fields=fields, host=host)
     return found
 
 
@@ -154,7 +159,7 @@ async def delete_endpoint(
     """
     async with db.transaction("jobs.delete_endpoint") as tx:
         await lock_caller(tx, clock, actor)
-        await _check_present(tx, actor.user_id, endpoint_id, check)
+        await _lock_present(tx, actor.user_id, endpoint_id, check)
         if not await queries.delete_endpoint(tx, actor.user_id, endpoint_id):
             raise EndpointNotFound
         await _record(tx, clock, actor, "webhook_endpoint_deleted", endpoint_id)
@@ -182,14 +187,23 @@ async def enable_endpoint(
         await lock_maker(tx, clock, actor)
         # Before its events are known: a false alarm ends with the next read of the listeners.
         _listen(listeners, tx, actor.user_id, ADMIN_EVENTS)
+        present = await _lock_present(tx, actor.user_id, endpoint_id, None)
         found = _found(await queries.enable_endpoint(tx, actor.user_id, endpoint_id))
-        await _record(tx, clock, actor, "webhook_endpoint_enabled", endpoint_id)
+        if present.disabled_at is not None:
+            await _record(tx, clock, actor, "webhook_endpoint_enabled", endpoint_id)
     return found
 
 
-async def _record(tx: Tx, clock: Clock, actor: Actor, action: str, endpoint_id: UUID, **data: str) -> None:
+async def _record(
+    tx: Tx, clock: Clock, actor: Actor, action: str, endpoint_id: UUID, **data: str | Sequence[str] | None
+) -> None:
     text = orjson.dumps({"endpoint_id": str(endpoint_id)} | data).decode()
     await record_security_event(tx, clock, actor, action, data=text)
+
+
+def _host_of(url: str) -> str | None:
+    """What the trail tells of an address: the rest of it may be long, and may hold a secret of the receiver."""
+    return urlsplit(url).hostname
 
 
 async def disable_endpoints(tx: Tx, user_id: UserId) -> None:
@@ -265,9 +279,12 @@ async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UU
     return found
 
 
-async def _check_present(tx: Tx, user_id: UserId, endpoint_id: UUID, check: EndpointCheck | None) -> None:
+async def _lock_present(tx: Tx, user_id: UserId, endpoint_id: UUID, check: EndpointCheck | None) -> Endpoint:
+    """The endpoint as it stays until this unit changes it. Raises EndpointNotFound, or what `check` raises."""
+    endpoint = _found(await queries.lock_endpoint(tx, user_id, endpoint_id))
     if check is not None:
-        check(_found(await queries.lock_endpoint(tx, user_id, endpoint_id)))
+        check(endpoint)
+    return endpoint
 
 
 def _found(endpoint: Endpoint | None) -> Endpoint:
