@@ -25,7 +25,15 @@ from app.development import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import OAUTH_PATHS
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
-from app.jobs.api import JOB_KINDS, WEBHOOK_EVENTS, JobsRuntime, disable_endpoints, submission_group_commit
+from app.jobs.api import (
+    JOB_KINDS,
+    WEBHOOK_EVENTS,
+    JobsRuntime,
+    disable_endpoints,
+    resume_user,
+    submission_group_commit,
+    suspend_user,
+)
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.access_log import AccessLog
 from app.kernel.auth import declared_permission
@@ -197,6 +205,8 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             public_url=settings.public_url,
             is_production=settings.is_production,
             end_channels=disable_endpoints,
+            suspend_work=suspend_user,
+            resume_work=resume_user,
         )
         app.state.resources = resources
         app.state.identity = identity

@@ -16,6 +16,12 @@ def upgrade() -> None:
             since timestamptz NOT NULL DEFAULT now()
         )
     """)
+    op.execute("""
+        INSERT INTO jobs.suspended_users (user_id, reason)
+        SELECT a.user_id, 'account_' || a.status FROM identity.accounts AS a
+        WHERE a.status = 'banned' OR (a.status = 'deleted' AND a.purge_at > now())
+        ON CONFLICT DO NOTHING
+    """)
     # Every job would wait behind the look at all rows that an index begins with.
     with op.get_context().autocommit_block():
         # A run that was broken off leaves an index that is not valid.

@@ -28,6 +28,7 @@ from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore, store_problem
 from app.jobs.service.submitting import submission_group_commit
+from app.jobs.service.suspending import resume_user, suspend_user
 from app.jobs.service.turns import Turns, user_caps
 from app.jobs.service.unsubscribing import unsubscribe
 from app.jobs.service.watching import JobWatch
@@ -71,10 +72,12 @@ __all__ = [
     "list_listeners",
     "list_overviews",
     "pause_lane",
+    "resume_user",
     "retry_any_job",
     "retry_failed_jobs",
     "store_problem",
     "submission_group_commit",
+    "suspend_user",
     "unsubscribe",
     "use_fonts",
     "user_caps",

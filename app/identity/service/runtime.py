@@ -68,6 +68,9 @@ class Identity:
     registrations_per_network: int
     # Turns off what another module reports of an account to the outside; called when its credentials end.
     end_channels: Callable[[Tx, UserId], Awaitable[None]]
+    # Ends what other modules do for an account that is banned or closed, with an error code; and lets it go on.
+    suspend_work: Callable[[Tx, Queue, UserId, str], Awaitable[None]]
+    resume_work: Callable[[Tx, UserId], Awaitable[None]]
 
     def revocations_end(self) -> datetime:
         """When nothing that a process may remember of a token or key of now is trusted any more."""
@@ -83,6 +86,8 @@ def make_identity(
     public_url: str,
     is_production: bool,
     end_channels: Callable[[Tx, UserId], Awaitable[None]],
+    suspend_work: Callable[[Tx, Queue, UserId, str], Awaitable[None]],
+    resume_work: Callable[[Tx, UserId], Awaitable[None]],
 ) -> Identity:
     """The module's parts, wired; subscribes to the bus, which must not have been started yet.
 
@@ -114,6 +119,8 @@ def make_identity(
         keys=keys,
         registrations_per_network=settings.network_registrations or quota,
         end_channels=end_channels,
+        suspend_work=suspend_work,
+        resume_work=resume_work,
     )
 
 

@@ -63,7 +63,7 @@ async def change_role(
 
 @retries_conflicts
 async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, reason: str | None) -> None:
-    """Ends everything an account can do, until it is unbanned.
+    """Ends everything an account can do, its jobs and webhooks included, until it is unbanned.
 
     Raises:
         AccountNotFound
@@ -79,6 +79,7 @@ async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, r
         if version is None:
             raise AccountNotFound
         await make_stale(tx, identity, user_id, version)
+        await identity.suspend_work(tx, identity.queue, user_id, "account_banned")
         await end_sessions(tx, identity, user_id, admin.device, reason="banned", actor_id=admin.user_id, is_noted=False)
         await delete_one_time_tokens(tx, user_id)
         await note(tx, identity.clock, admin, "banned", user_id=user_id)
@@ -86,7 +87,7 @@ async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, r
 
 @retries_conflicts
 async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId) -> None:
-    """Lets the owner log in again.
+    """Lets the owner log in again, and jobs run whose time has not come meanwhile.
 
     Raises:
         AccountNotFound
@@ -96,6 +97,7 @@ async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId)
         await lock_admin(tx, identity.clock, admin)
         if not await unban_account(tx, user_id):
             raise AccountNotFound
+        await identity.resume_work(tx, user_id)
         await note(tx, identity.clock, admin, "unbanned", user_id=user_id)
 
 
@@ -128,6 +130,7 @@ async def _delete(
         if version is None:
             raise AccountNotFound
         await make_stale(tx, identity, actor.user_id, version)
+        await identity.suspend_work(tx, identity.queue, actor.user_id, "account_deleted")
         await end_sessions(
             tx, identity, actor.user_id, actor.device, reason="account_deleted", actor_id=actor.user_id, is_noted=False
         )

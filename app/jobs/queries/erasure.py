@@ -69,6 +69,8 @@ WITH endpoints AS (
     DELETE FROM jobs.webhook_messages WHERE user_id = $1
 ), invoices AS (
     DELETE FROM jobs.invoices WHERE user_id = $1
+), suspension AS (
+    DELETE FROM jobs.suspended_users WHERE user_id = $1
 ), sends AS (
     DELETE FROM jobs.mail_sends WHERE sender_id = $1 OR recipient_hash = ANY($2::bytea[])
 )

@@ -16,14 +16,19 @@ from app.kernel.database import ReadConn, Tx
 # What may not start goes back to the relay, and never stays believed to be in Redis, whose id is forgotten: what is too
 # early (its id was handed out by another clock), what belongs to a lane that was paused a moment ago, and what goes
 # beyond its user's cap, for which the relay waits. That two workers may exceed a cap together by a few does no harm.
+# What a user has put in whose account is banned or closed since is cancelled.
 CLAIM_JOBS = """
 WITH locked AS (
-    SELECT id, user_id, lane, run_at > now() AS is_early FROM jobs.jobs
-    WHERE id = ANY($1::uuid[]) AND state = 0
-    FOR UPDATE SKIP LOCKED
+    SELECT j.id, j.user_id, j.lane, j.run_at > now() AS is_early,
+           (SELECT s.reason FROM jobs.suspended_users AS s
+            WHERE s.user_id = j.user_id AND s.since > j.created_at) AS suspended_for
+    FROM jobs.jobs AS j
+    WHERE j.id = ANY($1::uuid[]) AND j.state = 0
+    FOR UPDATE OF j SKIP LOCKED
 ), judged AS (
-    SELECT l.id, l.is_early,
-           NOT l.is_early AND l.lane NOT IN (SELECT p.lane FROM jobs.lanes AS p WHERE p.paused_at IS NOT NULL)
+    SELECT l.id, l.is_early, CASE WHEN NOT l.is_early THEN l.suspended_for END AS suspended_for,
+           NOT l.is_early AND l.suspended_for IS NULL
+           AND l.lane NOT IN (SELECT p.lane FROM jobs.lanes AS p WHERE p.paused_at IS NOT NULL)
            AND (l.user_id IS NULL OR l.lane <> ALL($5::text[])
                 OR row_number() OVER (PARTITION BY l.user_id, l.lane, l.is_early ORDER BY l.id)
                    + (SELECT count(*) FROM jobs.jobs AS r
@@ -32,7 +37,12 @@ WITH locked AS (
     FROM locked AS l
 ), refused AS (
     UPDATE jobs.jobs AS j SET dispatched_at = NULL, is_due = NOT d.is_early
-    FROM judged AS d WHERE j.id = d.id AND NOT d.is_allowed
+    FROM judged AS d WHERE j.id = d.id AND NOT d.is_allowed AND d.suspended_for IS NULL
+), ended AS (
+    UPDATE jobs.jobs AS j
+    SET state = 4, finished_at = now(), dispatched_at = NULL, version = j.version + 1,
+        error = jsonb_build_object('code', d.suspended_for, 'message', 'The account was banned or closed.')
+    FROM judged AS d WHERE j.id = d.id AND d.suspended_for IS NOT NULL
 )
 UPDATE jobs.jobs AS j
 SET state = 1, attempt = j.attempt + 1, run_token = $2, worker_id = $3, version = j.version + 1,
@@ -177,7 +187,9 @@ SET lease_until = now() + make_interval(secs => $4), progress = coalesce(l.progr
     version = j.version + (l.progress IS NOT NULL)::integer
 FROM locked AS l
 WHERE j.id = l.id
-RETURNING j.id, (j.cancel_requested_at IS NOT NULL) AS cancel_requested
+RETURNING j.id, (j.cancel_requested_at IS NOT NULL
+                 OR EXISTS (SELECT 1 FROM jobs.suspended_users AS s
+                            WHERE s.user_id = j.user_id AND s.since > j.created_at)) AS cancel_requested
 """
 
 
