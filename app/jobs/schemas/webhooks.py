@@ -127,7 +127,7 @@ class DeliveryView(Schema):
     last_status: int | None = Field(description="HTTP status of the last attempt; null: there was no answer.")
     last_error: str | None = Field(
         description="Why the last attempt failed, for programs; `backlog_full`: none was made, because 5,000 of your "
-        "deliveries were pending, and the event can be redelivered; `account_banned`: the ban of your account has ended "
+        "deliveries were pending, and the event can be redelivered; `account_banned`: a ban of your account ended "
         "it; null: it did not fail."
     )
     last_response: str | None = Field(description="Begin of the last answer; null: there was none.")
