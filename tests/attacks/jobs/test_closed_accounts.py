@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.jobs.api import JOB_KINDS
+from app.kernel.ids import UserId
 from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
@@ -97,7 +98,7 @@ async def test_a_running_job_of_a_banned_account_is_stopped(
 ) -> None:
     await start_worker()
     async with producer.db.statement("test.enqueue") as tx:
-        job_id = await producer.queue.enqueue(tx, "test.wait", {}, user_id=person.id)
+        job_id = await producer.queue.enqueue(tx, "test.wait", {}, user_id=UserId(person.id))
     await eventually(lambda: steps.started == [job_id])
     assert (await admin.post(f"/v1/admin/users/{person.id}/ban")).status_code == 204
     await eventually(lambda: has_state(connection, job_id, 4))
