@@ -43,7 +43,8 @@ def hides_client(scope: Scope, settings: HttpSettings) -> bool:
     client = scope.get("client")
     peer = _normal(client[0]) if client else None
     is_trusted = peer is not None and is_within(peer, settings.trusted_proxies)
-    return not is_trusted or settings.forwarded_header.encode() not in headers
+    is_named = settings.forwarded_header.encode() in headers and client_address(scope, settings) is not None
+    return not (is_trusted and is_named)
 
 
 @lru_cache(maxsize=_CACHED)
