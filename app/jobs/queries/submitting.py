@@ -17,48 +17,47 @@ from app.jobs.records import (
 )
 from app.kernel.database import ReadConn, Row, Tx
 from app.kernel.ids import UserId
-from app.kernel.queue import NewJob
+from app.kernel.queue import Allowance, NewJob
 
 # The conflict arm changes nothing; it makes the statement return the living job that holds the key, and `xmax` is zero
 # exactly for a row that was inserted just now. Whether a job is due is judged by the clock of the database, as the
 # claim will do: an API host whose clock is ahead would hand out jobs that no worker may start yet.
 #
 # What a user has in a lane is counted once for all of the user's rows, through an index of unfinished jobs and never
-# beyond the allowance. Transactions do not see each other's rows, so that a user may exceed it by as many as commit at
-# a moment. A row whose unique key is taken adds nothing, and passes.
+# beyond the allowance: `n.place` is the row's number among those of `n.owner`, which may have so many more.
+# Transactions do not see each other's rows, so that a user may exceed the allowance by as many as commit at a moment.
+# A row whose unique key is taken adds nothing, and passes.
+#
+# Each array is a subquery of its own so that PostgreSQL does not know its length: by that it would plan the statement
+# anew each time, which takes longer than running it.
 INSERT_JOBS = """
-WITH new AS (
-    SELECT n.id, n.user_id, n.kind, n.lane, n.priority, n.args, n.unique_key, n.max_attempts, n.timeout_seconds,
-           n.run_at, n.trace_parent, n.dispatch, n.most_jobs, n.longest_wait, n.number,
-           row_number() OVER (PARTITION BY n.user_id, n.lane ORDER BY n.number) AS number_of_user
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::smallint[], $6::jsonb[], $7::text[],
-                $8::smallint[], $9::integer[], $10::timestamptz[], $11::text[], $12::boolean[], $13::integer[],
-                $14::float8[])
-         WITH ORDINALITY
-         AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
-              dispatch, most_jobs, longest_wait, number)
-), backlog AS (
-    SELECT b.user_id, b.lane,
-           (SELECT count(*) FROM (SELECT 1 FROM jobs.jobs AS l
-                                  WHERE l.user_id = b.user_id AND l.lane = b.lane AND l.state < 2
-                                  LIMIT b.most_jobs) AS counted) AS jobs,
-           (SELECT w.run_at FROM jobs.jobs AS w
-            WHERE w.user_id = b.user_id AND w.lane = b.lane AND w.state = 0 ORDER BY w.run_at LIMIT 1) AS oldest
-    FROM (SELECT n.user_id, n.lane, max(n.most_jobs) AS most_jobs FROM new AS n
-          WHERE n.most_jobs IS NOT NULL GROUP BY n.user_id, n.lane) AS b
-)
 INSERT INTO jobs.jobs AS j (id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at,
                             trace_parent, created_at, is_due, dispatched_at)
 SELECT n.id, n.user_id, n.kind, n.lane, n.priority, n.args, n.unique_key, n.max_attempts, n.timeout_seconds,
        coalesce(n.run_at, now()), n.trace_parent, now(), coalesce(n.run_at <= now(), true),
        CASE WHEN n.dispatch AND coalesce(n.run_at <= now(), true) THEN now() END
-FROM new AS n LEFT JOIN backlog AS b ON b.user_id = n.user_id AND b.lane = n.lane
-WHERE n.most_jobs IS NULL
-   OR (b.jobs + n.number_of_user <= n.most_jobs
-       AND coalesce(b.oldest > now() - make_interval(secs => n.longest_wait), true))
+FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[]), (SELECT $3::text[]), (SELECT $4::text[]), (SELECT $5::smallint[]),
+            (SELECT $6::jsonb[]), (SELECT $7::text[]), (SELECT $8::smallint[]), (SELECT $9::integer[]),
+            (SELECT $10::timestamptz[]), (SELECT $11::text[]), (SELECT $12::boolean[]), (SELECT $13::integer[]),
+            (SELECT $14::integer[]))
+     AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
+          dispatch, owner, place)
+WHERE n.owner IS NULL
+   OR n.place <= (
+       ARRAY(
+           SELECT (SELECT CASE WHEN min(b.run_at) FILTER (WHERE b.state = 0)
+                                    <= now() - make_interval(secs => o.longest_wait)
+                               THEN 0 ELSE o.most_jobs - count(*) END
+                   FROM (SELECT l.state, l.run_at FROM jobs.jobs AS l
+                         WHERE l.user_id = o.user_id AND l.lane = o.lane AND l.state < 2
+                         LIMIT o.most_jobs) AS b)
+           FROM unnest((SELECT $15::uuid[]), (SELECT $16::text[]), (SELECT $17::integer[]), (SELECT $18::float8[]))
+                WITH ORDINALITY AS o(user_id, lane, most_jobs, longest_wait, number)
+           ORDER BY o.number
+       )
+   )[n.owner]
    OR EXISTS (SELECT 1 FROM jobs.jobs AS k
               WHERE k.user_id = n.user_id AND k.kind = n.kind AND k.unique_key = n.unique_key AND k.state < 2)
-ORDER BY n.number
 ON CONFLICT (user_id, kind, unique_key) WHERE unique_key IS NOT NULL AND state < 2
 DO UPDATE SET unique_key = excluded.unique_key
 RETURNING j.id, (j.xmax = 0) AS created, j.dispatched_at IS NOT NULL AS dispatched, j.state, j.version, j.attempt,
@@ -68,6 +67,7 @@ RETURNING j.id, (j.xmax = 0) AS created, j.dispatched_at IS NOT NULL AS dispatch
 
 async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None]:
     """Writes the rows; answers in their order, with None for those beyond their allowance."""
+    allowances, owners, places = _allowances_of(rows)
     records = await tx.fetch(
         INSERT_JOBS,
         [row.id for row in rows],
@@ -82,8 +82,12 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None
         [row.run_at for row in rows],
         [row.trace_parent for row in rows],
         [row.dispatch for row in rows],
-        [row.allowance.jobs if row.allowance else None for row in rows],
-        [row.allowance.seconds if row.allowance else None for row in rows],
+        owners,
+        places,
+        [user_id for user_id, _ in allowances],
+        [lane for _, lane in allowances],
+        [allowance.jobs for allowance in allowances.values()],
+        [allowance.seconds for allowance in allowances.values()],
     )
     if len(records) == len(rows):
         return [_inserted(record) for record in records]
@@ -98,6 +102,32 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None
         else:
             answers.append(None)
     return answers
+
+
+def _allowances_of(
+    rows: Sequence[NewJob],
+) -> tuple[dict[tuple[UserId | None, str], Allowance], list[int | None], list[int | None]]:
+    """The allowance of each owner, which is a user in a lane; the number of each row's owner, from 1; and the row's own
+    among those of its owner. None for a row without an allowance.
+    """
+    allowances: dict[tuple[UserId | None, str], Allowance] = {}
+    seen: dict[tuple[UserId | None, str], list[int]] = {}
+    owners: list[int | None] = []
+    places: list[int | None] = []
+    for row in rows:
+        if row.allowance is None:
+            owners.append(None)
+            places.append(None)
+            continue
+        owner = (row.user_id, row.lane)
+        if owner not in seen:
+            allowances[owner] = row.allowance
+            seen[owner] = [len(allowances), 0]
+        number_and_count = seen[owner]
+        number_and_count[1] += 1
+        owners.append(number_and_count[0])
+        places.append(number_and_count[1])
+    return allowances, owners, places
 
 
 def _is_of(record: Row, row: NewJob) -> bool:
