@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -10,7 +11,7 @@ from app.identity.queries.security_events import delete_old_security_events
 from app.identity.service.cleaning import clean
 from app.identity.settings import IdentitySettings
 from app.kernel.resources import Resources
-from tests.fixtures.people import Person
+from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.jobs.receiver import LOCAL
 
@@ -39,6 +40,23 @@ async def test_what_stays_as_it_is_leaves_no_entry(person: Person, connection: C
     assert (await person.patch(endpoint, json=changes)).status_code == 200
     changed = about | {"fields": ["url", "description"], "host": "127.0.0.1"}
     assert await trail(connection) == [created, ("webhook_endpoint_changed", changed)]
+
+
+async def test_the_role_that_an_account_has_is_no_change(
+    person: Person, make_person: MakePerson, connection: Connection, client: httpx.AsyncClient
+) -> None:
+    admin = await make_person()
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", admin.id)
+    login = {"email": admin.email, "password": PASSWORD}
+    tokens = (await client.post("/v1/auth/login", json=login)).json()["tokens"]
+    for role, entries in (("user", 0), ("admin", 1), ("admin", 1)):
+        headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+        answer = await client.patch(f"/v1/admin/users/{person.id}", json={"role": role}, headers=headers)
+        assert answer.status_code == 200, answer.text
+        count = "SELECT count(*) FROM identity.security_events WHERE action = 'role_changed' AND user_id = $1"
+        assert await connection.fetchval(count, person.id) == entries
+        version = await connection.fetchval("SELECT version FROM identity.accounts WHERE user_id = $1", person.id)
+        assert version == 1 + entries
 
 
 async def test_entries_are_deleted_by_age_in_batches(

@@ -38,7 +38,8 @@ async def change_role(
     *,
     check: Callable[[AdminAccount], None] | None = None,
 ) -> None:
-    """Gives an account a role; its older tokens stop working, so that the change is effective at once.
+    """Gives an account a role; its older tokens stop working, so that the change is effective at once. The role that
+    it has already changes nothing.
 
     `check` lets the account pass as it is; what it raises ends it all.
 
@@ -51,8 +52,13 @@ async def change_role(
         await lock_admin(tx, identity.clock, admin)
         if role != "admin" and admins == [user_id]:
             raise LastAdmin
-        if check is not None and (account := await lock_admin_account(tx, user_id)) is not None:
+        account = await lock_admin_account(tx, user_id)
+        if account is None or account.status == "deleted":
+            raise AccountNotFound
+        if check is not None:
             check(account)
+        if account.role == role:
+            return
         version = await set_role(tx, user_id, role)
         if version is None:
             raise AccountNotFound
