@@ -3,6 +3,7 @@
 A command needs a decision here: the entry that it leaves, or why none.
 """
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -61,7 +62,8 @@ def test_every_command_has_a_decision() -> None:
 
 
 async def test_every_such_command_leaves_its_entry(shell: Shell, connection: Connection, person: Person) -> None:
-    body = {"kind": "export.events", "args": {"format": "csv"}, "run_at": "2999-01-01T00:00:00Z"}
+    run_at = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    body = {"kind": "export.events", "args": {"format": "csv"}, "run_at": run_at}
     made = await person.post("/v1/jobs", json=body)
     assert made.status_code == 202, made.text
     job_id = made.json()["id"]
