@@ -248,17 +248,19 @@ async def list_matching_endpoints(
     return [MatchingEndpoint(**row) for row in rows]
 
 
+# The arrays are subqueries for the reason that `INSERT_JOBS` gives.
 INSERT_MESSAGES = """
 WITH messages AS (
     INSERT INTO jobs.webhook_messages (user_id, id, event_type, payload, created_at)
     SELECT m.user_id, m.id, m.event_type, m.payload, m.created_at
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
+    FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[]), (SELECT $3::text[]), (SELECT $4::text[]),
+                (SELECT $5::timestamptz[]))
          AS m(user_id, id, event_type, payload, created_at)
     ON CONFLICT DO NOTHING
 ), new AS (
     SELECT d.user_id, d.id, d.endpoint_id, d.message_id,
            row_number() OVER (PARTITION BY d.user_id ORDER BY d.number) AS number_of_user
-    FROM unnest($6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[])
+    FROM unnest((SELECT $6::uuid[]), (SELECT $7::uuid[]), (SELECT $8::uuid[]), (SELECT $9::uuid[]))
          WITH ORDINALITY AS d(user_id, id, endpoint_id, message_id, number)
 ), pending AS (
     SELECT u.user_id, (SELECT count(*) FROM (SELECT 1 FROM jobs.webhook_deliveries AS w
