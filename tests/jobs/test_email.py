@@ -88,7 +88,7 @@ async def test_words_and_templates_are_sent(
     assert (second["To"], second["Subject"]) == ("bob@example.org", "Invoice 7")
     html = second.get_body(("html",))
     assert html is not None
-    assert "Hello &lt;Ada&gt;," in html.get_content()
+    assert "Hello <bdi>&lt;Ada&gt;</bdi>," in html.get_content()
 
 
 async def test_an_address_that_does_not_exist_is_not_written_to_again(
