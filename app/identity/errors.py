@@ -48,6 +48,8 @@ class InvalidCredentials(Unauthenticated):
 
 
 class ScopeExceeded(Forbidden):
+    """Ask for scopes that the session has; a new log-in can have all that the account may use."""
+
     code = "scope_exceeded"
     title = "The scope is more than was granted"
 

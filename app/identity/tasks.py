@@ -59,7 +59,7 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
     ),
     "second_factor_guessed": (
         "Wrong codes for your second factor",
-        "log-ins to your {product} account had the right password and wrong codes; another may know your password.",
+        "log-ins to your {product} account had the right password and wrong codes; others may know your password.",
     ),
     "api_key_created": ("An API key was created", "an API key was created for your {product} account."),
     "role_changed": ("Your role was changed", "an administrator changed the role of your {product} account."),

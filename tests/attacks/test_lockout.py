@@ -114,7 +114,7 @@ async def test_the_owner_is_warned_of_guesses_once(
     statuses = Counter(await guess(client, person, phone, 14))
     assert statuses[429] >= 2
     letter = await mailbox.letter(person.email, "Wrong codes for your second factor")
-    assert "another may know your password" in letter.text
+    assert "others may know your password" in letter.text
     events = await connection.fetch(
         "SELECT action, count(*) FROM identity.security_events WHERE action LIKE 'second_factor%' GROUP BY 1"
     )

@@ -59,4 +59,4 @@ async def test_lanes_are_listed_paused_and_resumed(connection: Connection, shell
     assert lines[1].split() == ["bulk", "1", "0", "0", "paused"]
     assert (await shell("jobs", "resume", "bulk"))[0] == 0
     assert "paused" not in (await shell("jobs", "lanes"))[1]
-    assert (await shell("jobs", "pause", "fast")) == (1, "There is no such lane\n")
+    assert (await shell("jobs", "pause", "fast")) == (1, "There is no such queue\n")

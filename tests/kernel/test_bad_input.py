@@ -187,21 +187,49 @@ STRANGE_VALUES: list[Any] = [
 async def test_fields(admin: Person, operations: list[Operation], document: dict[str, Any]) -> None:
     """Each field of each body gets values of every kind, while the others that are required are null."""
     schemas = document["components"]["schemas"]
-    findings = Findings()
+    findings, asked = Findings(), 0
     for operation in operations:
         if operation.media_type != JSON:
             continue
         body = document["paths"][operation.template][operation.method.lower()]["requestBody"]
         schema = body["content"][JSON]["schema"]
-        reference = schema.get("$ref") or next(item["$ref"] for item in schema["anyOf"] if "$ref" in item)
-        model = schemas[reference.rpartition("/")[2]]
-        required = dict.fromkeys(model.get("required", ()))
-        for field in model["properties"]:
-            for value in STRANGE_VALUES:
-                answer = await admin.request(operation.method, operation.path, json=required | {field: value})
-                if answer.status_code >= 400:
-                    findings.check(f"{operation} {field}={str(value)[:30]}", answer, *range(400, 500))
+        for model in _objects(schema, schemas):
+            required = dict.fromkeys(model.get("required", ()))
+            for field in model["properties"]:
+                asked += 1
+                for value in STRANGE_VALUES:
+                    answer = await admin.request(operation.method, operation.path, json=required | {field: value})
+                    if answer.status_code >= 400:
+                        findings.check(f"{operation} {field}={str(value)[:30]}", answer, *range(400, 500))
     assert findings.wrong == []
+    assert asked > 50
+
+
+def _objects(schema: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schema's object, or those that it leaves the choice of."""
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].rpartition("/")[2]]
+    if "properties" in schema:
+        return [schema]
+    return [model for part in schema.get("oneOf", schema.get("anyOf", ())) for model in _objects(part, schemas)]
+
+
+async def test_a_body_of_null_is_no_body_that_was_left_out(
+    admin: Person, operations: list[Operation], connection: Connection
+) -> None:
+    findings, asked = Findings(), 0
+    before = await snapshot(connection)
+    for operation in operations:
+        if operation.media_type == JSON:
+            asked += 1
+            headers = {"Content-Type": JSON}
+            answer = await admin.request(operation.method, operation.path, content=b"null", headers=headers)
+            findings.check(f"{operation} null", answer, 422)
+    assert findings.wrong == []
+    assert asked > 25
+    # Nor did any of them do anything.
+    assert await snapshot(connection) == before
+    assert (await admin.get("/v1/users/me")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -323,11 +351,11 @@ async def test_a_slash_too_many(admin: Person, operations: list[Operation]) -> N
 
 
 async def test_nobody_gets_in_without_logging_in(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    """Every route whose document names a security scheme says 401, before it says anything else."""
+    """Every route whose document demands a security scheme says 401, before it says anything else."""
     findings, asked = Findings(), 0
     for operation in operations_of(document):
         described = document["paths"][operation.template][operation.method.lower()]
-        if described.get("security"):
+        if described.get("security") and {} not in described["security"]:
             asked += 1
             answer = await client.request(operation.method, operation.path, content=b"{")
             findings.check(str(operation), answer, 401)

@@ -31,7 +31,7 @@ async def pause_lane(db: Database, queue: Queue, clock: Clock, actor: Actor, lan
 
     Raises:
         TokenRevoked, RoleRequired: the actor is no administrator any more.
-        LaneNotFound: there is no such lane.
+        LaneNotFound: there is no such queue.
     """
     if lane not in LANES:
         raise LaneNotFound

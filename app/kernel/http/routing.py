@@ -145,10 +145,13 @@ class Checks:
 
         Raises:
             PayloadTooLarge: it holds too many values.
-            InvalidJson, Unprocessable: see `parse_json`; it has too many unknown names.
+            InvalidJson, Unprocessable: see `parse_json`; it is null, or has too many unknown names.
         """
         check_values(raw, self.limits)
         value = parse_json(raw)
+        if value is None:
+            # FastAPI takes it for a body that is not there, which is another thing where one may be left out.
+            raise Unprocessable(errors=[FieldError("#", "Input should be an object", "wrong_type")])
         # In a small body they cost less than looking for them.
         if self._known is not None and len(raw) > _SMALL_BODY:
             self._known.check(value)
