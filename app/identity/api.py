@@ -6,7 +6,7 @@ from app.identity.records import OPERATOR_ID, Actor, Device, operator
 from app.identity.service.auditing import note as record_security_event
 from app.identity.service.auditing import note_admin_read, note_operator_act, read_security_events
 from app.identity.service.callers import lock_admin, lock_caller, lock_maker
-from app.identity.service.exporting import export_identity
+from app.identity.service.exporting import export_identity, iterate_security_events
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.key_rotation import check_secret, replace_signing_keys, rotate_signing_keys
 from app.identity.service.provisioning import provision_account
@@ -25,6 +25,7 @@ __all__ = [
     "confirm_secret",
     "export_identity",
     "get_mail_account",
+    "iterate_security_events",
     "list_admins",
     "lock_admin",
     "lock_caller",

@@ -101,7 +101,11 @@ DELETE FROM kernel.idempotency_keys
         FOR UPDATE SKIP LOCKED)
 """
 
-DELETE_KEYS_OF = "DELETE FROM kernel.idempotency_keys WHERE caller = $1"
+DELETE_KEYS_OF = """
+DELETE FROM kernel.idempotency_keys WHERE caller = $1 AND (operation, key) IN (
+    SELECT k.operation, k.key FROM kernel.idempotency_keys AS k WHERE k.caller = $1 LIMIT $2
+)
+"""
 
 Effect = Callable[[Tx], Awaitable[Response]]
 
@@ -140,9 +144,9 @@ async def delete_expired_keys(tx: Tx, limit: int) -> int:
     return int((await tx.execute(DELETE_EXPIRED_KEYS, limit)).removeprefix("DELETE "))
 
 
-async def delete_keys_of(tx: Tx, user_id: UserId) -> None:
-    """Removes all keys of a caller, with the answers that are kept for them."""
-    await tx.execute(DELETE_KEYS_OF, str(user_id))
+async def delete_keys_of(tx: Tx, user_id: UserId, limit: int) -> int:
+    """Removes up to `limit` keys of a caller, with the answers that are kept for them; the answer is how many."""
+    return int((await tx.execute(DELETE_KEYS_OF, str(user_id), limit)).removeprefix("DELETE "))
 
 
 def _key_of(request: Request) -> str | None:

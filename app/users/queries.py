@@ -411,7 +411,8 @@ async def iterate_events(
     conn: CopyConn, user_id: UserId, since: datetime | None, until: datetime | None
 ) -> AsyncIterator[Row]:
     """The rows of `stream_events` one by one, for formats that Postgres does not write."""
-    async for row in conn.cursor(EVENTS_EXPORT, user_id, since, until):
+    # Each has at most 8 KiB.
+    async for row in conn.cursor(EVENTS_EXPORT, user_id, since, until, prefetch=1_000):
         yield row
 
 

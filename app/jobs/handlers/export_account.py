@@ -1,25 +1,59 @@
 """The kind `export.account`: a copy of everything that is known about a user."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from uuid import UUID
 
 import orjson
 
-from app.identity.api import export_identity
+from app.identity.api import export_identity, iterate_security_events
 from app.jobs.handlers.export_events import EVENT_COLUMNS, event_rows
-from app.jobs.queries.invoices import list_invoices
-from app.jobs.queries.submitting import list_jobs
+from app.jobs.queries.invoices import iterate_invoices
+from app.jobs.queries.submitting import iterate_jobs
 from app.jobs.queries.webhooks import list_endpoints
 from app.jobs.records import api_state
 from app.jobs.schemas.job_kinds import ExportAccountArgs
-from app.jobs.service.exporting import Archive, write_ndjson
+from app.jobs.service.exporting import Archive, Column, Values, write_json_array
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
 from app.kernel.queue import JobContext, job
 from app.users.api import export_user
 
-_PAGE = 1_000
+_SECURITY_EVENT_COLUMNS = (
+    Column("id", "text"),
+    Column("action", "text"),
+    Column("actor_id", "text"),
+    Column("session_id", "text"),
+    Column("ip", "text"),
+    Column("user_agent", "text"),
+    Column("data", "json"),
+    Column("created_at", "timestamp"),
+)
+_JOB_COLUMNS = (
+    Column("id", "text"),
+    Column("kind", "text"),
+    Column("state", "text"),
+    Column("result", "json"),
+    Column("error", "json"),
+    Column("artifacts", "json"),
+    Column("created_at", "timestamp"),
+    Column("started_at", "timestamp"),
+    Column("finished_at", "timestamp"),
+)
+_INVOICE_COLUMNS = (
+    Column("id", "text"),
+    Column("number", "text"),
+    Column("order_id", "text"),
+    Column("customer", "json"),
+    Column("currency", "text"),
+    Column("lines", "json"),
+    Column("tax_rate_percent", "text"),
+    Column("notes", "text"),
+    Column("subtotal_minor", "text"),
+    Column("tax_minor", "text"),
+    Column("total_minor", "text"),
+    Column("status", "text"),
+    Column("created_at", "timestamp"),
+)
 
 
 @job("export.account", args=ExportAccountArgs, lane="bulk", public=True, max_attempts=5, timeout=900)
@@ -39,74 +73,71 @@ async def export_account(ctx: JobContext, _: ExportAccountArgs) -> Mapping[str, 
             await archive.add("preferences.json", _text_of(person.preferences.view()))
         for name, content in (await export_identity(conn, ctx.clock, user_id)).items():
             await archive.add(f"{name}.json", _text_of(content))
-        await archive.add("jobs.json", _text_of([item async for item in _jobs(conn, user_id)]))
-        await archive.add("invoices.json", _text_of([item async for item in _invoices(conn, user_id)]))
         await archive.add("webhook_endpoints.json", _text_of(await _endpoints(conn, user_id)))
+
+        async def advance(done: int) -> None:
+            await ctx.progress(done)
+
+        for name, columns, values in (
+            ("security_events", _SECURITY_EVENT_COLUMNS, _security_events(conn, user_id)),
+            ("jobs", _JOB_COLUMNS, _jobs(conn, user_id)),
+            ("invoices", _INVOICE_COLUMNS, _invoices(conn, user_id)),
+        ):
+            async with archive.member(f"{name}.json") as write:
+                await write_json_array(columns, values, write, advance)
         async with archive.member("events.json") as write:
-            rows = await _write_events(conn, ctx, user_id, write)
+            rows = await write_json_array(EVENT_COLUMNS, event_rows(conn, user_id), write, advance)
         await ctx.progress(rows, rows)
         await archive.close()
     return {"events": rows}
 
 
-async def _write_events(
-    conn: CopyConn, ctx: JobContext, user_id: UserId, write: Callable[[bytes], Awaitable[None]]
-) -> int:
-    """One array, written as it comes."""
-    separator = b"["
-
-    async def write_items(lines: bytes) -> None:
-        nonlocal separator
-        # JSON text from Postgres has no line breaks of its own.
-        await write(separator + b"\n" + lines.rstrip(b"\n").replace(b"\n", b",\n"))
-        separator = b","
-
-    async def advance(done: int) -> None:
-        await ctx.progress(done)
-
-    rows = await write_ndjson(EVENT_COLUMNS, event_rows(conn, user_id), write_items, advance)
-    await write(b"\n]\n" if rows else b"[]\n")
-    return rows
+async def _security_events(conn: CopyConn, user_id: UserId) -> AsyncIterator[Values]:
+    async for event in iterate_security_events(conn, user_id):
+        yield (
+            str(event.id),
+            event.action,
+            event.actor_id,
+            event.session_id,
+            event.ip,
+            event.user_agent,
+            event.data,
+            event.created_at,
+        )
 
 
-async def _jobs(conn: CopyConn, user_id: UserId) -> AsyncIterator[dict[str, Any]]:
-    before: UUID | None = None
-    while found := await list_jobs(conn, user_id, before=before, kind=None, state=None, limit=_PAGE):
-        for item in found:
-            yield {
-                "id": item.id,
-                "kind": item.kind,
-                "state": api_state(item.state, item.attempt, is_due=item.is_due),
-                "result": _json(item.result),
-                "error": _json(item.error),
-                "artifacts": _json(item.artifacts),
-                "created_at": item.created_at,
-                "started_at": item.started_at,
-                "finished_at": item.finished_at,
-            }
-        before = found[-1].id
+async def _jobs(conn: CopyConn, user_id: UserId) -> AsyncIterator[Values]:
+    async for item in iterate_jobs(conn, user_id):
+        yield (
+            str(item.id),
+            item.kind,
+            api_state(item.state, item.attempt, is_due=item.is_due),
+            item.result,
+            item.error,
+            item.artifacts,
+            item.created_at,
+            item.started_at,
+            item.finished_at,
+        )
 
 
-async def _invoices(conn: CopyConn, user_id: UserId) -> AsyncIterator[dict[str, Any]]:
-    before: UUID | None = None
-    while found := await list_invoices(conn, user_id, before=before, limit=_PAGE):
-        for item in found:
-            yield {
-                "id": item.id,
-                "number": item.number,
-                "order_id": item.order_id,
-                "customer": _json(item.customer),
-                "currency": item.currency,
-                "lines": _json(item.lines),
-                "tax_rate_percent": item.tax_rate_percent,
-                "notes": item.notes,
-                "subtotal_minor": item.subtotal_minor,
-                "tax_minor": item.tax_minor,
-                "total_minor": item.total_minor,
-                "status": item.status,
-                "created_at": item.created_at,
-            }
-        before = found[-1].id
+async def _invoices(conn: CopyConn, user_id: UserId) -> AsyncIterator[Values]:
+    async for item in iterate_invoices(conn, user_id):
+        yield (
+            str(item.id),
+            item.number,
+            item.order_id,
+            item.customer,
+            item.currency,
+            item.lines,
+            item.tax_rate_percent,
+            item.notes,
+            item.subtotal_minor,
+            item.tax_minor,
+            item.total_minor,
+            item.status,
+            item.created_at,
+        )
 
 
 async def _endpoints(conn: CopyConn, user_id: UserId) -> list[dict[str, Any]]:
@@ -120,10 +151,6 @@ async def _endpoints(conn: CopyConn, user_id: UserId) -> list[dict[str, Any]]:
         }
         for item in await list_endpoints(conn, user_id)
     ]
-
-
-def _json(text: str | None) -> orjson.Fragment | None:
-    return None if text is None else orjson.Fragment(text)
 
 
 def _text_of(content: Any) -> bytes:

@@ -8,14 +8,18 @@ from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 LIST_ARTIFACT_KEYS = """
-SELECT a.storage_key FROM jobs.artifacts AS a
-WHERE a.deleted_at IS NULL AND a.job_id IN (SELECT j.id FROM jobs.jobs AS j WHERE j.user_id = $1)
+SELECT p.id, a.storage_key
+FROM (SELECT j.id FROM jobs.jobs AS j WHERE j.user_id = $1 AND j.id > $2 ORDER BY j.id LIMIT $3) AS p
+LEFT JOIN jobs.artifacts AS a ON a.job_id = p.id AND a.deleted_at IS NULL
+ORDER BY p.id
 """
 
 
-async def list_artifact_keys(conn: ReadConn, user_id: UserId) -> list[str]:
-    """Storage keys of all files of a user's jobs."""
-    return [row["storage_key"] for row in await conn.fetch(LIST_ARTIFACT_KEYS, user_id)]
+async def list_artifact_keys(conn: ReadConn, user_id: UserId, after: UUID, limit: int) -> tuple[UUID | None, list[str]]:
+    """The last of the next `limit` jobs of a user, None after the last one, and the storage keys of their files."""
+    rows = await conn.fetch(LIST_ARTIFACT_KEYS, user_id, after, limit)
+    last = rows[-1]["id"] if rows else None
+    return last, [row["storage_key"] for row in rows if row["storage_key"] is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +64,61 @@ async def delete_user_jobs(tx: Tx, user_id: UserId, limit: int) -> int:
     return int((await tx.execute(DELETE_USER_JOBS, user_id, limit)).removeprefix("DELETE "))
 
 
+DELETE_USER_DELIVERIES = """
+DELETE FROM jobs.webhook_deliveries
+WHERE user_id = $1 AND id IN (SELECT d.id FROM jobs.webhook_deliveries AS d WHERE d.user_id = $1 LIMIT $2)
+"""
+
+
+async def delete_user_deliveries(tx: Tx, user_id: UserId, limit: int) -> int:
+    """How many there were to delete, at most `limit`."""
+    return int((await tx.execute(DELETE_USER_DELIVERIES, user_id, limit)).removeprefix("DELETE "))
+
+
+DELETE_USER_MESSAGES = """
+DELETE FROM jobs.webhook_messages
+WHERE user_id = $1 AND id IN (SELECT m.id FROM jobs.webhook_messages AS m WHERE m.user_id = $1 LIMIT $2)
+"""
+
+
+async def delete_user_messages(tx: Tx, user_id: UserId, limit: int) -> int:
+    """How many there were to delete, at most `limit`."""
+    return int((await tx.execute(DELETE_USER_MESSAGES, user_id, limit)).removeprefix("DELETE "))
+
+
+DELETE_USER_INVOICES = """
+DELETE FROM jobs.invoices
+WHERE user_id = $1 AND id IN (SELECT i.id FROM jobs.invoices AS i WHERE i.user_id = $1 LIMIT $2)
+"""
+
+
+async def delete_user_invoices(tx: Tx, user_id: UserId, limit: int) -> int:
+    """How many there were to delete, at most `limit`."""
+    return int((await tx.execute(DELETE_USER_INVOICES, user_id, limit)).removeprefix("DELETE "))
+
+
+DELETE_USER_SENDS = """
+DELETE FROM jobs.mail_sends WHERE job_id IN (
+    SELECT s.job_id FROM jobs.mail_sends AS s WHERE s.sender_id = $1 OR s.recipient_hash = ANY($2::bytea[]) LIMIT $3
+)
+"""
+
+
+async def delete_user_sends(tx: Tx, user_id: UserId, address_hashes: Sequence[bytes], limit: int) -> int:
+    """What is counted of mail from the user or to one of the addresses: how many there were, at most `limit`."""
+    return int((await tx.execute(DELETE_USER_SENDS, user_id, address_hashes, limit)).removeprefix("DELETE "))
+
+
 DELETE_USER_ROWS = """
 WITH endpoints AS (
     DELETE FROM jobs.webhook_endpoints WHERE user_id = $1
-), deliveries AS (
-    DELETE FROM jobs.webhook_deliveries WHERE user_id = $1
-), messages AS (
-    DELETE FROM jobs.webhook_messages WHERE user_id = $1
-), invoices AS (
-    DELETE FROM jobs.invoices WHERE user_id = $1
 ), suspension AS (
     DELETE FROM jobs.suspended_users WHERE user_id = $1
-), sends AS (
-    DELETE FROM jobs.mail_sends WHERE sender_id = $1 OR recipient_hash = ANY($2::bytea[])
 )
 DELETE FROM jobs.email_suppressions WHERE address_hash = ANY($2::bytea[])
 """
 
 
 async def delete_user_rows(tx: Tx, user_id: UserId, address_hashes: Sequence[bytes]) -> None:
-    """Webhooks, invoices, and what is counted of mail."""
+    """Webhook endpoints and suppressions, of which there are few."""
     await tx.execute(DELETE_USER_ROWS, user_id, address_hashes)

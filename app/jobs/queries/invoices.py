@@ -1,12 +1,13 @@
 """Invoices."""
 
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 import orjson
 
 from app.jobs.errors import InvoiceNumberTaken
 from app.jobs.records.invoices import Invoice, InvoiceStatus, NewInvoice
-from app.kernel.database import ConstraintViolated, ReadConn, Tx
+from app.kernel.database import ConstraintViolated, CopyConn, ReadConn, Tx
 from app.kernel.ids import UserId
 
 _NUMBER_CONSTRAINT = "invoices_number_key"
@@ -76,6 +77,17 @@ LIMIT $3
 async def list_invoices(conn: ReadConn, user_id: UserId, *, before: UUID | None, limit: int) -> list[Invoice]:
     """A user's invoices, newest first."""
     return [Invoice(**row) for row in await conn.fetch(LIST_INVOICES, user_id, before, limit)]
+
+
+# One has up to hundreds of KiB.
+_PREFETCH = 32
+_ALL = 2**62
+
+
+async def iterate_invoices(conn: CopyConn, user_id: UserId) -> AsyncIterator[Invoice]:
+    """All invoices of a user, newest first, a few in memory at a time."""
+    async for row in conn.cursor(LIST_INVOICES, user_id, None, _ALL, prefetch=_PREFETCH):
+        yield Invoice(**row)
 
 
 SET_INVOICE_STATUS = """

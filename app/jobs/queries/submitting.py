@@ -1,6 +1,6 @@
 """Jobs as their owners put them in and see them."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
 import orjson
@@ -15,7 +15,7 @@ from app.jobs.records import (
     StateFilter,
     Transition,
 )
-from app.kernel.database import ReadConn, Row, Tx
+from app.kernel.database import CopyConn, ReadConn, Row, Tx
 from app.kernel.ids import UserId
 from app.kernel.queue import Allowance, NewJob
 
@@ -246,6 +246,17 @@ async def list_jobs(
             state.future,
         )
     return [Job(**row) for row in rows]
+
+
+# Results are up to hundreds of KiB long.
+_PREFETCH = 32
+_ALL = 2**62
+
+
+async def iterate_jobs(conn: CopyConn, user_id: UserId) -> AsyncIterator[Job]:
+    """All jobs of a user, newest first, a few in memory at a time."""
+    async for row in conn.cursor(LIST_JOBS, user_id, None, None, None, _ALL, prefetch=_PREFETCH):
+        yield Job(**row)
 
 
 GET_SCAN_END = """

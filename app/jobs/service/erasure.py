@@ -34,16 +34,32 @@ class Eraser:
         """
         addresses = {canonical_email(email)}
         jobs = await _find_mail_jobs(ctx.db, user_id, addresses)
-        async with ctx.db.read("jobs.erase_files") as conn:
-            keys = await queries.list_artifact_keys(conn, user_id)
         # Files first: without their rows they could not be found again before a day has passed.
-        await self._store.delete(keys)
-        await in_batches(ctx.db, "jobs.erase", lambda tx, limit: queries.delete_user_jobs(tx, user_id, limit))
+        await self._delete_files(ctx.db, user_id)
+        hashes = self._postman.hashes_of(addresses)
+        for delete in (
+            queries.delete_user_jobs,
+            queries.delete_user_deliveries,
+            queries.delete_user_messages,
+            queries.delete_user_invoices,
+            delete_keys_of,
+        ):
+            await in_batches(ctx.db, "jobs.erase", lambda tx, limit, delete=delete: delete(tx, user_id, limit))  # type: ignore[misc]  # mypy cannot type defaults
+        await in_batches(ctx.db, "jobs.erase", lambda tx, limit: queries.delete_user_sends(tx, user_id, hashes, limit))
+        others = [job_id for job_id in jobs if job_id != ctx.job_id]
+        for start in range(0, len(others), _BATCH):
+            async with ctx.db.statement("jobs.erase") as tx:
+                await queries.delete_jobs(tx, others[start : start + _BATCH])
         async with ctx.transaction("jobs.erase") as tx:
-            await queries.delete_jobs(tx, [job_id for job_id in jobs if job_id != ctx.job_id])
-            await queries.delete_user_rows(tx, user_id, self._postman.hashes_of(addresses))
-            await delete_keys_of(tx, user_id)
+            await queries.delete_user_rows(tx, user_id, hashes)
         await self._postman.forget(addresses, jobs)
+
+    async def _delete_files(self, db: Database, user_id: UserId) -> None:
+        last: UUID | None = UUID(int=0)
+        while last is not None:
+            async with db.read("jobs.erase_files") as conn:
+                last, keys = await queries.list_artifact_keys(conn, user_id, last, _BATCH)
+            await self._store.delete(keys)
 
 
 async def _find_mail_jobs(db: Database, user_id: UserId, addresses: set[str]) -> list[UUID]:

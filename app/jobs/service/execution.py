@@ -24,7 +24,7 @@ from app.jobs.records import (
     retry_delay,
 )
 from app.jobs.service.ending import Ends, LeaseLost
-from app.jobs.service.outages import OutageLog, outage_of
+from app.jobs.service.outages import OutageLog, is_statement_timeout, outage_of
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
 from app.jobs.service.turns import Turns
@@ -267,6 +267,9 @@ class Executor:
     def _postponed(self, run: _Run, cause: str, error: Exception) -> Outcome:
         """Something we depend on is away. That costs no attempt, but it does not go on for ever."""
         job = run.job
+        if job.postponed is not None and is_statement_timeout(error):
+            # Twice in a row it is not the database that is busy for a moment, but the job that asks too much of it.
+            return self._retry(run, "timeout", "The database took too long over what this job reads.")
         self._outages.note(job.kind, cause, error)
         age = job.postponed or 0.0
         if age >= POSTPONED_AT_MOST:

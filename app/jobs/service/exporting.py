@@ -22,6 +22,8 @@ Values = Sequence[Any]
 Advance = Callable[[int], Awaitable[None]]
 
 BATCH = 5_000
+# A batch ends with the row that reaches it, however few rows there are.
+_BATCH_BYTES = 4 * 1024 * 1024
 XLSX_ROWS_PER_SHEET = 1_048_576
 _PARQUET_ROWS_PER_GROUP = 25_000
 _FILE_CHUNK = 1024 * 1024
@@ -42,7 +44,7 @@ async def write_ndjson(columns: Sequence[Column], rows: AsyncIterator[Values], w
         return b"".join(
             orjson.dumps(
                 {
-                    column.name: orjson.Fragment(value) if column.type == "json" else value
+                    column.name: orjson.Fragment(value) if column.type == "json" and value is not None else value
                     for column, value in zip(columns, values, strict=True)
                 },
                 option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE,
@@ -55,6 +57,23 @@ async def write_ndjson(columns: Sequence[Column], rows: AsyncIterator[Values], w
         await write(await asyncio.to_thread(encode, batch))
         count += len(batch)
         await advance(count)
+    return count
+
+
+async def write_json_array(
+    columns: Sequence[Column], rows: AsyncIterator[Values], write: Write, advance: Advance
+) -> int:
+    """The objects of `write_ndjson` as one JSON array; answers the number of rows."""
+    separator = b"["
+
+    async def write_items(lines: bytes) -> None:
+        nonlocal separator
+        # JSON text from Postgres has no line breaks of its own.
+        await write(separator + b"\n" + lines.rstrip(b"\n").replace(b"\n", b",\n"))
+        separator = b","
+
+    count = await write_ndjson(columns, rows, write_items, advance)
+    await write(b"\n]\n" if count else b"[]\n")
     return count
 
 
@@ -229,11 +248,14 @@ class _Sink(io.RawIOBase):
 
 async def _batches(rows: AsyncIterator[Values], size: int) -> AsyncIterator[list[Values]]:
     batch: list[Values] = []
+    length = 0
     async for values in rows:
         batch.append(values)
-        if len(batch) == size:
+        length += sum(len(value) for value in values if isinstance(value, str))
+        if len(batch) == size or length >= _BATCH_BYTES:
             yield batch
             batch = []
+            length = 0
     if batch:
         yield batch
 

@@ -6,6 +6,7 @@ from time import monotonic
 
 from prometheus_client import Counter
 
+from app.kernel.database import StatementTimeout
 from app.kernel.errors import Unavailable
 from app.kernel.redis import RedisUnavailable
 from app.kernel.telemetry import get_logger
@@ -59,6 +60,14 @@ def outage_of(error: BaseException) -> str | None:
             return errno.errorcode[cause.errno].lower()
         cause = cause.__cause__
     return None
+
+
+def is_statement_timeout(error: BaseException) -> bool:
+    """Whether a statement of the run took too long, which may be the fault of what it reads."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, StatementTimeout):
+        cause = cause.__cause__
+    return cause is not None
 
 
 class OutageLog:

@@ -18,6 +18,7 @@ from app.kernel.database.failures import (
     InvalidValue,
     PoolExhausted,
     SessionLost,
+    StatementTimeout,
     TransactionConflict,
 )
 from app.kernel.database.gateway import Database, Statement
@@ -40,6 +41,7 @@ __all__ = [
     "Row",
     "SessionLost",
     "Statement",
+    "StatementTimeout",
     "TransactionConflict",
     "Tx",
     "follow_database_time",

@@ -50,6 +50,10 @@ class DatabaseUnavailable(Unavailable):
     title = "The database cannot answer at the moment"
 
 
+class StatementTimeout(DatabaseUnavailable):
+    """One statement took longer than it may: the database is busy, or the statement reads too much."""
+
+
 class SessionLost(DatabaseUnavailable):
     """The connection broke: nobody knows whether the last statement, or the commit, was carried out."""
 
@@ -99,7 +103,9 @@ def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read f
         asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.InvalidCachedStatementError,
     ):
         return TransactionConflict()
-    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError | asyncpg.TransactionTimeoutError):
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return StatementTimeout("The statement took too long.")
+    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.TransactionTimeoutError):
         return DatabaseUnavailable("The statement took too long.")
     if isinstance(error, asyncpg.PostgresError) and (action := _operators_action(error)) is not None:
         _report_refusal(error, action)

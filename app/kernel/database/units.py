@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import asyncpg
 from asyncpg.protocol import NO_TIMEOUT
 
+from app.kernel.database.failures import StatementTimeout
 from app.kernel.telemetry import get_logger
 
 Row = asyncpg.Record
@@ -76,12 +77,18 @@ class ReadConn:
             renew, self._renew = self._renew, None
             connection = await renew(error) if renew is not None else None
             if connection is None:
-                raise self._database.translate(error) from error
+                raise self._meaning_of(error) from error
             self._connection = connection
         else:
             self._interrupted = False
             return result
         return await ReadConn._run(self, method, sql, *args, **options)
+
+    def _meaning_of(self, error: Exception) -> Exception:
+        meaning = self._database.translate(error)
+        # One of the system, which has a number, is about the connection.
+        is_ours = isinstance(error, TimeoutError) and error.errno is None
+        return StatementTimeout() if is_ours else meaning
 
     @property
     def is_interrupted(self) -> bool:
@@ -195,7 +202,7 @@ class CopyConn(ReadConn):
         super().__init__(database, connection, unit, renew)
         self._patience = patience
 
-    async def cursor(self, sql: str, *args: Any, prefetch: int = 5_000) -> AsyncIterator[Row]:
+    async def cursor(self, sql: str, *args: Any, prefetch: int) -> AsyncIterator[Row]:
         """Rows one by one, `prefetch` of them in memory at a time."""
         self._database.note(self._unit, sql)
         try:
@@ -203,7 +210,7 @@ class CopyConn(ReadConn):
                 yield row
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             self._interrupted = True
-            raise self._database.translate(error) from error
+            raise self._meaning_of(error) from error
 
     async def copy_to(self, sql: str, *args: Any, output: Callable[[bytes], Awaitable[None]], **options: Any) -> int:
         """Streams `COPY (sql) TO` into `output`; the answer is the number of rows. `options` are asyncpg's."""
@@ -220,7 +227,7 @@ class CopyConn(ReadConn):
                 # asyncpg's own time-out is one for the whole.
                 tag: str = await self._run("copy_from_query", sql, *args, output=pass_on, timeout=NO_TIMEOUT, **options)
         except TimeoutError as error:
-            raise self._database.translate(error) from error
+            raise self._meaning_of(error) from error
         return int(tag.removeprefix("COPY "))
 
 
