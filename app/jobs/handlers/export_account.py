@@ -97,8 +97,8 @@ async def _security_events(conn: CopyConn, user_id: UserId) -> AsyncIterator[Val
         yield (
             str(event.id),
             event.action,
-            event.actor_id,
-            event.session_id,
+            str(event.actor_id) if event.actor_id else None,
+            str(event.session_id) if event.session_id else None,
             event.ip,
             event.user_agent,
             event.data,
