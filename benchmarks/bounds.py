@@ -65,6 +65,7 @@ TABLES: dict[str, str] = {
     "jobs.lanes": "one a lane",
     "jobs.mail_sends": "an hour's e-mails; `APP_MAIL_SENDER_HOURLY` an account",
     "jobs.schedules": "by the program alone",
+    "jobs.suspended_users": "one for each banned or closed account",
     "jobs.webhook_deliveries": "with their messages",
     "jobs.webhook_endpoints": "20 an account",
     "jobs.webhook_messages": "`APP_JOBS_RETENTION_DAYS`",

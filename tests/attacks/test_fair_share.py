@@ -173,7 +173,7 @@ async def test_log_ins_of_one_network_leave_slots_and_threads_for_others(
     app: FastAPI, client: httpx.AsyncClient, make_person: MakePerson
 ) -> None:
     person = await make_person()
-    hashing = app.state.identity.hashing
+    hashing = app.state.identity.hashing._threads
 
     async def log_in(network: str, email: str) -> httpx.Response:
         body = {"email": email, "password": person.password}

@@ -228,7 +228,10 @@ async def test_the_end_of_an_account_stops_what_is_queued(
     await end(connection, person)
     async with open_worker(posting, JOB_KINDS):
         await until_idle(connection)
-    assert await outcomes(connection) == Counter({"account_inactive": 5})
+    # A ban by SQL alone reaches the e-mails; with the end of an account its jobs end before they make any.
+    cancelled = await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE error->>'code' = 'account_deleted'")
+    expected = (Counter(), 5) if end is close else (Counter({"account_inactive": 5}), 0)
+    assert (await outcomes(connection), cancelled) == expected
     # That it was closed is the last message about an account.
     assert recipients(post_office) == Counter([person.email] if end is close else [])
 

@@ -13,6 +13,7 @@ from app.kernel import codings
 from app.kernel.codings import accepts_gzip, compress_stream
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import PASSWORD, Person
+from tests.fixtures.times import in_days
 
 GZIP = {"Accept-Encoding": "gzip"}
 PLAIN = {"Accept-Encoding": "identity"}
@@ -81,7 +82,7 @@ async def test_answers_of_every_size_are_compressed(
     monkeypatch.setattr(codings, "compress", compress)
     monkeypatch.setattr("app.kernel.cache.answers.compress", compress)
     for _ in range(9):
-        await person.post("/v1/jobs", json={"kind": "export.account", "args": {}, "run_at": "2030-01-01T00:00:00Z"})
+        await person.post("/v1/jobs", json={"kind": "export.account", "args": {}, "run_at": in_days(30)})
     await forms_of(client, "/v1/jobs", person.headers)
     assert sizes == []
     events = [{"kind": "page.viewed", "properties": {"text": "x" * 7_000, "n": n}} for n in range(100)]

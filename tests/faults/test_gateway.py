@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import uvloop
 
-from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost
+from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost, StatementTimeout
 from app.kernel.database.pools import Hosts
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.migrations import with_connection
@@ -329,7 +329,7 @@ async def test_an_export_gives_a_hung_server_up_and_its_connection_back(
     # Without the second that a piece may take they would wait for ever.
     async with in_time():
         outcomes = await asyncio.gather(*exports, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * len(reads)
+    assert [type(outcome) for outcome in outcomes] == [StatementTimeout] * len(reads)
     await to_postgres.restore()
     async with AsyncExitStack() as stack:
         for _ in reads:

@@ -9,9 +9,10 @@ from app.jobs.service import watching
 from app.kernel.ids import UserId
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson
+from tests.fixtures.times import in_days
 from tests.fixtures.waiting import eventually
 
-LATER = {"kind": "export.account", "args": {}, "run_at": "2030-01-01T00:00:00Z"}
+LATER = {"kind": "export.account", "args": {}, "run_at": in_days(30)}
 WAIT = {"Prefer": "wait=20"}
 
 

@@ -201,7 +201,7 @@ async def test_a_composed_read_ends_with_its_client_unless_others_wait_for_it(
 async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     running_app: Lifespan, app: FastAPI, client: httpx.AsyncClient, person: Person, connection: Connection
 ) -> None:
-    hashing = app.state.identity.hashing
+    hashing = app.state.identity.hashing._threads
     threads = hashing._pool._max_workers
     assert all(hashing._turns.try_acquire(None) for _ in range(threads))
     hashed = REGISTRY.get_sample_value("app_identity_password_hash_seconds_count")
