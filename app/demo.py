@@ -23,7 +23,7 @@ _KINDS = ("page.viewed", "search.made", "document.opened", "document.shared", "c
 
 @dataclass(frozen=True, slots=True)
 class DemoAccount:
-    """Somebody to log in as."""
+    """A demo account to log in with."""
 
     email: str
     password: str

@@ -128,7 +128,7 @@ class Onehop(FastAPI):
 
     @property
     def is_observed(self) -> bool:
-        """Whether somebody has set up OpenTelemetry in this process."""
+        """Whether OpenTelemetry is set up in this process."""
         return self._native_telemetry.enabled()
 
 

@@ -171,7 +171,7 @@ async def open_worker(
         yield Worker(settings, db, redis, queue, runner, relay, store)
     finally:
         await _stop(loops)
-        # Whoever drained has none left. Others would go on with what is closed below, and open it again.
+        # A worker that drained has none left. Others would go on with what is closed below, and open it again.
         await _stop(runner.tasks.values())
         await mailer.close()
         await sender.close()

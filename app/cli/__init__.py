@@ -35,7 +35,7 @@ cli.command()(audit)
 def run() -> None:
     """The entry point.
 
-    Wrong settings end with one message that names all of them and exit code 78, what whoever runs it can mend with one
+    Wrong settings end with one message that names all of them and exit code 78, what the operator can mend with one
     line and exit code 1, and the rest with a traceback.
     """
     from app.kernel.settings import SettingsError

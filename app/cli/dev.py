@@ -84,7 +84,7 @@ def _addresses(found: Servers) -> dict[str, str]:
 def _environment_of_children(settings: Settings) -> dict[str, str]:
     environment = {"PYTHONUNBUFFERED": "1"}
     if "drain_delay" not in settings.connections.model_fields_set:
-        # No balancer has to notice, and whoever pressed Ctrl-C waits.
+        # No balancer has to notice, and the person who pressed Ctrl-C waits.
         environment["APP_CONNECTIONS_DRAIN_DELAY"] = "0"
     if "public_url" not in settings.model_fields_set:
         environment["APP_PUBLIC_URL"] = base_url(settings.host, settings.port)

@@ -32,7 +32,7 @@ def servers_for_settings(*, valkey: bool = True) -> "Iterator[Settings]":
 
 
 def explanation(error: Exception) -> str | None:
-    """What whoever runs a command can mend, in a line; None for an error of the program.
+    """What an operator can mend, in a line; None for an error of the program.
 
     The cause comes first: that a disk is full says more than that the database cannot answer.
     """

@@ -189,7 +189,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """Somebody who has just proven who they are."""
+    """An account that has just been proven to be the caller's."""
 
     user: User
     tokens: Tokens

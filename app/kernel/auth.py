@@ -7,7 +7,7 @@ declares what it needs by a typed alias, and a route that declares nothing stops
     async def change_password(principal: SessionPrincipal) -> ...                         # not an API key
     async def ingest(principal: Annotated[Principal, Require("events:write")]) -> ...     # with this scope
     async def ban(principal: Annotated[Principal, RequireRole("admin")]) -> ...           # with this role
-    @router.post("/login", dependencies=[Public])                                         # anybody
+    @router.post("/login", dependencies=[Public])                                         # public
 
 It declares what it costs there too, where that is more than one unit: `Require("jobs:write", cost=5)`.
 """
@@ -245,7 +245,7 @@ def RequireRole(role: Literal["admin"]) -> Any:  # noqa: N802 - as above
 
 
 CurrentPrincipal = Annotated[Principal, Require()]
-# For what changes credentials: only somebody who logged in, never an API key.
+# For what changes credentials: only a session, never an API key.
 SessionPrincipal = Annotated[Principal, Security(_Demand(Permission(needs_session=True)))]
 Public = Depends(_PublicDemand(Permission(is_public=True)))
 # Where a password is hashed, which is the most that a request makes this process compute.

@@ -24,7 +24,7 @@ async def end_tasks(tasks: Collection["asyncio.Task[Any]"]) -> None:
         done, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
         for task in done:
             if not task.cancelled():
-                # Asked for, so that asyncio does not complain of errors that nobody has looked at.
+                # Asked for, so that asyncio does not complain of errors that were never retrieved.
                 task.exception()
 
 

@@ -25,7 +25,7 @@ from app.kernel.telemetry import get_logger
 T = TypeVar("T")
 
 _SLOTS = 16_384
-# A failover is seen after so long where nobody asks the nodes meanwhile, and sooner where an answer fails.
+# A failover is seen after so long where no command is sent to the nodes meanwhile, and sooner where an answer fails.
 _CALM_SECONDS = 1.0
 _HURRY_SECONDS = 0.1
 # Of many nodes some know enough.
@@ -54,7 +54,7 @@ class ClusterGateway(RedisGateway):
 
     @property
     def available(self) -> bool:
-        """Whether the nodes are known, or nobody has asked yet; a single one may still be away."""
+        """Whether the nodes are known, or no command has been sent yet; a single one may still be away."""
         return not self._is_closed and (bool(self._owners) or not self._has_read.is_set())
 
     def on_failover(self, listener: Callable[[], None]) -> None:

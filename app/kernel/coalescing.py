@@ -30,7 +30,7 @@ class Coalescer(Generic[K, V]):
     A call goes with the next batch, never with one that is under way, so that no answer is older than its question.
     Batches are sent at the end of a turn of the event loop while fewer than `max_running` of them are under way;
     `ask` leaves out what there is not. When it fails for a batch, each key is asked for alone, so that one bad key
-    fails nobody else; only `Unavailable`, and what `shared_failure` names, is the answer to all of them.
+    fails no other key; only `Unavailable`, and what `shared_failure` names, is the answer to all of them.
 
     After `TooSlow` the keys of the batch are asked for alone, at once and on behalf of their callers, and go on alone
     until they are answered within `slow_seconds`: what one key costs is then a matter of its own callers.

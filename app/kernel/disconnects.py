@@ -9,11 +9,11 @@ from starlette.requests import ClientDisconnect
 
 
 class ClientGone(ClientDisconnect):
-    """Nobody waits for the answer any more, and nothing is changed so far."""
+    """The client no longer waits for the answer, and nothing is changed so far."""
 
 
 class Watched(Protocol):
-    """A request whose client is watched where somebody asks for it."""
+    """A request whose client is watched on demand."""
 
     def tell_when_gone(self, act: Callable[[], object] | None) -> None: ...
 

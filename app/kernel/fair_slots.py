@@ -16,7 +16,7 @@ class FairSlots:
 
     A caller may take a slot while it holds fewer than are free, and always its first one. So one that floods the slots
     keeps half of what the others leave, and each further caller that does the same half of the rest: a caller with few
-    requests always finds a slot, or waits for one that anybody gives back. Waiting callers take turns. The caller None
+    requests always finds a slot, or waits for one that is given back. Waiting callers take turns. The caller None
     stands for the program itself and has no such limit.
 
     `lends_idle`: a caller that has been alone for a second may have all slots. That is right where each is held for a

@@ -23,7 +23,7 @@ class GroupCommit(Generic[T, R]):
     """Each caller gets its answer only after its own item is committed.
 
     `write` commits a sequence of items, all or none, and answers what became of each. When it fails for a group, its
-    halves are tried by themselves, so that one bad item fails nobody else; not so when nothing can be written at the
+    halves are tried by themselves, so that one bad item fails no other; not so when nothing can be written at the
     moment, which is no item's fault. `weight` is the size of an item; a group is at most `max_weight` heavy, or one
     item. Owners take turns, so that the many or large items of one do not let those of another wait.
     """

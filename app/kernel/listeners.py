@@ -1,6 +1,6 @@
 """Who listens to events by webhook, known to each process without asking, so that who does not pays nothing.
 
-An event of somebody who listens is a job row in the transaction of its cause. The set of listeners is read whole every
+An event with a subscriber is a job row in the transaction of its cause. The set of listeners is read whole every
 few seconds and told over the bus in between; where the bus is down, an endpoint may miss what happens in the first
 seconds of its life, and nothing afterwards.
 
@@ -57,7 +57,7 @@ class Listeners:
         await self._background.close()
 
     def has(self, user_id: UserId | None) -> bool:
-        """Whether somebody may want to hear of this user."""
+        """Whether a webhook may subscribe to this user's events."""
         return self._users is None or user_id in self._users
 
     def unit(self, db: Database, user_id: UserId, label: str) -> AbstractAsyncContextManager[Tx]:
@@ -65,15 +65,15 @@ class Listeners:
         return db.transaction(label) if self.has(user_id) else db.statement(label)
 
     async def publish(self, tx: Tx, user_id: UserId | None, event_type: str, data: Sequence[Mapping[str, Any]]) -> None:
-        """Publishes one event for each of `data` within `tx`, if anybody listens.
+        """Publishes one event for each of `data` within `tx`, if there is a subscriber.
 
-        A unit of one statement was begun when nobody did, and stays one.
+        A unit of one statement was begun without a subscriber, and stays one.
         """
         if data and self.has(user_id) and tx.has_statements_left:
             await self.publish_noted(tx, [(user_id, event_type, item) for item in data])
 
     async def publish_noted(self, tx: Tx, events: Sequence[tuple[UserId | None, str, Mapping[str, Any]]]) -> None:
-        """Publishes events, each as user, type and data, that somebody listened to when they were noted."""
+        """Publishes events, each as user, type and data, that had a subscriber when they were noted."""
         rows = [
             self._queue.new_job(
                 KIND_PUBLISH,

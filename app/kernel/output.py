@@ -1,4 +1,4 @@
-"""Standard output, written by a thread of its own: a stopped terminal or a full pipe holds up nobody who logs."""
+"""Standard output, written by a thread of its own: a stopped terminal or a full pipe delays no caller that logs."""
 
 import atexit
 import os
@@ -73,7 +73,7 @@ def _write_all(text: bytes) -> None:
         try:
             rest = rest[os.write(sys.stdout.fileno(), rest) :]
         except BlockingIOError:
-            # Whoever gave it to us has made it so.
+            # The parent process has made it so.
             sleep(_LOOK_SECONDS)
         except (OSError, ValueError):
             # Standard output is gone, or its disk is full; serving goes on without a log.

@@ -1,7 +1,7 @@
 """Up to which position of the WAL the commits of each tag reach: what a read replica must have replayed to be read.
 
-Kept in Redis, because any process may get the next request of whoever wrote. A commit is noted before its writer gets
-an answer, so nobody misses a write of their own. Without Redis nothing is known, and the primary answers.
+Kept in Redis, because any process may get the writer's next request. A commit is noted before its writer gets
+an answer, so no client misses a write of its own. Without Redis nothing is known, and the primary answers.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class Positions:
         await self._redis.call(lambda _: self._raise(keys=list(keys), args=[position, seconds]))
 
     async def _doubt_all(self) -> None:
-        """Somebody's position could not be kept: who reads next asks the primary for one that covers everything."""
+        """A position could not be kept: the next read asks the primary for one that covers everything."""
         try:
             await self._redis.call(lambda client: client.delete(self._key(_FLOOR)))
         except RedisUnavailable:

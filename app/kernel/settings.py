@@ -157,7 +157,7 @@ class DatabaseSettings(Section):
 
     @property
     def dsn(self) -> str:
-        """Raises `ValueError` where there is none; whoever starts embedded servers has set it before."""
+        """Raises `ValueError` where there is none; the start of embedded servers sets it before."""
         if self.url is None:
             raise ValueError("the database URL is not set")
         return self.url.get_secret_value()

@@ -87,7 +87,7 @@ class Supervisor:
         return self._stop_requests > 0
 
     def __enter__(self) -> Self:
-        # It is None where whoever started us has closed it.
+        # It is None where the parent process has closed it.
         if sys.stdin is not None and sys.stdin.isatty():
             self._terminal = termios.tcgetattr(sys.stdin)
         for descriptor in (self._wake_read, self._wake_write):

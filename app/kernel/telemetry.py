@@ -52,7 +52,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             output.write(self.format(record).encode(errors="backslashreplace"))
-        except Exception:  # noqa: BLE001 - as the handlers of the standard library: a line that cannot be made harms nobody
+        except Exception:  # noqa: BLE001 - as the handlers of the standard library: a line that cannot be made must do no harm
             self.handleError(record)
 
 

@@ -17,7 +17,7 @@ from prometheus_client import Histogram
 from app.kernel.output import output
 from app.kernel.telemetry import get_logger
 
-# sysexits.h: an internal fault. Whoever started the process may try again.
+# sysexits.h: an internal fault. The supervisor may start the process again.
 EXIT_STUCK = 70
 
 _logger = get_logger(__name__)

@@ -473,7 +473,7 @@ GET_USER_EXPORT = """
 
 
 async def get_user_export(conn: ReadConn, user_id: UserId) -> UserExport | None:
-    """Also of somebody who is deleted but not yet anonymised."""
+    """Also of a user who is deleted but not yet anonymised."""
     row = await conn.fetchrow(GET_USER_EXPORT, user_id)
     if row is None:
         return None

@@ -49,7 +49,7 @@ _STRING_OR_EXPONENT = re.compile(rb'"(?:[^"\\]|\\.)*"|e[+-]?(\d+)')
 
 # BCP 47 as far as people use it: language, script, region, variants.
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|\d{3}))?(-[A-Za-z0-9]{5,8})*", re.ASCII)
-# `localtime` is whatever the machine is set to, and `Factory` says that nobody has set it.
+# `localtime` is whatever the machine is set to, and `Factory` says that it has not been set.
 _TIMEZONES = frozenset(available_timezones()) - {"Factory", "localtime"}
 
 
@@ -220,7 +220,7 @@ class OverviewPart:
 
 @dataclass(frozen=True, slots=True)
 class UserExport:
-    """The profile and the preferences for a copy of all of somebody's data."""
+    """The profile and the preferences for a copy of all data of a user."""
 
     user: User
     preferences: Preferences

@@ -93,7 +93,7 @@ async def set_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -> N
 
 
 async def hide_user(tx: Tx, user_id: UserId, versions: Versions) -> None:
-    """From now on nobody sees the user, though nothing of it is forgotten yet.
+    """From now on the user is hidden from all others, though nothing of it is forgotten yet.
 
     Raises:
         VersionMismatch: the profile is in none of `versions`.
@@ -169,7 +169,7 @@ async def look_up_users(db: Database, user_ids: Sequence[UUID]) -> tuple[str, st
 
 
 async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
-    """What everybody may see of somebody.
+    """The public view of a user.
 
     Raises:
         UserNotFound

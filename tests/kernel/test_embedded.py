@@ -367,7 +367,7 @@ def test_a_socket_folder_that_somebody_else_prepared_is_refused(tmp_path: Path) 
     target.mkdir()
     planted = tmp_path / "planted"
     planted.symlink_to(target)
-    with pytest.raises(PermissionError, match="belongs to somebody else"):
+    with pytest.raises(PermissionError, match="belongs to another user"):
         make_private_dir(planted, None)
 
 

@@ -81,5 +81,5 @@ DELETE FROM identity.one_time_tokens
 
 
 async def delete_expired_one_time_tokens(tx: Tx, now: datetime, limit: int) -> int:
-    """Deletes up to `limit` that nobody can use any more; the answer is how many."""
+    """Deletes up to `limit` expired or used tokens; returns how many."""
     return int((await tx.execute(DELETE_EXPIRED_ONE_TIME_TOKENS, now, limit)).removeprefix("DELETE "))

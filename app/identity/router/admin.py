@@ -100,7 +100,7 @@ async def ban_account(
     device: DeviceDep,
     body: BanBody | None = None,
 ) -> Response:
-    """End all sessions of an account and let nobody log in to it."""
+    """End all sessions of an account and refuse further log-ins."""
     reason = body.reason if body else None
     await standing.ban(resources.db, identity, actor_of(principal, device), UserId(user_id), reason)
     return Response(status_code=204)

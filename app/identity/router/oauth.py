@@ -120,7 +120,7 @@ async def introspect(
     resources: ResourcesDep,
     identity: IdentityDep,
 ) -> Response:
-    """What a token is good for (RFC 7662): one's own, or for administrators anybody's."""
+    """Tell what one of your tokens is good for (RFC 7662); administrators may ask about any token."""
     if not form.token:
         raise OAuthError("invalid_request", "The token is missing.")
     return json_response(await introspection.introspect(resources.db, identity, principal, form.token))

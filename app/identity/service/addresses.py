@@ -54,7 +54,7 @@ async def resend(db: Database, identity: Identity, email: str, device: Device, d
     """Has another verification link sent, if there is something to verify. Nothing is looked up here.
 
     Raises:
-        TooManyAttempts: the network asks too often. Of an address's share nobody is told anything.
+        TooManyAttempts: the network asks too often. An exhausted share of an address stays silent.
     """
     wish = await ask_for_mail(identity, "verification", email, device, device_cookie)
     if wish.is_granted:

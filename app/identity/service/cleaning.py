@@ -1,4 +1,4 @@
-"""What is over and tells nobody anything any more."""
+"""Deletes expired one-time tokens, revocations and sessions."""
 
 import asyncio
 import random

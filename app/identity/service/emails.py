@@ -57,7 +57,7 @@ async def mail_notice(tx: Tx, queue: Queue, user_id: UserId, notice: Notice, *, 
 
 
 async def _enqueue(tx: Tx, queue: Queue, kind: str, args: Mapping[str, Any], user_id: UserId | None) -> None:
-    # Without an owner in the row: such jobs are nobody's to see in the job list.
+    # Without an owner in the row: such jobs appear in no user's job list.
     await queue.enqueue(
         tx, kind, {**args, "user_id": str(user_id) if user_id else None}, user_id=None, lane=LANE, priority=1
     )

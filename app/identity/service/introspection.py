@@ -18,7 +18,7 @@ _INACTIVE: dict[str, Any] = {"active": False}
 
 
 async def introspect(db: Database, identity: Identity, caller: Principal, token: str) -> dict[str, Any]:
-    """What a token is good for; nothing but `active: false` of one that is dead or belongs to somebody else."""
+    """What a token is good for; nothing but `active: false` of a token that has ended or belongs to another user."""
     found = await _introspect_refresh(db, identity, token) if token.startswith("rt_") else None
     if found is None:
         try:

@@ -41,7 +41,7 @@ WHOLE_SCOPE = TokenScope()
 
 
 class TokenIssuer:
-    """Everything in the tokens follows from the arguments, so whoever asks for the same generation gets the same
+    """Everything in the tokens follows from the arguments, so each request for the same generation gets the same
     tokens.
     """
 

@@ -1,7 +1,7 @@
 """Rotation of the keys that sign access tokens: next, active, retired.
 
-The next key is published long before it signs, so that whoever keeps our key set knows it; a retired one verifies
-what it has signed for a day more.
+The next key is published long before it signs, so that clients with a cached key set know it; a retired one
+verifies what it has signed for a day more.
 """
 
 import orjson

@@ -131,7 +131,7 @@ async def verify_second_factor(
     if account is None or account.version != pending.version or account.status != "active" or not account.totp_enabled:
         raise InvalidMfaToken
     known = identity.devices.recognise(device_cookie, pending.email_canonical)
-    # Whoever knows the password gets cookies without a factor, as many as they like.
+    # With the password alone a client can collect any number of cookies that have not passed the factor.
     has_passed = known is not None and (known.version, known.factor_epoch) == (account.version, account.factor_epoch)
     buckets = identity.throttle.code_buckets(
         user_id, device.ip, known.id if known and has_passed else None, is_totp=second_factor.is_totp(code)

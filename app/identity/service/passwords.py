@@ -26,7 +26,7 @@ async def forget(db: Database, identity: Identity, email: str, device: Device, d
     """Has a reset link sent, if there is such an account. Nothing is looked up here, so nothing can be told.
 
     Raises:
-        TooManyAttempts: the network asks too often. Of an address's share nobody is told anything.
+        TooManyAttempts: the network asks too often. An exhausted share of an address stays silent.
     """
     wish = await ask_for_mail(identity, "reset", email, device, device_cookie)
     if wish.is_granted:

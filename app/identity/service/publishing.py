@@ -1,8 +1,8 @@
 """Tells of sessions that had to end for a new one, after the log-in and not within it.
 
 A log-in is one statement, and a job row for the event would make a transaction of it. So the statement marks the
-sessions that it ends where somebody listens, and the marks are turned into job rows a moment later: by the process that
-made them, or, if that has died meanwhile, by any other within a minute.
+sessions that it ends where a webhook subscribes to it, and the marks are turned into job rows a moment later: by the
+process that made them, or, if that has died meanwhile, by any other within a minute.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class SessionEnds:
             async with self._db.transaction("identity.publish_ends") as tx:
                 ends = await claim_unpublished_ends(tx, _AT_A_TIME)
                 if ends:
-                    # Also where nobody seems to listen: this process may know less than the one that marked them.
+                    # Also where no subscriber is known: this process may know less than the one that marked them.
                     await self._listeners.publish_noted(
                         tx,
                         [

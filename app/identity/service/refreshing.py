@@ -206,7 +206,7 @@ def _later(answer: Any) -> Awaitable[Any]:
 
 
 async def _arrive(redis: RedisGateway, token: RefreshToken) -> int | None:
-    """Says that somebody has come with this token; the answer is how many have come by now. None without Redis."""
+    """Counts a request with this token; returns how many there have been, or None without Redis."""
     try:
         arrived = await redis.call(lambda client: _later(client.eval(_ARRIVE, 1, _marker(token), str(_MARKER_TTL_MS))))
     except RedisUnavailable:
@@ -215,7 +215,7 @@ async def _arrive(redis: RedisGateway, token: RefreshToken) -> int | None:
 
 
 async def _let_others_arrive(redis: RedisGateway, token: RefreshToken, arrived: int, quiet: float) -> None:
-    """Returns once nobody else has come with this token for `quiet` seconds."""
+    """Returns once no other request has brought this token for `quiet` seconds."""
     for _ in range(_MAX_QUIET_PERIODS):
         await asyncio.sleep(quiet)
         try:
@@ -235,7 +235,7 @@ async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
 
 
 async def _mark_doubtful(redis: RedisGateway, token: RefreshToken, rotated_at: datetime) -> None:
-    """A rotation of that moment may have taken place, and nobody has got its answer."""
+    """A rotation of that moment may have taken place without an answer to its client."""
     doubt = _doubt_of(rotated_at)
     try:
         await redis.call(

@@ -19,7 +19,7 @@ from app.users import api as users
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What somebody who registers says. `password` is as typed."""
+    """The form of a registration. `password` is as typed."""
 
     email: str
     password: str
@@ -36,7 +36,7 @@ async def register(db: Database, identity: Identity, registration: Registration,
     Raises:
         RegistrationClosed: new accounts are not wanted here.
         WeakPassword: the password is refused.
-        EmailTaken: in `open` mode, somebody has the address.
+        EmailTaken: in `open` mode, another account has the address.
         TooManyAttempts: the network's quota is used up.
     """
     if identity.settings.registration == "closed":

@@ -4,8 +4,8 @@ done.
 A revocation is a row, written in the transaction of its cause. After the commit it is pushed over the bus, and every
 process says that it has it; only then does the request answer. Nets under that, each for the failure of the one above:
 
-- Every process reads new rows twice a second. Whoever is not acknowledged waits that long before it answers.
-- While the bus is down in a process, or nobody knows what it has missed (it was just connected, or the process stood
+- Every process reads new rows twice a second. A process that gets no acknowledgement waits that long before it answers.
+- While the bus is down in a process, or it is unknown what it has missed (it was just connected, or the process stood
   still), none of its requests is trusted without a read of the rows that began after the request came; requests that
   wait at the same time share one read.
 - If Postgres cannot be asked then, the answer is 503, never a guess.

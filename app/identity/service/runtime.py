@@ -126,7 +126,7 @@ def make_identity(
 
 @asynccontextmanager
 async def run_identity(identity: Identity, db: Database, keys: Keys, incarnation: Incarnation) -> AsyncIterator[None]:
-    """Loads keys and revocations and keeps them fresh. Postgres need not be there yet; until then nobody is let in."""
+    """Loads keys and revocations and keeps them fresh. While Postgres is not there yet, every token is refused."""
     loaded = asyncio.Event()
     background = Background()
     is_stale = asyncio.Event()

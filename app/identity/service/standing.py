@@ -45,7 +45,7 @@ async def change_role(
 
     Raises:
         AccountNotFound
-        LastAdmin: nobody would be left to administer.
+        LastAdmin: it is the only administrator.
     """
     async with db.transaction("identity.change_role") as tx:
         admins = await lock_admins(tx)
@@ -114,7 +114,7 @@ async def delete_own(
 
     Raises:
         InvalidCurrentPassword, TooManyAttempts
-        LastAdmin: nobody would be left to administer.
+        LastAdmin: it is the only administrator.
         PreconditionFailed: the profile is in none of `versions`.
     """
     account = await check_current_password(db, identity, actor, current_password)

@@ -39,7 +39,7 @@ from app.kernel.ids import UserId
 from app.kernel.keys import Keys
 from app.kernel.redis import RedisGateway, RedisUnavailable
 
-_attempts_total = Counter("app_identity_attempts", "Attempts to prove who somebody is.", ["outcome"])
+_attempts_total = Counter("app_identity_attempts", "Attempts to prove an identity.", ["outcome"])
 _DAY = 86_400
 _IPV4_PREFIX = 24
 # A /24 may be one office or a whole town: it has the quota of so many addresses.
@@ -96,7 +96,7 @@ class Bucket:
     """`limit` attempts in `window` seconds; beyond them a pause that doubles up to `longest_pause`, or the whole
     window.
 
-    `is_personal`: emptied by a success, because nobody else's attempts are in it.
+    `is_personal`: emptied by a success, because it holds no other user's attempts.
     """
 
     key: str

@@ -132,7 +132,7 @@ class KeyRing:
 
         Raises:
             MalformedToken: it is not one of ours.
-            Unavailable: no key has been read yet, so that nobody can tell.
+            Unavailable: no key has been read yet, so the token cannot be judged.
         """
         if len(token) > _MAX_TOKEN_LENGTH:
             raise MalformedToken

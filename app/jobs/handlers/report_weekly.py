@@ -27,7 +27,7 @@ from app.users.api import export_user, list_weekly_reporters
 
 KIND_WEEKLY = "report.weekly"
 PAGE = 500
-# That of the schedule's reports. The API lets nobody choose a priority, so with the key it tells them from reports that
+# That of the schedule's reports. The API offers no priority, so with the key it tells them from reports that
 # their owner has asked for.
 _PRIORITY = 4
 

@@ -170,7 +170,7 @@ SELECT j.id FROM jobs.jobs AS j WHERE j.id = $1 AND j.run_token = $2 AND j.state
 
 
 async def lock_run(tx: Tx, job_id: UUID, run_token: UUID) -> bool:
-    """Whether this run still owns its job; if so, nobody can take it before `tx` ends."""
+    """Whether this run still owns its job; if so, no other run can take it before `tx` ends."""
     return await tx.fetchval(LOCK_RUN, job_id, run_token) is not None
 
 

@@ -58,7 +58,7 @@ FOR UPDATE SKIP LOCKED
 
 
 async def lock_due_schedules(tx: Tx, now: datetime) -> list[DueSchedule]:
-    """Schedules that nobody else steps on at this moment."""
+    """Schedules that no other worker advances at this moment."""
     return [DueSchedule(**row) for row in await tx.fetch(LOCK_DUE_SCHEDULES, now)]
 
 

@@ -13,7 +13,7 @@ from app.kernel.resources import ResourcesDep
 
 JobReader = Annotated[Principal, Require("jobs:read")]
 JobWriter = Annotated[Principal, Require("jobs:write")]
-# Each of these makes work for others than this process: a job and what it does, a file, somebody else's server.
+# Each of these makes work for others than this process: a job and what it does, a file, a foreign server.
 JobStarter = Annotated[Principal, Require("jobs:write", cost=5)]
 FileReader = Annotated[Principal, Require("jobs:read", cost=2)]
 WebhookSender = Annotated[Principal, Require("webhooks:manage", cost=5)]

@@ -72,7 +72,7 @@ async def list_all_jobs(
     responses=problem_responses(409),
 )
 async def retry_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:
-    """Run anybody's failed or cancelled job again."""
+    """Run a failed or cancelled job of any user again."""
     job = await administration.retry_any_job(
         resources.db, resources.queue, resources.cache, resources.clock, actor_of(principal, device), job_id
     )

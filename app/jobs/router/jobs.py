@@ -186,7 +186,7 @@ async def watch_job(
     another connection goes on where this one ended. It ends too when the caller's token does.
 
     Every event carries the whole of what it is about, and the first ones are a snapshot, so that nothing is missed
-    between two connections. Whoever comes again with the last id of all is answered 204.
+    between two connections. A client that comes again with the last id of all is answered 204.
     """
     principal: Principal = request.scope["principal"]
     seen: Job | None = None

@@ -60,7 +60,7 @@ async def list_all_jobs(
 
 
 async def get_any_job(db: Database, job_id: UUID) -> AdminJob:
-    """Anybody's job. Raises JobNotFound."""
+    """A job of any user. Raises JobNotFound."""
     async with db.read("jobs.get_any") as conn:
         job = await queries.get_any_job(conn, job_id)
     if job is None:
@@ -69,7 +69,7 @@ async def get_any_job(db: Database, job_id: UUID) -> AdminJob:
 
 
 async def list_attempts(db: Database, job_id: UUID) -> list[FailedAttempt]:
-    """The failed runs of anybody's job, oldest first, over all its replays."""
+    """The failed runs of a job of any user, oldest first, over all its replays."""
     async with db.read("jobs.attempts") as conn:
         return await queries.list_attempts(conn, job_id)
 
@@ -93,7 +93,7 @@ async def retry_any_job(db: Database, queue: Queue, cache: Cache, clock: Clock, 
 async def cancel_any_job(
     db: Database, queue: Queue, cache: Cache, clock: Clock, actor: Actor, job_id: UUID
 ) -> AdminJob:
-    """Cancels anybody's job. The trails of the actor and of the job's owner tell.
+    """Cancels a job of any user. The trails of the actor and of the job's owner tell.
 
     Raises:
         TokenRevoked, RoleRequired: the actor is no administrator any more.

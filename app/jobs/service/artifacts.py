@@ -12,7 +12,7 @@ from app.kernel.ids import UserId
 
 
 async def get_artifact(db: Database, job_id: UUID, user_id: UserId, name: str) -> Artifact:
-    """Raises ArtifactNotFound, also for somebody else's job, or ArtifactExpired."""
+    """Raises ArtifactNotFound, also for another user's job, or ArtifactExpired."""
     async with db.read("jobs.artifact") as conn:
         artifact = await queries.get_artifact(conn, job_id, user_id, name)
     if artifact is None:

@@ -1,7 +1,7 @@
 """Writes how runs ended, in batches, and tells the rest of the program which jobs have changed.
 
-Whoever ends a run must hold its run token, so a worker that was frozen or cut off past its lease changes nothing when
-it comes back. While Postgres is away, ends wait in memory and no job fails for it.
+Only the holder of its run token can end a run, so a worker that was frozen or cut off past its lease changes nothing
+when it comes back. While Postgres is away, ends wait in memory and no job fails for it.
 """
 
 import asyncio

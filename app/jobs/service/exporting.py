@@ -203,7 +203,7 @@ class Archive:
         """A member piece by piece."""
         info = ZipInfo(name, self._made_at)
         info.compress_type = ZIP_DEFLATED
-        # Nobody knows yet how long it will be.
+        # Its length is not known yet.
         member = self._zip.open(info, "w", force_zip64=True)
 
         async def write(data: bytes) -> None:

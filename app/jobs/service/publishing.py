@@ -82,7 +82,7 @@ async def publish_job_ends(
 
 
 async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: datetime) -> None:
-    """Publishes events within `tx`. Where nobody listens, this is one look at an index and nothing else."""
+    """Publishes events within `tx`. Without a subscriber this is one look at an index and nothing else."""
     endpoints = await queries.list_matching_endpoints(
         tx, sorted({event.user_id for event in events}), sorted({event.type for event in events})
     )

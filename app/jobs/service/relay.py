@@ -93,7 +93,7 @@ class Relay:
         self._turns = turns
 
     async def run(self) -> None:
-        """Leads whenever nobody else does, for ever."""
+        """Leads whenever no other worker does, for ever."""
         while True:
             try:
                 async with self._db.connect("jobs.relay") as conn:

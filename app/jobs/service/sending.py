@@ -33,7 +33,7 @@ _CONNECT_SECONDS = 5.0
 _TOTAL_SECONDS = 15.0
 _MAX_URL = 2048
 _LONGEST_NUMBER = 9
-# There is no way to the receiver, or none to anybody.
+# There is no route to the receiver, or to any host.
 _NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENOBUFS})
 _HTTPS_PORTS = frozenset({443, 8443})
 # They mean something else in every network, or nothing (RFC 6761, RFC 6762, RFC 8375, and what ICANN keeps free); or

@@ -199,7 +199,7 @@ def _submitted(row: NewJob, done: Enqueued | None) -> Submitted | None:
 
 
 async def get_job(conn: ReadConn, job_id: UUID, user_id: UserId) -> Job:
-    """Raises JobNotFound, also for a job of somebody else."""
+    """Raises JobNotFound, also for a job of another user."""
     job = await queries.get_job(conn, job_id, user_id)
     if job is None:
         raise JobNotFound
@@ -298,7 +298,7 @@ async def _why_not_retried(
 
 
 def announce(tx: Tx, cache: Cache, *changes: Transition) -> None:
-    """After the commit: cached answers are forgotten, and whoever watches one of these jobs looks at it again."""
+    """After the commit: cached answers are forgotten, and requests that watch one of these jobs look again."""
     for change in changes:
         tx.emit(CHANGED_TOPIC, change.id)
         if change.user_id is not None:

@@ -1,7 +1,7 @@
 """The work of an account ends with it, and within the same transaction.
 
 Jobs that were put in before are cancelled by the claim that would have started them, however many there are. What is
-put in afterwards runs: nobody but the program itself can, to tell of the ban or the deletion.
+put in afterwards runs: the program alone does that, to tell of the ban or the deletion.
 """
 
 from functools import partial

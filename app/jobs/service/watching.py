@@ -1,7 +1,7 @@
 """Waiting for a job to change, for long polls and event streams.
 
 Workers publish the ids of changed jobs; an API process wakes the requests that watch them, and each looks at the row
-again. A message is only a hint: whoever waits also looks by itself from time to time, so that nothing depends on
+again. A message is only a hint: each waiting request also looks by itself from time to time, so that nothing depends on
 Redis.
 """
 
@@ -47,7 +47,7 @@ class JobWatch:
         db.on_commit(CHANGED_TOPIC, self.publish)
 
     async def publish(self, job_ids: Sequence[UUID]) -> None:
-        """Wakes whoever watches one of these jobs, in every process."""
+        """Wakes the requests that watch one of these jobs, in every process."""
         unique = dict.fromkeys(job_ids)
         if not unique:
             return

@@ -98,7 +98,7 @@ class CachedAnswer:
 
     def _take_compressed(self, body: bytes | None) -> None:
         if body is None:
-            # From now on nobody tries again. The field `Vary` stays, because others may have tried before.
+            # From now on it is not tried again. The field `Vary` stays, because others may have tried before.
             self._varies = False
             return
         etag = gzip_etag(self.etag)

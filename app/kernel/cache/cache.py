@@ -28,7 +28,7 @@ _MAX_PENDING_TAGS = 10_000
 # Longer than a replica lags behind, and than it takes to see that it has taken over.
 _RECENT_SECONDS = 15.0
 _MAX_RECENT = 2_000
-# What is beyond that ends with its time and is found anew by whoever asks for it.
+# What is beyond that ends with its time and is found anew by the next request for it.
 _MAX_RENEWALS = 16
 _RENEWAL_SECONDS = 10.0
 
@@ -123,7 +123,7 @@ class Cache:
         except RedisUnavailable:
             self._forget_later(tags)
             await self._remote.announce(tags)
-        # Meanwhile somebody may have brought the old answer back from Redis.
+        # Meanwhile another request may have brought the old answer back from Redis.
         self._forget_local(tags)
 
     async def drop(self, user_id: UserId, paths: Sequence[str], tags: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ class Cache:
             if answer is None or not is_kept(wanted.key, answer):
                 return answer
             if found is not None:
-                # Nobody waits for Redis to take it.
+                # No request waits for Redis to take it.
                 self._remote.store(wanted, found.versions, answer)
         if self._settings.enabled and self._bus.is_connected:
             self._local.keep(wanted.key, wanted.tags, mark, answer, fill if renewable else None)
@@ -162,7 +162,7 @@ class Cache:
             self._background.spawn(self._renew_now(key, tags, refill))
 
     async def _renew_now(self, key: str, tags: tuple[str, ...], refill: Fill) -> None:
-        """As if somebody asked who does not find it in memory; a write meanwhile counts for it just the same."""
+        """Refreshes the entry like a cache miss; concurrent writes invalidate it the same way."""
         try:
             async with asyncio.timeout(_RENEWAL_SECONDS):
                 await self.get_or_fill(key, tags, refill, renewable=True)

@@ -36,9 +36,9 @@ _MAX_FORGETS = 500
 
 # In all scripts KEYS are, for each entry, its key and those of its tags.
 #
-# Gives a tag without a version a new one before the database is read. Were it left without, nobody could tell
-# afterwards a tag that never had one from a tag that was forgotten and then lost: an entry counts only while Redis has
-# held all of its tags. ARGV are the new version, the time to live of tags, and for each entry the number of its tags.
+# Gives a tag without a version a new one before the database is read. Without that, a tag that never had a version
+# would look like one that was forgotten and then lost: an entry counts only while Redis has held all of its tags.
+# ARGV are the new version, the time to live of tags, and for each entry the number of its tags.
 _LOOK_UP_SCRIPT = """
 local values = redis.call('MGET', unpack(KEYS))
 local key = 1
@@ -133,7 +133,7 @@ class RemoteCache:
         return found
 
     def store(self, wanted: Wanted, versions: tuple[bytes, ...], answer: CachedAnswer) -> None:
-        """Stores `answer` soon, if the tags still have these versions then. Nobody waits for it."""
+        """Stores `answer` soon, if the tags still have these versions then. No request waits for it."""
         if len(self._stores) < _MAX_WAITING_STORES and self._waiting_bytes < _MAX_WAITING_BYTES:
             self._stores.append((wanted, versions, answer))
             self._waiting_bytes += answer.size

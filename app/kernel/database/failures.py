@@ -55,7 +55,7 @@ class StatementTimeout(DatabaseUnavailable):
 
 
 class SessionLost(DatabaseUnavailable):
-    """The connection broke: nobody knows whether the last statement, or the commit, was carried out."""
+    """The connection broke: it is unknown whether the last statement, or the commit, was carried out."""
 
 
 class PoolExhausted(Unavailable):
@@ -118,7 +118,7 @@ def translate(error: Exception) -> Exception:  # noqa: PLR0911 - a table, read f
 
 
 def outside_cause(error: BaseException) -> str | None:
-    """What is wrong with the server, the way to it or its schema, for whoever runs a command; None: nothing is."""
+    """What is wrong with the server, the way to it or its schema, as a command tells it; None: nothing is."""
     # SQLAlchemy, under which migrations run, wraps what the driver raises.
     while not isinstance(error, asyncpg.PostgresError) and error.__cause__ is not None:
         error = error.__cause__

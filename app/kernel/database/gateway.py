@@ -25,7 +25,7 @@ _pool_connections = Gauge(
     "app_database_pool_connections", "Connections of the pool.", ["state"], multiprocess_mode="livesum"
 )
 _EXPIRY_SECONDS = 0.1
-# As SET LOCAL. Between two pieces it is whoever takes them that needs the time: a slow file store, for instance.
+# As SET LOCAL. Between two pieces the consumer needs the time: a slow file store, for instance.
 _SNAPSHOT_TIMEOUTS = """
 SELECT set_config(name, wanted.value, true)
   FROM (VALUES ('statement_timeout', '0'), ('idle_in_transaction_session_timeout', '15min'),
@@ -84,7 +84,7 @@ class Database:
         self._handlers[topic] = handler
 
     def bind_positions(self, positions: Positions) -> None:
-        """Without it no replica is ever used, because nobody knows what it has to have replayed."""
+        """Without it no replica is ever used, because it is unknown what it has to have replayed."""
         if self._replicas is not None:
             self._replicas.positions = positions
 
@@ -107,7 +107,7 @@ class Database:
     async def statement(self, unit: str) -> AsyncIterator[Tx]:
         """A unit of exactly one statement, which Postgres makes atomic without BEGIN and COMMIT.
 
-        Register what follows the commit before the statement: if its answer is lost, nobody knows whether it took
+        Register what follows the commit before the statement: if its answer is lost, it is unknown whether it took
         place, and the work is done to be on the safe side.
         """
         tx: Tx | None = None
@@ -265,7 +265,7 @@ class Database:
         self._background.spawn(self._follow_up(tx) if tx.has_committed else self._settle_unknown(tx))
 
     async def _settle_unknown(self, tx: Tx) -> None:
-        """Nobody knows whether a cut-off commit took place; forgetting and ringing once too often does no harm."""
+        """It is unknown whether a cut-off commit took place; forgetting and ringing once too often does no harm."""
         await self._follow_up(tx)
         await self._stalls.over()
         # The server may have been at work on it until now.

@@ -108,7 +108,7 @@ class Loan:
         _unit_seconds.labels(self._unit).observe(perf_counter() - self._acquired_at)
 
     def discard(self) -> None:
-        """Drops the connection, because nobody knows what would come out of it next."""
+        """Drops the connection, because its next answer could belong to an earlier statement."""
         if self.connection is not None:
             _terminate(self.connection)
 

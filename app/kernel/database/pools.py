@@ -96,7 +96,7 @@ class Hosts:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._hosts = _hosts_of(dsn)
-        # The one that made the last connection, and those that have said nothing since somebody waited for them.
+        # The one that made the last connection, and those that have said nothing since a request waited for them.
         self._preferred = 0
         self._silent: set[int] = set()
 
@@ -188,7 +188,7 @@ class Pool:
 
     def expire(self) -> None:
         """No connection that there is now will be lent again."""
-        # asyncpg's is a coroutine that never waits, and whoever comes next must not be faster.
+        # asyncpg's is a coroutine that never waits, and the next caller must not be faster.
         with suppress(StopIteration):
             self._pool.expire_connections().send(None)
         # Otherwise asyncpg bids each farewell when it is next due, and waits for an answer.
@@ -264,7 +264,7 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
 
 def _notice_loss(connection: Any, seconds: float) -> None:
     """Breaks the connection if what is sent on it is not acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482)."""
-    way: socket.socket = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg shows it to nobody.
+    way: socket.socket = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no public name for it.
     if way.family == socket.AF_UNIX or not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
     # It may be lost already, which its first use tells; uvloop says so with the one, asyncio with the other.

@@ -50,7 +50,7 @@ class Stalls:
             raise DatabaseUnavailable(self._refusal)
 
     def suspect(self) -> None:
-        """A commit got no answer in time: nobody else begins one before the server has been asked."""
+        """A commit got no answer in time: no other commit begins before the server has been asked."""
         if self._refusal is None:
             self._refusal = _UNANSWERED
         self._watch()
@@ -82,7 +82,7 @@ class Stalls:
         try:
             waiting = await self._ask(COUNT_WAITING)
         except Unavailable:
-            # Nobody to ask: it stays as it is.
+            # There is no server to ask: it stays as it is.
             return self._refusal is None
         if waiting and self._refusal != _UNCONFIRMED:
             _logger.error("commits wait for a standby", waiting=waiting)

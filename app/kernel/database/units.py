@@ -217,7 +217,7 @@ class CopyConn(ReadConn):
         loop = asyncio.get_running_loop()
 
         async def pass_on(piece: bytes) -> None:
-            # Whoever takes it may be slow; only Postgres is waited for in vain.
+            # The consumer may be slow; only a wait for Postgres is bounded.
             watch.reschedule(None)
             await output(piece)
             watch.reschedule(loop.time() + self._patience)

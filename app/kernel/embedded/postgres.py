@@ -40,7 +40,7 @@ THROWAWAY_POSTGRES: Mapping[str, str] = MappingProxyType(
         "max_wal_size": "4GB",
     }
 )
-"""For tests and benchmarks whose data nobody wants back. A killed server still keeps what it has committed, because the
+"""For tests and benchmarks whose data are thrown away. A killed server still keeps what it has committed, because the
 system's memory outlives it; tests that kill it rely on that."""
 
 _ALWAYS = {
@@ -133,7 +133,7 @@ class EmbeddedPostgres:
             time.sleep(0.01)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop the server, whoever started it; no error if none runs. Escalates after 6 s."""
+        """Stop the server, whichever process started it; no error if none runs. Escalates after 6 s."""
         pid = self.pid()
         if pid is None and self._launched is not None and is_running(self._launched):
             # It has not written its number yet.

@@ -41,7 +41,7 @@ class ServerUser:
 
 
 def server_user(data_dir: Path, programs: Iterable[Path]) -> ServerUser | None:
-    """The user for a server that owns `data_dir` and runs `programs`; None means: as whoever we are."""
+    """The user for a server that owns `data_dir` and runs `programs`; None means: as this process."""
     if os.geteuid() != 0:
         return None
     uid, gid = _nobody()
@@ -53,10 +53,10 @@ def server_user(data_dir: Path, programs: Iterable[Path]) -> ServerUser | None:
 
 
 def make_private_dir(path: Path, user: ServerUser | None) -> None:
-    """Create a folder of mode 700 for the server, or check that an existing one is nobody else's.
+    """Create a folder of mode 700 for the server, or check that an existing one belongs to no other user.
 
     Raises PermissionError if the folder is a link or belongs to another user: below a shared temporary folder
-    that would be somebody waiting for our sockets.
+    it could be a trap for our sockets.
     """
     uid = os.geteuid() if user is None else user.uid
     try:
@@ -64,7 +64,7 @@ def make_private_dir(path: Path, user: ServerUser | None) -> None:
     except FileExistsError:
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {uid, os.geteuid()}:
-            raise PermissionError(f"{path} exists and belongs to somebody else") from None
+            raise PermissionError(f"{path} exists and belongs to another user") from None
         if stat.S_IMODE(found.st_mode) & 0o077:
             path.chmod(0o700)
     if user is not None:

@@ -54,7 +54,7 @@ def spawn(
             process = start() if die_with_parent is None else _starter.submit(start).result()
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedServerError(f"cannot start {command[0]}{_as_whom(user)}: {error}") from error
-    # From here on the process is known by its number alone: whoever leaves last stops it, which may be
+    # From here on the process is known by its number alone: the last process to leave stops it, which may be
     # another process. A set return code keeps Popen from complaining when it is collected.
     process.returncode = 0
     return process.pid
@@ -72,7 +72,7 @@ def run_to_end(command: Sequence[str | Path], *, user: ServerUser | None, stdin:
             cwd="/",
             env=server_environment(),
             timeout=120,
-            # Out of reach of a Ctrl-C in the terminal: whoever called us decides what that means.
+            # Out of reach of a Ctrl-C in the terminal: the caller decides what that means.
             start_new_session=True,
             preexec_fn=become(user),
         )

@@ -112,7 +112,7 @@ def stop_servers(data_dir: Path, progress: Progress = lambda _line: None) -> Non
 
 
 def keep(data_dir: Path) -> None:
-    """What the keeper process does: stop the servers once nobody uses them any more."""
+    """What the keeper process does: stop the servers once no process uses them any more."""
     in_use = _open_lock(data_dir / "lock")
     change = _open_lock(data_dir / "run" / "change.lock")
     while (data_dir / "run").is_dir():
@@ -182,7 +182,7 @@ def _start_keeper(data_dir: Path) -> None:
     finally:
         os.close(lock)
     (data_dir / "run" / "keeper.pid").write_text(str(keeper.pid), encoding="ascii")
-    # Its end is nobody's business here; a set return code keeps Popen from complaining when it is collected.
+    # Its end does not matter here; a set return code keeps Popen from complaining when it is collected.
     keeper.returncode = 0
 
 

@@ -108,7 +108,7 @@ class EmbeddedValkey:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stop the server, whoever started it, after it wrote its files; no error if none runs."""
+        """Stop the server, whichever process started it, after it wrote its files; no error if none runs."""
         pid = self.pid()
         if pid is not None:
             _stop(pid)
@@ -138,7 +138,7 @@ class EmbeddedValkey:
         return f"unix://{self.socket_path}?db={database}"
 
     def _ask(self, command: bytes) -> str:
-        """One inline command; '' if nobody answers, or not in time."""
+        """One inline command; '' if no server answers, or not in time."""
         path = self.socket_path
         with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_PROBE_SECONDS)

@@ -78,7 +78,7 @@ class Preconditions:
         return self.if_match is not None or self.if_none_match is not None
 
     def check(self, etag: bytes) -> None:
-        """Lets a target pass that has this tag now; to be called where nobody can change it any more.
+        """Lets a target pass that has this tag now; to be called where it can no longer change.
 
         Raises:
             PreconditionFailed

@@ -12,7 +12,7 @@ _QUALITY = re.compile(r"q\s*=\s*([01](?:\.\d{0,3})?)", re.ASCII)
 
 
 def asked_to_wait(scope: Scope) -> int:
-    """The seconds of `Prefer: wait=N`, at most 30; 0 where nobody asks, or in words that make no sense.
+    """The seconds of `Prefer: wait=N`, at most 30; 0 without one, or in words that make no sense.
 
     Asked by all who let a request wait, give it a place meanwhile, or bound its time, so that they mean the same.
     """

@@ -1,4 +1,4 @@
-"""Errors as problems (RFC 9457), whoever raised them."""
+"""Errors as problems (RFC 9457), whatever raised them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def problem_response(error: AppError) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Makes every answer of status 400 and above a problem (RFC 9457), whoever raised it."""
+    """Makes every answer of status 400 and above a problem (RFC 9457), whatever raised it."""
 
     async def on_error(request: Request, error: Exception) -> Response:
         return answer_to(app, request, error)

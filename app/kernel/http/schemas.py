@@ -103,7 +103,7 @@ Email = Annotated[
 
 
 def _refuse_loose_numbers(value: Any) -> Any:
-    """What Python reads as a number, but nobody writes into an address: spaces, signs, underscores."""
+    """What Python reads as a number, but that no client writes into an address: spaces, signs, underscores."""
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
         raise PydanticCustomError("invalid_number", "Not a whole number.")
     return value

@@ -148,7 +148,7 @@ class TimedRequest:
                 self._kept = deque()
             self._kept.append(message)
             if len(self._kept) == _MOST_KEPT:
-                # A body that nobody reads must not fill the memory; its sender is not watched then.
+                # A body that is not read must not fill the memory; its sender is not watched then.
                 return
         self._is_gone = True
         if self.on_gone is not None:

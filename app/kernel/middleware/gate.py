@@ -17,7 +17,7 @@ _rejected = Counter("app_admission_rejected", "Refused requests.", ["class", "re
 
 # Above so many times the usual latency there are too many requests inside.
 _TOLERANCE = 1.25
-# Up to this times the tolerance nobody minds, however much quicker a single request would be.
+# Up to this multiple of the tolerance is harmless, however much quicker a single request would be.
 _PROMPT_SECONDS = 0.01
 _WINDOW_SECONDS = 0.1
 _WINDOW_SAMPLES = 10

@@ -1,5 +1,5 @@
-"""Problems of the OAuth endpoints in OAuth's form (RFC 6749, section 5.2), whoever raised them: a layer, the form, the
-framework or the route.
+"""Problems of the OAuth endpoints in OAuth's form (RFC 6749, section 5.2), whether a layer, the form, the framework or
+the route raised them.
 
 A client library reads `error` of any answer that is not 200, and takes an answer without it for a token.
 """

@@ -1,4 +1,4 @@
-"""Charges each request to its caller's quota, or to its network's where nobody has proved who calls."""
+"""Charges each request to its caller's quota, or to its network's before the caller is known."""
 
 from collections.abc import Collection
 
@@ -13,7 +13,7 @@ from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
 from app.kernel.settings import HttpSettings
 from app.kernel.telemetry import request_id_var
 
-# An operator's probes must not compete with whoever shares their network.
+# An operator's probes must not compete with other clients of their network.
 UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})
 _PLACE_OF_ID = "the-id-of-the-request"
 
@@ -40,7 +40,7 @@ class NetworkQuota:
         return False
 
     def give_back(self, scope: Scope) -> None:
-        """The request has proved to be somebody's, whose quota it is charged to instead."""
+        """The caller is known now, and its quota is charged instead."""
         bucket: Bucket = scope.pop("quota")
         bucket.tokens += scope.pop("paid")
 

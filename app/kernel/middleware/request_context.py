@@ -145,7 +145,7 @@ class RequestContext:
             _disconnects.inc()
             raise
         except ClientDisconnect:
-            # The framework may have answered 500, which nobody is there to read.
+            # The framework may have answered 500, which no client is there to read.
             exchange.status = _CLIENT_CLOSED_REQUEST
             _disconnects.inc()
         except AppError as error:
@@ -161,7 +161,7 @@ class RequestContext:
     async def _answer_head(
         self, scope: Scope, receive: Receive, exchange: "_Exchange", is_answered: asyncio.Event
     ) -> None:
-        """Runs the application until the answer's head is out; a stream would go on behind it for nobody."""
+        """Runs the application until the answer's head is out; a stream would go on behind it without a reader."""
         work = asyncio.ensure_future(self._app(scope, receive, exchange.send))
         answered = asyncio.ensure_future(is_answered.wait())
         try:

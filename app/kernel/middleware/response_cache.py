@@ -199,7 +199,7 @@ async def _chosen_in_time(answer: CachedAnswer, found: Mapping[bytes, bytes]) ->
 
 
 class _Uncached:
-    """The answer to a write: nobody keeps it, unless the route says otherwise."""
+    """The answer to a write: no cache keeps it, unless the route says otherwise."""
 
     __slots__ = ("_send",)
 

@@ -206,7 +206,7 @@ class Consumer(Worker):
         return [(keys[index - 1], job_id, hidden_until) for index, job_id in zip(flat[::2], flat[1::2], strict=True)]
 
     async def _show(self, claimed: list[tuple[str, bytes, int]], *, after_ms: int) -> None:
-        """Gives ids back that nobody has decided about; without this they would come back by themselves, but later."""
+        """Gives ids back whose jobs are undecided; without this they would come back by themselves, but later."""
         if claimed:
             keys = [key for key, _, _ in claimed]
             args = [value for _, job_id, score in claimed for value in (job_id, score)]

@@ -84,7 +84,7 @@ class Runner:
         """How many jobs of each lane may start now, in the order in which the lanes are to be served."""
         kept = {lane: max(0, share.floor - self._running[lane]) for lane, share in self.lanes.items()}
         wants: dict[str, int] = {}
-        # Drawn by weight; nobody gains by guessing the order.
+        # Drawn by weight; guessing the order gains nothing.
         for lane in sorted(self.lanes, key=lambda name: -(random.random() ** (1 / self.lanes[name].weight))):  # noqa: S311 - a fair draw, not a secret
             if lane in self.paused:
                 continue
@@ -121,7 +121,7 @@ class Runner:
             self._bells.remove(bell)
 
     def wake(self) -> None:
-        """Wakes all, in random order: a freed slot goes to whoever is first, and that must not always be the same."""
+        """Wakes all, in random order: a freed slot goes to the first to wake, and that must not always be the same."""
         for bell in random.sample(self._bells, len(self._bells)):
             bell.set()
 

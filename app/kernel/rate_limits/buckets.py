@@ -12,10 +12,10 @@ from app.kernel.errors import TooManyRequests
 # A lease lasts about so many seconds at the rate of the moment; the next is asked for when a quarter of it is left.
 _LEASE_SECONDS = 2.0
 _LOW_SHARE = 0.25
-# Of the quota: the first units of somebody new are not asked for one by one, and nobody leases more than the tenth.
+# Of the quota: the first units of a new caller are not asked for one by one, and no caller leases more than the tenth.
 _CREDIT_SHARE = 0.01
 _LARGEST_LEASE_SHARE = 0.1
-# Nobody is told to come back sooner than in a second, so there is no sense in asking Redis sooner.
+# No client is told to come back sooner than in a second, so there is no sense in asking Redis sooner.
 _SHORTEST_REFUSAL = 1.0
 # What is used of this share of what comes back meanwhile is not worth telling Redis.
 _NEGLIGIBLE_SHARE = 0.02
@@ -149,7 +149,7 @@ class Bucket:
         rate = used / max(now - self._since, _SHORTEST_MEASURE)
         want = max(rate * _LEASE_SECONDS, policy.credit, 1.0)
         want = min(want, policy.quota * _LARGEST_LEASE_SHARE) + self.queued
-        # Whole units: of two fractions neither serves anybody.
+        # Whole units: two fractions would serve no request.
         need = max(0, ceil(self.needed - self.tokens)) if self.needed else 0
         self.needed = self.queued = 0.0
         self.low = 0.0

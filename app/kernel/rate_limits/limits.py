@@ -94,7 +94,7 @@ class RateLimits:
                 async with asyncio.timeout(self._longest_wait):
                     await answered.wait()
             except TimeoutError:
-                # Redis hangs. The caller pays as soon as somebody keeps the accounts again.
+                # Redis hangs. The caller pays as soon as Redis answers again.
                 break
         bucket.tokens -= cost
         if bucket.tokens < bucket.low:

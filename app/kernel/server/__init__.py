@@ -75,7 +75,7 @@ def serve(
     if reload_dir is not None:
         ChangeReload(config, target=Server(config).run, sockets=[listener]).run()
         return
-    # Until there is somebody who handles it.
+    # Until a handler is installed.
     signal.signal(RETIRE, signal.SIG_IGN)
     with offered(listener, host, port, _retire):
         run = _serve_together if workers > 1 else _serve_alone
@@ -127,7 +127,7 @@ def _retire() -> None:
 
 
 def _nothing() -> None:
-    """Nobody waits for us to start."""
+    """No other process waits for this one to start."""
 
 
 def _within_file_limit(connections: ConnectionSettings, *, is_reloading: bool) -> ConnectionSettings:
@@ -144,7 +144,7 @@ def _within_file_limit(connections: ConnectionSettings, *, is_reloading: bool) -
 
 @contextmanager
 def _metrics_dir() -> Iterator[None]:
-    """Where several processes add up their metrics, unless whoever started us gave a folder."""
+    """Where several processes add up their metrics, unless the environment names a folder."""
     if os.environ.get(_METRICS_DIR):
         yield
         return

@@ -1,6 +1,6 @@
 """Several server processes behind one listening socket, which belongs to the process above them.
 
-So connections that nobody has accepted yet survive each of the processes. SIGHUP replaces them one by one, each only
+So connections that are not accepted yet survive each of the processes. SIGHUP replaces them one by one, each only
 when its successor answers; new ones read the code and the environment's `.env` anew.
 """
 
@@ -101,7 +101,7 @@ class Group(Multiprocess):
             self.keep_subprocess_alive()
         number = RETIRE if RETIRE in self.signal_queue else signal.SIGTERM
         for listener in self.sockets:
-            # From now on the processes alone decide how long there is somebody who listens.
+            # From now on the processes alone decide how long the port is open.
             listener.close()
         for process in self.processes:
             process.tell(number)
@@ -182,7 +182,7 @@ class Group(Multiprocess):
         return self.config.grace + LAST_SECONDS + 1
 
     def _wait(self, is_met: Callable[[], bool], seconds: float) -> None:
-        """Until it is so, time is up, or somebody wants all of this to stop."""
+        """Until it is so, time is up, or the group is asked to stop."""
         deadline = time.monotonic() + seconds
         stops = {signal.SIGTERM, signal.SIGINT, RETIRE}
         while not is_met() and time.monotonic() < deadline and stops.isdisjoint(self.signal_queue):

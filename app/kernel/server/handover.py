@@ -1,5 +1,5 @@
-"""A new server takes over the listening socket of the old one, so that not even connections that nobody has accepted
-are lost.
+"""A new server takes over the listening socket of the old one, so that even connections that are not accepted yet
+survive.
 
 The old one offers it on a Unix socket of the kernel's name space to processes of the same user (`unix(7)`, SCM_RIGHTS)
 and retires when the new one says that it serves.
@@ -22,7 +22,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def take_over(host: str, port: int) -> tuple[socket.socket, Callable[[], None]] | None:
-    """The listening socket of whoever serves there, and what to call once we do; None if nobody offers it."""
+    """The listening socket of the server that runs there, and what to call once we serve; None if none is offered."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_ANSWER_SECONDS)
     try:
