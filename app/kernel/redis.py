@@ -21,9 +21,10 @@ from app.kernel.settings import RedisSettings
 
 T = TypeVar("T")
 
-# What redis-py raises when the server is ill or gone. The last one is uvloop's, where the connection was lost before a
+# What redis-py raises when the server is ill or gone. RuntimeError is uvloop's, where the connection was lost before a
 # command was written to it.
-LOST_ERRORS = (RedisError, OSError, TimeoutError, RuntimeError)
+# AttributeError is that of asyncio's own loop since Python 3.12, where the transport was closed meanwhile.
+LOST_ERRORS = (RedisError, OSError, TimeoutError, RuntimeError, AttributeError)
 _MEMORY_SECONDS = 2.0
 
 _calls_total = Counter("app_redis_calls", "Round trips to Redis.", ["outcome"])

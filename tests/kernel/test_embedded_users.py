@@ -88,7 +88,13 @@ def test_an_ordinary_user_needs_nothing() -> None:
         done = subprocess.run(
             [_python_for_everybody(home), "-c", program],
             cwd=home,
-            env={"PATH": os.defpath, "HOME": str(home), "PYTHONPATH": f"{home}:{home}/packages"},
+            env={
+                "PATH": os.defpath,
+                "HOME": str(home),
+                "PYTHONPATH": f"{home}:{home}/packages",
+                # A copied interpreter may have the original's folder of libraries written into it.
+                "LD_LIBRARY_PATH": f"{home}/python/lib",
+            },
             capture_output=True,
             text=True,
             check=False,
