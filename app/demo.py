@@ -73,7 +73,7 @@ async def _add_events(clock: Clock, tx: Tx, user_id: UserId) -> None:
 
 def _invented_events(now: datetime) -> Iterator[users.NewEvent]:
     """The same for everybody and every time, but for the present day."""
-    chance = random.Random(42)  # noqa: S311 - demo data
+    chance = random.Random(42)  # noqa: S311 - the same demo data each time, and no secret
     moments = sorted(chance.uniform(0, _DAYS * 86_400) for _ in range(_EVENTS))
     for seconds in reversed(moments):
         properties = f'{{"path": "/documents/{chance.randint(1, 400)}", "ms": {chance.randint(5, 900)}}}'

@@ -22,7 +22,7 @@ class Budget:
     by_cpu: float | None = None
     spread: float | None = None
     note: str = ""
-    # Shown beside the others and judged by nobody.
+    # Shown beside the others, and not judged.
     is_extra: bool = False
 
     @property

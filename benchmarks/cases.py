@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
     "GET /v1/users/{user_id}": _one("GET", "/v1/users/{user}"),
     "POST /v1/events": _one("POST", "/v1/events", _batch, 1 + (_BATCH - 1) * _EVENT),
     "POST /v1/auth/login": _stranger(
-        "POST", "/v1/auth/login", {"email": "nobody{n}@example.com", "password": "x" * 100}, _HASH
+        "POST", "/v1/auth/login", {"email": "unknown{n}@example.com", "password": "x" * 100}, _HASH
     ),
     "POST /v1/auth/mfa/verify": _stranger("POST", "/v1/auth/mfa/verify", {"mfa_token": "a" * 400, "code": "123456"}),
     "POST /v1/auth/refresh": _stranger("POST", "/v1/auth/refresh", {"refresh_token": "rt_{n}" + "a" * 40}),
@@ -188,7 +188,7 @@ CASES: dict[str, Case] = {
     "DELETE /v1/auth/sessions/{session_id}": _one("DELETE", "/v1/auth/sessions/{unknown}"),
     "GET /v1/auth/security-events": _many("/v1/auth/security-events?limit=100"),
     "POST /v1/auth/token": _form(
-        "/v1/auth/token", "grant_type=password&username=nobody{n}@example.com&password=x", _HASH
+        "/v1/auth/token", "grant_type=password&username=unknown{n}@example.com&password=x", _HASH
     ),
     "POST /v1/auth/introspect": Case(
         lambda s: [
@@ -204,12 +204,12 @@ CASES: dict[str, Case] = {
         "POST", "/v1/auth/register", {"email": "new{n}@example.com", "password": PASSWORD}, _HASH
     ),
     "POST /v1/auth/email/verify": _stranger("POST", "/v1/auth/email/verify", {"token": "{n}" + "a" * 40}),
-    "POST /v1/auth/email/resend": _stranger("POST", "/v1/auth/email/resend", {"email": "nobody{n}@example.com"}),
+    "POST /v1/auth/email/resend": _stranger("POST", "/v1/auth/email/resend", {"email": "unknown{n}@example.com"}),
     "POST /v1/auth/email/change": _one(
         "POST", "/v1/auth/email/change", _secret | {"new_email": "b@example.com"}, _HASH
     ),
     "POST /v1/auth/email/confirm": _stranger("POST", "/v1/auth/email/confirm", {"token": "{n}" + "a" * 40}),
-    "POST /v1/auth/password/forgot": _stranger("POST", "/v1/auth/password/forgot", {"email": "nobody{n}@example.com"}),
+    "POST /v1/auth/password/forgot": _stranger("POST", "/v1/auth/password/forgot", {"email": "unknown{n}@example.com"}),
     "POST /v1/auth/password/reset": _stranger(
         "POST", "/v1/auth/password/reset", {"token": "{n}" + "a" * 40, "new_password": PASSWORD}, _HASH
     ),
@@ -281,7 +281,7 @@ CASES: dict[str, Case] = {
     "GET /v1/admin/jobs": _admin("GET", "/v1/admin/jobs?limit=100"),
     "POST /v1/admin/jobs/{job_id}/retry": _admin("POST", "/v1/admin/jobs/{unknown}/retry"),
     "POST /v1/admin/mail/suppressions/lift": _admin(
-        "POST", "/v1/admin/mail/suppressions/lift", {"email": "nobody@example.com"}
+        "POST", "/v1/admin/mail/suppressions/lift", {"email": "unknown@example.com"}
     ),
     "GET /verify-email": _stranger("GET", "/verify-email?token=x"),
     "GET /change-email": _stranger("GET", "/change-email?token=x"),

@@ -176,7 +176,7 @@ async def open_loop(
 async def open_loop_until(
     over: asyncio.Event, port: int, requests: Sequence[bytes], rate: float, connections: int
 ) -> Outcome:
-    """One second of `open_loop` after the other, until somebody knows that it is over."""
+    """One second of `open_loop` after the other, until the caller ends it."""
     total = Outcome()
     runs: list[asyncio.Task[Outcome]] = []
     loop = asyncio.get_running_loop()
@@ -221,7 +221,7 @@ class _Crowd:
             self.waiting += 1
 
     async def leave(self, count: int) -> None:
-        """Answers on their way count; nobody waits long for them."""
+        """Answers on their way count, and are not waited for long."""
         self.waiting = 0
         for _ in range(100):
             if len(self._idle) + self._lost >= count:

@@ -114,7 +114,7 @@ async def _wrk(wrk: str, port: int, requests: Sequence[bytes], seconds: float, c
 
 
 async def settled(service: Service) -> None:
-    """Waits until nobody has a place any more: those whose client has gone may still be worked on."""
+    """Waits until no request holds a slot any more: those whose client has gone may still be worked on."""
     for _ in range(200):
         metrics = (await ask(service.port, request("GET", "/metrics")))[1].decode()
         inside = [line for line in metrics.splitlines() if line.startswith("app_admission_inflight{")]

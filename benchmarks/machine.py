@@ -33,7 +33,7 @@ POSTGRES = {
     "shared_buffers": "512MB",
     "checkpoint_timeout": "30min",
     "max_wal_size": "8GB",
-    # Nobody else's statements may push out those that are counted.
+    # Statements of other programs must not push out those that are counted.
     "pg_stat_statements.max": "10000",
 }
 

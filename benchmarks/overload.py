@@ -1,7 +1,7 @@
 """`python -m benchmarks.overload [--quick]`: two, five and ten times what one process can do, and what becomes of it.
 
 Writes docs/benchmarks/overload.md. Requests fall due whether or not answers come, over 2,000 connections that stand
-before the first of them; meanwhile somebody asks for `/livez`; afterwards a closed loop shows when all is as before.
+before the first of them; meanwhile a probe asks for `/livez`; afterwards a closed loop shows when all is as before.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ async def recovery(service: Service, requests: Sequence[bytes], normal: Sample) 
 
 
 class Fresh(Sequence[bytes]):
-    """Requests that nobody has made before, whichever place is looked at and however often."""
+    """Requests that were never made before, whichever place is looked at and however often."""
 
     def __init__(self, make: Callable[[int], bytes]) -> None:
         self._make = make

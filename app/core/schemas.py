@@ -7,12 +7,10 @@ from typing_extensions import TypeAliasType
 
 from app.jobs.api import COUNTED_AT_MOST, JobState
 from app.kernel.field_codes import FieldErrorCode
-from app.kernel.http import CreatedAt, Id, ProblemCode, Schema, Timestamp, example
-from app.users.api import EventAnswer, PreferencesAnswer, UserAnswer
+from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, ProblemCode, Schema, Timestamp, example
+from app.users.api import EXAMPLE_EVENT, EXAMPLE_PREFERENCES, EXAMPLE_USER, EventAnswer, PreferencesAnswer, UserAnswer
 
 HealthState = TypeAliasType("HealthState", Literal["ok", "degraded", "failing"])
-_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
-_EXAMPLE_TIME = "2026-01-31T12:00:00.000000Z"
 
 
 class RecentJob(Schema):
@@ -42,34 +40,9 @@ class OverviewView(
     Schema,
     json_schema_extra=example(
         {
-            "user": {
-                "id": _EXAMPLE_ID,
-                "email": "ada@example.com",
-                "email_verified": True,
-                "display_name": "Ada",
-                "bio": None,
-                "avatar_url": None,
-                "locale": "en",
-                "timezone": "Europe/London",
-                "created_at": _EXAMPLE_TIME,
-                "updated_at": _EXAMPLE_TIME,
-            },
-            "preferences": {
-                "theme": "dark",
-                "language": "en-GB",
-                "email_notifications": True,
-                "weekly_report": False,
-                "extra": {},
-            },
-            "recent_events": [
-                {
-                    "id": _EXAMPLE_ID,
-                    "kind": "page.viewed",
-                    "occurred_at": _EXAMPLE_TIME,
-                    "properties": {"path": "/pricing"},
-                    "created_at": _EXAMPLE_TIME,
-                }
-            ],
+            "user": EXAMPLE_USER,
+            "preferences": EXAMPLE_PREFERENCES,
+            "recent_events": [EXAMPLE_EVENT],
             "jobs": {
                 "queued": 0,
                 "running": 1,
@@ -77,10 +50,10 @@ class OverviewView(
                 "failed": 0,
                 "recent": [
                     {
-                        "id": _EXAMPLE_ID,
+                        "id": EXAMPLE_ID,
                         "kind": "export.events",
                         "state": "running",
-                        "created_at": _EXAMPLE_TIME,
+                        "created_at": EXAMPLE_TIME,
                         "finished_at": None,
                     }
                 ],

@@ -7,9 +7,21 @@ from typing_extensions import TypeAliasType
 
 from app.identity.records import AccountStatus
 from app.kernel.auth import Role
-from app.kernel.http import CreatedAt, Email, EmailText, Id, NextCursor, PageQuery, Schema, Timestamp, example
+from app.kernel.http import (
+    EXAMPLE_ID,
+    EXAMPLE_TIME,
+    CreatedAt,
+    Email,
+    EmailText,
+    Id,
+    NextCursor,
+    PageQuery,
+    Schema,
+    Timestamp,
+    example,
+)
 from app.kernel.text import VisibleLine, VisibleText
-from app.users.api import DisplayName, Locale, Timezone, UserAnswer
+from app.users.api import EXAMPLE_USER, DisplayName, Locale, Timezone, UserAnswer
 
 MAX_SENT_PASSWORD = 1024
 
@@ -35,20 +47,6 @@ Scope = TypeAliasType(
 )
 SecondFactorMethod = TypeAliasType("SecondFactorMethod", Literal["totp", "recovery_code"])
 DeviceName = Annotated[str, VisibleLine(100), Field(examples=["Ada's laptop"])]
-_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
-_EXAMPLE_TIME = "2026-01-31T12:00:00.000000Z"
-_EXAMPLE_USER = {
-    "id": _EXAMPLE_ID,
-    "email": "ada@example.com",
-    "email_verified": False,
-    "display_name": "Ada",
-    "bio": None,
-    "avatar_url": None,
-    "locale": "en",
-    "timezone": "UTC",
-    "created_at": _EXAMPLE_TIME,
-    "updated_at": _EXAMPLE_TIME,
-}
 _EXAMPLE_TOKENS = {
     "access_token": "eyJhbGciOiJFZERTQSIsInR5cCI6ImF0K2p3dCJ9.eyJzdWIiOiIwMTk4In0.c2lnbmF0dXJl",
     "token_type": "Bearer",
@@ -57,12 +55,12 @@ _EXAMPLE_TOKENS = {
     "scope": "events:read events:write profile:read",
 }
 _EXAMPLE_API_KEY = {
-    "id": _EXAMPLE_ID,
+    "id": EXAMPLE_ID,
     "name": "nightly import",
     "scopes": ["events:write"],
     "expires_at": None,
     "last_used_at": None,
-    "created_at": _EXAMPLE_TIME,
+    "created_at": EXAMPLE_TIME,
 }
 _PASSWORD = "Password of the account, at most 1,024 characters."
 _NEW_PASSWORD = "Password, 8 to 256 characters, none of the common ones, and unlike the address and name."
@@ -128,7 +126,7 @@ class TokensView(Schema, json_schema_extra=example(_EXAMPLE_TOKENS)):
     scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
-class SignedInView(Schema, json_schema_extra=example({"user": _EXAMPLE_USER, "tokens": _EXAMPLE_TOKENS})):
+class SignedInView(Schema, json_schema_extra=example({"user": EXAMPLE_USER, "tokens": _EXAMPLE_TOKENS})):
     """A user and the tokens of a new session."""
 
     user: UserAnswer
@@ -154,10 +152,10 @@ class SessionList(
         {
             "items": [
                 {
-                    "id": _EXAMPLE_ID,
+                    "id": EXAMPLE_ID,
                     "current": True,
-                    "created_at": _EXAMPLE_TIME,
-                    "last_used_at": _EXAMPLE_TIME,
+                    "created_at": EXAMPLE_TIME,
+                    "last_used_at": EXAMPLE_TIME,
                     "ip": "203.0.113.7",
                     "user_agent": "curl/8.10.1",
                     "device_name": "Ada's laptop",
@@ -403,7 +401,9 @@ class TokenForm(
     username: FormText = Field("", description="Address of the account, for `password`.")
     password: FormText = Field("", description="Password of the account, for `password`.")
     refresh_token: FormText = Field("", description="Refresh token, for `refresh_token`.")
-    scope: FormText = Field("", description="Ignored: the token has every scope of the account.")
+    scope: FormText = Field(
+        "", description="Scopes that the tokens are to have, separated by spaces; empty: all that may be had."
+    )
     client_id: FormText = Field("", description="Ignored: clients do not register.")
     client_secret: FormText = Field("", description="Ignored: clients do not register.")
 

@@ -15,7 +15,14 @@ from app.users.records import (
     User,
     UserExport,
 )
-from app.users.schemas import EventAnswer, PreferencesAnswer, UserAnswer
+from app.users.schemas import (
+    EXAMPLE_EVENT,
+    EXAMPLE_PREFERENCES,
+    EXAMPLE_USER,
+    EventAnswer,
+    PreferencesAnswer,
+    UserAnswer,
+)
 from app.users.service import (
     anonymise_user,
     create_user,
@@ -32,6 +39,9 @@ from app.users.service import (
 )
 
 __all__ = [
+    "EXAMPLE_EVENT",
+    "EXAMPLE_PREFERENCES",
+    "EXAMPLE_USER",
     "DisplayName",
     "Event",
     "EventAnswer",

@@ -18,6 +18,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, ValidationError
 
 from app.kernel.http import (
+    EXAMPLE_ID,
+    EXAMPLE_TIME,
     BodyLimits,
     CreatedAt,
     EmailText,
@@ -88,10 +90,8 @@ Properties = Annotated[str, BeforeValidator(_check_properties), _OBJECT]
 Extra = Annotated[str, BeforeValidator(_check_extra), _OBJECT]
 # An `extra` as large as may be, with characters escaped and lines indented.
 _WITH_EXTRA = BodyLimits(max_bytes=128 * 1024, max_values=10_000)
-_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
-_EXAMPLE_TIME = "2026-01-31T12:00:00.000000Z"
-_EXAMPLE_USER = {
-    "id": _EXAMPLE_ID,
+EXAMPLE_USER = {
+    "id": EXAMPLE_ID,
     "email": "ada@example.com",
     "email_verified": True,
     "display_name": "Ada",
@@ -99,22 +99,22 @@ _EXAMPLE_USER = {
     "avatar_url": None,
     "locale": "en",
     "timezone": "Europe/London",
-    "created_at": _EXAMPLE_TIME,
-    "updated_at": _EXAMPLE_TIME,
+    "created_at": EXAMPLE_TIME,
+    "updated_at": EXAMPLE_TIME,
 }
-_EXAMPLE_PREFERENCES = {
+EXAMPLE_PREFERENCES = {
     "theme": "dark",
     "language": "en-GB",
     "email_notifications": True,
     "weekly_report": False,
     "extra": {"density": "compact"},
 }
-_EXAMPLE_EVENT = {
-    "id": _EXAMPLE_ID,
+EXAMPLE_EVENT = {
+    "id": EXAMPLE_ID,
     "kind": "page.viewed",
-    "occurred_at": _EXAMPLE_TIME,
+    "occurred_at": EXAMPLE_TIME,
     "properties": {"path": "/pricing"},
-    "created_at": _EXAMPLE_TIME,
+    "created_at": EXAMPLE_TIME,
 }
 _ONE_EVENT = {"kind": "page.viewed", "occurred_at": "2026-01-31T12:00:00Z", "properties": {"path": "/pricing"}}
 _KINDS = "Lower-case letters, digits, `_` and `.`, at most 64, for instance `page.viewed`."
@@ -123,7 +123,7 @@ _PROPERTIES = "Anything else about it: an object of at most 8 KiB as JSON, neste
 _EXTRA = "What clients keep for themselves: an object of at most 16 KiB as JSON, nested at most 32 levels deep."
 
 
-class UserAnswer(Schema, json_schema_extra=example(_EXAMPLE_USER)):
+class UserAnswer(Schema, json_schema_extra=example(EXAMPLE_USER)):
     """Your account and profile."""
 
     id: Id = Field(description="Id of the user.")
@@ -158,7 +158,7 @@ class PublicUserAnswer(Schema):
     created_at: CreatedAt
 
 
-class LookupRequest(Schema, json_schema_extra=example({"ids": [_EXAMPLE_ID]})):
+class LookupRequest(Schema, json_schema_extra=example({"ids": [EXAMPLE_ID]})):
     """Ids of the users to look up."""
 
     ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_LOOKUP)] = Field(
@@ -173,7 +173,7 @@ class LookupAnswer(Schema):
     missing: list[Id] = Field(description="Ids that no user has.")
 
 
-class PreferencesAnswer(Schema, json_schema_extra=example(_EXAMPLE_PREFERENCES)):
+class PreferencesAnswer(Schema, json_schema_extra=example(EXAMPLE_PREFERENCES)):
     """Your preferences."""
 
     theme: Theme = Field(description="Colours of user interfaces.")
@@ -277,14 +277,14 @@ class EventsRequest(Schema, json_schema_extra=example(_ONE_EVENT)):
 _EVENT_FORMS = TypeAdapter[Any](EventRequest | EventBatchRequest)
 
 
-class EventsAccepted(Schema, json_schema_extra=example({"accepted": 1, "ids": [_EXAMPLE_ID]})):
+class EventsAccepted(Schema, json_schema_extra=example({"accepted": 1, "ids": [EXAMPLE_ID]})):
     """The events are stored."""
 
     accepted: int = Field(description="How many events were stored.")
     ids: list[Id] = Field(description="Ids of the events, in the order of the request.")
 
 
-class EventAnswer(Schema, json_schema_extra=example(_EXAMPLE_EVENT)):
+class EventAnswer(Schema, json_schema_extra=example(EXAMPLE_EVENT)):
     """A stored event."""
 
     id: Id = Field(description="Id of the event; ids grow with the time of storing.")
@@ -294,7 +294,7 @@ class EventAnswer(Schema, json_schema_extra=example(_EXAMPLE_EVENT)):
     created_at: Timestamp = Field(description="When it was stored.")
 
 
-class EventPage(Schema, json_schema_extra=example({"items": [_EXAMPLE_EVENT], "next_cursor": None})):
+class EventPage(Schema, json_schema_extra=example({"items": [EXAMPLE_EVENT], "next_cursor": None})):
     """A page of events, newest first."""
 
     items: list[EventAnswer] = Field(description="Events, newest first.")

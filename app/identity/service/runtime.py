@@ -182,7 +182,7 @@ async def _load_keys_for_ever(
             if not loaded.is_set():
                 end_misconfigured(SettingsError([SEALED_BY_ANOTHER]))
             # Those of before are still good. Ended now, this process would be missed before its successor is there.
-            _logger.error("identity.signing_keys_unreadable", reason=SEALED_BY_ANOTHER)  # noqa: TRY400 - the text says all
+            _logger.error("identity.signing_keys_unreadable", reason=SEALED_BY_ANOTHER)  # noqa: TRY400 - the event says all; a traceback adds nothing
         except Exception as error:
             # Twice a second, so each cause is told once.
             before, failure = failure, outside_cause(error) or repr(error)

@@ -239,7 +239,7 @@ def _matching_step(identity: Identity, user_id: UserId, factor: TotpFactor, code
         secret = identity.keys.open(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()
     except SealBroken:
         # Sealed before APP_SECRET_KEY changed. No code fits any more; a recovery code, which is not sealed, does.
-        _logger.error("identity.second_factor_unreadable", user_id=str(user_id))  # noqa: TRY400 - the text says all
+        _logger.error("identity.second_factor_unreadable", user_id=str(user_id))  # noqa: TRY400 - the event says all; a traceback adds nothing
         return None
     totp = pyotp.TOTP(secret)
     present = int(identity.clock.timestamp()) // _STEP_SECONDS

@@ -33,8 +33,8 @@ class EmailArgs(JobArgs):
 
 
 def email_send_kind(postman: Postman, product: str) -> JobKind[Any]:
-    """The kind, bound to where mail goes and to the product's name. Callers choose the lane: `critical` where somebody
-    waits for the message.
+    """The kind, bound to where mail goes and to the product's name. Callers choose the lane: `critical` for a
+    message that the user waits for.
     """
 
     @job(KIND_SEND, args=EmailArgs)

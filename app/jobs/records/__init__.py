@@ -118,7 +118,7 @@ def retry_delay(attempt: int, base: float, cap: float) -> float:
 
 def postponement(age: float) -> float:
     """Seconds until a job is tried again that an outage of ours has kept from running for `age` seconds."""
-    return min(LONGEST_POSTPONEMENT, max(SHORTEST_POSTPONEMENT, age / 2)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+    return min(LONGEST_POSTPONEMENT, max(SHORTEST_POSTPONEMENT, age / 2)) * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ from uuid import UUID
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
-from app.kernel.http import Schema, Timestamp, example
+from app.kernel.http import EXAMPLE_ID, Schema, Timestamp, example
 
 FinishedJobKind = TypeAliasType("FinishedJobKind", Literal["export.events", "export.account", "report.activity"])
-_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
 
 
 def _sent(event_type: str, data: Mapping[str, Any]) -> Any:
@@ -27,7 +26,7 @@ class UserRegisteredData(Schema):
     user_id: UUID = Field(description="Id of the user.")
 
 
-class UserRegisteredEvent(_Event, json_schema_extra=_sent("user.registered", {"user_id": _EXAMPLE_ID})):
+class UserRegisteredEvent(_Event, json_schema_extra=_sent("user.registered", {"user_id": EXAMPLE_ID})):
     """An account was registered."""
 
     type: Literal["user.registered"] = Field(description="Type of the event.")
@@ -42,7 +41,7 @@ class UserUpdatedData(Schema):
 
 
 class UserUpdatedEvent(
-    _Event, json_schema_extra=_sent("user.updated", {"user_id": _EXAMPLE_ID, "fields": ["display_name"]})
+    _Event, json_schema_extra=_sent("user.updated", {"user_id": EXAMPLE_ID, "fields": ["display_name"]})
 ):
     """A profile was changed."""
 
@@ -56,7 +55,7 @@ class UserDeletedData(Schema):
     user_id: UUID = Field(description="Id of the user.")
 
 
-class UserDeletedEvent(_Event, json_schema_extra=_sent("user.deleted", {"user_id": _EXAMPLE_ID})):
+class UserDeletedEvent(_Event, json_schema_extra=_sent("user.deleted", {"user_id": EXAMPLE_ID})):
     """An account was closed."""
 
     type: Literal["user.deleted"] = Field(description="Type of the event.")
@@ -71,7 +70,7 @@ class SessionRevokedData(Schema):
 
 
 class SessionRevokedEvent(
-    _Event, json_schema_extra=_sent("session.revoked", {"session_id": _EXAMPLE_ID, "reason": "logged_out"})
+    _Event, json_schema_extra=_sent("session.revoked", {"session_id": EXAMPLE_ID, "reason": "logged_out"})
 ):
     """A session has ended."""
 
@@ -87,7 +86,7 @@ class JobEndData(Schema):
 
 
 class JobSucceededEvent(
-    _Event, json_schema_extra=_sent("job.succeeded", {"job_id": _EXAMPLE_ID, "kind": "export.events"})
+    _Event, json_schema_extra=_sent("job.succeeded", {"job_id": EXAMPLE_ID, "kind": "export.events"})
 ):
     """A job that you submitted has succeeded."""
 
@@ -95,7 +94,7 @@ class JobSucceededEvent(
     data: JobEndData
 
 
-class JobFailedEvent(_Event, json_schema_extra=_sent("job.failed", {"job_id": _EXAMPLE_ID, "kind": "export.events"})):
+class JobFailedEvent(_Event, json_schema_extra=_sent("job.failed", {"job_id": EXAMPLE_ID, "kind": "export.events"})):
     """A job that you submitted has failed, and is not tried again."""
 
     type: Literal["job.failed"] = Field(description="Type of the event.")
@@ -117,7 +116,7 @@ class InvoiceIssuedEvent(
     json_schema_extra=_sent(
         "invoice.issued",
         {
-            "invoice_id": _EXAMPLE_ID,
+            "invoice_id": EXAMPLE_ID,
             "number": "2026-0001",
             "order_id": "A-17",
             "currency": "EUR",
@@ -137,7 +136,7 @@ class WebhookTestData(Schema):
     endpoint_id: UUID = Field(description="Id of the endpoint.")
 
 
-class WebhookTestEvent(_Event, json_schema_extra=_sent("webhook.test", {"endpoint_id": _EXAMPLE_ID})):
+class WebhookTestEvent(_Event, json_schema_extra=_sent("webhook.test", {"endpoint_id": EXAMPLE_ID})):
     """The owner of the endpoint has asked for a test."""
 
     type: Literal["webhook.test"] = Field(description="Type of the event.")

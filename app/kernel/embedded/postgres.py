@@ -122,6 +122,7 @@ class EmbeddedPostgres:
             if self._launched is not None and not is_running(self._launched):
                 if "pre-existing shared memory block" in log_tail(self._log, 4) and time.monotonic() < deadline:
                     # Children of a killed server take a moment to notice that it is gone.
+                    # Never on an event loop: see `servers`.
                     time.sleep(0.2)
                     self.launch()
                     continue
@@ -130,6 +131,7 @@ class EmbeddedPostgres:
                 raise EmbeddedServerError(
                     f"PostgreSQL is not ready after {_READY_SECONDS:.0f} s:\n{log_tail(self._log)}"
                 )
+            # Never on an event loop: see `servers`.
             time.sleep(0.01)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:

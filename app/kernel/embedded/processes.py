@@ -152,6 +152,7 @@ def wait_until_gone(pid: int, seconds: float) -> bool:
     while is_running(pid):
         if time.monotonic() >= deadline:
             return False
+        # The process may be no child of ours, so there is nothing to wait on. Never on an event loop: see `servers`.
         time.sleep(0.01)
     return True
 

@@ -67,6 +67,8 @@ def servers(
     They outlive that one while the process with the number `reloader` lives, which will start another. `announce` is
     called with the addresses before any server is started, so that their clients can be loaded meanwhile.
 
+    Both ends wait for processes by sleeping, as all of this package does, so an event loop calls them in a thread.
+
     Raises EmbeddedServerError, also when the folder belongs to another user.
     """
     data_dir = Path(data_dir).absolute()
@@ -116,6 +118,7 @@ def keep(data_dir: Path) -> None:
     in_use = _open_lock(data_dir / "lock")
     change = _open_lock(data_dir / "run" / "change.lock")
     while (data_dir / "run").is_dir():
+        # The keeper is a process of its own without an event loop, and has nothing else to do.
         time.sleep(_KEEPER_PAUSE_SECONDS)
         with suppress(BlockingIOError):
             fcntl.flock(change, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,6 +247,7 @@ def _locked(descriptor: int) -> Iterator[None]:
                 raise EmbeddedServerError(
                     "another process has been starting or stopping the servers for too long"
                 ) from None
+            # A blocking `flock` knows no deadline. Never on an event loop: see `servers`.
             time.sleep(0.02)
     try:
         yield

@@ -105,6 +105,7 @@ class EmbeddedValkey:
                 raise EmbeddedServerError(f"Valkey did not start:\n{log_tail(self._log)}")
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(f"Valkey is not ready after {_READY_SECONDS:.0f} s:\n{log_tail(self._log)}")
+            # Never on an event loop: see `servers`.
             time.sleep(0.01)
 
     def stop(self) -> None:

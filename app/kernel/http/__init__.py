@@ -24,6 +24,8 @@ from app.kernel.http.preferences import asked_to_wait, prefers_json
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.routing import Router, StrictRoute, operation_id
 from app.kernel.http.schemas import (
+    EXAMPLE_ID,
+    EXAMPLE_TIME,
     CreatedAt,
     Email,
     EmailText,
@@ -41,6 +43,8 @@ from app.kernel.http.schemas import (
 )
 
 __all__ = [
+    "EXAMPLE_ID",
+    "EXAMPLE_TIME",
     "MAX_JSON_DEPTH",
     "PROBLEM_MEDIA_TYPE",
     "AmbiguousPath",

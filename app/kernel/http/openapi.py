@@ -18,9 +18,8 @@ from pydantic.json_schema import models_json_schema
 from app.kernel.auth import BEARER_SCHEME, declared_permission
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.problems import error_class_of
-from app.kernel.http.schemas import Problem, Schema
+from app.kernel.http.schemas import EXAMPLE_ID, Problem, Schema
 
-_EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
 # They are answered before any gate, quota or deadline.
 _ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 _FIRST_ERROR = 400
@@ -378,9 +377,9 @@ def _problem(status: int) -> dict[str, Any]:
                     "title": error_class.title,
                     "status": status,
                     "detail": error_class.title,
-                    "instance": f"urn:onehop:request:{_EXAMPLE_ID}",
+                    "instance": f"urn:onehop:request:{EXAMPLE_ID}",
                     "code": error_class.code,
-                    "request_id": _EXAMPLE_ID,
+                    "request_id": EXAMPLE_ID,
                 },
             }
         },

@@ -27,6 +27,10 @@ from app.kernel.errors import MAX_ERRORS, problem_classes
 from app.kernel.field_codes import FieldErrorCode
 from app.kernel.http.body_limits import BodyLimits
 
+# What the examples of the document say.
+EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"
+EXAMPLE_TIME = "2026-01-31T12:00:00.000000Z"
+
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _DATE_AND_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 

@@ -105,11 +105,12 @@ class Group(Multiprocess):
             listener.close()
         for process in self.processes:
             process.tell(number)
-        everybody = [*self.processes, *self._leaving]
+        ending = [*self.processes, *self._leaving]
         deadline = time.monotonic() + self._patience
-        while any(process.process.is_alive() for process in everybody) and time.monotonic() < deadline:
+        while any(process.process.is_alive() for process in ending) and time.monotonic() < deadline:
+            # The parent of the group has no event loop and serves no request.
             time.sleep(_TICK_SECONDS)
-        for process in everybody:
+        for process in ending:
             process.dispose()
 
     def keep_subprocess_alive(self) -> None:
@@ -186,4 +187,5 @@ class Group(Multiprocess):
         deadline = time.monotonic() + seconds
         stops = {signal.SIGTERM, signal.SIGINT, RETIRE}
         while not is_met() and time.monotonic() < deadline and stops.isdisjoint(self.signal_queue):
+            # In the parent of the group, see `run`.
             time.sleep(_TICK_SECONDS)
