@@ -4,7 +4,7 @@ from app.jobs.errors import UnsubscribeLinkExpired, UnsubscribeLinkInvalid
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
-from app.jobs.queries.webhooks import list_listeners
+from app.jobs.queries.webhook_endpoints import list_listeners
 from app.jobs.records import COUNTED_AT_MOST, LANES, STATE_FILTERS, AdminJob, JobState, Overview, api_state, lane_shares
 from app.jobs.schemas.webhook_events import WEBHOOK_EVENTS
 from app.jobs.service.administration import (

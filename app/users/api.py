@@ -1,7 +1,10 @@
 """What other modules may use of the users module."""
 
-from app.users.queries import get_event_total as count_events
-from app.users.queries import get_user, iterate_events, list_overviews, list_weekly_reporters, stream_events
+from app.users.queries.events import get_event_total as count_events
+from app.users.queries.events import iterate_events, stream_events
+from app.users.queries.overview import list_overviews
+from app.users.queries.preferences import list_weekly_reporters
+from app.users.queries.profiles import get_user
 from app.users.records import (
     DisplayName,
     Event,

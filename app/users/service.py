@@ -17,8 +17,10 @@ from app.kernel.ids import UserId, new_id
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.point_reads import PointReads
-from app.users import queries
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
+from app.users.queries import events as event_queries
+from app.users.queries import preferences as preference_queries
+from app.users.queries import profiles as profile_queries
 from app.users.records import (
     BUCKET_WIDTHS,
     CLOCK_SKEW,
@@ -70,7 +72,7 @@ async def create_user(
     email_verified: bool,
 ) -> User:
     """Make a user with default preferences, in one statement."""
-    return await queries.insert_user(
+    return await profile_queries.insert_user(
         tx,
         user_id=user_id,
         email=email,
@@ -87,7 +89,7 @@ async def set_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -> N
     Raises:
         UserNotFound
     """
-    if not await queries.update_email(tx, user_id, email, verified=verified):
+    if not await profile_queries.update_email(tx, user_id, email, verified=verified):
         raise UserNotFound
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
@@ -98,7 +100,7 @@ async def hide_user(tx: Tx, user_id: UserId, versions: Versions) -> None:
     Raises:
         VersionMismatch: the profile is in none of `versions`.
     """
-    if not await queries.hide_user(tx, user_id, versions) and versions is not None:
+    if not await profile_queries.hide_user(tx, user_id, versions) and versions is not None:
         raise VersionMismatch
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
@@ -109,7 +111,7 @@ async def anonymise_user(tx: Tx, user_id: UserId) -> None:
     Raises:
         UserNotFound
     """
-    if not await queries.anonymise_user(tx, user_id):
+    if not await profile_queries.anonymise_user(tx, user_id):
         raise UserNotFound
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
@@ -117,18 +119,18 @@ async def anonymise_user(tx: Tx, user_id: UserId) -> None:
 async def end_weekly_report(tx: Tx, user_id: UserId) -> bool:
     """Turn the weekly report off; whether it was on."""
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
-    return await queries.end_weekly_report(tx, user_id)
+    return await preference_queries.end_weekly_report(tx, user_id)
 
 
 async def delete_events(tx: Tx, user_id: UserId, limit: int) -> int:
     """Delete up to `limit` of a user's events; the answer is how many."""
-    deleted = await queries.delete_events(tx, user_id, limit)
+    deleted = await event_queries.delete_events(tx, user_id, limit)
     tx.emit(FORGET_TOPIC, events_tag(user_id))
     return deleted
 
 
 async def export_user(conn: ReadConn, user_id: UserId) -> UserExport | None:
-    return await queries.get_user_export(conn, user_id)
+    return await profile_queries.get_user_export(conn, user_id)
 
 
 async def read_profile(reads: PointReads, user_id: UserId) -> User:
@@ -137,7 +139,7 @@ async def read_profile(reads: PointReads, user_id: UserId) -> User:
     Raises:
         UserNotFound
     """
-    user = await reads.get("users.read_profile", queries.list_users, user_id)
+    user = await reads.get("users.read_profile", profile_queries.list_users, user_id)
     if user is None:
         raise UserNotFound
     return user
@@ -154,7 +156,7 @@ async def change_profile(
     """
     async with listeners.unit(db, user_id, "users.change_profile") as tx:
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
-        user = await queries.update_user(tx, user_id, changes, versions)
+        user = await profile_queries.update_user(tx, user_id, changes, versions)
         if user is not None:
             await listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": sorted(changes)}])
     if user is None:
@@ -165,7 +167,7 @@ async def change_profile(
 async def look_up_users(db: Database, user_ids: Sequence[UUID]) -> tuple[str, str]:
     """JSON arrays of the users among `user_ids` and of the ids of which there is none, in that order, each once."""
     async with db.read("users.look_up_users") as conn:
-        return await queries.look_up_users(conn, user_ids)
+        return await profile_queries.look_up_users(conn, user_ids)
 
 
 async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
@@ -175,7 +177,7 @@ async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
         UserNotFound
     """
     async with db.read("users.read_public_user") as conn:
-        user = await queries.get_public_user(conn, user_id)
+        user = await profile_queries.get_public_user(conn, user_id)
     if user is None:
         raise UserNotFound
     return user
@@ -183,7 +185,7 @@ async def read_public_user(db: Database, user_id: UUID) -> PublicUser:
 
 async def read_preferences(reads: PointReads, user_id: UserId) -> Preferences:
     """Raises UserNotFound."""
-    preferences = await reads.get("users.read_preferences", queries.list_preferences, user_id)
+    preferences = await reads.get("users.read_preferences", preference_queries.list_preferences, user_id)
     if preferences is None:
         raise UserNotFound
     return preferences
@@ -215,7 +217,7 @@ async def replace_preferences(
     """
     async with db.statement("users.replace_preferences") as tx:
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
-        preferences = await queries.update_preferences(tx, user_id, values, versions)
+        preferences = await preference_queries.update_preferences(tx, user_id, values, versions)
     if preferences is None:
         raise UserNotFound if versions is None else VersionMismatch
     return preferences
@@ -226,7 +228,7 @@ async def _merge_preferences(
     db: Database, user_id: UserId, changes: Mapping[str, Any], versions: Versions
 ) -> Preferences:
     async with db.transaction("users.merge_preferences") as tx:
-        present = await queries.lock_preferences(tx, user_id)
+        present = await preference_queries.lock_preferences(tx, user_id)
         if present is None:
             raise UserNotFound
         if versions is not None and present.version not in versions:
@@ -236,7 +238,7 @@ async def _merge_preferences(
             text = json_object(extra, max_bytes=MAX_EXTRA_BYTES, max_depth=MAX_EXTRA_DEPTH)
         except PydanticCustomError as error:
             raise InvalidExtra(error.message(), field_code(error.type)) from error
-        changed = await queries.update_preferences(tx, user_id, {**changes, "extra": RawJson(text)}, None)
+        changed = await preference_queries.update_preferences(tx, user_id, {**changes, "extra": RawJson(text)}, None)
         if changed is None:
             raise UserNotFound
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
@@ -280,7 +282,7 @@ def event_group_commit(db: Database) -> GroupCommit[EventBatch, list[UUID]]:
 async def _insert_batches(tx: Tx, batches: Sequence[EventBatch]) -> None:
     for batch in batches:
         tx.emit(FORGET_TOPIC, events_tag(batch.user_id))
-    await queries.insert_events(tx, batches)
+    await event_queries.insert_events(tx, batches)
 
 
 def _new_batch(clock: Clock, user_id: UserId, events: Sequence[NewEvent]) -> EventBatch:
@@ -307,9 +309,9 @@ async def list_events(
     async with db.read("users.list_events", sees=[events_tag(user_id)]) as conn:
         scan_end = None
         if wanted != EventFilter():
-            scan_end = await queries.get_scan_end(conn, user_id, after, MAX_SCANNED)
+            scan_end = await event_queries.get_scan_end(conn, user_id, after, MAX_SCANNED)
         # One more than wanted tells whether there is another page.
-        events = await queries.list_events(conn, user_id, wanted, after, limit + 1, scan_end)
+        events = await event_queries.list_events(conn, user_id, wanted, after, limit + 1, scan_end)
     return cursors.cut(
         EVENTS_LIST, owner, events, lambda event: (event.created_at, event.id), limit=limit, scan_end=scan_end
     )
@@ -338,5 +340,5 @@ async def summarise_events(
     buckets = (until - since) // BUCKET_WIDTHS[bucket] + 2
     max_kinds = max(MIN_SUMMARY_KINDS, MAX_SUMMARY_ITEMS // buckets)
     async with db.read("users.summarise_events", sees=[events_tag(user_id)]) as conn:
-        items, others = await queries.list_event_counts(conn, user_id, bucket, since, until, max_kinds)
+        items, others = await event_queries.list_event_counts(conn, user_id, bucket, since, until, max_kinds)
     return EventSummary(bucket, since, until, items, others)

@@ -20,7 +20,7 @@ import redis.asyncio
 import uvloop
 from aiohttp import web
 
-from app.jobs.queries.webhooks import insert_endpoint
+from app.jobs.queries.webhook_endpoints import insert_endpoint
 from app.jobs.records.webhooks import MAX_ENDPOINTS, SECRET_BYTES
 from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import publish_event

@@ -8,10 +8,10 @@ import orjson
 import pytest
 
 from app.identity.queries import security_events
-from app.jobs.queries import administration, invoices, submitting, webhooks
+from app.jobs.queries import administration, invoices, submitting, webhook_deliveries
 from app.jobs.records import COUNTED_AT_MOST
 from app.kernel.pagination import MAX_SCANNED
-from app.users import queries as users
+from app.users.queries import events
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 
@@ -126,29 +126,31 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
             connection, administration.GET_SCAN_END_OF_ALL, None, MAX_SCANNED - 1
         ),
         "invoices behind a cursor": await rows_read(connection, invoices.LIST_INVOICES, OWNER, last, LIMIT),
-        "failed deliveries": await rows_read(connection, webhooks.LIST_DELIVERIES, OWNER, None, end, "failed", LIMIT),
+        "failed deliveries": await rows_read(
+            connection, webhook_deliveries.LIST_DELIVERIES, OWNER, None, end, "failed", LIMIT
+        ),
         "an endpoint's failed deliveries": await rows_read(
-            connection, webhooks.LIST_DELIVERIES_TO, OWNER, None, end, "failed", LIMIT, ENDPOINT
+            connection, webhook_deliveries.LIST_DELIVERIES_TO, OWNER, None, end, "failed", LIMIT, ENDPOINT
         ),
         "deliveries behind a cursor": await rows_read(
-            connection, webhooks.LIST_DELIVERIES, OWNER, last, None, None, LIMIT
+            connection, webhook_deliveries.LIST_DELIVERIES, OWNER, last, None, None, LIMIT
         ),
         "another endpoint's deliveries": await rows_read(
-            connection, webhooks.LIST_DELIVERIES_TO, OWNER, None, None, None, LIMIT, OWNER
+            connection, webhook_deliveries.LIST_DELIVERIES_TO, OWNER, None, None, None, LIMIT, OWNER
         ),
         "end of the deliveries' page": await rows_read(
-            connection, webhooks.GET_DELIVERY_SCAN_END, OWNER, None, MAX_SCANNED - 1
+            connection, webhook_deliveries.GET_DELIVERY_SCAN_END, OWNER, None, MAX_SCANNED - 1
         ),
         "end of the endpoint's page": await rows_read(
-            connection, webhooks.GET_DELIVERY_SCAN_END_TO, OWNER, None, MAX_SCANNED - 1, ENDPOINT
+            connection, webhook_deliveries.GET_DELIVERY_SCAN_END_TO, OWNER, None, MAX_SCANNED - 1, ENDPOINT
         ),
         "events of a kind": await rows_read(
-            connection, users.LIST_EVENTS, OWNER, None, None, "test.rare", None, None, LIMIT, moment, end
+            connection, events.LIST_EVENTS, OWNER, None, None, "test.rare", None, None, LIMIT, moment, end
         ),
         "old events": await rows_read(
-            connection, users.LIST_EVENTS, OWNER, None, None, None, None, "2020-01-01", LIMIT, moment, end
+            connection, events.LIST_EVENTS, OWNER, None, None, None, None, "2020-01-01", LIMIT, moment, end
         ),
-        "end of the events' page": await rows_read(connection, users.GET_SCAN_END, OWNER, None, None, MAX_SCANNED - 1),
+        "end of the events' page": await rows_read(connection, events.GET_SCAN_END, OWNER, None, None, MAX_SCANNED - 1),
         "audit trail behind a cursor": await rows_read(
             connection, security_events.LIST_SECURITY_EVENTS, OWNER, last, LIMIT
         ),

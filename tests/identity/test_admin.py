@@ -9,7 +9,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.identity.schemas import AdminAccountPage, AdminAccountView, PurgeView, SecurityEventPage
+from app.identity.schemas.accounts import PurgeView
+from app.identity.schemas.admin import AdminAccountPage, AdminAccountView
+from app.identity.schemas.sessions import SecurityEventPage
 from app.kernel.clock import ManualClock
 from app.worker import Worker
 from tests.fixtures.answers import body_of, problem_of

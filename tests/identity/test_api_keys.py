@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.identity.schemas import ApiKeyCreated, ApiKeyList
+from app.identity.schemas.api_keys import ApiKeyCreated, ApiKeyList
 from app.identity.service.tokens import decode_api_key
 from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from app.identity.api import Identity
 from app.identity.queries.security_events import INSERT_FAILED_LOGIN
-from app.identity.schemas import SignedInView
+from app.identity.schemas.sessions import SignedInView
 from app.identity.service.cleaning import clean
 from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedValkey

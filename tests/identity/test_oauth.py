@@ -14,7 +14,8 @@ from fastapi import FastAPI
 
 from app.identity.api import Identity, operator, rotate_signing_keys
 from app.identity.router import OAUTH_PATHS
-from app.identity.schemas import DiscoveryView, IntrospectionView, JwksView, TokensView
+from app.identity.schemas.oauth import DiscoveryView, IntrospectionView, JwksView
+from app.identity.schemas.sessions import TokensView
 from app.identity.service.runtime import load_signing_keys
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of

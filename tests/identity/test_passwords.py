@@ -7,7 +7,7 @@ import httpx
 import pyotp
 import pytest
 
-from app.identity.schemas import TokensView
+from app.identity.schemas.sessions import TokensView
 from app.kernel.clock import ManualClock
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person

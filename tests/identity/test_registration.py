@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from app.identity.api import Identity
-from app.identity.schemas import AcceptedView, SignedInView
+from app.identity.schemas.accounts import AcceptedView
+from app.identity.schemas.sessions import SignedInView
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection

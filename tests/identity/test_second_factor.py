@@ -9,7 +9,8 @@ import pyotp
 import pytest
 
 from app.identity.api import Identity
-from app.identity.schemas import EnrolmentView, SecondFactorNeededView, SignedInView
+from app.identity.schemas.second_factor import EnrolmentView
+from app.identity.schemas.sessions import SecondFactorNeededView, SignedInView
 from app.kernel.clock import Clock, ManualClock
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, Person

@@ -3,7 +3,10 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app.identity.schemas import ApiKeyBody, BanBody, LoginBody, RegisterBody
+from app.identity.schemas.accounts import RegisterBody
+from app.identity.schemas.admin import BanBody
+from app.identity.schemas.api_keys import ApiKeyBody
+from app.identity.schemas.sessions import LoginBody
 from app.jobs.schemas.invoices import Customer, InvoiceLine, IssueInvoice
 from app.jobs.schemas.webhooks import CreateEndpoint, PatchEndpoint
 from app.kernel.text import has_visible, isolated, printable

@@ -3,7 +3,7 @@
 from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
-from app.identity.schemas import (
+from app.identity.schemas.accounts import (
     AcceptedView,
     ChangedView,
     ChangeEmailBody,
@@ -14,10 +14,9 @@ from app.identity.schemas import (
     PurgeView,
     RegisterBody,
     ResetPasswordBody,
-    SignedInView,
-    TokensView,
     VerifiedView,
 )
+from app.identity.schemas.sessions import SignedInView, TokensView
 from app.identity.service import addresses, passwords, registration, standing
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public

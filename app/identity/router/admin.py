@@ -8,16 +8,8 @@ from fastapi import Query, Request, Response
 from app.identity.records import Actor, AdminAccount
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.router.sessions import session_view
-from app.identity.schemas import (
-    AdminAccountPage,
-    AdminAccountPatch,
-    AdminAccountQuery,
-    AdminAccountView,
-    BanBody,
-    RevokedView,
-    SecurityEventPage,
-    SessionList,
-)
+from app.identity.schemas.admin import AdminAccountPage, AdminAccountPatch, AdminAccountQuery, AdminAccountView, BanBody
+from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
 from app.identity.service import administration, standing
 from app.identity.service.auditing import note_admin_read
 from app.kernel.auth import Principal, RequireRole

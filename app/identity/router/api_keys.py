@@ -3,7 +3,7 @@
 from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
-from app.identity.schemas import ApiKeyBody, ApiKeyCreated, ApiKeyList
+from app.identity.schemas.api_keys import ApiKeyBody, ApiKeyCreated, ApiKeyList
 from app.identity.service import api_keys
 from app.kernel.auth import SessionPrincipal
 from app.kernel.database import Tx

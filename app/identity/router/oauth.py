@@ -4,24 +4,18 @@ from typing import Annotated, Any
 
 from fastapi import Form, Request, Response
 
-from app.identity.errors import (
-    AccountBanned,
-    EmailNotVerified,
-    InvalidCredentials,
-    InvalidRefreshToken,
-    ScopeExceeded,
-)
+from app.identity.errors import AccountBanned, EmailNotVerified, InvalidCredentials, InvalidRefreshToken, ScopeExceeded
 from app.identity.records import Tokens
 from app.identity.router.dependencies import DeviceDep, IdentityDep
-from app.identity.schemas import (
+from app.identity.schemas.oauth import (
     DiscoveryView,
     IntrospectionView,
     JwksView,
     OAuthErrorView,
     TokenForm,
     TokenOnlyForm,
-    TokensView,
 )
+from app.identity.schemas.sessions import TokensView
 from app.identity.service import introspection, login, refreshing
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import SCOPES, CurrentPrincipal, HashingPublic, Public

@@ -3,7 +3,8 @@
 from fastapi import Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
-from app.identity.schemas import CodeBody, CurrentPasswordBody, EnrolmentView, RecoveryCodesView, SecondFactorView
+from app.identity.schemas.accounts import CurrentPasswordBody
+from app.identity.schemas.second_factor import CodeBody, EnrolmentView, RecoveryCodesView, SecondFactorView
 from app.identity.service import second_factor
 from app.kernel.auth import HashingPrincipal, SessionPrincipal
 from app.kernel.http import Router, json_response, problem_responses

@@ -7,7 +7,7 @@ from fastapi import Header, Request, Response
 
 from app.identity.records import Session
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
-from app.identity.schemas import (
+from app.identity.schemas.sessions import (
     LoginBody,
     LogoutAllBody,
     LogoutBody,

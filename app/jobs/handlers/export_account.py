@@ -9,7 +9,7 @@ from app.identity.api import export_identity, iterate_security_events
 from app.jobs.handlers.export_events import EVENT_COLUMNS, event_rows
 from app.jobs.queries.invoices import iterate_invoices
 from app.jobs.queries.submitting import iterate_jobs
-from app.jobs.queries.webhooks import list_endpoints
+from app.jobs.queries.webhook_endpoints import list_endpoints
 from app.jobs.records import api_state
 from app.jobs.schemas.job_kinds import ExportAccountArgs
 from app.jobs.service.exporting import Archive, Column, Values, write_json_array

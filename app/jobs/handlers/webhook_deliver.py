@@ -11,7 +11,7 @@ from uuid import UUID
 from prometheus_client import Counter as Metric
 from pydantic import Field
 
-from app.jobs.queries import webhooks as queries
+from app.jobs.queries import webhook_deliveries, webhook_endpoints
 from app.jobs.records.webhooks import (
     BREAKER_SHORTEST,
     DISABLED_AFTER,
@@ -89,11 +89,11 @@ class WebhookDeliverer:
         if ctx.user_id is None:
             raise ValueError("a delivery belongs to a user")
         async with ctx.db.read("jobs.delivery") as conn:
-            delivery = await queries.get_delivery(conn, ctx.user_id, args.delivery_id)
+            delivery = await webhook_deliveries.get_delivery(conn, ctx.user_id, args.delivery_id)
             if delivery is None:
                 return None
-            endpoint = await queries.get_endpoint(conn, ctx.user_id, delivery.endpoint_id)
-            message = await queries.get_message(conn, ctx.user_id, delivery.message_id)
+            endpoint = await webhook_endpoints.get_endpoint(conn, ctx.user_id, delivery.endpoint_id)
+            message = await webhook_deliveries.get_message(conn, ctx.user_id, delivery.message_id)
         if delivery.state == "delivered":
             # It was sent again on demand meanwhile, and that got there.
             return None
@@ -147,7 +147,7 @@ class WebhookDeliverer:
             pause = (endpoint.open_until - endpoint.read_at).total_seconds()
             raise await _snooze(ctx, endpoint, pause + _BUSY_SECONDS, _SPREAD_OPEN)
         async with ctx.db.statement("jobs.webhook_probe") as tx:
-            is_probe = await queries.take_probe(tx, endpoint.user_id, endpoint.id, BREAKER_SHORTEST)
+            is_probe = await webhook_endpoints.take_probe(tx, endpoint.user_id, endpoint.id, BREAKER_SHORTEST)
         if not is_probe:
             raise await _snooze(ctx, endpoint, BREAKER_SHORTEST.total_seconds(), _SPREAD_OPEN)
 
@@ -176,7 +176,7 @@ class WebhookDeliverer:
         if answer.is_success:
             async with ctx.transaction("jobs.webhook_delivered") as tx:
                 await self._record(tx, user_id, delivery.id, answer, "delivered", None)
-                await queries.record_success(tx, user_id, endpoint.id)
+                await webhook_endpoints.record_success(tx, user_id, endpoint.id)
                 await ctx.complete(tx, {"status": answer.status})
             return None
         is_last = ctx.attempt >= MAX_ATTEMPTS or answer.status == _GONE
@@ -190,7 +190,7 @@ class WebhookDeliverer:
         async with ctx.transaction("jobs.webhook_failed") as tx:
             again_in = None if is_last else timedelta(seconds=delay)
             await self._record(tx, user_id, delivery.id, answer, "failed" if is_last else "pending", again_in)
-            await queries.record_failure(
+            await webhook_endpoints.record_failure(
                 tx,
                 user_id,
                 endpoint.id,
@@ -210,7 +210,7 @@ class WebhookDeliverer:
     async def _record(
         self, tx: Any, user_id: UserId, delivery_id: UUID, answer: Answer, state: str, again_in: timedelta | None
     ) -> None:
-        await queries.record_attempt(
+        await webhook_deliveries.record_attempt(
             tx,
             user_id,
             delivery_id,
@@ -226,5 +226,5 @@ class WebhookDeliverer:
 async def _snooze(ctx: JobContext, endpoint: Endpoint, seconds: float, spread: float) -> SnoozeJob:
     """To be raised: not before `seconds`, and spread by the number of the user's pending deliveries."""
     async with ctx.db.read("jobs.pending_deliveries") as conn:
-        pending = await queries.count_pending(conn, endpoint.user_id)
+        pending = await webhook_deliveries.count_pending(conn, endpoint.user_id)
     return SnoozeJob(seconds + random.uniform(0, pending * spread))  # noqa: S311 - jitter, not a secret

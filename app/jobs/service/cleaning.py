@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from app.jobs.queries import cleaning as queries
-from app.jobs.queries.webhooks import delete_old_messages
+from app.jobs.queries.webhook_deliveries import delete_old_messages
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches

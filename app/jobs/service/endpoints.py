@@ -10,7 +10,7 @@ import orjson
 
 from app.identity.api import Actor, lock_caller, lock_maker, record_security_event
 from app.jobs.errors import BacklogFull, DeliveryNotFound, EndpointNotFound, TooManyEndpoints
-from app.jobs.queries import webhooks as queries
+from app.jobs.queries import webhook_deliveries, webhook_endpoints
 from app.jobs.records.webhooks import (
     ADMIN_EVENTS,
     MAX_ENDPOINTS,
@@ -78,7 +78,7 @@ async def create_endpoint(
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
     _listen(listeners, tx, user_id, event_types)
-    endpoint = await queries.insert_endpoint(
+    endpoint = await webhook_endpoints.insert_endpoint(
         tx,
         endpoint_id=endpoint_id,
         user_id=user_id,
@@ -99,7 +99,7 @@ async def list_endpoints(
 ) -> Page[Endpoint]:
     """A page of the endpoints of a user, the oldest first. Raises InvalidCursor."""
     async with db.read("jobs.endpoints") as conn:
-        found = await queries.list_endpoints(conn, user_id)
+        found = await webhook_endpoints.list_endpoints(conn, user_id)
     return cursors.page_of(
         "endpoints", user_id, found, lambda endpoint: (endpoint.id,), tuple[UUID], limit=limit, cursor=cursor
     )
@@ -108,7 +108,7 @@ async def list_endpoints(
 async def get_endpoint(db: Database, user_id: UserId, endpoint_id: UUID) -> Endpoint:
     """Raises EndpointNotFound."""
     async with db.read("jobs.endpoint") as conn:
-        return _found(await queries.get_endpoint(conn, user_id, endpoint_id))
+        return _found(await webhook_endpoints.get_endpoint(conn, user_id, endpoint_id))
 
 
 @retries_conflicts
@@ -131,7 +131,7 @@ async def change_endpoint(
         await lock_maker(tx, clock, actor)
         present = await _lock_present(tx, actor.user_id, endpoint_id, check)
         _listen(listeners, tx, actor.user_id, event_types or ())
-        endpoint = await queries.update_endpoint(
+        endpoint = await webhook_endpoints.update_endpoint(
             tx,
             actor.user_id,
             endpoint_id,
@@ -160,7 +160,7 @@ async def delete_endpoint(
     async with db.transaction("jobs.delete_endpoint") as tx:
         await lock_caller(tx, clock, actor)
         await _lock_present(tx, actor.user_id, endpoint_id, check)
-        if not await queries.delete_endpoint(tx, actor.user_id, endpoint_id):
+        if not await webhook_endpoints.delete_endpoint(tx, actor.user_id, endpoint_id):
             raise EndpointNotFound
         await _record(tx, clock, actor, "webhook_endpoint_deleted", endpoint_id)
 
@@ -172,7 +172,7 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, en
     sealed = keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
     async with db.transaction("jobs.rotate_secret") as tx:
         await lock_maker(tx, clock, actor)
-        endpoint = await queries.rotate_secret(tx, actor.user_id, endpoint_id, sealed, OLD_SECRET_TTL)
+        endpoint = await webhook_endpoints.rotate_secret(tx, actor.user_id, endpoint_id, sealed, OLD_SECRET_TTL)
         found = _found(endpoint)
         await _record(tx, clock, actor, "webhook_secret_rotated", endpoint_id)
     return Created(found, format_secret(secret))
@@ -188,7 +188,7 @@ async def enable_endpoint(
         # Before its events are known: a false alarm ends with the next read of the listeners.
         _listen(listeners, tx, actor.user_id, ADMIN_EVENTS)
         present = await _lock_present(tx, actor.user_id, endpoint_id, None)
-        found = _found(await queries.enable_endpoint(tx, actor.user_id, endpoint_id))
+        found = _found(await webhook_endpoints.enable_endpoint(tx, actor.user_id, endpoint_id))
         if present.disabled_at is not None:
             await _record(tx, clock, actor, "webhook_endpoint_enabled", endpoint_id)
     return found
@@ -210,7 +210,7 @@ async def disable_endpoints(tx: Tx, user_id: UserId) -> None:
     """For an account whose credentials have just ended, because another person than the owner may have made them. The
     owner can enable them again.
     """
-    await queries.disable_endpoints(tx, user_id, "credentials_ended")
+    await webhook_endpoints.disable_endpoints(tx, user_id, "credentials_ended")
 
 
 @retries_conflicts
@@ -219,9 +219,9 @@ async def test_endpoint(db: Database, queue: Queue, clock: Clock, user_id: UserI
     event = Event(new_id(), user_id, "webhook.test", {"endpoint_id": str(endpoint_id)})
     delivery = NewDelivery(new_id(), user_id, endpoint_id, event.id)
     async with db.transaction("jobs.test_endpoint") as tx:
-        _found(await queries.get_endpoint(tx, user_id, endpoint_id))
+        _found(await webhook_endpoints.get_endpoint(tx, user_id, endpoint_id))
         await send_messages(tx, queue, [message_of(event, clock.now())], [delivery])
-        found = await queries.get_delivery(tx, user_id, delivery.id)
+        found = await webhook_deliveries.get_delivery(tx, user_id, delivery.id)
     if found is None:
         raise DeliveryNotFound
     return found
@@ -243,10 +243,10 @@ async def list_deliveries(
     scan_end: UUID | None = None
     async with db.read("jobs.deliveries") as conn:
         if state is not None:
-            scan_end = await queries.get_delivery_scan_end(
+            scan_end = await webhook_deliveries.get_delivery_scan_end(
                 conn, user_id, endpoint_id=endpoint_id, before=before, count=MAX_SCANNED
             )
-        found = await queries.list_deliveries(
+        found = await webhook_deliveries.list_deliveries(
             conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1, scan_end=scan_end
         )
     return cursors.cut(
@@ -268,12 +268,12 @@ async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UU
         BacklogFull: the user has as many pending deliveries as one may have.
     """
     async with db.transaction("jobs.redeliver") as tx:
-        if not await queries.reopen_delivery(tx, user_id, delivery_id):
-            if await queries.get_delivery(tx, user_id, delivery_id) is None:
+        if not await webhook_deliveries.reopen_delivery(tx, user_id, delivery_id):
+            if await webhook_deliveries.get_delivery(tx, user_id, delivery_id) is None:
                 raise DeliveryNotFound
             raise BacklogFull("Wait until some of your pending deliveries have ended.", retry_after=_REDELIVER_SECONDS)
         await enqueue_again(tx, queue, user_id, delivery_id)
-        found = await queries.get_delivery(tx, user_id, delivery_id)
+        found = await webhook_deliveries.get_delivery(tx, user_id, delivery_id)
     if found is None:
         raise DeliveryNotFound
     return found
@@ -281,7 +281,7 @@ async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UU
 
 async def _lock_present(tx: Tx, user_id: UserId, endpoint_id: UUID, check: EndpointCheck | None) -> Endpoint:
     """The endpoint as it stays until this unit changes it. Raises EndpointNotFound, or what `check` raises."""
-    endpoint = _found(await queries.lock_endpoint(tx, user_id, endpoint_id))
+    endpoint = _found(await webhook_endpoints.lock_endpoint(tx, user_id, endpoint_id))
     if check is not None:
         check(endpoint)
     return endpoint

@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 import orjson
 
 from app.identity import api as identity
-from app.jobs.queries import webhooks as queries
+from app.jobs.queries import webhook_deliveries, webhook_endpoints
 from app.jobs.records import State, Transition
 from app.jobs.records.webhooks import ADMIN_EVENTS, ALL_EVENTS, MAX_ATTEMPTS, MatchingEndpoint, Message, NewDelivery
 from app.kernel.database import Tx
@@ -57,7 +57,7 @@ async def publish_admin_event(
 
     Who is one is asked now: an endpoint outlives its owner's role.
     """
-    admins = await identity.list_admins(tx, await queries.list_subscribers(tx, event_type))
+    admins = await identity.list_admins(tx, await webhook_endpoints.list_subscribers(tx, event_type))
     if admins:
         await publish_events(tx, queue, [Event(event_id, admin, event_type, data) for admin in admins], now)
 
@@ -83,7 +83,7 @@ async def publish_job_ends(
 
 async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: datetime) -> None:
     """Publishes events within `tx`. Without a subscriber this is one look at an index and nothing else."""
-    endpoints = await queries.list_matching_endpoints(
+    endpoints = await webhook_endpoints.list_matching_endpoints(
         tx, sorted({event.user_id for event in events}), sorted({event.type for event in events})
     )
     wanted = [(event, [endpoint for endpoint in endpoints if _wants(endpoint, event)]) for event in events]
@@ -99,7 +99,7 @@ async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: dat
 
 async def send_messages(tx: Tx, queue: Queue, messages: Sequence[Message], deliveries: Sequence[NewDelivery]) -> None:
     """Stores messages and enqueues their deliveries, as far as their users may have any pending."""
-    fresh = await queries.insert_messages(tx, messages, deliveries)
+    fresh = await webhook_deliveries.insert_messages(tx, messages, deliveries)
     await enqueue_deliveries(
         tx,
         queue,
@@ -110,7 +110,7 @@ async def send_messages(tx: Tx, queue: Queue, messages: Sequence[Message], deliv
 async def enqueue_again(tx: Tx, queue: Queue, user_id: UserId, delivery_id: UUID) -> None:
     """A job for a delivery that has had one. Asked for again and again, it stays one job, which runs at once."""
     unique_key = str(delivery_id)
-    await queries.hasten_job(tx, user_id, KIND_DELIVER, unique_key)
+    await webhook_deliveries.hasten_job(tx, user_id, KIND_DELIVER, unique_key)
     await queue.enqueue(
         tx,
         KIND_DELIVER,

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from prometheus_client import Counter, Gauge
 
 from app.jobs.queries import relay as queries
-from app.jobs.queries.webhooks import count_open_breakers
+from app.jobs.queries.webhook_endpoints import count_open_breakers
 from app.jobs.records import MAX_RESCUES, State
 from app.jobs.service.lanes import COUNTED, publish_lanes
 from app.jobs.service.publishing import publish_job_ends

@@ -1,0 +1,56 @@
+"""Accounts, as administrators see and change them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from app.identity.records import AccountStatus
+from app.kernel.auth import Role
+from app.kernel.http import CreatedAt, EmailText, Id, NextCursor, PageQuery, Schema, Timestamp, example
+from app.kernel.text import VisibleText
+
+
+class AdminAccountView(Schema):
+    """An account, as an administrator sees it."""
+
+    id: Id = Field(description="Id of the user.")
+    email: EmailText = Field(description="The address that the account logs in with.")
+    email_verified: bool = Field(description="Whether the user has proven the address.")
+    status: AccountStatus = Field(description="Whether the account can be used.")
+    role: Role = Field(description="Role of the account.")
+    totp_enabled: bool = Field(description="Whether a log-in needs a code.")
+    banned_at: Timestamp | None = Field(description="When it was banned; null: it is not.")
+    ban_reason: str | None = Field(description="Why it was banned; null: it is not, or no reason was given.")
+    last_login_at: Timestamp | None = Field(description="When it was last logged in to; null: never.")
+    created_at: CreatedAt
+    deleted_at: Timestamp | None = Field(description="When it was closed; null: it is not.")
+    purge_at: Timestamp | None = Field(description="When its data are deleted; null: they stay.")
+
+
+class AdminAccountPage(Schema):
+    """A page of accounts, newest first."""
+
+    items: list[AdminAccountView] = Field(description="Accounts, newest first.")
+    next_cursor: NextCursor
+
+
+class AdminAccountQuery(PageQuery):
+    """Filters of the list of accounts."""
+
+    q: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(None, description="Part of the address.")
+    status: AccountStatus | None = Field(None, description="Only accounts in this state.")
+    role: Role | None = Field(None, description="Only accounts with this role.")
+
+
+class AdminAccountPatch(Schema, json_schema_extra=example({"role": "admin"})):
+    """A JSON merge patch (RFC 7396) of an account."""
+
+    role: Role = Field(description="Role that the account is to have.")
+
+
+class BanBody(Schema, json_schema_extra=example({"reason": "Spam"})):
+    """Why an account is banned."""
+
+    reason: Annotated[str, VisibleText(500)] | None = Field(
+        None, description="Reason, for administrators, at most 500 characters."
+    )

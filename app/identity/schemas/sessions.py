@@ -1,0 +1,150 @@
+"""Log-in, log-out, sessions and the trail of what happened to an account."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypeAliasType
+
+from app.identity.schemas.fields import CODE_HELP, EXAMPLE_TOKENS, PASSWORD_HELP, AnyEmail, Code, SentPassword
+from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, NextCursor, Schema, Timestamp, example
+from app.kernel.text import VisibleLine
+from app.users.api import EXAMPLE_USER, UserAnswer
+
+RefreshTokenText = Annotated[str, Field(min_length=1, max_length=4096)]
+SecondFactorMethod = TypeAliasType("SecondFactorMethod", Literal["totp", "recovery_code"])
+DeviceName = Annotated[str, VisibleLine(100), Field(examples=["Ada's laptop"])]
+_REFRESH_TOKEN = "Refresh token, which begins with `rt_`; it works once."
+
+
+class LoginBody(
+    Schema,
+    json_schema_extra=example(
+        {"email": "ada@example.com", "password": "correct horse battery", "device_name": "Ada's laptop"}
+    ),
+):
+    """Credentials of an account."""
+
+    email: AnyEmail = Field(description="Address of the account.")
+    password: SentPassword = Field(description=PASSWORD_HELP)
+    device_name: DeviceName | None = Field(
+        None, description="Name of the device for the list of sessions, at most 100 characters."
+    )
+
+
+class RefreshBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
+    """A refresh token to exchange."""
+
+    refresh_token: RefreshTokenText = Field(description=_REFRESH_TOKEN)
+
+
+class LogoutBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
+    """The session to end, if it is not that of the access token."""
+
+    refresh_token: RefreshTokenText | None = Field(None, description="Refresh token of the session.")
+
+
+class LogoutAllBody(Schema, json_schema_extra=example({"keep_current": True})):
+    """Which sessions to end."""
+
+    keep_current: bool = Field(default=False, description="Whether the session of the access token stays.")
+
+
+class TokensView(Schema, json_schema_extra=example(EXAMPLE_TOKENS)):
+    """Tokens of a session (RFC 6749, section 5.1)."""
+
+    access_token: str = Field(description="JWT (RFC 9068) to send as `Authorization: Bearer`.")
+    token_type: str = Field(description="Always `Bearer`.")
+    expires_in: int = Field(description="Lifetime of the access token in seconds.")
+    refresh_token: str = Field(description=_REFRESH_TOKEN)
+    scope: str = Field(description="Scopes of the access token, separated by spaces.")
+
+
+class SignedInView(Schema, json_schema_extra=example({"user": EXAMPLE_USER, "tokens": EXAMPLE_TOKENS})):
+    """A user and the tokens of a new session."""
+
+    user: UserAnswer
+    tokens: TokensView
+
+
+class SessionView(Schema):
+    """A session of an account."""
+
+    id: Id = Field(description="Id of the session.")
+    current: bool = Field(description="Whether the request belongs to it.")
+    created_at: CreatedAt
+    last_used_at: Timestamp = Field(description="When its tokens were last refreshed.")
+    ip: str | None = Field(description="Address of the client that opened it; null: not known.")
+    user_agent: str | None = Field(description="`User-Agent` of the client that opened it; null: none.")
+    device_name: str | None = Field(description="Name that the client gave at log-in; null: none.")
+    expires_at: Timestamp = Field(description="When it ends unless it is used.")
+
+
+class SessionList(
+    Schema,
+    json_schema_extra=example(
+        {
+            "items": [
+                {
+                    "id": EXAMPLE_ID,
+                    "current": True,
+                    "created_at": EXAMPLE_TIME,
+                    "last_used_at": EXAMPLE_TIME,
+                    "ip": "203.0.113.7",
+                    "user_agent": "curl/8.10.1",
+                    "device_name": "Ada's laptop",
+                    "expires_at": "2026-03-02T12:00:00.000000Z",
+                }
+            ],
+            "next_cursor": None,
+        }
+    ),
+):
+    """A page of sessions, last used first."""
+
+    items: list[SessionView] = Field(description="Sessions, last used first.")
+    next_cursor: NextCursor
+
+
+class RevokedView(Schema):
+    """How much has ended."""
+
+    revoked: int = Field(description="How many sessions have ended.")
+
+
+class SecondFactorNeededView(Schema):
+    """The password was right; the log-in goes on at `/v1/auth/mfa/verify`."""
+
+    mfa_required: Literal[True] = Field(description="Always true.")
+    mfa_token: str = Field(description="Send it with the code; it lives ten minutes.")
+    methods: list[SecondFactorMethod] = Field(description="Ways to prove the second factor.")
+
+
+class VerifySecondFactorBody(
+    Schema, json_schema_extra=example({"mfa_token": "b9f24f3a0c2d5e6f7a8b9c0d1e2f3a4b", "code": "123456"})
+):
+    """The second step of a log-in."""
+
+    mfa_token: Annotated[str, Field(min_length=1, max_length=1024)] = Field(
+        description="`mfa_token` of the first step."
+    )
+    code: Code = Field(description=CODE_HELP)
+
+
+class SecurityEventView(Schema):
+    """An entry of the audit trail of an account."""
+
+    id: Id = Field(description="Id of the entry.")
+    action: str = Field(description="What happened, for programs, for instance `logged_in`.")
+    actor_id: Id | None = Field(description="The user that did it; null: the service or an unknown client.")
+    session_id: Id | None = Field(description="The session that it was done in; null: none.")
+    ip: str | None = Field(description="Address of the client; null: not known.")
+    user_agent: str | None = Field(description="`User-Agent` of the client; null: none.")
+    data: dict[str, Any] = Field(description="Anything else about it.")
+    created_at: Timestamp = Field(description="When it happened.")
+
+
+class SecurityEventPage(Schema):
+    """A page of the audit trail, newest first."""
+
+    items: list[SecurityEventView] = Field(description="Entries, newest first.")
+    next_cursor: NextCursor

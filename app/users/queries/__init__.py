@@ -1,0 +1,1 @@
+"""The SQL of the module: one statement, one function over it."""
