@@ -192,6 +192,14 @@ class Permission:
             return
         principal = principal_of(scope)
         charge(scope, self.cost)
+        self.check_principal(principal)
+
+    def check_principal(self, principal: Principal) -> None:
+        """Lets the caller pass, whatever it costs.
+
+        Raises:
+            InsufficientScope, RoleRequired, SessionRequired
+        """
         if not self.scopes <= principal.scopes:
             raise InsufficientScope(self.scopes - principal.scopes)
         if self.role is not None and self.role not in principal.roles:

@@ -76,7 +76,7 @@ WITHOUT: dict[str, str] = {
     "POST /v1/users/lookup": "reads",
     "POST /v1/events": "events are data",
     "POST /v1/jobs/{job_id}/cancel": "the own job says so itself",
-    "POST /v1/jobs/{job_id}/retry": "the own job says so itself",
+    "POST /v1/jobs/{job_id}/retry": "has one, if the job copies the account; test_job_scopes.py looks at it",
     "POST /v1/invoices": "invoices are data",
     "POST /v1/invoices/{invoice_id}/email": "the job is on file",
     "POST /v1/webhooks/endpoints/{endpoint_id}/test": "the delivery is on file",

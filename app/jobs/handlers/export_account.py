@@ -15,7 +15,7 @@ from app.jobs.schemas.job_kinds import ExportAccountArgs
 from app.jobs.service.exporting import Archive, Column, Values, write_json_array
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
-from app.kernel.queue import JobContext, job
+from app.kernel.queue import DataAccess, JobContext, job
 from app.users.api import export_user
 
 _SECURITY_EVENT_COLUMNS = (
@@ -56,7 +56,16 @@ _INVOICE_COLUMNS = (
 )
 
 
-@job("export.account", args=ExportAccountArgs, lane="bulk", public=True, max_attempts=5, timeout=900)
+@job(
+    "export.account",
+    args=ExportAccountArgs,
+    lane="bulk",
+    public=True,
+    # Sessions, API keys and the audit trail are in it, which no other route shows to an API key.
+    access=DataAccess(frozenset({"profile:read", "events:read", "jobs:read", "webhooks:manage"}), needs_session=True),
+    max_attempts=5,
+    timeout=900,
+)
 async def export_account(ctx: JobContext, _: ExportAccountArgs) -> Mapping[str, Any]:
     """Answers with the number of events; the artifact is `account.zip`, JSON files from one snapshot."""
     user_id = ctx.user_id

@@ -8,7 +8,7 @@ from app.jobs.schemas.job_kinds import ExportEventsArgs
 from app.jobs.service.exporting import Column, write_ndjson, write_parquet, write_xlsx
 from app.kernel.database import CopyConn
 from app.kernel.ids import UserId
-from app.kernel.queue import JobContext, job
+from app.kernel.queue import DataAccess, JobContext, job
 from app.users.api import count_events, events_tag, iterate_events, stream_events
 
 EVENT_COLUMNS = (
@@ -28,7 +28,15 @@ _LINES_A_STEP = 5_000
 _WRITERS = {"ndjson": write_ndjson, "parquet": write_parquet, "xlsx": write_xlsx}
 
 
-@job("export.events", args=ExportEventsArgs, lane="bulk", public=True, max_attempts=5, timeout=900)
+@job(
+    "export.events",
+    args=ExportEventsArgs,
+    lane="bulk",
+    public=True,
+    access=DataAccess(frozenset({"events:read"})),
+    max_attempts=5,
+    timeout=900,
+)
 async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str, Any]:
     """Answers with the number of rows; the file is the artifact `events.<format>`.
 

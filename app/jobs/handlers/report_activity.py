@@ -8,7 +8,7 @@ from typing import Any
 
 from app.jobs.schemas.job_kinds import ReportArgs
 from app.jobs.service.documents import typeset
-from app.kernel.queue import JobContext, job
+from app.kernel.queue import DataAccess, JobContext, job
 from app.users.api import EventSummary, summarise_events
 
 KIND_REPORT = "report.activity"
@@ -20,7 +20,15 @@ OTHER_KINDS = "Other kinds"
 REPORT_NAME = "activity.pdf"
 
 
-@job(KIND_REPORT, args=ReportArgs, lane=REPORT_LANE, public=True, max_attempts=5, timeout=120)
+@job(
+    KIND_REPORT,
+    args=ReportArgs,
+    lane=REPORT_LANE,
+    public=True,
+    access=DataAccess(frozenset({"events:read"})),
+    max_attempts=5,
+    timeout=120,
+)
 async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any]:
     """Answers with the number of events; the file is the artifact `activity.pdf`."""
     if ctx.user_id is None:

@@ -342,7 +342,7 @@ async def list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[Use
 
 
 GET_ARTIFACT = """
-SELECT a.name, a.content_type, a.size, a.sha256, a.storage_key,
+SELECT j.kind, a.name, a.content_type, a.size, a.sha256, a.storage_key,
        a.deleted_at IS NOT NULL OR a.expires_at <= now() AS is_expired
 FROM jobs.artifacts AS a JOIN jobs.jobs AS j ON j.id = a.job_id
 WHERE a.job_id = $1 AND a.name = $3 AND j.user_id = $2

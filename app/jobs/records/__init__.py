@@ -220,8 +220,9 @@ class NewArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A published file; `is_expired` once its time is over, or it has been deleted."""
+    """A published file of a job of this kind; `is_expired` once its time is over, or it has been deleted."""
 
+    kind: str
     name: str
     content_type: str
     size: int

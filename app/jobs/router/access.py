@@ -1,14 +1,16 @@
 """What the routers of the module share: who may call, and what the module owns in this process."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from app.identity.api import Actor, Device
 from app.jobs.service.runtime import JobsRuntime
-from app.kernel.auth import Principal, Require, RequireRole
+from app.kernel.auth import Permission, Principal, Require, RequireRole
 from app.kernel.client import client_address, user_agent
 from app.kernel.http import json_fragment
+from app.kernel.queue import JobKind
 from app.kernel.resources import ResourcesDep
 
 JobReader = Annotated[Principal, Require("jobs:read")]
@@ -39,6 +41,17 @@ DeviceDep = Annotated[Device, Depends(_device)]
 def actor_of(principal: Principal, device: Device) -> Actor:
     """The caller as the actor of what the request does."""
     return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
+
+
+def check_kind(principal: Principal, kinds: Mapping[str, JobKind[Any]], name: str) -> None:
+    """Lets a caller start a job of this kind, or have its files. What there is no such kind of is not judged here.
+
+    Raises:
+        InsufficientScope, SessionRequired: the job reads what this caller may not read by other routes.
+    """
+    kind = kinds.get(name)
+    if kind is not None:
+        Permission(scopes=kind.access.scopes, needs_session=kind.access.needs_session).check_principal(principal)
 
 
 def fragment(text: str | None) -> Any:

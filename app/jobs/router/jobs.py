@@ -13,7 +13,17 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from app.identity.api import lock_maker, record_security_event
 from app.jobs.errors import TooManyStreams
 from app.jobs.records import Job, State, api_state
-from app.jobs.router.access import DeviceDep, FileReader, JobReader, JobStarter, JobWriter, Runtime, actor_of, fragment
+from app.jobs.router.access import (
+    DeviceDep,
+    FileReader,
+    JobReader,
+    JobStarter,
+    JobWriter,
+    Runtime,
+    actor_of,
+    check_kind,
+    fragment,
+)
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.schemas.jobs import (
     JobList,
@@ -69,7 +79,10 @@ async def submit_job(
     device: DeviceDep,
     body: SubmitJob,
 ) -> Response:
-    """Start work in the background."""
+    """Start work in the background. The token needs the scopes of what the job reads: `events:read` for exports and
+    reports of events; a copy of the account needs a session whose scope was not narrowed.
+    """
+    check_kind(principal, runtime.kinds, body.kind)
     submitting.check_run_at(body.run_at, resources.clock.now())
     submission = submitting.Submission(body.kind, body.args, body.run_at, body.unique_key)
     action = submitting.AUDITED_KINDS.get(body.kind)
@@ -220,10 +233,19 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 @router.post(
     "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(409) | located(202)
 )
-async def retry_job(principal: JobStarter, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> Response:
-    """Run a failed or cancelled job again, from the start."""
+async def retry_job(
+    principal: JobStarter, resources: ResourcesDep, runtime: Runtime, device: DeviceDep, job_id: Id
+) -> Response:
+    """Run a failed or cancelled job again, from the start. The token needs what starting it needs."""
     job = await submitting.retry_job(
-        resources.db, resources.queue, resources.cache, runtime.board, job_id, principal.user_id
+        resources.db,
+        resources.queue,
+        resources.cache,
+        runtime.board,
+        clock=resources.clock,
+        actor=actor_of(principal, device),
+        job_id=job_id,
+        check=partial(check_kind, principal, runtime.kinds),
     )
     return json_response(job_view(job), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
@@ -245,6 +267,7 @@ async def download_artifact(
 ) -> Response:
     """A file that a job made."""
     artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)
+    check_kind(principal, runtime.kinds, artifact.kind)
     return await file_response(request, runtime, artifact, artifact.name)
 
 

@@ -26,6 +26,7 @@ from app.kernel.queue import JobKind, Queue
 
 PDF_NAME = "invoice.pdf"
 KIND_EMAIL = "invoice.email"
+_KIND_PDF = "invoice.pdf"
 _LANE_OF_EMAIL = "default"
 
 
@@ -137,7 +138,8 @@ async def read_pdf(
         if invoice.status == "pending":
             raise
     pdf = await rendering.run(partial(render_invoice, invoice))
-    return invoice, Artifact(PDF_NAME, "application/pdf", len(pdf), sha256(pdf).digest(), "", is_expired=False), pdf
+    digest = sha256(pdf).digest()
+    return invoice, Artifact(_KIND_PDF, PDF_NAME, "application/pdf", len(pdf), digest, "", is_expired=False), pdf
 
 
 def render_invoice(invoice: Invoice) -> bytes:

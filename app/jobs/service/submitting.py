@@ -1,6 +1,6 @@
 """Putting jobs in, and what their owner may do with them afterwards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 from pydantic import ValidationError
 
+from app.identity.api import Actor, lock_maker, record_security_event
 from app.jobs.errors import (
     BacklogFull,
     InvalidArgs,
@@ -22,6 +23,7 @@ from app.jobs.queries import submitting as queries
 from app.jobs.records import STATE_FILTERS, InsertedJob, Job, JobState, State, Transition
 from app.jobs.service.lanes import LaneBoard
 from app.kernel.cache import Cache
+from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import MAX_ERRORS, FieldError, Unprocessable, escape_pointer
 from app.kernel.field_codes import field_code
@@ -246,15 +248,34 @@ async def cancel_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, use
 
 
 @retries_conflicts
-async def retry_job(db: Database, queue: Queue, cache: Cache, board: LaneBoard, job_id: UUID, user_id: UserId) -> Job:
-    """Starts a failed or cancelled job over.
+async def retry_job(
+    db: Database,
+    queue: Queue,
+    cache: Cache,
+    board: LaneBoard,
+    *,
+    clock: Clock,
+    actor: Actor,
+    job_id: UUID,
+    check: Callable[[str], None],
+) -> Job:
+    """Starts a failed or cancelled job over, which is as much as to submit it again. `check` lets its kind pass; what
+    it raises ends it all.
 
     Raises:
         JobNotFound, JobNotRetryable, UniqueKeyInUse, BacklogFull: nothing was changed.
+        TokenRevoked, TooManyAttempts: of kinds that leave an entry in the audit trail.
     """
     async with db.transaction("jobs.retry") as tx:
-        await requeue(tx, queue, cache, job_id, user_id, board)
-        return await get_job(tx, job_id, user_id)
+        kind = (await get_job(tx, job_id, actor.user_id)).kind
+        check(kind)
+        action = AUDITED_KINDS.get(kind)
+        if action is not None:
+            await lock_maker(tx, clock, actor)
+        await requeue(tx, queue, cache, job_id, actor.user_id, board)
+        if action is not None:
+            await record_security_event(tx, clock, actor, action)
+        return await get_job(tx, job_id, actor.user_id)
 
 
 async def cancel(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None) -> None:

@@ -7,6 +7,7 @@ importer of arq beside `app.worker`; it is not imported here, so that an API pro
 from app.kernel.queue.contracts import Allowance, Enqueued, JobRef, NewJob
 from app.kernel.queue.kinds import (
     ArtifactWriter,
+    DataAccess,
     JobArgs,
     JobContext,
     JobKind,
@@ -23,6 +24,7 @@ __all__ = [
     "EPOCH_KEY",
     "Allowance",
     "ArtifactWriter",
+    "DataAccess",
     "Enqueued",
     "InsertJobs",
     "JobArgs",

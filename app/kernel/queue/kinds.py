@@ -92,6 +92,19 @@ Handler = Callable[[JobContext, ArgsT], Awaitable[Mapping[str, Any] | None]]
 
 
 @dataclass(frozen=True, slots=True)
+class DataAccess:
+    """What a caller needs, beside the scopes of jobs, to start a kind of job or to have its files, because they hold what
+    other routes give for these scopes, or to a session alone.
+    """
+
+    scopes: frozenset[str] = frozenset()
+    needs_session: bool = False
+
+
+_NO_DATA = DataAccess()
+
+
+@dataclass(frozen=True, slots=True)
 class JobKind(Generic[ArgsT]):
     """A declared kind. Times are in seconds; a retry waits up to `backoff_base * 2 ** (attempt - 1)`."""
 
@@ -100,6 +113,7 @@ class JobKind(Generic[ArgsT]):
     args: type[ArgsT]
     lane: str
     public: bool
+    access: DataAccess
     max_attempts: int
     timeout: int
     priority: int
@@ -113,6 +127,7 @@ def job(
     args: type[ArgsT],
     lane: str = "default",
     public: bool = False,
+    access: DataAccess = _NO_DATA,
     max_attempts: int = 8,
     timeout: int = 300,
     priority: int = DEFAULT_PRIORITY,
@@ -121,7 +136,7 @@ def job(
 ) -> Callable[[Handler[ArgsT]], JobKind[ArgsT]]:
     """Declares the decorated coroutine function as the handler of kind `name`.
 
-    `public` kinds may be submitted through the API by any user.
+    `public` kinds may be submitted through the API by any user whose token has `access`.
     """
 
     def declare(handler: Handler[ArgsT]) -> JobKind[ArgsT]:
@@ -131,6 +146,7 @@ def job(
             args=args,
             lane=lane,
             public=public,
+            access=access,
             max_attempts=max_attempts,
             timeout=timeout,
             priority=priority,
