@@ -93,8 +93,8 @@ Handler = Callable[[JobContext, ArgsT], Awaitable[Mapping[str, Any] | None]]
 
 @dataclass(frozen=True, slots=True)
 class DataAccess:
-    """What a caller needs, beside the scopes of jobs, to start a kind of job or to have its files, because they hold what
-    other routes give for these scopes, or to a session alone.
+    """What a caller needs, beside the scopes of jobs, to start a kind of job or to have its files, because these hold
+    what other routes give for such scopes, or to a session alone.
     """
 
     scopes: frozenset[str] = frozenset()
