@@ -122,9 +122,7 @@ async def warn_of_eviction(resources: Resources) -> None:
     """Logs which Redis server throws away what it should keep, or keeps what it should throw away."""
     for place, memory, problem in await memory_findings(resources):
         if problem is not None:
-            _logger.warning(
-                "Redis has another maxmemory-policy than it needs", server=place, policy=memory.policy, reason=problem
-            )
+            _logger.warning("redis.maxmemory_policy_unsuitable", server=place, policy=memory.policy, reason=problem)
 
 
 async def close_resources(resources: Resources) -> None:

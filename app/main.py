@@ -65,18 +65,18 @@ DESCRIPTION = """Accounts, activity and background jobs.
 
 Errors are `application/problem+json` (RFC 9457). Lists are paged by cursor. Every answer carries `X-Request-ID`.
 
-Every read answers `HEAD` too, `OPTIONS` tells the methods of a resource, and any other method is 405 with `Allow`. Text
+Every read supports `HEAD`, `OPTIONS` lists the methods of a resource, and any other method gets 405 with `Allow`. Text
 cannot hold NUL or lone surrogates.
 """
 TAGS = {
-    "core": "The composed read, health and metrics.",
+    "core": "The overview, health and metrics.",
     "identity": "Accounts, log-in, tokens, sessions and API keys.",
     "users": "Profiles, preferences and events.",
-    "jobs": "Work in the background and its files.",
+    "jobs": "Background jobs and their files.",
     "invoices": "Invoices: PDF, e-mail and webhook follow in the background.",
-    "webhooks": "Events sent to the caller's own endpoints (Standard Webhooks).",
-    "webhook-events": "The requests that endpoints of webhooks receive.",
-    "admin": "For administrators.",
+    "webhooks": "Events sent to your endpoints (Standard Webhooks).",
+    "webhook-events": "The requests that webhook endpoints receive.",
+    "admin": "Administration of accounts, jobs and queues.",
 }
 
 _SAMPLE_SECONDS = 1.0
@@ -325,7 +325,7 @@ async def _sample_for_ever(app: FastAPI) -> None:
                 sample()
             except Exception:
                 # Without this loop the metrics would stand still, and look well.
-                _logger.exception("sampling gauges failed")
+                _logger.exception("telemetry.sampling_failed")
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 

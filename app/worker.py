@@ -69,7 +69,7 @@ class Worker:
             async with asyncio.timeout(_STOP_WITHIN):
                 await self.runner.drain(self.settings.jobs.drain)
         except TimeoutError:
-            _logger.warning("jobs.worker_left_jobs", running=len(self.runner.tasks))
+            _logger.warning("jobs.worker_jobs_abandoned", running=len(self.runner.tasks))
         _logger.info("jobs.worker_drained", seconds=round(monotonic() - started, 3))
 
 

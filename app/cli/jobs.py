@@ -121,7 +121,7 @@ def cancel(job_id: _JobId) -> None:
 
 @jobs.command()
 def lanes() -> None:
-    """Every lane, with what waits and runs in it."""
+    """List the queues with their waiting and running jobs."""
     from app.jobs.api import list_lanes
 
     say(f"{'lane':<10} {'waiting':>8} {'running':>8} {'done/min':>9}")
@@ -132,7 +132,7 @@ def lanes() -> None:
 
 @jobs.command()
 def pause(lane: _Lane) -> None:
-    """Start no more jobs of a lane."""
+    """Pause a queue: start no more of its jobs."""
     from app.jobs.api import pause_lane
 
     _with_resources(lambda own: pause_lane(own.db, own.queue, own.clock, _operator(), lane, paused=True))
@@ -141,7 +141,7 @@ def pause(lane: _Lane) -> None:
 
 @jobs.command()
 def resume(lane: _Lane) -> None:
-    """Start jobs of a lane again."""
+    """Resume a paused queue."""
     from app.jobs.api import pause_lane
 
     _with_resources(lambda own: pause_lane(own.db, own.queue, own.clock, _operator(), lane, paused=False))
@@ -150,7 +150,7 @@ def resume(lane: _Lane) -> None:
 
 @mail.command("lift-suppression")
 def lift_suppression(email: Annotated[str, typer.Argument(help="The address.")]) -> None:
-    """Send e-mail to an address again whose server has refused it."""
+    """Lift the suppression of an address whose server refused an e-mail."""
     from app.jobs.api import lift_suppression as lift
 
     is_lifted = _with_resources(lambda own: lift(own.db, own.keys, own.clock, _operator(), email))

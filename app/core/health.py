@@ -20,7 +20,7 @@ class NotReady(Unavailable):
     """The process cannot serve requests; `checks` names what fails."""
 
     code = "not_ready"
-    title = "This process cannot take requests at the moment"
+    title = "Not ready"
 
 
 # `ok`, `degraded` or `failing`, by the name of what a process depends on.

@@ -69,7 +69,7 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 async def get_overview(
     principal: Annotated[Principal, Require(*_OVERVIEW_SCOPES)], resources: ResourcesDep
 ) -> Response:
-    """User, preferences, newest events and jobs in one answer."""
+    """Get your user, preferences, newest events and jobs in one response."""
     overview = await service.read_overview(resources.reads, principal.user_id)
     person, work = overview.person, overview.work
     return json_response(
@@ -100,13 +100,13 @@ CACHED_READS = (
 
 @router.get("/livez", response_model=AliveView, dependencies=[Public])
 async def get_livez() -> Response:
-    """Whether the process answers at all. Asks no other system."""
+    """Check that the process is alive. No other system is asked."""
     return json_response({"status": "alive"}, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=_NOT_READY)
 async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
-    """Whether requests should be sent here. A lost Redis only degrades."""
+    """Check that the process can serve requests. Without Redis it is ready but degraded."""
     _check_operator(request, resources)
     draining = getattr(request.state, "draining", None)
     if draining is not None and draining.is_set():
@@ -122,7 +122,7 @@ async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_metrics(request: Request, resources: ResourcesDep) -> Response:
-    """Metrics of all API processes in the text format of Prometheus."""
+    """Get the metrics of all API processes in the Prometheus text format."""
     _check_operator(request, resources)
     metrics: Paced[RenderedMetrics] = request.app.state.metrics
     rendered = await metrics.get()
@@ -147,7 +147,7 @@ def _check_operator(request: Request, resources: Resources) -> None:
 
 @router.get("/", dependencies=[Public], response_class=HTMLResponse)
 async def get_front_page(request: Request) -> Response:
-    """A page that says what this is."""
+    """Get the front page."""
     state = request.app.state
     text = pages.front_page(request.app.title, docs=state.has_docs, mailbox=state.mailbox is not None)
     return _html(text, pages.PAGE_POLICY)
@@ -169,7 +169,7 @@ async def list_problems(request: Request) -> Response:
 
 @router.get("/problems/{code}", dependencies=[Public], response_class=HTMLResponse)
 async def get_problem_page(code: Annotated[str, path_name("Code of a problem.")]) -> Response:
-    """What the `type` of a problem means."""
+    """Get the page that explains a problem code."""
     text = pages.problem_page(code)
     if text is None:
         raise NotFound

@@ -28,13 +28,13 @@ from app.kernel.rate_limits import charge
 from app.kernel.request_headers import headers_of
 
 SCOPES = {
-    "profile:read": "Read the own profile and preferences",
-    "profile:write": "Change the own profile and preferences",
-    "events:read": "Read the own events",
+    "profile:read": "Read your profile and preferences",
+    "profile:write": "Change your profile and preferences",
+    "events:read": "Read your events",
     "events:write": "Record events",
-    "jobs:read": "Read the own jobs, invoices and their files",
-    "jobs:write": "Start, cancel and retry own jobs",
-    "webhooks:manage": "Manage the own webhook endpoints",
+    "jobs:read": "Read your jobs, invoices and their files",
+    "jobs:write": "Start, cancel and retry your jobs",
+    "webhooks:manage": "Manage your webhook endpoints",
     "admin": "Administer all accounts",
 }
 Role = TypeAliasType("Role", Literal["user", "admin"])
@@ -81,7 +81,7 @@ class InvalidToken(Unauthenticated):
     """The access token or API key is malformed, not signed by this service, or unknown."""
 
     code = "invalid_token"
-    title = "The access token is not valid"
+    title = "Invalid access token"
 
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail, challenge='Bearer error="invalid_token"')
@@ -91,7 +91,7 @@ class InsufficientScope(Forbidden):
     """The token lacks a scope, which `WWW-Authenticate` names."""
 
     code = "insufficient_scope"
-    title = "The access token does not permit this"
+    title = "Insufficient scope"
 
     def __init__(self, scopes: Iterable[str]) -> None:
         wanted = " ".join(sorted(scopes))
@@ -105,14 +105,14 @@ class RoleRequired(Forbidden):
     """The call is for administrators."""
 
     code = "role_required"
-    title = "This needs another role"
+    title = "Insufficient role"
 
 
 class SessionRequired(Forbidden):
     """An API key may do what its scopes say, but not change how the account is protected. Log in."""
 
     code = "session_required"
-    title = "A session is required, not an API key"
+    title = "Session required"
 
 
 class Authenticator(Protocol):

@@ -62,7 +62,7 @@ class Bus:
             async with asyncio.timeout(wait):
                 await self._connected.wait()
         except TimeoutError:
-            _logger.warning("redis is not reachable yet; running without it", reason=self._failure)
+            _logger.warning("redis.unreachable_at_start", reason=self._failure)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -82,10 +82,10 @@ class Bus:
                 await self._receive()
             except (*LOST_ERRORS, RedisUnavailable) as error:
                 self._failure = str(error) or type(error).__name__
-                _logger.debug("bus connection lost", error=type(error).__name__)
+                _logger.debug("bus.connection_lost", error=type(error).__name__)
             except Exception:
                 # Without this loop the process would never hear of anything again.
-                _logger.exception("receiving messages failed")
+                _logger.exception("bus.receive_failed")
             finally:
                 self._went_down()
             await asyncio.sleep(_RECONNECT_SECONDS)
@@ -126,7 +126,7 @@ class Bus:
         try:
             self._subscriptions[channel].on_message(payload)
         except Exception:
-            _logger.exception("a bus handler failed", channel=channel.decode())
+            _logger.exception("bus.handler_failed", channel=channel.decode())
 
     def _went_up(self) -> None:
         self._connected.set()

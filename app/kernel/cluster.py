@@ -131,7 +131,7 @@ class ClusterGateway(RedisGateway):
                 is_whole = await self._read_map()
             except Exception:
                 is_whole = False
-                _logger.exception("reading the nodes of the cluster failed")
+                _logger.exception("redis.nodes_not_read")
             self._has_read.set()
             await asyncio.sleep(_HURRY_SECONDS)
             if is_whole:
@@ -169,7 +169,7 @@ class ClusterGateway(RedisGateway):
         for address in self._nodes.keys() - addresses - set(owners):
             await self._nodes.pop(address).close()
         if before and before != owners:
-            _logger.info("slots of the cluster have moved", nodes=len(set(owners)))
+            _logger.info("redis.slots_moved", nodes=len(set(owners)))
             for listener in self._listeners:
                 listener()
 

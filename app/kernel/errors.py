@@ -79,7 +79,7 @@ class BadRequest(AppError):
 
     status = 400
     code = "bad_request"
-    title = "The request could not be parsed"
+    title = "Malformed request"
 
 
 class Unauthenticated(AppError):
@@ -87,7 +87,7 @@ class Unauthenticated(AppError):
 
     status = 401
     code = "unauthenticated"
-    title = "Authentication is required"
+    title = "Authentication required"
 
     def __init__(self, detail: str | None = None, *, challenge: str = "Bearer") -> None:
         """`challenge` is the `WWW-Authenticate` value (RFC 6750, section 3)."""
@@ -99,7 +99,7 @@ class Forbidden(AppError):
 
     status = 403
     code = "forbidden"
-    title = "This is not allowed"
+    title = "Forbidden"
 
 
 class NotFound(AppError):
@@ -107,7 +107,7 @@ class NotFound(AppError):
 
     status = 404
     code = "not_found"
-    title = "There is no such resource"
+    title = "Resource not found"
 
 
 class RequestTimeout(AppError):
@@ -115,7 +115,7 @@ class RequestTimeout(AppError):
 
     status = 408
     code = "request_timeout"
-    title = "The request took too long to arrive"
+    title = "Request timeout"
 
 
 class Conflict(AppError):
@@ -123,7 +123,7 @@ class Conflict(AppError):
 
     status = 409
     code = "conflict"
-    title = "The request conflicts with the present state"
+    title = "Conflict with the current state"
 
 
 class Gone(AppError):
@@ -131,7 +131,7 @@ class Gone(AppError):
 
     status = 410
     code = "gone"
-    title = "The resource is no longer available"
+    title = "Resource gone"
 
 
 class PreconditionFailed(AppError):
@@ -139,7 +139,7 @@ class PreconditionFailed(AppError):
 
     status = 412
     code = "precondition_failed"
-    title = "The resource has changed since it was read"
+    title = "Resource changed since it was read"
 
 
 class PayloadTooLarge(AppError):
@@ -147,7 +147,7 @@ class PayloadTooLarge(AppError):
 
     status = 413
     code = "payload_too_large"
-    title = "The request body is too large"
+    title = "Request body too large"
 
 
 class TargetTooLong(AppError):
@@ -155,7 +155,7 @@ class TargetTooLong(AppError):
 
     status = 414
     code = "target_too_long"
-    title = "The path and query are too long"
+    title = "Path and query too long"
 
 
 class UnsupportedMediaType(AppError):
@@ -165,7 +165,7 @@ class UnsupportedMediaType(AppError):
 
     status = 415
     code = "unsupported_media_type"
-    title = "The request body has the wrong media type"
+    title = "Unsupported media type"
 
 
 class RangeNotSatisfiable(AppError):
@@ -173,7 +173,7 @@ class RangeNotSatisfiable(AppError):
 
     status = 416
     code = "range_not_satisfiable"
-    title = "The requested range cannot be served"
+    title = "Range not satisfiable"
 
 
 class Unprocessable(AppError):
@@ -181,7 +181,7 @@ class Unprocessable(AppError):
 
     status = 422
     code = "validation_failed"
-    title = "The request was understood but is not valid"
+    title = "Invalid request"
 
 
 class PreconditionRequired(AppError):
@@ -189,7 +189,7 @@ class PreconditionRequired(AppError):
 
     status = 428
     code = "precondition_required"
-    title = "The request must be conditional"
+    title = "Conditional request required"
 
 
 class HeadTooLarge(AppError):
@@ -197,7 +197,7 @@ class HeadTooLarge(AppError):
 
     status = 431
     code = "head_too_large"
-    title = "The header fields are too large"
+    title = "Header fields too large"
 
 
 class UnknownTransferCoding(AppError):
@@ -205,7 +205,7 @@ class UnknownTransferCoding(AppError):
 
     status = 501
     code = "unknown_transfer_coding"
-    title = "The transfer coding is not known here"
+    title = "Unknown transfer coding"
 
 
 class _Retryable(AppError):
@@ -234,21 +234,21 @@ class Unavailable(_Retryable):
 
     status = 503
     code = "unavailable"
-    title = "The service cannot answer at the moment"
+    title = "Service unavailable"
 
 
 class TooManyConnections(Unavailable):
     """The server holds as many connections as it takes. Connect again after `Retry-After`."""
 
     code = "too_many_connections"
-    title = "No more connections can be taken at the moment"
+    title = "Connection limit reached"
 
 
 class InvalidMessage(BadRequest):
     """What came over the connection is not HTTP/1.1 (RFC 9112), or may mean two things."""
 
     code = "invalid_message"
-    title = "This is not a valid HTTP message"
+    title = "Invalid HTTP message"
 
 
 class OAuthError(AppError):
@@ -268,7 +268,7 @@ class DeadlineExceeded(_Retryable):
 
     status = 504
     code = "deadline_exceeded"
-    title = "The request took too long"
+    title = "Request deadline exceeded"
 
 
 def meaning_of(error_class: type[AppError]) -> str:

@@ -14,6 +14,6 @@ _LAST_WORDS_SECONDS = 1.0
 
 def end_misconfigured(error: SettingsError) -> NoReturn:
     """Logs what is wrong and ends the process with EXIT_CONFIG: one with the same settings would end alike."""
-    _logger.error("settings.wrong", reason="; ".join(error.problems))
+    _logger.error("settings.rejected", reason="; ".join(error.problems))
     output.flush(_LAST_WORDS_SECONDS)
     os._exit(EXIT_CONFIG)

@@ -14,9 +14,7 @@ from app.kernel.errors import Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
-_group_size = Histogram(
-    "app_group_commit_size", "Writes that one commit carried.", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
-)
+_group_size = Histogram("app_group_commit_size", "Writes per group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
 
 
 class GroupCommit(Generic[T, R]):

@@ -40,14 +40,14 @@ class InvalidIdempotencyKey(BadRequest):
     """The key must have 1 to 255 printable ASCII characters."""
 
     code = "invalid_idempotency_key"
-    title = "The Idempotency-Key is not valid"
+    title = "Invalid Idempotency-Key"
 
 
 class IdempotencyKeyReused(Unprocessable):
     """The key belongs to a request with another body. Use a new key for each request."""
 
     code = "idempotency_key_reused"
-    title = "The Idempotency-Key was used for another request"
+    title = "Idempotency-Key reused"
 
 
 class TooManyIdempotencyKeys(QuotaExceeded):
@@ -58,7 +58,7 @@ class RequestInProgress(Conflict):
     """Wait for the first request to finish; its answer is then given to this one too."""
 
     code = "request_in_progress"
-    title = "A request with this Idempotency-Key is still running"
+    title = "Idempotency-Key in progress"
 
 
 # The lock is tried first, because an INSERT would wait for the one that has just inserted the same key. ON CONFLICT

@@ -93,7 +93,7 @@ class Listeners:
             try:
                 await self._bus.publish(_CHANNEL, b"" if user_id is None else user_id.bytes)
             except RedisUnavailable:
-                _logger.info("a listener was not announced; all processes read it soon")
+                _logger.info("webhooks.subscriber_not_announced")
 
         tx.after_commit(tell)
 
@@ -122,4 +122,4 @@ class Listeners:
             try:
                 await self._read()
             except Exception:
-                _logger.exception("reading the listeners failed")
+                _logger.exception("webhooks.subscribers_not_read")

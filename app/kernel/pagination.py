@@ -30,7 +30,7 @@ class InvalidCursor(BadRequest):
     """The cursor was changed, or is that of another list. Begin at the first page."""
 
     code = "invalid_cursor"
-    title = "The cursor is not valid for this list"
+    title = "Invalid cursor"
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class RepeatedHeader(BadRequest):
     """A header field that holds a single value was sent more than once. Send it once."""
 
     code = "repeated_header"
-    title = "A header field that holds one value was sent more than once"
+    title = "Repeated header field"
 
     def __init__(self, name: str) -> None:
         error = FieldError(f"header:{name}", "Send this field once.", "repeated_header")

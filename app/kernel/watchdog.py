@@ -23,7 +23,7 @@ EXIT_STUCK = 70
 _logger = get_logger(__name__)
 _lag = Histogram(
     "event_loop_lag_seconds",
-    "By how much a timer of the event loop was late.",
+    "Delay of an event loop timer in seconds.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0),
 )
 _BEAT_SECONDS = 0.1

@@ -8,7 +8,7 @@ class UserNotFound(NotFound):
     """No user has this id, or the account was closed."""
 
     code = "user_not_found"
-    title = "There is no such user"
+    title = "User not found"
 
 
 class VersionMismatch(PreconditionFailed):

@@ -108,7 +108,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class PublicUser:
-    """What everybody may see of a user."""
+    """Get the public profile of a user."""
 
     id: UserId
     display_name: str | None

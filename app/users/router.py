@@ -55,7 +55,7 @@ EventWriter = Annotated[Principal, Require("events:write")]
 
 @router.get("/users/me", response_model=UserAnswer, responses=problem_responses(404))
 async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
-    """The own account."""
+    """Get your account."""
     user = await service.read_profile(resources.reads, principal.user_id)
     return json_response(user.view(), etag=_etag(resources, user.id, user.version))
 
@@ -67,7 +67,7 @@ async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
     openapi_extra=reads_headers("IfMatch"),
 )
 async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
-    """Change the own account by a JSON merge patch."""
+    """Change your account with a JSON merge patch."""
     if resources.listeners.has(principal.user_id):
         charge(request.scope, _COST_OF_EVENT)
     changes = patch.model_dump(exclude_unset=True)
@@ -78,7 +78,7 @@ async def update_me(request: Request, principal: ProfileWriter, resources: Resou
 
 @router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(404))
 async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> Response:
-    """The own preferences."""
+    """Get your preferences."""
     preferences = await service.read_preferences(resources.reads, principal.user_id)
     return json_response(preferences.view(), etag=_etag(resources, principal.user_id, preferences.version))
 
@@ -92,7 +92,7 @@ async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> 
 async def replace_preferences(
     request: Request, principal: ProfileWriter, resources: ResourcesDep, body: PreferencesPut
 ) -> Response:
-    """Set all preferences."""
+    """Replace all of your preferences."""
     values = body.model_dump(exclude={"extra"}) | {"extra": json_fragment(body.extra)}
     versions = _versions(request, resources, principal.user_id)
     preferences = await service.replace_preferences(resources.db, principal.user_id, values, versions)
@@ -108,7 +108,7 @@ async def replace_preferences(
 async def update_preferences(
     request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: PreferencesPatch
 ) -> Response:
-    """Change the own preferences by a JSON merge patch."""
+    """Change your preferences with a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
     versions = _versions(request, resources, principal.user_id)
     preferences = await service.change_preferences(resources.db, principal.user_id, changes, versions)
@@ -119,7 +119,7 @@ async def update_preferences(
 async def list_events(
     principal: EventReader, resources: ResourcesDep, query: Annotated[EventQuery, Query()]
 ) -> Response:
-    """The own events, the newest first."""
+    """List your events, newest first."""
     page = await service.list_events(
         resources.db,
         resources.cursors,
@@ -135,7 +135,7 @@ async def list_events(
 async def summarise_events(
     principal: EventReader, resources: ResourcesDep, query: Annotated[SummaryQuery, Query()]
 ) -> Response:
-    """How many events of each kind there were."""
+    """Count your events by kind and time bucket."""
     summary = await service.summarise_events(
         resources.db,
         resources.clock,
@@ -150,7 +150,7 @@ async def summarise_events(
 
 @router.post("/users/lookup", response_model=LookupAnswer)
 async def look_up_users(request: Request, _: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
-    """The public view of up to 100 users at once."""
+    """Get the public profiles of up to 100 users."""
     charge(request.scope, 1 + len(body.ids) * _COST_OF_ITEM)
     items, missing = await service.look_up_users(resources.db, body.ids)
     return json_response({"items": json_fragment(items), "missing": json_fragment(missing)})
@@ -158,7 +158,7 @@ async def look_up_users(request: Request, _: ProfileReader, resources: Resources
 
 @router.get("/users/{user_id}", response_model=PublicUserAnswer)
 async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Response:
-    """What everybody may see of a user."""
+    """Get the public profile of a user."""
     return json_response(await service.read_public_user(resources.db, user_id))
 
 
@@ -172,7 +172,7 @@ async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Re
 async def record_events(
     request: Request, principal: EventWriter, resources: ResourcesDep, body: EventsRequest
 ) -> Response:
-    """Store one event or many; they are durable when the answer arrives."""
+    """Record one event or many. They are durable when the response arrives."""
     events = body.new_events()
     charge(request.scope, 1 + (len(events) - 1) * _COST_OF_ITEM)
     if "idempotency-key" not in request.headers:

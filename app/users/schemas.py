@@ -314,17 +314,18 @@ class SummaryQuery(Schema):
 
     bucket: Bucket = Field("day", description="Width of the buckets, in UTC.")
     since: OccurredAt | None = Field(
-        None, description="Begin of the period. Default: 30 days before `until`, of hours two days."
+        None, description="Start of the period. Default: 30 days before `until`, or two days by the hour."
     )
     until: OccurredAt | None = Field(
-        None, description="End of the period, at most 366 days after `since`, of hours 31 days. Default: now."
+        None,
+        description="End of the period, at most 366 days after `since`, or 31 days by the hour. Default: now.",
     )
 
 
 class EventCountAnswer(Schema):
     """Events of one kind in one bucket."""
 
-    starts_at: Timestamp = Field(description="Begin of the bucket.")
+    starts_at: Timestamp = Field(description="Start of the bucket.")
     kind: str = Field(description="Kind of the events.")
     count: int = Field(description="How many events there were.")
 
@@ -332,7 +333,7 @@ class EventCountAnswer(Schema):
 class OtherEventCountAnswer(Schema):
     """Events of the kinds that are not listed, in one bucket."""
 
-    starts_at: Timestamp = Field(description="Begin of the bucket.")
+    starts_at: Timestamp = Field(description="Start of the bucket.")
     kinds: int = Field(description="How many kinds the sum covers.")
     count: int = Field(description="How many events there were.")
 
@@ -355,7 +356,7 @@ class SummaryAnswer(
     """
 
     bucket: Bucket = Field(description="Width of the buckets, in UTC.")
-    since: Timestamp = Field(description="Begin of the period.")
+    since: Timestamp = Field(description="Start of the period.")
     until: Timestamp = Field(description="End of the period, which it does not include.")
     items: list[EventCountAnswer] = Field(description="Counts by bucket, then by kind.")
     others: list[OtherEventCountAnswer] | MISSING = Field(

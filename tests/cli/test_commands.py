@@ -64,7 +64,7 @@ def test_what_is_wrong_is_told_in_a_line(environment: dict[str, str]) -> None:
             ),
         ),
         (asyncpg.LockNotAvailableError("held"), "PostgreSQL was too busy, run it again: held"),
-        (NotFound("There is no such job"), "There is no such job"),
+        (NotFound("Job not found"), "Job not found"),
         (asyncpg.PostgresSyntaxError("ours"), None),
         (KeyError("ours"), None),
     ],

@@ -42,7 +42,7 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(
     assert "cancelled" in (await shell("jobs", "cancel", str(job_id)))[1]
     assert "queued" in (await shell("jobs", "retry", str(job_id)))[1]
     code, text = await shell("jobs", "retry", str(job_id))
-    assert (code, text) == (1, "Only a failed or cancelled job can be retried\n")
+    assert (code, text) == (1, "Job not retryable\n")
     assert (await shell("jobs", "show", str(uuid4())))[0] == 1
     await connection.execute("UPDATE jobs.jobs SET state = 3, finished_at = now()")
     assert (await shell("jobs", "retry", "--failed"))[1] == "1 jobs run again.\n"
@@ -59,4 +59,4 @@ async def test_lanes_are_listed_paused_and_resumed(connection: Connection, shell
     assert lines[1].split() == ["bulk", "1", "0", "0", "paused"]
     assert (await shell("jobs", "resume", "bulk"))[0] == 0
     assert "paused" not in (await shell("jobs", "lanes"))[1]
-    assert (await shell("jobs", "pause", "fast")) == (1, "There is no such queue\n")
+    assert (await shell("jobs", "pause", "fast")) == (1, "Queue not found\n")

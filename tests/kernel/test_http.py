@@ -282,7 +282,7 @@ async def test_every_kind_of_error_is_a_problem(planted_client: httpx.AsyncClien
     assert answer.headers["cache-control"] == "no-store"
     assert answer.json() == {
         "type": "/problems/conflict",
-        "title": "The request conflicts with the present state",
+        "title": "Conflict with the current state",
         "status": 409,
         "detail": "It is taken.",
         "instance": "urn:onehop:request:abc",

@@ -242,7 +242,7 @@ async def test_a_client_that_goes_away_while_it_sends(settings: Settings, capfd:
     output = capfd.readouterr().out
     assert " 499 " in output
     # It is nobody's fault here.
-    assert "a request failed" not in output
+    assert "http.request_failed" not in output
 
 
 async def get_metrics(running: Lifespan) -> str:
@@ -282,7 +282,7 @@ async def test_json_log_lines(settings: Settings, capfd: pytest.CaptureFixture[s
     }
     assert 0 < line["ms"] < 5_000
     assert line["ts"].endswith("Z") or line["ts"].endswith("+00:00")
-    failure = next(line for line in lines if line["event"] == "a request failed")
+    failure = next(line for line in lines if line["event"] == "http.request_failed")
     assert (failure["request_id"], failure["level"], requests["r-2"]["status"]) == ("r-2", "error", 500)
     assert "ValueError" in failure["exception"]
     for secret in ("in_the_address", "my-own-password", person.tokens["access_token"], person.password):

@@ -229,7 +229,7 @@ async def test_a_caller_is_told_and_refused(make_person: MakePerson, statements:
         refused = await person.post("/v1/events", json={"kind": "page.viewed"})
     assert seen == []
     problem_of(refused, 429, "quota_exceeded")
-    assert refused.json()["title"] == "The caller's quota is used up"
+    assert refused.json()["title"] == "Quota exceeded"
     assert int(refused.headers["retry-after"]) in range(19, 21)
     assert limits_of(refused) == ('"caller";q=3;w=60', f'"caller";r=0;t={refused.headers["retry-after"]}')
     assert refused.headers["x-content-type-options"] == "nosniff"

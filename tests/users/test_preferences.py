@@ -1,4 +1,4 @@
-"""The own preferences."""
+"""Get your preferences."""
 
 import asyncio
 from typing import Any

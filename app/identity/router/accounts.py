@@ -38,7 +38,7 @@ _ACCEPTED = {"status": "accepted"}
     | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
 )
 async def register(body: RegisterBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep) -> Response:
-    """Make an account and, where addresses need not be verified first, open its first session."""
+    """Create an account. If addresses need no verification first, its first session is opened too."""
     wanted = registration.Registration(body.email, body.password, body.display_name, body.locale, body.timezone)
     signed_in = await registration.register(resources.db, identity, wanted, device)
     if signed_in is None:
@@ -54,7 +54,7 @@ async def register(body: RegisterBody, resources: ResourcesDep, identity: Identi
 async def verify_email(
     body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Prove an address by the token sent to it. The first proof ends all sessions, API keys and factors made before."""
+    """Verify an address with the token sent to it. The first one ends earlier sessions, API keys and factors."""
     await addresses.verify(resources.db, identity, body.token, device)
     return json_response({"status": "verified"})
 
@@ -68,7 +68,7 @@ async def verify_email(
 async def resend_verification(
     body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Have the verification sent once more. The answer is the same for every address."""
+    """Send the verification e-mail again. The response is the same for every address."""
     cookie = request.cookies.get(COOKIE_NAME)
     await addresses.resend(resources.db, identity, body.email, device, cookie)
     return json_response(_ACCEPTED, status=202)
@@ -86,7 +86,7 @@ async def change_email(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Have a confirmation sent to a new address; until it is used, the old one stays."""
+    """Send a confirmation to a new address. The old address stays until the new one is confirmed."""
     actor = actor_of(principal, device)
     await addresses.request_change(resources.db, identity, actor, body.new_email, body.current_password)
     return json_response(_ACCEPTED, status=202)
@@ -101,7 +101,7 @@ async def change_email(
 async def confirm_email(
     body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Make a new address the account's, by the token sent to it."""
+    """Confirm a new address with the token sent to it."""
     await addresses.confirm_change(resources.db, identity, body.token, device)
     return json_response({"status": "changed"})
 
@@ -115,7 +115,7 @@ async def confirm_email(
 async def forgot_password(
     body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Have a link for a new password sent. The answer is the same for every address."""
+    """Send a password reset link. The response is the same for every address."""
     cookie = request.cookies.get(COOKIE_NAME)
     await passwords.forget(resources.db, identity, body.email, device, cookie)
     return json_response(_ACCEPTED, status=202)
@@ -129,7 +129,7 @@ async def forgot_password(
 async def reset_password(
     body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Set a new password by the token that was sent. Sessions, API keys, the second factor and other links end."""
+    """Set a new password with the token sent by e-mail. Sessions, API keys, the second factor and other links end."""
     cookie = await passwords.reset(resources.db, identity, body.token, body.new_password, device)
     response = Response(status_code=204)
     set_device_cookie(response, cookie, identity)
@@ -147,7 +147,7 @@ async def change_password(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Set a new password. All sessions end; the answer opens a new one for the caller."""
+    """Change your password. All sessions end; the response opens a new one."""
     actor = actor_of(principal, device)
     tokens = await passwords.change(resources.db, identity, actor, body.current_password, body.new_password)
     return json_response(tokens.view())
@@ -168,7 +168,7 @@ async def delete_me(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Close the own account. Sessions and keys end at once; the data go at `purge_at`."""
+    """Close your account. Sessions and API keys end at once; the data are deleted at `purge_at`."""
     actor = actor_of(principal, device)
     versions = Preconditions.of(request.scope).versions(principal.user_id.hex, resources.incarnation.mark)
     purge_at = await standing.delete_own(resources.db, identity, actor, body.current_password, versions)

@@ -36,7 +36,7 @@ Admin = Annotated[Principal, RequireRole("admin")]
 async def list_accounts(
     principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminAccountQuery, Query()]
 ) -> Response:
-    """Accounts, the newest first; `q` finds a part of the e-mail address."""
+    """List accounts, newest first. `q` matches part of the e-mail address."""
     wanted = administration.AccountFilter(query.q, query.status, query.role)
     found = await administration.find_accounts(
         resources.db, resources.cursors, wanted, limit=query.limit, cursor=query.cursor
@@ -47,7 +47,7 @@ async def list_accounts(
 
 @router.get("/{user_id}", response_model=AdminAccountView)
 async def get_account(user_id: Id, principal: Admin, resources: ResourcesDep, device: DeviceDep) -> Response:
-    """One account."""
+    """Get an account."""
     account = await administration.read_account(resources.db, user_id)
     await _note_read(resources, principal, device, "account", user_id)
     return json_response(account.view())
@@ -69,7 +69,7 @@ async def update_account(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Give an account a role; its older access tokens stop working at once."""
+    """Change the role of an account. Its older access tokens stop working at once."""
     admin = actor_of(principal, device)
     conditions = Preconditions.of(request.scope)
 
@@ -92,7 +92,7 @@ async def ban_account(
     device: DeviceDep,
     body: BanBody | None = None,
 ) -> Response:
-    """End all sessions of an account and refuse further log-ins."""
+    """Ban an account: end all of its sessions and refuse log-ins."""
     reason = body.reason if body else None
     await standing.ban(resources.db, identity, actor_of(principal, device), UserId(user_id), reason)
     return Response(status_code=204)
@@ -102,7 +102,7 @@ async def ban_account(
 async def unban_account(
     user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Let the owner log in again."""
+    """Lift the ban of an account."""
     await standing.unban(resources.db, identity, actor_of(principal, device), UserId(user_id))
     return Response(status_code=204)
 
@@ -116,7 +116,7 @@ async def list_account_sessions(
     device: DeviceDep,
     page: PageQueryDep,
 ) -> Response:
-    """The living sessions of an account."""
+    """List the active sessions of an account."""
     found = await administration.read_sessions(
         resources.db, resources.cursors, identity, UserId(user_id), limit=page.limit, cursor=page.cursor
     )
@@ -142,7 +142,7 @@ async def revoke_account_sessions(
 async def list_account_security_events(
     user_id: Id, principal: Admin, resources: ResourcesDep, device: DeviceDep, page: PageQueryDep
 ) -> Response:
-    """The audit trail of an account, the newest first."""
+    """List the security events of an account, newest first."""
     found = await administration.read_security_events(
         resources.db, resources.cursors, UserId(user_id), limit=page.limit, cursor=page.cursor
     )

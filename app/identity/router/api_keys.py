@@ -29,7 +29,7 @@ async def create_api_key(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Make a key with some of the caller's scopes. It is shown in this answer and never again."""
+    """Create an API key with some of your scopes. The key is shown only in this response."""
 
     async def create(tx: Tx) -> Response:
         row, key = await api_keys.create(
@@ -54,7 +54,7 @@ async def create_api_key(
 
 @router.get("", response_model=ApiKeyList)
 async def list_api_keys(principal: SessionPrincipal, resources: ResourcesDep, page: PageQueryDep) -> Response:
-    """The caller's living keys, the newest first."""
+    """List your active API keys, newest first."""
     found = await api_keys.list_own(
         resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
     )
@@ -65,6 +65,6 @@ async def list_api_keys(principal: SessionPrincipal, resources: ResourcesDep, pa
 async def delete_api_key(
     key_id: Id, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """End a key at once."""
+    """Revoke an API key at once."""
     await api_keys.revoke(resources.db, identity, actor_of(principal, device), key_id)
     return Response(status_code=204)

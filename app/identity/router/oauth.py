@@ -31,8 +31,8 @@ _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (400, "An error of RFC 6749, section 5.2"),
         (429, "The quota is used up; `Retry-After` says for how long"),
-        (503, "The service cannot answer at the moment"),
-        (504, "The request took too long"),
+        (503, "Service unavailable"),
+        (504, "Request deadline exceeded"),
     )
 }
 _BEARER_ERROR: dict[int | str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ async def issue_token(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """The token endpoint (RFC 6749) for first-party clients and for the Authorize button of the documentation. `scope`
+    """Issue tokens (RFC 6749), for first-party clients and the Authorize button of this documentation. `scope`
     narrows what the tokens are good for.
     """
     scopes = _scopes(form.scope)
@@ -114,7 +114,7 @@ async def introspect(
     resources: ResourcesDep,
     identity: IdentityDep,
 ) -> Response:
-    """Tell what one of your tokens is good for (RFC 7662); administrators may ask about any token."""
+    """Introspect one of your tokens (RFC 7662). Administrators can introspect any token."""
     if not form.token:
         raise OAuthError("invalid_request", "The token is missing.")
     return json_response(await introspection.introspect(resources.db, identity, principal, form.token))
@@ -127,7 +127,7 @@ async def revoke(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """End a token by presenting it (RFC 7009). The answer is the same for tokens that are not known."""
+    """Revoke a token (RFC 7009). Unknown tokens get the same response."""
     if not form.token:
         raise OAuthError("invalid_request", "The token is missing.")
     await introspection.revoke(resources.db, identity, form.token, device)
@@ -140,13 +140,13 @@ PATHS = tuple(route.path for route in router.routes if isinstance(route, StrictR
 
 @well_known.get("/jwks.json", response_model=JwksView, dependencies=[Public])
 async def get_jwks(identity: IdentityDep) -> Response:
-    """The public keys of access tokens (RFC 7517)."""
+    """Get the public keys that verify access tokens (RFC 7517)."""
     return json_response(identity.key_ring.public_jwks(), headers=_PUBLIC)
 
 
 @well_known.get("/oauth-authorization-server", response_model=DiscoveryView, dependencies=[Public])
 async def get_authorization_server(identity: IdentityDep) -> Response:
-    """Where the OAuth endpoints are, and what they take (RFC 8414)."""
+    """Get the metadata of the authorization server (RFC 8414)."""
     return json_response(_discovery(identity), headers=_PUBLIC)
 
 

@@ -15,7 +15,7 @@ router = Router(prefix="/v1/auth/mfa", tags=["identity"])
 
 @router.get("", response_model=SecondFactorView)
 async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep, device: DeviceDep) -> Response:
-    """Whether the account has a second factor, and how many recovery codes are left."""
+    """Get the state of your second factor and the number of recovery codes left."""
     status = await second_factor.read_status(resources.db, actor_of(principal, device))
     return json_response({"totp_enabled": status.is_enabled, "recovery_codes_left": status.recovery_codes_left})
 
@@ -29,7 +29,7 @@ async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep
 async def enrol_totp(
     principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Get a seed for an authenticator app. It counts once it has been activated by a code."""
+    """Get a secret for an authenticator app. It takes effect once a code activates it."""
     enrolment = await second_factor.enrol(resources.db, identity, actor_of(principal, device))
     return json_response(
         {"secret": enrolment.secret, "otpauth_uri": enrolment.otpauth_uri, "qr_svg": enrolment.qr_svg}, status=201
@@ -44,7 +44,7 @@ async def enrol_totp(
 async def activate_totp(
     body: CodeBody, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Turn the second factor on with a first code. The recovery codes are shown in this answer and never again."""
+    """Activate the second factor with a first code. The recovery codes are shown only in this response."""
     codes = await second_factor.activate(resources.db, identity, actor_of(principal, device), body.code)
     return json_response({"recovery_codes": codes})
 
@@ -57,7 +57,7 @@ async def disable_totp(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Turn the second factor off, with the password once more."""
+    """Disable the second factor. Requires the password."""
     await second_factor.disable(resources.db, identity, actor_of(principal, device), body.current_password)
     return Response(status_code=204)
 
@@ -74,7 +74,7 @@ async def renew_recovery_codes(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Get new recovery codes; the old ones stop working."""
+    """Replace your recovery codes. The old ones stop working."""
     actor = actor_of(principal, device)
     codes = await second_factor.renew_recovery_codes(resources.db, identity, actor, body.current_password)
     return json_response({"recovery_codes": codes})

@@ -39,7 +39,7 @@ router = Router(prefix="/v1/auth", tags=["identity"])
 async def log_in(
     body: LoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """Open a session with e-mail address and password, or learn that a second factor is needed."""
+    """Open a session with an e-mail address and a password, or get the token for the second factor."""
     outcome = await login.log_in(
         resources.db,
         identity,
@@ -67,7 +67,7 @@ async def verify_second_factor(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Finish a log-in with a code of the second factor, or with a recovery code."""
+    """Finish a log-in with a code of the authenticator app or a recovery code."""
     outcome = await login.verify_second_factor(
         resources.db,
         identity,
@@ -99,7 +99,7 @@ async def refresh(
     device: DeviceDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)] = None,
 ) -> Response:
-    """Exchange a refresh token for its successor and a new access token. It works once."""
+    """Exchange a refresh token for a new pair of tokens. A refresh token works once."""
     request = refreshing.RefreshRequest(body.refresh_token, idempotency_key, device)
     tokens = await refreshing.refresh(resources.db, resources.redis, identity, request)
     return json_response(tokens.view())
@@ -113,7 +113,7 @@ async def log_out(
     device: DeviceDep,
     body: LogoutBody | None = None,
 ) -> Response:
-    """End the session of the access token, of the refresh token, or of both. Calling it again does no harm."""
+    """End the session of the access token, the refresh token, or both. The call is idempotent."""
     await sessions.log_out(
         resources.db,
         identity,
@@ -132,7 +132,7 @@ async def log_out_all(
     device: DeviceDep,
     body: LogoutAllBody | None = None,
 ) -> Response:
-    """End all sessions of the caller."""
+    """End all of your sessions."""
     revoked = await sessions.end_other_sessions(
         resources.db, identity, actor_of(principal, device), keep_current=body.keep_current if body else False
     )
@@ -143,7 +143,7 @@ async def log_out_all(
 async def list_sessions(
     principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, page: PageQueryDep
 ) -> Response:
-    """The caller's living sessions, the last used one first."""
+    """List your active sessions, last used first."""
     found = await sessions.list_own_sessions(
         resources.db, resources.cursors, identity, principal.user_id, limit=page.limit, cursor=page.cursor
     )
@@ -155,14 +155,14 @@ async def list_sessions(
 async def delete_session(
     session_id: Id, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
-    """End one of the caller's sessions."""
+    """End one of your sessions."""
     await sessions.end_own_session(resources.db, identity, actor_of(principal, device), session_id)
     return Response(status_code=204)
 
 
 @router.get("/security-events", response_model=SecurityEventPage)
 async def list_security_events(principal: SessionPrincipal, resources: ResourcesDep, page: PageQueryDep) -> Response:
-    """What has happened to the caller's account, the newest first."""
+    """List the security events of your account, newest first."""
     found = await auditing.read_security_events(
         resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
     )

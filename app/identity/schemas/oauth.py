@@ -20,7 +20,7 @@ class JwkView(Schema):
 
 
 class JwksView(Schema):
-    """The public keys of access tokens (RFC 7517)."""
+    """Get the public keys that verify access tokens (RFC 7517)."""
 
     keys: list[JwkView] = Field(description="Keys that sign, will sign, or have signed tokens that are still good.")
 
@@ -78,7 +78,7 @@ class IntrospectionView(BaseModel):
     scope: str | MISSING = Field(MISSING, description="Scopes, separated by spaces.")
     jti: str | MISSING = Field(MISSING, description="Id of the token.")
     iss: str | MISSING = Field(MISSING, description="The service that issued it.")
-    aud: str | MISSING = Field(MISSING, description="Whom it is for.")
+    aud: str | MISSING = Field(MISSING, description="Audience of the token.")
     iat: int | MISSING = Field(MISSING, description="When it was issued, in seconds since 1970.")
     exp: int | MISSING = Field(MISSING, description="When it expires, in seconds since 1970.")
     token_type: str | MISSING = Field(MISSING, description="`Bearer`, or `refresh_token`.")
@@ -88,8 +88,8 @@ class IntrospectionView(BaseModel):
 class OAuthErrorView(Schema):
     """RFC 6749, section 5.2."""
 
-    error: str = Field(description="What went wrong, for programs, for instance `invalid_grant`.")
-    error_description: str = Field(description="What went wrong, for people.")
+    error: str = Field(description="What went wrong, as a machine-readable code, for instance `invalid_grant`.")
+    error_description: str = Field(description="What went wrong, in prose.")
 
 
 class DiscoveryView(Schema):

@@ -134,7 +134,7 @@ class SecurityEventView(Schema):
     """An entry of the audit trail of an account."""
 
     id: Id = Field(description="Id of the entry.")
-    action: str = Field(description="What happened, for programs, for instance `logged_in`.")
+    action: str = Field(description="What happened, as a machine-readable code, for instance `logged_in`.")
     actor_id: Id | None = Field(description="The user that did it; null: the service or an unknown client.")
     session_id: Id | None = Field(description="The session that it was done in; null: none.")
     ip: str | None = Field(description="Address of the client; null: not known.")

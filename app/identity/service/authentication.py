@@ -24,7 +24,7 @@ API_KEY_SECONDS = 600
 MAX_REMEMBERED_OF_USER = 128
 
 _verifications_total = Counter(
-    "app_identity_token_verifications", "Access tokens that were not remembered.", ["outcome"]
+    "app_identity_token_verifications", "Access token verifications outside the cache, by outcome.", ["outcome"]
 )
 
 
@@ -32,14 +32,14 @@ class TokenExpired(InvalidToken):
     """The access token is older than its lifetime. Get another one with the refresh token."""
 
     code = "token_expired"
-    title = "The access token has expired"
+    title = "Access token expired"
 
 
 class TokenRevoked(InvalidToken):
     """The session or API key of the token has ended. Log in again."""
 
     code = "token_revoked"
-    title = "The access token has been revoked"
+    title = "Access token revoked"
 
 
 class _Verified(NamedTuple):

@@ -55,6 +55,6 @@ async def clean_for_ever(db: Database, clock: Clock, incarnation: Incarnation, *
         try:
             await clean(db, clock, incarnation, audit_days=audit_days)
         except Unavailable as error:
-            _logger.debug("identity cannot be cleaned", error=error.code)
+            _logger.debug("identity.cleanup_postponed", error=error.code)
         except Exception:
-            _logger.exception("cleaning identity failed")
+            _logger.exception("identity.cleanup_failed")

@@ -14,8 +14,10 @@ from app.kernel.fair_threads import FairThreads, available_cores
 
 T = TypeVar("T")
 
-_hash_seconds = Histogram("app_identity_password_hash_seconds", "Time in a hashing thread, without the wait for it.")
-_hash_waiting = Gauge("app_identity_password_hashes", "Hashes waiting or running.", multiprocess_mode="livesum")
+_hash_seconds = Histogram("app_identity_password_hash_seconds", "Time of a password hash in its thread, in seconds.")
+_hash_waiting = Gauge(
+    "app_identity_password_hashes", "Password hashes waiting or running.", multiprocess_mode="livesum"
+)
 
 
 class PasswordHashing:

@@ -62,7 +62,7 @@ class SessionEnds:
             try:
                 await self.publish()
             except Unavailable as error:
-                _logger.debug("the ends of sessions cannot be published", error=error.code)
+                _logger.debug("identity.session_ends_postponed", error=error.code)
             except Exception:
-                _logger.exception("publishing the ends of sessions failed")
+                _logger.exception("identity.session_ends_not_published")
             await is_set_within(self._marked, _SECONDS)

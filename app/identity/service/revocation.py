@@ -50,8 +50,12 @@ _BEAT_SECONDS = 0.25
 _LONGEST_BEAT = 1.0
 
 _logger = get_logger(__name__)
-_acknowledged_seconds = Histogram("app_identity_revocation_seconds", "Until all processes knew of a revocation.")
-_unacknowledged_total = Counter("app_identity_revocations_unacknowledged", "Revocations that waited for the poll.")
+_acknowledged_seconds = Histogram(
+    "app_identity_revocation_seconds", "Time until all processes acknowledged a revocation, in seconds."
+)
+_unacknowledged_total = Counter(
+    "app_identity_revocations_unacknowledged", "Revocations that were delivered by the poll only."
+)
 
 
 class _Announcement(msgspec.Struct, frozen=True, array_like=True):
@@ -229,9 +233,9 @@ class RevocationFeed:
                     forgot_at = monotonic()
                     self._forget_expired(self._told[0])
             except Unavailable as error:
-                _logger.debug("revocations cannot be read", error=error.code)
+                _logger.debug("identity.revocations_unreadable", error=error.code)
             except Exception:
-                _logger.exception("reading revocations failed")
+                _logger.exception("identity.revocations_not_read")
             await asyncio.sleep(self._poll_seconds)
 
     def _forget_expired(self, now: datetime) -> None:

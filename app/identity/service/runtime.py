@@ -141,7 +141,7 @@ async def run_identity(identity: Identity, db: Database, keys: Keys, incarnation
             await loaded.wait()
             await identity.feed.refresh()
     except (TimeoutError, Unavailable):
-        _logger.warning("identity starts without the database; it follows as soon as it can")
+        _logger.warning("identity.started_without_database")
     try:
         yield
     finally:
@@ -177,7 +177,7 @@ async def _load_keys_for_ever(
             loaded.set()
             failure = None
         except Unavailable:
-            _logger.debug("the signing keys cannot be read")
+            _logger.debug("identity.signing_keys_postponed")
         except SealBroken:
             if not loaded.is_set():
                 end_misconfigured(SettingsError([SEALED_BY_ANOTHER]))

@@ -57,7 +57,7 @@ class Enrolment:
 
 @dataclass(frozen=True, slots=True)
 class SecondFactorStatus:
-    """Whether the account has a second factor, and how many recovery codes are left."""
+    """Get the state of your second factor and the number of recovery codes left."""
 
     is_enabled: bool
     recovery_codes_left: int

@@ -24,7 +24,7 @@ router = Router(prefix="/v1/admin", tags=["admin"])
 
 @router.get("/queues", response_model=QueueList)
 async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
-    """Every lane, with what waits and runs in it."""
+    """List the queues with their waiting and running jobs."""
     lanes = sorted(await administration.list_lanes(resources.db), key=lambda lane: lane.lane)
     found = resources.cursors.page_of(
         "lanes", "", lanes, lambda lane: (lane.lane,), tuple[str], limit=page.limit, cursor=page.cursor
@@ -37,7 +37,7 @@ async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> 
 async def pause_queue(
     principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: Annotated[str, path_name("Name of the queue.")]
 ) -> Response:
-    """Start no more jobs of a lane."""
+    """Pause a queue: start no more of its jobs."""
     admin = actor_of(principal, device)
     await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=True)
     return Response(status_code=204)
@@ -47,7 +47,7 @@ async def pause_queue(
 async def resume_queue(
     principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: Annotated[str, path_name("Name of the queue.")]
 ) -> Response:
-    """Start jobs of a lane again."""
+    """Resume a paused queue."""
     admin = actor_of(principal, device)
     await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=False)
     return Response(status_code=204)
@@ -57,7 +57,7 @@ async def resume_queue(
 async def list_all_jobs(
     principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminJobList, Query()]
 ) -> Response:
-    """Everybody's jobs, the newest first."""
+    """List the jobs of all users, newest first."""
     page = await administration.list_all_jobs(
         resources.db, resources.cursors, state=query.state, limit=query.limit, cursor=query.cursor
     )
@@ -72,7 +72,7 @@ async def list_all_jobs(
     responses=problem_responses(409),
 )
 async def retry_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:
-    """Run a failed or cancelled job of any user again."""
+    """Retry a failed or cancelled job of any user."""
     job = await administration.retry_any_job(
         resources.db, resources.queue, resources.cache, resources.clock, actor_of(principal, device), job_id
     )
@@ -83,7 +83,7 @@ async def retry_any_job(principal: Admin, resources: ResourcesDep, device: Devic
 async def lift_mail_suppression(
     principal: Admin, resources: ResourcesDep, device: DeviceDep, body: SuppressedAddress
 ) -> Response:
-    """Send e-mail to an address again whose server has refused it."""
+    """Lift the suppression of an address whose server refused an e-mail."""
     admin = actor_of(principal, device)
     is_lifted = await mailing.lift_suppression(resources.db, resources.keys, resources.clock, admin, body.email)
     return json_response({"lifted": is_lifted})

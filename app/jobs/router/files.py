@@ -30,7 +30,7 @@ def file_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
     return {
         200: {"description": "The whole file", "content": content},
         206: {"description": "A part of the file", "content": content},
-        304: {"description": "The `ETag` in `If-None-Match` is still the present one"},
+        304: {"description": "The `ETag` in `If-None-Match` is still current"},
     }
 
 

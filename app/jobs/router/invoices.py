@@ -32,7 +32,7 @@ router = Router(prefix="/v1/invoices", tags=["invoices"])
 async def issue_invoice(
     request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoice
 ) -> Response:
-    """Store an invoice; its PDF, the e-mail and the webhook follow in the background."""
+    """Issue an invoice. Its PDF, e-mail and webhook follow in the background."""
 
     async def issue(tx: Tx) -> Response:
         new = NewInvoice(
@@ -64,7 +64,7 @@ async def issue_invoice(
 async def list_invoices(
     principal: JobReader, resources: ResourcesDep, query: Annotated[PageQuery, Query()]
 ) -> Response:
-    """The own invoices, the newest first."""
+    """List your invoices, newest first."""
     page = await invoicing.list_invoices(
         resources.db, resources.cursors, principal.user_id, limit=query.limit, cursor=query.cursor
     )
@@ -73,7 +73,7 @@ async def list_invoices(
 
 @router.get("/{invoice_id}", response_model=InvoiceView)
 async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id: Id) -> Response:
-    """One of the own invoices."""
+    """Get one of your invoices."""
     return json_response(_view(await invoicing.read_invoice(resources.db, principal.user_id, invoice_id)))
 
 
@@ -86,7 +86,7 @@ async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id:
 async def download_invoice(
     request: Request, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
-    """The invoice as a PDF."""
+    """Download an invoice as a PDF."""
     invoice, artifact, content = await invoicing.read_pdf(
         resources.db, runtime.rendering, principal.user_id, invoice_id
     )
@@ -103,7 +103,7 @@ async def download_invoice(
 async def email_invoice(
     request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
-    """Send an invoice's e-mail, for instance after your address has been verified."""
+    """Send the e-mail of an invoice, for instance after your address has been verified."""
 
     async def send(tx: Tx) -> Response:
         submitted = await invoicing.email_invoice(

@@ -65,7 +65,7 @@ _RECONNECT_MILLISECONDS = 1000
     | {
         200: {
             "model": JobView,
-            "description": "A job with the same unique key is not over yet; here it is",
+            "description": "The unfinished job with the same unique key",
             **located(200)[200],
         }
     },
@@ -79,8 +79,8 @@ async def submit_job(
     device: DeviceDep,
     body: SubmitJob,
 ) -> Response:
-    """Start work in the background. The token needs the scopes of what the job reads: `events:read` for exports and
-    reports of events; a copy of the account needs a session whose scope was not narrowed.
+    """Create a job. The token needs the scopes of the data that the job reads: `events:read` for exports and reports
+    of events; a copy of the account needs a session with its full scope.
     """
     check_kind(principal, runtime.kinds, body.kind)
     submitting.check_run_at(body.run_at, resources.clock.now())
@@ -129,7 +129,7 @@ def _accepted(submitted: submitting.Submitted) -> Response:
 
 @router.get("", response_model=JobPage)
 async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annotated[JobList, Query()]) -> Response:
-    """The own jobs, the newest first."""
+    """List your jobs, newest first."""
     page = await submitting.list_jobs(
         resources.db,
         resources.cursors,
@@ -146,7 +146,7 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
 async def get_job(
     request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id
 ) -> Response:
-    """One of the own jobs."""
+    """Get one of your jobs."""
     seconds = asked_to_wait(request.scope)
     # A preference may be passed over (RFC 7240, section 2): where there is no room, the answer comes at once.
     if seconds and runtime.watch.may_wait(principal.user_id):
@@ -185,7 +185,7 @@ async def _watchable(
 @router.get(
     "/{job_id}/events",
     response_class=EventSourceResponse,
-    responses={204: {"description": "The job is over, and `Last-Event-ID` was that of its last event"}},
+    responses={204: {"description": "The job is finished, and `Last-Event-ID` was that of its last event"}},
     openapi_extra=reads_headers("LastEventId"),
 )
 async def watch_job(
@@ -195,11 +195,12 @@ async def watch_job(
     job_id: Annotated[UUID, Depends(_watchable)],
     last_event_id: _LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The job as server-sent events: `state`, `progress`, `artifact`, and at the end `done`; or `shutdown`, after which
-    another connection goes on where this one ended. It ends too when the caller's token does.
+    """Stream a job as server-sent events: `state`, `progress`, `artifact`, and finally `done` or `shutdown`.
 
-    Every event carries the whole of what it is about, and the first ones are a snapshot, so that nothing is missed
-    between two connections. A client that comes again with the last id of all is answered 204.
+    After `shutdown`, reconnect: the new stream continues where this one ended. It also ends when your token does.
+
+    Every event carries the complete value, and a stream starts with a snapshot, so nothing is lost between two
+    connections. Reconnecting with the id of the `done` event gets 204.
     """
     principal: Principal = request.scope["principal"]
     seen: Job | None = None
@@ -224,7 +225,7 @@ async def watch_job(
     | {202: {"model": JobView, "description": "The job is running and was asked to stop"}},
 )
 async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
-    """Stop a job that is not over."""
+    """Cancel an unfinished job."""
     job = await submitting.cancel_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
     status = 202 if job.state == State.RUNNING else 200
     return json_response(job_view(job), status=status)
@@ -236,7 +237,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) 
 async def retry_job(
     principal: JobStarter, resources: ResourcesDep, runtime: Runtime, device: DeviceDep, job_id: Id
 ) -> Response:
-    """Run a failed or cancelled job again, from the start. The token needs what starting it needs."""
+    """Retry a failed or cancelled job from the start. The token needs the same scopes as for creating it."""
     job = await submitting.retry_job(
         resources.db,
         resources.queue,
@@ -265,7 +266,7 @@ async def download_artifact(
     job_id: Id,
     name: Annotated[str, path_name("Name of the artifact.")],
 ) -> Response:
-    """A file that a job made."""
+    """Download a file of a job."""
     artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)
     check_kind(principal, runtime.kinds, artifact.kind)
     return await file_response(request, runtime, artifact, artifact.name)

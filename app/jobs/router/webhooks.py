@@ -41,7 +41,7 @@ router = Router(prefix="/v1/webhooks", tags=["webhooks"])
 
 @router.get("/event-types", response_model=EventTypeList)
 async def list_event_types(_: WebhookManager, resources: ResourcesDep, page: PageQueryDep) -> Response:
-    """What endpoints can ask for."""
+    """List the event types that endpoints can subscribe to."""
     found = resources.cursors.page_of(
         "event_types", "", sorted(EVENT_TYPES), lambda name: (name,), tuple[str], limit=page.limit, cursor=page.cursor
     )
@@ -64,7 +64,7 @@ async def create_endpoint(
     device: DeviceDep,
     body: CreateEndpoint,
 ) -> Response:
-    """Register an address. The secret is shown this once."""
+    """Create a webhook endpoint. The secret is shown only in this response."""
     runtime.sender.check_url(body.url)
 
     async def create(tx: Tx) -> Response:
@@ -92,7 +92,7 @@ async def create_endpoint(
 
 @router.get("/endpoints", response_model=EndpointList)
 async def list_endpoints(principal: WebhookManager, resources: ResourcesDep, page: PageQueryDep) -> Response:
-    """The own endpoints."""
+    """List your webhook endpoints."""
     found = await endpoints.list_endpoints(
         resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
     )
@@ -102,7 +102,7 @@ async def list_endpoints(principal: WebhookManager, resources: ResourcesDep, pag
 
 @router.get("/endpoints/{endpoint_id}", response_model=EndpointView)
 async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
-    """One of the own endpoints."""
+    """Get one of your webhook endpoints."""
     return json_response(_view(await endpoints.get_endpoint(resources.db, principal.user_id, endpoint_id)))
 
 
@@ -122,7 +122,7 @@ async def update_endpoint(
     endpoint_id: Id,
     patch: PatchEndpoint,
 ) -> Response:
-    """Change an endpoint by a JSON merge patch."""
+    """Change a webhook endpoint with a JSON merge patch."""
     endpoint = await endpoints.change_endpoint(
         resources.db,
         runtime.sender,
@@ -150,7 +150,7 @@ async def update_endpoint(
 async def delete_endpoint(
     request: Request, principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
-    """Remove an endpoint."""
+    """Delete a webhook endpoint."""
     await endpoints.delete_endpoint(
         resources.db, resources.clock, actor_of(principal, device), endpoint_id, check=_check_of(request)
     )
@@ -164,7 +164,7 @@ async def delete_endpoint(
 async def rotate_secret(
     principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
-    """A new secret; for a day the old one signs too."""
+    """Rotate the secret of a webhook endpoint. The old secret signs too for one day."""
     created = await endpoints.rotate_secret(
         resources.db, resources.keys, resources.clock, actor_of(principal, device), endpoint_id
     )
@@ -177,7 +177,7 @@ async def rotate_secret(
     response_model=DeliveryView,
 )
 async def test_endpoint(principal: WebhookSender, resources: ResourcesDep, endpoint_id: Id) -> Response:
-    """Send a test event."""
+    """Send a test event to a webhook endpoint."""
     delivery = await endpoints.test_endpoint(
         resources.db, resources.queue, resources.clock, principal.user_id, endpoint_id
     )
@@ -188,7 +188,7 @@ async def test_endpoint(principal: WebhookSender, resources: ResourcesDep, endpo
 async def enable_endpoint(
     principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
-    """Send to an endpoint again that was disabled."""
+    """Enable a disabled webhook endpoint."""
     endpoint = await endpoints.enable_endpoint(
         resources.db, resources.clock, resources.listeners, actor_of(principal, device), endpoint_id
     )
@@ -199,7 +199,7 @@ async def enable_endpoint(
 async def list_deliveries(
     principal: WebhookManager, resources: ResourcesDep, query: Annotated[DeliveryList, Query()]
 ) -> Response:
-    """What was sent, the newest first."""
+    """List webhook deliveries, newest first."""
     page = await endpoints.list_deliveries(
         resources.db,
         resources.cursors,
@@ -219,7 +219,7 @@ async def list_deliveries(
     response_model=DeliveryView,
 )
 async def redeliver(principal: WebhookSender, resources: ResourcesDep, delivery_id: Id) -> Response:
-    """Send a message once more."""
+    """Send a webhook delivery again."""
     delivery = await endpoints.redeliver(resources.db, resources.queue, principal.user_id, delivery_id)
     return json_response(_delivery_view(delivery), status=202)
 

@@ -42,13 +42,13 @@ class AdminJobView(Schema):
     kind: str = Field(description="The kind of job.")
     lane: str = Field(description="Queue of the job.")
     state: JobState = Field(description="Where the job is: `succeeded`, `failed` and `cancelled` are final.")
-    attempt: int = Field(description="Number of the present or last attempt; 0: none yet.")
+    attempt: int = Field(description="Number of the current or last attempt; 0: none yet.")
     max_attempts: int = Field(description="After how many failed attempts the job fails.")
     rescues: int = Field(description="How often the job was taken from a worker that had stopped answering.")
-    worker_id: str | None = Field(description="The worker of the present or last attempt; null: none has begun.")
+    worker_id: str | None = Field(description="Worker of the current or last attempt; null: none has started.")
     error: JobError | None = Field(description="Why the last attempt failed; null: none has.")
     created_at: CreatedAt
-    started_at: datetime | None = Field(description="When the present or last attempt began; null: none has.")
+    started_at: datetime | None = Field(description="When the current or last attempt started; null: none has.")
     finished_at: datetime | None = Field(description="When the job reached a final state; null: not yet.")
 
 

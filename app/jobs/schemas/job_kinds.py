@@ -29,13 +29,13 @@ class ExportEventsArgs(JobArgs):
 
 
 class ExportAccountArgs(JobArgs):
-    """There is nothing to choose."""
+    """Takes no arguments."""
 
 
 class ReportArgs(JobArgs):
     """The period of the report."""
 
-    since: Moment = Field(description="Begin of the period.")
+    since: Moment = Field(description="Start of the period.")
     until: Moment = Field(description="End of the period, which it does not include; at most 366 days after `since`.")
     mail: bool = Field(
         default=False, description="Whether to send the report to your verified address too, if you want e-mail."
@@ -84,11 +84,11 @@ EmailState = TypeAliasType("EmailState", Literal["sent", "withheld"])
 
 
 class InvoiceEmailOutcome(Schema):
-    """What has become of the e-mail."""
+    """The outcome of the e-mail."""
 
     state: EmailState = Field(description="Whether the e-mail was sent.")
     reason: str | MISSING = Field(
-        MISSING, description="Why the e-mail was withheld, for programs; absent if it was sent."
+        MISSING, description="Why the e-mail was withheld, as a machine-readable code; absent if it was sent."
     )
 
 
@@ -96,4 +96,4 @@ class InvoiceEmailResult(Schema):
     """The invoice whose e-mail was handled."""
 
     invoice_id: UUID = Field(description="Id of the invoice.")
-    email: InvoiceEmailOutcome = Field(description="What has become of the e-mail.")
+    email: InvoiceEmailOutcome = Field(description="The outcome of the e-mail.")

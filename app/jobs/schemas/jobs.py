@@ -114,18 +114,18 @@ class JobList(PageQuery):
 
 
 class Progress(Schema):
-    """How far a job is."""
+    """Progress of a job."""
 
-    done: int = Field(description="Items that are done.")
-    total: int | None = Field(description="Items in all, an estimate; null: not known.")
-    message: str | None = Field(description="What the job is doing, for people; null: nothing to say.")
+    done: int = Field(description="Number of items done.")
+    total: int | None = Field(description="Estimated total number of items; null: unknown.")
+    message: str | None = Field(description="What the job is doing, in prose; null: unknown.")
 
 
 class JobError(Schema):
     """Why the last attempt failed."""
 
-    code: str = Field(description="What went wrong, for programs.")
-    message: str = Field(description="What went wrong, for people.")
+    code: str = Field(description="What went wrong, as a machine-readable code.")
+    message: str = Field(description="What went wrong, in prose.")
 
 
 class ArtifactLink(Schema):
@@ -141,13 +141,13 @@ class ArtifactLink(Schema):
 class _Job(Schema):
     id: UUID = Field(description="Id of the job; ids grow with the time of submission.")
     state: JobState = Field(description="Where the job is: `succeeded`, `failed` and `cancelled` are final.")
-    attempt: int = Field(description="Number of the present or last attempt; 0: none yet.")
+    attempt: int = Field(description="Number of the current or last attempt; 0: none yet.")
     max_attempts: int = Field(description="After how many failed attempts the job fails.")
-    progress: Progress | None = Field(description="How far the job is; null: it has not said.")
+    progress: Progress | None = Field(description="Progress of the job; null: not reported.")
     error: JobError | None = Field(description="Why the last attempt failed; null: none has.")
     artifacts: list[ArtifactLink] = Field(description="Files of the job, once it has succeeded.")
     created_at: CreatedAt
-    started_at: datetime | None = Field(description="When the present or last attempt began; null: none has.")
+    started_at: datetime | None = Field(description="When the current or last attempt started; null: none has.")
     finished_at: datetime | None = Field(description="When the job reached a final state; null: not yet.")
 
 

@@ -66,7 +66,7 @@ class SessionRevokedData(Schema):
     """The session that ended."""
 
     session_id: UUID = Field(description="Id of the session.")
-    reason: str = Field(description="Why it ended, for programs, for instance `logged_out`.")
+    reason: str = Field(description="Why it ended, as a machine-readable code, for instance `logged_out`.")
 
 
 class SessionRevokedEvent(

@@ -73,7 +73,9 @@ class EndpointView(Schema, json_schema_extra=example(_EXAMPLE_ENDPOINT)):
     event_types: list[EventTypeFilter] = Field(description=_EVENT_TYPES)
     description: str | None = Field(description="A note of the owner; null: none.")
     status: EndpointStatus = Field(description="Whether events are sent.")
-    disabled_reason: str | None = Field(description="Why the endpoint was disabled, for programs; null: it is active.")
+    disabled_reason: str | None = Field(
+        description="Why the endpoint was disabled, as a machine-readable code; null: it is active."
+    )
     disabled_at: datetime | None = Field(description="When the endpoint was disabled; null: it is active.")
     created_at: CreatedAt
 
@@ -126,11 +128,11 @@ class DeliveryView(Schema):
     attempts: int = Field(description="How often it was sent.")
     last_status: int | None = Field(description="HTTP status of the last attempt; null: there was no answer.")
     last_error: str | None = Field(
-        description="Why the last attempt failed, for programs; `backlog_full`: none was made, because 5,000 of your "
+        description="Why the last attempt failed, as a machine-readable code; `backlog_full`: none was made, because 5,000 of your "
         "deliveries were pending, and the event can be redelivered; `account_banned`: a ban of your account ended "
         "it; null: it did not fail."
     )
-    last_response: str | None = Field(description="Begin of the last answer; null: there was none.")
+    last_response: str | None = Field(description="Start of the last response body; null: there was none.")
     last_ms: int | None = Field(description="How long the last attempt took, in milliseconds; null: there was none.")
     next_at: datetime | None = Field(description="When the next attempt is made; null: there is none.")
     created_at: CreatedAt

@@ -27,8 +27,8 @@ from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 
-_finished_total = Counter("app_jobs_finished", "Ends of runs.", ["kind", "outcome"])
-_retries_total = Counter("app_jobs_retries", "Runs that failed and will be tried again.", ["kind"])
+_finished_total = Counter("app_jobs_finished", "Finished runs of jobs, by outcome.", ["kind", "outcome"])
+_retries_total = Counter("app_jobs_retries", "Failed runs of jobs that will be retried.", ["kind"])
 
 _DATABASE_RETRY_SECONDS = 0.5
 _ANNOUNCE_SECONDS = 0.02
@@ -153,7 +153,7 @@ class Ends:
             except Exception as error:
                 # An end is never given up: what the handler did would be done again.
                 if not isinstance(error, Unavailable):
-                    _logger.exception("jobs.ends_not_written", count=len(batch))
+                    _logger.exception("jobs.completions_not_written", count=len(batch))
                 await asyncio.sleep(_DATABASE_RETRY_SECONDS)
                 # It may have been written all the same, and then the next try finds nothing that has changed.
                 self.note_changes((end.outcome.job_id, end.user_id) for end in batch)

@@ -42,21 +42,19 @@ _logger = get_logger(__name__)
 
 _pickup_seconds = Histogram(
     "app_jobs_pickup_seconds",
-    "From when a job was due to the start of its handler.",
+    "Delay from when a job was due to the start of its handler, in seconds.",
     ["lane"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600, 3600),
 )
 _run_seconds = Histogram(
     "app_jobs_run_seconds",
-    "How long handlers ran.",
+    "Duration of job handlers in seconds.",
     ["kind"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-_slots = Gauge(
-    "app_jobs_worker_slots", "Jobs that run, and that could run at a time.", ["state"], multiprocess_mode="livesum"
-)
-_artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files that jobs made.")
+_slots = Gauge("app_jobs_worker_slots", "Worker slots, by state.", ["state"], multiprocess_mode="livesum")
+_artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files written by jobs.")
 
 _UNKNOWN_KIND_SECONDS = 30.0
 _PROGRESS_SECONDS = 0.5
@@ -191,7 +189,7 @@ class Executor:
                 if due:
                     runner.leases_kept_at = monotonic()
             except Unavailable:
-                _logger.warning("jobs.heartbeat_without_database", running=len(runs))
+                _logger.warning("jobs.heartbeat_postponed", running=len(runs))
 
     async def complete(self, run: _Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
         """Ends the run inside the handler's own transaction."""
@@ -337,7 +335,7 @@ class Executor:
                 published = set(await list_published_keys(conn, run.stored_keys))
             await self.store.delete([key for key in run.stored_keys if key not in published])
         except (OSError, Unavailable):
-            _logger.warning("jobs.files_left_behind", job_id=str(run.job.id))
+            _logger.warning("jobs.files_orphaned", job_id=str(run.job.id))
 
 
 class RunContext:

@@ -12,14 +12,14 @@ class NamesUnavailable(Unavailable):
     """Our name servers answer nothing at the moment."""
 
     code = "names_unavailable"
-    title = "Names cannot be looked up at the moment"
+    title = "Name resolution unavailable"
 
 
 class NetworkUnavailable(Unavailable):
     """This machine has no way to the internet at the moment."""
 
     code = "network_unavailable"
-    title = "The network cannot be reached at the moment"
+    title = "Network unavailable"
 
 
 class Reachability:

@@ -33,18 +33,19 @@ from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 
-_redispatched_total = Counter("app_jobs_redispatched", "Ids brought to Redis by the relay.", ["reason"])
-_rescued_total = Counter("app_jobs_rescued", "Jobs taken from workers that let their lease end.")
-_depth = Gauge(
-    "app_jobs_depth_jobs", "Jobs that could run, and jobs that do.", ["lane", "state"], multiprocess_mode="mostrecent"
-)
+_redispatched_total = Counter("app_jobs_redispatched", "Job ids dispatched again by the relay, by reason.", ["reason"])
+_rescued_total = Counter("app_jobs_rescued", "Jobs rescued from workers with an expired lease.")
+_depth = Gauge("app_jobs_depth_jobs", "Runnable and running jobs.", ["lane", "state"], multiprocess_mode="mostrecent")
 _oldest = Gauge(
-    "app_jobs_oldest_runnable_seconds", "Age of the oldest runnable job.", ["lane"], multiprocess_mode="mostrecent"
+    "app_jobs_oldest_runnable_seconds",
+    "Age of the oldest runnable job in seconds.",
+    ["lane"],
+    multiprocess_mode="mostrecent",
 )
 _open_breakers = Gauge(
-    "app_jobs_webhook_open_breakers", "Endpoints that are left alone for the moment.", multiprocess_mode="mostrecent"
+    "app_jobs_webhook_open_breakers", "Webhook endpoints with an open circuit breaker.", multiprocess_mode="mostrecent"
 )
-_leads = Gauge("app_jobs_relay_leader_processes", "Whether this process is the relay.", multiprocess_mode="livesum")
+_leads = Gauge("app_jobs_relay_leader_processes", "1 in the process that leads the relay.", multiprocess_mode="livesum")
 
 _TICK_SECONDS = 0.5
 _MOVING_SECONDS = 0.02
@@ -111,7 +112,7 @@ class Relay:
         if not await queries.try_lead(conn):
             return
         _leads.set(1)
-        _logger.info("jobs.relay_leads")
+        _logger.info("jobs.relay_elected")
         background = Background()
         background.spawn(self._observe_for_ever())
         try:

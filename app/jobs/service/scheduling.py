@@ -82,7 +82,7 @@ async def run_schedules(db: Database, queue: Queue, now: datetime, kinds: Kinds)
         for schedule in await queries.lock_due_schedules(tx, now):
             kind = kinds.get(schedule.kind)
             if kind is None:
-                _logger.error("jobs.schedule_of_unknown_kind", schedule=schedule.name, kind=schedule.kind)
+                _logger.error("jobs.schedule_kind_unknown", schedule=schedule.name, kind=schedule.kind)
             times = await asyncio.to_thread(due_times, schedule, now) if kind is not None else []
             for time in times:
                 await queue.enqueue(

@@ -167,9 +167,9 @@ class Cache:
             async with asyncio.timeout(_RENEWAL_SECONDS):
                 await self.get_or_fill(key, tags, refill, renewable=True)
         except (AppError, TimeoutError) as error:
-            _logger.debug("a cached answer was not renewed", error=type(error).__name__)
+            _logger.debug("cache.renewal_postponed", error=type(error).__name__)
         except Exception:
-            _logger.exception("renewing a cached answer failed")
+            _logger.exception("cache.renewal_failed")
         finally:
             self._renewals -= 1
 
@@ -214,7 +214,7 @@ class Cache:
             self._failures += 1
             self._pending.update(dict.fromkeys(tags, self._failures))
         else:
-            _logger.error("too many cache tags wait for redis; they end by their time to live", tags=len(tags))
+            _logger.error("cache.tags_dropped", tags=len(tags))
         if self._retry_task is None or self._retry_task.done():
             self._retry_task = self._background.spawn(self._retry_pending())
 

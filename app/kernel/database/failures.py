@@ -14,7 +14,7 @@ ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "exclusio
 
 _logger = get_logger(__name__)
 _refusals_total = Counter(
-    "app_database_refusals", "Statements and log-ins that PostgreSQL refused for reasons of its own.", ["sqlstate"]
+    "app_database_refusals", "Statements and log-ins refused by PostgreSQL, by SQLSTATE.", ["sqlstate"]
 )
 # What PostgreSQL cannot do for reasons that no request can change, by the beginning of its SQLSTATE, and what an
 # operator does about it. The longest beginning that fits counts. A mistake in our SQL (class 42 otherwise) is not here.
@@ -47,7 +47,7 @@ class DatabaseUnavailable(Unavailable):
     """The database does not answer, or not in time. Try again after `Retry-After`."""
 
     code = "database_unavailable"
-    title = "The database cannot answer at the moment"
+    title = "Database unavailable"
 
 
 class StatementTimeout(DatabaseUnavailable):
@@ -62,7 +62,7 @@ class PoolExhausted(Unavailable):
     """All database connections are in use. Try again after `Retry-After`."""
 
     code = "pool_exhausted"
-    title = "All database connections are busy"
+    title = "Database connections exhausted"
 
 
 class OwnConnectionsBusy(PoolExhausted):
@@ -73,14 +73,14 @@ class TransactionConflict(Unavailable):
     """Concurrent changes of the same data collided, and nothing was written. Send the request again."""
 
     code = "transaction_conflict"
-    title = "Concurrent changes collided"
+    title = "Concurrent update conflict"
 
 
 class InvalidValue(Unprocessable):
     """The database cannot store a value of the request."""
 
     code = "invalid_value"
-    title = "A value is outside what can be stored"
+    title = "Value out of range"
 
 
 class ConstraintViolated(Exception):

@@ -291,7 +291,7 @@ class Database:
                 # One by one, so that those there are given back when the next one fails.
                 connections.append(await pool.acquire(self._settings.connect_timeout))  # noqa: PERF401 - see above
         except (*CONNECT_ERRORS, PoolExhausted) as error:
-            _logger.warning("postgres is not reachable yet", error=type(error).__name__)
+            _logger.warning("database.unreachable_at_start", error=type(error).__name__)
         finally:
             # Shielded, so that a shutdown at this very moment leaves none of them behind.
             await asyncio.shield(asyncio.gather(*(pool.release(connection) for connection in connections)))

@@ -15,10 +15,13 @@ from app.kernel.telemetry import DURATION_BUCKETS, get_logger
 
 _logger = get_logger(__name__)
 _unit_seconds = Histogram(
-    "app_database_unit_seconds", "Time a unit of work held its connection.", ["unit"], buckets=DURATION_BUCKETS
+    "app_database_unit_seconds",
+    "Time that a unit of work held its connection, in seconds.",
+    ["unit"],
+    buckets=DURATION_BUCKETS,
 )
 _acquire_seconds = Histogram(
-    "app_database_acquire_seconds", "Time waited for a connection of the pool.", buckets=DURATION_BUCKETS
+    "app_database_acquire_seconds", "Time waited for a connection of the pool, in seconds.", buckets=DURATION_BUCKETS
 )
 # What a replica says, or does not say, for reasons of its own. (40001 is also how it ends a statement that keeps it
 # from replaying.)

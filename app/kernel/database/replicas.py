@@ -26,14 +26,16 @@ from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
-_reads_total = Counter("app_database_replica_reads", "Reads that a replica was allowed to serve.", ["outcome"])
+_reads_total = Counter("app_database_replica_reads", "Reads offered to replicas, by outcome.", ["outcome"])
 _lag_seconds = Gauge(
     "app_database_replica_lag_seconds",
-    "How old the newest state is that a replica has replayed.",
+    "Replay lag of a replica in seconds.",
     ["replica"],
     multiprocess_mode="max",
 )
-_usable = Gauge("app_database_replica_usable", "Whether a replica gets reads.", ["replica"], multiprocess_mode="min")
+_usable = Gauge(
+    "app_database_replica_usable", "1 while a replica receives reads.", ["replica"], multiprocess_mode="min"
+)
 
 UNKNOWN_POSITION = "f" * 24
 """Behind every commit there will be: no replica has replayed it."""
@@ -237,7 +239,7 @@ class Replicas:
             try:
                 await look(self._freshness)
             except Exception:
-                _logger.exception("looking at the replicas failed")
+                _logger.exception("database.replicas_not_checked")
             await asyncio.sleep(_WATCH_SECONDS)
 
 

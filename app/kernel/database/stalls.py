@@ -20,7 +20,7 @@ from app.kernel.telemetry import get_logger
 _logger = get_logger(__name__)
 _stalled = Gauge(
     "app_database_commits_stalled",
-    "Whether writes are refused because commits wait for a standby.",
+    "1 while writes are refused because commits wait for a standby.",
     multiprocess_mode="livemax",
 )
 _ASK_AGAIN_SECONDS = 0.5
@@ -73,7 +73,7 @@ class Stalls:
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
         finally:
             if self._refusal == _UNCONFIRMED:
-                _logger.warning("commits wait no more")
+                _logger.warning("database.commits_resumed")
             self._refusal = None
             _stalled.set(0)
             self._watching = None
@@ -85,7 +85,7 @@ class Stalls:
             # There is no server to ask: it stays as it is.
             return self._refusal is None
         if waiting and self._refusal != _UNCONFIRMED:
-            _logger.error("commits wait for a standby", waiting=waiting)
+            _logger.error("database.commits_stalled", waiting=waiting)
             self._refusal = _UNCONFIRMED
             _stalled.set(1)
         return waiting == 0

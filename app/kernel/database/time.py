@@ -23,5 +23,5 @@ async def follow_database_time(db: Database, clock: Clock) -> None:
                 told = await conn.fetchval(GET_TIME)
                 clock.learn(told, asked_at, elapsed())
         except Unavailable as error:
-            _logger.debug("clock.database_away", error=error.code)
+            _logger.debug("clock.database_unreachable", error=error.code)
         await asyncio.sleep(_SECONDS)

@@ -181,7 +181,7 @@ class Tx(ReadConn):
             try:
                 await callback()
             except Exception:
-                _logger.exception("after-commit work failed", unit=self._unit, work=name)
+                _logger.exception("database.after_commit_failed", unit=self._unit, work=name)
 
         if len(work) == 1:
             await run(*work[0])

@@ -14,14 +14,14 @@ class InvalidEncoding(BadRequest):
     """The path or query is not percent-encoded UTF-8."""
 
     code = "invalid_encoding"
-    title = "The address is not valid percent-encoded UTF-8"
+    title = "Invalid percent-encoding"
 
 
 class AmbiguousPath(BadRequest):
     """The path encodes a character that needs no encoding, so a proxy would see another path than the router."""
 
     code = "ambiguous_path"
-    title = "The path is not in its normal form"
+    title = "Path not normalized"
 
 
 def check_path(raw: bytes) -> None:

@@ -25,7 +25,7 @@ class InvalidJson(BadRequest):
     """The body is not JSON by RFC 8259, has a key twice, or is nested too deeply."""
 
     code = "invalid_json"
-    title = "The request body is not valid JSON"
+    title = "Invalid JSON"
 
 
 def parse_json(body: bytes) -> Any:

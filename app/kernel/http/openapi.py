@@ -299,7 +299,7 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
         responses[str(number)] = {"$ref": f"#/components/responses/{_response_name(number)}"}
     if _has_entity_tag(operation, route):
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IfNoneMatch"})
-        responses["304"] = {"description": "The `ETag` in `If-None-Match` is still the present one"}
+        responses["304"] = {"description": "The `ETag` in `If-None-Match` is still current"}
     for status, response in responses.items():
         if "$ref" not in response:
             _complete_response(int(status), response, list(_sent_headers(int(status), operation, route)))

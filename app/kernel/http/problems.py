@@ -132,7 +132,7 @@ class _MethodNotAllowed(AppError):
 
     status = 405
     code = "method_not_allowed"
-    title = "This resource does not take this method"
+    title = "Method not allowed"
 
 
 # OAuth errors have a form of their own, and what is retryable is no status yet.

@@ -119,7 +119,7 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: Annotated[int, BeforeValidator(_refuse_loose_numbers)] = Field(
-        20, ge=1, le=100, description="Most items of one page."
+        20, ge=1, le=100, description="Maximum number of items in a page."
     )
     cursor: str | None = Field(None, min_length=1, max_length=1024, description="`next_cursor` of the previous page.")
 
@@ -148,8 +148,8 @@ class ProblemField(Schema):
         description="Where it is: a JSON pointer as a URI fragment (RFC 6901) for the body, such as `#/items/0/name`, "
         "or `query:limit`, `path:job_id`, `header:If-Match`.",
     )
-    detail: str = Field(description="What is wrong, for people.")
-    code: FieldErrorCode = Field(description="What is wrong, for programs.")
+    detail: str = Field(description="What is wrong, in prose.")
+    code: FieldErrorCode = Field(description="What is wrong, as a machine-readable code.")
 
 
 class Problem(
@@ -157,9 +157,9 @@ class Problem(
     json_schema_extra=example(
         {
             "type": "/problems/validation_failed",
-            "title": "The request was understood but is not valid",
+            "title": "Invalid request",
             "status": 422,
-            "detail": "The request was understood but is not valid",
+            "detail": "Invalid request",
             "instance": "urn:onehop:request:0198f000-0000-7000-8000-000000000000",
             "code": "validation_failed",
             "request_id": "0198f000-0000-7000-8000-000000000000",
@@ -173,11 +173,11 @@ class Problem(
         description="Reference to the page of the code, relative to the service.",
         json_schema_extra={"format": "uri-reference"},
     )
-    title: str = Field(description="What the code means, the same each time.")
+    title: str = Field(description="What the code means; the same for every problem with this code.")
     status: int = Field(ge=400, le=599, description="The HTTP status.")
-    detail: str = Field(description="What this one case is about, and what to do, for people.")
-    instance: str = Field(description="URN of this one case.", json_schema_extra={"format": "uri"})
-    code: ProblemCode = Field(description="What went wrong, for programs.")
+    detail: str = Field(description="What happened in this case and what to do, in prose.")
+    instance: str = Field(description="URN of this occurrence.", json_schema_extra={"format": "uri"})
+    code: ProblemCode = Field(description="What went wrong, as a machine-readable code.")
     request_id: str = Field(description="The `X-Request-ID` of the answer, by which the operator finds it in the logs.")
     errors: list[ProblemField] | MISSING = Field(
         MISSING, description=f"The refused fields and parameters, the first {MAX_ERRORS} of them."

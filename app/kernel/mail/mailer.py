@@ -13,7 +13,7 @@ from app.kernel.mail.message import Mail, MailRefused, MailServerUnavailable, Ma
 from app.kernel.mail.smtp import SmtpTransport
 from app.kernel.settings import MailSettings
 
-_emails_total = Counter("app_mail_messages", "E-mails handed over.", ["outcome"])
+_emails_total = Counter("app_mail_messages", "E-mails handed over, by outcome.", ["outcome"])
 
 
 class Mailer:

@@ -50,7 +50,7 @@ class OriginRefused(BadRequest):
     """A browser asked from an origin, for a method or with a header that this installation does not allow."""
 
     code = "origin_refused"
-    title = "This origin, method or header is not allowed"
+    title = "Origin, method or header not allowed"
 
 
 class Cors(CORSMiddleware):

@@ -10,10 +10,12 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from app.kernel.callers import OWN_WAIT_SECONDS
 
-_limit = Gauge("app_admission_limit", "Places at the moment.", ["pool"], multiprocess_mode="livesum")
-_in_flight = Gauge("app_admission_inflight", "Requests that have a place.", ["class"], multiprocess_mode="livesum")
-_queue_seconds = Histogram("app_admission_queue_seconds", "Waits for a place, also those in vain.", ["class"])
-_rejected = Counter("app_admission_rejected", "Refused requests.", ["class", "reason"])
+_limit = Gauge("app_admission_limit", "Current limit of concurrent requests.", ["pool"], multiprocess_mode="livesum")
+_in_flight = Gauge("app_admission_inflight", "Requests in flight, by class.", ["class"], multiprocess_mode="livesum")
+_queue_seconds = Histogram(
+    "app_admission_queue_seconds", "Time waited for admission, including rejected requests, in seconds.", ["class"]
+)
+_rejected = Counter("app_admission_rejected", "Rejected requests, by reason.", ["class", "reason"])
 
 # Above so many times the usual latency there are too many requests inside.
 _TOLERANCE = 1.25

@@ -35,12 +35,12 @@ _SERVER_ERROR = 500
 
 _duration = Histogram(
     "http_server_request_duration_seconds",
-    "Time from a request's first byte read to its answer's last byte written.",
+    "Time from the first byte read of a request to the last byte written of its response, in seconds.",
     ["http_request_method", "http_route", "http_response_status_code"],
     buckets=DURATION_BUCKETS,
 )
-_active = Gauge("http_server_active_requests", "Requests under way.", multiprocess_mode="livesum")
-_disconnects = Counter("http_server_client_disconnects", "Clients that went away before their answer.")
+_active = Gauge("http_server_active_requests", "Requests in flight.", multiprocess_mode="livesum")
+_disconnects = Counter("http_server_client_disconnects", "Clients that disconnected before their response.")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # The target of `OPTIONS *`; other methods do not get here with it.
 _WHOLE_SERVER = "*"
@@ -151,7 +151,7 @@ class RequestContext:
         except AppError as error:
             await self._answer_problem(error, scope, receive, exchange)
         except Exception as error:
-            _logger.exception("a request failed", method=scope["method"], path=logged_path(scope["path"]))
+            _logger.exception("http.request_failed", method=scope["method"], path=logged_path(scope["path"]))
             if exchange.status == 0:
                 await self._answer_problem(AppError(), scope, receive, exchange)
             elif exchange.status != _SERVER_ERROR:

@@ -155,7 +155,7 @@ class Consumer(Worker):
                 # Behind ids that Postgres did not give to this worker there may be others, for the same slots.
                 self._refused = free - self._runner.free < len(claimed)
         except Unavailable:
-            logger.warning("jobs.claim_without_database", count=len(claimed))
+            logger.warning("jobs.claim_postponed", count=len(claimed))
             await asyncio.sleep(_DIRECT_LOOK_EVERY)
             await self._show(claimed, after_ms=0)
         else:
@@ -255,7 +255,7 @@ async def _consume_directly(ring: int, redis: ArqRedis, runner: Runner, executor
                     if wants := runner.wants():
                         runner.start(await executor.claim_direct(wants, runner.free))
             except Unavailable:
-                logger.warning("jobs.claim_without_database")
+                logger.warning("jobs.claim_postponed")
             runner.looked_at[ring] = monotonic()
             # While jobs end there is a look for each freed slot, but not one after the other without a pause.
             await asyncio.sleep(_DIRECT_PAUSE)
@@ -267,7 +267,7 @@ async def _consume_directly(ring: int, redis: ArqRedis, runner: Runner, executor
                         await redis.ping()
                 except LOST_ERRORS:
                     continue
-                logger.info("jobs.redis_back")
+                logger.info("jobs.redis_recovered")
                 return
 
 

@@ -28,7 +28,7 @@ class QuotaExceeded(TooManyRequests):
     """The caller's quota is used up. `RateLimit` tells what is left; wait for the seconds of `Retry-After`."""
 
     code = "quota_exceeded"
-    title = "The caller's quota is used up"
+    title = "Quota exceeded"
 
 
 @dataclass(frozen=True, slots=True)

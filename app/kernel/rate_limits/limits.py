@@ -14,9 +14,9 @@ from app.kernel.rate_limits.stores import LocalStore, RedisStore
 from app.kernel.redis import RedisGateway, RedisUnavailable
 from app.kernel.settings import LimitsSettings
 
-_refused = Counter("app_rate_limit_refused", "Requests refused because a quota was used up.", ["policy"])
-_exchanges = Counter("app_rate_limit_exchanges", "Exchanges of units, each for many callers.", ["store"])
-_buckets = Gauge("app_rate_limit_buckets", "Callers and networks a process counts for.", multiprocess_mode="livesum")
+_refused = Counter("app_rate_limit_refused", "Requests refused by an exhausted quota.", ["policy"])
+_exchanges = Counter("app_rate_limit_exchanges", "Batched lease requests for quota units.", ["store"])
+_buckets = Gauge("app_rate_limit_buckets", "Quota buckets held by the process.", multiprocess_mode="livesum")
 _exchanges_redis = _exchanges.labels("redis")
 _exchanges_local = _exchanges.labels("local")
 

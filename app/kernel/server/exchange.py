@@ -179,11 +179,11 @@ class Exchange(RequestResponseCycle):
         except asyncio.CancelledError:
             await self._give_up(Unavailable("The process was stopped before the request was done."))
         except Exception:
-            _logger.exception("a request failed in the server", path=self.scope["path"])
+            _logger.exception("server.request_failed", path=self.scope["path"])
             await self._give_up(AppError())
         else:
             if not self.response_complete and not self.disconnected:
-                _logger.error("a request was not answered", path=self.scope["path"])
+                _logger.error("server.request_unanswered", path=self.scope["path"])
                 await self._give_up(AppError())
         finally:
             self.on_response = _nothing

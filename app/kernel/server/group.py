@@ -132,7 +132,7 @@ class Group(Multiprocess):
                 is_short = now - process.began_at < _SHORT_LIFE_SECONDS
                 process.pause = min(max(process.pause * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS) * is_short
                 self._due[place] = now + process.pause
-                _logger.error("a server process died", pid=process.pid, exit_code=process.exitcode, wait=process.pause)
+                _logger.error("server.process_died", pid=process.pid, exit_code=process.exitcode, wait=process.pause)
         if self._on_started is not None and all(process.has_started for process in self.processes):
             self._on_started()
             self._on_started = None
@@ -143,7 +143,7 @@ class Group(Multiprocess):
             successor = self._begin()
             self._wait(lambda: successor.has_started or not successor.is_running(), _START_SECONDS)  # noqa: B023 - at once
             if not successor.has_started:
-                _logger.error("a new server process does not start, the old ones stay", exit_code=successor.exitcode)
+                _logger.error("server.replacement_failed", exit_code=successor.exitcode)
                 successor.dispose()
                 return
             self._due.pop(place, None)

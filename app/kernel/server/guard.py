@@ -42,7 +42,7 @@ _KNOWN_HOSTS = 1000
 _MAX_KNOWN_HOST = 262
 
 _connections = Gauge("http_server_connections", "Open connections.", multiprocess_mode="livesum")
-ended = Counter("http_server_ended_connections", "Connections that the server has ended for their conduct.", ["reason"])
+ended = Counter("http_server_ended_connections", "Connections ended by the server, by reason.", ["reason"])
 
 
 class Connection(Protocol):

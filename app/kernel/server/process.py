@@ -139,7 +139,7 @@ class Server(uvicorn.Server):
     async def _cancel(self) -> None:
         tasks = tuple(self.server_state.tasks)
         if tasks:
-            _logger.error("requests did not end in time and are cancelled", requests=len(tasks))
+            _logger.error("server.requests_cancelled", requests=len(tasks))
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
@@ -151,10 +151,10 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
     try:
         await asyncio.wait_for(work, seconds)
     except TimeoutError:
-        _logger.error("the application did not close in time", seconds=seconds)  # noqa: TRY400 - where it hangs is not here
+        _logger.error("server.shutdown_timed_out", seconds=seconds)  # noqa: TRY400 - where it hangs is not here
 
 
 def _leave() -> None:
-    _logger.error("the process does not end by itself, so it is ended")
+    _logger.error("server.process_killed")
     output.flush(_LAST_WORDS_SECONDS)
     os._exit(1)
