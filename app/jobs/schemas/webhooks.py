@@ -128,9 +128,9 @@ class DeliveryView(Schema):
     attempts: int = Field(description="How often it was sent.")
     last_status: int | None = Field(description="HTTP status of the last attempt; null: there was no answer.")
     last_error: str | None = Field(
-        description="Why the last attempt failed, as a machine-readable code; `backlog_full`: none was made, because 5,000 of your "
-        "deliveries were pending, and the event can be redelivered; `account_banned`: a ban of your account ended "
-        "it; null: it did not fail."
+        description="Why the last attempt failed, as a machine-readable code; null: it did not fail. `backlog_full`: "
+        "not attempted, because 5,000 of your deliveries were pending; the event can be redelivered. "
+        "`account_banned`: ended by a ban of your account."
     )
     last_response: str | None = Field(description="Start of the last response body; null: there was none.")
     last_ms: int | None = Field(description="How long the last attempt took, in milliseconds; null: there was none.")
