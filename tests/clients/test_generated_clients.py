@@ -6,8 +6,9 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -64,13 +65,19 @@ async def run_python(folder: Path, story: str, url: str) -> None:
     assert "The story has passed." in await run(python_tool("python"), "story.py", url, cwd=folder)
 
 
-async def run_typescript(root: Path, generators: Mapping[str, Callable[[Path], Awaitable[None]]], url: str) -> None:
-    """Generate each client into a folder named like its story, compile all of them at once, and run the stories."""
+def _lay_out(root: Path, stories: Iterable[str]) -> None:
     (root / "node_modules").symlink_to(NODE_MODULES)
     shutil.copyfile(HERE / "tsconfig.json", root / "tsconfig.json")
-    for name in generators:
+    for name in stories:
         (root / name).mkdir()
         shutil.copyfile(HERE / "stories" / f"{name}.ts", root / name / "story.ts")
+
+
+async def run_typescript(
+    root: Path, generators: Mapping[str, Callable[[Path], Coroutine[Any, Any, None]]], url: str
+) -> None:
+    """Generate each client into a folder named like its story, compile all of them at once, and run the stories."""
+    _lay_out(root, generators)
     async with asyncio.TaskGroup() as group:
         for name, generate in generators.items():
             group.create_task(generate(root / name))
@@ -94,7 +101,6 @@ async def url(live_server: LiveServer, live_worker: LiveWorker) -> str:
 
 
 async def _openapi_python_client(folder: Path, url: str) -> None:
-    folder.mkdir()
     generator = python_tool("openapi-python-client")
     output = folder / "onehop_client"
     await run(generator, "generate", "--path", DOCUMENT, "--output-path", output, "--meta", "none", cwd=folder)
@@ -111,7 +117,7 @@ async def _openapi_generator_in_python(folder: Path, url: str) -> None:
 async def test_clients_in_python(tmp_path: Path, url: str) -> None:
     """openapi-python-client, whose client mypy checks, and openapi-generator."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(_openapi_python_client(tmp_path / "openapi_python_client", url))
+        group.create_task(_openapi_python_client(tmp_path, url))
         if shutil.which("java") is not None:
             group.create_task(_openapi_generator_in_python(tmp_path / "openapi_generator", url))
 
