@@ -143,10 +143,10 @@ class TooManyEndpoints(Conflict):
 
 
 class TooManyStreams(TooManyRequests):
-    """The caller has as many open job streams as are allowed. Close one, or wait for `Retry-After`."""
+    """The caller has as many open job streams or downloads as are allowed. Close one, or wait for `Retry-After`."""
 
     code = "too_many_streams"
-    title = "Too many open job streams"
+    title = "Too many open job streams or downloads"
 
 
 class BacklogFull(TooManyRequests):

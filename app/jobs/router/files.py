@@ -1,19 +1,23 @@
 """A stored file as an answer: whole, compressed, in part, or not again (RFC 9110, sections 8.4, 13 and 14)."""
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from app.jobs.errors import TooManyStreams
 from app.jobs.records import Artifact
 from app.jobs.service.artifacts import open_artifact
 from app.jobs.service.runtime import JobsRuntime
 from app.kernel.codings import SMALLEST, accepts_gzip, compress_stream, gzip_etag, is_compressible
 from app.kernel.errors import PreconditionFailed, RangeNotSatisfiable
+from app.kernel.fair_count import FairCount
 from app.kernel.http import matches_any, matches_strongly
+from app.kernel.ids import UserId
 from app.kernel.middleware.admission import leave_place
 from app.kernel.request_headers import headers_of
 
@@ -35,11 +39,18 @@ def file_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
 
 
 async def file_response(
-    request: Request, runtime: JobsRuntime, artifact: Artifact, name: str, content: bytes | None = None
+    request: Request,
+    runtime: JobsRuntime,
+    user_id: UserId,
+    artifact: Artifact,
+    name: str,
+    *,
+    content: bytes | None = None,
 ) -> Response:
     """The file as a download called `name`; `content` is its bytes if they are not stored.
 
     Raises:
+        TooManyStreams: the user reads as many files as one may at a time.
         PreconditionFailed: it is not the file that the caller means.
         ArtifactExpired: its object is gone.
         RangeNotSatisfiable: the part asked for lies outside of it.
@@ -65,15 +76,46 @@ async def file_response(
         headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
     if end - start != artifact.size:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
-    if content is not None:
-        body: AsyncIterable[bytes] = _once(content[start:end])
-    else:
-        # A store that is slow must not keep others from their slots.
-        leave_place(request.scope)
-        body = await open_artifact(runtime.store, artifact, start, end)
+    if not runtime.downloads.take(user_id):
+        raise TooManyStreams
+    try:
+        if content is not None:
+            body: AsyncIterable[bytes] = _once(content[start:end])
+        else:
+            # A store that is slow must not keep others from their slots.
+            leave_place(request.scope)
+            body = await open_artifact(runtime.store, artifact, start, end)
+    except BaseException:
+        runtime.downloads.give_back(user_id)
+        raise
     if is_compressed:
         body = compress_stream(body)
-    return StreamingResponse(body, 206 if "Content-Range" in headers else 200, headers, artifact.content_type)
+    status = 206 if "Content-Range" in headers else 200
+    return _Download(body, status, headers, artifact.content_type, count=runtime.downloads, user_id=user_id)
+
+
+class _Download(StreamingResponse):
+    """Counts for its user until its client has read it, or has gone. It is sent as soon as it is made."""
+
+    def __init__(
+        self,
+        body: AsyncIterable[bytes],
+        status: int,
+        headers: Mapping[str, str],
+        media_type: str,
+        *,
+        count: FairCount,
+        user_id: UserId,
+    ) -> None:
+        super().__init__(body, status, headers, media_type)
+        self._count = count
+        self._user_id = user_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._count.give_back(self._user_id)
 
 
 def _disposition(name: str) -> str:

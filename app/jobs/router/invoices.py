@@ -90,7 +90,8 @@ async def download_invoice(
     invoice, artifact, content = await invoicing.read_pdf(
         resources.db, runtime.rendering, principal.user_id, invoice_id
     )
-    return await file_response(request, runtime, artifact, f"invoice-{invoice.number}.pdf", content)
+    name = f"invoice-{invoice.number}.pdf"
+    return await file_response(request, runtime, principal.user_id, artifact, name, content=content)
 
 
 @router.post(

@@ -171,15 +171,18 @@ _LastEventId = Annotated[str | None, Header(include_in_schema=False)]
 
 async def _watchable(
     principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id, last_event_id: _LastEventId = None
-) -> UUID:
-    """Answers 204, 404 or 429 before a stream begins, because afterwards it is too late for a status."""
+) -> AsyncIterator[UUID]:
+    """Answers 204, 404 or 429 before a stream begins, because afterwards it is too late for a status; counts the stream
+    until it has ended.
+    """
     job = await watching.read_job(resources.db, job_id, principal.user_id)
     if last_event_id == str(job.version) and State(job.state).is_final:
         # An EventSource comes again after each end but this one (HTML, section 9.2.3).
         raise HTTPException(status_code=204)
     if runtime.watch.is_full(principal.user_id):
         raise TooManyStreams
-    return job.id
+    with runtime.watch.streaming(principal.user_id):
+        yield job.id
 
 
 @router.get(
@@ -269,7 +272,7 @@ async def download_artifact(
     """Download a file of a job."""
     artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)
     check_kind(principal, runtime.kinds, artifact.kind)
-    return await file_response(request, runtime, artifact, artifact.name)
+    return await file_response(request, runtime, principal.user_id, artifact, artifact.name)
 
 
 def job_view(job: Job) -> dict[str, Any]:

@@ -14,12 +14,16 @@ from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
 from app.kernel.bus import Bus
 from app.kernel.database import Database
+from app.kernel.fair_count import FairCount
 from app.kernel.fair_threads import FairThreads
 from app.kernel.queue import JobKind
 
 # A long invoice takes a core for seconds, so one is made at a time, and those that wait are few.
 _RENDERING_QUEUE = 15
 _RENDERING_PER_CALLER = 2
+# Each keeps some hundred KiB, a file and a connection for as long as its client likes to read.
+_MOST_DOWNLOADS = 512
+_MOST_DOWNLOADS_OF_A_USER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class JobsRuntime:
     seller: Seller
     # Makes files again whose stored ones have expired.
     rendering: FairThreads
+    # Answers with a file that are under way, by user.
+    downloads: FairCount
 
     @classmethod
     def create(
@@ -63,4 +69,5 @@ class JobsRuntime:
                 per_caller=_RENDERING_PER_CALLER,
                 overloaded=RenderingOverloaded,
             ),
+            FairCount(_MOST_DOWNLOADS, most_of_one=_MOST_DOWNLOADS_OF_A_USER),
         )

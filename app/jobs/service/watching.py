@@ -74,26 +74,23 @@ class JobWatch:
     @contextmanager
     def waiting(self, user_id: UserId) -> Iterator[None]:
         """Counts a request of this user that waits."""
-        self._waiting[user_id] += 1
-        try:
+        with _counted(self._waiting, user_id), _counted(self._of_users, user_id):
             yield
-        finally:
-            self._waiting[user_id] -= 1
-            if not self._waiting[user_id]:
-                del self._waiting[user_id]
 
     @contextmanager
-    def watching(self, job_id: UUID, user_id: UserId) -> Iterator[asyncio.Event]:
+    def streaming(self, user_id: UserId) -> Iterator[None]:
+        """Counts a stream of this user; from before its head is sent, because afterwards none can be refused."""
+        with _counted(self._of_users, user_id):
+            yield
+
+    @contextmanager
+    def watching(self, job_id: UUID) -> Iterator[asyncio.Event]:
         """An event that is set whenever the job may have changed."""
         event = asyncio.Event()
         self._watchers[job_id].add(event)
-        self._of_users[user_id] += 1
         try:
             yield event
         finally:
-            self._of_users[user_id] -= 1
-            if not self._of_users[user_id]:
-                del self._of_users[user_id]
             self._watchers[job_id].discard(event)
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
@@ -110,6 +107,17 @@ class JobWatch:
         for events in self._watchers.values():
             for event in events:
                 event.set()
+
+
+@contextmanager
+def _counted(counts: Counter[UserId], user_id: UserId) -> Iterator[None]:
+    counts[user_id] += 1
+    try:
+        yield
+    finally:
+        counts[user_id] -= 1
+        if not counts[user_id]:
+            del counts[user_id]
 
 
 async def follow_job(
@@ -131,7 +139,7 @@ async def follow_job(
     """
     end = None if seconds is None else monotonic() + seconds
     version = -1
-    with watch.watching(job_id, user_id) as changed:
+    with watch.watching(job_id) as changed:
         while True:
             changed.clear()
             if before_each is not None:
