@@ -249,6 +249,24 @@ async def delete_account(tx: Tx, user_id: UserId, now: datetime, purge_at: datet
     return version
 
 
+LIST_OVERDUE_PURGES = """
+SELECT purge_at, user_id FROM identity.accounts
+ WHERE purge_at < $1
+   AND (purge_at, user_id)
+       > (coalesce($2::timestamptz, '-infinity'), coalesce($3::uuid, '00000000-0000-0000-0000-000000000000'))
+ ORDER BY purge_at, user_id
+ LIMIT $4
+"""
+
+
+async def list_overdue_purges(
+    conn: ReadConn, before: datetime, after: tuple[datetime, UUID] | None, limit: int
+) -> list[tuple[datetime, UUID]]:
+    """When accounts were to be purged, before `before`, that have not been; and whose they are, from behind `after`."""
+    rows = await conn.fetch(LIST_OVERDUE_PURGES, before, *(after or (None, None)), limit)
+    return [(row["purge_at"], row["user_id"]) for row in rows]
+
+
 # What says who it was goes; that there was an account, and when, stays.
 ANONYMISE_ACCOUNT = """
 WITH account AS (

@@ -1,4 +1,4 @@
-"""Deletes expired one-time tokens, revocations and sessions."""
+"""Deletes expired one-time tokens, revocations and sessions, and sees to it that closed accounts are purged."""
 
 import asyncio
 import random
@@ -7,10 +7,12 @@ from datetime import timedelta
 from app.identity.queries.one_time_tokens import delete_expired_one_time_tokens
 from app.identity.queries.security_events import delete_old_security_events
 from app.identity.queries.sessions import delete_ended_sessions, delete_expired_revocations, end_sessions_of_before
+from app.identity.service.purging import renew_purges
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches
 from app.kernel.errors import Unavailable
 from app.kernel.incarnation import Incarnation
+from app.kernel.queue import Queue
 from app.kernel.telemetry import get_logger
 
 # For so long the owner of a session can still ask what became of it.
@@ -48,11 +50,14 @@ async def clean(db: Database, clock: Clock, incarnation: Incarnation, *, audit_d
     )
 
 
-async def clean_for_ever(db: Database, clock: Clock, incarnation: Incarnation, *, audit_days: int) -> None:
-    """Every ten minutes or so, not all processes at the same moment."""
+async def clean_for_ever(
+    db: Database, queue: Queue, clock: Clock, incarnation: Incarnation, *, audit_days: int
+) -> None:
+    """Every ten minutes or so, not all processes at the same moment; and asks for purges that are late."""
     while True:
         await asyncio.sleep(_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
         try:
+            await renew_purges(db, queue, clock)
             await clean(db, clock, incarnation, audit_days=audit_days)
         except Unavailable as error:
             _logger.debug("identity.cleanup_postponed", error=error.code)

@@ -133,7 +133,8 @@ async def run_identity(identity: Identity, db: Database, keys: Keys, incarnation
     incarnation.on_change(is_stale.set)
     incarnation.on_change(identity.authenticator.forget_all)
     background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded, is_stale))
-    background.spawn(clean_for_ever(db, identity.clock, incarnation, audit_days=identity.settings.audit_days))
+    days = identity.settings.audit_days
+    background.spawn(clean_for_ever(db, identity.queue, identity.clock, incarnation, audit_days=days))
     background.spawn(identity.ends.publish_for_ever())
     identity.feed.start()
     try:

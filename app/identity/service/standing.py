@@ -18,7 +18,8 @@ from app.identity.service.api_keys import end_api_keys
 from app.identity.service.auditing import note
 from app.identity.service.callers import lock_admin, lock_caller
 from app.identity.service.credentials import make_stale
-from app.identity.service.emails import KIND_PURGE, mail_notice
+from app.identity.service.emails import mail_notice
+from app.identity.service.purging import new_purge
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
@@ -146,13 +147,5 @@ async def _delete(
         await identity.listeners.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
         await note(tx, identity.clock, actor, "account_deleted")
         await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=account.email)
-        await identity.queue.enqueue(
-            tx,
-            KIND_PURGE,
-            {"user_id": str(actor.user_id)},
-            user_id=None,
-            run_at=purge_at,
-            unique_key=str(actor.user_id),
-            max_attempts=20,
-        )
+        await identity.queue.enqueue_rows(tx, [new_purge(identity.queue, actor.user_id, purge_at)])
     return purge_at
