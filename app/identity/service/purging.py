@@ -1,12 +1,13 @@
 """The jobs that delete the data of closed accounts, asked for until the data are gone."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.identity.queries.accounts import list_overdue_purges
 from app.identity.service.emails import KIND_PURGE
 from app.kernel.clock import Clock
-from app.kernel.database import Database
+from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.queue import NewJob, Queue
 from app.kernel.telemetry import get_logger
@@ -39,14 +40,22 @@ async def renew_purges(db: Database, queue: Queue, clock: Clock) -> int:
     before = clock.now() - _LATE
     after: tuple[datetime, UUID] | None = None
     while True:
-        async with db.transaction("identity.renew_purges") as tx:
-            page = await list_overdue_purges(tx, before, after, _PAGE)
-            if page:
-                done = await queue.enqueue_rows(tx, [new_purge(queue, UserId(user_id)) for _, user_id in page])
-                renewed += sum(enqueued.created for enqueued in done)
+        async with db.read("identity.overdue_purges") as conn:
+            page = await list_overdue_purges(conn, before, after, _PAGE)
+        renewed += await _enqueue(db, queue, [UserId(user_id) for _, user_id in page])
         if len(page) < _PAGE:
             break
         after = page[-1]
     if renewed:
         _logger.warning("identity.purges_renewed", count=renewed)
     return renewed
+
+
+@retries_conflicts
+async def _enqueue(db: Database, queue: Queue, users: Sequence[UserId]) -> int:
+    """How many of these accounts had no unfinished purge. A job finds out by itself that there is nothing to do."""
+    if not users:
+        return 0
+    async with db.statement("identity.renew_purges") as tx:
+        done = await queue.enqueue_rows(tx, [new_purge(queue, user_id) for user_id in users])
+    return sum(enqueued.created for enqueued in done)
