@@ -150,8 +150,8 @@ def principal_of(request: Mapping[str, Any]) -> Principal:
     principal: Principal | None = request.get("principal")
     if principal is not None:
         return principal
-    failure: Exception | None = request.get("authentication_error")
-    raise failure or Unauthenticated
+    # Not by way of a variable: the error's traceback would refer to it, and it to the error.
+    raise request.get("authentication_error") or Unauthenticated
 
 
 async def authenticate_again(request: Request) -> None:

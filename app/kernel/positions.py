@@ -12,7 +12,7 @@ from app.kernel.background import Background
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.database import UNKNOWN_POSITION
 from app.kernel.incarnation import Incarnation
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis import RedisGateway, RedisUnavailable, Script
 
 # In place of a tag: the least position of every tag, asked of the primary when it is missing.
 _FLOOR = "*"
@@ -35,7 +35,7 @@ class Positions:
     def __init__(self, redis: RedisGateway, incarnation: Incarnation) -> None:
         self._redis = redis
         self._incarnation = incarnation
-        self._raise = redis.client.register_script(_RAISE_SCRIPT)
+        self._raise = Script(_RAISE_SCRIPT)
         self._background = Background()
         self._is_retrying = False
 
@@ -76,7 +76,7 @@ class Positions:
         return f"wal:{self._incarnation.id.hex}:{tag}"
 
     async def _tell(self, keys: Sequence[str], position: str, seconds: int) -> None:
-        await self._redis.call(lambda _: self._raise(keys=list(keys), args=[position, seconds]))
+        await self._redis.call(lambda client: self._raise(client, keys, [position, seconds]))
 
     async def _doubt_all(self) -> None:
         """A position could not be kept: the next read asks the primary for one that covers everything."""

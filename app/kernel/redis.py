@@ -5,17 +5,19 @@ answer for `RedisUnavailable`, because Redis never holds the only copy of anythi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
 from time import monotonic
-from typing import TypeVar, cast
+from traceback import clear_frames
+from typing import Any, TypeVar, cast
 
 from prometheus_client import Counter, Gauge
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterParser
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from app.kernel.settings import RedisSettings
 
@@ -36,6 +38,25 @@ _calls_refused = _calls_total.labels("refused")
 
 class RedisUnavailable(Exception):
     """Redis did not answer in time, refused, or the breaker is open."""
+
+
+class Script:
+    """A Lua script by its digest; a server that does not have it yet is sent the text once."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        # Redis names scripts so; nothing is kept safe by it.
+        self._digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[bytes | str | float]) -> Any:
+        """For the `work` of `RedisGateway.call`. Raises what redis-py does."""
+        evalsha: Any = client.evalsha
+        try:
+            return await evalsha(self._digest, len(keys), *keys, *args)
+        except NoScriptError as error:
+            _free_frames(error)
+        await client.script_load(self._text)
+        return await evalsha(self._digest, len(keys), *keys, *args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +142,13 @@ class RedisGateway:
             async with asyncio.timeout(timeout or 2 * self._settings.operation_timeout):
                 result = await work(self.client)
         except ResponseError as error:
-            # The server is there; it refuses this command (out of memory, a read-only replica, a missing script).
+            # The server is there; it refuses this command (out of memory, a read-only replica).
+            _free_frames(error)
             self._succeeded()
             _calls_failed.inc()
             raise RedisUnavailable from error
         except LOST_ERRORS as error:
+            _free_frames(error)
             self._failed()
             raise RedisUnavailable from error
         finally:
@@ -178,6 +201,14 @@ class RedisGateway:
         if self._failures >= self._settings.breaker_threshold:
             self._open_until = monotonic() + self._settings.breaker_cooldown
             _breaker_open.set(1)
+
+
+def _free_frames(error: Exception) -> None:
+    """Breaks the reference cycles of redis-py, whose functions keep the error that they raise in a variable.
+
+    A cycle holds everything that the calls above refer to, the whole request, until the garbage collector runs.
+    """
+    clear_frames(error.__traceback__)
 
 
 def _client(url: str, settings: RedisSettings) -> Redis:

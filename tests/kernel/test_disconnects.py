@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+from collections.abc import Awaitable
 from typing import Any
 
 import asyncpg
@@ -13,14 +14,18 @@ from prometheus_client import REGISTRY
 
 from app.kernel.auth import Public
 from app.kernel.database import Database
+from app.kernel.embedded import EmbeddedValkey
 from app.kernel.http import Router, json_response
+from app.kernel.ids import new_id
+from app.kernel.redis import RedisUnavailable, Script
 from app.kernel.resources import ResourcesDep
 from app.settings import Settings
+from tests.faults.signals import frozen
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually, in_time
-from tests.kernel.conftest import create_app_with
+from tests.kernel.conftest import OpenRedis, create_app_with
 
 
 async def metrics_of(running: Lifespan) -> str:
@@ -226,34 +231,94 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     assert (await client.post("/v1/auth/login", json=credentials)).status_code == 200
 
 
+async def cycles_of(work: Awaitable[Any]) -> tuple[Any, list[Any]]:
+    """What `work` returns, and which of our objects and exceptions it leaves to the garbage collector.
+
+    Only what it makes counts, so this needs `frozen_garbage`.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        answer = await asyncio.ensure_future(work)
+        # What it has cancelled ends in the next turns of the loop.
+        await asyncio.sleep(0.05)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        return answer, [
+            repr(item)
+            for item in gc.garbage
+            if isinstance(item, BaseException) or type(item).__module__.startswith("app.")
+        ]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
 @pytest.mark.slow
-async def test_requests_leave_no_circles(settings: Settings) -> None:
-    """What refers to itself is freed by the collector only, whose rounds everybody feels."""
+async def test_requests_leave_no_cycles(settings: Settings, frozen_garbage: None) -> None:
+    """What refers to itself is freed by the garbage collector only, whose runs slow down every request."""
     async with Lifespan(create_app_with(Router(), settings)).running() as running:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(running), base_url="http://localhost") as client:
             person = await register(client)
         token = person.headers["Authorization"].removeprefix("Bearer ")
+        forged = token[:-8] + "AAAAAAAA"
         login = json.dumps({"email": person.email, "password": PASSWORD}).encode()
-        for method, path, body, status in (
-            ("POST", "/v1/events", b'{"kind": "page.viewed"}', 201),
-            ("GET", "/v1/users/me/events", b"", 200),
-            ("GET", "/v1/overview", b"", 200),
-            ("POST", "/v1/auth/login", login, 200),
+        wrong = json.dumps({"email": person.email, "password": "not it at all"}).encode()
+        found = []
+        for method, path, body, bearer, status in (
+            ("POST", "/v1/events", b'{"kind": "page.viewed"}', token, 201),
+            ("POST", "/v1/events", b'{"kind": 7}', token, 422),
+            ("POST", "/v1/events", b'{"kind"', token, 400),
+            ("POST", "/v1/events", b'{"kind": "page.viewed"}', forged, 401),
+            ("GET", "/v1/users/me/events", b"", token, 200),
+            ("GET", "/v1/users/me", b"", token, 200),
+            ("GET", "/v1/users/me", b"", forged, 401),
+            ("GET", "/v1/users/me", b"", None, 401),
+            ("GET", "/v1/overview", b"", token, 200),
+            ("GET", "/v1/overview", b"", forged, 401),
+            ("GET", "/v1/admin/users", b"", token, 403),
+            ("GET", f"/v1/jobs/{new_id()}", b"", token, 404),
+            ("GET", "/nowhere", b"", None, 404),
+            ("DELETE", "/v1/overview", b"", token, 405),
+            ("POST", "/v1/auth/login", login, None, 200),
+            ("POST", "/v1/auth/login", wrong, None, 401),
+            ("POST", "/v1/auth/register", login, None, 409),
+            ("POST", "/v1/auth/logout", b"", token, 204),
+            ("GET", "/v1/users/me", b"", token, 401),
         ):
             never = asyncio.Event()
-            gc.collect()
-            gc.disable()
-            try:
-                answered = await asyncio.create_task(
-                    call_until_gone(running, method, path, never, body=body, token=token)
-                )
-                # What the request has cancelled ends in the next turns of the loop.
-                await asyncio.sleep(0.05)
-                gc.set_debug(gc.DEBUG_SAVEALL)
-                gc.collect()
-                circles = [item for item in gc.garbage if type(item).__module__.startswith("app.")]
-            finally:
-                gc.set_debug(0)
-                gc.garbage.clear()
-                gc.enable()
-            assert (answered, circles) == (status, [])
+            call = call_until_gone(running, method, path, never, body=body, token=bearer)
+            answered, cycles = await cycles_of(call)
+            found.append((method, path, answered, cycles))
+            assert answered == status, (method, path)
+        assert [entry for entry in found if entry[-1]] == []
+
+
+async def test_redis_errors_leave_no_cycles(
+    open_redis: OpenRedis, valkey: EmbeddedValkey, frozen_garbage: None
+) -> None:
+    """redis-py keeps each error that it raises in a variable of the function that raises it."""
+    gateway = await open_redis(breaker_threshold=100, pool_size=1)
+    script = Script("return ARGV[1]")
+
+    async def is_refused(timeout: float | None = None) -> bool:
+        try:
+            await gateway.call(lambda client: client.hget("text", "field"), timeout=timeout)
+        except RedisUnavailable:
+            return True
+        return False
+
+    await gateway.call(lambda client: client.set("text", "no hash"))
+    assert await cycles_of(gateway.call(lambda client: script(client, [], ["new to it"]))) == (b"new to it", [])
+    assert await cycles_of(is_refused()) == (True, [])
+    pid = valkey.pid()
+    assert pid is not None
+    with frozen(pid):
+        assert await cycles_of(is_refused(timeout=0.02)) == (True, [])
+    valkey.stop()
+    try:
+        assert await cycles_of(is_refused()) == (True, [])
+    finally:
+        valkey.start()

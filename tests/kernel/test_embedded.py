@@ -27,7 +27,7 @@ from app.kernel.embedded import (
     servers,
 )
 from app.kernel.embedded.privileges import make_private_dir
-from app.kernel.embedded.processes import run_to_end
+from app.kernel.embedded.processes import is_running, run_to_end
 from tests.fixtures.embedded import ping, processes_of
 from tests.fixtures.servers import AddCluster
 from tests.fixtures.waiting import scaled
@@ -280,7 +280,8 @@ async def test_a_crash_of_the_server_leaves_its_data_intact(data_dir: Path) -> N
     pid = postgres.pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    # Its lock file is still there, and so are its children for a moment.
+    # A killed server takes a moment to end. Its lock file is left behind, and so are its children for a while.
+    _wait_for("the server to end", lambda: not is_running(pid))
     postgres.start()
     assert postgres.pid() not in {None, pid}
     assert await _value(postgres.dsn(), "SELECT number FROM kept") == 7

@@ -37,7 +37,7 @@ from app.kernel.disconnects import ClientGone
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis import RedisGateway, RedisUnavailable, Script
 
 _attempts_total = Counter("app_identity_attempts", "Attempts to prove an identity.", ["outcome"])
 _DAY = 86_400
@@ -120,8 +120,8 @@ class Throttle:
         self._key = keys.derive("throttle")
         self._clock = clock
         self._network_limit = network_limit
-        self._reserve = redis.client.register_script(_RESERVE_SCRIPT)
-        self._release = redis.client.register_script(_RELEASE_SCRIPT)
+        self._reserve = Script(_RESERVE_SCRIPT)
+        self._release = Script(_RELEASE_SCRIPT)
         self._local: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
     def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[Bucket]:
@@ -206,7 +206,7 @@ class Throttle:
         ]
         try:
             wait = await self._redis.call(
-                lambda client: self._reserve(keys=[bucket.key for bucket in buckets], args=args, client=client)
+                lambda client: self._reserve(client, [bucket.key for bucket in buckets], args)
             )
             seconds = ceil(int(wait) / 1_000_000)
         except RedisUnavailable:
@@ -259,9 +259,7 @@ class Throttle:
         for bucket in buckets:
             self._give_back_locally(bucket, is_emptied=bucket in emptied)
         try:
-            await self._redis.call(
-                lambda client: self._release(keys=[bucket.key for bucket in buckets], args=args, client=client)
-            )
+            await self._redis.call(lambda client: self._release(client, [bucket.key for bucket in buckets], args))
         except RedisUnavailable:
             return
 

@@ -18,7 +18,7 @@ from app.kernel.cache.answers import MAX_VARIANTS, CachedAnswer
 from app.kernel.coalescing import Coalescer
 from app.kernel.ids import new_id
 from app.kernel.incarnation import Incarnation
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis import RedisGateway, RedisUnavailable, Script
 from app.kernel.settings import CacheSettings
 
 P = TypeVar("P")
@@ -111,9 +111,9 @@ class RemoteCache:
         self._redis = redis
         self._channel = channel
         self._origin = origin
-        self._look_up_script = redis.client.register_script(_LOOK_UP_SCRIPT)
-        self._store_script = redis.client.register_script(_STORE_SCRIPT)
-        self._forget_script = redis.client.register_script(_FORGET_SCRIPT)
+        self._look_up_script = Script(_LOOK_UP_SCRIPT)
+        self._store_script = Script(_STORE_SCRIPT)
+        self._forget_script = Script(_FORGET_SCRIPT)
         self._look_ups = Coalescer(self._look_up_all, shared_failure=RedisUnavailable)
         self._forgets = Coalescer(self._forget_all, shared_failure=RedisUnavailable)
         self._stores: list[tuple[Wanted, tuple[bytes, ...], CachedAnswer]] = []
@@ -197,7 +197,7 @@ class RemoteCache:
             keys.extend([_tag_name(tag) for tag in tags])
             args.append(len(tags))
         values: list[bytes | None] = await self._redis.call(
-            lambda client: self._look_up_script(keys=keys, args=args, client=client), key=keys[0]
+            lambda client: self._look_up_script(client, keys, args), key=keys[0]
         )
         found = {}
         start = 0
@@ -234,7 +234,7 @@ class RemoteCache:
             keys.extend([_tag_name(tag) for tag in tags])
             ttl = int(self._settings.ttl * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, not a secret
             args.extend((len(tags), ttl, *versions, self._owner_of(key) + answer.encode()))
-        await self._redis.call(lambda client: self._store_script(keys=keys, args=args, client=client), key=keys[0])
+        await self._redis.call(lambda client: self._store_script(client, keys, args), key=keys[0])
 
     async def _forget_all(self, groups: Sequence[tuple[str, ...]]) -> Mapping[tuple[str, ...], bool]:
         done = await self.forget_some(list(dict.fromkeys(tag for group in groups for tag in group)))
@@ -244,7 +244,7 @@ class RemoteCache:
         keys = [_tag_name(tag) for tag in tags]
         message = msgspec.msgpack.encode((self._origin, tags))
         args: list[bytes | str | int] = [new_id().hex, self._settings.ttl * 3000, self._channel, message]
-        await self._redis.call(lambda client: self._forget_script(keys=keys, args=args, client=client), key=keys[0])
+        await self._redis.call(lambda client: self._forget_script(client, keys, args), key=keys[0])
 
 
 def _entry_name(key: str) -> str:

@@ -35,6 +35,12 @@ class Authentication:
                     await take_place(scope)
                     await hold_place(scope)
                     await self._authenticate(scope, header)
+                    try:
+                        await self._app(scope, receive, send)
+                    finally:
+                        # Its traceback refers to the scope: a reference cycle that would hold the whole request.
+                        scope.pop("authentication_error", None)
+                    return
                 else:
                     return
         await self._app(scope, receive, send)

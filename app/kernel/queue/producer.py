@@ -16,7 +16,7 @@ from app.kernel.background import Background
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue.contracts import DEFAULT_PRIORITY, Allowance, Enqueued, JobRef, NewJob
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis import RedisGateway, RedisUnavailable, Script
 from app.kernel.telemetry import get_logger, trace_parent_var
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ class Queue:
         self._insert = insert
         self._full_until: dict[str, float] = {}
         self._background = Background()
-        self._dispatch_script = self._rings[0].client.register_script(_DISPATCH)
+        self._dispatch_script = Script(_DISPATCH)
 
     def bind(self, db: Database) -> None:
         """Rings after the commits of `db`."""
@@ -336,9 +336,7 @@ class Queue:
             keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.lane}:{ref.user_id}"]
             args += [str(ref.id), (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS]
         try:
-            depths = await self._rings[ring].call(
-                lambda client: self._dispatch_script(keys=keys, args=args, client=client)
-            )
+            depths = await self._rings[ring].call(lambda client: self._dispatch_script(client, keys, args))
         except RedisUnavailable:
             return False
         for key, depth in zip(dict.fromkeys(keys[::2]), depths, strict=True):

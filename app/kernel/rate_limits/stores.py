@@ -6,7 +6,7 @@ from math import floor
 from time import monotonic
 
 from app.kernel.rate_limits.buckets import Grant, Order
-from app.kernel.redis import RedisGateway
+from app.kernel.redis import RedisGateway, Script
 
 # The generic cell rate algorithm (GCRA, ITU-T I.371) for several keys. The value of a key is when, in microseconds of
 # the server, all of its quota is there again. An order is: window (µs), quota, charged, need, want. Half of what is
@@ -47,7 +47,7 @@ class RedisStore:
 
     def __init__(self, redis: RedisGateway) -> None:
         self._redis = redis
-        self._script = redis.client.register_script(_LEASE_SCRIPT)
+        self._script = Script(_LEASE_SCRIPT)
 
     async def lease(self, orders: Sequence[Order]) -> list[Grant]:
         """One grant for each order, in one round trip.
@@ -67,7 +67,7 @@ class RedisStore:
                 round(order.want, 3),
             )
         ]
-        answers = await self._redis.call(lambda client: self._script(keys=keys, args=args, client=client))
+        answers = await self._redis.call(lambda client: self._script(client, keys, args))
         return [
             Grant(float(units), float(left), (order.need - float(left)) / order.policy.rate)
             for order, units, left in zip(orders, answers[::2], answers[1::2], strict=True)

@@ -133,6 +133,7 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             is_ours = isinstance(error, httptools.HttpParserCallbackError)
             self._refuse(self._refusal or InvalidMessage(None if is_ours else str(error)))
+            self._refusal = None
         if self._headed is not self.scope and not self._is_deaf:
             self._note_unfinished_head()
         elif self._is_chunked:
@@ -198,7 +199,9 @@ class GuardedProtocol(HttpToolsProtocol):
         error = self._excess() or fault_of_head(method, self.url, version, hosts, codings, knows_host)
         if error is not None:
             self._refusal = error
-            raise error
+            # As long as its traceback referred to the variable, and that to it, only the collector could free both.
+            del error
+            raise self._refusal
         self._head_bytes = 0
         self._headed = scope
         self.headers = _TRAILERS
