@@ -305,12 +305,12 @@ async def test_redis_errors_leave_no_cycles(
 
     async def is_refused(timeout: float | None = None) -> bool:
         try:
-            await gateway.call(lambda client: client.hget("text", "field"), timeout=timeout)
+            await gateway.call(lambda client: client.incr("text"), timeout=timeout)
         except RedisUnavailable:
             return True
         return False
 
-    await gateway.call(lambda client: client.set("text", "no hash"))
+    await gateway.call(lambda client: client.set("text", "no number"))
     assert await cycles_of(gateway.call(lambda client: script(client, [], ["new to it"]))) == (b"new to it", [])
     assert await cycles_of(is_refused()) == (True, [])
     pid = valkey.pid()
