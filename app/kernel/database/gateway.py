@@ -1,4 +1,4 @@
-"""The gateway: one pool, lent in units of work, with a bound on every wait."""
+"""The gateway: one pool, leased in units of work, with a bound on every wait."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -10,11 +10,11 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from app.kernel.background import Background
+from app.kernel.database.connection_lease import ConnectionLease
 from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_broken, translate
-from app.kernel.database.loans import Loan
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.database.replicas import Positions, Replicas
-from app.kernel.database.stalls import Stalls
+from app.kernel.database.sync_standby import SyncStandbyMonitor
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Tx
 from app.kernel.settings import DatabaseSettings
 from app.kernel.telemetry import get_logger
@@ -55,7 +55,7 @@ class Database:
         self._handlers: dict[str, Callable[[list[Any]], Awaitable[None]]] = {}
         self._recordings: list[list[Statement]] = []
         self._background = Background()
-        self._stalls = Stalls(self._ask)
+        self._sync_standby = SyncStandbyMonitor(self._ask)
         self._expired_at = 0.0
 
     async def open(self) -> None:
@@ -71,7 +71,7 @@ class Database:
 
     async def close(self) -> None:
         """Waits for the units under way, at most five seconds, then closes all connections."""
-        await self._stalls.close()
+        await self._sync_standby.close()
         await self._background.close()
         if self._replicas is not None:
             await self._replicas.close()
@@ -95,13 +95,13 @@ class Database:
         A statement whose connection is lost is sent once more, on another one. `sees` lets a replica answer if it has
         replayed every commit that emitted one of these tags; without it the primary does.
         """
-        async with self._lend(unit, sees=sees) as loan:
-            conn = ReadConn(self, loan.connection, unit, loan.renew)
+        async with self._lease(unit, sees=sees) as lease:
+            conn = ReadConn(self, lease.connection, unit, lease.renew)
             try:
                 yield conn
             finally:
                 if conn.is_interrupted:
-                    loan.discard()
+                    lease.discard()
 
     @asynccontextmanager
     async def statement(self, unit: str) -> AsyncIterator[Tx]:
@@ -111,44 +111,44 @@ class Database:
         place, and the work is done to be on the safe side.
         """
         tx: Tx | None = None
-        self._stalls.check()
+        self._sync_standby.check()
         try:
-            async with self._lend(unit, writes=True) as loan:
-                tx = Tx(self, loan.connection, unit, loan.renew_if_refused, single=True)
+            async with self._lease(unit, writes=True) as lease:
+                tx = Tx(self, lease.connection, unit, lease.renew_if_refused, single=True)
                 try:
                     yield tx
                 finally:
                     if tx.is_interrupted:
-                        loan.discard()
+                        lease.discard()
         except BaseException as error:
-            self._settle_alone(tx, error)
+            self._run_after_commit_detached(tx, error)
             raise
-        await self._settle(tx)
+        await self._run_after_commit_shielded(tx)
 
     @asynccontextmanager
     async def transaction(self, unit: str) -> AsyncIterator[Tx]:
         """A transaction: committed when the block ends, rolled back when it raises."""
         tx: Tx | None = None
-        self._stalls.check()
+        self._sync_standby.check()
         try:
-            async with self._lend(unit, writes=True) as loan:
-                tx = Tx(self, loan.connection, unit, loan.renew, single=False)
+            async with self._lease(unit, writes=True) as lease:
+                tx = Tx(self, lease.connection, unit, lease.renew, single=False)
                 try:
                     await tx.execute("BEGIN")
                     tx.stay()
                     yield tx
                 except BaseException:
-                    await self._roll_back(tx, loan)
+                    await self._roll_back(tx, lease)
                     raise
                 try:
                     await tx.commit()
                 finally:
                     if tx.is_interrupted:
-                        loan.discard()
+                        lease.discard()
         except BaseException as error:
-            self._settle_alone(tx, error)
+            self._run_after_commit_detached(tx, error)
             raise
-        await self._settle(tx)
+        await self._run_after_commit_shielded(tx)
 
     @asynccontextmanager
     async def snapshot(self, unit: str, *, sees: Sequence[str] = ()) -> AsyncIterator[CopyConn]:
@@ -157,15 +157,15 @@ class Database:
         It may take as long as it goes on: what is bounded, by `export_timeout`, is the time until the next piece comes.
         `sees` is that of `read`; but a replica may end what keeps it from replaying (`TransactionConflict`).
         """
-        async with self._lend(unit, is_export=True, sees=sees) as loan:
-            conn = CopyConn(self, loan.connection, unit, loan.renew, patience=self._settings.export_timeout)
+        async with self._lease(unit, is_export=True, sees=sees) as lease:
+            conn = CopyConn(self, lease.connection, unit, lease.renew, patience=self._settings.export_timeout)
             try:
                 await conn.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 conn.stay()
                 await conn.fetch(_SNAPSHOT_TIMEOUTS)
                 yield conn
             finally:
-                await self._roll_back(conn, loan)
+                await self._roll_back(conn, lease)
 
     @asynccontextmanager
     async def connect(self, unit: str) -> AsyncIterator[DirectConn]:
@@ -220,60 +220,60 @@ class Database:
                 pool.expire()
 
     @asynccontextmanager
-    async def _lend(
+    async def _lease(
         self, unit: str, *, writes: bool = False, is_export: bool = False, sees: Sequence[str] = ()
-    ) -> AsyncIterator[Loan]:
+    ) -> AsyncIterator[ConnectionLease]:
         pool = self._export_pool if is_export else self._pool
         if pool is None:
             raise DatabaseUnavailable
-        loan = Loan(self, pool, unit, self._settings.acquire_timeout, writes=writes)
+        lease = ConnectionLease(self, pool, unit, self._settings.acquire_timeout, writes=writes)
         if sees and self._replicas is not None and (replica := await self._replicas.choose(sees)) is not None:
-            loan.prefer(replica, replica.export_pool if is_export else replica.pool)
-        await loan.begin()
+            lease.prefer(replica, replica.export_pool if is_export else replica.pool)
+        await lease.begin()
         try:
-            yield loan
+            yield lease
         finally:
-            await loan.end()
+            await lease.end()
 
     async def _ask(self, sql: str) -> Any:
         async with self.read("database.position") as conn:
             return await conn.fetchval(sql)
 
-    async def _roll_back(self, conn: ReadConn, loan: Loan) -> None:
+    async def _roll_back(self, conn: ReadConn, lease: ConnectionLease) -> None:
         """Ends a transaction, or the connection if that cannot be done at once."""
         if conn.is_interrupted:
-            loan.discard()
+            lease.discard()
             return
         try:
             self.note("rollback", "ROLLBACK")
-            await loan.connection.execute("ROLLBACK", timeout=self._settings.acquire_timeout)
+            await lease.connection.execute("ROLLBACK", timeout=self._settings.acquire_timeout)
         except BaseException:  # noqa: BLE001 - whatever the reason, this connection must not be used again.
-            loan.discard()
+            lease.discard()
 
-    async def _settle(self, tx: Tx) -> None:
+    async def _run_after_commit_shielded(self, tx: Tx) -> None:
         if tx.has_after_commit_work:
             # A caller that goes away now must not take the after-commit work with it.
-            await asyncio.shield(self._background.spawn(self._follow_up(tx)))
+            await asyncio.shield(self._background.spawn(self._run_after_commit(tx)))
 
-    def _settle_alone(self, tx: Tx | None, error: BaseException) -> None:
+    def _run_after_commit_detached(self, tx: Tx | None, error: BaseException) -> None:
         """The same where the caller is no longer there to wait: it was cancelled, or cut off, after the commit."""
         if tx is None or not tx.may_have_committed:
             return
         if not tx.has_committed and isinstance(error.__cause__, TimeoutError):
             # Here and now, because the next writer is woken by this very error.
-            self._stalls.suspect()
-        self._background.spawn(self._follow_up(tx) if tx.has_committed else self._settle_unknown(tx))
+            self._sync_standby.check_unanswered()
+        self._background.spawn(self._run_after_commit(tx) if tx.has_committed else self._reconcile_unknown_commit(tx))
 
-    async def _settle_unknown(self, tx: Tx) -> None:
-        """It is unknown whether a cut-off commit took place; forgetting and ringing once too often does no harm."""
-        await self._follow_up(tx)
-        await self._stalls.over()
+    async def _reconcile_unknown_commit(self, tx: Tx) -> None:
+        """It is unknown whether a cut-off commit took place; running its after-commit work twice does no harm."""
+        await self._run_after_commit(tx)
+        await self._sync_standby.wait_until_resumed()
         # The server may have been at work on it until now.
         await asyncio.sleep(self._settings.statement_timeout)
-        await self._stalls.over()
-        await self._follow_up(tx)
+        await self._sync_standby.wait_until_resumed()
+        await self._run_after_commit(tx)
 
-    async def _follow_up(self, tx: Tx) -> None:
+    async def _run_after_commit(self, tx: Tx) -> None:
         if not tx.has_after_commit_work:
             return
         if self._replicas is not None and tx.emitted:

@@ -187,7 +187,7 @@ class Pool:
         return self._pool.get_size(), self._pool.get_idle_size()
 
     def expire(self) -> None:
-        """No connection that there is now will be lent again."""
+        """No connection that there is now will be leased again."""
         # asyncpg's is a coroutine that never waits, and the next caller must not be faster.
         with suppress(StopIteration):
             self._pool.expire_connections().send(None)

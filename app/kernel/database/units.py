@@ -1,4 +1,4 @@
-"""Units of work as the caller sees them: what one may do with a connection while it is lent."""
+"""Units of work as the caller sees them: the operations on a leased connection."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -1,4 +1,4 @@
-"""A connection of a pool on loan to one unit of work."""
+"""A connection of a pool leased to one unit of work."""
 
 from contextlib import suppress
 from time import perf_counter
@@ -33,31 +33,31 @@ _REPLICA_ERRORS = (
 )
 
 
-class Lender(Protocol):
-    """What a loan needs of its gateway."""
+class LeaseOwner(Protocol):
+    """The gateway, as far as a lease needs it."""
 
     def translate(self, error: Exception) -> Exception: ...
 
 
-class Loan:
+class ConnectionLease:
     """A connection, replaced by another one where the first turns out to be dead."""
 
     __slots__ = (
         "_acquired_at",
         "_caller",
-        "_lender",
-        "_lent_by",
+        "_owner",
         "_pool",
         "_replica",
         "_replica_pool",
+        "_source",
         "_timeout",
         "_unit",
         "_writes",
         "connection",
     )
 
-    def __init__(self, lender: Lender, pool: Pool, unit: str, timeout: float, *, writes: bool) -> None:
-        self._lender = lender
+    def __init__(self, owner: LeaseOwner, pool: Pool, unit: str, timeout: float, *, writes: bool) -> None:
+        self._owner = owner
         self._pool = pool
         self._unit = unit
         self._timeout = timeout
@@ -65,7 +65,7 @@ class Loan:
         self._caller = caller_key()
         self._replica: Replica | None = None
         self._replica_pool: Pool | None = None
-        self._lent_by = pool
+        self._source = pool
         self._acquired_at = 0.0
         self.connection: Any = None
 
@@ -81,9 +81,9 @@ class Loan:
         """
         started = perf_counter()
         if self._replica is not None and (pool := self._replica_pool) is not None:
-            self.connection, self._lent_by = await self._replica.acquire(pool, self._caller), pool
+            self.connection, self._source = await self._replica.acquire(pool, self._caller), pool
         if self.connection is None:
-            self._replica, self._lent_by = None, self._pool
+            self._replica, self._source = None, self._pool
             self.connection = await self._acquire()
         self._acquired_at = perf_counter()
         _acquire_seconds.observe(self._acquired_at - started)
@@ -96,7 +96,7 @@ class Loan:
         except CONNECT_ERRORS as error:
             # One that was cut off while it was made says nothing of the next one.
             if not (may_fail and is_broken(error)):
-                raise self._lender.translate(error) from error
+                raise self._owner.translate(error) from error
         return await self._acquire(may_fail=False)
 
     async def end(self) -> None:
@@ -105,7 +105,7 @@ class Loan:
             return
         connection, self.connection = self.connection, None
         try:
-            await self._lent_by.release(connection, self._caller, writes=self._writes)
+            await self._source.release(connection, self._caller, writes=self._writes)
         except CONNECT_ERRORS:
             _terminate(connection)
         _unit_seconds.labels(self._unit).observe(perf_counter() - self._acquired_at)
@@ -127,17 +127,17 @@ class Loan:
         elif not is_broken(error):
             return None
         else:
-            self._lender.translate(error)
-        return await self._exchange()
+            self._owner.translate(error)
+        return await self._reconnect()
 
     async def renew_if_refused(self, error: Exception) -> Any:
         """The same for a write, if it certainly was not carried out: on a primary that has become a replica."""
         if not isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             return None
-        self._lender.translate(error)
-        return await self._exchange()
+        self._owner.translate(error)
+        return await self._reconnect()
 
-    async def _exchange(self) -> Any:
+    async def _reconnect(self) -> Any:
         self.discard()
         await self.end()
         self._replica = None

@@ -34,7 +34,7 @@ SELECT count(*) FROM pg_stat_activity
 """
 
 
-class Stalls:
+class SyncStandbyMonitor:
     """One per process. Nothing is asked before a commit was given up."""
 
     def __init__(self, ask: Callable[[str], Awaitable[int]]) -> None:
@@ -49,13 +49,13 @@ class Stalls:
         if self._refusal is not None:
             raise DatabaseUnavailable(self._refusal)
 
-    def suspect(self) -> None:
+    def check_unanswered(self) -> None:
         """A commit got no answer in time: no other commit begins before the server has been asked."""
         if self._refusal is None:
             self._refusal = _UNANSWERED
         self._watch()
 
-    async def over(self) -> None:
+    async def wait_until_resumed(self) -> None:
         """Returns once no commit waits any more."""
         await asyncio.shield(self._watch())
 
@@ -64,12 +64,12 @@ class Stalls:
 
     def _watch(self) -> "asyncio.Task[None]":
         if self._watching is None:
-            self._watching = self._background.spawn(self._ask_until_over())
+            self._watching = self._background.spawn(self._poll_until_resumed())
         return self._watching
 
-    async def _ask_until_over(self) -> None:
+    async def _poll_until_resumed(self) -> None:
         try:
-            while not await self._is_over():  # noqa: ASYNC110 - it has to ask.
+            while not await self._is_resumed():  # noqa: ASYNC110 - it has to ask.
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
         finally:
             if self._refusal == _UNCONFIRMED:
@@ -78,7 +78,7 @@ class Stalls:
             _stalled.set(0)
             self._watching = None
 
-    async def _is_over(self) -> bool:
+    async def _is_resumed(self) -> bool:
         try:
             waiting = await self._ask(COUNT_WAITING)
         except Unavailable:
