@@ -196,7 +196,7 @@ def restored(
     """
     import asyncio
 
-    from app.identity.api import note_operator_act, operator
+    from app.identity.api import operator, record_operator_act
     from app.kernel.clock import SystemClock
     from app.kernel.database import Database
     from app.kernel.incarnation import say_restored
@@ -207,7 +207,7 @@ def restored(
         try:
             await say_restored(db, nothing_lost=nothing_lost)
             data = json.dumps({"nothing_lost": nothing_lost})
-            await note_operator_act(db, SystemClock(), operator(operator_name()), "database_restored", data=data)
+            await record_operator_act(db, SystemClock(), operator(operator_name()), "database_restored", data=data)
         finally:
             await db.close()
 

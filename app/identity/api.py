@@ -3,8 +3,12 @@
 from app.identity.errors import EmailNotVerified
 from app.identity.queries.accounts import get_mail_account, list_admins
 from app.identity.records import OPERATOR_ID, Actor, Device, operator
-from app.identity.service.auditing import note as record_security_event
-from app.identity.service.auditing import note_admin_read, note_operator_act, read_security_events
+from app.identity.service.auditing import (
+    read_security_events,
+    record_admin_read,
+    record_operator_act,
+    record_security_event,
+)
 from app.identity.service.callers import lock_admin, lock_caller, lock_maker
 from app.identity.service.exporting import export_identity, iterate_security_events
 from app.identity.service.hashing import PasswordHashing
@@ -31,11 +35,11 @@ __all__ = [
     "lock_caller",
     "lock_maker",
     "make_identity",
-    "note_admin_read",
-    "note_operator_act",
     "operator",
     "provision_account",
     "read_security_events",
+    "record_admin_read",
+    "record_operator_act",
     "record_security_event",
     "replace_signing_keys",
     "rotate_signing_keys",

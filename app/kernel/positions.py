@@ -42,7 +42,7 @@ class Positions:
     async def close(self) -> None:
         await self._background.close()
 
-    async def note(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
+    async def remember_position(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
         """Keeps `position` for the tags that a unit forgets."""
         keys = [self._key(tag) for tag in dict.fromkeys(emitted.get(FORGET_TOPIC, ()))]
         if not keys:

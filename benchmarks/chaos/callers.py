@@ -36,7 +36,7 @@ class Ledger:
     given_up: int = 0
     """Writes whose outcome nobody learned."""
 
-    def note(self, phase: str, answer: httpx.Response, seconds: float) -> None:
+    def record(self, phase: str, answer: httpx.Response, seconds: float) -> None:
         self.statuses[phase][str(answer.status_code)] += 1
         if answer.request.method == "GET" and answer.status_code < _OK:
             self.seconds[phase].append(seconds)
@@ -154,5 +154,5 @@ class Caller:
         except httpx.TransportError as error:
             self._ledger.statuses[phase][type(error).__name__] += 1
             return None
-        self._ledger.note(phase, answer, monotonic() - began)
+        self._ledger.record(phase, answer, monotonic() - began)
         return answer

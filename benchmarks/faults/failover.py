@@ -278,7 +278,7 @@ class Failover:
             self._ledger.failures.append(f"{probes.kind}: {type(error).__name__} while {self._ledger.phase}")
             return
         probes.seen.append((began, monotonic() - began, answer.status_code))
-        self._ledger.note(self._ledger.phase, answer, monotonic() - began)
+        self._ledger.record(self._ledger.phase, answer, monotonic() - began)
 
     async def _read(self) -> httpx.Response:
         return await self._client.get(f"/v1/users/me/events?limit=5&{self._uncached()}", headers=_bearer(self._person))

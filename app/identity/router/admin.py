@@ -11,7 +11,7 @@ from app.identity.router.sessions import session_view
 from app.identity.schemas.admin import AdminAccountPage, AdminAccountPatch, AdminAccountQuery, AdminAccountView, BanBody
 from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
 from app.identity.service import administration, standing
-from app.identity.service.auditing import note_admin_read
+from app.identity.service.auditing import record_admin_read
 from app.kernel.auth import Principal, RequireRole
 from app.kernel.http import (
     Id,
@@ -158,4 +158,4 @@ def _account_etag(account: AdminAccount) -> bytes:
 async def _note_read(
     resources: ResourcesDep, principal: Principal, device: DeviceDep, what: str, user_id: UUID | None = None
 ) -> None:
-    await note_admin_read(resources.db, resources.clock, actor_of(principal, device), what, user_id)
+    await record_admin_read(resources.db, resources.clock, actor_of(principal, device), what, user_id)

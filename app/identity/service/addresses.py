@@ -6,7 +6,7 @@ from app.identity.errors import InvalidOneTimeToken
 from app.identity.queries.accounts import set_email, set_email_verified
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
 from app.identity.records import Account, Actor, Device
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.callers import lock_caller
 from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_change, mail_notice, mail_registered
@@ -46,7 +46,7 @@ async def verify(db: Database, identity: Identity, token: str, device: Device) -
             await users.set_email(tx, used.user_id, used.email, verified=True)
             await _publish_change(tx, identity, used.user_id, "email_verified")
             await end_credentials(tx, identity, used.user_id, version, device, reason="email_verified")
-        await note(tx, identity.clock, Actor(used.user_id, None, device), "email_verified")
+        await record_security_event(tx, identity.clock, Actor(used.user_id, None, device), "email_verified")
     return used.user_id
 
 
@@ -78,7 +78,7 @@ async def _request_change(db: Database, identity: Identity, actor: Actor, accoun
     async with db.transaction("identity.change_email") as tx:
         await lock_caller(tx, identity.clock, actor, version=account.version)
         await mail_change(tx, identity.queue, actor.user_id, new_email, account.version)
-        await note(tx, identity.clock, actor, "email_change_requested")
+        await record_security_event(tx, identity.clock, actor, "email_change_requested")
         await mail_notice(tx, identity.queue, actor.user_id, "email_change_requested", email=account.email)
 
 
@@ -107,7 +107,7 @@ async def confirm_change(db: Database, identity: Identity, token: str, device: D
         else:
             # Links sent to the old address must not work for a reader of that mailbox.
             await delete_one_time_tokens(tx, used.user_id)
-        await note(tx, identity.clock, Actor(used.user_id, None, device), "email_changed")
+        await record_security_event(tx, identity.clock, Actor(used.user_id, None, device), "email_changed")
         await mail_notice(tx, identity.queue, used.user_id, "email_changed", email=used.email)
 
 

@@ -14,7 +14,7 @@ from app.kernel.pagination import Cursors, Page
 _LIST = "security_events"
 
 
-async def note(
+async def record_security_event(
     tx: Tx, clock: Clock, actor: Actor, action: str, *, user_id: UserId | None = None, data: str = "{}"
 ) -> None:
     """Adds an entry to the trail of `user_id`, or of the actor. `data` is JSON text without secrets."""
@@ -31,7 +31,7 @@ async def note(
     await insert_security_event(tx, event)
 
 
-async def note_admin_read(db: Database, clock: Clock, admin: Actor, what: str, user_id: UUID | None = None) -> None:
+async def record_admin_read(db: Database, clock: Clock, admin: Actor, what: str, user_id: UUID | None = None) -> None:
     """Adds to the administrator's own trail that they have read data of others, or of `user_id`."""
     data = {"what": what} if user_id is None else {"what": what, "user_id": str(user_id)}
     event = NewSecurityEvent(
@@ -48,10 +48,10 @@ async def note_admin_read(db: Database, clock: Clock, admin: Actor, what: str, u
         await insert_read_event(tx, event)
 
 
-async def note_operator_act(db: Database, clock: Clock, actor: Actor, action: str, *, data: str = "{}") -> None:
+async def record_operator_act(db: Database, clock: Clock, actor: Actor, action: str, *, data: str = "{}") -> None:
     """Adds to the operator's trail what was done in another transaction, or in another module."""
     async with db.statement("identity.operator_act") as tx:
-        await note(tx, clock, actor, action, data=data)
+        await record_security_event(tx, clock, actor, action, data=data)
 
 
 async def read_security_events(

@@ -15,7 +15,7 @@ from app.identity.queries.signing_keys import (
     retire_signing_key,
 )
 from app.identity.records import Actor
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.tokens import KeyRing, new_signing_key
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
@@ -41,7 +41,9 @@ async def rotate_signing_keys(db: Database, keys: Keys, clock: Clock, actor: Act
             active = key.kid
         await insert_signing_key(tx, new_signing_key(keys, "next"))
         await delete_old_signing_keys(tx)
-        await note(tx, clock, actor, "signing_keys_rotated", data=orjson.dumps({"kid": active}).decode())
+        await record_security_event(
+            tx, clock, actor, "signing_keys_rotated", data=orjson.dumps({"kid": active}).decode()
+        )
     return active
 
 
@@ -70,5 +72,7 @@ async def replace_signing_keys(db: Database, keys: Keys, clock: Clock, actor: Ac
         await delete_all_signing_keys(tx)
         await insert_signing_key(tx, active)
         await insert_signing_key(tx, new_signing_key(keys, "next"))
-        await note(tx, clock, actor, "signing_keys_replaced", data=orjson.dumps({"kid": active.kid}).decode())
+        await record_security_event(
+            tx, clock, actor, "signing_keys_replaced", data=orjson.dumps({"kid": active.kid}).decode()
+        )
     return active.kid

@@ -19,7 +19,7 @@ from app.identity.queries.accounts import get_account, get_account_by_email
 from app.identity.queries.security_events import insert_failed_login
 from app.identity.records import Account, Actor, Device, SignedIn
 from app.identity.service import second_factor
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.emails import mail_notice
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from app.identity.service.runtime import Identity
@@ -101,7 +101,7 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
             buckets = [*buckets, *owed]
         is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or not is_right:
-        await _note_failure(db, identity, canonical, credentials.device)
+        await _record_failure(db, identity, canonical, credentials.device)
         raise InvalidCredentials
     await identity.throttle.release(buckets)
     _check_may_log_in(identity, account)
@@ -143,7 +143,7 @@ async def verify_second_factor(
             outcome = await _open_with_proof(db, identity, account, named, UUID(pending.session_id), proof)
     except InvalidCode:
         async with db.statement("identity.wrong_code") as tx:
-            await note(tx, identity.clock, Actor(user_id, None, device), "second_factor_failed")
+            await record_security_event(tx, identity.clock, Actor(user_id, None, device), "second_factor_failed")
         raise
     except TooManyAttempts:
         await _warn(db, identity, Actor(user_id, None, device))
@@ -186,7 +186,7 @@ async def _warn(db: Database, identity: Identity, actor: Actor) -> None:
 @retries_conflicts
 async def _store_warning(db: Database, identity: Identity, actor: Actor) -> None:
     async with db.transaction("identity.warn_of_guesses") as tx:
-        await note(tx, identity.clock, actor, "second_factor_guessed")
+        await record_security_event(tx, identity.clock, actor, "second_factor_guessed")
         await mail_notice(tx, identity.queue, actor.user_id, "second_factor_guessed")
 
 
@@ -249,7 +249,7 @@ async def _outgrown(identity: Identity, account: Account, password: str) -> str 
     return await identity.hashing.hash(password)
 
 
-async def _note_failure(db: Database, identity: Identity, canonical: str, device: Device) -> None:
+async def _record_failure(db: Database, identity: Identity, canonical: str, device: Device) -> None:
     async with db.statement("identity.failed_login") as tx:
         await insert_failed_login(tx, canonical, new_id(), device.ip, device.user_agent, identity.clock.now())
 

@@ -6,7 +6,7 @@ from app.identity.errors import InvalidCurrentPassword, InvalidOneTimeToken
 from app.identity.queries.accounts import set_email_verified, set_password
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
 from app.identity.records import Account, Actor, Device, OneTimeToken, Tokens
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.callers import lock_caller
 from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_notice, mail_reset
@@ -78,7 +78,7 @@ async def _reset(
         if version is None:
             raise InvalidOneTimeToken
         await end_credentials(tx, identity, used.user_id, version, device, reason="password_reset")
-        await note(tx, identity.clock, Actor(used.user_id, None, device), "password_reset")
+        await record_security_event(tx, identity.clock, Actor(used.user_id, None, device), "password_reset")
         await mail_notice(tx, identity.queue, used.user_id, "password_changed")
     return used, version
 

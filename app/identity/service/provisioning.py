@@ -7,7 +7,7 @@ import orjson
 from app.identity.errors import EmailTaken, InvalidEmail
 from app.identity.queries.accounts import insert_account
 from app.identity.records import Actor
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.hashing import PasswordHashing
 from app.identity.service.password_policy import check_password, normalise_password
 from app.kernel.addresses import canonical_email, parse_email
@@ -72,7 +72,7 @@ async def provision_account(
             )
             data = orjson.dumps({"role": role, "user_id": str(user_id)}).decode()
             for owner in (user_id, actor.user_id):
-                await note(tx, clock, actor, "account_provisioned", user_id=owner, data=data)
+                await record_security_event(tx, clock, actor, "account_provisioned", user_id=owner, data=data)
             if furnish is not None:
                 await furnish(tx, user_id)
     except EmailTaken:

@@ -3,7 +3,7 @@
 from app.identity.errors import InvalidCurrentPassword
 from app.identity.queries.accounts import get_account
 from app.identity.records import Account, Actor
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from app.identity.service.runtime import Identity
 from app.kernel.database import Database
@@ -24,7 +24,7 @@ async def check_current_password(db: Database, identity: Identity, actor: Actor,
         is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or account.status != "active" or not is_right:
         async with db.statement("identity.wrong_password") as tx:
-            await note(tx, identity.clock, actor, "reauthentication_failed")
+            await record_security_event(tx, identity.clock, actor, "reauthentication_failed")
         raise InvalidCurrentPassword
     await identity.throttle.release(buckets)
     return account

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.identity.errors import RegistrationClosed
 from app.identity.queries.accounts import insert_account, insert_account_if_new
 from app.identity.records import Account, Actor, Device, SignedIn
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.runtime import Identity
@@ -117,7 +117,7 @@ async def _store_unverified(
         if is_new:
             await _create_user(tx, user_id, registration)
             await _publish(tx, identity, user_id)
-            await note(tx, identity.clock, Actor(user_id, None, device), "registered")
+            await record_security_event(tx, identity.clock, Actor(user_id, None, device), "registered")
         # One job in both cases; the worker finds out which e-mail it is.
         if may_mail:
             await mail_registered(tx, identity.queue, registration.email)

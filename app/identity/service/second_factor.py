@@ -24,7 +24,7 @@ from app.identity.queries.second_factor import (
     use_totp_step,
 )
 from app.identity.records import Account, Actor, TotpFactor
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.callers import lock_caller, lock_maker
 from app.identity.service.emails import mail_notice
 from app.identity.service.reauthentication import check_current_password
@@ -85,7 +85,7 @@ async def _store_seed(db: Database, identity: Identity, actor: Actor, secret: st
         account = await lock_maker(tx, identity.clock, actor)
         if not await replace_totp_factor(tx, actor.user_id, sealed, identity.keys.key_id, identity.clock.now()):
             raise SecondFactorActive
-        await note(tx, identity.clock, actor, "totp_enrolled")
+        await record_security_event(tx, identity.clock, actor, "totp_enrolled")
     return account
 
 
@@ -107,7 +107,7 @@ async def activate(db: Database, identity: Identity, actor: Actor, code: str) ->
     step = _matching_step(identity, actor.user_id, factor, code)
     if step is None:
         async with db.statement("identity.wrong_code") as tx:
-            await note(tx, identity.clock, actor, "second_factor_failed")
+            await record_security_event(tx, identity.clock, actor, "second_factor_failed")
         raise InvalidCode
     codes = _new_recovery_codes()
     await _confirm(db, identity, actor, factor, step, codes)
@@ -124,7 +124,7 @@ async def _confirm(
         await lock_caller(tx, identity.clock, actor)
         if not await confirm_totp(tx, actor.user_id, identity.clock.now(), step, hashes, factor.secret_sealed):
             raise SecondFactorMissing
-        await note(tx, identity.clock, actor, "totp_enabled")
+        await record_security_event(tx, identity.clock, actor, "totp_enabled")
         await mail_notice(tx, identity.queue, actor.user_id, "totp_enabled")
 
 
@@ -145,7 +145,7 @@ async def _remove(db: Database, identity: Identity, actor: Actor, account: Accou
         await lock_caller(tx, identity.clock, actor, version=account.version)
         if not await delete_totp(tx, actor.user_id):
             raise SecondFactorMissing
-        await note(tx, identity.clock, actor, "totp_disabled")
+        await record_security_event(tx, identity.clock, actor, "totp_disabled")
         await mail_notice(tx, identity.queue, actor.user_id, "totp_disabled")
 
 
@@ -168,7 +168,7 @@ async def _replace_codes(db: Database, identity: Identity, actor: Actor, account
         await lock_caller(tx, identity.clock, actor, version=account.version)
         if not await replace_recovery_codes(tx, actor.user_id, [_hash(code) for code in codes]):
             raise SecondFactorMissing
-        await note(tx, identity.clock, actor, "recovery_codes_renewed")
+        await record_security_event(tx, identity.clock, actor, "recovery_codes_renewed")
         await mail_notice(tx, identity.queue, actor.user_id, "recovery_codes_renewed")
 
 

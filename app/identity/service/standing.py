@@ -15,7 +15,7 @@ from app.identity.queries.accounts import (
 from app.identity.queries.one_time_tokens import delete_one_time_tokens
 from app.identity.records import Account, Actor, AdminAccount
 from app.identity.service.api_keys import end_api_keys
-from app.identity.service.auditing import note
+from app.identity.service.auditing import record_security_event
 from app.identity.service.callers import lock_admin, lock_caller
 from app.identity.service.credentials import make_stale
 from app.identity.service.emails import mail_notice
@@ -64,7 +64,9 @@ async def change_role(
         if version is None:
             raise AccountNotFound
         await make_stale(tx, identity, user_id, version)
-        await note(tx, identity.clock, admin, "role_changed", user_id=user_id, data=f'{{"role": "{role}"}}')
+        await record_security_event(
+            tx, identity.clock, admin, "role_changed", user_id=user_id, data=f'{{"role": "{role}"}}'
+        )
         await mail_notice(tx, identity.queue, user_id, "role_changed")
 
 
@@ -89,7 +91,7 @@ async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, r
         await identity.suspend_work(tx, identity.queue, user_id, "account_banned")
         await end_sessions(tx, identity, user_id, admin.device, reason="banned", actor_id=admin.user_id, is_noted=False)
         await delete_one_time_tokens(tx, user_id)
-        await note(tx, identity.clock, admin, "banned", user_id=user_id)
+        await record_security_event(tx, identity.clock, admin, "banned", user_id=user_id)
 
 
 @retries_conflicts
@@ -105,7 +107,7 @@ async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId)
         if not await unban_account(tx, user_id):
             raise AccountNotFound
         await identity.resume_work(tx, user_id)
-        await note(tx, identity.clock, admin, "unbanned", user_id=user_id)
+        await record_security_event(tx, identity.clock, admin, "unbanned", user_id=user_id)
 
 
 async def delete_own(
@@ -145,7 +147,7 @@ async def _delete(
         await delete_one_time_tokens(tx, actor.user_id)
         await users.hide_user(tx, actor.user_id, versions)
         await identity.listeners.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
-        await note(tx, identity.clock, actor, "account_deleted")
+        await record_security_event(tx, identity.clock, actor, "account_deleted")
         await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=account.email)
         await identity.queue.enqueue_rows(tx, [new_purge(identity.queue, actor.user_id, purge_at)])
     return purge_at

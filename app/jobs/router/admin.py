@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 
-from app.identity.api import note_admin_read
+from app.identity.api import record_admin_read
 from app.jobs.records import AdminJob, LaneDepth, api_state
 from app.jobs.router.access import Admin, DeviceDep, actor_of, fragment
 from app.jobs.schemas.admin import (
@@ -61,7 +61,7 @@ async def list_all_jobs(
     page = await administration.list_all_jobs(
         resources.db, resources.cursors, state=query.state, limit=query.limit, cursor=query.cursor
     )
-    await note_admin_read(resources.db, resources.clock, actor_of(principal, device), "jobs")
+    await record_admin_read(resources.db, resources.clock, actor_of(principal, device), "jobs")
     return json_response({"items": [_admin_view(job) for job in page.items], "next_cursor": page.next_cursor})
 
 

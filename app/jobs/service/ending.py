@@ -75,7 +75,7 @@ class Ends:
         self._ends_ready.set()
         return await asyncio.shield(end.written)
 
-    def note_changes(self, changes: Iterable[tuple[UUID, UserId | None]]) -> None:
+    def announce_changes(self, changes: Iterable[tuple[UUID, UserId | None]]) -> None:
         """These jobs have changed, each with the user whose cached answers must be forgotten."""
         self._changes.extend(changes)
         if self._changes:
@@ -94,7 +94,7 @@ class Ends:
 
         async def committed() -> None:
             _count(kind, outcome)
-            self.note_changes((change.id, change.user_id) for change in changes)
+            self.announce_changes((change.id, change.user_id) for change in changes)
 
         tx.after_commit(committed)
 
@@ -126,7 +126,7 @@ class Ends:
         except (InvalidValue, ConstraintViolated):
             await self._write_one_by_one(batch)
             return
-        self.note_changes((change.id, change.user_id) for change in changes)
+        self.announce_changes((change.id, change.user_id) for change in changes)
         kinds = {change.id: change.kind for change in changes}
         for end in batch:
             kind = kinds.get(end.outcome.job_id)
@@ -156,7 +156,7 @@ class Ends:
                     _logger.exception("jobs.completions_not_written", count=len(batch))
                 await asyncio.sleep(_DATABASE_RETRY_SECONDS)
                 # It may have been written all the same, and then the next try finds nothing that has changed.
-                self.note_changes((end.outcome.job_id, end.user_id) for end in batch)
+                self.announce_changes((end.outcome.job_id, end.user_id) for end in batch)
 
     def _may_be_event(self, batch: list[_End]) -> bool:
         return any(end.outcome.state in (State.SUCCEEDED, State.FAILED) and self._is_public(end.kind) for end in batch)

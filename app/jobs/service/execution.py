@@ -136,7 +136,7 @@ class Executor:
             lease_seconds=self.settings.lease,
             caps=self._caps,
         )
-        self.ends.note_changes((job.id, job.user_id) for job in jobs)
+        self.ends.announce_changes((job.id, job.user_id) for job in jobs)
         turn = {job_id: number for number, job_id in enumerate(ids)}
         return sorted(jobs, key=lambda job: turn[job.id])
 
@@ -268,7 +268,7 @@ class Executor:
         if job.postponed is not None and is_statement_timeout(error):
             # Twice in a row it is not the database that is busy for a moment, but the job that asks too much of it.
             return self._retry(run, "timeout", "The database took too long over what this job reads.")
-        self._outages.note(job.kind, cause, error)
+        self._outages.record_outage(job.kind, cause, error)
         age = job.postponed or 0.0
         if age >= POSTPONED_AT_MOST:
             return self._failed(job, "unavailable", "Something this job needs has been away for days.")
@@ -321,7 +321,7 @@ class Executor:
             if run.progress is written:
                 run.progress = None
             if written is not None:
-                self.ends.note_changes([(run.job.id, None)])
+                self.ends.announce_changes([(run.job.id, None)])
             if beat.cancel_requested:
                 run.runner.cancel(run.job.id, "cancelled")
 

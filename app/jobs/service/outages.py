@@ -76,7 +76,7 @@ class OutageLog:
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
 
-    def note(self, kind: str, cause: str, error: BaseException) -> None:
+    def record_outage(self, kind: str, cause: str, error: BaseException) -> None:
         _postponed_total.labels(kind, cause).inc()
         now = monotonic()
         if now >= self._next.get(cause, 0.0):

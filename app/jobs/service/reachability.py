@@ -33,7 +33,7 @@ class Reachability:
         # The last two hosts are enough to know of one that is another.
         self._reached: dict[Means, dict[str, float]] = {"names": {}, "network": {}}
 
-    def note_reached(self, means: Means, host: str) -> None:
+    def record_reached(self, means: Means, host: str) -> None:
         hosts = self._reached[means]
         hosts.pop(host, None)
         hosts[host] = monotonic()

@@ -71,9 +71,9 @@ class Resolver(AbstractResolver):
                 if self._reachability.is_outage("names", host, started):
                     raise NamesUnavailable(str(error) or "no answer") from error
             else:
-                self._reachability.note_reached("names", host)
+                self._reachability.record_reached("names", host)
             raise
-        self._reachability.note_reached("names", host)
+        self._reachability.record_reached("names", host)
         return [
             ResolveResult(
                 hostname=host,

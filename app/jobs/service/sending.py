@@ -168,7 +168,7 @@ class WebhookSender:
         wait: float | None = None
         try:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                self._reachability.note_reached("network", host)
+                self._reachability.record_reached("network", host)
                 status = response.status
                 wait = _seconds(response.headers.get("retry-after"))
                 content = await response.content.read(MAX_RESPONSE_BYTES)
@@ -200,7 +200,7 @@ class WebhookSender:
             return self._reachability.is_outage("network", host, started)
         if cause.errno == errno.ECONNREFUSED:
             # It came from the receiver.
-            self._reachability.note_reached("network", host)
+            self._reachability.record_reached("network", host)
         return outage_of(cause) is not None
 
     def _open(self) -> aiohttp.ClientSession:

@@ -123,7 +123,7 @@ class ConnectionLease:
         if self._replica is not None:
             if not (is_broken(error) or isinstance(error, _REPLICA_ERRORS)):
                 return None
-            self._replica.note_failure(error)
+            self._replica.record_failure(error)
         elif not is_broken(error):
             return None
         else:

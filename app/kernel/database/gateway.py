@@ -196,7 +196,7 @@ class Database:
             _pool_connections.labels("idle").set(idle)
             _pool_connections.labels("used").set(size - idle)
 
-    def note(self, unit: str, sql: str) -> None:
+    def count_statement(self, unit: str, sql: str) -> None:
         """Counts a statement."""
         _statements_total.labels(unit).inc()
         for recording in self._recordings:
@@ -245,7 +245,7 @@ class Database:
             lease.discard()
             return
         try:
-            self.note("rollback", "ROLLBACK")
+            self.count_statement("rollback", "ROLLBACK")
             await lease.connection.execute("ROLLBACK", timeout=self._settings.acquire_timeout)
         except BaseException:  # noqa: BLE001 - whatever the reason, this connection must not be used again.
             lease.discard()
@@ -277,7 +277,7 @@ class Database:
         if not tx.has_after_commit_work:
             return
         if self._replicas is not None and tx.emitted:
-            await self._replicas.note_commit(tx.emitted)
+            await self._replicas.remember_commit(tx.emitted)
         await tx.run_after_commit(self._handlers)
 
     async def _warm_up(self) -> None:

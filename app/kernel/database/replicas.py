@@ -67,7 +67,7 @@ SELECT lower(left(pg_walfile_name(lsn), 8)) || lpad(to_hex((lsn - '0/0'::pg_lsn)
 class Positions(Protocol):
     """Where all processes keep the WAL position up to which each tag's commits reach."""
 
-    async def note(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
+    async def remember_position(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
         """Keeps `position` for what a unit emitted."""
         ...
 
@@ -105,12 +105,12 @@ class Replica:
         except OwnConnectionsBusy:
             raise
         except (*CONNECT_ERRORS, PoolExhausted) as error:
-            self.note_failure(error)
+            self.record_failure(error)
             return None
         _reads_total.labels("replica").inc()
         return connection
 
-    def note_failure(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """No reads until it has been looked at again."""
         _reads_total.labels("failed").inc()
         self._set_usable(usable=False, reason=type(error).__name__)
@@ -207,11 +207,11 @@ class Replicas:
         self._next += 1
         return fitting[self._next % len(fitting)]
 
-    async def note_commit(self, emitted: Mapping[str, Sequence[Any]]) -> None:
+    async def remember_commit(self, emitted: Mapping[str, Sequence[Any]]) -> None:
         """To be awaited between a commit and what tells others of it."""
         if self.positions is None:
             return
-        await self.positions.note(emitted, await self._now())
+        await self.positions.remember_position(emitted, await self._now())
 
     async def _now(self) -> str:
         """A position behind all that has been committed so far."""

@@ -18,7 +18,7 @@ _logger = get_logger(__name__)
 class Gateway(Protocol):
     """What a unit tells its gateway, and asks of it."""
 
-    def note(self, unit: str, sql: str) -> None: ...
+    def count_statement(self, unit: str, sql: str) -> None: ...
 
     def translate(self, error: Exception) -> Exception: ...
 
@@ -59,7 +59,7 @@ class ReadConn:
         self._renew = None
 
     async def _run(self, method: str, sql: str, *args: Any, **options: Any) -> Any:
-        self._database.note(self._unit, sql)
+        self._database.count_statement(self._unit, sql)
         self._interrupted = True
         try:
             result = await getattr(self._connection, method)(sql, *args, **options)
@@ -204,7 +204,7 @@ class CopyConn(ReadConn):
 
     async def cursor(self, sql: str, *args: Any, prefetch: int) -> AsyncIterator[Row]:
         """Rows one by one, `prefetch` of them in memory at a time."""
-        self._database.note(self._unit, sql)
+        self._database.count_statement(self._unit, sql)
         try:
             async for row in self._connection.cursor(sql, *args, prefetch=prefetch):
                 yield row

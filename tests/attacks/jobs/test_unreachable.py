@@ -121,11 +121,11 @@ async def test_a_name_that_fails_alone_is_the_receivers_fault(monkeypatch: pytes
     assert await resolver.resolve("other.example", 80)
     with pytest.raises(NamesUnavailable):
         await resolver.resolve("broken.example", 80)
-    names.meanwhile = lambda: reachability.note_reached("names", "other.example")
+    names.meanwhile = lambda: reachability.record_reached("names", "other.example")
     with pytest.raises(socket.gaierror):
         await resolver.resolve("broken.example", 80)
     # Its own answers are no proof for the others.
-    names.meanwhile = lambda: reachability.note_reached("names", "broken.example")
+    names.meanwhile = lambda: reachability.record_reached("names", "broken.example")
     with pytest.raises(NamesUnavailable):
         await resolver.resolve("broken.example", 80)
     names.meanwhile, names.failure = lambda: None, socket.EAI_NONAME
@@ -170,10 +170,10 @@ async def test_what_keeps_this_machine_from_connecting_is_no_attempt(
 async def test_a_route_that_is_missing_to_one_receiver_alone_is_its_fault() -> None:
     reachability = Reachability()
     assert reachability.is_outage("network", "a.example", 0.0)
-    reachability.note_reached("network", "a.example")
+    reachability.record_reached("network", "a.example")
     assert reachability.is_outage("network", "a.example", 0.0)
     for host in ("b.example", "c.example", "a.example"):
-        reachability.note_reached("network", host)
+        reachability.record_reached("network", host)
     assert not reachability.is_outage("network", "a.example", 0.0)
     assert reachability.is_outage("names", "a.example", 0.0)
 
