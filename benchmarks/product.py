@@ -14,7 +14,7 @@ import asyncpg
 from app.composition import close_resources, make_resources
 from app.identity.api import PasswordHashing
 from app.identity.service.authentication import AUDIENCE
-from app.identity.service.runtime import load_signing_keys
+from app.identity.service.container import load_signing_keys
 from app.identity.service.tokens import Claims, KeyRing
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.ids import new_id

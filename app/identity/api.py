@@ -3,18 +3,18 @@
 from app.identity.errors import EmailNotVerified
 from app.identity.queries.accounts import get_mail_account, list_admins
 from app.identity.records import OPERATOR_ID, Actor, Device, operator
-from app.identity.service.auditing import (
+from app.identity.service.audit_log import (
     read_security_events,
     record_admin_read,
     record_operator_act,
     record_security_event,
 )
 from app.identity.service.callers import lock_admin, lock_caller, lock_maker
+from app.identity.service.container import IdentityServices, confirm_secret, make_identity, run_identity
 from app.identity.service.exporting import export_identity, iterate_security_events
-from app.identity.service.hashing import PasswordHashing
 from app.identity.service.key_rotation import check_secret, replace_signing_keys, rotate_signing_keys
+from app.identity.service.password_hashing import PasswordHashing
 from app.identity.service.provisioning import provision_account
-from app.identity.service.runtime import Identity, confirm_secret, make_identity, run_identity
 from app.identity.tasks import IdentityTasks
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "Actor",
     "Device",
     "EmailNotVerified",
-    "Identity",
+    "IdentityServices",
     "IdentityTasks",
     "PasswordHashing",
     "check_secret",

@@ -8,7 +8,7 @@ import httpx
 import pyotp
 import pytest
 
-from app.identity.api import Identity, operator
+from app.identity.api import IdentityServices, operator
 from app.jobs.api import pause_lane
 from app.kernel.clock import ManualClock, SystemClock
 from app.worker import Worker
@@ -238,7 +238,7 @@ async def test_an_administrator_who_is_deposed_meanwhile_changes_nothing(
     make_person: MakePerson,
     log_in: LogIn,
     connection: Connection,
-    identity: Identity,
+    identity: IdentityServices,
     blockade: Blockade,
 ) -> None:
     other, friend, target = [await make_person() for _ in range(3)]

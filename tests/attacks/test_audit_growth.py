@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from app.identity.queries.security_events import delete_old_security_events
-from app.identity.service.cleaning import clean
+from app.identity.service.cleanup import clean
 from app.identity.settings import IdentitySettings
 from app.kernel.resources import Resources
 from tests.fixtures.people import PASSWORD, MakePerson, Person

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.kernel.clock import ManualClock, SteadyClock, elapsed
 from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
@@ -47,7 +47,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.identity.service.revocation._FORGET_SECONDS", -1.0)
 
 
-async def reads(identity: Identity, count: int = 3) -> None:
+async def reads(identity: IdentityServices, count: int = 3) -> None:
     """Returns once the process has read the revocations so many times."""
     wanted = identity.feed._reads_done + count
     await eventually(lambda: identity.feed._reads_done >= wanted, within=30)
@@ -72,7 +72,7 @@ async def test_a_step_of_the_clock_of_a_process_revives_no_token(
     client: httpx.AsyncClient,
     make_person: MakePerson,
     admin: Person,
-    identity: Identity,
+    identity: IdentityServices,
 ) -> None:
     people = await revoked(client, make_person, admin)
     clock.advance(step)
@@ -91,7 +91,7 @@ async def test_what_is_revoked_while_the_clock_is_behind_stays_revoked(
     client: httpx.AsyncClient,
     make_person: MakePerson,
     admin: Person,
-    identity: Identity,
+    identity: IdentityServices,
 ) -> None:
     clock.advance(-STEP)
     people = await revoked(client, make_person, admin)
@@ -108,7 +108,7 @@ async def test_a_step_of_the_clock_of_the_database_revives_no_token(
     client: httpx.AsyncClient,
     make_person: MakePerson,
     admin: Person,
-    identity: Identity,
+    identity: IdentityServices,
 ) -> None:
     people = await revoked(client, make_person, admin)
     for seconds in steps:

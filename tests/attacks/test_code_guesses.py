@@ -5,7 +5,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.errors import TooManyAttempts
 from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId, new_id
@@ -40,7 +40,7 @@ async def test_cookies_of_before_the_factor_are_those_of_strangers(
 
 
 async def test_a_factor_that_is_turned_off_and_on_again_knows_no_device(
-    clock: ManualClock, client: httpx.AsyncClient, person: Person, identity: Identity
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, identity: IdentityServices
 ) -> None:
     phone, _ = await enrol(person, clock)
     passed = await finish(client, await begin(client, person), phone.code())
@@ -54,7 +54,7 @@ async def test_a_factor_that_is_turned_off_and_on_again_knows_no_device(
     assert [(device.version, device.factor_epoch) for device in known if device] == [(1, 2), (1, 4)]
 
 
-async def test_guesses_in_thirty_days(identity: Identity) -> None:
+async def test_guesses_in_thirty_days(identity: IdentityServices) -> None:
     """As docs/security.md says: 3 in 10,000 for strangers, and as much for the devices that are known."""
     throttle, user_id = identity.throttle, UserId(new_id())
     judged: Counter[str] = Counter()
@@ -73,7 +73,7 @@ async def test_guesses_in_thirty_days(identity: Identity) -> None:
     assert judged.total() * RIGHT_IN_A_MILLION == 600
 
 
-async def test_a_success_of_one_device_gives_another_nothing(identity: Identity) -> None:
+async def test_a_success_of_one_device_gives_another_nothing(identity: IdentityServices) -> None:
     throttle, user_id = identity.throttle, UserId(new_id())
     one, two = (throttle.code_buckets(user_id, "10.0.0.1", device, is_totp=True) for device in ("one", "two"))
     assert one[1] == two[1]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.kernel.clock import ManualClock, SystemClock
 from app.kernel.ids import UserId
 from tests.fixtures.answers import problem_of
@@ -70,7 +70,7 @@ async def test_another_network_is_not_locked_out_at_once(
 
 @PROXY
 async def test_strangers_have_a_hundred_codes_between_them(
-    clock: ManualClock, client: httpx.AsyncClient, person: Person, identity: Identity
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, identity: IdentityServices
 ) -> None:
     phone, codes = await enrol(person, clock)
     first = await finish(client, await begin(client, person), phone.code())
@@ -148,7 +148,7 @@ async def test_a_thief_of_a_token_brakes_no_other_session(person: Person, log_in
 
 
 async def test_a_device_of_before_a_new_password_is_a_stranger(
-    client: httpx.AsyncClient, person: Person, identity: Identity
+    client: httpx.AsyncClient, person: Person, identity: IdentityServices
 ) -> None:
     login = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
     cookie = login.cookies[COOKIE]
@@ -165,7 +165,7 @@ async def test_a_device_of_before_a_new_password_is_a_stranger(
 
 
 async def test_who_resets_from_the_mailbox_is_known_from_then_on(
-    client: httpx.AsyncClient, make_person: MakePerson, mailbox: Mailbox, identity: Identity
+    client: httpx.AsyncClient, make_person: MakePerson, mailbox: Mailbox, identity: IdentityServices
 ) -> None:
     person = await make_person()
     assert (await client.post("/v1/auth/password/forgot", json={"email": person.email})).status_code == 202
@@ -184,7 +184,7 @@ async def test_who_resets_from_the_mailbox_is_known_from_then_on(
     assert (await client.post("/v1/auth/login", json=login)).status_code == 200
 
 
-async def test_a_known_device_has_a_hundred_codes_too(identity: Identity, person: Person) -> None:
+async def test_a_known_device_has_a_hundred_codes_too(identity: IdentityServices, person: Person) -> None:
     """A code is right with a probability of 3 in a million, so of 3,000 stolen cookies with passwords one opens."""
     buckets = identity.throttle.code_buckets(UserId(person.id), "192.0.2.1", "device", is_totp=True)
     assert [(bucket.limit, bucket.window, bucket.longest_pause) for bucket in buckets] == [

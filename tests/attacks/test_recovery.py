@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.service.tokens import hash_one_time_token
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
@@ -93,7 +93,7 @@ async def test_a_network_full_of_failures_slows_strangers_only(client: httpx.Asy
 
 
 @pytest.mark.settings(APP_IDENTITY_NETWORK_FAILURES="100")
-async def test_strangers_share_an_address_and_then_a_network(identity: Identity) -> None:
+async def test_strangers_share_an_address_and_then_a_network(identity: IdentityServices) -> None:
     throttle = identity.throttle
     one, two = (throttle.login_buckets("a@example.com", f"192.0.2.{number}", None)[-2:] for number in (1, 2))
     assert one[0].key != two[0].key

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.identity.service.cleaning import clean
+from app.identity.service.cleanup import clean
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.incarnation import GET_LIFE, say_restored
 from app.kernel.resources import Resources

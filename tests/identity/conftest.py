@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.composition import make_resources
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from app.settings import Settings
@@ -101,9 +101,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
 
 
 @pytest.fixture
-def identity(app: FastAPI) -> Identity:
+def identity(app: FastAPI) -> IdentityServices:
     """What the process under test holds."""
-    identity: Identity = app.state.identity
+    identity: IdentityServices = app.state.identity
     return identity
 
 

@@ -14,10 +14,10 @@ from argon2 import PasswordHasher
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.queries.security_events import INSERT_FAILED_LOGIN
 from app.identity.schemas.sessions import SignedInView
-from app.identity.service.cleaning import clean
+from app.identity.service.cleanup import clean
 from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedValkey
 from app.kernel.resources import Resources
@@ -65,7 +65,7 @@ async def test_login_costs_three_statements_and_an_authenticated_request_nothing
     client: httpx.AsyncClient,
     person: Person,
     budget: Budget,
-    identity: Identity,
+    identity: IdentityServices,
     app: FastAPI,
     resources: Resources,
 ) -> None:
@@ -107,7 +107,7 @@ async def test_an_unknown_address_is_answered_like_a_wrong_password(client: http
 
 
 async def test_both_kinds_of_failure_hash_once_and_are_noted_without_waiting_for_the_disk(
-    client: httpx.AsyncClient, person: Person, identity: Identity, connection: Connection
+    client: httpx.AsyncClient, person: Person, identity: IdentityServices, connection: Connection
 ) -> None:
     for email in (person.email, "nobody@example.com"):
         before = identity.hashing.count
@@ -130,7 +130,7 @@ async def test_a_ban_is_told_only_to_who_knows_the_password(
 
 
 async def test_parallel_wrong_logins_hardly_reach_the_hash(
-    client: httpx.AsyncClient, person: Person, identity: Identity
+    client: httpx.AsyncClient, person: Person, identity: IdentityServices
 ) -> None:
     before = identity.hashing.count
     body = {"email": person.email, "password": "not it at all"}
@@ -185,7 +185,7 @@ async def test_the_owner_s_device_is_not_locked_out(client: httpx.AsyncClient, p
 
 
 async def test_a_device_cookie_counts_for_its_own_address_only_and_is_braked_itself(
-    client: httpx.AsyncClient, make_person: MakePerson, identity: Identity
+    client: httpx.AsyncClient, make_person: MakePerson, identity: IdentityServices
 ) -> None:
     mallory, victim = await make_person(), await make_person()
     await client.post("/v1/auth/login", json={"email": mallory.email, "password": PASSWORD})
@@ -207,7 +207,7 @@ async def test_a_forged_device_cookie_is_none(client: httpx.AsyncClient, person:
 
 
 async def test_the_brake_works_without_redis(
-    client: httpx.AsyncClient, person: Person, valkey: EmbeddedValkey, identity: Identity
+    client: httpx.AsyncClient, person: Person, valkey: EmbeddedValkey, identity: IdentityServices
 ) -> None:
     await asyncio.to_thread(valkey.stop)
     try:
@@ -376,7 +376,7 @@ async def test_nothing_is_cut_off_a_password(client: httpx.AsyncClient, make_per
     APP_IDENTITY_HASH_ITERATIONS="10",
 )
 async def test_who_was_turned_away_for_lack_of_room_has_not_failed(
-    identity: Identity, client: httpx.AsyncClient, person: Person
+    identity: IdentityServices, client: httpx.AsyncClient, person: Person
 ) -> None:
     right = {"email": person.email, "password": person.password}
     turned_away = 0

@@ -12,11 +12,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastapi import FastAPI
 
-from app.identity.api import Identity, operator, rotate_signing_keys
+from app.identity.api import IdentityServices, operator, rotate_signing_keys
 from app.identity.router import OAUTH_PATHS
 from app.identity.schemas.oauth import DiscoveryView, IntrospectionView, JwksView
 from app.identity.schemas.sessions import TokensView
-from app.identity.service.runtime import load_signing_keys
+from app.identity.service.container import load_signing_keys
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
@@ -281,7 +281,7 @@ async def test_key_rotation(
     client: httpx.AsyncClient,
     person: Person,
     log_in: LogIn,
-    identity: Identity,
+    identity: IdentityServices,
     resources: Resources,
     connection: Connection,
 ) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.schemas.accounts import AcceptedView
 from app.identity.schemas.sessions import SignedInView
 from tests.fixtures.answers import body_of, problem_of
@@ -59,7 +59,7 @@ async def test_of_parallel_registrations_one_wins(client: httpx.AsyncClient, con
 
 @VERIFY
 async def test_verified_registration_answers_every_address_alike(
-    client: httpx.AsyncClient, mailbox: Mailbox, connection: Connection, identity: Identity
+    client: httpx.AsyncClient, mailbox: Mailbox, connection: Connection, identity: IdentityServices
 ) -> None:
     body = {"email": "ada@example.com", "password": PASSWORD}
     hashes = identity.hashing.count

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.service.tokens import new_one_time_token
 from app.kernel.clock import ManualClock
 from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
@@ -227,7 +227,7 @@ def _workers(url: str) -> list[int]:
     ]
 
 
-async def revoke_behind_its_back(connection: Connection, identity: Identity, person: Person) -> None:
+async def revoke_behind_its_back(connection: Connection, identity: IdentityServices, person: Person) -> None:
     """As if another process had done it and the message were lost."""
     claims = identity.key_ring.verify(str(person.tokens["access_token"]))
     await connection.execute(
@@ -238,7 +238,7 @@ async def revoke_behind_its_back(connection: Connection, identity: Identity, per
 
 @pytest.mark.settings(APP_IDENTITY_REVOCATION_POLL="5")
 async def test_a_process_that_stood_still_reads_before_it_trusts(
-    person: Person, connection: Connection, identity: Identity
+    person: Person, connection: Connection, identity: IdentityServices
 ) -> None:
     assert (await person.get("/v1/users/me")).status_code == 200
     await revoke_behind_its_back(connection, identity, person)
@@ -252,7 +252,7 @@ async def test_a_process_that_stood_still_reads_before_it_trusts(
 
 @pytest.mark.settings(APP_IDENTITY_REVOCATION_POLL="5")
 async def test_a_process_that_hears_again_reads_before_it_trusts(
-    person: Person, connection: Connection, identity: Identity, resources: Resources, valkey: EmbeddedValkey
+    person: Person, connection: Connection, identity: IdentityServices, resources: Resources, valkey: EmbeddedValkey
 ) -> None:
     assert (await person.get("/v1/users/me")).status_code == 200
     await asyncio.to_thread(valkey.stop)

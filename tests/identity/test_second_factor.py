@@ -8,7 +8,7 @@ import httpx
 import pyotp
 import pytest
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.schemas.second_factor import EnrolmentView
 from app.identity.schemas.sessions import SecondFactorNeededView, SignedInView
 from app.kernel.clock import Clock, ManualClock
@@ -231,7 +231,7 @@ async def test_turning_it_off_needs_the_password(
 
 
 async def test_the_token_endpoint_does_not_go_around_it(
-    clock: ManualClock, client: httpx.AsyncClient, person: Person, identity: Identity
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, identity: IdentityServices
 ) -> None:
     await enrol(person, clock)
     form = {"grant_type": "password", "username": person.email, "password": PASSWORD}

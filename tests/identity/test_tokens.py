@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.identity.service.tokens import MalformedToken, RefreshToken, RefreshTokens, decode_api_key, new_api_key
 from app.kernel.auth import SCOPES
 from app.kernel.clock import ManualClock
@@ -44,7 +44,7 @@ def decode(segment: str) -> Json:
 class Forger:
     """What an attacker has: a genuine token, the published keys, and a key of their own."""
 
-    def __init__(self, person: Person, identity: Identity, mfa_token: str, api_key: str) -> None:
+    def __init__(self, person: Person, identity: IdentityServices, mfa_token: str, api_key: str) -> None:
         self.person = person
         self.token = str(person.tokens["access_token"])
         self.head, self.payload, self.signature = self.token.split(".")
@@ -126,7 +126,9 @@ FORGERIES: dict[str, Forge] = {
 
 
 @pytest.fixture
-async def forger(person: Person, identity: Identity, make_person: MakePerson, client: httpx.AsyncClient) -> Forger:
+async def forger(
+    person: Person, identity: IdentityServices, make_person: MakePerson, client: httpx.AsyncClient
+) -> Forger:
     answer = await person.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["events:write"]})
     other = await make_person()
     secret = (await other.post("/v1/auth/mfa/totp")).json()["secret"]
@@ -164,7 +166,7 @@ async def test_a_token_ends_after_ten_minutes(clock: ManualClock, client: httpx.
         problem_of(await person.get("/v1/users/me"), 401, "token_expired")
 
 
-async def test_what_a_token_says(person: Person, identity: Identity) -> None:
+async def test_what_a_token_says(person: Person, identity: IdentityServices) -> None:
     head, payload, _ = str(person.tokens["access_token"]).split(".")
     header, claims = decode(head), decode(payload)
     assert header == {"alg": "EdDSA", "kid": header["kid"], "typ": "at+jwt"}
@@ -215,7 +217,7 @@ def test_any_text_is_refused_and_nothing_else_happens(text: str) -> None:
 
 
 async def test_before_the_keys_are_read_nobody_is_told_that_a_token_is_bad(
-    client: httpx.AsyncClient, person: Person, identity: Identity
+    client: httpx.AsyncClient, person: Person, identity: IdentityServices
 ) -> None:
     """A process that comes up without the database cannot tell; a 401 would make callers throw their tokens away."""
     ring = identity.key_ring

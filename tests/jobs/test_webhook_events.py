@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from fastapi import FastAPI
 
-from app.identity.api import Identity
+from app.identity.api import IdentityServices
 from app.jobs.api import JOB_KINDS
 from app.settings import Settings
 from app.worker import open_worker
@@ -171,7 +171,7 @@ async def has_published(connection: Connection, sessions: list[UUID]) -> bool:
 async def test_the_end_of_a_session_that_a_dead_process_has_not_published_is_published_once(
     person: Person, make_person: MakePerson, connection: Connection, app: FastAPI
 ) -> None:
-    identity: Identity = app.state.identity
+    identity: IdentityServices = app.state.identity
     other = await make_person()
     login = {"email": other.email, "password": other.password}
     assert (await person.client.post("/v1/auth/login", json=login)).status_code == 200

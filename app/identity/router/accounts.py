@@ -17,7 +17,7 @@ from app.identity.schemas.accounts import (
     VerifiedView,
 )
 from app.identity.schemas.sessions import SignedInView, TokensView
-from app.identity.service import addresses, passwords, registration, standing
+from app.identity.service import account_status, addresses, passwords, registration
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
 from app.kernel.http import Preconditions, Router, json_response, problem_responses, reads_headers
@@ -171,5 +171,5 @@ async def delete_me(
     """Close your account. Sessions and API keys end at once; the data are deleted at `purge_at`."""
     actor = actor_of(principal, device)
     versions = Preconditions.of(request.scope).versions(principal.user_id.hex, resources.incarnation.mark)
-    purge_at = await standing.delete_own(resources.db, identity, actor, body.current_password, versions)
+    purge_at = await account_status.delete_own(resources.db, identity, actor, body.current_password, versions)
     return json_response({"purge_at": purge_at}, status=202)

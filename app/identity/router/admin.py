@@ -10,8 +10,8 @@ from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.router.sessions import session_view
 from app.identity.schemas.admin import AdminAccountPage, AdminAccountPatch, AdminAccountQuery, AdminAccountView, BanBody
 from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
-from app.identity.service import administration, standing
-from app.identity.service.auditing import record_admin_read
+from app.identity.service import account_status, administration
+from app.identity.service.audit_log import record_admin_read
 from app.kernel.auth import Principal, RequireRole
 from app.kernel.http import (
     Id,
@@ -76,7 +76,7 @@ async def update_account(
     def check(account: AdminAccount) -> None:
         conditions.check(_account_etag(account))
 
-    await standing.change_role(
+    await account_status.change_role(
         resources.db, identity, admin, UserId(user_id), body.role, check=check if conditions else None
     )
     account = await administration.read_account(resources.db, user_id)
@@ -94,7 +94,7 @@ async def ban_account(
 ) -> Response:
     """Ban an account: end all of its sessions and refuse log-ins."""
     reason = body.reason if body else None
-    await standing.ban(resources.db, identity, actor_of(principal, device), UserId(user_id), reason)
+    await account_status.ban(resources.db, identity, actor_of(principal, device), UserId(user_id), reason)
     return Response(status_code=204)
 
 
@@ -103,7 +103,7 @@ async def unban_account(
     user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Lift the ban of an account."""
-    await standing.unban(resources.db, identity, actor_of(principal, device), UserId(user_id))
+    await account_status.unban(resources.db, identity, actor_of(principal, device), UserId(user_id))
     return Response(status_code=204)
 
 

@@ -5,15 +5,15 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from app.identity.records import Actor, Device
+from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
-from app.identity.service.runtime import Identity
 from app.kernel.auth import Principal
 from app.kernel.client import client_address, user_agent
 from app.kernel.resources import ResourcesDep
 
 
-async def _identity(request: Request) -> Identity:
-    identity: Identity = request.app.state.identity
+async def _identity(request: Request) -> IdentityServices:
+    identity: IdentityServices = request.app.state.identity
     return identity
 
 
@@ -21,7 +21,7 @@ async def _device(request: Request, resources: ResourcesDep) -> Device:
     return Device(client_address(request.scope, resources.http), user_agent(request))
 
 
-IdentityDep = Annotated[Identity, Depends(_identity)]
+IdentityDep = Annotated[IdentityServices, Depends(_identity)]
 DeviceDep = Annotated[Device, Depends(_device)]
 
 
@@ -30,7 +30,7 @@ def actor_of(principal: Principal, device: Device) -> Actor:
     return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
 
 
-def set_device_cookie(response: Response, cookie: str, identity: Identity) -> None:
+def set_device_cookie(response: Response, cookie: str, identity: IdentityServices) -> None:
     """Makes the client's device a known one."""
     response.set_cookie(
         COOKIE_NAME,

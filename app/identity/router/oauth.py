@@ -16,7 +16,7 @@ from app.identity.schemas.oauth import (
     TokenOnlyForm,
 )
 from app.identity.schemas.sessions import TokensView
-from app.identity.service import introspection, login, refreshing
+from app.identity.service import introspection, login, token_refresh
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import SCOPES, CurrentPrincipal, HashingPublic, Public
 from app.kernel.errors import OAuthError
@@ -59,7 +59,7 @@ async def issue_token(
     scopes = _scopes(form.scope)
     if form.grant_type == "refresh_token" and form.refresh_token:
         key = request.headers.get("idempotency-key")
-        asked = refreshing.RefreshRequest(form.refresh_token, key, device, scopes)
+        asked = token_refresh.RefreshRequest(form.refresh_token, key, device, scopes)
         tokens = await _by_refresh_token(resources, identity, asked)
     elif form.grant_type == "password" and form.username and form.password:
         cookie = request.cookies.get(COOKIE_NAME)
@@ -81,10 +81,10 @@ def _scopes(text: str) -> frozenset[str] | None:
 
 
 async def _by_refresh_token(
-    resources: ResourcesDep, identity: IdentityDep, request: refreshing.RefreshRequest
+    resources: ResourcesDep, identity: IdentityDep, request: token_refresh.RefreshRequest
 ) -> Tokens:
     try:
-        return await refreshing.refresh(resources.db, resources.redis, identity, request)
+        return await token_refresh.refresh(resources.db, resources.redis, identity, request)
     except InvalidRefreshToken as error:
         raise OAuthError("invalid_grant", error.title) from error
     except ScopeExceeded as error:

@@ -20,7 +20,7 @@ from app.identity.schemas.sessions import (
     TokensView,
     VerifySecondFactorBody,
 )
-from app.identity.service import auditing, login, refreshing, sessions
+from app.identity.service import audit_log, login, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPublic, Public, SessionPrincipal, bearer_token
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
@@ -100,8 +100,8 @@ async def refresh(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)] = None,
 ) -> Response:
     """Exchange a refresh token for a new pair of tokens. A refresh token works once."""
-    request = refreshing.RefreshRequest(body.refresh_token, idempotency_key, device)
-    tokens = await refreshing.refresh(resources.db, resources.redis, identity, request)
+    request = token_refresh.RefreshRequest(body.refresh_token, idempotency_key, device)
+    tokens = await token_refresh.refresh(resources.db, resources.redis, identity, request)
     return json_response(tokens.view())
 
 
@@ -163,7 +163,7 @@ async def delete_session(
 @router.get("/security-events", response_model=SecurityEventPage)
 async def list_security_events(principal: SessionPrincipal, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """List the security events of your account, newest first."""
-    found = await auditing.read_security_events(
+    found = await audit_log.read_security_events(
         resources.db, resources.cursors, principal.user_id, limit=page.limit, cursor=page.cursor
     )
     return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})

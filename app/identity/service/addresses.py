@@ -6,13 +6,13 @@ from app.identity.errors import InvalidOneTimeToken
 from app.identity.queries.accounts import set_email, set_email_verified
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
 from app.identity.records import Account, Actor, Device
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller
+from app.identity.service.container import IdentityServices
 from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_change, mail_notice, mail_registered
 from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.reauthentication import check_current_password
-from app.identity.service.runtime import Identity
 from app.identity.service.tokens import hash_one_time_token
 from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, Tx, retries_conflicts
@@ -27,7 +27,7 @@ class EmailChange(msgspec.Struct, frozen=True):
 
 
 @retries_conflicts
-async def verify(db: Database, identity: Identity, token: str, device: Device) -> UserId:
+async def verify(db: Database, identity: IdentityServices, token: str, device: Device) -> UserId:
     """Marks the address that the token was sent to as verified. The first proof of the address ends every credential
     made before it, because the account may have been made by another person than the owner of the mailbox.
 
@@ -50,7 +50,9 @@ async def verify(db: Database, identity: Identity, token: str, device: Device) -
     return used.user_id
 
 
-async def resend(db: Database, identity: Identity, email: str, device: Device, device_cookie: str | None) -> None:
+async def resend(
+    db: Database, identity: IdentityServices, email: str, device: Device, device_cookie: str | None
+) -> None:
     """Has another verification link sent, if there is something to verify. Nothing is looked up here.
 
     Raises:
@@ -62,7 +64,9 @@ async def resend(db: Database, identity: Identity, email: str, device: Device, d
             await mail_registered(tx, identity.queue, email, known_version=wish.known_version)
 
 
-async def request_change(db: Database, identity: Identity, actor: Actor, new_email: str, current_password: str) -> None:
+async def request_change(
+    db: Database, identity: IdentityServices, actor: Actor, new_email: str, current_password: str
+) -> None:
     """Has a confirmation link sent to the new address; the old one is told of it, and stays until the link is used.
 
     Raises:
@@ -74,7 +78,9 @@ async def request_change(db: Database, identity: Identity, actor: Actor, new_ema
 
 
 @retries_conflicts
-async def _request_change(db: Database, identity: Identity, actor: Actor, account: Account, new_email: str) -> None:
+async def _request_change(
+    db: Database, identity: IdentityServices, actor: Actor, account: Account, new_email: str
+) -> None:
     async with db.transaction("identity.change_email") as tx:
         await lock_caller(tx, identity.clock, actor, version=account.version)
         await mail_change(tx, identity.queue, actor.user_id, new_email, account.version)
@@ -83,7 +89,7 @@ async def _request_change(db: Database, identity: Identity, actor: Actor, accoun
 
 
 @retries_conflicts
-async def confirm_change(db: Database, identity: Identity, token: str, device: Device) -> None:
+async def confirm_change(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
     """Makes the new address the account's; the old one is told. If it is the first address that the account has proven,
     every credential made before ends; else links and log-ins under way do.
 
@@ -111,5 +117,5 @@ async def confirm_change(db: Database, identity: Identity, token: str, device: D
         await mail_notice(tx, identity.queue, used.user_id, "email_changed", email=used.email)
 
 
-async def _publish_change(tx: Tx, identity: Identity, user_id: UserId, field: str) -> None:
+async def _publish_change(tx: Tx, identity: IdentityServices, user_id: UserId, field: str) -> None:
     await identity.listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": [field]}])

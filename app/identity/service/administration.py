@@ -6,8 +6,8 @@ from uuid import UUID
 from app.identity.errors import AccountNotFound
 from app.identity.queries.accounts import get_admin_account, list_admin_accounts
 from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEvent, Session
-from app.identity.service import auditing
-from app.identity.service.runtime import Identity
+from app.identity.service import audit_log
+from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_sessions, list_own_sessions
 from app.kernel.addresses import canonical_email_part
 from app.kernel.auth import Role
@@ -55,7 +55,7 @@ async def read_account(db: Database, user_id: UUID) -> AdminAccount:
 
 
 async def read_sessions(
-    db: Database, cursors: Cursors, identity: Identity, user_id: UserId, *, limit: int, cursor: str | None
+    db: Database, cursors: Cursors, identity: IdentityServices, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[Session]:
     """A page of the living sessions of an account, the last used one first.
 
@@ -75,10 +75,10 @@ async def read_security_events(
         AccountNotFound, InvalidCursor
     """
     await read_account(db, user_id)
-    return await auditing.read_security_events(db, cursors, user_id, limit=limit, cursor=cursor)
+    return await audit_log.read_security_events(db, cursors, user_id, limit=limit, cursor=cursor)
 
 
-async def revoke_sessions(db: Database, identity: Identity, admin: Actor, user_id: UserId) -> int:
+async def revoke_sessions(db: Database, identity: IdentityServices, admin: Actor, user_id: UserId) -> int:
     """Ends all sessions of an account; the answer is how many.
 
     Raises:

@@ -8,8 +8,8 @@ from app.identity.errors import ApiKeyNotFound, TooManyApiKeys
 from app.identity.queries.api_keys import insert_api_key, list_api_keys, revoke_api_keys
 from app.identity.records import Actor, ApiKeyRow
 from app.identity.service.callers import lock_maker
+from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
-from app.identity.service.runtime import Identity
 from app.identity.service.tokens import new_api_key
 from app.kernel.auth import InsufficientScope
 from app.kernel.database import Database, Tx
@@ -20,7 +20,7 @@ from app.kernel.pagination import Cursors, Page
 
 async def create(
     tx: Tx,
-    identity: Identity,
+    identity: IdentityServices,
     actor: Actor,
     *,
     name: str,
@@ -76,7 +76,7 @@ async def list_own(
     )
 
 
-async def revoke(db: Database, identity: Identity, actor: Actor, key_id: UUID) -> None:
+async def revoke(db: Database, identity: IdentityServices, actor: Actor, key_id: UUID) -> None:
     """Ends a key of the caller, in every process, before it returns.
 
     Raises:
@@ -90,7 +90,7 @@ async def revoke(db: Database, identity: Identity, actor: Actor, key_id: UUID) -
 
 async def end_api_keys(
     tx: Tx,
-    identity: Identity,
+    identity: IdentityServices,
     actor: Actor,
     user_id: UserId,
     *,

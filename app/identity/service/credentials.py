@@ -5,14 +5,14 @@ from app.identity.queries.second_factor import delete_totp
 from app.identity.queries.sessions import insert_account_revocation
 from app.identity.records import Actor, Device, Revocation
 from app.identity.service.api_keys import end_api_keys
-from app.identity.service.runtime import Identity
+from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_sessions
 from app.kernel.database import Tx
 from app.kernel.ids import UserId
 
 
 async def end_credentials(
-    tx: Tx, identity: Identity, user_id: UserId, version: int, device: Device, *, reason: str
+    tx: Tx, identity: IdentityServices, user_id: UserId, version: int, device: Device, *, reason: str
 ) -> None:
     """Ends sessions, access tokens, API keys, second factor and links, and turns off what else reports to the outside.
 
@@ -28,7 +28,7 @@ async def end_credentials(
     await make_stale(tx, identity, user_id, version)
 
 
-async def make_stale(tx: Tx, identity: Identity, user_id: UserId, version: int) -> None:
+async def make_stale(tx: Tx, identity: IdentityServices, user_id: UserId, version: int) -> None:
     """Access tokens of before `version` are refused everywhere once `tx` has committed."""
     end = identity.revocations_end()
     await insert_account_revocation(tx, user_id, version, end)

@@ -7,7 +7,7 @@ from app.identity.queries.sessions import get_rotation
 from app.identity.records import Actor, Device
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.authentication import AUDIENCE
-from app.identity.service.runtime import Identity
+from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_session
 from app.identity.service.tokens import MalformedToken, is_api_key
 from app.kernel.auth import InvalidToken, Principal
@@ -17,7 +17,7 @@ from app.kernel.ids import UserId
 _INACTIVE: dict[str, Any] = {"active": False}
 
 
-async def introspect(db: Database, identity: Identity, caller: Principal, token: str) -> dict[str, Any]:
+async def introspect(db: Database, identity: IdentityServices, caller: Principal, token: str) -> dict[str, Any]:
     """What a token is good for; nothing but `active: false` of a token that has ended or belongs to another user."""
     found = await _introspect_refresh(db, identity, token) if token.startswith("rt_") else None
     if found is None:
@@ -40,7 +40,7 @@ async def introspect(db: Database, identity: Identity, caller: Principal, token:
     return found if is_own or caller.is_admin else _INACTIVE
 
 
-async def revoke(db: Database, identity: Identity, token: str, device: Device) -> None:
+async def revoke(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
     """Ends an API key, or the session of an access or refresh token. Says nothing about tokens it does not know."""
     if is_api_key(token):
         await _revoke_api_key(db, identity, token, device)
@@ -58,7 +58,7 @@ async def revoke(db: Database, identity: Identity, token: str, device: Device) -
         await end_session(tx, identity, user_id, device, session_id, reason="token_revoked")
 
 
-async def _introspect_refresh(db: Database, identity: Identity, token: str) -> dict[str, Any]:
+async def _introspect_refresh(db: Database, identity: IdentityServices, token: str) -> dict[str, Any]:
     try:
         refresh_token = identity.refresh_tokens.decode(token)
     except MalformedToken:
@@ -70,7 +70,7 @@ async def _introspect_refresh(db: Database, identity: Identity, token: str) -> d
     return {"active": True, "sub": str(refresh_token.user_id), "token_type": "refresh_token"}
 
 
-async def _revoke_api_key(db: Database, identity: Identity, token: str, device: Device) -> None:
+async def _revoke_api_key(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
     try:
         principal = await identity.authenticator.authenticate(token)
     except InvalidToken:

@@ -15,7 +15,7 @@ from app.identity.queries.signing_keys import (
     retire_signing_key,
 )
 from app.identity.records import Actor
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
 from app.identity.service.tokens import KeyRing, new_signing_key
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts

@@ -19,10 +19,10 @@ from app.identity.queries.accounts import get_account, get_account_by_email
 from app.identity.queries.security_events import insert_failed_login
 from app.identity.records import Account, Actor, Device, SignedIn
 from app.identity.service import second_factor
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
+from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
-from app.identity.service.runtime import Identity
 from app.identity.service.sessions import Opened, end_surplus, open_session
 from app.kernel.addresses import canonical_email
 from app.kernel.auth import SCOPES_OF_ROLE
@@ -78,7 +78,7 @@ class _Pending(msgspec.Struct, frozen=True, array_like=True):
     email_canonical: str
 
 
-async def log_in(db: Database, identity: Identity, credentials: Credentials) -> LoggedIn | SecondFactorNeeded:
+async def log_in(db: Database, identity: IdentityServices, credentials: Credentials) -> LoggedIn | SecondFactorNeeded:
     """Opens a session with three statements and no transaction, or asks for the second factor.
 
     Raises:
@@ -114,7 +114,7 @@ async def log_in(db: Database, identity: Identity, credentials: Credentials) -> 
 
 
 async def verify_second_factor(
-    db: Database, identity: Identity, *, mfa_token: str, code: str, device: Device, device_cookie: str | None
+    db: Database, identity: IdentityServices, *, mfa_token: str, code: str, device: Device, device_cookie: str | None
 ) -> LoggedIn:
     """Opens the session that a log-in with the right password has begun. `code` is a TOTP or a recovery code.
 
@@ -154,7 +154,12 @@ async def verify_second_factor(
 
 @retries_conflicts
 async def _open_with_proof(
-    db: Database, identity: Identity, account: Account, device: Device, session_id: UUID, proof: second_factor.Proof
+    db: Database,
+    identity: IdentityServices,
+    account: Account,
+    device: Device,
+    session_id: UUID,
+    proof: second_factor.Proof,
 ) -> LoggedIn:
     """A code is spent for the session that it opens, and for nothing else."""
     user = await _user_of(db, account)
@@ -177,20 +182,20 @@ async def _open_with_proof(
     return _logged_in(identity, account, user, opened)
 
 
-async def _warn(db: Database, identity: Identity, actor: Actor) -> None:
+async def _warn(db: Database, identity: IdentityServices, actor: Actor) -> None:
     """Tells the owner, once a day, that codes are being guessed by a person who knows the password."""
     if await identity.throttle.may_warn(actor.user_id):
         await _store_warning(db, identity, actor)
 
 
 @retries_conflicts
-async def _store_warning(db: Database, identity: Identity, actor: Actor) -> None:
+async def _store_warning(db: Database, identity: IdentityServices, actor: Actor) -> None:
     async with db.transaction("identity.warn_of_guesses") as tx:
         await record_security_event(tx, identity.clock, actor, "second_factor_guessed")
         await mail_notice(tx, identity.queue, actor.user_id, "second_factor_guessed")
 
 
-def _check_may_log_in(identity: Identity, account: Account) -> None:
+def _check_may_log_in(identity: IdentityServices, account: Account) -> None:
     """For a client that knows the password.
 
     Raises:
@@ -204,7 +209,7 @@ def _check_may_log_in(identity: Identity, account: Account) -> None:
 
 async def _open(
     db: Database,
-    identity: Identity,
+    identity: IdentityServices,
     account: Account,
     credentials: Credentials,
     *,
@@ -236,25 +241,25 @@ async def _user_of(db: Database, account: Account) -> users.User:
     return user
 
 
-def _logged_in(identity: Identity, account: Account, user: users.User, opened: Opened) -> LoggedIn:
+def _logged_in(identity: IdentityServices, account: Account, user: users.User, opened: Opened) -> LoggedIn:
     epoch = account.factor_epoch if account.totp_enabled else 0
     cookie = identity.devices.issue(canonical_email(account.email), account.version, factor_epoch=epoch)
     return LoggedIn(SignedIn(user, opened.tokens), cookie)
 
 
-async def _outgrown(identity: Identity, account: Account, password: str) -> str | None:
+async def _outgrown(identity: IdentityServices, account: Account, password: str) -> str | None:
     """A hash with the parameters of today, if the stored one has others."""
     if account.password_hash is None or not identity.hashing.is_outdated(account.password_hash):
         return None
     return await identity.hashing.hash(password)
 
 
-async def _record_failure(db: Database, identity: Identity, canonical: str, device: Device) -> None:
+async def _record_failure(db: Database, identity: IdentityServices, canonical: str, device: Device) -> None:
     async with db.statement("identity.failed_login") as tx:
         await insert_failed_login(tx, canonical, new_id(), device.ip, device.user_agent, identity.clock.now())
 
 
-def _seal(identity: Identity, account: Account, device: Device) -> str:
+def _seal(identity: IdentityServices, account: Account, device: Device) -> str:
     expires_at = (identity.clock.now() + _MFA_LIFETIME).timestamp()
     pending = _Pending(
         str(account.user_id),
@@ -267,7 +272,7 @@ def _seal(identity: Identity, account: Account, device: Device) -> str:
     return identity.keys.seal(_MFA_PURPOSE, msgspec.msgpack.encode(pending)).hex()
 
 
-def _unseal(identity: Identity, mfa_token: str) -> _Pending:
+def _unseal(identity: IdentityServices, mfa_token: str) -> _Pending:
     try:
         plain = identity.keys.open(_MFA_PURPOSE, bytes.fromhex(mfa_token))
     except (SealBroken, ValueError) as error:

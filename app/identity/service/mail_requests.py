@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.identity.records import Device
-from app.identity.service.runtime import Identity
+from app.identity.service.container import IdentityServices
 from app.kernel.addresses import canonical_email
 from app.kernel.client import network_of
 
@@ -18,7 +18,11 @@ class MailWish:
 
 
 async def ask_for_mail(
-    identity: Identity, purpose: Literal["verification", "reset"], email: str, device: Device, device_cookie: str | None
+    identity: IdentityServices,
+    purpose: Literal["verification", "reset"],
+    email: str,
+    device: Device,
+    device_cookie: str | None,
 ) -> MailWish:
     """Counts a request for mail to `email`. A known device has a share of its own, here and where the mail is sent.
 

@@ -6,14 +6,14 @@ from app.identity.errors import InvalidCurrentPassword, InvalidOneTimeToken
 from app.identity.queries.accounts import set_email_verified, set_password
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
 from app.identity.records import Account, Actor, Device, OneTimeToken, Tokens
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller
+from app.identity.service.container import IdentityServices
 from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_notice, mail_reset
 from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.reauthentication import check_current_password
-from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions, open_session
 from app.identity.service.tokens import hash_one_time_token
 from app.kernel.addresses import canonical_email
@@ -22,7 +22,9 @@ from app.kernel.ids import UserId
 from app.users import api as users
 
 
-async def forget(db: Database, identity: Identity, email: str, device: Device, device_cookie: str | None) -> None:
+async def forget(
+    db: Database, identity: IdentityServices, email: str, device: Device, device_cookie: str | None
+) -> None:
     """Has a reset link sent, if there is such an account. Nothing is looked up here, so nothing can be told.
 
     Raises:
@@ -34,7 +36,7 @@ async def forget(db: Database, identity: Identity, email: str, device: Device, d
             await mail_reset(tx, identity.queue, email, known_version=wish.known_version)
 
 
-async def reset(db: Database, identity: Identity, token: str, new_password: str, device: Device) -> str:
+async def reset(db: Database, identity: IdentityServices, token: str, new_password: str, device: Device) -> str:
     """Sets the password of the account whose mailbox received the token. Every credential made before ends: sessions,
     API keys, the second factor and other links. The answer is a device cookie, so that strangers cannot
     lock out the owner of the mailbox.
@@ -52,7 +54,7 @@ async def reset(db: Database, identity: Identity, token: str, new_password: str,
     return identity.devices.issue(canonical, version, factor_epoch=0)
 
 
-async def _open_brakes(identity: Identity, user_id: UserId, email_canonical: str) -> None:
+async def _open_brakes(identity: IdentityServices, user_id: UserId, email_canonical: str) -> None:
     """What was guessed is worth nothing against a new password."""
     throttle = identity.throttle
     await throttle.release([*throttle.account_bucket(email_canonical), *throttle.month_buckets(user_id)])
@@ -60,7 +62,7 @@ async def _open_brakes(identity: Identity, user_id: UserId, email_canonical: str
 
 @retries_conflicts
 async def _reset(
-    db: Database, identity: Identity, token: str, password: str, password_hash: str, device: Device
+    db: Database, identity: IdentityServices, token: str, password: str, password_hash: str, device: Device
 ) -> tuple[OneTimeToken, int]:
     """The token and the account's new version."""
     now = identity.clock.now()
@@ -90,7 +92,9 @@ async def _check_against_owner(conn: ReadConn, user_id: UserId, email: str, pass
     check_password(password, about=about, pointer="#/new_password")
 
 
-async def change(db: Database, identity: Identity, actor: Actor, current_password: str, new_password: str) -> Tokens:
+async def change(
+    db: Database, identity: IdentityServices, actor: Actor, current_password: str, new_password: str
+) -> Tokens:
     """A new password for a caller who knows the present one; every session ends, and the caller gets a new one.
 
     Raises:
@@ -108,7 +112,9 @@ async def change(db: Database, identity: Identity, actor: Actor, current_passwor
 
 
 @retries_conflicts
-async def _change(db: Database, identity: Identity, actor: Actor, account: Account, password_hash: str) -> Tokens:
+async def _change(
+    db: Database, identity: IdentityServices, actor: Actor, account: Account, password_hash: str
+) -> Tokens:
     async with db.transaction("identity.change_password") as tx:
         locked = await lock_caller(tx, identity.clock, actor, version=account.version)
         version = await set_password(tx, actor.user_id, password_hash, identity.clock.now(), locked.version)

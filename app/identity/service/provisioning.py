@@ -7,8 +7,8 @@ import orjson
 from app.identity.errors import EmailTaken, InvalidEmail
 from app.identity.queries.accounts import insert_account
 from app.identity.records import Actor
-from app.identity.service.auditing import record_security_event
-from app.identity.service.hashing import PasswordHashing
+from app.identity.service.audit_log import record_security_event
+from app.identity.service.password_hashing import PasswordHashing
 from app.identity.service.password_policy import check_password, normalise_password
 from app.kernel.addresses import canonical_email, parse_email
 from app.kernel.auth import Role

@@ -3,13 +3,13 @@
 from app.identity.errors import InvalidCurrentPassword
 from app.identity.queries.accounts import get_account
 from app.identity.records import Account, Actor
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
+from app.identity.service.container import IdentityServices
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
-from app.identity.service.runtime import Identity
 from app.kernel.database import Database
 
 
-async def check_current_password(db: Database, identity: Identity, actor: Actor, password: str) -> Account:
+async def check_current_password(db: Database, identity: IdentityServices, actor: Actor, password: str) -> Account:
     """The actor's account, if the password is its. What follows has to be bound to the account's version.
 
     Raises:

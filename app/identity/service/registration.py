@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from app.identity.errors import RegistrationClosed
 from app.identity.queries.accounts import insert_account, insert_account_if_new
 from app.identity.records import Account, Actor, Device, SignedIn
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
+from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
-from app.identity.service.runtime import Identity
 from app.identity.service.sessions import open_session
 from app.kernel.addresses import canonical_email
 from app.kernel.client import network_of
@@ -28,7 +28,9 @@ class Registration:
     timezone: str
 
 
-async def register(db: Database, identity: Identity, registration: Registration, device: Device) -> SignedIn | None:
+async def register(
+    db: Database, identity: IdentityServices, registration: Registration, device: Device
+) -> SignedIn | None:
     """Makes account and user; in `open` mode with a first session, in `verify` mode with an e-mail and nothing else.
 
     None, in `verify` mode, for a new address and a known one alike.
@@ -59,7 +61,7 @@ async def register(db: Database, identity: Identity, registration: Registration,
 @retries_conflicts
 async def _store_open(
     db: Database,
-    identity: Identity,
+    identity: IdentityServices,
     registration: Registration,
     password_hash: str,
     device: Device,
@@ -97,7 +99,7 @@ async def _store_open(
 @retries_conflicts
 async def _store_unverified(
     db: Database,
-    identity: Identity,
+    identity: IdentityServices,
     registration: Registration,
     password_hash: str,
     device: Device,
@@ -123,7 +125,7 @@ async def _store_unverified(
             await mail_registered(tx, identity.queue, registration.email)
 
 
-async def _publish(tx: Tx, identity: Identity, user_id: UserId) -> None:
+async def _publish(tx: Tx, identity: IdentityServices, user_id: UserId) -> None:
     await identity.listeners.publish(tx, None, "user.registered", [{"user_id": str(user_id)}])
 
 

@@ -239,7 +239,7 @@ class RevocationFeed:
             await asyncio.sleep(self._poll_seconds)
 
     def _forget_expired(self, now: datetime) -> None:
-        """Drops what no living token can be refused for any more at `now` of Postgres. The rows go by `cleaning`,
+        """Drops what no living token can be refused for any more at `now` of Postgres. The rows go by `cleanup`,
         because a request that revokes a token relies on this loop to come round in time.
         """
         for known in (self._sessions, self._api_keys):

@@ -24,11 +24,11 @@ from app.identity.queries.second_factor import (
     use_totp_step,
 )
 from app.identity.records import Account, Actor, TotpFactor
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller, lock_maker
+from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
 from app.identity.service.reauthentication import check_current_password
-from app.identity.service.runtime import Identity
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.keys import SealBroken
@@ -63,7 +63,7 @@ class SecondFactorStatus:
     recovery_codes_left: int
 
 
-async def enrol(db: Database, identity: Identity, actor: Actor) -> Enrolment:
+async def enrol(db: Database, identity: IdentityServices, actor: Actor) -> Enrolment:
     """A fresh seed, which counts from its first right code on.
 
     Raises:
@@ -79,7 +79,7 @@ async def enrol(db: Database, identity: Identity, actor: Actor) -> Enrolment:
 
 
 @retries_conflicts
-async def _store_seed(db: Database, identity: Identity, actor: Actor, secret: str) -> Account:
+async def _store_seed(db: Database, identity: IdentityServices, actor: Actor, secret: str) -> Account:
     sealed = identity.keys.seal(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
     async with db.transaction("identity.enrol_totp") as tx:
         account = await lock_maker(tx, identity.clock, actor)
@@ -89,7 +89,7 @@ async def _store_seed(db: Database, identity: Identity, actor: Actor, secret: st
     return account
 
 
-async def activate(db: Database, identity: Identity, actor: Actor, code: str) -> list[str]:
+async def activate(db: Database, identity: IdentityServices, actor: Actor, code: str) -> list[str]:
     """Turns the second factor on; the answer is the recovery codes, shown once.
 
     Raises:
@@ -117,7 +117,7 @@ async def activate(db: Database, identity: Identity, actor: Actor, code: str) ->
 
 @retries_conflicts
 async def _confirm(
-    db: Database, identity: Identity, actor: Actor, factor: TotpFactor, step: int, codes: list[str]
+    db: Database, identity: IdentityServices, actor: Actor, factor: TotpFactor, step: int, codes: list[str]
 ) -> None:
     hashes = [_hash(code) for code in codes]
     async with db.transaction("identity.confirm_totp") as tx:
@@ -128,7 +128,7 @@ async def _confirm(
         await mail_notice(tx, identity.queue, actor.user_id, "totp_enabled")
 
 
-async def disable(db: Database, identity: Identity, actor: Actor, password: str) -> None:
+async def disable(db: Database, identity: IdentityServices, actor: Actor, password: str) -> None:
     """Turns the second factor off for a caller who proves the password once more.
 
     Raises:
@@ -140,7 +140,7 @@ async def disable(db: Database, identity: Identity, actor: Actor, password: str)
 
 
 @retries_conflicts
-async def _remove(db: Database, identity: Identity, actor: Actor, account: Account) -> None:
+async def _remove(db: Database, identity: IdentityServices, actor: Actor, account: Account) -> None:
     async with db.transaction("identity.disable_totp") as tx:
         await lock_caller(tx, identity.clock, actor, version=account.version)
         if not await delete_totp(tx, actor.user_id):
@@ -149,7 +149,7 @@ async def _remove(db: Database, identity: Identity, actor: Actor, account: Accou
         await mail_notice(tx, identity.queue, actor.user_id, "totp_disabled")
 
 
-async def renew_recovery_codes(db: Database, identity: Identity, actor: Actor, password: str) -> list[str]:
+async def renew_recovery_codes(db: Database, identity: IdentityServices, actor: Actor, password: str) -> list[str]:
     """New recovery codes in place of the old ones, shown once.
 
     Raises:
@@ -163,7 +163,9 @@ async def renew_recovery_codes(db: Database, identity: Identity, actor: Actor, p
 
 
 @retries_conflicts
-async def _replace_codes(db: Database, identity: Identity, actor: Actor, account: Account, codes: list[str]) -> None:
+async def _replace_codes(
+    db: Database, identity: IdentityServices, actor: Actor, account: Account, codes: list[str]
+) -> None:
     async with db.transaction("identity.recovery_codes") as tx:
         await lock_caller(tx, identity.clock, actor, version=account.version)
         if not await replace_recovery_codes(tx, actor.user_id, [_hash(code) for code in codes]):
@@ -199,7 +201,7 @@ class Proof:
     code_hash: bytes = b""
 
 
-async def check_code(db: Database, identity: Identity, user_id: UserId, code: str) -> Proof:
+async def check_code(db: Database, identity: IdentityServices, user_id: UserId, code: str) -> Proof:
     """What a TOTP or recovery code proves, once it is spent.
 
     Raises:
@@ -214,7 +216,7 @@ async def check_code(db: Database, identity: Identity, user_id: UserId, code: st
     return Proof("otp", step=step, secret_sealed=factor.secret_sealed)
 
 
-async def spend(tx: Tx, identity: Identity, user_id: UserId, proof: Proof) -> None:
+async def spend(tx: Tx, identity: IdentityServices, user_id: UserId, proof: Proof) -> None:
     """Uses a code up.
 
     Raises:
@@ -233,7 +235,7 @@ async def _factor(db: Database, user_id: UserId) -> TotpFactor | None:
         return await get_totp_factor(conn, user_id)
 
 
-def _matching_step(identity: Identity, user_id: UserId, factor: TotpFactor, code: str) -> int | None:
+def _matching_step(identity: IdentityServices, user_id: UserId, factor: TotpFactor, code: str) -> int | None:
     """The time step that `code` belongs to, if it is near and newer than the last one used."""
     try:
         secret = identity.keys.open(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()

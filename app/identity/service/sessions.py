@@ -17,9 +17,9 @@ from app.identity.records import (
     Tokens,
     session_end,
 )
-from app.identity.service.issuing import TokenScope
-from app.identity.service.publishing import SESSION_REVOKED
-from app.identity.service.runtime import Identity
+from app.identity.service.container import IdentityServices
+from app.identity.service.session_ends import SESSION_REVOKED
+from app.identity.service.token_issuer import TokenScope
 from app.identity.service.tokens import MalformedToken
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
@@ -36,7 +36,7 @@ class Opened:
 
 async def open_session(
     tx: Tx,
-    identity: Identity,
+    identity: IdentityServices,
     account: Account,
     device: Device,
     *,
@@ -96,7 +96,7 @@ async def open_session(
     return Opened(tokens, opened.is_crowded)
 
 
-async def end_surplus(tx: Tx, identity: Identity, user_id: UserId) -> None:
+async def end_surplus(tx: Tx, identity: IdentityServices, user_id: UserId) -> None:
     """Keeps an account within its number of sessions after log-ins at the same time, which could not see each other."""
     revocations_end = identity.revocations_end()
     marks_ends = identity.listeners.has(user_id)
@@ -112,7 +112,7 @@ async def end_surplus(tx: Tx, identity: Identity, user_id: UserId) -> None:
 
 
 def _announce_surplus(
-    tx: Tx, identity: Identity, ended: list[UUID], revocations_end: datetime, *, marks_ends: bool
+    tx: Tx, identity: IdentityServices, ended: list[UUID], revocations_end: datetime, *, marks_ends: bool
 ) -> None:
     identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
     if ended and marks_ends:
@@ -121,7 +121,7 @@ def _announce_surplus(
 
 async def end_sessions(
     tx: Tx,
-    identity: Identity,
+    identity: IdentityServices,
     user_id: UserId,
     device: Device,
     *,
@@ -163,7 +163,7 @@ async def end_sessions(
 
 
 async def list_own_sessions(
-    db: Database, cursors: Cursors, identity: Identity, user_id: UserId, *, limit: int, cursor: str | None
+    db: Database, cursors: Cursors, identity: IdentityServices, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[Session]:
     """A page of the living sessions, the last used one first.
 
@@ -184,7 +184,7 @@ async def list_own_sessions(
     )
 
 
-async def end_own_session(db: Database, identity: Identity, actor: Actor, session_id: UUID) -> None:
+async def end_own_session(db: Database, identity: IdentityServices, actor: Actor, session_id: UUID) -> None:
     """Ends a session of the caller.
 
     Raises:
@@ -207,7 +207,7 @@ async def end_own_session(db: Database, identity: Identity, actor: Actor, sessio
 
 async def log_out(
     db: Database,
-    identity: Identity,
+    identity: IdentityServices,
     device: Device,
     *,
     access_token: str | None,
@@ -220,7 +220,7 @@ async def log_out(
 
 
 async def end_session(
-    tx: Tx, identity: Identity, user_id: UserId, device: Device, session_id: UUID, *, reason: str
+    tx: Tx, identity: IdentityServices, user_id: UserId, device: Device, session_id: UUID, *, reason: str
 ) -> None:
     """Ends a session at the wish of who holds a token of it, which is dead everywhere when the unit has committed."""
     ended = await end_sessions(tx, identity, user_id, device, reason=reason, actor_id=user_id, session_id=session_id)
@@ -230,7 +230,7 @@ async def end_session(
         identity.feed.announce(tx, [Revocation("session", session_id, 0, identity.revocations_end())])
 
 
-async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, keep_current: bool) -> int:
+async def end_other_sessions(db: Database, identity: IdentityServices, actor: Actor, *, keep_current: bool) -> int:
     """Ends all sessions of the caller, but for the one that asks where it is to be kept."""
     async with identity.listeners.unit(db, actor.user_id, "identity.log_out_all") as tx:
         return await end_sessions(
@@ -245,7 +245,9 @@ async def end_other_sessions(db: Database, identity: Identity, actor: Actor, *, 
         )
 
 
-def _sessions_of(identity: Identity, access_token: str | None, refresh_token: str | None) -> set[tuple[UserId, UUID]]:
+def _sessions_of(
+    identity: IdentityServices, access_token: str | None, refresh_token: str | None
+) -> set[tuple[UserId, UUID]]:
     found: set[tuple[UserId, UUID]] = set()
     try:
         if access_token is not None:

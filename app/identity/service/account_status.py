@@ -15,13 +15,13 @@ from app.identity.queries.accounts import (
 from app.identity.queries.one_time_tokens import delete_one_time_tokens
 from app.identity.records import Account, Actor, AdminAccount
 from app.identity.service.api_keys import end_api_keys
-from app.identity.service.auditing import record_security_event
+from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_admin, lock_caller
+from app.identity.service.container import IdentityServices
 from app.identity.service.credentials import make_stale
 from app.identity.service.emails import mail_notice
 from app.identity.service.purging import new_purge
 from app.identity.service.reauthentication import check_current_password
-from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
 from app.kernel.auth import Role
 from app.kernel.database import Database, retries_conflicts
@@ -32,7 +32,7 @@ from app.users import api as users
 @retries_conflicts
 async def change_role(
     db: Database,
-    identity: Identity,
+    identity: IdentityServices,
     admin: Actor,
     user_id: UserId,
     role: Role,
@@ -71,7 +71,7 @@ async def change_role(
 
 
 @retries_conflicts
-async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, reason: str | None) -> None:
+async def ban(db: Database, identity: IdentityServices, admin: Actor, user_id: UserId, reason: str | None) -> None:
     """Ends everything an account can do, its jobs and webhooks included, until it is unbanned.
 
     Raises:
@@ -95,7 +95,7 @@ async def ban(db: Database, identity: Identity, admin: Actor, user_id: UserId, r
 
 
 @retries_conflicts
-async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId) -> None:
+async def unban(db: Database, identity: IdentityServices, admin: Actor, user_id: UserId) -> None:
     """Lets the owner log in again, and jobs run whose time has not come meanwhile.
 
     Raises:
@@ -111,7 +111,7 @@ async def unban(db: Database, identity: Identity, admin: Actor, user_id: UserId)
 
 
 async def delete_own(
-    db: Database, identity: Identity, actor: Actor, current_password: str, versions: Sequence[int] | None
+    db: Database, identity: IdentityServices, actor: Actor, current_password: str, versions: Sequence[int] | None
 ) -> datetime:
     """Closes the caller's account at once; the answer is when its data go.
 
@@ -126,7 +126,7 @@ async def delete_own(
 
 @retries_conflicts
 async def _delete(
-    db: Database, identity: Identity, actor: Actor, account: Account, versions: Sequence[int] | None
+    db: Database, identity: IdentityServices, actor: Actor, account: Account, versions: Sequence[int] | None
 ) -> datetime:
     now = identity.clock.now()
     purge_at = now + timedelta(seconds=identity.settings.deletion_grace)

@@ -22,7 +22,7 @@ _SECONDS = 60.0
 _logger = get_logger(__name__)
 
 
-class SessionEnds:
+class SessionEndPublisher:
     """One per API process."""
 
     def __init__(self, db: Database, listeners: Listeners) -> None:

@@ -8,15 +8,15 @@ from datetime import datetime, timedelta
 
 from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
 from app.identity.service.authentication import API_KEY_SECONDS, TokenAuthenticator
-from app.identity.service.cleaning import clean_for_ever
+from app.identity.service.cleanup import clean_for_ever
 from app.identity.service.devices import Devices
-from app.identity.service.hashing import PasswordHashing
-from app.identity.service.issuing import TokenIssuer
 from app.identity.service.key_rotation import SEALED_BY_ANOTHER, check_secret
-from app.identity.service.publishing import SessionEnds
+from app.identity.service.login_throttle import Throttle
+from app.identity.service.password_hashing import PasswordHashing
 from app.identity.service.redis_clock import RedisClock
 from app.identity.service.revocation import RevocationFeed
-from app.identity.service.throttling import Throttle
+from app.identity.service.session_ends import SessionEndPublisher
+from app.identity.service.token_issuer import TokenIssuer
 from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
 from app.identity.settings import IdentitySettings
 from app.kernel.background import Background, is_set_within
@@ -46,7 +46,7 @@ _logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class IdentityServices:
     """Open for as long as the process runs."""
 
     settings: IdentitySettings
@@ -60,7 +60,7 @@ class Identity:
     redis_clock: RedisClock
     issuer: TokenIssuer
     feed: RevocationFeed
-    ends: SessionEnds
+    ends: SessionEndPublisher
     authenticator: TokenAuthenticator
     throttle: Throttle
     devices: Devices
@@ -88,7 +88,7 @@ def make_identity(
     end_channels: Callable[[Tx, UserId], Awaitable[None]],
     suspend_work: Callable[[Tx, Queue, UserId, str], Awaitable[None]],
     resume_work: Callable[[Tx, UserId], Awaitable[None]],
-) -> Identity:
+) -> IdentityServices:
     """The module's parts, wired; subscribes to the bus, which must not have been started yet.
 
     `product` is its name for people, which no token holds.
@@ -98,7 +98,7 @@ def make_identity(
     key_ring = KeyRing(keys, resources.incarnation)
     refresh_tokens = RefreshTokens(keys, resources.incarnation)
     feed = RevocationFeed(db, bus, clock, poll_seconds=settings.revocation_poll)
-    return Identity(
+    return IdentityServices(
         settings=settings,
         product=product,
         clock=clock,
@@ -110,7 +110,7 @@ def make_identity(
         redis_clock=RedisClock(resources.redis),
         issuer=TokenIssuer(key_ring, refresh_tokens, issuer=public_url, lifetime=settings.access_token_ttl),
         feed=feed,
-        ends=SessionEnds(db, resources.listeners),
+        ends=SessionEndPublisher(db, resources.listeners),
         authenticator=TokenAuthenticator(
             key_ring, feed, clock, db, issuer=public_url, remembered=settings.token_cache_size
         ),
@@ -125,7 +125,9 @@ def make_identity(
 
 
 @asynccontextmanager
-async def run_identity(identity: Identity, db: Database, keys: Keys, incarnation: Incarnation) -> AsyncIterator[None]:
+async def run_identity(
+    identity: IdentityServices, db: Database, keys: Keys, incarnation: Incarnation
+) -> AsyncIterator[None]:
     """Loads keys and revocations and keeps them fresh. While Postgres is not there yet, every token is refused."""
     loaded = asyncio.Event()
     background = Background()

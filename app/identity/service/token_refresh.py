@@ -22,10 +22,10 @@ from prometheus_client import Counter
 from app.identity.errors import InvalidRefreshToken, ScopeExceeded
 from app.identity.queries.sessions import get_rotation, rotate_session
 from app.identity.records import Device, Rotation, Tokens
+from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
-from app.identity.service.issuing import TokenScope
-from app.identity.service.runtime import Identity
 from app.identity.service.sessions import end_sessions
+from app.identity.service.token_issuer import TokenScope
 from app.identity.service.tokens import MalformedToken, RefreshToken
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
@@ -86,7 +86,7 @@ class _Arrival:
     scopes: frozenset[str] | None
 
 
-async def refresh(db: Database, redis: RedisGateway, identity: Identity, request: RefreshRequest) -> Tokens:
+async def refresh(db: Database, redis: RedisGateway, identity: IdentityServices, request: RefreshRequest) -> Tokens:
     """The successor of a refresh token, with a new access token.
 
     Raises:
@@ -134,7 +134,7 @@ async def refresh(db: Database, redis: RedisGateway, identity: Identity, request
 
 
 @retries_conflicts
-async def _repeat_or_end(db: Database, redis: RedisGateway, identity: Identity, arrival: _Arrival) -> Tokens:
+async def _repeat_or_end(db: Database, redis: RedisGateway, identity: IdentityServices, arrival: _Arrival) -> Tokens:
     token, retry_key = arrival.token, arrival.retry_key
     now = identity.clock.now()
     async with db.read("identity.rotation") as conn:
@@ -168,7 +168,7 @@ async def _repeat_or_end(db: Database, redis: RedisGateway, identity: Identity, 
     raise InvalidRefreshToken
 
 
-async def _check_scope(db: Database, identity: Identity, token: RefreshToken, asked: frozenset[str]) -> None:
+async def _check_scope(db: Database, identity: IdentityServices, token: RefreshToken, asked: frozenset[str]) -> None:
     """Raises ScopeExceeded."""
     granted = token.scopes
     if granted is None:
@@ -182,7 +182,9 @@ async def _check_scope(db: Database, identity: Identity, token: RefreshToken, as
         raise ScopeExceeded
 
 
-def _tokens(identity: Identity, token: RefreshToken, rotation: Rotation, asked: frozenset[str] | None) -> Tokens:
+def _tokens(
+    identity: IdentityServices, token: RefreshToken, rotation: Rotation, asked: frozenset[str] | None
+) -> Tokens:
     return identity.issuer.issue(
         token.user_id,
         token.session_id,
@@ -194,7 +196,7 @@ def _tokens(identity: Identity, token: RefreshToken, rotation: Rotation, asked: 
     )
 
 
-def _retry_key(identity: Identity, idempotency_key: str | None) -> bytes | None:
+def _retry_key(identity: IdentityServices, idempotency_key: str | None) -> bytes | None:
     if idempotency_key is None or identity.settings.refresh_retry_ttl == 0:
         return None
     return sha256(idempotency_key.encode()).digest()
@@ -246,7 +248,7 @@ async def _mark_doubtful(redis: RedisGateway, token: RefreshToken, rotated_at: d
 
 
 async def _came_before_answer(
-    redis: RedisGateway, token: RefreshToken, rotation: Rotation, arrived_at: int | None, identity: Identity
+    redis: RedisGateway, token: RefreshToken, rotation: Rotation, arrived_at: int | None, identity: IdentityServices
 ) -> bool:
     is_fresh = identity.clock.now() - rotation.rotated_at <= _UNANSWERED_FOR
     if arrived_at is None:
