@@ -4,7 +4,8 @@ A cursor carries the sort key of the last item. It is bound to one list, one own
 so a cursor from elsewhere, or a changed one, is refused instead of quietly returning the wrong rows.
 
 Where no index serves a filter, a page reads at most `MAX_SCANNED` rows. It may then hold fewer items than asked for, or
-none, although rows follow: its cursor continues after the last row that was read.
+none, although rows follow: its cursor continues after the last row that was read. A page whose items are large is short
+too: it ends before the one that would go beyond `MAX_PAGE_BYTES`.
 """
 
 import hmac
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 # Rows that one page of a filtered list reads, so that its cost does not grow with what the owner has.
 MAX_SCANNED = 2_000
+# Of a list whose items may be large: to write and to hash more holds the event loop, and each reader keeps it.
+MAX_PAGE_BYTES = 1024 * 1024
 _SIGNATURE_BYTES = 16
 
 

@@ -10,7 +10,7 @@ import pytest
 from app.identity.queries import security_events
 from app.jobs.queries import administration, invoices, submitting, webhook_deliveries
 from app.jobs.records import COUNTED_AT_MOST
-from app.kernel.pagination import MAX_SCANNED
+from app.kernel.pagination import MAX_PAGE_BYTES, MAX_SCANNED
 from app.users.queries import events
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
@@ -125,7 +125,9 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
         "end of all users' page": await rows_read(
             connection, administration.GET_SCAN_END_OF_ALL, None, MAX_SCANNED - 1
         ),
-        "invoices behind a cursor": await rows_read(connection, invoices.LIST_INVOICES, OWNER, last, LIMIT),
+        "invoices behind a cursor": await rows_read(
+            connection, invoices.PAGE_OF_INVOICES, OWNER, last, LIMIT, MAX_PAGE_BYTES
+        ),
         "failed deliveries": await rows_read(
             connection, webhook_deliveries.LIST_DELIVERIES, OWNER, None, end, "failed", LIMIT
         ),

@@ -74,9 +74,37 @@ LIMIT $3
 """
 
 
-async def list_invoices(conn: ReadConn, user_id: UserId, *, before: UUID | None, limit: int) -> list[Invoice]:
-    """A user's invoices, newest first."""
-    return [Invoice(**row) for row in await conn.fetch(LIST_INVOICES, user_id, before, limit)]
+# The first one is always in it, whatever its size.
+PAGE_OF_INVOICES = """
+SELECT p.id, p.user_id, p.number, p.order_id, p.customer, p.currency, p.lines, p.tax_rate_percent, p.notes,
+       p.subtotal_minor, p.tax_minor, p.total_minor, p.status, p.job_id, p.created_at, p.seller, p.found
+FROM (
+    SELECT i.id, i.user_id, i.number, i.order_id, i.customer, i.currency, i.lines, i.tax_rate_percent, i.notes,
+           i.subtotal_minor, i.tax_minor, i.total_minor, i.status, i.job_id, i.created_at, i.seller,
+           count(*) OVER () AS found, row_number() OVER newest AS place,
+           sum(octet_length(i.lines::text) + octet_length(i.customer::text) + coalesce(octet_length(i.notes), 0))
+           OVER newest AS bytes
+    FROM (
+        SELECT id, user_id, number, order_id, customer, currency, lines, tax_rate_percent, notes, subtotal_minor,
+               tax_minor, total_minor, status, job_id, created_at, seller
+        FROM jobs.invoices
+        WHERE user_id = $1 AND id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+        ORDER BY id DESC
+        LIMIT $3
+    ) AS i
+    WINDOW newest AS (ORDER BY i.id DESC)
+) AS p
+WHERE p.place = 1 OR p.bytes <= $4
+ORDER BY p.id DESC
+"""
+
+
+async def list_invoices(
+    conn: ReadConn, user_id: UserId, *, before: UUID | None, limit: int, max_bytes: int
+) -> tuple[list[Invoice], bool]:
+    """A user's invoices, newest first, up to about `max_bytes` in all; and whether these have kept some out."""
+    rows = await conn.fetch(PAGE_OF_INVOICES, user_id, before, limit, max_bytes)
+    return [Invoice(*row[:-1]) for row in rows], bool(rows) and rows[0]["found"] > len(rows)
 
 
 # One has up to hundreds of KiB.

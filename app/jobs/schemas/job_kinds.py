@@ -50,7 +50,9 @@ class ReportArgs(JobArgs):
 
 _Missing = Annotated[
     list[str] | MISSING,
-    Field(description="Characters that no font of the service has, as `U+1681`; absent if there are none."),
+    Field(
+        description="Characters that no font of the service has, as `U+1681`, at most 100; absent if there are none."
+    ),
 ]
 
 

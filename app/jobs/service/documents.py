@@ -34,6 +34,7 @@ _WITHOUT_GLYPH = re.compile(r'the text `"((?:[^"\\]|\\.)*)"` could not be displa
 _RUST_ESCAPE = re.compile(r"\\(?:u\{([0-9a-f]+)\}|(.))")
 # One finds all that have no glyph; another one is for a font that is chosen anew when some of them are gone.
 _MAX_PASSES = 4
+_MOST_NAMED = 100
 # Some letters of each script that documents are wanted in, as `doctor` tries them.
 SCRIPTS: Mapping[str, str] = {
     "Arabic": "مرحبا",
@@ -167,4 +168,5 @@ def _by_numbers(characters: frozenset[str], text: str) -> str:
 
 
 def _code_points(characters: frozenset[str]) -> list[str]:
-    return [code_point(character) for character in sorted(characters)]
+    """The first of them: a text can be made of nothing else, and these are shown in each list of jobs, and logged."""
+    return [code_point(character) for character in sorted(characters)[:_MOST_NAMED]]

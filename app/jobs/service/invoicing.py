@@ -21,7 +21,7 @@ from app.kernel.cache import Cache
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.fair_threads import FairThreads
 from app.kernel.ids import UserId
-from app.kernel.pagination import Cursors, Page
+from app.kernel.pagination import MAX_PAGE_BYTES, Cursors, Page
 from app.kernel.queue import JobKind, Queue
 
 PDF_NAME = "invoice.pdf"
@@ -99,11 +99,20 @@ async def get_invoice(conn: ReadConn, user_id: UserId, invoice_id: UUID) -> Invo
 async def list_invoices(
     db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[Invoice]:
-    """A page of a user's invoices, newest first. Raises InvalidCursor."""
+    """A page of a user's invoices, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
     before = cursors.decode("invoices", user_id, cursor, tuple[UUID])[0] if cursor is not None else None
     async with db.read("jobs.invoices") as conn:
-        found = await queries.list_invoices(conn, user_id, before=before, limit=limit + 1)
-    return cursors.cut("invoices", user_id, found, lambda invoice: (invoice.id,), limit=limit)
+        found, is_cut = await queries.list_invoices(
+            conn, user_id, before=before, limit=limit + 1, max_bytes=MAX_PAGE_BYTES
+        )
+    return cursors.cut(
+        "invoices",
+        user_id,
+        found,
+        lambda invoice: (invoice.id,),
+        limit=limit,
+        scan_end=(found[-1].id,) if is_cut else None,
+    )
 
 
 async def get_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:

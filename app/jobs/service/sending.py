@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
 
 from app.jobs.errors import UrlBlocked
 from app.jobs.records.webhooks import sign
@@ -29,6 +30,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_RESPONSE_BYTES = 16 * 1024
+# But for tabs and line breaks.
+_CONTROLS = dict.fromkeys({*range(32), 127} - {9, 10, 13})
 _CONNECT_SECONDS = 5.0
 _TOTAL_SECONDS = 15.0
 _MAX_URL = 2048
@@ -172,7 +175,7 @@ class WebhookSender:
                 status = response.status
                 wait = _seconds(response.headers.get("retry-after"))
                 content = await response.content.read(MAX_RESPONSE_BYTES)
-                text = content.decode(errors="replace").replace("\0", "")
+                text = _told_of(content)
         except AddressBlocked:
             error = "address_blocked"
         except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as failure:
@@ -240,6 +243,19 @@ def _numeric(host: str) -> Address | None:
         return ipaddress.IPv4Address(socket.inet_aton(host))
     except (OSError, ValueError):
         return None
+
+
+def _told_of(content: bytes) -> str:
+    """What is kept of an answer: at most as many bytes, also as JSON, where a control character has six."""
+    text = content.decode(errors="replace").translate(_CONTROLS)
+    written = orjson.dumps(text)
+    if len(written) <= MAX_RESPONSE_BYTES:
+        return text
+    part = written[1 : MAX_RESPONSE_BYTES - 1].decode(errors="ignore")
+    # An escape has two characters, of which the second may be missing.
+    backslashes = len(part) - len(part.rstrip("\\"))
+    found: str = orjson.loads(f'"{part[: len(part) - backslashes % 2]}"')
+    return found
 
 
 def _seconds(retry_after: str | None) -> float | None:
