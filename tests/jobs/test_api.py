@@ -320,12 +320,10 @@ async def test_a_queued_job_is_cancelled_at_once_and_can_be_retried(
 async def test_a_running_job_is_asked_to_stop(person: Person, steps: Steps) -> None:
     job = await submit(person, "test.wait")
     await eventually(lambda: len(steps.started) == 1)
-    began = asyncio.get_running_loop().time()
     answer = await person.post(f"/v1/jobs/{job['id']}/cancel")
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
+    # By itself it would go on for ten minutes.
     ended = await finished(person, job["id"])
-    # Of the minute that it may run.
-    assert asyncio.get_running_loop().time() - began < 8
     assert (ended["state"], ended["error"]["code"]) == ("cancelled", "cancelled")
     assert steps.ended == []
 
@@ -397,8 +395,7 @@ async def test_a_long_poll_answers_when_the_job_is_over_or_the_time_is_up(
     waiting = asyncio.create_task(person.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=25"}))
     await eventually(lambda: is_watched(app, job, 1))
     steps.gate.set()
-    async with asyncio.timeout(25):
-        assert (await waiting).json()["state"] == "succeeded"
+    assert (await waiting).json()["state"] == "succeeded"
 
 
 @pytest.mark.usefixtures("test_kinds", "api_worker")
@@ -419,23 +416,55 @@ def parse_stream(text: str) -> list[tuple[str, str | None, Any]]:
     return events
 
 
+class Stream:
+    """An answer as it comes; httpx gives only the whole of it."""
+
+    def __init__(self, running: Lifespan, person: Person, path: str) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.text = ""
+        self._body = [{"type": "http.request", "body": b"", "more_body": False}]
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"authorization", person.headers["Authorization"].encode())],
+            "client": ("127.0.0.1", 1),
+            "server": ("localhost", 80),
+            "scheme": "http",
+            "http_version": "1.1",
+        }
+        self.ended = asyncio.create_task(running(scope, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        if self._body:
+            return self._body.pop()
+        return await asyncio.get_running_loop().create_future()
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+        self.text += message.get("body", b"").decode()
+
+
 @pytest.mark.usefixtures("test_kinds", "api_worker")
-async def test_a_stream_tells_every_step_and_ends(app: FastAPI, person: Person, steps: Steps) -> None:
+async def test_a_stream_tells_every_step_and_ends(running_app: Lifespan, person: Person, steps: Steps) -> None:
     job = await submit(person, "test.file", 10)
-    watching = asyncio.create_task(person.get(f"/v1/jobs/{job['id']}/events"))
-    await eventually(lambda: len(steps.started) == 1 and is_watched(app, job, 1))
-    # Progress is told about twice a second.
-    await asyncio.sleep(0.8)
+    stream = Stream(running_app, person, f"/v1/jobs/{job['id']}/events")
+    await eventually(lambda: "event: progress" in stream.text)
     steps.gate.set()
-    answer = await watching
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    events = parse_stream(answer.text)
+    async with in_time():
+        await stream.ended
+    assert stream.status == 200
+    assert stream.headers[b"content-type"].startswith(b"text/event-stream")
+    events = parse_stream(stream.text)
     names = [name for name, _, _ in events]
     assert names[0] == "state"
-    assert re.findall(r"retry: (\d+)", answer.text) == ["1000"]
-    assert "retry" in answer.text.split("\n\n")[0]
-    assert "content-encoding" not in answer.headers
+    assert re.findall(r"retry: (\d+)", stream.text) == ["1000"]
+    assert "retry" in stream.text.split("\n\n")[0]
+    assert b"content-encoding" not in stream.headers
     assert names[-3:] == ["state", "artifact", "done"]
     assert [data for name, _, data in events if name == "progress"] == [{"done": 10, "total": 10, "message": "written"}]
     assert [data["state"] for name, _, data in events if name == "state"][-2:] == ["running", "succeeded"]

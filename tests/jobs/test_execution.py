@@ -135,8 +135,7 @@ async def test_a_snoozed_job_uses_no_attempt(worker: Worker, connection: Connect
 async def test_a_scheduled_job_starts_when_it_is_due(worker: Worker, connection: Connection) -> None:
     run_at = await connection.fetchval("SELECT now() + interval '0.6 seconds'")
     job = await ended(connection, await enqueue(worker, "test.noop", run_at=run_at))
-    lateness = (job["started_at"] - run_at).total_seconds()
-    assert 0 <= lateness < 5
+    assert run_at <= job["started_at"]
 
 
 async def test_a_unique_key_names_one_living_job(worker: Worker, connection: Connection, steps: Steps) -> None:
@@ -171,18 +170,16 @@ async def test_sigterm_hands_a_long_job_to_another_worker_at_once(
     job_id = await enqueue(first, "test.wait")
     await eventually(lambda: len(steps.started) == 1)
     second = await start_worker()
-    began = asyncio.get_running_loop().time()
     await first.drain()
+    assert first.runner.tasks == {}
     await eventually(lambda: len(steps.started) == 2)
-    # Long before its lease ends.
-    assert asyncio.get_running_loop().time() - began < 8
     steps.gate.set()
     job = await ended(connection, job_id)
+    # It was handed over, not rescued when its lease had ended.
     assert (job["state"], job["attempt"], job["rescues"]) == (2, 1, 0)
     assert steps.started == [job_id, job_id]
     assert steps.ended == [job_id]
-    assert first.runner.tasks == {}
-    assert second.runner.tasks == {}
+    await eventually(lambda: second.runner.tasks == {})
 
 
 async def test_a_worker_that_closes_without_draining_leaves_nothing_running(

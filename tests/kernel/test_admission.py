@@ -15,7 +15,7 @@ from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
 from app.kernel.server.outbox import Outbox
 from tests.fixtures.answers import problem_of
-from tests.fixtures.application import LiveServer
+from tests.fixtures.application import Lifespan, LiveServer
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually, scaled
 from tests.kernel.conftest import Planted
@@ -236,11 +236,15 @@ async def test_log_ins_have_places_of_their_own(client: httpx.AsyncClient, held:
 
 @pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="1", APP_HTTP_MAX_WAITING="0")
 async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncClient, held: Held) -> None:
+    transport = client._transport
+    assert isinstance(transport, httpx.ASGITransport)
+    assert isinstance(transport.app, Lifespan)
+    jobs = transport.app._application.state.jobs
     person = await register(client)
     job = await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})
     path = job.headers["location"]
-    polls = [asyncio.create_task(person.get(path, headers={"Prefer": "wait=1"}))]
-    await asyncio.sleep(0.05)
+    polls = [asyncio.create_task(person.get(path, headers={"Prefer": "wait=2"}))]
+    await eventually(lambda: jobs.watch._waiting.total() == 1)
     streams = [asyncio.create_task(client.get("/test/stream"))]
     await eventually(lambda: held.inside == 1)
     assert (await client.get("/test/sleep/0")).status_code == 200
