@@ -6,7 +6,7 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
-from app.kernel import migrations
+from app.kernel.schema import migrations
 
 config = context.config
 

@@ -1,4 +1,4 @@
-from app.kernel.collector import collect_rarely_until_exit
+from app.kernel.observability.gc_tuning import collect_rarely_until_exit
 
 # Also for the processes that a reloader starts, which load this file under another name.
 collect_rarely_until_exit()

@@ -6,23 +6,23 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from app.jobs.api import insert_jobs, list_listeners
-from app.kernel.bus import Bus
+from app.kernel.batching.point_reads import PointReads
 from app.kernel.cache import Cache
+from app.kernel.cache.positions import Positions
 from app.kernel.clock import Clock, SteadyClock
-from app.kernel.cluster import ClusterGateway
 from app.kernel.database import Database
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.ids import UserId
-from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.pagination import Cursors
-from app.kernel.point_reads import PointReads
-from app.kernel.positions import Positions
 from app.kernel.queue import Queue
-from app.kernel.redis import Memory, RedisGateway
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.cluster import ClusterGateway
+from app.kernel.redis.gateway import Memory, RedisGateway
 from app.kernel.resources import Resources
 from app.kernel.settings import HttpSettings, RedisSettings
-from app.kernel.telemetry import get_logger
 from app.settings import Settings
 from app.users import api as users
 

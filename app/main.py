@@ -20,8 +20,7 @@ from app.composition import CACHED_PATHS, close_resources, make_resources, open_
 from app.core import router as core
 from app.core.health import check_health
 from app.core.pages import DOCS_ASSETS
-from app.demo import seed
-from app.development import embedded_environment
+from app.dev.standalone import embedded_environment
 from app.identity.api import make_identity, run_identity
 from app.identity.router import OAUTH_PATHS
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
@@ -35,11 +34,9 @@ from app.jobs.api import (
     suspend_user,
 )
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
-from app.kernel.access_log import AccessLog
 from app.kernel.auth import declared_permission
 from app.kernel.background import Background
 from app.kernel.codings import is_compressible
-from app.kernel.collector import rare_collections
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
@@ -51,15 +48,16 @@ from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.middleware.upgrade import answer_without_upgrade
-from app.kernel.output import output
+from app.kernel.observability.access_log import AccessLog
+from app.kernel.observability.gc_tuning import rare_collections
+from app.kernel.observability.log_writer import output
+from app.kernel.observability.telemetry import RenderedMetrics, configure_logging, get_logger, render_metrics
 from app.kernel.pacing import Paced
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
-from app.kernel.telemetry import RenderedMetrics, configure_logging, get_logger, render_metrics
 from app.settings import Settings, load_settings
 from app.users import api as users
 from app.users import router as users_router
-from app.welcome import LogIn
 
 DESCRIPTION = """Accounts, activity and background jobs.
 
@@ -196,7 +194,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
     configure_logging(settings.log, production=settings.is_production)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, output.flush)
-        settings = await stack.enter_async_context(embedded_environment(settings, _seed))
+        settings = await stack.enter_async_context(embedded_environment(settings))
         resources = make_resources(settings, application_name="onehop-api")
         identity = make_identity(
             settings.identity,
@@ -249,10 +247,6 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
                 yield
         finally:
             app.entry = app.refusal = app.remembered = None
-
-
-async def _seed(settings: Settings) -> list[LogIn]:
-    return [account.log_in for account in await seed(settings)]
 
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:

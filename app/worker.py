@@ -30,16 +30,16 @@ from app.jobs.api import (
     user_caps,
 )
 from app.kernel.clock import Clock
-from app.kernel.collector import rare_collections
 from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
+from app.kernel.observability.gc_tuning import rare_collections
+from app.kernel.observability.telemetry import configure_logging, get_logger
+from app.kernel.observability.watchdog import watched_loop
 from app.kernel.probes import probes_served
 from app.kernel.queue import JobKind, Queue
 from app.kernel.queue.consumer import consume
 from app.kernel.queue.slots import Runner
-from app.kernel.redis import RedisGateway
-from app.kernel.telemetry import configure_logging, get_logger
-from app.kernel.watchdog import watched_loop
+from app.kernel.redis.gateway import RedisGateway
 from app.settings import Settings
 
 _logger = get_logger(__name__)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from app.kernel.embedded import DEVELOPMENT_POSTGRES, DEVELOPMENT_VALKEY, EmbeddedPostgres, EmbeddedValkey
+from app.dev.embedded import DEVELOPMENT_POSTGRES, DEVELOPMENT_VALKEY, EmbeddedPostgres, EmbeddedValkey
 
 ROOT = Path(__file__).resolve().parents[1]
 _ALL = sorted(os.sched_getaffinity(0))

@@ -18,7 +18,7 @@ from app.identity.service.container import load_signing_keys
 from app.identity.service.tokens import Claims, KeyRing
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.ids import new_id
-from app.kernel.migrations import upgrade
+from app.kernel.schema.migrations import upgrade
 from app.settings import Settings, load_settings
 from benchmarks import data, machine
 from benchmarks.machine import Service

@@ -16,12 +16,12 @@ import psutil
 import pytest
 import redis.asyncio
 
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.jobs.api import insert_jobs
 from app.kernel.database import Database
-from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.kernel.observability.telemetry import trace_parent_var
 from app.kernel.queue import Queue
-from app.kernel.redis import RedisGateway
-from app.kernel.telemetry import trace_parent_var
+from app.kernel.redis.gateway import RedisGateway
 from app.settings import Settings, load_settings
 from tests.faults.signals import frozen
 from tests.fixtures.application import free_port

@@ -58,8 +58,8 @@ def dev(
     """Start everything for development: servers, schema, demo data, API and worker; stop it with Ctrl-C."""
     from app.cli.dev import run_everything
     from app.cli.probe import port_problem
-    from app.kernel.embedded import EmbeddedServerError
-    from app.kernel.supervisor import ProgramFailed
+    from app.dev.embedded import EmbeddedServerError
+    from app.dev.supervisor import ProgramFailed
     from app.settings import load_settings
 
     settings = load_settings()
@@ -92,8 +92,8 @@ def serve(
     import asyncio
 
     from app.cli.probe import port_problem
+    from app.kernel.observability.telemetry import configure_logging
     from app.kernel.server import serve as serve_application
-    from app.kernel.telemetry import configure_logging
     from app.settings import load_settings
 
     settings = load_settings()
@@ -101,7 +101,7 @@ def serve(
         fail(problem)
     workers = 1 if reload else workers or settings.workers
     if wait:
-        from app.kernel.schema import wait_for_schema
+        from app.kernel.schema.revision import wait_for_schema
 
         if workers == 1 and not reload:
             # This process serves, so it uses the time.
@@ -128,8 +128,8 @@ def worker(
 ) -> None:
     """Run background jobs until SIGTERM."""
     if reload:
+        from app.kernel.observability.telemetry import configure_logging
         from app.kernel.server import reload_on_changes
-        from app.kernel.telemetry import configure_logging
 
         # The process that watches holds the servers, so that they outlive each of the others.
         with servers_for_settings() as settings:
@@ -153,7 +153,7 @@ def up(revision: Annotated[str, typer.Argument()] = "head") -> None:
     """Apply migrations, up to REVISION."""
     import asyncio
 
-    from app.kernel.migrations import upgrade
+    from app.kernel.schema.migrations import upgrade
 
     with servers_for_settings(valkey=False) as settings:
         asyncio.run(upgrade(settings.database.direct_dsn, revision))
@@ -164,7 +164,7 @@ def down(revision: Annotated[str, typer.Argument(help="A revision, -1 for one st
     """Undo migrations, down to REVISION."""
     import asyncio
 
-    from app.kernel.migrations import downgrade
+    from app.kernel.schema.migrations import downgrade
 
     with servers_for_settings(valkey=False) as settings:
         asyncio.run(downgrade(settings.database.direct_dsn, revision))
@@ -175,7 +175,7 @@ def status() -> None:
     """Show the database's revision and the newest one; exit code 1 if they differ."""
     import asyncio
 
-    from app.kernel.migrations import status as read_status
+    from app.kernel.schema.migrations import status as read_status
 
     with servers_for_settings(valkey=False) as settings:
         current, newest = asyncio.run(read_status(settings.database.direct_dsn))
@@ -199,7 +199,7 @@ def restored(
     from app.identity.api import operator, record_operator_act
     from app.kernel.clock import SystemClock
     from app.kernel.database import Database
-    from app.kernel.incarnation import say_restored
+    from app.kernel.database.incarnation import say_restored
 
     async def say_it(settings: "Settings") -> None:
         db = Database(settings.database, application_name="onehop-cli")
@@ -225,7 +225,7 @@ def seed() -> None:
     """Add the demo people and their events; development only."""
     import asyncio
 
-    from app.demo import seed as add_demo_data
+    from app.dev.demo import seed as add_demo_data
 
     with servers_for_settings() as settings:
         _refuse_in_production(settings)
@@ -242,7 +242,7 @@ def prepare(
     """What `dev` runs first: schema and demo data in one process; the log-ins go to REPORT as JSON."""
     import asyncio
 
-    from app.kernel.schema import Schema, newest_revision, schema_of
+    from app.kernel.schema.revision import Schema, newest_revision, schema_of
     from app.settings import load_settings
 
     settings = load_settings()
@@ -256,11 +256,11 @@ def prepare(
             if not wait:
                 raise
             # It is just being made, so it will need the migrations, whose packages are loaded meanwhile.
-            import app.kernel.migrations  # noqa: F401 - to be loaded, not to be named
+            import app.kernel.schema.migrations  # noqa: F401 - to be loaded, not to be named
 
             schema = await schema_of(dsn, wait=wait)
         if schema is Schema.OLD:
-            from app.kernel.migrations import upgrade
+            from app.kernel.schema.migrations import upgrade
 
             await upgrade(dsn)
             say(f"Schema is at {newest_revision()}")
@@ -268,7 +268,7 @@ def prepare(
     async def add_demo_data() -> list[tuple[str, str, str]]:
         # Loaded only now, because the API can go on from here.
         from app.cli.identity import check_installation_secret
-        from app.demo import seed
+        from app.dev.demo import seed
 
         await check_installation_secret(settings)
         return [account.log_in for account in await seed(settings)]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from app.cli.probe import get
 from app.cli.terminal import say
-from app.kernel.embedded import Servers, servers
-from app.kernel.supervisor import Program, Supervisor
+from app.dev.embedded import Servers, servers
+from app.dev.supervisor import Program, Supervisor
+from app.dev.welcome import LogIn, welcome
+from app.kernel.listening import base_url
 from app.settings import Settings
-from app.welcome import LogIn, base_url, welcome
 
 # From the start of the servers; schema, demo data and the bytecode of all packages are made meanwhile.
 _READY_SECONDS = 180.0

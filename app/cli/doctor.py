@@ -16,14 +16,14 @@ from urllib.parse import parse_qs, urlsplit
 from app.cli.identity import check_installation_secret
 from app.cli.probe import is_served_by_onehop, port_problem
 from app.composition import close_resources, make_resources, memory_findings
+from app.dev.embedded import EmbeddedServerError, servers
 from app.jobs.api import FONT_PACKAGES, SCRIPTS, find_missing_scripts, store_problem, use_fonts
 from app.kernel.database import Database, DatabaseUnavailable
 from app.kernel.database.failures import outside_cause
-from app.kernel.embedded import EmbeddedServerError, servers
 from app.kernel.mail import mail_problem
-from app.kernel.migrations import status
-from app.kernel.redis import RedisGateway, RedisUnavailable
-from app.kernel.schema import revisions
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
+from app.kernel.schema.migrations import status
+from app.kernel.schema.revision import revisions
 from app.settings import Settings, SettingsError, load_settings, process_environ
 
 _OLDEST_POSTGRES = 150_000

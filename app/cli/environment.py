@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @contextmanager
 def servers_for_settings(*, valkey: bool = True) -> "Iterator[Settings]":
     """The settings, with embedded servers running for the addresses they lack."""
-    from app.kernel.embedded import EmbeddedServerError, servers
+    from app.dev.embedded import EmbeddedServerError, servers
     from app.settings import load_settings, process_environ
 
     environ = process_environ()

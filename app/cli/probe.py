@@ -5,7 +5,7 @@ import http.client
 import json
 import socket
 
-from app.welcome import reachable
+from app.kernel.listening import reachable
 
 _SECONDS = 2.0
 _MAX_BYTES = 65_536

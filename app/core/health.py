@@ -10,7 +10,7 @@ from fastapi import Response
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
 from app.kernel.http import json_response, problem_response
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.resources import Resources
 
 PING = "SELECT 1"

@@ -26,10 +26,10 @@ from app.kernel.http import (
     problem_responses,
 )
 from app.kernel.middleware.response_cache import CachedRead
+from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, RenderedMetrics
 from app.kernel.pacing import Paced
 from app.kernel.request_headers import headers_of
 from app.kernel.resources import Resources, ResourcesDep
-from app.kernel.telemetry import CONTENT_TYPE_METRICS, RenderedMetrics
 from app.users import api as users
 
 router = Router(tags=["core"])

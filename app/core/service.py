@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.jobs import api as jobs
+from app.kernel.batching.point_reads import PointReads
 from app.kernel.database import ReadConn
 from app.kernel.errors import NotFound
 from app.kernel.ids import UserId
-from app.kernel.point_reads import PointReads
 from app.users import api as users
 
 

@@ -4,9 +4,9 @@ import os
 from typing import NoReturn
 
 from app.kernel.errors import EXIT_CONFIG
-from app.kernel.output import output
+from app.kernel.observability.log_writer import output
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.settings import SettingsError
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _LAST_WORDS_SECONDS = 1.0

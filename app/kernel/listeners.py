@@ -15,13 +15,13 @@ from typing import Any
 from uuid import UUID
 
 from app.kernel.background import Background, is_set_within
-from app.kernel.bus import Bus
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId, new_id
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
-from app.kernel.redis import RedisUnavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisUnavailable
 
 KIND_PUBLISH = "webhook.publish"
 LANE = "webhooks"

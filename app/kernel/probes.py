@@ -12,7 +12,7 @@ from typing import Literal
 import orjson
 
 from app.kernel.codings import accepts_gzip
-from app.kernel.telemetry import CONTENT_TYPE_METRICS, render_metrics
+from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, render_metrics
 
 Check = Literal["ok", "degraded", "failing"]
 Checks = Mapping[str, Check]

@@ -5,17 +5,17 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.kernel.bus import Bus
+from app.kernel.batching.point_reads import PointReads
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database
-from app.kernel.incarnation import Incarnation
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
-from app.kernel.point_reads import PointReads
 from app.kernel.queue import Queue
-from app.kernel.redis import RedisGateway
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisGateway
 from app.kernel.settings import HttpSettings
 
 

@@ -8,15 +8,15 @@ from uuid import UUID
 import orjson
 from pydantic_core import PydanticCustomError
 
+from app.kernel.batching.group_commit import GroupCommit
+from app.kernel.batching.point_reads import PointReads
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
 from app.kernel.field_codes import field_code
-from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId, new_id
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
-from app.kernel.point_reads import PointReads
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
 from app.users.queries import events as event_queries
 from app.users.queries import preferences as preference_queries

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 import redis.asyncio as redis
 
-from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from benchmarks.machine import Service
 from tests.faults.proxy import Proxy
 from tests.faults.signals import frozen

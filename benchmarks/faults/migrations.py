@@ -23,7 +23,7 @@ import orjson
 import uvloop
 from alembic.script import ScriptDirectory
 
-from app.kernel import migrations
+from app.kernel.schema import migrations
 from benchmarks import data, machine
 from benchmarks.client import Outcome, open_loop_until, percentile
 from benchmarks.load import request

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import asyncpg
 import psutil
 
-from app.kernel.embedded import EmbeddedPostgres
+from app.dev.embedded import EmbeddedPostgres
 from benchmarks import machine
 from tests.faults.proxy import Proxy
 from tests.faults.standby import make_standby, promote, rewind

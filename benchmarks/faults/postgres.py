@@ -19,7 +19,7 @@ import asyncpg
 import orjson
 import uvloop
 
-from app.kernel.embedded import EmbeddedPostgres
+from app.dev.embedded import EmbeddedPostgres
 from benchmarks import data, machine
 from benchmarks.client import Outcome, ask, open_loop, open_loop_until
 from benchmarks.load import request

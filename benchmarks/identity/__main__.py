@@ -21,8 +21,8 @@ import asyncpg
 import httpx
 import redis.asyncio
 
-from app.kernel import migrations
-from app.kernel.embedded import servers
+from app.dev.embedded import servers
+from app.kernel.schema import migrations
 
 PASSWORD = "correct horse battery staple"  # noqa: S105
 WRONG = "not it at all"

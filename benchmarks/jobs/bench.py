@@ -16,10 +16,10 @@ import asyncpg
 import psutil
 
 from app.composition import close_resources, make_resources
-from app.kernel import migrations
-from app.kernel.embedded import servers
+from app.dev.embedded import servers
 from app.kernel.ids import UserId
 from app.kernel.resources import Resources
+from app.kernel.schema import migrations
 from app.settings import load_settings
 from benchmarks.machine import free_port
 

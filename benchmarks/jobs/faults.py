@@ -20,11 +20,11 @@ import redis.asyncio
 import uvloop
 from aiohttp import web
 
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.jobs.queries.webhook_endpoints import insert_endpoint
 from app.jobs.records.webhooks import MAX_ENDPOINTS, SECRET_BYTES
 from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import publish_event
-from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.errors import AppError
 from app.kernel.ids import UserId, new_id
 from benchmarks.jobs.bench import Bench, run

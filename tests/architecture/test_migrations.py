@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
-from app.kernel import migrations
-from app.kernel.embedded import EmbeddedPostgres
+from app.dev.embedded import EmbeddedPostgres
+from app.kernel.schema import migrations
 from tests.fixtures.servers import Connection
 from tests.fixtures.shell import Shell
 

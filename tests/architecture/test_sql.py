@@ -15,7 +15,7 @@ from tests.fixtures.servers import Connection
 SCHEMAS = {"kernel", "users", "identity", "jobs"}
 
 # The embedded server is set up through psql; the other two only ask a server whether and which it is.
-OUTSIDE = {"app.kernel.embedded.postgres", "app.cli.doctor", "app.core.health"}
+OUTSIDE = {"app.dev.embedded.postgres", "app.cli.doctor", "app.core.health"}
 LITERAL = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 
 

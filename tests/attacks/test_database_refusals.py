@@ -13,8 +13,8 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
+from app.dev.embedded import EmbeddedPostgres
 from app.kernel.database import failures
-from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.errors import Unavailable
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import Person

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.kernel.group_commit import GroupCommit
+from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.middleware.gate import FixedLimit, Gate, Share
 from app.users import service
 from tests.fixtures.answers import problem_of

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.dev.embedded import EmbeddedPostgres
 from app.identity.service.cleanup import clean
-from app.kernel.embedded import EmbeddedPostgres
-from app.kernel.incarnation import GET_LIFE, say_restored
+from app.kernel.database.incarnation import GET_LIFE, say_restored
 from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson, Person

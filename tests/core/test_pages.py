@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.core.schemas import ProblemCatalogue, ReadyView
-from app.kernel.embedded import EmbeddedValkey
+from app.dev.embedded import EmbeddedValkey
 from app.main import create_app
 from app.settings import Settings
 from tests.fixtures.answers import body_of, problem_of

@@ -14,7 +14,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.crc import key_slot
 
-from app.kernel.embedded.valkey import _program
+from app.dev.embedded.valkey import _program
 from benchmarks.machine import free_port
 from tests.fixtures.waiting import scaled
 

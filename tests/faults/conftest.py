@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.kernel.embedded import EmbeddedPostgres
+from app.dev.embedded import EmbeddedPostgres
 from tests.faults.proxy import Proxy
 from tests.faults.standby import make_standby
 from tests.identity.conftest import clock

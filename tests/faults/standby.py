@@ -7,9 +7,9 @@ from pathlib import Path
 
 import asyncpg
 
-from app.kernel.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres
-from app.kernel.embedded.privileges import make_private_dir, server_user
-from app.kernel.embedded.processes import run_to_end
+from app.dev.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres
+from app.dev.embedded.privileges import make_private_dir, server_user
+from app.dev.embedded.processes import run_to_end
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 

@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 import uvloop
 
+from app.dev.embedded import EmbeddedPostgres
 from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost, StatementTimeout
 from app.kernel.database.pools import Hosts
-from app.kernel.embedded import EmbeddedPostgres
-from app.kernel.migrations import with_connection
+from app.kernel.schema.migrations import with_connection
 from tests.faults.proxy import Proxy, black_hole
 from tests.faults.signals import frozen
 from tests.faults.standby import make_standby, promote

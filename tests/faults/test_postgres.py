@@ -179,4 +179,4 @@ def test_no_statement_leaves_a_session_behind() -> None:
         if function is None or get_annotations(function, eval_str=True).get("conn") is not DirectConn:
             found.add(str(query))
     # Migrations ask for a direct address.
-    assert found == {"app.kernel.migrations.TAKE_LOCK"}
+    assert found == {"app.kernel.schema.migrations.TAKE_LOCK"}

@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 import redis
 
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.cache import FORGET_TOPIC
+from app.kernel.cache.positions import Positions
 from app.kernel.database import Database, DatabaseUnavailable
-from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
-from app.kernel.positions import Positions
 from app.main import create_app
 from app.settings import load_settings
 from tests.faults.signals import frozen

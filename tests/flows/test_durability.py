@@ -9,7 +9,7 @@ import asyncpg
 import httpx
 import psutil
 
-from app.kernel.embedded import EmbeddedPostgres
+from app.dev.embedded import EmbeddedPostgres
 from tests.fixtures.application import LiveServer
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import scaled

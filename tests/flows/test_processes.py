@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.main import create_app
 from app.settings import Settings
 from tests.faults.signals import frozen

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.kernel.embedded import EmbeddedValkey
+from app.dev.embedded import EmbeddedValkey
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import ROOT, LiveServer, LiveWorker
 from tests.fixtures.people import register

@@ -14,12 +14,12 @@ from argon2 import PasswordHasher
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
+from app.dev.embedded import EmbeddedValkey
 from app.identity.api import IdentityServices
 from app.identity.queries.security_events import INSERT_FAILED_LOGIN
 from app.identity.schemas.sessions import SignedInView
 from app.identity.service.cleanup import clean
 from app.kernel.clock import ManualClock
-from app.kernel.embedded import EmbeddedValkey
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget, stored

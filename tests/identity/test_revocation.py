@@ -13,10 +13,10 @@ import httpx
 import psutil
 import pytest
 
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.identity.api import IdentityServices
 from app.identity.service.tokens import new_one_time_token
 from app.kernel.clock import ManualClock
-from app.kernel.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import LiveServer, Processes

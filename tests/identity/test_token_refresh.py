@@ -6,8 +6,8 @@ import json
 import httpx
 import pytest
 
+from app.dev.embedded import EmbeddedValkey
 from app.kernel.clock import ManualClock
-from app.kernel.embedded import EmbeddedValkey
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person

@@ -11,7 +11,7 @@ from aiohttp import web
 from app.jobs.api import insert_jobs
 from app.kernel.database import Database
 from app.kernel.queue import Queue
-from app.kernel.redis import RedisGateway
+from app.kernel.redis.gateway import RedisGateway
 from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.people import MakePerson, Person

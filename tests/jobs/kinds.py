@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.kernel.database import Database
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, Queue, SnoozeJob, job
-from app.kernel.redis import RedisGateway
+from app.kernel.redis.gateway import RedisGateway
 
 
 @dataclass

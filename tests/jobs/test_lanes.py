@@ -7,9 +7,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from app.dev.embedded import EmbeddedValkey
 from app.jobs.records import LaneDepth
 from app.jobs.service.lanes import publish_lanes
-from app.kernel.embedded import EmbeddedValkey
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue.slots import LaneShare, Runner
 from app.settings import Settings

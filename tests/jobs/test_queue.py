@@ -5,12 +5,12 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
+from app.dev.embedded import EmbeddedValkey
 from app.jobs.service.relay import Relay
 from app.jobs.service.turns import Turns
-from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import SystemClock
-from app.kernel.embedded import EmbeddedValkey
+from app.kernel.redis.bus import Bus
 from app.settings import Settings
 from tests.fixtures.lives import first_life
 from tests.fixtures.waiting import eventually

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from app.composition import close_resources, make_resources
-from app.kernel.embedded import THROWAWAY_VALKEY, EmbeddedValkey
+from app.dev.embedded import THROWAWAY_VALKEY, EmbeddedValkey
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue import EPOCH_KEY, JobRef
 from app.kernel.resources import Resources

@@ -7,8 +7,8 @@ import asyncio
 import os
 from typing import Any
 
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
-from app.kernel.telemetry import get_logger
 from app.settings import load_settings
 from app.worker import run
 

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import redis
 
-from app.kernel.bus import Bus
+from app.dev.embedded import EmbeddedValkey
 from app.kernel.cache import Cache, CachedAnswer
-from app.kernel.embedded import EmbeddedValkey
+from app.kernel.redis.bus import Bus
 from tests.fixtures.waiting import eventually
 
 TAGS = ("user:1", "events:1")

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.database import Database
 from app.kernel.http import Router
-from app.kernel.redis import RedisGateway
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisGateway
 from app.kernel.settings import CacheSettings
 from app.main import create_app
 from app.settings import Settings, load_settings

@@ -9,9 +9,9 @@ import sys
 import time
 from typing import Any
 
+from app.kernel.observability.telemetry import configure_logging
 from app.kernel.server import serve
 from app.kernel.settings import ConnectionSettings, LogSettings
-from app.kernel.telemetry import configure_logging
 
 # Longer than any test waits: what ends sooner was ended.
 _AN_HOUR = 3600

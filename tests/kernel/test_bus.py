@@ -7,9 +7,9 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from app.kernel.bus import Bus
-from app.kernel.embedded import EmbeddedValkey
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.dev.embedded import EmbeddedValkey
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import RedisSettings
 from tests.faults.signals import frozen
 from tests.fixtures.waiting import eventually, scaled

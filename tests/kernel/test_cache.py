@@ -5,8 +5,8 @@ import asyncio
 import pytest
 import redis
 
+from app.dev.embedded import EmbeddedValkey
 from app.kernel.cache import CachedAnswer
-from app.kernel.embedded import EmbeddedValkey
 from app.kernel.errors import Unavailable
 from tests.fixtures.waiting import eventually
 from tests.kernel.caches import TAGS, Source, StartProcess, entries

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import redis
 
-from app.kernel.embedded import EmbeddedValkey
+from app.dev.embedded import EmbeddedValkey
 from tests.fixtures.waiting import eventually
 from tests.kernel.caches import Source, StartProcess, entries
 

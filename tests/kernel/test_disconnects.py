@@ -12,12 +12,12 @@ import pytest
 from fastapi import FastAPI, Response
 from prometheus_client import REGISTRY
 
+from app.dev.embedded import EmbeddedValkey
 from app.kernel.auth import Public
 from app.kernel.database import Database
-from app.kernel.embedded import EmbeddedValkey
 from app.kernel.http import Router, json_response
 from app.kernel.ids import new_id
-from app.kernel.redis import RedisUnavailable, Script
+from app.kernel.redis.gateway import RedisUnavailable, Script
 from app.kernel.resources import ResourcesDep
 from app.settings import Settings
 from tests.faults.signals import frozen

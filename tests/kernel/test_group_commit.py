@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.errors import Unavailable
-from app.kernel.group_commit import GroupCommit
 
 
 class Store:

@@ -12,14 +12,14 @@ import pytest
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.kernel.access_log import AccessLog
 from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.request_context import RequestContext
-from app.kernel.output import Output
+from app.kernel.observability.access_log import AccessLog
+from app.kernel.observability.log_writer import Output
+from app.kernel.observability.telemetry import trace_parent_var
 from app.kernel.settings import HttpSettings
-from app.kernel.telemetry import trace_parent_var
 from app.main import create_app
 from app.settings import Settings, load_settings
 from tests.fixtures.answers import problem_of
@@ -354,10 +354,10 @@ async def test_no_log_lines_where_they_are_switched_off(settings: Settings, capf
 def test_log_drops_lines_rather_than_grow(
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr("app.kernel.output._MAX_WAITING_LINES", 2)
+    monkeypatch.setattr("app.kernel.observability.log_writer._MAX_WAITING_LINES", 2)
     stuck = Output()
     monkeypatch.setattr(stuck, "_start", lambda: None)
-    monkeypatch.setattr("app.kernel.access_log.output", stuck)
+    monkeypatch.setattr("app.kernel.observability.access_log.output", stuck)
     log = AccessLog(json_lines=True)
     for _ in range(5):
         log.write("GET", "/x", 200, 0.001, {})

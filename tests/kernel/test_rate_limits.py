@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.kernel.embedded import EmbeddedValkey
+from app.dev.embedded import EmbeddedValkey
 from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
-from app.kernel.redis import RedisGateway
+from app.kernel.redis.gateway import RedisGateway
 from app.kernel.settings import LimitsSettings
 from tests.faults.signals import frozen
 from tests.fixtures.answers import problem_of

@@ -8,8 +8,8 @@ import pytest
 import redis
 import uvloop
 
-from app.kernel.embedded import EmbeddedValkey
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.dev.embedded import EmbeddedValkey
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from tests.faults.signals import frozen
 from tests.fixtures.waiting import eventually, in_time, scaled
 from tests.kernel.conftest import OpenRedis
@@ -49,7 +49,7 @@ def advance(monkeypatch: pytest.MonkeyPatch) -> Advance:
         nonlocal passed
         passed += seconds
 
-    monkeypatch.setattr("app.kernel.redis.monotonic", lambda: monotonic() + passed)
+    monkeypatch.setattr("app.kernel.redis.gateway.monotonic", lambda: monotonic() + passed)
     return advance
 
 

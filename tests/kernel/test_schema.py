@@ -6,8 +6,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from app.kernel.embedded import EmbeddedPostgres
-from app.kernel.schema import Schema, newest_revision, revisions, schema_of, wait_for_schema
+from app.dev.embedded import EmbeddedPostgres
+from app.kernel.schema.revision import Schema, newest_revision, revisions, schema_of, wait_for_schema
 from tests.fixtures.waiting import scaled
 
 

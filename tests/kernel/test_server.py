@@ -10,7 +10,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from app.kernel.watchdog import EXIT_STUCK
+from app.kernel.observability.watchdog import EXIT_STUCK
 from benchmarks.client import ask
 from benchmarks.load import request
 from benchmarks.visitors import Visitors

@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from prometheus_client import REGISTRY
 
-from app.kernel.watchdog import watched_loop
+from app.kernel.observability.watchdog import watched_loop
 from tests.fixtures.waiting import eventually
 
 

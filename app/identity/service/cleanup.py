@@ -10,10 +10,10 @@ from app.identity.queries.sessions import delete_ended_sessions, delete_expired_
 from app.identity.service.purging import renew_purges
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
-from app.kernel.incarnation import Incarnation
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
-from app.kernel.telemetry import get_logger
 
 # For so long the owner of a session can still ask what became of it.
 _KEPT_FOR = timedelta(days=30)

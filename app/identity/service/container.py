@@ -23,16 +23,16 @@ from app.kernel.background import Background, is_set_within
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.database.failures import outside_cause
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
 from app.kernel.exits import end_misconfigured
 from app.kernel.ids import UserId
-from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys, SealBroken
 from app.kernel.listeners import Listeners
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
 from app.kernel.resources import Resources
 from app.kernel.settings import SettingsError
-from app.kernel.telemetry import get_logger
 
 # Revocations outlive everything they refuse, clocks that differ included.
 _REVOCATION_MARGIN = 60

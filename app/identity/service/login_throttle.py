@@ -37,7 +37,7 @@ from app.kernel.disconnects import ClientGone
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
 from app.kernel.keys import Keys
-from app.kernel.redis import RedisGateway, RedisUnavailable, Script
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 
 _attempts_total = Counter("app_identity_attempts", "Attempts to prove an identity.", ["outcome"])
 _DAY = 86_400

@@ -9,8 +9,8 @@ from app.identity.service.emails import KIND_PURGE
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import NewJob, Queue
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _MAX_ATTEMPTS = 20

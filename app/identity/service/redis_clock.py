@@ -3,7 +3,7 @@
 from math import inf
 from time import monotonic
 
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 
 # Longer, and the two clocks may have drifted apart by more than a round trip.
 _GOOD_FOR_SECONDS = 10.0

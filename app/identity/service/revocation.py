@@ -28,13 +28,13 @@ from prometheus_client import Counter, Histogram
 from app.identity.queries.sessions import list_revocations
 from app.identity.records import Revocation
 from app.kernel.background import Background
-from app.kernel.bus import Bus
 from app.kernel.clock import Clock, SteadyClock, elapsed
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import new_id
-from app.kernel.redis import RedisUnavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisUnavailable
 
 _CHANNEL = "onehop:revocations"
 _ACK_CHANNEL = "onehop:revocations:ack"

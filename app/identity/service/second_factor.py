@@ -32,7 +32,7 @@ from app.identity.service.reauthentication import check_current_password
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.keys import SealBroken
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _STEP_SECONDS = 30

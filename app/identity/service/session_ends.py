@@ -12,7 +12,7 @@ from app.kernel.background import is_set_within
 from app.kernel.database import Database, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.listeners import Listeners
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 SESSION_REVOKED = "session.revoked"
 

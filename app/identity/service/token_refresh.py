@@ -30,7 +30,7 @@ from app.identity.service.tokens import MalformedToken, RefreshToken
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.errors import Unavailable
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 
 _MARKER_TTL_MS = 60_000
 # How long a client may go on trying to learn what became of its token.

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from app.identity.records import SigningKeyRow, SigningKeyState
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
-from app.kernel.incarnation import Incarnation
 from app.kernel.keys import Keys
 
 ALGORITHM = "EdDSA"

@@ -7,7 +7,7 @@ from app.jobs.queries.webhook_deliveries import delete_old_messages
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import typst
 
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.text import code_point, printable
 
 _FOLDER = Path(__file__).parents[1]

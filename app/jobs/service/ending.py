@@ -22,8 +22,8 @@ from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, InvalidValue, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobRef, Queue
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

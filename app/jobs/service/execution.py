@@ -34,9 +34,9 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.errors import Unavailable
+from app.kernel.observability.telemetry import get_logger, request_id_var, trace_parent_var
 from app.kernel.queue import PermanentJobError, Queue, RetryJob, SnoozeJob
 from app.kernel.queue.slots import Claim, Runner
-from app.kernel.telemetry import get_logger, request_id_var, trace_parent_var
 
 _logger = get_logger(__name__)
 

@@ -9,8 +9,8 @@ from app.kernel.errors import Unavailable
 from app.kernel.probes import Check, Checks
 from app.kernel.queue import Queue
 from app.kernel.queue.slots import Runner
-from app.kernel.redis import RedisUnavailable
-from app.kernel.schema import Schema, read_schema
+from app.kernel.redis.gateway import RedisUnavailable
+from app.kernel.schema.revision import Schema, read_schema
 
 _LOOK_SECONDS = 2.0
 

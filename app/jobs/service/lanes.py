@@ -9,9 +9,9 @@ import msgspec
 from app.jobs.errors import BacklogFull
 from app.jobs.records import ALWAYS_ADMITTED, LaneDepth
 from app.jobs.settings import JobsSettings
-from app.kernel.bus import Bus
 from app.kernel.queue import Allowance
-from app.kernel.redis import RedisUnavailable
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisUnavailable
 
 _CHANNEL = "jobs:lanes"
 _BELIEVED_SECONDS = 30.0

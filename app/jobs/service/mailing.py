@@ -29,9 +29,9 @@ from app.kernel.mail import (
     MailUnavailable,
     MailWithheld,
 )
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobContext, RetryJob, SnoozeJob
 from app.kernel.settings import MailSettings
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

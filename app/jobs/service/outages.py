@@ -8,8 +8,8 @@ from prometheus_client import Counter
 
 from app.kernel.database import StatementTimeout
 from app.kernel.errors import Unavailable
-from app.kernel.redis import RedisUnavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.redis.gateway import RedisUnavailable
 
 _logger = get_logger(__name__)
 

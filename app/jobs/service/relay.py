@@ -22,14 +22,14 @@ from app.jobs.service.submitting import Kinds, announce, ref_of
 from app.jobs.service.turns import Turns
 from app.jobs.settings import JobsSettings
 from app.kernel.background import Background
-from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database, DirectConn, in_batches
 from app.kernel.errors import Unavailable
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobRef, Queue
-from app.kernel.redis import RedisUnavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisUnavailable
 
 _logger = get_logger(__name__)
 

@@ -12,11 +12,11 @@ from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
-from app.kernel.bus import Bus
 from app.kernel.database import Database
 from app.kernel.fair_count import FairCount
 from app.kernel.fair_threads import FairThreads
 from app.kernel.queue import JobKind
+from app.kernel.redis.bus import Bus
 
 # A long invoice takes a core for seconds, so one is made at a time, and those that wait are few.
 _RENDERING_QUEUE = 15

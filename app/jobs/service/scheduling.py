@@ -18,8 +18,8 @@ from app.jobs.queries import scheduling as queries
 from app.jobs.records import DueSchedule, ScheduleRow
 from app.jobs.service.submitting import Kinds
 from app.kernel.database import Database, retries_conflicts
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

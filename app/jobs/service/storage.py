@@ -20,7 +20,7 @@ from obstore.store import LocalStore, S3Store
 
 from app.jobs.errors import StoreUnavailable
 from app.jobs.settings import JobsSettings
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

@@ -22,12 +22,12 @@ from app.jobs.errors import (
 from app.jobs.queries import submitting as queries
 from app.jobs.records import STATE_FILTERS, InsertedJob, Job, JobState, State, Transition
 from app.jobs.service.lanes import LaneBoard
+from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import MAX_ERRORS, FieldError, Unprocessable, escape_pointer
 from app.kernel.field_codes import field_code
-from app.kernel.group_commit import GroupCommit
 from app.kernel.ids import UserId
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue

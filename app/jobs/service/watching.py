@@ -15,10 +15,10 @@ from uuid import UUID
 from app.jobs.records import Job, State
 from app.jobs.service.submitting import CHANGED_TOPIC, get_job
 from app.kernel.background import is_set_within, until
-from app.kernel.bus import Bus
 from app.kernel.database import Database
 from app.kernel.ids import UserId
-from app.kernel.redis import RedisUnavailable
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisUnavailable
 
 _CHANNEL = "jobs:changed"
 _UUID_BYTES = 16

@@ -9,17 +9,17 @@ import msgspec
 from prometheus_client import Counter
 
 from app.kernel.background import Background
-from app.kernel.bus import Bus
 from app.kernel.cache.answers import CachedAnswer, is_kept
 from app.kernel.cache.local import Fill, LocalCache
 from app.kernel.cache.remote import Found, RemoteCache, Wanted
 from app.kernel.database import Database, Tx
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import AppError
 from app.kernel.ids import UserId, new_id
-from app.kernel.incarnation import Incarnation
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.redis.bus import Bus
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import CacheSettings
-from app.kernel.telemetry import get_logger
 
 FORGET_TOPIC = "cache.forget"
 _CHANNEL = "onehop:cache:forget"

@@ -14,11 +14,11 @@ from zlib import crc32
 import msgspec
 
 from app.kernel.background import Background
+from app.kernel.batching.coalescing import Coalescer
 from app.kernel.cache.answers import MAX_VARIANTS, CachedAnswer
-from app.kernel.coalescing import Coalescer
+from app.kernel.database.incarnation import Incarnation
 from app.kernel.ids import new_id
-from app.kernel.incarnation import Incarnation
-from app.kernel.redis import RedisGateway, RedisUnavailable, Script
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 from app.kernel.settings import CacheSettings
 
 P = TypeVar("P")

@@ -11,7 +11,7 @@ from app.kernel.callers import caller_key
 from app.kernel.database.failures import DatabaseUnavailable, is_broken
 from app.kernel.database.pools import CONNECT_ERRORS, Pool
 from app.kernel.database.replicas import Replica
-from app.kernel.telemetry import DURATION_BUCKETS, get_logger
+from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger
 
 _logger = get_logger(__name__)
 _unit_seconds = Histogram(

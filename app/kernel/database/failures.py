@@ -8,7 +8,7 @@ import asyncpg
 from prometheus_client import Counter
 
 from app.kernel.errors import Unavailable, Unprocessable
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "exclusion"]
 

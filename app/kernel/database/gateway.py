@@ -16,8 +16,8 @@ from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.database.replicas import Positions, Replicas
 from app.kernel.database.sync_standby import SyncStandbyMonitor
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Tx
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.settings import DatabaseSettings
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _statements_total = Counter("app_database_statements", "SQL statements, by unit of work.", ["unit"])

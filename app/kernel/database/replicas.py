@@ -22,8 +22,8 @@ from app.kernel.background import Background
 from app.kernel.database.failures import OwnConnectionsBusy, PoolExhausted
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
 from app.kernel.errors import Unavailable
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.settings import DatabaseSettings
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _reads_total = Counter("app_database_replica_reads", "Reads offered to replicas, by outcome.", ["outcome"])

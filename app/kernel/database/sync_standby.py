@@ -15,7 +15,7 @@ from prometheus_client import Gauge
 from app.kernel.background import Background
 from app.kernel.database.failures import DatabaseUnavailable
 from app.kernel.errors import Unavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _stalled = Gauge(

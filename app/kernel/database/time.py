@@ -5,7 +5,7 @@ import asyncio
 from app.kernel.clock import Clock, SteadyClock, elapsed
 from app.kernel.database.gateway import Database
 from app.kernel.errors import Unavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _SECONDS = 1.0
 

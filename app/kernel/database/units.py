@@ -8,7 +8,7 @@ import asyncpg
 from asyncpg.protocol import NO_TIMEOUT
 
 from app.kernel.database.failures import StatementTimeout
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 Row = asyncpg.Record
 

@@ -36,7 +36,7 @@ from app.kernel.errors import (
     escape_pointer,
 )
 from app.kernel.field_codes import field_code
-from app.kernel.telemetry import request_id_var
+from app.kernel.observability.telemetry import request_id_var
 
 NO_CONTENT = 204
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.kernel.addresses import canonical_email
 from app.kernel.mail.message import ComposedMail
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

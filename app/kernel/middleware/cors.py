@@ -8,9 +8,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.errors import BadRequest
 from app.kernel.http import problem_response
 from app.kernel.ids import new_id
+from app.kernel.observability.telemetry import request_id_var
 from app.kernel.request_headers import has_repeated_header, headers_of
 from app.kernel.settings import HttpSettings
-from app.kernel.telemetry import request_id_var
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _REQUEST_HEADERS = [

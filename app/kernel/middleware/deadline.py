@@ -11,8 +11,8 @@ from app.kernel.disconnects import watched_var
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.http import asked_to_wait
 from app.kernel.middleware.admission import leave_place
+from app.kernel.observability.watchdog import debugger_seen_at
 from app.kernel.settings import HttpSettings
-from app.kernel.watchdog import debugger_seen_at
 
 # Most reads are done by then, so that it costs them nothing to be watched.
 _WATCHED_AFTER_SECONDS = 0.05

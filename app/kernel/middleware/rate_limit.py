@@ -9,9 +9,9 @@ from app.kernel.client import client_address, network_of
 from app.kernel.http import problem_response
 from app.kernel.middleware.admission import hold_place
 from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.observability.telemetry import request_id_var
 from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
 from app.kernel.settings import HttpSettings
-from app.kernel.telemetry import request_id_var
 
 # An operator's probes must not compete with other clients of their network.
 UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})

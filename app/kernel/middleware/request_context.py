@@ -16,16 +16,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.kernel.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import check_path, problem_response
 from app.kernel.middleware.admission import Admission, Refusal, leave_place
 from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
+from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 from app.kernel.rate_limits import Bucket
 from app.kernel.request_headers import check_headers, headers_of, ignore_header
 from app.kernel.settings import HttpSettings
-from app.kernel.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 
 _logger = get_logger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

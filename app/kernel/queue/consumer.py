@@ -20,10 +20,10 @@ from redis.exceptions import RedisError
 
 from app.kernel.background import is_set_within
 from app.kernel.errors import Unavailable
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, Queue
 from app.kernel.queue.slots import Executor, Runner
-from app.kernel.redis import LOST_ERRORS
-from app.kernel.telemetry import get_logger
+from app.kernel.redis.gateway import LOST_ERRORS
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine

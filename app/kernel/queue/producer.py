@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from app.kernel.background import Background
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
+from app.kernel.observability.telemetry import get_logger, trace_parent_var
 from app.kernel.queue.contracts import DEFAULT_PRIORITY, Allowance, Enqueued, JobRef, NewJob
-from app.kernel.redis import RedisGateway, RedisUnavailable, Script
-from app.kernel.telemetry import get_logger, trace_parent_var
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 logger = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 from app.kernel.background import Background
 from app.kernel.rate_limits.buckets import Bucket, Grant, Order, Policy
 from app.kernel.rate_limits.stores import LocalStore, RedisStore
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import LimitsSettings
 
 _refused = Counter("app_rate_limit_refused", "Requests refused by an exhausted quota.", ["policy"])

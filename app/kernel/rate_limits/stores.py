@@ -6,7 +6,7 @@ from math import floor
 from time import monotonic
 
 from app.kernel.rate_limits.buckets import Grant, Order
-from app.kernel.redis import RedisGateway, Script
+from app.kernel.redis.gateway import RedisGateway, Script
 
 # The generic cell rate algorithm (GCRA, ITU-T I.371) for several keys. The value of a key is when, in microseconds of
 # the server, all of its quota is there again. An order is: window (µs), quota, charged, need, want. Half of what is

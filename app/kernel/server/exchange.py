@@ -13,8 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from app.kernel.errors import AppError, Unavailable
 from app.kernel.heads import PreparedHead, header_line
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.server.guard import refusal
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 

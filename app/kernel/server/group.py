@@ -16,8 +16,8 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process as UvicornProcess
 
 from app.kernel.errors import EXIT_CONFIG
+from app.kernel.observability.telemetry import get_logger
 from app.kernel.server.process import LAST_SECONDS, RETIRE, Config, Server
-from app.kernel.telemetry import get_logger
 
 _logger = get_logger(__name__)
 FINAL_EXITS = frozenset({uvicorn.config.STARTUP_FAILURE, EXIT_CONFIG})

@@ -7,9 +7,11 @@ Whatever has not ended after the grace is cancelled, and at last the process end
 """
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,15 +20,15 @@ from typing import Any, cast
 
 import uvicorn
 
-from app.kernel.embedded.privileges import become
-from app.kernel.output import output
+from app.kernel.observability.log_writer import output
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.observability.watchdog import is_in_debugger, watched_loop
 from app.kernel.server.guard import guard_of
 from app.kernel.settings import ConnectionSettings
-from app.kernel.telemetry import get_logger
-from app.kernel.watchdog import is_in_debugger, watched_loop
 
 _logger = get_logger(__name__)
 RETIRE = signal.SIGUSR1
+_PR_SET_PDEATHSIG = 1
 _TICK_SECONDS = 0.05
 # What comes after the grace: cancelled requests answer, the application closes. Together below five seconds.
 _CANCEL_SECONDS = 1.0
@@ -54,10 +56,9 @@ class Config(uvicorn.Config):
 
 
 def end_with_parent() -> None:
-    """Uvicorn's processes would go on for ever after a kill -9 of their parent."""
-    follow = become(None, death_signal=signal.SIGTERM)
-    if follow is not None:
-        follow()
+    """Uvicorn's processes would go on for ever after a kill -9 of their parent. Elsewhere than on Linux they do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class Server(uvicorn.Server):

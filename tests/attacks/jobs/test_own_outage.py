@@ -21,7 +21,7 @@ from app.jobs.settings import JobsSettings
 from app.kernel.database import DatabaseUnavailable, PoolExhausted
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue import JobContext, JobKind, job
-from app.kernel.redis import RedisUnavailable
+from app.kernel.redis.gateway import RedisUnavailable
 from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.application import free_port

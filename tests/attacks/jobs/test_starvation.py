@@ -20,11 +20,11 @@ from app.jobs.service.relay import Relay
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.turns import Turns
 from app.jobs.service.watching import JobWatch
-from app.kernel.bus import Bus
 from app.kernel.cache import Cache
 from app.kernel.clock import SystemClock
 from app.kernel.ids import new_id
 from app.kernel.queue.slots import Runner
+from app.kernel.redis.bus import Bus
 from app.settings import Settings
 from app.worker import Worker
 from tests.fixtures.lives import first_life

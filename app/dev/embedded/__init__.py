@@ -5,10 +5,10 @@ used. Everything is synchronous. Servers listen on Unix sockets only; nothing is
 folder (and, where its path is too long for a socket, one private folder below the system's temporary one).
 """
 
-from app.kernel.embedded.postgres import DEVELOPMENT_POSTGRES, THROWAWAY_POSTGRES, EmbeddedPostgres
-from app.kernel.embedded.processes import EmbeddedServerError
-from app.kernel.embedded.servers import Servers, servers
-from app.kernel.embedded.valkey import DEVELOPMENT_VALKEY, THROWAWAY_VALKEY, EmbeddedValkey
+from app.dev.embedded.postgres import DEVELOPMENT_POSTGRES, THROWAWAY_POSTGRES, EmbeddedPostgres
+from app.dev.embedded.processes import EmbeddedServerError
+from app.dev.embedded.servers import Servers, servers
+from app.dev.embedded.valkey import DEVELOPMENT_VALKEY, THROWAWAY_VALKEY, EmbeddedValkey
 
 __all__ = [
     "DEVELOPMENT_POSTGRES",

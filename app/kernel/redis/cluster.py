@@ -18,9 +18,9 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
 from app.kernel.background import Background, is_set_within
-from app.kernel.redis import RedisGateway, RedisUnavailable
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import RedisSettings
-from app.kernel.telemetry import get_logger
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 Every user of the servers holds a shared lock on `<data>/lock`, which the kernel releases even after kill -9.
 Starting and stopping happen under an exclusive lock on `<data>/run/change.lock`. Who leaves and then gets the
 first lock exclusively was the last, and stops Valkey, then PostgreSQL. A small keeper process (`python -m
-app.kernel.embedded`) tries the same twice a second, for the case that the last user was killed.
+app.dev.embedded`) tries the same twice a second, for the case that the last user was killed.
 
 A reloader (`uvicorn --reload`, `fastapi dev`) ends a user with each change and starts the next one. It cannot hold the
 lock, because no code of ours runs in it; a file in `<data>/run/reloaders` stands for it while it lives. Then the keeper
@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from app.kernel.embedded.postgres import EmbeddedPostgres
-from app.kernel.embedded.processes import EmbeddedServerError, is_running, started_at, wait_until_gone
-from app.kernel.embedded.valkey import EmbeddedValkey
+from app.dev.embedded.postgres import EmbeddedPostgres
+from app.dev.embedded.processes import EmbeddedServerError, is_running, started_at, wait_until_gone
+from app.dev.embedded.valkey import EmbeddedValkey
 
 _DATABASE = "onehop"
 _CHANGE_SECONDS = 90.0
@@ -172,7 +172,7 @@ def _start_keeper(data_dir: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (data_dir / "run" / "keeper.pid").unlink(missing_ok=True)
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "app.kernel.embedded", str(data_dir)],
+            [sys.executable, "-m", "app.dev.embedded", str(data_dir)],
             cwd=Path(__file__).parents[3],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
 import sys, time
 from pathlib import Path
-from app.kernel.supervisor import Program, ProgramFailed, Supervisor
+from app.dev.supervisor import Program, ProgramFailed, Supervisor
 
 def say(text):
     print(text, flush=True)

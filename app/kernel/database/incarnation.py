@@ -16,7 +16,7 @@ from app.kernel.background import Background
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import new_id
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
 
 _READ_SECONDS = 1.0
 _RETRY_SECONDS = 0.1

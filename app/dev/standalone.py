@@ -6,37 +6,37 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from app.dev.demo import seed
+from app.dev.embedded import servers
+from app.dev.embedded.privileges import become
+from app.dev.welcome import welcome
 from app.kernel.background import Background
-from app.kernel.collector import collect_rarely_until_exit
-from app.kernel.embedded import servers
-from app.kernel.embedded.privileges import become
-from app.kernel.output import output
-from app.kernel.schema import Schema, schema_of
+from app.kernel.listening import base_url
+from app.kernel.observability.gc_tuning import collect_rarely_until_exit
+from app.kernel.observability.log_writer import output
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.schema.revision import Schema, schema_of
 from app.kernel.settings import Section
-from app.kernel.telemetry import get_logger
 from app.settings import Settings
-from app.welcome import LogIn, base_url, welcome
 
 _logger = get_logger(__name__)
 _WORKER_STOP_SECONDS = 10
 _LISTENING_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
 
-Seed = Callable[[Settings], Awaitable[Iterable[LogIn]]]
-
 
 @asynccontextmanager
-async def embedded_environment(settings: Settings, seed: Seed) -> AsyncIterator[Settings]:
+async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
     """`settings` with the addresses of embedded servers in place of missing ones.
 
-    With an embedded database the schema is brought up to date, and a worker runs beside this process. `seed` makes the
-    demo data at the first start.
+    With an embedded database the schema is brought up to date, and a worker runs beside this process. The first start
+    adds the demo data.
     """
     needs_database, needs_redis = settings.database.url is None, settings.redis.url is None
     if not needs_database and not needs_redis:
@@ -62,26 +62,26 @@ async def embedded_environment(settings: Settings, seed: Seed) -> AsyncIterator[
         if addresses.database_url is not None:
             if await schema_of(addresses.database_url) is Schema.OLD:
                 # Alembic and SQLAlchemy take half a second and 30 MB, of which a reload is spared.
-                from app.kernel.migrations import upgrade  # noqa: PLC0415 - see above
+                from app.kernel.schema.migrations import upgrade  # noqa: PLC0415 - see above
 
                 await upgrade(addresses.database_url)
             # With each reload it would stand between the lines of the log.
             shows_welcome = reloader is None or not addresses.were_running
-            company = _company(settings, environment, seed if shows_welcome else None)
+            company = _company(settings, environment, shows_welcome=shows_welcome)
             await stack.enter_async_context(company)
         yield settings
 
 
 @asynccontextmanager
-async def _company(settings: Settings, environment: dict[str, str], seed: Seed | None) -> AsyncIterator[None]:
+async def _company(settings: Settings, environment: dict[str, str], *, shows_welcome: bool) -> AsyncIterator[None]:
     """A worker beside this process, and the welcome once it listens."""
 
     async def begin() -> None:
         try:
             base = await _own_base_url(settings)
             await stack.enter_async_context(_worker(environment | {"APP_PUBLIC_URL": base}))
-            if seed is not None:
-                log_ins = await seed(settings)
+            if shows_welcome:
+                log_ins = [account.log_in for account in await seed(settings)]
                 output.write(welcome(settings.name, base, log_ins, has_mailbox=settings.has_mailbox).encode())
         except Exception:
             _logger.exception("development.start_failed")

@@ -14,8 +14,8 @@ from time import monotonic
 
 from prometheus_client import Histogram
 
-from app.kernel.output import output
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.log_writer import output
+from app.kernel.observability.telemetry import get_logger
 
 # sysexits.h: an internal fault. The supervisor may start the process again.
 EXIT_STUCK = 70

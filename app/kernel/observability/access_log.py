@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import orjson
 
-from app.kernel.output import output
-from app.kernel.telemetry import request_id_var, trace_parent_var
+from app.kernel.observability.log_writer import output
+from app.kernel.observability.telemetry import request_id_var, trace_parent_var
 
 UNMATCHED = "unmatched"
 """The route of a request that none was found for, or that did not get so far."""

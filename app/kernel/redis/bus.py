@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.kernel.background import end_tasks
-from app.kernel.redis import LOST_ERRORS, RedisGateway, RedisUnavailable
-from app.kernel.telemetry import get_logger
+from app.kernel.observability.telemetry import get_logger
+from app.kernel.redis.gateway import LOST_ERRORS, RedisGateway, RedisUnavailable
 
 _logger = get_logger(__name__)
 _RECONNECT_SECONDS = 0.2

@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from app.kernel.database.pools import Hosts
 from app.kernel.errors import NotFound
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # A migration that cannot get its lock soon must give up: behind it in the lock queue stands every request.
 TIMEOUTS = "SET lock_timeout = '4s'; SET statement_timeout = '60s'"

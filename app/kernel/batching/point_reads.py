@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import Histogram
 
-from app.kernel.coalescing import Coalescer, TooSlow
+from app.kernel.batching.coalescing import Coalescer, TooSlow
 from app.kernel.database import Database, ReadConn
 
 K = TypeVar("K", bound=Hashable)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from app.kernel.embedded.privileges import ServerUser, become, make_private_dir
+from app.dev.embedded.privileges import ServerUser, become, make_private_dir
 
 # sun_path holds 108 bytes with the closing NUL.
 _LONGEST_SOCKET_PATH = 107

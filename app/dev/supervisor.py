@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from app.kernel.embedded.privileges import become
+from app.dev.embedded.privileges import become
 from app.kernel.errors import EXIT_CONFIG
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -17,8 +17,7 @@ import psutil
 import pytest
 import redis
 
-from app.kernel.database.pools import Hosts
-from app.kernel.embedded import (
+from app.dev.embedded import (
     THROWAWAY_POSTGRES,
     EmbeddedPostgres,
     EmbeddedServerError,
@@ -26,8 +25,9 @@ from app.kernel.embedded import (
     Servers,
     servers,
 )
-from app.kernel.embedded.privileges import make_private_dir
-from app.kernel.embedded.processes import is_running, run_to_end
+from app.dev.embedded.privileges import make_private_dir
+from app.dev.embedded.processes import is_running, run_to_end
+from app.kernel.database.pools import Hosts
 from tests.fixtures.embedded import ping, processes_of
 from tests.fixtures.servers import AddCluster
 from tests.fixtures.waiting import scaled
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from app.kernel.embedded import servers
+from app.dev.embedded import servers
 with servers(Path(sys.argv[1])) as found:
     print(found.database_url, found.redis_url, flush=True)
     sys.stdin.read()

@@ -11,8 +11,8 @@ from typing import Any
 from app.kernel.background import Background
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.database import UNKNOWN_POSITION
-from app.kernel.incarnation import Incarnation
-from app.kernel.redis import RedisGateway, RedisUnavailable, Script
+from app.kernel.database.incarnation import Incarnation
+from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 
 # In place of a tag: the least position of every tag, asked of the primary when it is missing.
 _FLOOR = "*"

@@ -15,7 +15,7 @@ from app.kernel.database import ReadConn
 from app.kernel.database.pools import CONNECT_ERRORS, Hosts
 
 _ASK_AGAIN_SECONDS = 0.1
-_VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
+_VERSIONS = Path(__file__).resolve().parents[3] / "alembic" / "versions"
 
 # Written by alembic, which lets its name and column be relied upon.
 CURRENT_REVISION = "SELECT version_num FROM alembic_version"

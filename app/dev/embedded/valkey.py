@@ -9,8 +9,8 @@ from pathlib import Path
 from platform import machine
 from types import MappingProxyType
 
-from app.kernel.embedded.privileges import make_private_dir, server_user
-from app.kernel.embedded.processes import (
+from app.dev.embedded.privileges import make_private_dir, server_user
+from app.dev.embedded.processes import (
     EmbeddedServerError,
     find_server,
     is_running,
