@@ -84,8 +84,8 @@ PYTEST = $(VENV)/python -m pytest -n $(TEST_PROCESSES)
 test: install-test ## The suite on its own servers, in parallel (ARGS="-k name", POSTGRES_VERSION=15)
 	@$(PYTEST) -m 'not charts and not browser and not clients' $(ARGS)
 
-quick: install-test ## The suite without the slow tests
-	@$(PYTEST) -m 'not slow and not charts and not browser' $(ARGS)
+quick: install-test ## In a minute: tests without a database, and the main ways through every part with one
+	@$(PYTEST) -m '(smoke or not database) and not slow and not charts and not browser and not clients' $(ARGS)
 
 browser: install-test ## The pages in a Chromium of the PATH, or of TEST_CHROMIUM
 	@$(VENV)/python -m pytest tests/browser $(ARGS)

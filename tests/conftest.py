@@ -44,5 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if not _STARTS_PROCESSES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("database")
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -1,6 +1,7 @@
 """The composed read, and what each path may cost."""
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from app.core.schemas import OverviewView
@@ -8,6 +9,8 @@ from app.kernel.ids import new_id
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget, stored
 from tests.fixtures.people import PASSWORD, MakePerson, Person
+
+pytestmark = pytest.mark.smoke
 
 OVERVIEW = "/v1/overview"
 EMPTY = {"queued": 0, "running": 0, "succeeded": 0, "failed": 0, "recent": []}

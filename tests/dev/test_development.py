@@ -78,7 +78,7 @@ def _add_break_point(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--reload",)], ids=["run", "dev"])
-async def test_a_break_point_reads_the_terminal(
+async def test_a_break_point_reads_the_terminal_and_ctrl_c_ends_it(
     tree: Path, variables: dict[str, str], options: tuple[str, ...]
 ) -> None:
     _add_break_point(tree)
@@ -91,34 +91,22 @@ async def test_a_break_point_reads_the_terminal(
             await asyncio.sleep(5)
             terminal.type("p word\n")
             await terminal.shows("'before'")
+            await terminal.shows("(Pdb) ")
             terminal.type("c\n")
             answer = await stopped
             assert (answer.status_code, answer.json()) == (200, {"word": "before"})
-        terminal.type(chr(3))
-        assert await terminal.end(within=SLOW) == 0
-        assert terminal.echoes
-    output = terminal.output
-    assert "Everything is stopped." in output
-    for unwanted in ("BdbQuit", "Traceback", "ended unexpectedly", "the event loop stands still", "API killed"):
-        assert unwanted not in output, output
-    assert processes_of(tree / "data") == []
-
-
-async def test_ctrl_c_at_the_prompt_of_a_debugger_stops_everything(tree: Path, variables: dict[str, str]) -> None:
-    _add_break_point(tree)
-    with Terminal(("dev",), variables, tree) as terminal:
-        await terminal.shows("Onehop is ready", within=SLOW)
-        async with _client(variables) as client:
+            # Ctrl-C at the prompt stops everything, and switches on again what readline has switched off.
             stopped = asyncio.create_task(client.get("/v1/stop"))
             await terminal.shows("(Pdb) ")
             terminal.type(chr(3))
             assert await terminal.end(within=SLOW) == 0
             with pytest.raises(httpx.TransportError):
                 await stopped
-        # What readline has switched off is on again.
         assert terminal.echoes
-    assert "API stopped" in terminal.output
-    assert "Everything is stopped." in terminal.output
+    output = terminal.output
+    assert "Everything is stopped." in output
+    for unwanted in ("BdbQuit", "Traceback", "ended unexpectedly", "the event loop stands still", "API killed"):
+        assert unwanted not in output, output
     assert processes_of(tree / "data") == []
 
 

@@ -28,6 +28,8 @@ from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import in_time
 from tests.identity.conftest import LogIn
 
+pytestmark = pytest.mark.smoke
+
 
 def without_request_id(answer: httpx.Response) -> tuple[int, object, list[tuple[str, str]]]:
     body = answer.json()

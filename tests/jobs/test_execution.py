@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from app.identity.api import operator
 from app.jobs.api import retry_any_job
@@ -18,6 +19,8 @@ from app.worker import Worker, open_worker
 from tests.fixtures.waiting import eventually
 from tests.jobs.conftest import StartWorker
 from tests.jobs.kinds import Steps, kinds_of
+
+pytestmark = pytest.mark.smoke
 
 WORKER_ID = f"{socket.gethostname()}:{os.getpid()}"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -18,6 +18,8 @@ from app.users.service import record_events
 from tests.fixtures.application import Budget
 from tests.fixtures.servers import Connection
 
+pytestmark = pytest.mark.smoke
+
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from app.kernel.ids import new_id
 from app.users.schemas import LookupAnswer, PublicUserAnswer, UserAnswer
@@ -12,6 +13,8 @@ from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
+
+pytestmark = pytest.mark.smoke
 
 ME = "/v1/users/me"
 LOOKUP = "/v1/users/lookup"
