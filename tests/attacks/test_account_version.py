@@ -20,6 +20,9 @@ from tests.fixtures.waiting import eventually
 from tests.identity.conftest import LogIn, Mailbox
 from tests.jobs.receiver import LOCAL
 
+# As in production: each request that waits for a lock has a connection.
+pytestmark = pytest.mark.settings(APP_DATABASE_POOL_SIZE="10")
+
 NEW = "a new horse 2026"
 THIEF = "thief@example.com"
 CHANGE = {"new_email": THIEF, "current_password": PASSWORD}

@@ -16,6 +16,9 @@ from tests.fixtures.servers import Connection
 from tests.identity.test_second_factor import Phone, begin, enrol, finish
 from tests.jobs.receiver import LOCAL
 
+# As in production: each request that waits for a lock has a connection.
+pytestmark = pytest.mark.settings(APP_DATABASE_POOL_SIZE="10")
+
 AT_ONCE = 24
 
 
