@@ -12,6 +12,9 @@ from app.kernel.settings import HttpSettings
 
 _MAX_USER_AGENT = 512
 _IPV6_PREFIX = 64
+_IPV4_SITE_PREFIX = 24
+# With one come 65,536 networks of a host.
+_IPV6_SITE_PREFIX = 48
 _CACHED = 4096
 # Only the right end counts, which trusted proxies wrote. Whatever a client put in front of it is not kept.
 _MAX_FORWARDED = 512
@@ -48,11 +51,16 @@ def hides_client(scope: Scope, settings: HttpSettings) -> bool:
 
 
 @lru_cache(maxsize=_CACHED)
-def network_of(address: str | None, ipv4_prefix: int = 32) -> str:
+def network_of(address: str | None, ipv4_prefix: int = 32, ipv6_prefix: int = _IPV6_PREFIX) -> str:
     """The network that an address (of `client_address`) is counted by: a /64 of IPv6, where each host has many."""
     if address is None:
         return "unknown"
-    return str(ip_network(f"{address}/{_IPV6_PREFIX if ':' in address else ipv4_prefix}", strict=False))
+    return str(ip_network(f"{address}/{ipv6_prefix if ':' in address else ipv4_prefix}", strict=False))
+
+
+def site_of(address: str | None) -> str:
+    """The network around that, as one site has it: a /24 of IPv4, a /48 of IPv6 (RFC 6177)."""
+    return network_of(address, ipv4_prefix=_IPV4_SITE_PREFIX, ipv6_prefix=_IPV6_SITE_PREFIX)
 
 
 def user_agent(request: Request) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from app.kernel.client import client_address, network_of, user_agent
+from app.kernel.client import client_address, network_of, site_of, user_agent
 from app.kernel.clock import ManualClock, SystemClock
 from app.kernel.ids import new_id
 from app.kernel.keys import Keys, SealBroken
@@ -139,6 +139,14 @@ def test_proxies_are_networks() -> None:
 )
 def test_networks(address: str | None, prefix: int, network: str) -> None:
     assert network_of(address, prefix) == network
+
+
+@pytest.mark.parametrize(
+    ("address", "site"),
+    [("198.51.100.7", "198.51.100.0/24"), ("2001:db8:1:2:3::4", "2001:db8:1::/48"), (None, "unknown")],
+)
+def test_sites(address: str | None, site: str) -> None:
+    assert site_of(address) == site
 
 
 def test_user_agent_is_shortened() -> None:

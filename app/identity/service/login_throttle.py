@@ -5,7 +5,8 @@ Buckets, by the HMAC of what they are about, alike for known and unknown address
 
 - e-mail and network (/24, /64): five attempts, then a pause of 1, 2, 4 … 900 s after each;
 - e-mail, from anywhere: twenty in 15 minutes;
-- address of a client, then its /24: a quota for an hour, then one attempt a minute, or every ten seconds;
+- address of a client (/32, /64), then its site (/24, /48): a quota for an hour, then one attempt a minute, or every
+  ten seconds;
 - account: a hundred failures in 30 days close it to strangers until the password is reset;
 - current password: five, then pauses, of one session, so that the thief of a token brakes no other session;
 - TOTP code, of a known device, or of an account and a network: five, then pauses; a hundred in 30 days, which all known
@@ -31,7 +32,7 @@ from math import ceil
 from prometheus_client import Counter
 
 from app.identity.errors import TooManyAttempts
-from app.kernel.client import network_of
+from app.kernel.client import network_of, site_of
 from app.kernel.clock import Clock
 from app.kernel.disconnects import ClientGone
 from app.kernel.errors import Unavailable
@@ -42,8 +43,8 @@ from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 _attempts_total = Counter("app_identity_attempts", "Attempts to prove an identity.", ["outcome"])
 _DAY = 86_400
 _IPV4_PREFIX = 24
-# A /24 may be one office or a whole town: it has the quota of so many addresses.
-_ADDRESSES_OF_A_NETWORK = 4
+# A /24 or /48 may be one office or a whole town: it has the quota of so many addresses.
+_ADDRESSES_OF_A_SITE = 4
 _MAIL_REQUESTS_AN_HOUR = 10
 # A code is right with a probability of 3 in a million, because those of three time steps are taken.
 _CODES_A_MONTH = 100
@@ -146,11 +147,10 @@ class Throttle:
         """Those of a client's address and network. Beyond the limit they slow and do not close, because others are
         behind the same ones.
         """
-        network = network_of(ip, ipv4_prefix=_IPV4_PREFIX)
-        wide = limit * _ADDRESSES_OF_A_NETWORK
+        wide = limit * _ADDRESSES_OF_A_SITE
         return [
             self._bucket(f"{kind}-address", network_of(ip), limit, 3600, 60, 60, is_personal=False),
-            self._bucket(f"{kind}-network", network, wide, 3600, 10, 10, is_personal=False),
+            self._bucket(f"{kind}-network", site_of(ip), wide, 3600, 10, 10, is_personal=False),
         ]
 
     def session_buckets(self, purpose: str, session_id: object) -> list[Bucket]:
