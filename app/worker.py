@@ -26,6 +26,7 @@ from app.jobs.api import (
     Turns,
     WebhookSender,
     WorkerHealth,
+    delete_abandoned_folders,
     lane_shares,
     user_caps,
 )
@@ -157,6 +158,8 @@ async def open_worker(
     # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more
     # than the jobs.
     await open_database(resources)
+    # Of the process before this one, if that was killed.
+    await asyncio.to_thread(delete_abandoned_folders)
     endless: list[Callable[[], Awaitable[None]]] = [
         partial(follow_database_time, db, clock),
         executor.ends.write_for_ever,

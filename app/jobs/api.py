@@ -25,6 +25,7 @@ from app.jobs.service.health import WorkerHealth
 from app.jobs.service.mailing import Postman, lift_suppression
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
+from app.jobs.service.scratch import delete_abandoned_folders
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore, store_problem
 from app.jobs.service.submitting import submission_group_commit
@@ -60,6 +61,7 @@ __all__ = [
     "WorkerHealth",
     "api_state",
     "cancel_any_job",
+    "delete_abandoned_folders",
     "disable_endpoints",
     "find_missing_scripts",
     "get_any_job",

@@ -1,5 +1,6 @@
 """The kinds that need more than their context, and the module's own housekeeping by the clock."""
 
+import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_at
 from app.jobs.service.documents import use_fonts
 from app.jobs.service.mailing import Postman
 from app.jobs.service.scheduling import Schedule
+from app.jobs.service.scratch import delete_abandoned_folders
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.settings import JobsSettings
@@ -70,6 +72,7 @@ class JobsTasks:
 
     async def _clean(self, ctx: JobContext, _: CleanArgs) -> dict[str, int]:
         """Answers how much of each was removed. Files come last, so that a store that is away keeps nothing else."""
+        await asyncio.to_thread(delete_abandoned_folders)
         return {
             "idempotency_keys": await in_batches(ctx.db, "jobs.idempotency_keys", delete_expired_keys),
             "attempts": await prune_attempts(ctx.db, ctx.clock, self._settings.retention_days),

@@ -60,8 +60,9 @@ async def prune_messages(db: Database, retention_days: int) -> int:
 
 async def delete_orphans(db: Database, store: ArtifactStore, clock: Clock) -> int:
     """Deletes files that no job has published, as a crash leaves them; answers how many. Raises StoreUnavailable."""
-    total = 0
-    async for keys in store.list_before(clock.now() - _ORPHAN_AGE):
+    before = clock.now() - _ORPHAN_AGE
+    total = await store.delete_unfinished(before)
+    async for keys in store.list_before(before):
         async with db.read("jobs.orphans") as conn:
             published = set(await queries.list_published_keys(conn, keys))
         orphans = [key for key in keys if key not in published]

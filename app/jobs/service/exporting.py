@@ -5,17 +5,16 @@ What has to be computed runs in a thread, one batch at a time, so that the worke
 
 import asyncio
 import io
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import orjson
+
+from app.jobs.service.scratch import ScratchFolder
 
 Write = Callable[[bytes], Awaitable[None]]
 Values = Sequence[Any]
@@ -140,10 +139,10 @@ class _Workbook:
     def __init__(self, columns: Sequence[Column]) -> None:
         import xlsxwriter  # noqa: PLC0415 - likewise: only for who needs it
 
-        self._folder = Path(tempfile.mkdtemp())
-        self.path = self._folder / "rows.xlsx"
+        self._folder = ScratchFolder()
+        self.path = self._folder.path / "rows.xlsx"
         self._columns = columns
-        self._book = xlsxwriter.Workbook(str(self.path), {"constant_memory": True, "tmpdir": str(self._folder)})
+        self._book = xlsxwriter.Workbook(str(self.path), {"constant_memory": True, "tmpdir": str(self._folder.path)})
         self._time_format = self._book.add_format({"num_format": "yyyy-mm-dd hh:mm:ss.000"})
         self._row = XLSX_ROWS_PER_SHEET
 
@@ -175,7 +174,7 @@ class _Workbook:
         """Also of one that was never closed."""
         for sheet in self._book.worksheets():
             sheet._opt_close()  # noqa: SLF001 - else its file stays open until the collector finds it
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.discard()
 
     def _begin_sheet(self) -> None:
         self._sheet = self._book.add_worksheet()

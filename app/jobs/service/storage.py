@@ -5,8 +5,9 @@ upload only once it is complete.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +35,8 @@ _CONNECT_SECONDS = 3
 _REQUEST_SECONDS = 30
 # A store that refuses so many objects one after the other is away; fewer may be broken ones.
 _MOST_FAILURES = 3
+# How the local store calls a file until it is complete.
+_STAGED = re.compile(r".*#[0-9]+", re.DOTALL)
 
 
 @contextmanager
@@ -99,9 +102,11 @@ class ArtifactStore:
     def __init__(self, settings: JobsSettings, data_dir: Path) -> None:
         parts = urlsplit(settings.artifact_url or "")
         self._store: LocalStore | S3Store
+        self._folder: Path | None = None
         if parts.scheme != "s3":
             # A folder's name may hold what means something in a URL.
-            folder = parts.path or (data_dir / "artifacts").absolute()
+            folder = Path(parts.path) if parts.path else (data_dir / "artifacts").absolute()
+            self._folder = folder
             self._store = LocalStore(folder, mkdir=True, automatic_cleanup=True)
         else:
             secret = settings.artifact_s3_secret
@@ -185,6 +190,14 @@ class ArtifactStore:
             gone.append(key)
         return gone
 
+    async def delete_unfinished(self, moment: datetime) -> int:
+        """Deletes files that were last written before `moment` and never completed, because their process was killed;
+        answers how many. The local store lists none of them, and a bucket has a rule for them (docs/operations.md).
+        """
+        if self._folder is None:
+            return 0
+        return await asyncio.to_thread(_delete_staged, self._folder, moment.timestamp())
+
     async def list_before(self, moment: datetime) -> AsyncIterator[list[str]]:
         """Keys of the objects last written before `moment`, in batches. Raises StoreUnavailable."""
         batches = aiter(obstore.list(self._store, chunk_size=500))
@@ -196,3 +209,14 @@ class ArtifactStore:
             keys = [item["path"] for item in batch if item["last_modified"] < moment]
             if keys:
                 yield keys
+
+
+def _delete_staged(folder: Path, before: float) -> int:
+    deleted = 0
+    for path in folder.rglob("*"):
+        # One may be finished, or deleted, meanwhile.
+        with suppress(FileNotFoundError):
+            if _STAGED.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before:
+                path.unlink()
+                deleted += 1
+    return deleted
