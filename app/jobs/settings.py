@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 
-from app.kernel.settings import BY_COMMAS, Days, RedisUrl, Seconds, Section, Texts, Unit, WholeSeconds, url_of
+from app.kernel.settings import BY_COMMAS, Bytes, Days, RedisUrl, Seconds, Section, Texts, Unit, WholeSeconds, url_of
 from app.kernel.text import VisibleLine, VisibleText
 
 Jobs = Annotated[int, Unit("jobs")]
@@ -44,6 +44,11 @@ class JobsSettings(Section):
         10_000, ge=1, description="Unfinished jobs of one user in a lane beyond which their submissions get 429."
     )
     user_running: Jobs = Field(3, ge=1, description="Jobs of one user that run at a time in the lanes of long work.")
+    user_file_bytes: Bytes = Field(
+        10 * 1024**3,
+        ge=1024**2,
+        description="Files kept of one user; beyond, the oldest are deleted before their time.",
+    )
     retention_days: Days = Field(30, ge=1, le=3650, description="Until a finished job is deleted.")
     artifact_url: Annotated[str, url_of("file", "s3")] | None = Field(
         None,

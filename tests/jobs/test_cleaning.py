@@ -12,6 +12,7 @@ import asyncpg
 from app.jobs.service.cleaning import (
     delete_orphans,
     expire_artifacts,
+    expire_surplus,
     prune_attempts,
     prune_jobs,
     prune_messages,
@@ -50,6 +51,27 @@ async def test_a_file_is_deleted_when_its_time_is_over(worker: Worker, connectio
     assert [path.parts[-3] for path in files(worker)] == [str(young)]
     rows = await connection.fetch("SELECT job_id, deleted_at IS NULL AS is_there FROM jobs.artifacts")
     assert {row["job_id"]: row["is_there"] for row in rows} == {old: False, young: True}
+
+
+async def test_the_oldest_files_of_a_user_end_beyond_a_bound(
+    worker: Worker, connection: Connection, steps: Steps
+) -> None:
+    jobs = [await make_file(worker, connection, steps) for _ in range(6)]
+    # Three of one user; one alone that is larger than the bound; two that just fit.
+    for number, (job_id, user, size) in enumerate(
+        zip(jobs, (1, 1, 1, 2, 3, 3), (60, 50, 40, 900, 50, 50), strict=True)
+    ):
+        await connection.execute(
+            """
+            UPDATE jobs.artifacts SET user_id = $2, size = $3, created_at = now() + make_interval(secs => $4)
+            WHERE job_id = $1
+            """,
+            *(job_id, UUID(int=user), size, number),
+        )
+    assert await expire_surplus(worker.db, 100) == 1
+    assert await expire_surplus(worker.db, 100) == 0
+    assert await expire_artifacts(worker.db, worker.store) == 1
+    assert {path.parts[-3] for path in files(worker)} == set(map(str, jobs[1:]))
 
 
 async def test_old_jobs_are_deleted_once_their_files_are(worker: Worker, connection: Connection, steps: Steps) -> None:
@@ -134,6 +156,7 @@ async def test_the_housekeeping_job_runs_by_the_clock(worker: Worker, connection
     assert json.loads(await result()) == {
         "jobs": 0,
         "orphans": 0,
+        "surplus_artifacts": 0,
         "artifacts": 0,
         "attempts": 0,
         "webhook_messages": 0,

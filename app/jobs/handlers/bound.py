@@ -8,7 +8,14 @@ from app.jobs.handlers.email_send import email_send_kind
 from app.jobs.handlers.invoice_email import invoice_email_kind
 from app.jobs.handlers.report_weekly import KIND_WEEKLY, report_email_kind
 from app.jobs.handlers.webhook_deliver import WebhookDeliverer
-from app.jobs.service.cleaning import delete_orphans, expire_artifacts, prune_attempts, prune_jobs, prune_messages
+from app.jobs.service.cleaning import (
+    delete_orphans,
+    expire_artifacts,
+    expire_surplus,
+    prune_attempts,
+    prune_jobs,
+    prune_messages,
+)
 from app.jobs.service.documents import use_fonts
 from app.jobs.service.mailing import Postman
 from app.jobs.service.scheduling import Schedule
@@ -79,6 +86,7 @@ class JobsTasks:
             "webhook_messages": await prune_messages(ctx.db, self._settings.retention_days),
             "mail_sends": await self._postman.prune_sends(ctx.db),
             "suppressions": await self._postman.prune_suppressions(ctx.db),
+            "surplus_artifacts": await expire_surplus(ctx.db, self._settings.user_file_bytes),
             "artifacts": await expire_artifacts(ctx.db, self._store),
             "jobs": await prune_jobs(ctx.db, self._settings.retention_days),
             "orphans": await delete_orphans(ctx.db, self._store, ctx.clock),

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.kernel.database import ReadConn, Tx
+from app.kernel.ids import UserId
 
 LIST_EXPIRED_ARTIFACTS = """
 SELECT a.expires_at, a.storage_key FROM jobs.artifacts AS a
@@ -16,6 +17,37 @@ ORDER BY a.expires_at, a.storage_key LIMIT $3
 async def list_expired_artifacts(conn: ReadConn, after: tuple[datetime, str], limit: int) -> list[tuple[datetime, str]]:
     """When files ended whose time is over, and their storage keys, from behind `after`."""
     return [(row["expires_at"], row["storage_key"]) for row in await conn.fetch(LIST_EXPIRED_ARTIFACTS, *after, limit)]
+
+
+LIST_HOARDERS = """
+SELECT a.user_id FROM jobs.artifacts AS a
+WHERE a.deleted_at IS NULL AND a.expires_at > now() AND a.user_id IS NOT NULL
+GROUP BY a.user_id HAVING sum(a.size) > $1 AND count(*) > 1
+"""
+
+
+async def list_hoarders(conn: ReadConn, max_bytes: int) -> list[UserId]:
+    """The users who have files of more than `max_bytes` in all, unless it is a single one."""
+    return [row["user_id"] for row in await conn.fetch(LIST_HOARDERS, max_bytes)]
+
+
+EXPIRE_SURPLUS = """
+UPDATE jobs.artifacts AS a SET expires_at = now()
+FROM (
+    SELECT f.storage_key, sum(f.size) OVER newest AS bytes, row_number() OVER newest AS place
+    FROM jobs.artifacts AS f
+    WHERE f.user_id = $1 AND f.deleted_at IS NULL AND f.expires_at > now()
+    WINDOW newest AS (ORDER BY f.created_at DESC, f.storage_key)
+) AS kept
+WHERE a.storage_key = kept.storage_key AND kept.bytes > $2 AND kept.place > 1
+"""
+
+
+async def expire_surplus(tx: Tx, user_id: UserId, max_bytes: int) -> int:
+    """Ends the time of a user's files but for the newest that have up to `max_bytes` in all, or for the newest one;
+    answers of how many.
+    """
+    return int((await tx.execute(EXPIRE_SURPLUS, user_id, max_bytes)).removeprefix("UPDATE "))
 
 
 MARK_ARTIFACTS_DELETED = """

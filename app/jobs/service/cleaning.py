@@ -6,7 +6,7 @@ from app.jobs.queries import cleaning as queries
 from app.jobs.queries.webhook_deliveries import delete_old_messages
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
-from app.kernel.database import Database, in_batches
+from app.kernel.database import Database, in_batches, retries_conflicts
 from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -36,6 +36,21 @@ async def expire_artifacts(db: Database, store: ArtifactStore) -> int:
         async with db.statement("jobs.expire_artifacts") as tx:
             await queries.mark_artifacts_deleted(tx, gone)
         total += len(gone)
+
+
+@retries_conflicts
+async def expire_surplus(db: Database, max_bytes: int) -> int:
+    """Ends the time of files beyond what is kept of one user, the oldest first; answers of how many.
+
+    A job that copies all data of its user may be started again as soon as it has ended, and each copy is kept for days.
+    """
+    async with db.read("jobs.hoarders") as conn:
+        hoarders = await queries.list_hoarders(conn, max_bytes)
+    total = 0
+    for user_id in hoarders:
+        async with db.statement("jobs.expire_surplus") as tx:
+            total += await queries.expire_surplus(tx, user_id, max_bytes)
+    return total
 
 
 async def prune_jobs(db: Database, retention_days: int) -> int:
