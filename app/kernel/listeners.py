@@ -9,8 +9,8 @@ hear of.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -60,16 +60,28 @@ class Listeners:
         """Whether a webhook may subscribe to this user's events."""
         return self._users is None or user_id in self._users
 
-    def unit(self, db: Database, user_id: UserId, label: str) -> AbstractAsyncContextManager[Tx]:
+    @asynccontextmanager
+    async def unit(self, db: Database, user_id: UserId, label: str) -> AsyncIterator[Tx]:
         """A unit of one statement; a transaction where that statement's event has a listener."""
-        return db.transaction(label) if self.has(user_id) else db.statement(label)
+        is_published = self.has(user_id)
+        async with db.transaction(label) if is_published else db.statement(label) as tx:
+            tx.skips_events = not is_published
+            yield tx
 
     async def publish(self, tx: Tx, user_id: UserId | None, event_type: str, data: Sequence[Mapping[str, Any]]) -> None:
         """Publishes one event for each of `data` within `tx`, if there is a subscriber.
 
-        A unit of one statement was begun without a subscriber, and stays one.
+        A `unit` that was begun without a subscriber publishes nothing, though there may be one by now.
+
+        Raises:
+            RuntimeError: `tx` is a single statement that did not come from `unit`: the event could never be stored.
         """
-        if data and self.has(user_id) and tx.has_statements_left:
+        if not data or tx.skips_events:
+            return
+        if not tx.has_statements_left:
+            message = f"{tx.unit}: an event is a second statement; begin a transaction, or the unit of the subscribers"
+            raise RuntimeError(message)
+        if self.has(user_id):
             await self.publish_noted(tx, [(user_id, event_type, item) for item in data])
 
     async def publish_noted(self, tx: Tx, events: Sequence[tuple[UserId | None, str, Mapping[str, Any]]]) -> None:

@@ -145,6 +145,7 @@ async def read_profile(reads: PointReads, user_id: UserId) -> User:
     return user
 
 
+@retries_conflicts
 async def change_profile(
     db: Database, listeners: Listeners, user_id: UserId, changes: Mapping[str, str | None], versions: Versions
 ) -> User:

@@ -11,7 +11,7 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_sessions, list_own_sessions
 from app.kernel.addresses import canonical_email_part
 from app.kernel.auth import Role
-from app.kernel.database import Database
+from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
 
@@ -78,6 +78,7 @@ async def read_security_events(
     return await audit_log.read_security_events(db, cursors, user_id, limit=limit, cursor=cursor)
 
 
+@retries_conflicts
 async def revoke_sessions(db: Database, identity: IdentityServices, admin: Actor, user_id: UserId) -> int:
     """Ends all sessions of an account; the answer is how many.
 

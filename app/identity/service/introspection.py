@@ -54,8 +54,7 @@ async def revoke(db: Database, identity: IdentityServices, token: str, device: D
             user_id, session_id = UserId(claims.sub), claims.sid
     except MalformedToken:
         return
-    async with identity.listeners.unit(db, user_id, "identity.revoke_token") as tx:
-        await end_session(tx, identity, user_id, device, session_id, reason="token_revoked")
+    await end_session(db, identity, user_id, device, session_id, unit="identity.revoke_token", reason="token_revoked")
 
 
 async def _introspect_refresh(db: Database, identity: IdentityServices, token: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import asyncio
 
 from app.identity.queries.sessions import claim_unpublished_ends
 from app.kernel.background import is_set_within
-from app.kernel.database import Database, Tx
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import Unavailable
 from app.kernel.listeners import Listeners
 from app.kernel.observability.telemetry import get_logger
@@ -42,18 +42,22 @@ class SessionEndPublisher:
         """Publishes the ends that are marked."""
         claimed = _AT_A_TIME
         while claimed == _AT_A_TIME:
-            async with self._db.transaction("identity.publish_ends") as tx:
-                ends = await claim_unpublished_ends(tx, _AT_A_TIME)
-                if ends:
-                    # Also where no subscriber is known: this process may know less than the one that marked them.
-                    await self._listeners.publish_noted(
-                        tx,
-                        [
-                            (user_id, SESSION_REVOKED, {"session_id": str(session_id), "reason": "too_many_sessions"})
-                            for user_id, session_id in ends
-                        ],
-                    )
-            claimed = len(ends)
+            claimed = await self._publish_some()
+
+    @retries_conflicts
+    async def _publish_some(self) -> int:
+        async with self._db.transaction("identity.publish_ends") as tx:
+            ends = await claim_unpublished_ends(tx, _AT_A_TIME)
+            if ends:
+                # Also where no subscriber is known: this process may know less than the one that marked them.
+                await self._listeners.publish_noted(
+                    tx,
+                    [
+                        (user_id, SESSION_REVOKED, {"session_id": str(session_id), "reason": "too_many_sessions"})
+                        for user_id, session_id in ends
+                    ],
+                )
+        return len(ends)
 
     async def publish_for_ever(self) -> None:
         """At once where this process has marked something; else now and then, for those that have died."""

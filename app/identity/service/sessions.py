@@ -21,7 +21,7 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.session_ends import SESSION_REVOKED
 from app.identity.service.token_issuer import TokenScope
 from app.identity.service.tokens import MalformedToken
-from app.kernel.database import Database, Tx
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import Cursors, Page
 
@@ -184,6 +184,7 @@ async def list_own_sessions(
     )
 
 
+@retries_conflicts
 async def end_own_session(db: Database, identity: IdentityServices, actor: Actor, session_id: UUID) -> None:
     """Ends a session of the caller.
 
@@ -215,21 +216,32 @@ async def log_out(
 ) -> None:
     """Ends the session of either token, expired ones included. Says nothing when there is none to end."""
     for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
-        async with identity.listeners.unit(db, user_id, "identity.log_out") as tx:
-            await end_session(tx, identity, user_id, device, session_id, reason="logged_out")
+        await end_session(db, identity, user_id, device, session_id, unit="identity.log_out", reason="logged_out")
 
 
+@retries_conflicts
 async def end_session(
-    tx: Tx, identity: IdentityServices, user_id: UserId, device: Device, session_id: UUID, *, reason: str
+    db: Database,
+    identity: IdentityServices,
+    user_id: UserId,
+    device: Device,
+    session_id: UUID,
+    *,
+    unit: str,
+    reason: str,
 ) -> None:
-    """Ends a session at the wish of who holds a token of it, which is dead everywhere when the unit has committed."""
-    ended = await end_sessions(tx, identity, user_id, device, reason=reason, actor_id=user_id, session_id=session_id)
-    if not ended:
-        # Another request has just ended it, and need not have told everybody yet; or the session is over, and its
-        # last access token is not.
-        identity.feed.announce(tx, [Revocation("session", session_id, 0, identity.revocations_end())])
+    """Ends the session of a token that the caller holds. On return the token is dead in every process."""
+    async with identity.listeners.unit(db, user_id, unit) as tx:
+        ended = await end_sessions(
+            tx, identity, user_id, device, reason=reason, actor_id=user_id, session_id=session_id
+        )
+        if not ended:
+            # Another request has just ended it, and need not have told everybody yet; or the session is over, and its
+            # last access token is not.
+            identity.feed.announce(tx, [Revocation("session", session_id, 0, identity.revocations_end())])
 
 
+@retries_conflicts
 async def end_other_sessions(db: Database, identity: IdentityServices, actor: Actor, *, keep_current: bool) -> int:
     """Ends all sessions of the caller, but for the one that asks where it is to be kept."""
     async with identity.listeners.unit(db, actor.user_id, "identity.log_out_all") as tx:

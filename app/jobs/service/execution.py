@@ -32,7 +32,7 @@ from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
-from app.kernel.database import Database, Tx
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger, request_id_var, trace_parent_var
 from app.kernel.queue import PermanentJobError, Queue, RetryJob, SnoozeJob
@@ -117,6 +117,7 @@ class Executor:
                 undecided = await queries.list_undecided_jobs(conn, ids)
         return Claim(jobs, undecided)
 
+    @retries_conflicts
     async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
         """Due jobs of the wanted lanes, found without Redis: those that should be there, then the waiting ones."""
         async with self.db.transaction("jobs.claim_direct") as tx:

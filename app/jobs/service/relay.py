@@ -24,7 +24,7 @@ from app.jobs.settings import JobsSettings
 from app.kernel.background import Background
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
-from app.kernel.database import Database, DirectConn, in_batches
+from app.kernel.database import Database, DirectConn, in_batches, retries_conflicts
 from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobRef, Queue
@@ -190,6 +190,7 @@ class Relay:
             moved += await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
         return moved
 
+    @retries_conflicts
     async def rescue(self) -> int:
         """Takes jobs from workers that have let their lease end; answers how many."""
         async with self._db.transaction("jobs.rescue") as tx:

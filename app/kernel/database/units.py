@@ -99,7 +99,7 @@ class ReadConn:
 class Tx(ReadConn):
     """A unit of work that may write. What has to follow a commit is registered here and nowhere else."""
 
-    __slots__ = ("_after_commit", "_commits", "_emitted", "_has_committed", "_statements_left")
+    __slots__ = ("_after_commit", "_commits", "_emitted", "_has_committed", "_statements_left", "skips_events")
 
     def __init__(
         self, database: Gateway, connection: Any, unit: str, renew: Renew | None = None, *, single: bool
@@ -111,6 +111,13 @@ class Tx(ReadConn):
         # Whether the statement sent next, or last, makes the unit's changes permanent.
         self._commits = single
         self._has_committed = False
+        # Whether an event of this unit has no subscriber, so that there is nothing to publish.
+        self.skips_events = False
+
+    @property
+    def unit(self) -> str:
+        """The name of the use case."""
+        return self._unit
 
     @property
     def has_statements_left(self) -> bool:
