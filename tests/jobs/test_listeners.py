@@ -57,7 +57,7 @@ async def test_a_listener_is_known_everywhere(
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE user_id = $1", late) == 2
 
     # Of a unit of another kind the second statement would never be sent, so that is said instead of losing the event.
-    with pytest.raises(RuntimeError, match="test.single: an event is a second statement"):
+    with pytest.raises(RuntimeError, match=r"test\.single: an event is a second statement"):
         async with one.db.statement("test.single") as tx:
             await tx.execute("SELECT 1")
             await one.listeners.publish(tx, late, "user.updated", [{}])
