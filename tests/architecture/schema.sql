@@ -201,7 +201,6 @@ CREATE TABLE jobs.jobs (
     version bigint DEFAULT 1 NOT NULL,
     args jsonb NOT NULL,
     unique_key text,
-    parent_id uuid,
     attempt smallint DEFAULT 0 NOT NULL,
     max_attempts smallint DEFAULT 8 NOT NULL,
     rescues smallint DEFAULT 0 NOT NULL,
