@@ -62,9 +62,20 @@ async def test_each_step_can_be_taken_back(postgres: EmbeddedPostgres, empty_dat
         await migrations.upgrade(empty_database_url, revision)
         if revision != REVISIONS[0]:
             await migrations.downgrade(empty_database_url, "-1")
-            assert await dump(postgres, empty_database_url, noise=OURS_ONLY) == before
+            after = await dump(postgres, empty_database_url, noise=OURS_ONLY)
+            assert _in_any_order(after) == _in_any_order(before)
             await migrations.upgrade(empty_database_url, revision)
     assert await migrations.status(empty_database_url) == (REVISIONS[-1], REVISIONS[-1])
+
+
+def _in_any_order(schema: str) -> str:
+    """With the columns of each table sorted: one that comes back is the last, and no statement relies on the order."""
+
+    def sort(table: re.Match[str]) -> str:
+        columns = sorted(line.strip().removesuffix(",") for line in table[2].splitlines())
+        return f"{table[1]}{columns}"
+
+    return re.sub(r"^(CREATE TABLE \S+ \()$(.*?)^\)", sort, schema, flags=re.MULTILINE | re.DOTALL)
 
 
 async def test_status_of_an_empty_database(empty_database_url: str) -> None:
