@@ -144,13 +144,17 @@ async def test_the_variables_of_another_server_do_not_lead_away(
         monkeypatch.setenv(name, value)
     with servers(data_dir, valkey=False) as found:
         assert found.database_url is not None
-        connection = await Hosts(found.database_url).connect(timeout=10)
-        try:
-            row = await connection.fetchrow("SELECT current_user::text, current_database()::text, inet_server_port()")
-            assert tuple(row) == ("postgres", "onehop", None)
-            await connection.execute("CREATE TABLE written AS SELECT 1 AS number")
-        finally:
-            await connection.close()
+        # The second is as people write it: port, TLS and kind of server are left out.
+        for table, url in (("first", found.database_url), ("second", found.database_url.partition("&port=")[0])):
+            connection = await Hosts(url).connect(timeout=10)
+            try:
+                row = await connection.fetchrow(
+                    "SELECT current_user::text, current_database()::text, inet_server_port()"
+                )
+                assert tuple(row) == ("postgres", "onehop", None)
+                await connection.execute(f"CREATE TABLE {table} AS SELECT 1 AS number")
+            finally:
+                await connection.close()
 
 
 # Relative to the data folder: sockets, lock files, and what holds them.

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -222,6 +223,24 @@ async def test_a_host_that_was_slow_once_need_not_wait_for_one_that_says_nothing
         await eventually(lambda: (to_postgres.accepted, hung.accepted) != (asked, hung_asked))
         assert to_postgres.accepted == asked + 1
         (await connecting).terminate()
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+async def test_a_dsn_takes_nothing_about_its_server_from_the_shell(
+    to_postgres: Proxy, monkeypatch: pytest.MonkeyPatch, hosts: int
+) -> None:
+    other = {"PGPORT": "1", "PGSSLMODE": "verify-full", "PGSSLNEGOTIATION": "direct", "PGTARGETSESSIONATTRS": "standby"}
+    for name, value in other.items():
+        monkeypatch.setenv(name, value)
+    host = f"127.0.0.1:{to_postgres.port}"
+    path = urlsplit(to_postgres.url).path
+    connection = await Hosts(f"postgresql://postgres@{','.join([host] * hosts)}{path}").connect(timeout=scaled(10))
+    try:
+        assert await connection.fetchval("SELECT pg_is_in_recovery()") is False
+    finally:
+        await connection.close()
+    # Nor does a port that is left out come from there.
+    assert Hosts("postgresql://postgres@db.example/onehop")._hosts == [("db.example", 5432)]
 
 
 async def test_each_connection_gives_up_a_machine_that_acknowledges_nothing(to_postgres: Proxy) -> None:

@@ -1,10 +1,9 @@
 """How connections are made: what each of them has, and which of several hosts it leads to."""
 
 import asyncio
-import os
 import socket
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -96,16 +95,14 @@ class Hosts:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._hosts = _hosts_of(dsn)
+        self._defaults = _defaults_of(dsn, self._hosts)
         # The one that made the last connection, and those that have said nothing since a request waited for them.
         self._preferred = 0
         self._silent: set[int] = set()
 
     async def connect(self, *_: Any, **options: Any) -> Any:
         """A connection to the first host that is there and takes writes; the arguments are asyncpg's."""
-        if all(host.startswith("/") for host, _ in self._hosts):
-            # There is no TLS on a Unix socket. libpq passes over PGSSLNEGOTIATION there; asyncpg refuses to connect.
-            options["direct_tls"] = False
-        connection = await self._connect(options)
+        connection = await self._connect(self._defaults | options)
         _notice_loss(connection, _PATIENCE * options["timeout"])
         return connection
 
@@ -118,9 +115,8 @@ class Hosts:
         """
         dsn = self._dsn
         if len(self._hosts) == 1:
-            return await asyncpg.connect(dsn, **options)
-        if "target_session_attrs" not in dsn:
-            options["target_session_attrs"] = "read-write"
+            ((host, port),) = self._hosts
+            return await asyncpg.connect(dsn, **({"host": host, "port": port} if host else {}), **options)
         steps = self._steps()
         attempts: dict[asyncio.Task[Any], int] = {}
         failure: BaseException = OSError("no host")
@@ -251,7 +247,7 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
     parts = urlsplit(dsn)
     query = parse_qs(parts.query)
     named = parts.netloc.rpartition("@")[2] or ",".join(query.get("host", []))
-    ports = (",".join(query.get("port", [])) or os.environ.get("PGPORT", "")).split(",")
+    ports = ",".join(query.get("port", [])).split(",")
     hosts = []
     for number, item in enumerate(named.split(",")):
         host, port = item, ports[min(number, len(ports) - 1)]
@@ -260,6 +256,27 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
             host, _, port = item.rpartition(":")
         hosts.append((unquote(host).strip("[]"), int(port or _DEFAULT_PORT)))
     return hosts
+
+
+def _defaults_of(dsn: str, hosts: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Values for what the DSN leaves out about the server and the way to it, as asyncpg takes them.
+
+    asyncpg would read them from PGSSLMODE, PGSSLNEGOTIATION and PGTARGETSESSIONATTRS, which a shell may have set for
+    another server.
+    """
+    query = parse_qs(urlsplit(dsn).query)
+    if "service" in query:
+        return {}
+    is_local = all(host.startswith("/") for host, _ in hosts)
+    defaults: dict[str, Any] = {}
+    if "sslmode" not in query:
+        defaults["ssl"] = "disable" if is_local else "prefer"
+    if "sslnegotiation" not in query or is_local:
+        # There is no TLS on a Unix socket, and asyncpg refuses to connect if it is to begin there.
+        defaults["direct_tls"] = False
+    if "target_session_attrs" not in query:
+        defaults["target_session_attrs"] = "read-write" if len(hosts) > 1 else "any"
+    return defaults
 
 
 def _notice_loss(connection: Any, seconds: float) -> None:
