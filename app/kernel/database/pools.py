@@ -116,7 +116,9 @@ class Hosts:
         dsn = self._dsn
         if len(self._hosts) == 1:
             ((host, port),) = self._hosts
-            return await asyncpg.connect(dsn, **({"host": host, "port": port} if host else {}), **options)
+            if host:
+                options |= {"host": host, "port": port}
+            return await asyncpg.connect(dsn, **options)
         steps = self._steps()
         attempts: dict[asyncio.Task[Any], int] = {}
         failure: BaseException = OSError("no host")
