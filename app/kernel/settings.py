@@ -289,6 +289,11 @@ class ConnectionSettings(Section):
     write_timeout: Seconds = Field(
         30.0, gt=0, le=3600, description="A client that reads nothing for so long is disconnected."
     )
+    max_unsent_bytes: Bytes = Field(
+        256 * 1024**2,
+        ge=1024**2,
+        description="Answers that wait to be read by their clients; beyond, clients that keep most are disconnected.",
+    )
     idle_timeout: Seconds = Field(
         75.0, gt=0, le=3600, description="Keep-alive; longer than that of a load balancer in front."
     )

@@ -26,6 +26,8 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # All that a value may hold (RFC 9110, section 5.5). What is left of a head without it must be its line ends.
 _VISIBLE = bytes([9, *range(32, 127), *range(128, 256)])
 _STATUSES_WITHOUT_BODY = frozenset({204, 304})
+# To send a body with its head takes a copy of it, which is cheaper than another system call up to here.
+_SHARED_BYTES = 64 * 1024
 # `struct linger`: on, and no second.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -85,7 +87,12 @@ class Exchange(RequestResponseCycle):
         """Sends a whole answer. `start` is its head but for the server's own headers and the last line end."""
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         self.response_started = self.response_complete = True
-        self.transport.write(b"%b%b%b%b" % (start, _lines_of(self.default_headers), end, body))
+        lines = _lines_of(self.default_headers)
+        if len(body) < _SHARED_BYTES:
+            # One copy of all parts, for the many short answers.
+            self.transport.write(b"%b%b%b%b" % (start, lines, end, body))
+        else:
+            _write_whole(self.transport, b"%b%b%b" % (start, lines, end), body)
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -100,7 +107,7 @@ class Exchange(RequestResponseCycle):
             self.transport.write(head)
             return
         message["is_sent_whole"] = True
-        self.transport.write(head + body)
+        _write_whole(self.transport, head, body)
         self._complete()
 
     def _render_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -208,6 +215,15 @@ class Exchange(RequestResponseCycle):
         self.transport.write(refusal(error, self.default_headers))
         self.transport.close()
         self.on_response()
+
+
+def _write_whole(transport: asyncio.Transport, head: bytes, body: bytes) -> None:
+    if len(body) < _SHARED_BYTES:
+        transport.write(head + body)
+    else:
+        # Not copied: however many clients are slow to read it, they wait for the same bytes.
+        transport.write(head)
+        transport.write(body)
 
 
 def _lines_of(headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -51,8 +51,19 @@ class Connection(Protocol):
     @property
     def idle_since(self) -> float | None: ...
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that its client lets wait."""
+        ...
+
+    @property
+    def host(self) -> str | None:
+        """Address of its client."""
+        ...
+
     def examine(self, now: float) -> None: ...
     def end(self, reason: str) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Guard:
@@ -68,11 +79,14 @@ class Guard:
         self._hosts: set[bytes] = set()
         self._round: list[Connection] = []
         self._step = 1
+        # What the present round has found, by client.
+        self._unsent: dict[str | None, dict[Connection, int]] = {}
         self.outbox = Outbox(loop)
         self._sweep_for_ever()
 
     def _sweep_for_ever(self) -> None:
         if not self._round:
+            self._end_hoarders()
             self._round = list(self._connections)
             self._step = len(self._round) // _STEPS + 1
             _connections.set(len(self._round))
@@ -88,6 +102,27 @@ class Guard:
         now = self._loop.time()
         for connection in connections:
             connection.examine(now)
+            if unsent := connection.unsent:
+                self._unsent.setdefault(connection.host, {})[connection] = unsent
+
+    def _end_hoarders(self) -> None:
+        """Ends connections whose clients do not read, of the client that keeps most first, until the answers of the
+        others fit into the memory that there is for them.
+        """
+        found, self._unsent = self._unsent, {}
+        excess = sum(sum(sizes.values()) for sizes in found.values()) - self.limits.max_unsent_bytes
+        if excess <= 0:
+            return
+        clients = [(-sum(sizes.values()), number, sizes) for number, sizes in enumerate(found.values())]
+        heapq.heapify(clients)
+        while excess > 0:
+            kept, number, sizes = heapq.heappop(clients)
+            connection, unsent = sizes.popitem()
+            ended.labels("unsent").inc()
+            connection.abort()
+            excess -= unsent
+            if sizes:
+                heapq.heappush(clients, (kept + unsent, number, sizes))
 
     def make_room(self, newest: Connection) -> bool:
         """Whether there is room for the `newest` one, if need be after ending those that have been idle longest."""

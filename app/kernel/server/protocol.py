@@ -103,6 +103,20 @@ class GuardedProtocol(HttpToolsProtocol):
             return None
         return self._since if self._seen_scope is self.scope else self.loop.time()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client lets wait; 0 where they are few."""
+        return self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+
+    @property
+    def host(self) -> str | None:
+        """Address of the client; None at a local socket."""
+        return self.client[0] if self.client else None
+
+    def abort(self) -> None:
+        """Ends the connection at once; what it still has to send is lost."""
+        self.transport.abort()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         if not self._guard.make_room(self):
