@@ -277,7 +277,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         remembered=remembered,
         lies_in_memory=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
         log_ins=_log_ins(app),
-        max_log_ins=app.state.identity.hashing.places,
+        max_log_ins=app.state.identity.hashing.slots,
     )
     stack = context = RequestContext(
         stack, settings.http, access_log, _templates(app), admission, oauth_paths=OAUTH_PATHS

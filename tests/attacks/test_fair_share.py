@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.kernel.batching.group_commit import GroupCommit
-from app.kernel.middleware.gate import FixedLimit, Gate, Share
+from app.kernel.middleware.limiter import FixedLimit, Limiter, RequestClass
 from app.users import service
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson
@@ -18,15 +18,15 @@ from tests.fixtures.waiting import eventually
 
 
 async def test_a_caller_holds_half_of_the_places_while_others_come() -> None:
-    gate = Gate("test", FixedLimit(20), seats=0, max_wait=0)
-    share = Share("test", gate)
+    limiter = Limiter("test", FixedLimit(20), queue_size=0, max_wait=0)
+    request_class = RequestClass("test", limiter)
 
     async def take(caller: str) -> bool:
-        return gate.enters(share) and await gate.hold(share, caller)
+        return limiter.try_acquire(request_class) and await limiter.assign(request_class, caller)
 
     def give(caller: str) -> None:
-        gate.leave(share)
-        gate.release(caller)
+        limiter.release(request_class)
+        limiter.unassign(caller)
 
     # Alone, all of them.
     assert [await take("greedy") for _ in range(21)] == [True] * 20 + [False]
@@ -35,32 +35,32 @@ async def test_a_caller_holds_half_of_the_places_while_others_come() -> None:
     # From now on what comes free is for the others.
     for _ in range(9):
         give("greedy")
-        assert not await take("greedy") or gate.used < 20
-        assert await take("other") or gate.used == 20
-    assert gate.held["greedy"] <= 12
-    assert gate.held["greedy"] + gate.held["other"] == gate.used
+        assert not await take("greedy") or limiter.used < 20
+        assert await take("other") or limiter.used == 20
+    assert limiter.held["greedy"] <= 12
+    assert limiter.held["greedy"] + limiter.held["other"] == limiter.used
     for caller in ("greedy", "other"):
-        while caller in gate.held:
+        while caller in limiter.held:
             give(caller)
-    assert (gate.used, gate.held) == (0, {})
+    assert (limiter.used, limiter.held) == (0, {})
 
 
 async def test_a_burst_of_one_caller_waits_for_its_own_part() -> None:
-    gate = Gate("test", FixedLimit(8), seats=50, max_wait=60, max_parked=100)
-    share = Share("test", gate)
+    limiter = Limiter("test", FixedLimit(8), queue_size=50, max_wait=60, max_parked=100)
+    request_class = RequestClass("test", limiter)
     go = asyncio.Event()
     most = 0
 
     async def request(caller: str) -> bool:
         nonlocal most
-        assert gate.enters(share) or await gate.waits(share)
-        if not await gate.hold(share, caller):
+        assert limiter.try_acquire(request_class) or await limiter.wait(request_class)
+        if not await limiter.assign(request_class, caller):
             return False
-        most = max(most, gate.held.get("greedy", 0))
+        most = max(most, limiter.held.get("greedy", 0))
         await go.wait()
         await asyncio.sleep(0)
-        gate.leave(share)
-        gate.release(caller)
+        limiter.release(request_class)
+        limiter.unassign(caller)
         return True
 
     other = asyncio.create_task(request("other"))
@@ -74,7 +74,7 @@ async def test_a_burst_of_one_caller_waits_for_its_own_part() -> None:
     with pytest.raises(asyncio.CancelledError):
         await gone
     # Of eight places one was the other's, and one was left for others to come.
-    assert (gate.used, share.used, gate.held, gate._parked, most) == (0, 0, {}, {}, 6)
+    assert (limiter.used, request_class.used, limiter.held, limiter._parked, most) == (0, 0, {}, {}, 6)
 
 
 @pytest.mark.settings(APP_HTTP_MAX_IN_FLIGHT="8", APP_HTTP_MAX_WAITING="0", APP_CACHE_ENABLED="false")
@@ -86,13 +86,13 @@ async def test_requests_of_one_user_leave_places_for_others(
     inside = 0
     read = service.list_events
 
-    async def hold(*args: object, **options: object) -> object:
+    async def assign(*args: object, **options: object) -> object:
         nonlocal inside
         inside += 1
         await go.wait()
         return await read(*args, **options)  # type: ignore[arg-type]  # as they came
 
-    monkeypatch.setattr(service, "list_events", hold)
+    monkeypatch.setattr(service, "list_events", assign)
     path = "/v1/users/me/events"
     assert (await other.get("/v1/users/me")).status_code == 200
     first = [asyncio.create_task(greedy.get(path)) for _ in range(7)]

@@ -41,7 +41,7 @@ class PasswordHashing:
             gauge=_hash_waiting,
         )
         # Hashes that may run or wait at one time.
-        self.places = self._threads.size
+        self.slots = self._threads.size
         # What a log-in for an unknown address is compared with, so that it takes as long as any other.
         self._dummy = self._hasher.hash("no password has this hash")
         self.count = 0

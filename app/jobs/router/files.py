@@ -18,7 +18,7 @@ from app.kernel.errors import PreconditionFailed, RangeNotSatisfiable
 from app.kernel.fair_count import FairCount
 from app.kernel.http import matches_any, matches_strongly
 from app.kernel.ids import UserId
-from app.kernel.middleware.admission import leave_place
+from app.kernel.middleware.admission import release_slot
 from app.kernel.request_headers import headers_of
 
 _RANGE = re.compile(rb"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
@@ -83,7 +83,7 @@ async def file_response(
             body: AsyncIterable[bytes] = _once(content[start:end])
         else:
             # A store that is slow must not keep others from their slots.
-            leave_place(request.scope)
+            release_slot(request.scope)
             body = await open_artifact(runtime.store, artifact, start, end)
     except BaseException:
         runtime.downloads.give_back(user_id)

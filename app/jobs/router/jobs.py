@@ -48,7 +48,7 @@ from app.kernel.http import (
     reads_headers,
 )
 from app.kernel.idempotency import idempotent
-from app.kernel.middleware.admission import leave_place
+from app.kernel.middleware.admission import release_slot
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
@@ -151,7 +151,7 @@ async def get_job(
     # A preference may be passed over (RFC 7240, section 2): where there is no room, the answer comes at once.
     if seconds and runtime.watch.may_wait(principal.user_id):
         # Waiting is no work, and must not keep others from it.
-        leave_place(request.scope)
+        release_slot(request.scope)
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
         )

@@ -12,13 +12,13 @@ from app.kernel.auth import Principal
 from app.kernel.callers import Caller, caller_var
 from app.kernel.errors import Unavailable
 from app.kernel.http import PROBLEM_MEDIA_TYPE
-from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
+from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.settings import HttpSettings
 
 # These tell whether the process lives and what it does, so they must answer when nothing else can.
 _ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
 # What reads cannot take from writes and writes not from reads; the rest is for who comes first.
-_RESERVED = 0.4
+_RESERVED_FRACTION = 0.4
 _LOWEST_LIMIT = 16
 _FIRST_LIMIT = 32
 _MAX_RETRY_AFTER = 3
@@ -33,12 +33,12 @@ class Overloaded(Unavailable):
 
 
 class Admission:
-    """Reads and writes have places by what latency allows, log-ins as many as there are hashes at one time. A request
-    that waits for something outside of this process gives its place back (`leave_place`).
+    """Reads and writes have slots by what latency allows, log-ins as many as there are hashes at one time. A request
+    that waits for something outside of this process gives its slot back (`release_slot`).
 
     `remembered` are the paths whose answers may come from memory, and `lies_in_memory` tells of a request whether its
-    answer does: that is given even when all places are taken, since refusing would cost as much. Only what is not found
-    there needs a place (`take_place`). `log_ins` are methods and paths of requests that hash a password.
+    answer does: that is given even when all slots are taken, since refusing would cost as much. Only what is not found
+    there needs a slot (`acquire_slot`). `log_ins` are methods and paths of requests that hash a password.
     """
 
     def __init__(
@@ -52,50 +52,58 @@ class Admission:
         max_log_ins: int,
     ) -> None:
         self._app = app
-        # Whether somebody lately found no place; only then is it worth asking `refuses` first.
-        self.is_pressed = False
+        # Whether a request lately found no slot; only then is it worth asking `refuses` first.
+        self.is_saturated = False
         highest = settings.max_in_flight
         limit = AdaptiveLimit(lowest=min(_LOWEST_LIMIT, highest), start=min(_FIRST_LIMIT, highest), highest=highest)
-        feel = self._feel_pressure
+        mark_saturated = self._mark_saturated
         parked = 2 * settings.max_waiting
-        work = Gate(
-            "work", limit, seats=settings.max_waiting, max_wait=settings.max_wait, max_parked=parked, on_full=feel
+        work = Limiter(
+            "work",
+            limit,
+            queue_size=settings.max_waiting,
+            max_wait=settings.max_wait,
+            max_parked=parked,
+            on_full=mark_saturated,
         )
-        self._reads = Share("read", work, _RESERVED)
-        self._writes = Share("write", work, _RESERVED)
-        self._log_ins = Share(
-            "log_in", Gate("log_in", FixedLimit(max_log_ins), seats=0, max_wait=0, max_parked=parked, on_full=feel)
+        self._reads = RequestClass("read", work, _RESERVED_FRACTION)
+        self._writes = RequestClass("write", work, _RESERVED_FRACTION)
+        self._log_ins = RequestClass(
+            "log_in",
+            Limiter(
+                "log_in", FixedLimit(max_log_ins), queue_size=0, max_wait=0, max_parked=parked, on_full=mark_saturated
+            ),
         )
-        self._gates = (work, self._log_ins.gate)
+        self._limiters = (work, self._log_ins.limiter)
         self._remembered = frozenset(remembered)
         self._lies_in_memory = lies_in_memory
         self._log_in_routes = frozenset(log_ins)
 
     def sample(self) -> None:
         """Brings the metrics up to date."""
-        for gate in self._gates:
-            gate.sample()
-        self.is_pressed = not all(gate.has_place for gate in self._gates)
+        for limiter in self._limiters:
+            limiter.sample()
+        self.is_saturated = not all(limiter.has_free_slot for limiter in self._limiters)
 
     def refuses(self, scope: Scope) -> bool:
-        """Whether a request finds neither a place nor a seat; it may be asked before anything is done for it.
+        """Whether a request finds neither a slot nor room in the queue; it may be asked before anything is done for it.
 
-        If not, it has one of both from now on, until `leave_place`.
+        If not, it has one of both from now on, until `release_slot`.
         """
-        if "place" in scope or "seat" in scope:
+        if "slot" in scope or "queued" in scope:
             return False
         path = scope["path"]
         if path in _ALWAYS_ADMITTED:
             return False
         if path in self._remembered and scope["method"] in _READS and self._lies_in_memory(scope):
             return False
-        share = self._share_of(scope)
-        if share.gate.enters(share):
-            scope["place"] = share
+        request_class = self._class_of(scope)
+        if request_class.limiter.try_acquire(request_class):
+            scope["slot"] = request_class
             scope["admitted_at"] = perf_counter()
-        elif share.gate.has_seat(share):
-            share.coming += 1
-            scope["seat"] = share
+        elif request_class.limiter.can_queue(request_class):
+            request_class.promised += 1
+            scope["queued"] = request_class
         else:
             return True
         return False
@@ -104,104 +112,106 @@ class Admission:
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ADMITTED:
             await self._app(scope, receive, send)
             return
-        if "seat" in scope:
-            await take_place(scope)
-        elif "place" not in scope:
-            share = self._share_of(scope)
-            if share is self._reads and scope["path"] in self._remembered:
-                # What is found in memory needs no place.
-                scope["wanted_place"] = share
-            elif share.gate.enters(share):
-                scope["place"] = share
+        if "queued" in scope:
+            await acquire_slot(scope)
+        elif "slot" not in scope:
+            request_class = self._class_of(scope)
+            if request_class is self._reads and scope["path"] in self._remembered:
+                # What is found in memory needs no slot.
+                scope["wanted_class"] = request_class
+            elif request_class.limiter.try_acquire(request_class):
+                scope["slot"] = request_class
                 scope["admitted_at"] = perf_counter()
             else:
-                scope["wanted_place"] = share
-                await take_place(scope)
-        # The outermost layer leaves the place, because the server may have taken it (`refuses`).
+                scope["wanted_class"] = request_class
+                await acquire_slot(scope)
+        # The outermost layer releases the slot, because the server may have taken it (`refuses`).
         await self._app(scope, receive, send)
 
-    def _feel_pressure(self) -> None:
-        self.is_pressed = True
+    def _mark_saturated(self) -> None:
+        self.is_saturated = True
 
-    def _share_of(self, scope: Scope) -> Share:
+    def _class_of(self, scope: Scope) -> RequestClass:
         if scope["method"] in _READS:
             return self._reads
         return self._log_ins if (scope["method"], scope["path"]) in self._log_in_routes else self._writes
 
 
-async def take_place(scope: Scope) -> None:
-    """Waits for a place, if the request goes on without one so far.
+async def acquire_slot(scope: Scope) -> None:
+    """Waits for a slot, if the request goes on without one so far.
 
     Raises:
         Overloaded: there is none.
     """
-    share: Share | None = scope.pop("wanted_place", None)
-    if share is None:
-        share = scope.pop("seat", None)
-        if share is None:
+    request_class: RequestClass | None = scope.pop("wanted_class", None)
+    if request_class is None:
+        request_class = scope.pop("queued", None)
+        if request_class is None:
             return
-        share.coming -= 1
-        has_seat = True
+        request_class.promised -= 1
+        can_queue = True
     else:
-        has_seat = False
-    gate = share.gate
-    if not gate.enters(share) and not ((has_seat or gate.has_seat(share)) and await gate.waits(share)):
+        can_queue = False
+    limiter = request_class.limiter
+    if not limiter.try_acquire(request_class) and not (
+        (can_queue or limiter.can_queue(request_class)) and await limiter.wait(request_class)
+    ):
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
-    scope["place"] = share
+    scope["slot"] = request_class
     scope["admitted_at"] = perf_counter()
-    await hold_place(scope)
+    await assign_slot(scope)
 
 
-async def hold_place(scope: Scope) -> None:
-    """Counts a place as its caller's, once both are known; one that is not fair is given up and waited for.
+async def assign_slot(scope: Scope) -> None:
+    """Counts a slot as its caller's, once both are known; one that is not fair is given up and waited for.
 
     The caller is the user, or the network of a client that has not proved to be one (`scope["network"]`).
 
     Raises:
-        Overloaded: the caller has half of the places, and others want some.
+        Overloaded: the caller has half of the slots, and others want some.
     """
-    share: Share | None = scope.get("place")
-    if share is None or "caller" in scope:
+    request_class: RequestClass | None = scope.get("slot")
+    if request_class is None or "caller" in scope:
         return
     principal: Principal | None = scope.get("principal")
     key: Hashable = principal.user_id if principal is not None else scope.get("network")
     if key is None:
         return
-    if not await share.gate.hold(share, key):
-        # It has given its place up already.
-        del scope["place"]
+    if not await request_class.limiter.assign(request_class, key):
+        # It has given its slot up already.
+        del scope["slot"]
         raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     caller = scope["caller"] = Caller(key)
     caller_var.set(caller)
 
 
 def change_caller(scope: Scope) -> None:
-    """The client has proved to be a user: its place, if it has one, is no longer its network's (`hold_place`)."""
+    """The client has proved to be a user: its slot, if it has one, is no longer its network's (`assign_slot`)."""
     caller: Caller | None = scope.pop("caller", None)
     if caller is not None:
-        scope["place"].gate.release(caller.key)
+        scope["slot"].limiter.unassign(caller.key)
 
 
-def leave_place(scope: Scope) -> None:
-    """Gives the place back, if the request has one. From now on it only sends, or waits for what others do."""
-    share: Share | None = scope.pop("place", None)
-    if share is not None:
+def release_slot(scope: Scope) -> None:
+    """Gives the slot back, if the request has one. From now on the request only sends or waits."""
+    request_class: RequestClass | None = scope.pop("slot", None)
+    if request_class is not None:
         now = perf_counter()
         seconds = now - scope["admitted_at"]
         caller: Caller | None = scope.pop("caller", None)
         if caller is not None:
             # That says nothing of the load.
             seconds -= caller.waited
-        share.gate.observe(scope.get("endpoint") or scope.get("route_template"), seconds, now)
-        share.gate.leave(share)
+        request_class.limiter.observe(scope.get("endpoint") or scope.get("route_template"), seconds, now)
+        request_class.limiter.release(request_class)
         if caller is not None:
-            share.gate.release(caller.key)
-    elif (share := scope.pop("seat", None)) is not None:
-        share.coming -= 1
+            request_class.limiter.unassign(caller.key)
+    elif (request_class := scope.pop("queued", None)) is not None:
+        request_class.promised -= 1
 
 
 class Refusal:
-    """The answer to what finds no place, finished but for the request's id. `headers` are those of every answer."""
+    """The answer to what finds no slot, finished but for the request's id. `headers` are those of every answer."""
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         error = Overloaded()

@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Authenticator, bearer_token
 from app.kernel.errors import AppError, Unauthenticated
-from app.kernel.middleware.admission import change_caller, hold_place, take_place
+from app.kernel.middleware.admission import acquire_slot, assign_slot, change_caller
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
 from app.kernel.request_headers import headers_of
 
@@ -32,8 +32,8 @@ class Authentication:
                     pass
                 elif await self._networks.admit(scope, send):
                     # Looking a token up costs more than most requests.
-                    await take_place(scope)
-                    await hold_place(scope)
+                    await acquire_slot(scope)
+                    await assign_slot(scope)
                     await self._authenticate(scope, header)
                     try:
                         await self._app(scope, receive, send)

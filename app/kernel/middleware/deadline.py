@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.disconnects import watched_var
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.http import asked_to_wait
-from app.kernel.middleware.admission import leave_place
+from app.kernel.middleware.admission import release_slot
 from app.kernel.observability.watchdog import debugger_seen_at
 from app.kernel.settings import HttpSettings
 
@@ -90,7 +90,7 @@ class TimedRequest:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.stop_clock()
-            leave_place(self._scope)
+            release_slot(self._scope)
         await self._send(message)
 
     async def receive(self) -> Message:

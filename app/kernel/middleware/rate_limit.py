@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.auth import Principal
 from app.kernel.client import client_address, network_of
 from app.kernel.http import problem_response
-from app.kernel.middleware.admission import hold_place
+from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.telemetry import request_id_var
 from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
@@ -70,7 +70,7 @@ class RateLimit:
         if scope["type"] == "http":
             principal: Principal | None = scope.get("principal")
             if principal is not None:
-                await hold_place(scope)
+                await assign_slot(scope)
                 cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
                 limits = self._limits
                 bucket = limits.buckets.get(principal.quota_key)
@@ -87,7 +87,7 @@ class RateLimit:
             elif "quota" not in scope and scope["path"] not in UNLIMITED:
                 if not await self._networks.admit(scope, send):
                     return
-                await hold_place(scope)
+                await assign_slot(scope)
         await self._app(scope, receive, send)
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import check_path, problem_response
-from app.kernel.middleware.admission import Admission, Refusal, leave_place
+from app.kernel.middleware.admission import Admission, Refusal, release_slot
 from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
@@ -80,8 +80,8 @@ class RequestContext:
         _active.set(self._active)
 
     def refusal(self, scope: Scope) -> bytes | None:
-        """What to send over the connection at once, if there is no place for a request that the server has read."""
-        if self._admission.is_pressed and scope["path"] not in self._oauth_paths and self._admission.refuses(scope):
+        """What to send over the connection at once, if there is no slot for a request that the server has read."""
+        if self._admission.is_saturated and scope["path"] not in self._oauth_paths and self._admission.refuses(scope):
             return self._refusal.raw(self._request_id(headers_of(scope).get(b"x-request-id")).encode())
         return None
 
@@ -92,7 +92,7 @@ class RequestContext:
         oauth = OAuthErrors(send) if scope["path"] in self._oauth_paths else None
         if oauth is not None:
             send = oauth.send
-        if self._admission.is_pressed and self._admission.refuses(scope):
+        if self._admission.is_saturated and self._admission.refuses(scope):
             # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
             await self._refusal.send(self._request_id(headers_of(scope).get(b"x-request-id")).encode(), send)
             return
@@ -110,7 +110,7 @@ class RequestContext:
             await self._answer(scope, receive, exchange, found)
         finally:
             self._active -= 1
-            leave_place(scope)
+            release_slot(scope)
             route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), UNMATCHED)
             method = "HEAD" if is_head else scope["method"]
             status = oauth.status if oauth is not None and oauth.status else exchange.status

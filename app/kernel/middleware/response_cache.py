@@ -20,7 +20,7 @@ from app.kernel.errors import PreconditionFailed
 from app.kernel.heads import PreparedHead, send_whole
 from app.kernel.http import body_etag, matches_any, matches_strongly, problem_response
 from app.kernel.ids import UserId
-from app.kernel.middleware.admission import take_place
+from app.kernel.middleware.admission import acquire_slot
 from app.kernel.middleware.deadline import TimedRequest
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import charge
@@ -80,13 +80,13 @@ class ResponseCache:
         read = self._reads.get(scope["path"])
         principal: Principal | None = scope.get("principal")
         if read is None or principal is None or not read.scopes <= principal.scopes:
-            await take_place(scope)
+            await acquire_slot(scope)
             await self._app(scope, receive, _Conditional(self, scope, send).send)
             return
         key = key_of(principal, read, scope)
         answer = self._cache.get_local(key)
         if answer is None:
-            await take_place(scope)
+            await acquire_slot(scope)
             await self._answer_miss(scope, receive, send, read, principal, key)
         else:
             scope["route_template"] = read.path

@@ -1,4 +1,4 @@
-"""How many requests are worked on at once, and who gets the next free place. Knows nothing of HTTP."""
+"""How many requests are worked on at once, and who gets the next free slot. Knows nothing of HTTP."""
 
 import asyncio
 from collections import deque
@@ -17,7 +17,7 @@ _queue_seconds = Histogram(
 )
 _rejected = Counter("app_admission_rejected", "Rejected requests, by reason.", ["class", "reason"])
 
-# Above so many times the usual latency there are too many requests inside.
+# Latency above this multiple of the baseline means too much concurrency.
 _TOLERANCE = 1.25
 # Up to this multiple of the tolerance is harmless, however much quicker a single request would be.
 _PROMPT_SECONDS = 0.01
@@ -25,22 +25,22 @@ _WINDOW_SECONDS = 0.1
 _WINDOW_SAMPLES = 10
 _SMOOTHING = 0.2
 _STEP = 2
-# More places than so many times those that are used would only let in a crowd all at once.
+# The limit grows only up to this multiple of the slots in use; more would admit a burst all at once.
 _HEADROOM = 1.5
 _USUAL_WEIGHT = 0.01
 # So many requests in calm times tell what is usual.
 _KNOWN_AFTER = 100
 # What is answered from memory says nothing of the load.
 _INSTANT_SECONDS = 0.0002
-# A refusal tells that there is too much to do; so long after it nobody sits down to wait. Whose place comes free asks
-# again before it would be missed, and waiting costs work and time.
+# After a rejection, don't queue for this long: a retrying client reaches a free slot before it is missed, and queueing
+# costs work and latency.
 _CROWDED_SECONDS = 0.25
-# Once in so long a few may sit down all the same. When they are all there are, the overload is over: those who are
-# refused and ask again at once would keep the seats closed for ever.
+# This often a few requests may queue all the same. If no more than these arrive, the overload is over; without trials,
+# clients that retry at once would keep the queue closed for ever.
 _TRIAL_EVERY_SECONDS = 1.0
-_TRIAL_SEATS = 16
-# While all places are taken, a caller may hold the half of them, or so many; unless no other has come for so long.
-_LEAST_OF_CALLER = 4
+_TRIAL_QUEUE_SIZE = 16
+# While all slots are taken, a caller may hold half of them, or so many; unless no other has come for so long.
+_MIN_SLOTS_OF_CALLER = 4
 _ALONE_AFTER_SECONDS = 1.0
 
 
@@ -59,12 +59,12 @@ class _Usual:
 
 
 class AdaptiveLimit:
-    """Gradient2 of Netflix's concurrency-limits: as many places as do not make requests slower than usual.
+    """Gradient2 of Netflix's concurrency-limits: as many slots as do not make requests slower than usual.
 
     Two things differ from the original. Each latency is compared with what is usual for its own kind of request, since
     a mix of light and heavy ones has no usual latency. And what is usual is not learned while requests are refused,
-    unless there are as few places as may be: a lasting overload would become the measure of itself. Nor is it
-    forgotten: fewer places make requests quicker than they are in calm times, and allow for fewer still.
+    unless there are as few slots as may be: a lasting overload would become the measure of itself. Nor is it
+    forgotten: fewer slots make requests quicker than they are in calm times, and allow for fewer still.
     """
 
     def __init__(self, *, lowest: int, start: int, highest: int) -> None:
@@ -80,7 +80,7 @@ class AdaptiveLimit:
         self._window_ends = 0.0
 
     def observe(self, kind: Hashable, seconds: float, now: float, *, used: int, is_crowded: bool) -> None:
-        """A request of this kind was answered after `seconds`, when `used` places were taken."""
+        """A request of this kind was answered after `seconds`, when `used` slots were taken."""
         usual = self._usual.get(kind)
         if usual is None:
             usual = self._usual[kind] = _Usual(seconds)
@@ -109,7 +109,7 @@ class AdaptiveLimit:
 
 
 class FixedLimit:
-    """As many places as somebody said."""
+    """A fixed number of slots."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -117,42 +117,42 @@ class FixedLimit:
     def observe(self, kind: Hashable, seconds: float, now: float, *, used: int, is_crowded: bool) -> None: ...
 
 
-class Share:
-    """One class of requests at a gate. It may have `part` of the places even when all others are taken."""
+class RequestClass:
+    """One class of requests at a limiter. `reserved` is the fraction of the slots that other classes cannot use."""
 
     __slots__ = (
-        "coming",
-        "gate",
+        "limiter",
         "name",
-        "over_part",
-        "part",
+        "over_fair_share",
+        "promised",
         "queue_full",
+        "reserved",
         "used",
         "waited_seconds",
         "waited_too_long",
         "waiting",
     )
 
-    def __init__(self, name: str, gate: "Gate", part: float = 0.0) -> None:
+    def __init__(self, name: str, limiter: "Limiter", reserved: float = 0.0) -> None:
         self.name = name
-        self.gate = gate
-        self.part = part
+        self.limiter = limiter
+        self.reserved = reserved
         self.used = 0
-        # Those that have been promised a seat and have not sat down yet.
-        self.coming = 0
+        # Requests that have been promised room in the queue and are not in it yet.
+        self.promised = 0
         self.waiting: deque[tuple[asyncio.Future[bool], float]] = deque()
         self.queue_full = 0
-        self.over_part = 0
+        self.over_fair_share = 0
         self.waited_too_long = 0
         self.waited_seconds = _queue_seconds.labels(name)
-        gate.shares.append(self)
+        limiter.classes.append(self)
 
 
-class Gate:
-    """Places for several classes of requests, and seats for a few that wait.
+class Limiter:
+    """Slots for several classes of requests, and a short queue.
 
-    Who waits is let in in the order of coming. Once somebody had to be refused the seats are closed for a while, but
-    for a trial now and then: who waits in a lasting overload only comes later, and so does everybody behind.
+    The queue is first in, first out. After a rejection it is closed for a while, but for a trial now and then: in a
+    lasting overload, queueing only makes every request later.
     """
 
     def __init__(
@@ -160,31 +160,31 @@ class Gate:
         name: str,
         limit: AdaptiveLimit | FixedLimit,
         *,
-        seats: int,
+        queue_size: int,
         max_wait: float,
         max_parked: int | None = None,
         on_full: Callable[[], None] = _ignore,
     ) -> None:
-        """`on_full` is called whenever a request finds no place.
+        """`on_full` is called whenever a request finds no slot.
 
-        `max_parked` requests (by default as many as `seats`) may wait for a place of their own caller's part, for
+        `max_parked` requests (by default `queue_size`) may wait for a slot of their caller's fair share, for
         `OWN_WAIT_SECONDS` if that is longer than `max_wait`.
         """
         self.name = name
         self.used = 0
         self.limit = limit
-        self.shares: list[Share] = []
-        self._seats = seats
+        self.classes: list[RequestClass] = []
+        self._queue_size = queue_size
         self._max_wait = max_wait
         self._max_own_wait = max(max_wait, OWN_WAIT_SECONDS)
-        self._max_parked = seats if max_parked is None else max_parked
+        self._max_parked = queue_size if max_parked is None else max_parked
         self._on_full = on_full
         # Places by caller, as far as callers are known.
         self.held: dict[Hashable, int] = {}
         self._last_caller: Hashable = None
-        # Requests that gave up the place they had, by caller, in the order of coming.
-        self._parked: dict[Hashable, deque[tuple[asyncio.Future[None], Share]]] = {}
-        self._shared_until = 0.0
+        # Requests that gave up the slot they had, by caller, first come, first served.
+        self._parked: dict[Hashable, deque[tuple[asyncio.Future[None], RequestClass]]] = {}
+        self._contended_until = 0.0
         self._crowded_until = 0.0
         self._next_trial = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -192,176 +192,176 @@ class Gate:
     def sample(self) -> None:
         """Brings the metrics up to date."""
         _limit.labels(self.name).set(self.limit.value)
-        for share in self.shares:
-            _in_flight.labels(share.name).set(share.used)
-            _rejected.labels(share.name, "queue_full").inc(share.queue_full)
-            _rejected.labels(share.name, "waited_too_long").inc(share.waited_too_long)
-            _rejected.labels(share.name, "over_part").inc(share.over_part)
-            share.queue_full = share.waited_too_long = share.over_part = 0
+        for request_class in self.classes:
+            _in_flight.labels(request_class.name).set(request_class.used)
+            _rejected.labels(request_class.name, "queue_full").inc(request_class.queue_full)
+            _rejected.labels(request_class.name, "waited_too_long").inc(request_class.waited_too_long)
+            _rejected.labels(request_class.name, "over_fair_share").inc(request_class.over_fair_share)
+            request_class.queue_full = request_class.waited_too_long = request_class.over_fair_share = 0
 
     @property
-    def has_place(self) -> bool:
+    def has_free_slot(self) -> bool:
         return self.used < self.limit.value
 
-    def enters(self, share: Share) -> bool:
-        """Takes a place if one is free."""
-        if self.used < self.limit.value or share.used < share.part * self.limit.value:
+    def try_acquire(self, request_class: RequestClass) -> bool:
+        """Takes a slot if one is free."""
+        if self.used < self.limit.value or request_class.used < request_class.reserved * self.limit.value:
             self.used += 1
-            share.used += 1
+            request_class.used += 1
             return True
         self._on_full()
         return False
 
-    async def hold(self, share: Share, caller: Hashable) -> bool:
-        """Notes whose place it is that was taken.
+    async def assign(self, request_class: RequestClass, caller: Hashable) -> bool:
+        """Counts the acquired slot as the caller's.
 
-        A caller that has as many as are fair while others want some gives it up, and waits until one comes free that no
-        other caller waits for. False: none did in time, and the place is gone.
+        A caller that has its fair share while others want slots gives it up, and waits until one comes free that no
+        other caller waits for. False: none did in time, and the slot is gone.
         """
         if caller != self._last_caller:
             if self._last_caller is not None:
-                self._shared_until = perf_counter() + _ALONE_AFTER_SECONDS
+                self._contended_until = perf_counter() + _ALONE_AFTER_SECONDS
             self._last_caller = caller
-        if self.used < self.limit.value or self._has_fair_part_left(caller):
+        if self.used < self.limit.value or self._has_fair_share_left(caller):
             self.held[caller] = self.held.get(caller, 0) + 1
             return True
-        self.leave(share)
-        # As with places: half of what the others leave.
+        self.release(request_class)
+        # As with slots: half of what the others leave.
         free = self._max_parked - sum(map(len, self._parked.values()))
-        if len(self._parked.get(caller, ())) < free and await self._gets_one_later(share, caller):
+        if len(self._parked.get(caller, ())) < free and await self._wait_for_fair_share(request_class, caller):
             return True
-        share.over_part += 1
+        request_class.over_fair_share += 1
         return False
 
-    async def _gets_one_later(self, share: Share, caller: Hashable) -> bool:
-        """Waits for a place of the caller's own part; False: none came free in time."""
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _wait_for_fair_share(self, request_class: RequestClass, caller: Hashable) -> bool:
+        """Waits for a slot of the caller's fair share; False: none came free in time."""
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         parked = self._parked.setdefault(caller, deque())
-        parked.append((place, share))
+        parked.append((slot, request_class))
         try:
             async with asyncio.timeout(self._max_own_wait):
-                await place
+                await slot
         except (TimeoutError, asyncio.CancelledError) as error:
-            if place.done() and not place.cancelled():
+            if slot.done() and not slot.cancelled():
                 # It came in this very moment.
-                self.leave(share)
-                self.release(caller)
+                self.release(request_class)
+                self.unassign(caller)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return False
         finally:
             with suppress(ValueError):
-                parked.remove((place, share))
+                parked.remove((slot, request_class))
             if not parked and self._parked.get(caller) is parked:
                 del self._parked[caller]
         return True
 
-    def _has_fair_part_left(self, caller: Hashable) -> bool:
-        fair = max(_LEAST_OF_CALLER, self.limit.value // 2)
-        return self.held.get(caller, 0) < fair or perf_counter() >= self._shared_until
+    def _has_fair_share_left(self, caller: Hashable) -> bool:
+        fair = max(_MIN_SLOTS_OF_CALLER, self.limit.value // 2)
+        return self.held.get(caller, 0) < fair or perf_counter() >= self._contended_until
 
-    def release(self, caller: Hashable) -> None:
-        """The opposite of `hold`, after `leave`."""
+    def unassign(self, caller: Hashable) -> None:
+        """The opposite of `assign`, after `release`."""
         held = self.held[caller] - 1
         if held:
             self.held[caller] = held
         else:
             del self.held[caller]
         if self._parked:
-            self._let_in_parked()
+            self._admit_parked()
 
-    def _let_in_parked(self) -> None:
-        """Gives the places that no other caller waits for to those that gave one up."""
+    def _admit_parked(self) -> None:
+        """Gives the slots that no other caller waits for to those that gave one up."""
         for caller, parked in list(self._parked.items()):
-            while parked and self._has_fair_part_left(caller):
-                place, share = parked[0]
-                if place.cancelled():
+            while parked and self._has_fair_share_left(caller):
+                slot, request_class = parked[0]
+                if slot.cancelled():
                     parked.popleft()
-                elif self.has_place and self.enters(share):
+                elif self.has_free_slot and self.try_acquire(request_class):
                     parked.popleft()
                     self.held[caller] = self.held.get(caller, 0) + 1
-                    place.set_result(None)
+                    slot.set_result(None)
                 else:
                     return
 
-    def has_seat(self, share: Share) -> bool:
-        """Whether somebody may wait; who may not counts as refused."""
+    def can_queue(self, request_class: RequestClass) -> bool:
+        """Whether a request may wait in the queue; if not, it counts as rejected."""
         now = perf_counter()
-        seats = self._seats
+        queue_size = self._queue_size
         if now < self._crowded_until:
-            seats = min(seats, _TRIAL_SEATS) if now >= self._next_trial else 0
-        if len(share.waiting) + share.coming < seats:
+            queue_size = min(queue_size, _TRIAL_QUEUE_SIZE) if now >= self._next_trial else 0
+        if len(request_class.waiting) + request_class.promised < queue_size:
             return True
         self._crowded_until = now + _CROWDED_SECONDS
-        if seats:
+        if queue_size:
             self._next_trial = now + _TRIAL_EVERY_SECONDS
-        share.queue_full += 1
+        request_class.queue_full += 1
         return False
 
-    async def waits(self, share: Share) -> bool:
-        """Waits for a place; False: none came in time."""
+    async def wait(self, request_class: RequestClass) -> bool:
+        """Waits for a slot; False: none came in time."""
         now = perf_counter()
         loop = asyncio.get_running_loop()
-        place: asyncio.Future[bool] = loop.create_future()
-        entry = (place, now + self._max_wait)
-        share.waiting.append(entry)
+        slot: asyncio.Future[bool] = loop.create_future()
+        entry = (slot, now + self._max_wait)
+        request_class.waiting.append(entry)
         if self._timer is None:
             self._timer = loop.call_later(self._max_wait, self._expire)
         try:
-            return await place
+            return await slot
         except asyncio.CancelledError:
-            if not place.cancelled() and place.done():
-                if place.result():
-                    self.leave(share)
+            if not slot.cancelled() and slot.done():
+                if slot.result():
+                    self.release(request_class)
             else:
                 # Between the cancellation and this line the request may have been skipped and dropped already.
                 with suppress(ValueError):
-                    share.waiting.remove(entry)
+                    request_class.waiting.remove(entry)
             raise
         finally:
-            share.waited_seconds.observe(perf_counter() - now)
+            request_class.waited_seconds.observe(perf_counter() - now)
 
-    def leave(self, share: Share) -> None:
-        """Gives a place back, to somebody who waits if there is one."""
+    def release(self, request_class: RequestClass) -> None:
+        """Releases a slot; the next request in the queue gets it."""
         self.used -= 1
-        share.used -= 1
-        for other in self.shares:
+        request_class.used -= 1
+        for other in self.classes:
             if other.waiting:
-                self._let_in()
+                self._admit_waiting()
                 return
 
     def observe(self, kind: Hashable, seconds: float, now: float) -> None:
         """Tells the limit how long a request took."""
         if seconds > _INSTANT_SECONDS:
-            is_crowded = now < self._crowded_until or not self.has_place
+            is_crowded = now < self._crowded_until or not self.has_free_slot
             self.limit.observe(kind, seconds, now, used=self.used, is_crowded=is_crowded)
 
-    def _let_in(self) -> None:
-        while waiting := [share for share in self.shares if share.waiting]:
-            # The class that has the least of its part comes first.
-            share = min(waiting, key=lambda share: share.used / (share.part or 1.0))
-            place, _ = share.waiting[0]
-            if place.cancelled():
+    def _admit_waiting(self) -> None:
+        while waiting := [request_class for request_class in self.classes if request_class.waiting]:
+            # The class that uses the least of its reserved slots comes first.
+            request_class = min(waiting, key=lambda request_class: request_class.used / (request_class.reserved or 1.0))
+            slot, _ = request_class.waiting[0]
+            if slot.cancelled():
                 # The client went away in this turn of the loop, before its task could take itself off the queue.
-                share.waiting.popleft()
-            elif self.enters(share):
-                share.waiting.popleft()
-                place.set_result(True)
+                request_class.waiting.popleft()
+            elif self.try_acquire(request_class):
+                request_class.waiting.popleft()
+                slot.set_result(True)
             else:
                 return
 
     def _expire(self) -> None:
-        """Turns away those who have waited too long."""
+        """Rejects the requests that have waited too long."""
         now = perf_counter()
         self._timer = None
-        for share in self.shares:
-            while share.waiting and share.waiting[0][1] <= now:
-                place, _ = share.waiting.popleft()
-                if place.cancelled():
+        for request_class in self.classes:
+            while request_class.waiting and request_class.waiting[0][1] <= now:
+                slot, _ = request_class.waiting.popleft()
+                if slot.cancelled():
                     continue
-                place.set_result(False)
-                share.waited_too_long += 1
+                slot.set_result(False)
+                request_class.waited_too_long += 1
                 self._crowded_until = now + _CROWDED_SECONDS
-        ends = [share.waiting[0][1] for share in self.shares if share.waiting]
+        ends = [request_class.waiting[0][1] for request_class in self.classes if request_class.waiting]
         if ends:
             self._timer = asyncio.get_running_loop().call_later(max(0.001, min(ends) - now), self._expire)

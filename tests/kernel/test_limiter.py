@@ -1,4 +1,4 @@
-"""The gate: how many places there are, and who gets the next one."""
+"""The limiter: how many slots there are, and who gets the next one."""
 
 import asyncio
 from collections.abc import Hashable
@@ -6,7 +6,7 @@ from time import perf_counter
 
 import pytest
 
-from app.kernel.middleware.gate import AdaptiveLimit, FixedLimit, Gate, Share
+from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from tests.fixtures.waiting import eventually, in_time
 
 
@@ -72,7 +72,7 @@ def test_an_overload_does_not_make_forget_what_is_usual() -> None:
     clocked = Clocked()
     for _ in range(10):
         clocked.answer(0.1, used=30)
-    # Fewer places, and each request is quicker.
+    # Fewer slots, and each request is quicker.
     for _ in range(300):
         clocked.answer(0.04, used=8, is_crowded=True)
     assert [clocked.answer(0.12) for _ in range(3)] == [66, 68, 70]
@@ -97,67 +97,69 @@ class Noting(FixedLimit):
 def test_a_full_gate_is_a_crowd_before_anybody_is_refused() -> None:
     limit = Noting(2)
     limit.crowds = []
-    gate = Gate("test", limit, seats=10, max_wait=5.0)
-    share = Share("read", gate)
+    limiter = Limiter("test", limit, queue_size=10, max_wait=5.0)
+    request_class = RequestClass("read", limiter)
     for _ in range(2):
-        assert gate.enters(share)
-        gate.observe("kind", 0.1, 1.0)
+        assert limiter.try_acquire(request_class)
+        limiter.observe("kind", 0.1, 1.0)
     assert limit.crowds == [False, True]
 
 
-def make_gate(places: int, *, seats: int = 10, max_wait: float = 5.0) -> Gate:
-    return Gate("test", FixedLimit(places), seats=seats, max_wait=max_wait)
+def make_limiter(slots: int, *, queue_size: int = 10, max_wait: float = 5.0) -> Limiter:
+    return Limiter("test", FixedLimit(slots), queue_size=queue_size, max_wait=max_wait)
 
 
-async def wait_for_place(gate: Gate, share: Share, name: str, order: list[str]) -> bool:
-    if not await gate.waits(share):
+async def wait_for_slot(limiter: Limiter, request_class: RequestClass, name: str, order: list[str]) -> bool:
+    if not await limiter.wait(request_class):
         return False
     order.append(name)
     return True
 
 
-async def line_up(gate: Gate, share: Share, names: str, order: list[str]) -> "list[asyncio.Task[bool]]":
-    tasks = [asyncio.create_task(wait_for_place(gate, share, name, order)) for name in names]
+async def line_up(
+    limiter: Limiter, request_class: RequestClass, names: str, order: list[str]
+) -> "list[asyncio.Task[bool]]":
+    tasks = [asyncio.create_task(wait_for_slot(limiter, request_class, name, order)) for name in names]
     await asyncio.sleep(0)
     return tasks
 
 
 async def test_first_come_first_served_and_no_seats_once_somebody_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = make_gate(1, seats=4)
-    share = Share("read", gate, 1.0)
-    assert gate.enters(share)
-    assert not gate.enters(share)
+    limiter = make_limiter(1, queue_size=4)
+    request_class = RequestClass("read", limiter, 1.0)
+    assert limiter.try_acquire(request_class)
+    assert not limiter.try_acquire(request_class)
     order: list[str] = []
-    tasks = await line_up(gate, share, "abcd", order)
-    gate.leave(share)
+    tasks = await line_up(limiter, request_class, "abcd", order)
+    limiter.release(request_class)
     await asyncio.sleep(0)
     assert order == ["a"]
-    tasks += await line_up(gate, share, "e", order)
-    assert not gate.has_seat(share)
+    tasks += await line_up(limiter, request_class, "e", order)
+    assert not limiter.can_queue(request_class)
     for _ in range(4):
-        gate.leave(share)
+        limiter.release(request_class)
         await asyncio.sleep(0)
     assert order == ["a", "b", "c", "d", "e"]
     assert await asyncio.gather(*tasks) == [True] * 5
-    assert not gate.has_seat(share)
-    gate.leave(share)
-    assert (gate.used, share.used) == (0, 0)
-    monkeypatch.setattr("app.kernel.middleware.gate.perf_counter", lambda: perf_counter() + 0.25)
-    assert gate.has_seat(share)
+    assert not limiter.can_queue(request_class)
+    limiter.release(request_class)
+    assert (limiter.used, request_class.used) == (0, 0)
+    monkeypatch.setattr("app.kernel.middleware.limiter.perf_counter", lambda: perf_counter() + 0.25)
+    assert limiter.can_queue(request_class)
 
 
 async def test_a_few_try_whether_the_overload_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("app.kernel.middleware.gate.perf_counter", lambda: now)
-    gate = make_gate(1, seats=20)
-    share = Share("read", gate)
-    assert gate.enters(share)
+    monkeypatch.setattr("app.kernel.middleware.limiter.perf_counter", lambda: now)
+    limiter = make_limiter(1, queue_size=20)
+    request_class = RequestClass("read", limiter)
+    assert limiter.try_acquire(request_class)
 
     def sit_down(wanted: int) -> int:
         """How many of those who ask one after the other get a seat."""
         for _ in range(wanted):
-            share.coming += gate.has_seat(share)
-        found, share.coming = share.coming, 0
+            request_class.promised += limiter.can_queue(request_class)
+        found, request_class.promised = request_class.promised, 0
         return found
 
     now = 10.0
@@ -178,93 +180,93 @@ async def test_a_few_try_whether_the_overload_is_over(monkeypatch: pytest.Monkey
 
 
 async def test_who_waits_too_long_is_turned_away() -> None:
-    gate = make_gate(1, max_wait=0.05)
-    share = Share("read", gate, 1.0)
-    assert gate.enters(share)
+    limiter = make_limiter(1, max_wait=0.05)
+    request_class = RequestClass("read", limiter, 1.0)
+    assert limiter.try_acquire(request_class)
     started = perf_counter()
-    tasks = await line_up(gate, share, "ab", [])
+    tasks = await line_up(limiter, request_class, "ab", [])
     async with in_time():
         assert await asyncio.gather(*tasks) == [False, False]
     assert perf_counter() - started >= 0.05
-    assert (share.waited_too_long, len(share.waiting)) == (2, 0)
+    assert (request_class.waited_too_long, len(request_class.waiting)) == (2, 0)
 
 
 async def test_who_gives_up_waiting_takes_no_place() -> None:
-    gate = make_gate(1)
-    share = Share("read", gate, 1.0)
-    assert gate.enters(share)
+    limiter = make_limiter(1)
+    request_class = RequestClass("read", limiter, 1.0)
+    assert limiter.try_acquire(request_class)
     order: list[str] = []
-    gone, handed, stays = await line_up(gate, share, "abc", order)
+    gone, handed, stays = await line_up(limiter, request_class, "abc", order)
     gone.cancel()
     await asyncio.sleep(0)
-    gate.leave(share)
-    # Its place has come, but it does not know yet.
+    limiter.release(request_class)
+    # Its slot has come, but it does not know yet.
     handed.cancel()
     await eventually(lambda: order == ["c"])
     outcomes = await asyncio.gather(gone, handed, stays, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, asyncio.CancelledError, bool]
-    gate.leave(share)
-    assert (gate.used, share.used, len(share.waiting)) == (0, 0, 0)
+    limiter.release(request_class)
+    assert (limiter.used, request_class.used, len(request_class.waiting)) == (0, 0, 0)
 
 
 async def test_a_place_that_comes_in_the_moment_of_a_disconnect_goes_to_the_next() -> None:
-    gate = make_gate(1)
-    share = Share("read", gate, 1.0)
-    assert gate.enters(share)
+    limiter = make_limiter(1)
+    request_class = RequestClass("read", limiter, 1.0)
+    assert limiter.try_acquire(request_class)
     order: list[str] = []
-    gone, stays = await line_up(gate, share, "ab", order)
+    gone, stays = await line_up(limiter, request_class, "ab", order)
     # In the same turn of the loop: the task that was cancelled has not run yet, and still stands in the queue.
     gone.cancel()
-    gate.leave(share)
+    limiter.release(request_class)
     outcomes = await asyncio.gather(gone, stays, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, bool]
     assert order == ["b"]
-    gate.leave(share)
-    assert (gate.used, share.used, len(share.waiting)) == (0, 0, 0)
+    limiter.release(request_class)
+    assert (limiter.used, request_class.used, len(request_class.waiting)) == (0, 0, 0)
 
 
 async def test_a_disconnect_in_the_moment_of_a_refusal_leaves_the_others_their_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate = make_gate(1)
-    share = Share("read", gate, 1.0)
-    assert gate.enters(share)
-    gone, *stay = await line_up(gate, share, "abc", [])
+    limiter = make_limiter(1)
+    request_class = RequestClass("read", limiter, 1.0)
+    assert limiter.try_acquire(request_class)
+    gone, *stay = await line_up(limiter, request_class, "abc", [])
     gone.cancel()
-    monkeypatch.setattr("app.kernel.middleware.gate.perf_counter", lambda: perf_counter() + 5.0)
-    gate._expire()
+    monkeypatch.setattr("app.kernel.middleware.limiter.perf_counter", lambda: perf_counter() + 5.0)
+    limiter._expire()
     assert await asyncio.gather(*stay) == [False, False]
     await asyncio.gather(gone, return_exceptions=True)
-    assert (gate.used, share.waited_too_long, len(share.waiting)) == (1, 2, 0)
+    assert (limiter.used, request_class.waited_too_long, len(request_class.waiting)) == (1, 2, 0)
 
 
 async def test_a_class_keeps_its_part() -> None:
-    gate = make_gate(10)
-    reads, writes = Share("read", gate, 0.4), Share("write", gate, 0.4)
-    assert [gate.enters(reads) for _ in range(11)] == [True] * 10 + [False]
-    assert [gate.enters(writes) for _ in range(5)] == [True] * 4 + [False]
+    limiter = make_limiter(10)
+    reads, writes = RequestClass("read", limiter, 0.4), RequestClass("write", limiter, 0.4)
+    assert [limiter.try_acquire(reads) for _ in range(11)] == [True] * 10 + [False]
+    assert [limiter.try_acquire(writes) for _ in range(5)] == [True] * 4 + [False]
     order: list[str] = []
-    tasks = await line_up(gate, reads, "r", order) + await line_up(gate, writes, "w", order)
+    tasks = await line_up(limiter, reads, "r", order) + await line_up(limiter, writes, "w", order)
     for _ in range(4):
-        # There are more inside than places, so nobody follows a read.
-        gate.leave(reads)
+        # There are more inside than slots, so no request follows a read.
+        limiter.release(reads)
     await asyncio.sleep(0)
     assert order == []
-    gate.leave(writes)
+    limiter.release(writes)
     await asyncio.sleep(0)
     assert order == ["w"]
-    gate.leave(reads)
+    limiter.release(reads)
     await eventually(lambda: order == ["w", "r"])
     await asyncio.gather(*tasks)
 
 
 async def test_a_promised_seat_is_taken() -> None:
-    gate = make_gate(1, seats=2)
-    share = Share("read", gate)
-    assert gate.enters(share)
-    assert gate.has_seat(share)
-    share.coming += 1
-    assert gate.has_seat(share)
-    share.coming += 1
-    assert [gate.has_seat(share) for _ in range(3)] == [False] * 3
-    assert share.queue_full == 3
+    limiter = make_limiter(1, queue_size=2)
+    request_class = RequestClass("read", limiter)
+    assert limiter.try_acquire(request_class)
+    assert limiter.can_queue(request_class)
+    request_class.promised += 1
+    assert limiter.can_queue(request_class)
+    request_class.promised += 1
+    assert [limiter.can_queue(request_class) for _ in range(3)] == [False] * 3
+    assert request_class.queue_full == 3
