@@ -1,13 +1,17 @@
 """The documents lead to what exists and speak of what is there."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.source import ROOT
+from tests.architecture.source import ROOT, source_files
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
+METRIC = re.compile(r"\b(?:app|http_server|event_loop)_[a-z_]+\b")
+LOG_EVENT = re.compile(r"`((?:jobs|database|redis|server|mail|identity|cache)\.[a-z_]+)`")
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 
 
@@ -27,6 +31,21 @@ def test_code_that_is_named_exists(document: Path) -> None:
     # The guide to a new module names files that are to be made.
     paths = [path for path in paths if "notes" not in path.parts]
     assert [str(path.relative_to(ROOT)) for path in paths if not path.exists()] == []
+
+
+@pytest.mark.parametrize("runbook", RUNBOOKS, ids=lambda path: path.stem)
+def test_metrics_and_log_events_of_runbooks_exist(runbook: Path) -> None:
+    """An operator looks for them at night, and a renamed one would be found nowhere."""
+    text = runbook.read_text(encoding="utf-8")
+    written = {
+        node.value
+        for file in source_files()
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    metrics = {metric.removesuffix("_total") for metric in METRIC.findall(text)}
+    assert metrics - written == set()
+    assert set(LOG_EVENT.findall(text)) - written == set()
 
 
 def test_decisions_are_numbered_and_told_in_one_form() -> None:
