@@ -24,7 +24,7 @@ from app.jobs.records import (
     retry_delay,
 )
 from app.jobs.service.ending import Ends, LeaseLost
-from app.jobs.service.outages import OutageLog, is_statement_timeout, outage_of
+from app.jobs.service.outages import OutageLog, is_database_prompt, is_statement_timeout, outage_of
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
 from app.jobs.service.turns import Turns
@@ -227,7 +227,7 @@ class Executor:
                 _logger.exception("jobs.failed_after_completion", job_id=str(job.id), kind=job.kind)
                 return None
             if (cause := outage_of(error)) is not None:
-                return self._postponed(run, cause, error)
+                return await self._postponed(run, cause, error)
             if limit.expired():
                 return self._retry(run, "timeout", f"The job took longer than {job.timeout_seconds} s.")
             _logger.exception("jobs.attempt_failed", job_id=str(job.id), kind=job.kind, attempt=job.attempt)
@@ -263,11 +263,11 @@ class Executor:
             case _:
                 raise TypeError(f"no signal of a handler: {signal!r}")
 
-    def _postponed(self, run: _Run, cause: str, error: Exception) -> Outcome:
+    async def _postponed(self, run: _Run, cause: str, error: Exception) -> Outcome:
         """Something we depend on is away. That costs no attempt, but it does not go on for ever."""
         job = run.job
-        if job.postponed is not None and is_statement_timeout(error):
-            # Twice in a row it is not the database that is busy for a moment, but the job that asks too much of it.
+        if job.postponed is not None and is_statement_timeout(error) and await is_database_prompt(self.db):
+            # Twice in a row, and the database answers others: it is the job that asks too much of it.
             return self._retry(run, "timeout", "The database took too long over what this job reads.")
         self._outages.record_outage(job.kind, cause, error)
         age = job.postponed or 0.0

@@ -1,12 +1,14 @@
 """What is our own outage and no fault of a job: such a run is no attempt, and the job waits until it is over."""
 
+import asyncio
 import errno
 import socket
 from time import monotonic
 
 from prometheus_client import Counter
 
-from app.kernel.database import StatementTimeout
+from app.jobs.queries.execution import list_paused_lanes
+from app.kernel.database import Database, StatementTimeout
 from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.redis.gateway import RedisUnavailable
@@ -41,6 +43,8 @@ _SYSTEM_ERRORS = frozenset(
 # What the system says where no name server gave an answer about a name.
 NO_NAME_SERVER = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 _LOG_EVERY_SECONDS = 60.0
+# Of a question that takes a millisecond.
+_PROMPT_SECONDS = 2.0
 
 
 def outage_of(error: BaseException) -> str | None:
@@ -68,6 +72,18 @@ def is_statement_timeout(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, StatementTimeout):
         cause = cause.__cause__
     return cause is not None
+
+
+async def is_database_prompt(db: Database) -> bool:
+    """Whether the database answers a small question on another connection. One that hangs lets every statement time
+    out, which is no fault of a job.
+    """
+    try:
+        async with asyncio.timeout(_PROMPT_SECONDS), db.read("jobs.probe") as conn:
+            await list_paused_lanes(conn)
+    except (Unavailable, TimeoutError):
+        return False
+    return True
 
 
 class OutageLog:

@@ -1,5 +1,6 @@
 """What a user keeps costs the copy of it, and its deletion, many small steps and little memory."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -72,6 +73,40 @@ async def test_a_statement_that_takes_too_long_again_is_an_attempt(settings: Set
         await connection.execute("UPDATE jobs.jobs SET run_at = now()")
         await eventually(is_failed)
     assert runs == [1, 1]
+
+
+async def test_a_time_out_is_no_attempt_while_the_database_hangs(settings: Settings, connection: Connection) -> None:
+    runs: list[int] = []
+    go_on = asyncio.Event()
+
+    @job("test.slow", args=Numbered, max_attempts=1)
+    async def slow(ctx: JobContext, args: Numbered) -> None:
+        runs.append(ctx.attempt)
+        await go_on.wait()
+        raise StatementTimeout
+
+    async def is_put_off() -> bool:
+        row = await connection.fetchrow("SELECT state, attempt, error, is_due FROM jobs.jobs")
+        return row is not None and tuple(row) == (0, 0, None, False)
+
+    async def runs_again() -> bool:
+        return len(runs) >= 2
+
+    async with open_worker(settings, {"test.slow": slow}) as worker:
+        go_on.set()
+        async with worker.db.statement("test.enqueue") as tx:
+            await worker.queue.enqueue_rows(tx, [worker.queue.new_job("test.slow", {}, user_id=None, max_attempts=1)])
+        await eventually(is_put_off)
+        go_on.clear()
+        await connection.execute("UPDATE jobs.jobs SET run_at = now()")
+        await eventually(runs_again)
+        async with connection.transaction():
+            # No question about the queues is answered for now.
+            await connection.execute("LOCK TABLE jobs.lanes IN ACCESS EXCLUSIVE MODE")
+            go_on.set()
+            await eventually(is_put_off)
+    # Each of them, however many there were by now, was the first one.
+    assert set(runs) == {1}
 
 
 @pytest.mark.settings(APP_DATABASE_EXPORT_TIMEOUT="1")
