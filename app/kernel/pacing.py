@@ -60,6 +60,8 @@ class Paced(Generic[T]):
                     answer.set_exception(error)
                     # Taken note of, in case all of them have gone.
                     answer.exception()
+                # An error that it holds refers to it by way of its traceback.
+                del answer
                 ended = monotonic()
                 self._rests_until = ended + min(max((ended - started) * self._rest, self._shortest), self._longest)
         finally:

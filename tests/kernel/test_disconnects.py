@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -14,9 +14,13 @@ from prometheus_client import REGISTRY
 
 from app.dev.embedded import EmbeddedValkey
 from app.kernel.auth import Public
+from app.kernel.batching.coalescing import Coalescer
+from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.database import Database
+from app.kernel.errors import Unavailable
 from app.kernel.http import Router, json_response
 from app.kernel.ids import new_id
+from app.kernel.pacing import Paced
 from app.kernel.redis.gateway import RedisUnavailable, Script
 from app.kernel.resources import ResourcesDep
 from app.settings import Settings
@@ -322,3 +326,30 @@ async def test_redis_errors_leave_no_cycles(
         assert await cycles_of(is_refused()) == (True, [])
     finally:
         valkey.start()
+
+
+async def test_failures_that_many_share_leave_no_cycles(frozen_garbage: None) -> None:
+    async def look_up(keys: Sequence[str]) -> dict[str, str]:
+        if "away" in keys:
+            raise Unavailable("away")
+        if "bad" in keys:
+            raise ValueError(keys)
+        return dict.fromkeys(keys, "found")
+
+    async def write(items: Sequence[str]) -> list[str]:
+        return [*(await look_up(items)).values()]
+
+    async def fail() -> None:
+        raise Unavailable("away")
+
+    async def ask(get: Callable[[str], Awaitable[Any]], names: str) -> list[Any]:
+        outcomes = await asyncio.gather(*map(get, names.split()), return_exceptions=True)
+        return [type(outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
+
+    coalescer = Coalescer(look_up)
+    group = GroupCommit(write, weight=lambda _: 1)
+    for get in (coalescer.get, group.submit):
+        assert await cycles_of(ask(get, "away a")) == ([Unavailable] * 2, [])
+        assert await cycles_of(ask(get, "a bad b")) == (["found", ValueError, "found"], [])
+    paced = Paced(fail, rest=0.0)
+    assert await cycles_of(ask(lambda _: paced.get(), "a b")) == ([Unavailable] * 2, [])

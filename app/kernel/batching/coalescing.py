@@ -66,7 +66,11 @@ class Coalescer(Generic[K, V]):
         answer: asyncio.Future[V | None] = self._loop.create_future()
         self._waiting.append((key, answer, caller_var.get()))
         self._schedule()
-        return await answer
+        try:
+            return await answer
+        finally:
+            # The traceback of an error that it holds refers to this frame: a cycle that would hold the whole request.
+            del answer
 
     async def close(self) -> None:
         await self._background.close()
@@ -90,22 +94,20 @@ class Coalescer(Generic[K, V]):
             self._background.spawn(self._answer(batch))
         self._schedule()
 
-    async def _answer(self, batch: "Sequence[_Waiting[K, V]]") -> None:
+    async def _answer(self, batch: "list[_Waiting[K, V]]") -> None:
         # The task was begun by one request, but asks for all of them.
         caller_var.set(None)
-        is_too_slow = False
         try:
             await self._answer_batch(batch)
         except TooSlow:
-            is_too_slow = True
             self._split(batch)
+            batch.clear()
         finally:
             self._running -= 1
-            if not is_too_slow:
-                _cancel(batch)
+            _release(batch)
             self._schedule()
 
-    async def _answer_batch(self, batch: "Sequence[_Waiting[K, V]]") -> None:
+    async def _answer_batch(self, batch: "list[_Waiting[K, V]]") -> None:
         """Raises TooSlow where there are several keys."""
         keys = list(dict.fromkeys(key for key, _, _ in batch))
         try:
@@ -113,13 +115,14 @@ class Coalescer(Generic[K, V]):
         except Exception as error:  # whatever it is, its caller gets it
             if len(keys) > 1 and isinstance(error, TooSlow):
                 raise
-            if len(batch) > 1 and not isinstance(error, self._shared_failures):
-                for item in batch:
-                    await self._answer_batch([item])
+            if len(batch) == 1 or isinstance(error, self._shared_failures):
+                _fail(batch, error)
                 return
-            _fail(batch, error)
         else:
             _fulfil(batch, found)
+            return
+        for index in range(len(batch)):
+            await self._answer_batch(batch[index : index + 1])
 
     def _split(self, batch: "Sequence[_Waiting[K, V]]") -> None:
         """Asks for each key of the batch alone. The batches that wait do not wait for this."""
@@ -134,7 +137,7 @@ class Coalescer(Generic[K, V]):
         while len(self._alone) > _MAX_ALONE:
             self._alone.popitem(last=False)
 
-    async def _answer_key(self, key: K, callers: "Sequence[_Waiting[K, V]]") -> None:
+    async def _answer_key(self, key: K, callers: "list[_Waiting[K, V]]") -> None:
         caller_var.set(callers[0][2])
         try:
             found = await self._ask_alone(key)
@@ -143,7 +146,7 @@ class Coalescer(Generic[K, V]):
         else:
             _fulfil(callers, {} if found is None else {key: found})
         finally:
-            _cancel(callers)
+            _release(callers)
 
     async def _ask_alone(self, key: K) -> V | None:
         started = monotonic()
@@ -168,14 +171,19 @@ def _fulfil(batch: "Sequence[_Waiting[K, V]]", found: Mapping[K, V]) -> None:
             answer.set_result(found.get(key))
 
 
-def _fail(batch: "Sequence[_Waiting[K, V]]", error: Exception) -> None:
+def _fail(batch: "list[_Waiting[K, V]]", error: Exception) -> None:
     for _, answer, _ in batch:
         if not answer.done():
             answer.set_exception(error)
+    _release(batch)
 
 
-def _cancel(batch: "Sequence[_Waiting[K, V]]") -> None:
-    """Only where the answers were cut off at the end of the process."""
+def _release(batch: "list[_Waiting[K, V]]") -> None:
+    """Cancels the answers that were cut off at the end of the process, and empties the batch.
+
+    The traceback of an error refers to the batch, and the answers of the batch to the error: a reference cycle.
+    """
     for _, answer, _ in batch:
         if not answer.done():
             answer.cancel()
+    batch.clear()

@@ -57,7 +57,11 @@ class GroupCommit(Generic[T, R]):
             self._is_writing = True
             # Not at once: what the same turn of the loop still brings belongs to the group.
             self._background.spawn(self._write_all())
-        return await done
+        try:
+            return await done
+        finally:
+            # The traceback of an error that it holds refers to this frame: a cycle that would hold the whole request.
+            del done
 
     async def close(self) -> None:
         await self._background.close()
@@ -86,25 +90,26 @@ class GroupCommit(Generic[T, R]):
                 del self._waiting[owner]
         return group
 
-    async def _write_group(self, group: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _write_group(self, group: list[tuple[T, asyncio.Future[R]]]) -> None:
         _group_size.observe(len(group))
         try:
             results = await self._write([item for item, _ in group])
         except asyncio.CancelledError:
-            for _, done in group:
-                done.cancel()
+            _release(group)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
-            if len(group) > 1 and not isinstance(error, Unavailable):
-                middle = len(group) // 2
-                await self._write_group(group[:middle])
-                await self._write_group(group[middle:])
+            if len(group) == 1 or isinstance(error, Unavailable):
+                _fail(group, error)
                 return
-            for _, done in group:
-                if not done.done():
-                    done.set_exception(error)
         else:
             _answer(group, results)
+            return
+        middle = len(group) // 2
+        try:
+            await self._write_group(group[:middle])
+            await self._write_group(group[middle:])
+        finally:
+            _release(group)
 
 
 def _answer(group: Sequence[tuple[T, asyncio.Future[R]]], results: Sequence[R]) -> None:
@@ -112,3 +117,21 @@ def _answer(group: Sequence[tuple[T, asyncio.Future[R]]], results: Sequence[R]) 
         # Its caller may have gone away.
         if not done.done():
             done.set_result(result)
+
+
+def _fail(group: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
+    for _, done in group:
+        if not done.done():
+            done.set_exception(error)
+    _release(group)
+
+
+def _release(group: list[tuple[T, asyncio.Future[R]]]) -> None:
+    """Cancels what was cut off at the end of the process, and empties the group.
+
+    The traceback of an error refers to the group, and the futures of the group to the error: a reference cycle.
+    """
+    for _, done in group:
+        if not done.done():
+            done.cancel()
+    group.clear()
