@@ -13,7 +13,6 @@ from app.kernel.clock import Clock, SteadyClock
 from app.kernel.database import Database
 from app.kernel.database.incarnation import Incarnation
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.pagination import Cursors
@@ -22,6 +21,7 @@ from app.kernel.redis.bus import Bus
 from app.kernel.redis.cluster import ClusterGateway
 from app.kernel.redis.gateway import Memory, RedisGateway
 from app.kernel.resources import Resources
+from app.kernel.sealing import Keys
 from app.kernel.settings import HttpSettings, RedisSettings
 from app.settings import Settings
 from app.users import api as users

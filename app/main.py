@@ -42,8 +42,8 @@ from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
+from app.kernel.middleware.fast_path import AnswerOf, FastPath, Finished, LocalAnswers
 from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
-from app.kernel.middleware.remembered import AnswerOf, Finished, LocalAnswers, Remembered
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
@@ -96,7 +96,7 @@ class Onehop(FastAPI):
     entry: ASGIApp | None = None
     # The server asks it before it makes a task of a request; None: go on.
     refusal: Callable[[Scope], bytes | None] | None = None
-    remembered: AnswerOf | None = None
+    fast_path: AnswerOf | None = None
 
     def refusal_of(self, scope: Scope) -> bytes | None:
         """The finished answer to a request that there is no place for."""
@@ -104,7 +104,7 @@ class Onehop(FastAPI):
 
     def answer_of(self, scope: Scope) -> Finished | None:
         """The finished answer to a request without a body that is in memory."""
-        return self.remembered(scope) if self.remembered is not None else None
+        return self.fast_path(scope) if self.fast_path is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -246,7 +246,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             with rare_collections():
                 yield
         finally:
-            app.entry = app.refusal = app.remembered = None
+            app.entry = app.refusal = app.fast_path = None
 
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
@@ -260,22 +260,22 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
     # What FastAPI records for OpenTelemetry, it records only of requests that pass through it.
     handlers = app.framework if app.is_observed else DirectRoutes(app, app.framework, settings.http.max_body_bytes)
     stack: ASGIApp = SecurityHeadersLayer(Deadline(handlers, settings.http), settings.http)
-    remembered = [read.path for read in cached_reads]
+    cached_paths = [read.path for read in cached_reads]
     stack = ResponseCache(stack, resources, cached_reads)
     stack = RateLimit(
         stack,
         limits,
         networks,
         settings.http,
-        remembered=remembered,
-        remembered_cost=settings.limits.remembered_cost,
+        cached_paths=cached_paths,
+        cached_cost=settings.limits.cached_cost,
     )
     stack = Authentication(stack, app.state.identity.authenticator, networks)
     stack = admission = Admission(
         stack,
         settings.http,
-        remembered=remembered,
-        lies_in_memory=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
+        cached_paths=cached_paths,
+        is_cached=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
         log_ins=_log_ins(app),
         max_log_ins=app.state.identity.hashing.slots,
     )
@@ -293,13 +293,13 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         return Cors(stack, settings.http)
     # Behind the other layer it would lack what a browser needs to read it.
     app.refusal = context.refusal
-    app.remembered = Remembered(
+    app.fast_path = FastPath(
         context,
         app.state.identity.authenticator,
         limits,
         resources.cache,
         cached_reads,
-        settings.limits.remembered_cost,
+        settings.limits.cached_cost,
     )
     return stack
 

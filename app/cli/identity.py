@@ -117,7 +117,7 @@ async def check_installation_secret(settings: "Settings") -> None:
     """Raises SettingsError if the database was used with another APP_SECRET_KEY."""
     from app.identity.api import check_secret
     from app.kernel.database import Database
-    from app.kernel.keys import Keys
+    from app.kernel.sealing import Keys
 
     db = Database(settings.database, application_name="onehop-cli")
     await db.open()

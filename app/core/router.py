@@ -12,7 +12,7 @@ from app.core.schemas import AliveView, OverviewView, ProblemCatalogue, ReadyVie
 from app.identity.api import Device
 from app.jobs import api as jobs
 from app.kernel.auth import Principal, Public, Require
-from app.kernel.client import client_address, hides_client, is_within, user_agent
+from app.kernel.client_address import client_address, hides_client, is_within, user_agent
 from app.kernel.codings import accepts_gzip
 from app.kernel.errors import NotFound
 from app.kernel.http import (

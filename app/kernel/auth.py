@@ -118,13 +118,13 @@ class SessionRequired(Forbidden):
 class Authenticator(Protocol):
     """Turns a bearer token into a `Principal`; plugged in by the composition root."""
 
-    def recall(self, header: bytes) -> Principal | None:
+    def cached_principal(self, header: bytes) -> Principal | None:
         """The caller behind an `Authorization` header that was verified before and is still good; no I/O."""
         ...
 
     async def authenticate(self, token: str, *, is_remembered: bool = False) -> Principal:
-        """The caller of a token not seen before. `is_remembered`: `recall` knows it from now on, in the usual spelling
-        of its header.
+        """The caller of a token not seen before. `is_remembered`: `cached_principal` knows it from now on, in the usual
+        spelling of its header.
 
         Raises:
             InvalidToken: the token is not good.
@@ -163,7 +163,7 @@ async def authenticate_again(request: Request) -> None:
     """
     authenticator: Authenticator = request.app.state.authenticator
     header = headers_of(request.scope)[b"authorization"]
-    if authenticator.recall(header) is None:
+    if authenticator.cached_principal(header) is None:
         await authenticator.authenticate(bearer_token(header) or "", is_remembered=True)
 
 

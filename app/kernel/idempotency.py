@@ -17,9 +17,9 @@ from prometheus_client import Counter
 from app.kernel.database import Database, Tx, retries_conflicts, retries_lost_sessions
 from app.kernel.errors import BadRequest, Conflict, Unprocessable
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys, SealBroken
 from app.kernel.rate_limits import QuotaExceeded
 from app.kernel.resources import Resources
+from app.kernel.sealing import Keys, SealBroken
 
 KEPT_FOR = timedelta(hours=24)
 MAX_KEY_LENGTH = 255
@@ -223,10 +223,10 @@ async def _with_key(
 def _pack(keys: Keys, response: Response, context: bytes) -> bytes:
     lines = [f"{name}: {response.headers[name]}" for name in _REPLAYED_HEADERS if name in response.headers]
     plain = "\n".join(lines).encode() + b"\n\n" + bytes(response.body)
-    return keys.seal("idempotency", plain, context=context)
+    return keys.encrypt("idempotency", plain, context=context)
 
 
 def _unpack(keys: Keys, status: int, sealed: bytes, context: bytes) -> Response:
-    head, _, body = keys.open("idempotency", sealed, context=context).partition(b"\n\n")
+    head, _, body = keys.decrypt("idempotency", sealed, context=context).partition(b"\n\n")
     headers = dict(line.split(": ", 1) for line in head.decode().split("\n") if line)
     return Response(body, status, headers | {"Idempotent-Replayed": "true"})

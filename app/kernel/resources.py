@@ -10,12 +10,12 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.database.incarnation import Incarnation
-from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
 from app.kernel.redis.bus import Bus
 from app.kernel.redis.gateway import RedisGateway
+from app.kernel.sealing import Keys
 from app.kernel.settings import HttpSettings
 
 

@@ -266,7 +266,7 @@ class LimitsSettings(Section):
         "Unset: 3,000, in development 10,000,000.",
     )
     window: WholeSeconds = Field(60, ge=1, le=86_400, description="Length of the window.")
-    remembered_cost: Annotated[float, Unit("units")] = Field(
+    cached_cost: Annotated[float, Unit("units")] = Field(
         0.05, ge=0, le=1, description="Cost of an answer from the cache of the process."
     )
 

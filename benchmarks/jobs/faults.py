@@ -240,7 +240,7 @@ async def measure_dripping_receiver(bench: Bench, seconds: float = 30) -> None:
                     url=url,
                     event_types=["user.updated"],
                     description=None,
-                    secret=resources.keys.seal(SEAL_PURPOSE, token_bytes(SECRET_BYTES), context=endpoint_id.bytes),
+                    secret=resources.keys.encrypt(SEAL_PURPOSE, token_bytes(SECRET_BYTES), context=endpoint_id.bytes),
                     limit=MAX_ENDPOINTS,
                 )
         async with bench.workers(1, **_LOCAL):

@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import Any, cast
 
-from app.kernel.server.exchange import _SHARED_BYTES, _write_whole
+from app.kernel.server.response_cycle import _SHARED_BYTES, _write_whole
 from tests.kernel.test_protocol import Served, request, wait_until
 
 MEBIBYTE = 1024 * 1024

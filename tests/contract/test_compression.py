@@ -80,7 +80,7 @@ async def test_answers_of_every_size_are_compressed(
 
     original = codings.compress
     monkeypatch.setattr(codings, "compress", compress)
-    monkeypatch.setattr("app.kernel.cache.answers.compress", compress)
+    monkeypatch.setattr("app.kernel.cache.cached_response.compress", compress)
     for _ in range(9):
         await person.post("/v1/jobs", json={"kind": "export.account", "args": {}, "run_at": in_days(30)})
     await forms_of(client, "/v1/jobs", person.headers)

@@ -10,7 +10,7 @@ import pyotp
 import redis.asyncio
 
 from app.identity.service.tokens import decode_api_key
-from app.kernel.keys import Keys
+from app.kernel.sealing import Keys
 from tests.fixtures.application import LiveServer, LiveWorker, Processes
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
@@ -148,7 +148,7 @@ async def test_nothing_stored_or_logged_is_a_credential(
     keys = Keys(environment["APP_SECRET_KEY"])
     row = await connection.fetchrow("SELECT kid, private_sealed FROM identity.signing_keys WHERE state = 'active'")
     assert row is not None
-    private = keys.open("signing-key", row["private_sealed"], context=row["kid"].encode())
+    private = keys.decrypt("signing-key", row["private_sealed"], context=row["kid"].encode())
     secrets["the signing key"] = private.hex()
     secrets |= {f"the key for {name}": keys.derive(name).hex() for name in ("signing-key", "refresh-token", "totp")}
 

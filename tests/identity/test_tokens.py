@@ -20,7 +20,7 @@ from app.identity.service.tokens import MalformedToken, RefreshToken, RefreshTok
 from app.kernel.auth import SCOPES
 from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
+from app.kernel.sealing import Keys
 from tests.fixtures.answers import problem_of
 from tests.fixtures.lives import first_life
 from tests.fixtures.people import PASSWORD, MakePerson, Person

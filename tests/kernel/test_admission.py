@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from app.kernel.auth import Public
 from app.kernel.http import Router, json_response
-from app.kernel.server.outbox import Outbox
+from app.kernel.server.refusal_queue import RefusalQueue
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, LiveServer
 from tests.fixtures.people import Person, register
@@ -284,7 +284,7 @@ async def test_a_server_refuses_before_it_makes_a_task(live_server: LiveServer) 
 
 
 class Answered:
-    """Counts what an outbox sends, and takes its time for it."""
+    """Counts what an refusal_queue sends, and takes its time for it."""
 
     sent = 0
 
@@ -297,9 +297,9 @@ class Answered:
 
 async def test_refusals_do_not_displace_other_work() -> None:
     Answered.sent = 0
-    outbox = Outbox(asyncio.get_running_loop())
+    refusal_queue = RefusalQueue(asyncio.get_running_loop())
     for _ in range(120):
-        outbox.put(Answered(), b"")
+        refusal_queue.put(Answered(), b"")
     turns = 0
     while Answered.sent < 60:
         until = time.thread_time() + 0.002
@@ -323,13 +323,13 @@ async def test_refusals_stay_few_though_a_busy_loop_pauses_between_them(monkeypa
             Quick.sent += 1
             now, worked = now + 0.00001, worked + 0.00001
 
-    monkeypatch.setattr("app.kernel.server.outbox.monotonic", lambda: now)
-    monkeypatch.setattr("app.kernel.server.outbox.thread_time", lambda: worked)
-    outbox = Outbox(asyncio.get_running_loop())
+    monkeypatch.setattr("app.kernel.server.refusal_queue.monotonic", lambda: now)
+    monkeypatch.setattr("app.kernel.server.refusal_queue.thread_time", lambda: worked)
+    refusal_queue = RefusalQueue(asyncio.get_running_loop())
     for _ in range(200):
         now += 0.0003
         for _ in range(10):
             now, worked = now + 0.00007, worked + 0.00007
-            outbox.put(Quick(), b"")
+            refusal_queue.put(Quick(), b"")
     # What was saved before, a millisecond; since then a hundredth of the time would be as much again and a half.
     assert 100 <= Quick.sent < 300

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from app.kernel.client import client_address, network_of, site_of, user_agent
+from app.kernel.client_address import client_address, network_of, site_of, user_agent
 from app.kernel.clock import ManualClock, SystemClock
 from app.kernel.ids import new_id
-from app.kernel.keys import Keys, SealBroken
+from app.kernel.sealing import Keys, SealBroken
 from app.kernel.settings import HttpSettings
 
 SECRET = "a secret of the installation, long enough"
@@ -34,10 +34,10 @@ def test_derivation_is_hkdf_sha256() -> None:
 
 def test_seal_opens_with_the_same_purpose_and_context_only() -> None:
     keys = Keys(SECRET)
-    sealed = keys.seal("mail", b"plain", context=b"row 1")
-    assert keys.open("mail", sealed, context=b"row 1") == b"plain"
+    sealed = keys.encrypt("mail", b"plain", context=b"row 1")
+    assert keys.decrypt("mail", sealed, context=b"row 1") == b"plain"
     assert b"plain" not in sealed
-    assert keys.seal("mail", b"plain", context=b"row 1") != sealed
+    assert keys.encrypt("mail", b"plain", context=b"row 1") != sealed
     changed = bytes([sealed[0] ^ 1]) + sealed[1:]
     for opener, purpose, data, context in [
         (keys, "other", sealed, b"row 1"),
@@ -48,7 +48,7 @@ def test_seal_opens_with_the_same_purpose_and_context_only() -> None:
         (Keys(SECRET + "x"), "mail", sealed, b"row 1"),
     ]:
         with pytest.raises(SealBroken):
-            opener.open(purpose, data, context=context)
+            opener.decrypt(purpose, data, context=context)
 
 
 def test_ids_are_uuid7_in_order() -> None:

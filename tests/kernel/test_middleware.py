@@ -401,8 +401,8 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
         admission = Admission(
             endless,
             HttpSettings(),
-            remembered=(),
-            lies_in_memory=lambda _: False,
+            cached_paths=(),
+            is_cached=lambda _: False,
             log_ins=(),
             max_log_ins=1,
         )

@@ -79,7 +79,7 @@ class TokenAuthenticator:
         self._verified.clear()
         self._headers_of.clear()
 
-    def recall(self, header: bytes) -> Principal | None:
+    def cached_principal(self, header: bytes) -> Principal | None:
         """See `Authenticator`."""
         verified = self._verified.get(header)
         if verified is None or not self._feed.is_complete or self._is_dead(verified):

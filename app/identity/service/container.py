@@ -27,11 +27,11 @@ from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
 from app.kernel.exits import end_misconfigured
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys, SealBroken
 from app.kernel.listeners import Listeners
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
 from app.kernel.resources import Resources
+from app.kernel.sealing import Keys, SealBroken
 from app.kernel.settings import SettingsError
 
 # Revocations outlive everything they refuse, clocks that differ included.

@@ -12,7 +12,7 @@ from binascii import Error as Base64Error
 from dataclasses import dataclass
 from hashlib import sha256
 
-from app.kernel.keys import Keys
+from app.kernel.sealing import Keys
 
 COOKIE_NAME = "onehop_device"
 COOKIE_SECONDS = 365 * 86_400

@@ -20,7 +20,7 @@ from app.identity.service.tokens import KeyRing, new_signing_key
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.database.incarnation import Incarnation
-from app.kernel.keys import Keys, SealBroken
+from app.kernel.sealing import Keys, SealBroken
 from app.kernel.settings import SettingsError
 
 SEALED_BY_ANOTHER = (

@@ -28,7 +28,7 @@ from app.kernel.addresses import canonical_email
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId, new_id
-from app.kernel.keys import SealBroken
+from app.kernel.sealing import SealBroken
 from app.users import api as users
 
 _MFA_LIFETIME = timedelta(minutes=10)
@@ -269,12 +269,12 @@ def _seal(identity: IdentityServices, account: Account, device: Device) -> str:
         str(new_id()),
         canonical_email(account.email),
     )
-    return identity.keys.seal(_MFA_PURPOSE, msgspec.msgpack.encode(pending)).hex()
+    return identity.keys.encrypt(_MFA_PURPOSE, msgspec.msgpack.encode(pending)).hex()
 
 
 def _unseal(identity: IdentityServices, mfa_token: str) -> _Pending:
     try:
-        plain = identity.keys.open(_MFA_PURPOSE, bytes.fromhex(mfa_token))
+        plain = identity.keys.decrypt(_MFA_PURPOSE, bytes.fromhex(mfa_token))
     except (SealBroken, ValueError) as error:
         raise InvalidMfaToken from error
     try:

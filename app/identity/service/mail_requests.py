@@ -6,7 +6,7 @@ from typing import Literal
 from app.identity.records import Device
 from app.identity.service.container import IdentityServices
 from app.kernel.addresses import canonical_email
-from app.kernel.client import network_of
+from app.kernel.client_address import network_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.sessions import open_session
 from app.kernel.addresses import canonical_email
-from app.kernel.client import network_of
+from app.kernel.client_address import network_of
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.users import api as users

@@ -31,8 +31,8 @@ from app.identity.service.emails import mail_notice
 from app.identity.service.reauthentication import check_current_password
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
-from app.kernel.keys import SealBroken
 from app.kernel.observability.telemetry import get_logger
+from app.kernel.sealing import SealBroken
 
 _logger = get_logger(__name__)
 _STEP_SECONDS = 30
@@ -80,7 +80,7 @@ async def enrol(db: Database, identity: IdentityServices, actor: Actor) -> Enrol
 
 @retries_conflicts
 async def _store_seed(db: Database, identity: IdentityServices, actor: Actor, secret: str) -> Account:
-    sealed = identity.keys.seal(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
+    sealed = identity.keys.encrypt(_PURPOSE, secret.encode(), context=actor.user_id.bytes)
     async with db.transaction("identity.enrol_totp") as tx:
         account = await lock_maker(tx, identity.clock, actor)
         if not await replace_totp_factor(tx, actor.user_id, sealed, identity.keys.key_id, identity.clock.now()):
@@ -238,7 +238,7 @@ async def _factor(db: Database, user_id: UserId) -> TotpFactor | None:
 def _matching_step(identity: IdentityServices, user_id: UserId, factor: TotpFactor, code: str) -> int | None:
     """The time step that `code` belongs to, if it is near and newer than the last one used."""
     try:
-        secret = identity.keys.open(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()
+        secret = identity.keys.decrypt(_PURPOSE, factor.secret_sealed, context=user_id.bytes).decode()
     except SealBroken:
         # Sealed before APP_SECRET_KEY changed. No code fits any more; a recovery code, which is not sealed, does.
         _logger.error("identity.second_factor_unreadable", user_id=str(user_id))  # noqa: TRY400 - the event says all; a traceback adds nothing

@@ -25,7 +25,7 @@ from app.identity.records import SigningKeyRow, SigningKeyState
 from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
+from app.kernel.sealing import Keys
 
 ALGORITHM = "EdDSA"
 _REFRESH_PREFIX = "rt_"
@@ -101,7 +101,7 @@ class KeyRing:
             header = _segment(msgspec.json.encode({"alg": ALGORITHM, "kid": row.kid, "typ": "at+jwt"}))
             public[header] = Ed25519PublicKey.from_public_bytes(row.public_key)
             if row.state == "active":
-                raw = self._keys.open(_PURPOSE_SIGNING, row.private_sealed, context=row.kid.encode())
+                raw = self._keys.decrypt(_PURPOSE_SIGNING, row.private_sealed, context=row.kid.encode())
                 signing = _SigningKey(row.kid, header, Ed25519PrivateKey.from_private_bytes(raw))
         self._public = public
         self._raw_public = {row.kid: row.public_key for row in rows}
@@ -173,7 +173,7 @@ def new_signing_key(keys: Keys, state: SigningKeyState) -> SigningKeyRow:
     public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     raw = private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
     kid = _segment(sha256(public).digest()[:12]).decode()
-    sealed = keys.seal(_PURPOSE_SIGNING, raw, context=kid.encode())
+    sealed = keys.encrypt(_PURPOSE_SIGNING, raw, context=kid.encode())
     return SigningKeyRow(kid, ALGORITHM, sealed, keys.key_id, public, state)
 
 

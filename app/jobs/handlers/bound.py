@@ -25,8 +25,8 @@ from app.jobs.service.storage import ArtifactStore
 from app.jobs.settings import JobsSettings
 from app.kernel.database import in_batches
 from app.kernel.idempotency import delete_expired_keys
-from app.kernel.keys import Keys
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
+from app.kernel.sealing import Keys
 
 KIND_CLEAN = "jobs.clean"
 

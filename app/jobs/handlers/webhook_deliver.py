@@ -28,9 +28,9 @@ from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys, SealBroken
 from app.kernel.listeners import KIND_PUBLISH
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, RetryJob, SnoozeJob, job
+from app.kernel.sealing import Keys, SealBroken
 
 _attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
 _MAX_IN_FLIGHT = 4
@@ -154,12 +154,12 @@ class WebhookDeliverer:
     async def _send(self, endpoint: Endpoint, message: Message) -> Answer:
         # Receivers refuse what is minutes old, or from the future; the clocks of workers differ.
         now = endpoint.read_at
-        secrets = [self._keys.open(SEAL_PURPOSE, endpoint.secret, context=endpoint.id.bytes)]
+        secrets = [self._keys.decrypt(SEAL_PURPOSE, endpoint.secret, context=endpoint.id.bytes)]
         old, until = endpoint.old_secret, endpoint.old_secret_until
         if old is not None and until is not None and until > now:
             # One that was rotated because APP_SECRET_KEY had changed cannot be read any more, and need not be.
             with suppress(SealBroken):
-                secrets.append(self._keys.open(SEAL_PURPOSE, old, context=endpoint.id.bytes))
+                secrets.append(self._keys.decrypt(SEAL_PURPOSE, old, context=endpoint.id.bytes))
         return await self._sender.send(
             endpoint.url,
             str(message.id),

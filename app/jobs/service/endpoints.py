@@ -26,10 +26,10 @@ from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
-from app.kernel.keys import Keys
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
+from app.kernel.sealing import Keys
 
 SEAL_PURPOSE = "webhook-secret"
 _REDELIVER_SECONDS = 60
@@ -85,7 +85,7 @@ async def create_endpoint(
         url=url,
         event_types=sorted(set(event_types)),
         description=description,
-        secret=keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes),
+        secret=keys.encrypt(SEAL_PURPOSE, secret, context=endpoint_id.bytes),
         limit=MAX_ENDPOINTS,
     )
     if endpoint is None:
@@ -169,7 +169,7 @@ async def delete_endpoint(
 async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, endpoint_id: UUID) -> Created:
     """A new secret; for a day both it and the old one sign. Raises TokenRevoked or EndpointNotFound."""
     secret = secrets.token_bytes(SECRET_BYTES)
-    sealed = keys.seal(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
+    sealed = keys.encrypt(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
     async with db.transaction("jobs.rotate_secret") as tx:
         await lock_maker(tx, clock, actor)
         endpoint = await webhook_endpoints.rotate_secret(tx, actor.user_id, endpoint_id, sealed, OLD_SECRET_TTL)

@@ -19,7 +19,6 @@ from app.kernel.addresses import canonical_email, mailbox_of
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, in_batches, retries_conflicts
 from app.kernel.errors import Unavailable
-from app.kernel.keys import Keys
 from app.kernel.mail import (
     AddressRefused,
     Mail,
@@ -31,6 +30,7 @@ from app.kernel.mail import (
 )
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobContext, RetryJob, SnoozeJob
+from app.kernel.sealing import Keys
 from app.kernel.settings import MailSettings
 
 _logger = get_logger(__name__)

@@ -16,7 +16,7 @@ from app.jobs.errors import UnsubscribeLinkExpired, UnsubscribeLinkInvalid
 from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
-from app.kernel.keys import Keys
+from app.kernel.sealing import Keys
 from app.users.api import end_weekly_report
 
 PATH = "/unsubscribe"

@@ -12,7 +12,7 @@ process at once, the others by a message, before the writer gets its answer. Wha
 - Without Redis everything is a miss.
 """
 
-from app.kernel.cache.answers import CachedAnswer
 from app.kernel.cache.cache import FORGET_TOPIC, Cache
+from app.kernel.cache.cached_response import CachedAnswer
 
 __all__ = ["FORGET_TOPIC", "Cache", "CachedAnswer"]

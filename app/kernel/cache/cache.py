@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import Counter
 
 from app.kernel.background import Background
-from app.kernel.cache.answers import CachedAnswer, is_kept
+from app.kernel.cache.cached_response import CachedAnswer, is_kept
 from app.kernel.cache.local import Fill, LocalCache
 from app.kernel.cache.remote import Found, RemoteCache, Wanted
 from app.kernel.database import Database, Tx

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
-from app.kernel.cache.answers import MAX_VARIANTS, CachedAnswer, is_variant
+from app.kernel.cache.cached_response import MAX_VARIANTS, CachedAnswer, is_variant
 from app.kernel.settings import CacheSettings
 
 _MAX_REMEMBERED_TAGS = 100_000

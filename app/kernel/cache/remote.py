@@ -15,7 +15,7 @@ import msgspec
 
 from app.kernel.background import Background
 from app.kernel.batching.coalescing import Coalescer
-from app.kernel.cache.answers import MAX_VARIANTS, CachedAnswer
+from app.kernel.cache.cached_response import MAX_VARIANTS, CachedAnswer
 from app.kernel.database.incarnation import Incarnation
 from app.kernel.ids import new_id
 from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script

@@ -6,7 +6,6 @@ records with orjson; the response models only document it, and the tests hold th
 """
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
-from app.kernel.http.answers import dump_json, json_fragment, json_response
 from app.kernel.http.body_limits import BodyLimits
 from app.kernel.http.direct import DirectRoutes
 from app.kernel.http.encoding import AmbiguousPath, InvalidEncoding, check_path
@@ -20,8 +19,9 @@ from app.kernel.http.preconditions import (
     matches_strongly,
     version_etag,
 )
-from app.kernel.http.preferences import asked_to_wait, prefers_json
+from app.kernel.http.prefer_header import asked_to_wait, prefers_json
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
+from app.kernel.http.responses import dump_json, json_fragment, json_response
 from app.kernel.http.routing import Router, StrictRoute, operation_id
 from app.kernel.http.schemas import (
     EXAMPLE_ID,

@@ -36,7 +36,7 @@ class Admission:
     """Reads and writes have slots by what latency allows, log-ins as many as there are hashes at one time. A request
     that waits for something outside of this process gives its slot back (`release_slot`).
 
-    `remembered` are the paths whose answers may come from memory, and `lies_in_memory` tells of a request whether its
+    `cached_paths` are the paths whose answers may come from memory, and `is_cached` tells of a request whether its
     answer does: that is given even when all slots are taken, since refusing would cost as much. Only what is not found
     there needs a slot (`acquire_slot`). `log_ins` are methods and paths of requests that hash a password.
     """
@@ -46,8 +46,8 @@ class Admission:
         app: ASGIApp,
         settings: HttpSettings,
         *,
-        remembered: Collection[str],
-        lies_in_memory: Callable[[Scope], bool],
+        cached_paths: Collection[str],
+        is_cached: Callable[[Scope], bool],
         log_ins: Collection[tuple[str, str]],
         max_log_ins: int,
     ) -> None:
@@ -75,8 +75,8 @@ class Admission:
             ),
         )
         self._limiters = (work, self._log_ins.limiter)
-        self._remembered = frozenset(remembered)
-        self._lies_in_memory = lies_in_memory
+        self._cached_paths = frozenset(cached_paths)
+        self._is_cached = is_cached
         self._log_in_routes = frozenset(log_ins)
 
     def sample(self) -> None:
@@ -95,7 +95,7 @@ class Admission:
         path = scope["path"]
         if path in _ALWAYS_ADMITTED:
             return False
-        if path in self._remembered and scope["method"] in _READS and self._lies_in_memory(scope):
+        if path in self._cached_paths and scope["method"] in _READS and self._is_cached(scope):
             return False
         request_class = self._class_of(scope)
         if request_class.limiter.try_acquire(request_class):
@@ -116,7 +116,7 @@ class Admission:
             await acquire_slot(scope)
         elif "slot" not in scope:
             request_class = self._class_of(scope)
-            if request_class is self._reads and scope["path"] in self._remembered:
+            if request_class is self._reads and scope["path"] in self._cached_paths:
                 # What is found in memory needs no slot.
                 scope["wanted_class"] = request_class
             elif request_class.limiter.try_acquire(request_class):

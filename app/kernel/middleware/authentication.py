@@ -24,7 +24,7 @@ class Authentication:
         if scope["type"] == "http":
             header = headers_of(scope).get(b"authorization")
             if header is not None:
-                principal = self._authenticator.recall(header)
+                principal = self._authenticator.cached_principal(header)
                 if principal is not None:
                     scope["principal"] = principal
                 elif scope["path"] in UNLIMITED:

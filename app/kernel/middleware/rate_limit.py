@@ -5,7 +5,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
-from app.kernel.client import client_address, network_of
+from app.kernel.client_address import client_address, network_of
 from app.kernel.http import problem_response
 from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders
@@ -47,7 +47,7 @@ class NetworkQuota:
 
 class RateLimit:
     """Stands behind the authentication, and in front of the response cache: an answer from memory is charged too, but
-    only `remembered_cost`. What a request costs beyond one unit is charged where its route is known (`charge`).
+    only `cached_cost`. What a request costs beyond one unit is charged where its route is known (`charge`).
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class RateLimit:
         networks: NetworkQuota,
         settings: HttpSettings,
         *,
-        remembered: Collection[str],
-        remembered_cost: float,
+        cached_paths: Collection[str],
+        cached_cost: float,
     ) -> None:
         self._app = app
         self._limits = limits
         self._networks = networks
         self._refusal = Refusal(settings)
-        self._costs = dict.fromkeys(remembered, remembered_cost)
+        self._costs = dict.fromkeys(cached_paths, cached_cost)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -14,9 +14,9 @@ from types import FrameType
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
-from app.kernel.server.group import FINAL_EXITS, Group
 from app.kernel.server.handover import offered, take_over
 from app.kernel.server.process import RETIRE, Config, Server, end_with_parent
+from app.kernel.server.worker_group import FINAL_EXITS, WorkerGroup
 from app.kernel.settings import ConnectionSettings
 
 _METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -113,7 +113,7 @@ def _serve_alone(config: Config, listener: socket.socket, on_started: Callable[[
 
 def _serve_together(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> int:
     with _metrics_dir():
-        group = Group(config, [listener], on_started)
+        group = WorkerGroup(config, [listener], on_started)
         group.run()
     return next((process.exitcode for process in group.processes if process.exitcode in FINAL_EXITS), 0)
 

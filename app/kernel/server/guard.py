@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
 from app.kernel.ids import new_id
-from app.kernel.server.outbox import Outbox
+from app.kernel.server.refusal_queue import RefusalQueue
 from app.kernel.settings import ConnectionSettings
 
 # One round of the sweep, in steps, because ending thousands of connections at once would hold up everybody else.
@@ -81,7 +81,7 @@ class Guard:
         self._step = 1
         # What the present round has found, by client.
         self._unsent: dict[str | None, dict[Connection, int]] = {}
-        self.outbox = Outbox(loop)
+        self.refusal_queue = RefusalQueue(loop)
         self._sweep_for_ever()
 
     def _sweep_for_ever(self) -> None:

@@ -23,7 +23,6 @@ from app.kernel.errors import (
     TargetTooLong,
     TooManyConnections,
 )
-from app.kernel.server.exchange import Exchange
 from app.kernel.server.guard import (
     DRAIN_IDLE_SECONDS,
     LINGER_BYTES,
@@ -32,7 +31,8 @@ from app.kernel.server.guard import (
     guard_of,
     refusal,
 )
-from app.kernel.server.heads import WHOLE_SERVER, fault_of_head
+from app.kernel.server.request_validation import WHOLE_SERVER, fault_of_head
+from app.kernel.server.response_cycle import ResponseCycle
 from app.kernel.settings import ConnectionSettings
 
 _WATCHED = frozenset({b"host", b"expect", b"transfer-encoding"})
@@ -57,7 +57,7 @@ class _State(Enum):
 class GuardedProtocol(HttpToolsProtocol):
     """One connection. What happens often is decided as it happens, what takes time by `examine`, the sweep's view."""
 
-    cycle: Exchange | None  # type: ignore[assignment]  # it is, until the first request
+    cycle: ResponseCycle | None  # type: ignore[assignment]  # it is, until the first request
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
         # ... and one for what it remembers (`Onehop.answer_of`), as head and body.
         self._answer_of: Callable[[Any], tuple[bytes, bytes] | None] | None = getattr(self.app, "answer_of", None)
-        self._active: Exchange | None = None
+        self._active: ResponseCycle | None = None
         # The scope whose head has come to its end; another one than `scope` while a head is on its way.
         self._headed: Any = None
         self._refusal: AppError | None = None
@@ -233,7 +233,7 @@ class GuardedProtocol(HttpToolsProtocol):
         scope["path"] = unquote(path) if is_encoded else path
         scope["query_string"] = query
         waiting = self._active
-        self.cycle = cycle = Exchange(
+        self.cycle = cycle = ResponseCycle(
             scope,
             self.transport,
             self.flow,
@@ -256,12 +256,12 @@ class GuardedProtocol(HttpToolsProtocol):
             if refusal is None:
                 self._start_asgi_task(cycle, self.app)
             else:
-                self._guard.outbox.put(cycle, refusal)
+                self._guard.refusal_queue.put(cycle, refusal)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
-    def _is_answered(self, cycle: Exchange, *, is_special: bool) -> bool:
+    def _is_answered(self, cycle: ResponseCycle, *, is_special: bool) -> bool:
         """Whether the application remembered an answer, which has been sent then. A request with a body, or with a path
         that the layers may refuse, is special.
         """
@@ -320,7 +320,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             waiting, app = self.pipeline.pop()
-            assert isinstance(waiting, Exchange)  # noqa: S101 - nothing else is put there.
+            assert isinstance(waiting, ResponseCycle)  # noqa: S101 - nothing else is put there.
             self._active = waiting
             self._start_asgi_task(waiting, app)
         elif self._is_deaf:

@@ -21,7 +21,7 @@ Finished = tuple[bytes, bytes]
 AnswerOf = Callable[[Scope], Finished | None]
 
 
-class Remembered:
+class FastPath:
     """Takes what `reads` declare; each answer costs its caller `cost` units of the quota."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Remembered:
         cost: float,
     ) -> None:
         self._context = context
-        self._recall = authenticator.recall
+        self._cached_principal = authenticator.cached_principal
         self._buckets = limits.buckets
         self._get_local = cache.get_local
         self._reads = {read.path: read for read in reads}
@@ -53,7 +53,7 @@ class Remembered:
         if len(found) != len(fields):
             return None
         token = found.get(b"authorization")
-        principal = self._recall(token) if token is not None else None
+        principal = self._cached_principal(token) if token is not None else None
         if (
             principal is None
             or not read.scopes <= principal.scopes
@@ -84,7 +84,7 @@ class LocalAnswers:
     """What `reads` declare, as far as it lies in this process's memory."""
 
     def __init__(self, authenticator: Authenticator, cache: Cache, reads: Iterable[CachedRead]) -> None:
-        self._recall = authenticator.recall
+        self._cached_principal = authenticator.cached_principal
         self._get_local = cache.get_local
         self._reads = {read.path: read for read in reads}
 
@@ -92,7 +92,7 @@ class LocalAnswers:
         """Whether the answer is there, and its caller's token was seen before."""
         read = self._reads.get(scope["path"])
         token = headers_of(scope).get(b"authorization")
-        principal = self._recall(token) if token is not None else None
+        principal = self._cached_principal(token) if token is not None else None
         return (
             read is not None and principal is not None and self._get_local(key_of(principal, read, scope)) is not None
         )

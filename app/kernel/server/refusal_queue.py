@@ -5,9 +5,9 @@ from collections import deque
 from time import monotonic, thread_time
 from typing import Protocol
 
-# Of the time while the event loop is busy, ...
+# Refusals get 1 % of the time of a busy event loop.
 _PART_OF_BUSY = 0.01
-# ... and so much of it may be busy at all for refusals to have what is left.
+# Below 50 % utilisation they may use the idle time too.
 _BUSY_PART = 0.5
 _TICK_SECONDS = 0.005
 _MOST_SAVED_SECONDS = 0.001
@@ -19,9 +19,9 @@ class Unanswered(Protocol):
     def take(self, answer: bytes) -> None: ...
 
 
-class Outbox:
+class RefusalQueue:
     """Refusals on their way out. While there is other work they get a small part of the event loop's time, so that
-    refusing cannot displace what was let in: who has to wait for a refusal does not ask again meanwhile.
+    refusing cannot displace admitted requests: a client that waits for its refusal does not retry meanwhile.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -33,8 +33,8 @@ class Outbox:
         self._paid_at = monotonic()
         self._worked = thread_time()
 
-    def put(self, exchange: Unanswered, answer: bytes) -> None:
-        self._waiting.append((exchange, answer))
+    def put(self, cycle: Unanswered, answer: bytes) -> None:
+        self._waiting.append((cycle, answer))
         if not self._is_awake:
             self._send_some()
 
@@ -48,8 +48,8 @@ class Outbox:
             self._paid_at, self._worked = now, worked
         waiting = self._waiting
         while waiting and self._credit > 0:
-            exchange, answer = waiting.popleft()
-            exchange.take(answer)
+            cycle, answer = waiting.popleft()
+            cycle.take(answer)
             before, worked = worked, thread_time()
             self._credit -= worked - before
         self._is_awake = bool(waiting)

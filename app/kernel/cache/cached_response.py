@@ -14,7 +14,7 @@ from app.kernel.codings import (
     is_compressible,
     threads,
 )
-from app.kernel.heads import PreparedHead
+from app.kernel.response_head import PreparedHead
 
 _OK = 200
 _NOT_MODIFIED = 304

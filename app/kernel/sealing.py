@@ -31,12 +31,12 @@ class Keys:
         """Names the secret without telling anything of it; stored beside what is sealed."""
         return self.derive("key-id")[:4].hex()
 
-    def seal(self, purpose: str, plain: bytes, *, context: bytes = b"") -> bytes:
+    def encrypt(self, purpose: str, plain: bytes, *, context: bytes = b"") -> bytes:
         """AES-256-GCM of `plain`; opened only with the same purpose and context, for example the id of its row."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + AESGCM(self.derive(purpose)).encrypt(nonce, plain, context)
 
-    def open(self, purpose: str, sealed: bytes, *, context: bytes = b"") -> bytes:
+    def decrypt(self, purpose: str, sealed: bytes, *, context: bytes = b"") -> bytes:
         """What `seal` was given.
 
         Raises:

@@ -12,8 +12,8 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from app.kernel.errors import AppError, Unavailable
-from app.kernel.heads import PreparedHead, header_line
 from app.kernel.observability.telemetry import get_logger
+from app.kernel.response_head import PreparedHead, header_line
 from app.kernel.server.guard import refusal
 
 _logger = get_logger(__name__)
@@ -32,7 +32,7 @@ _SHARED_BYTES = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Exchange(RequestResponseCycle):
+class ResponseCycle(RequestResponseCycle):
     """uvicorn's, except for what becomes of a failure, and for what it writes: an answer that comes whole with a
     prepared head at once, any other head after one look at all of it instead of two at each field.
     """

@@ -80,7 +80,7 @@ class Process(UvicornProcess):
         mark_process_dead(self.pid)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
 
 
-class Group(Multiprocess):
+class WorkerGroup(Multiprocess):
     """uvicorn's supervisor with replacements that lose nothing, pauses between crashes, and an end in any case."""
 
     config: Config
