@@ -165,15 +165,21 @@ def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     assert {line[:4] for line in well.stdout.splitlines()} == {"ok  "}
     assert f"ok   Port: {environment['PORT']} is free\n" in well.stdout
     assert "ok   Files: can be written and deleted\n" in well.stdout
+    assert "ok   Mail: is kept in the development mailbox\n" in well.stdout
     assert re.search("ok   Fonts: for [0-9]+ scripts, none for Gujarati, ", well.stdout)
     assert run(environment, "seed").returncode == 0
 
 
 @pytest.mark.slow
 def test_doctor_finds_servers_that_are_down(environment: dict[str, str]) -> None:
-    away = {"DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    away = {
+        "DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "APP_MAIL_SMTP_URL": "smtp://127.0.0.1:1",
+    }
     done = run({**environment, **away}, "doctor")
     assert done.returncode == 1
+    assert "FAIL Mail: " in done.stdout
     assert "FAIL PostgreSQL: not reachable" in done.stdout
     assert "warn Redis: not reachable" in done.stdout
     assert "Traceback" not in done.stderr
