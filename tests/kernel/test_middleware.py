@@ -151,7 +151,7 @@ async def test_cross_origin_requests(planted_client: httpx.AsyncClient) -> None:
 async def test_preflights(client: httpx.AsyncClient) -> None:
     asked = {
         "Access-Control-Request-Method": "PATCH",
-        "Access-Control-Request-Headers": "authorization,if-match, range, last-event-id, traceparent, tracestate, baggage",
+        "Access-Control-Request-Headers": "authorization,if-match,last-event-id,range,traceparent,tracestate,baggage",
     }
     answer = await client.options("/v1/users/me", headers=ORIGIN | asked)
     assert answer.status_code == 200
