@@ -65,11 +65,11 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     cache.bind(db)
     positions = Positions(redis, incarnation)
     db.bind_positions(positions)
-    rings = [
+    servers = [
         RedisGateway(settings.redis.model_copy(update={"url": url})) if url.get_secret_value() != redis.url else redis
         for url in settings.jobs.redis_urls
     ]
-    queue = Queue(insert_jobs, redis, shards=settings.jobs.shards, window=settings.jobs.window, rings=rings)
+    queue = Queue(insert_jobs, redis, shards=settings.jobs.shards, window=settings.jobs.window, servers=servers)
     queue.bind(db)
     keys = Keys(settings.secret_key.get_secret_value())
     listeners = Listeners(db, bus, queue, list_listeners)
@@ -106,7 +106,7 @@ async def open_resources(resources: Resources) -> None:
 
 async def memory_findings(resources: Resources) -> list[tuple[str, Memory, str | None]]:
     """Of each Redis server that tells: where it is, what it does when it is full, and why that is wrong, if it is."""
-    gateways = {resources.redis, resources.limits_redis, *resources.queue.rings}
+    gateways = {resources.redis, resources.limits_redis, *resources.queue.servers}
     keeping = {_place(gateway): gateway for gateway in gateways}
     # A policy is that of a whole server, not of one of its databases.
     servers = {_place(resources.cache_redis): resources.cache_redis} | keeping

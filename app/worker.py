@@ -167,7 +167,7 @@ async def open_worker(
         partial(executor.maintain, runner),
         relay.run,
         partial(confirm_secret, db, resources.keys),
-        *(partial(consume, ring, queue, runner, executor) for ring in range(len(queue.urls))),
+        *(partial(consume, server, queue, runner, executor) for server in range(len(queue.urls))),
     ]
     loops = [asyncio.create_task(_keep_running(loop)) for loop in endless]
     try:

@@ -63,7 +63,7 @@ class WorkerHealth:
         """Without it jobs are claimed straight from Postgres, later."""
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                await asyncio.gather(*(ring.call(lambda client: client.ping()) for ring in self._queue.rings))
+                await asyncio.gather(*(server.call(lambda client: client.ping()) for server in self._queue.servers))
         except (RedisUnavailable, TimeoutError):
             return "degraded"
         return "ok"

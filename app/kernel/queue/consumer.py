@@ -1,7 +1,7 @@
 """The worker's side of Redis: arq's Worker with another heart.
 
 Kept of arq are the connection, the run loop and the form of the queue (a sorted set of ids, scored by when they become
-visible). Replaced are polling (a pub/sub bell, and one look a second as a net), claiming (one script for many ids and
+visible). Replaced are polling (a pub/sub wakeup, and one look a second as a net), claiming (one script for many ids and
 lanes; a claimed id hides for some seconds instead of being marked by a second key) and everything after the claim:
 arguments, attempts, results and time-outs live in Postgres, so that nothing is ever unpickled and an empty Redis loses
 nothing.
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from app.kernel.background import is_set_within
 from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger
-from app.kernel.queue.producer import BELL_CHANNEL, CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, Queue
+from app.kernel.queue.producer import CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, WAKEUP_CHANNEL, Queue
 from app.kernel.queue.slots import Executor, Runner
 from app.kernel.redis.gateway import LOST_ERRORS
 
@@ -95,9 +95,9 @@ end
 
 
 class Consumer(Worker):
-    """Feeds a `Runner` from one ring. It ends with an exception when that Redis goes away, and is then made anew."""
+    """Feeds a `Runner` from one server. It ends with an exception when that Redis goes away, and is then made anew."""
 
-    def __init__(self, redis: ArqRedis, queue: Queue, ring: int, runner: Runner, executor: Executor) -> None:
+    def __init__(self, redis: ArqRedis, queue: Queue, server: int, runner: Runner, executor: Executor) -> None:
         super().__init__(
             functions=[func(cast("WorkerCoroutine", _never_called), name="job")],
             queue_name=queue.key("default", 0),
@@ -106,7 +106,7 @@ class Consumer(Worker):
             max_jobs=runner.slots,
         )
         self._queue = queue
-        self._ring = ring
+        self._server = server
         self._runner = runner
         self._executor = executor
         self._claim_sha = self._forget_sha = self._show_sha = ""
@@ -120,17 +120,17 @@ class Consumer(Worker):
             self._claim_sha = await self.pool.script_load(_CLAIM)
             self._forget_sha = await self.pool.script_load(_FORGET)
             self._show_sha = await self.pool.script_load(_SHOW)
-        with self._runner.bell() as bell:
-            listener = self.loop.create_task(self._listen(bell))
+        with self._runner.wakeup() as wakeup:
+            listener = self.loop.create_task(self._listen(wakeup))
             try:
                 while not self._runner.draining:
                     started = monotonic()
                     await self._poll_iteration()
-                    self._runner.looked_at[self._ring] = monotonic()
-                    await _wait(bell, 0 if self._refused else _LOOK_EVERY)
+                    self._runner.looked_at[self._server] = monotonic()
+                    await _wait(wakeup, 0 if self._refused else _LOOK_EVERY)
                     if listener.done():
                         listener.result()
-                    # Many bells in one moment are one look.
+                    # Many wakeups in one moment are one look.
                     if (spent := monotonic() - started) < _COALESCE:
                         await asyncio.sleep(_COALESCE - spent)
                 await self._claim({})
@@ -179,7 +179,7 @@ class Consumer(Worker):
         counts: list[int] = []
         lanes: list[int] = []
         for number, (lane, count) in enumerate(wants.items()):
-            lane_keys = self._queue.keys(lane, self._ring)
+            lane_keys = self._queue.keys(lane, self._server)
             for key in random.sample(lane_keys, len(lane_keys)):
                 keys.append(key)
                 counts.append(count)
@@ -214,15 +214,15 @@ class Consumer(Worker):
                 pipe.execute_command("EVALSHA", self._show_sha, len(keys), *keys, after_ms, *args)
                 await pipe.execute()
 
-    async def _listen(self, bell: asyncio.Event) -> None:
+    async def _listen(self, wakeup: asyncio.Event) -> None:
         async with self.pool.pubsub() as pubsub:
-            await pubsub.subscribe(BELL_CHANNEL, CONTROL_CHANNEL)
+            await pubsub.subscribe(WAKEUP_CHANNEL, CONTROL_CHANNEL)
             while True:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
                 if message is None:
                     continue
-                if message["channel"] == BELL_CHANNEL.encode():
-                    bell.set()
+                if message["channel"] == WAKEUP_CHANNEL.encode():
+                    wakeup.set()
                 else:
                     verb, _, subject = message["data"].decode().partition(":")
                     if verb == "cancel":
@@ -232,23 +232,23 @@ class Consumer(Worker):
                     self._runner.wake()
 
 
-async def consume(ring: int, queue: Queue, runner: Runner, executor: Executor) -> None:
-    """Runs until the runner drains: from this ring while it is there, straight from Postgres while it is not."""
+async def consume(server: int, queue: Queue, runner: Runner, executor: Executor) -> None:
+    """Runs until the runner drains: from this server while it is there, straight from Postgres while it is not."""
     while not runner.draining:
-        redis = ArqRedis.from_url(queue.urls[ring], socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
+        redis = ArqRedis.from_url(queue.urls[server], socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
         try:
-            await Consumer(redis, queue, ring, runner, executor).async_run()
+            await Consumer(redis, queue, server, runner, executor).async_run()
         except LOST_ERRORS as error:
-            logger.warning("jobs.redis_lost", ring=ring, error=type(error).__name__, reason=str(error))
-            await _consume_directly(ring, redis, runner, executor)
+            logger.warning("jobs.redis_lost", server=server, error=type(error).__name__, reason=str(error))
+            await _consume_directly(server, redis, runner, executor)
         finally:
             await redis.aclose()
 
 
-async def _consume_directly(ring: int, redis: ArqRedis, runner: Runner, executor: Executor) -> None:
+async def _consume_directly(server: int, redis: ArqRedis, runner: Runner, executor: Executor) -> None:
     """Claims from Postgres until Redis answers again."""
     next_ping = monotonic() + _LOOK_EVERY
-    with runner.bell() as bell:
+    with runner.wakeup() as wakeup:
         while not runner.draining:
             try:
                 async with runner.claiming:
@@ -256,10 +256,10 @@ async def _consume_directly(ring: int, redis: ArqRedis, runner: Runner, executor
                         runner.start(await executor.claim_direct(wants, runner.free))
             except Unavailable:
                 logger.warning("jobs.claim_postponed")
-            runner.looked_at[ring] = monotonic()
+            runner.looked_at[server] = monotonic()
             # While jobs end there is a look for each freed slot, but not one after the other without a pause.
             await asyncio.sleep(_DIRECT_PAUSE)
-            await _wait(bell, _DIRECT_LOOK_EVERY)
+            await _wait(wakeup, _DIRECT_LOOK_EVERY)
             if monotonic() >= next_ping:
                 next_ping = monotonic() + _LOOK_EVERY
                 try:
@@ -271,10 +271,10 @@ async def _consume_directly(ring: int, redis: ArqRedis, runner: Runner, executor
                 return
 
 
-async def _wait(bell: asyncio.Event, seconds: float) -> None:
-    """Until the bell rings or the time is over."""
-    if await is_set_within(bell, seconds):
-        bell.clear()
+async def _wait(wakeup: asyncio.Event, seconds: float) -> None:
+    """Until the event is set or the time is over."""
+    if await is_set_within(wakeup, seconds):
+        wakeup.clear()
 
 
 async def _never_called(_: dict[Any, Any]) -> None:

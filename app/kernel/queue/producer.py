@@ -26,7 +26,7 @@ logger = get_logger(__name__)
 ENQUEUED = Counter("app_jobs_enqueued", "Job rows written.", ["kind"])
 
 EPOCH_KEY = "jobs:epoch"
-BELL_CHANNEL = "jobs:bell"
+WAKEUP_CHANNEL = "jobs:wakeup"
 CONTROL_CHANNEL = "jobs:control"
 
 _DISPATCH_TOPIC = "queue.dispatch"
@@ -83,7 +83,7 @@ class Queue:
     Redis keeps at most `window` ids a lane and shard. Rows beyond it, and all rows while Redis is away, stay in
     Postgres only, until the worker's relay brings them over.
 
-    The shards may be spread over several Redis servers, the rings: shard i is on ring i modulo their number. A ring
+    The shards may be spread over several Redis servers: shard i is on server i modulo their number. A server
     that is away takes only its own shards along. Both numbers may change at any time; the relay's sweep finds what then
     is in the wrong place.
     """
@@ -95,10 +95,10 @@ class Queue:
         *,
         shards: int = 1,
         window: int = 10_000,
-        rings: Sequence[RedisGateway] = (),
+        servers: Sequence[RedisGateway] = (),
     ) -> None:
-        self._rings = tuple(rings) or (redis,)
-        self.shards = max(shards, len(self._rings))
+        self._servers = tuple(servers) or (redis,)
+        self.shards = max(shards, len(self._servers))
         self.window = window
         self._insert = insert
         self._full_until: dict[str, float] = {}
@@ -106,14 +106,14 @@ class Queue:
         self._dispatch_script = Script(_DISPATCH)
 
     def bind(self, db: Database) -> None:
-        """Rings after the commits of `db`."""
-        db.on_commit(_DISPATCH_TOPIC, self._ring)
+        """Notifies the workers after the commits of `db`."""
+        db.on_commit(_DISPATCH_TOPIC, self._notify)
 
     async def close(self) -> None:
-        """Closes the rings."""
+        """Closes the connections to the servers."""
         await self._background.close()
-        for ring in self._rings:
-            await ring.close()
+        for server in self._servers:
+            await server.close()
 
     async def enqueue(
         self,
@@ -165,7 +165,7 @@ class Queue:
         """
         row_id = new_id()
         ref = JobRef(row_id, lane, user_id)
-        ring = self._rings[self._ring_of(ref)]
+        server = self._servers[self._server_of(ref)]
         return NewJob(
             id=row_id,
             kind=kind,
@@ -178,7 +178,7 @@ class Queue:
             max_attempts=max_attempts,
             timeout_seconds=timeout_s,
             trace_parent=trace_parent or trace_parent_var.get(),
-            dispatch=ring.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
+            dispatch=server.available and self._full_until.get(self.key_of(ref), 0.0) <= monotonic(),
             allowance=allowance,
         )
 
@@ -210,31 +210,31 @@ class Queue:
     def key(self, lane: str, shard: int) -> str:
         return f"jobs:queue:{lane}:{shard}"
 
-    def keys(self, lane: str, ring: int) -> list[str]:
-        """The queues of a lane that are on one ring."""
-        return [self.key(lane, shard) for shard in range(ring, self.shards, len(self._rings))]
+    def keys(self, lane: str, server: int) -> list[str]:
+        """The queues of a lane that are on one server."""
+        return [self.key(lane, shard) for shard in range(server, self.shards, len(self._servers))]
 
     @property
-    def rings(self) -> tuple[RedisGateway, ...]:
+    def servers(self) -> tuple[RedisGateway, ...]:
         """The servers, by number."""
-        return self._rings
+        return self._servers
 
     @property
     def urls(self) -> list[str]:
-        """Where each ring is."""
-        return [ring.url for ring in self._rings]
+        """Where each server is."""
+        return [server.url for server in self._servers]
 
     def redispatch(self, tx: Tx, ref: JobRef) -> None:
         """Brings an existing row's id to Redis after the commit of `tx`, which marked it as dispatched."""
         tx.emit(_DISPATCH_TOPIC, ref)
 
     async def dispatch(self, refs: Sequence[JobRef]) -> list[JobRef]:
-        """Brings ids to Redis and rings, in one round trip a ring; answers those that did not get there.
+        """Brings ids to Redis and notifies the workers, in one round trip a server; returns those that failed.
 
         Nothing is lost with them: the relay comes back to these rows.
         """
-        parts = self._by_ring(refs)
-        arrived = await asyncio.gather(*(self._dispatch(ring, part) for ring, part in parts.items()))
+        parts = self._by_server(refs)
+        arrived = await asyncio.gather(*(self._dispatch(server, part) for server, part in parts.items()))
         return [ref for part, there in zip(parts.values(), arrived, strict=True) if not there for ref in part]
 
     async def depths(self, lane: str) -> list[int]:
@@ -250,11 +250,11 @@ class Queue:
                     pipe.zcard(key)
                 return await pipe.execute()
 
-        numbers = range(len(self._rings))
+        numbers = range(len(self._servers))
         answers = await self._ask({number: partial(read, keys=self.keys(lane, number)) for number in numbers})
         return [
-            answers[shard % len(self._rings)][shard // len(self._rings)]
-            if shard % len(self._rings) in answers
+            answers[shard % len(self._servers)][shard // len(self._servers)]
+            if shard % len(self._servers) in answers
             else self.window
             for shard in range(self.shards)
         ]
@@ -263,7 +263,7 @@ class Queue:
         """Those of `refs` that Redis does not hold, as far as it can be asked.
 
         Raises:
-            RedisUnavailable: no ring that should hold one of them answered.
+            RedisUnavailable: no server that should hold one of them answered.
         """
 
         async def read(client: Redis, part: list[JobRef]) -> list[JobRef]:
@@ -275,25 +275,25 @@ class Queue:
 
         if not refs:
             return []
-        parts = {ring: partial(read, part=part) for ring, part in self._by_ring(refs).items()}
+        parts = {server: partial(read, part=part) for server, part in self._by_server(refs).items()}
         return [ref for found in (await self._ask(parts, timeout=1.0)).values() for ref in found]
 
     async def read_epochs(self) -> list[str | None]:
-        """The epoch each ring that answers was filled in; None after a flush.
+        """The epoch each server that answers was filled in; None after a flush.
 
         Raises:
-            RedisUnavailable: no ring answered.
+            RedisUnavailable: no server answered.
         """
-        values = await self._ask(dict.fromkeys(range(len(self._rings)), _get_epoch))
+        values = await self._ask(dict.fromkeys(range(len(self._servers)), _get_epoch))
         return [None if value is None else value.decode() for value in values.values()]
 
     async def write_epoch(self, epoch: str) -> None:
-        """Marks all rings that answer; one that does not is found to differ later, and all is dispatched again."""
-        await self._ask(dict.fromkeys(range(len(self._rings)), lambda client: client.set(EPOCH_KEY, epoch)))
+        """Marks all servers that answer; one that does not is found to differ later, and all is dispatched again."""
+        await self._ask(dict.fromkeys(range(len(self._servers)), lambda client: client.set(EPOCH_KEY, epoch)))
 
     async def control(self, message: str) -> None:
         """Tells every worker at once, best effort: `cancel:<job id>` or `lanes`. They would find out by themselves."""
-        everywhere = range(len(self._rings))
+        everywhere = range(len(self._servers))
         try:
             await self._ask(dict.fromkeys(everywhere, lambda client: client.publish(CONTROL_CHANNEL, message)))
         except RedisUnavailable:
@@ -302,41 +302,41 @@ class Queue:
     def _shard_of(self, ref: JobRef) -> int:
         return crc32((ref.user_id or ref.id).bytes) % self.shards
 
-    def _ring_of(self, ref: JobRef) -> int:
-        return self._shard_of(ref) % len(self._rings)
+    def _server_of(self, ref: JobRef) -> int:
+        return self._shard_of(ref) % len(self._servers)
 
-    def _by_ring(self, refs: Sequence[JobRef]) -> dict[int, list[JobRef]]:
+    def _by_server(self, refs: Sequence[JobRef]) -> dict[int, list[JobRef]]:
         parts: dict[int, list[JobRef]] = {}
         for ref in refs:
-            parts.setdefault(self._ring_of(ref), []).append(ref)
+            parts.setdefault(self._server_of(ref), []).append(ref)
         return parts
 
     async def _ask(
         self, work: Mapping[int, Callable[[Redis], Awaitable[T]]], *, timeout: float | None = None
     ) -> dict[int, T]:
-        """The answers of the rings that gave one, side by side. Raises RedisUnavailable if there is none."""
+        """The answers of the servers that gave one, side by side. Raises RedisUnavailable if there is none."""
 
-        async def ask(ring: int) -> tuple[T] | None:
+        async def ask(server: int) -> tuple[T] | None:
             try:
-                return (await self._rings[ring].call(work[ring], timeout=timeout),)
+                return (await self._servers[server].call(work[server], timeout=timeout),)
             except RedisUnavailable:
                 return None
 
-        answers = dict(zip(work, await asyncio.gather(*(ask(ring) for ring in work)), strict=True))
-        found = {ring: answer[0] for ring, answer in answers.items() if answer is not None}
+        answers = dict(zip(work, await asyncio.gather(*(ask(server) for server in work)), strict=True))
+        found = {server: answer[0] for server, answer in answers.items() if answer is not None}
         if not found:
             raise RedisUnavailable
         return found
 
-    async def _dispatch(self, ring: int, refs: Sequence[JobRef]) -> bool:
+    async def _dispatch(self, server: int, refs: Sequence[JobRef]) -> bool:
         keys: list[str] = []
-        args: list[str | int] = [_TURN_MS, PAST_MS, PAST_MS - VISIBLE_UNTIL_MS, BELL_CHANNEL]
+        args: list[str | int] = [_TURN_MS, PAST_MS, PAST_MS - VISIBLE_UNTIL_MS, WAKEUP_CHANNEL]
         for ref in refs:
             key = self.key_of(ref)
             keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.lane}:{ref.user_id}"]
             args += [str(ref.id), (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS]
         try:
-            depths = await self._rings[ring].call(lambda client: self._dispatch_script(client, keys, args))
+            depths = await self._servers[server].call(lambda client: self._dispatch_script(client, keys, args))
         except RedisUnavailable:
             return False
         for key, depth in zip(dict.fromkeys(keys[::2]), depths, strict=True):
@@ -344,12 +344,12 @@ class Queue:
                 self._full_until[key] = monotonic() + _FULL_FOR_SECONDS
         return True
 
-    async def _ring(self, refs: list[JobRef]) -> None:
+    async def _notify(self, refs: list[JobRef]) -> None:
         if left := await self.dispatch(refs):
             logger.warning("jobs.not_dispatched", count=len(left))
-            self._background.spawn(self._ring_again(left))
+            self._background.spawn(self._notify_later(left))
 
-    async def _ring_again(self, refs: list[JobRef]) -> None:
+    async def _notify_later(self, refs: list[JobRef]) -> None:
         """After a hiccup; the relay looks for ids that are missing only after a while."""
         for pause in _AGAIN_AFTER_SECONDS:
             await asyncio.sleep(pause)

@@ -70,9 +70,9 @@ class Runner:
         self._running: Counter[str] = Counter()
         # Two that claim at once would fill the same slots.
         self.claiming = asyncio.Lock()
-        self._bells: list[asyncio.Event] = []
-        # For the probes, in seconds of `monotonic`: when the loop of each ring last came round, when that of the leases
-        # did, and when all leases of running jobs were last prolonged.
+        self._wakeups: list[asyncio.Event] = []
+        # For the probes, in seconds of `monotonic`: when the loop of each server last came round, when that of the
+        # leases did, and when all leases of running jobs were last prolonged.
         self.looked_at: dict[int, float] = {}
         self.maintained_at = self.leases_kept_at = monotonic()
 
@@ -111,19 +111,19 @@ class Runner:
             task.cancel()
 
     @contextmanager
-    def bell(self) -> Iterator[asyncio.Event]:
-        """Rings when a slot frees, and on every `wake`. Each that waits has one of its own, and clears it."""
-        bell = asyncio.Event()
-        self._bells.append(bell)
+    def wakeup(self) -> Iterator[asyncio.Event]:
+        """Is set when a slot frees, and on every `wake`. Each that waits has one of its own, and clears it."""
+        wakeup = asyncio.Event()
+        self._wakeups.append(wakeup)
         try:
-            yield bell
+            yield wakeup
         finally:
-            self._bells.remove(bell)
+            self._wakeups.remove(wakeup)
 
     def wake(self) -> None:
         """Wakes all, in random order: a freed slot goes to the first to wake, and that must not always be the same."""
-        for bell in random.sample(self._bells, len(self._bells)):
-            bell.set()
+        for wakeup in random.sample(self._wakeups, len(self._wakeups)):
+            wakeup.set()
 
     async def drain(self, grace: float) -> None:
         """Takes nothing more, gives what runs `grace` seconds, and hands the rest back."""

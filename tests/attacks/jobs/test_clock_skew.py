@@ -110,7 +110,7 @@ async def test_an_id_that_comes_too_early_is_put_back_with_its_time(
         await insert(connection, [early])
         await connection.execute("UPDATE jobs.jobs SET dispatched_at = now(), is_due = true")
     await worker.redis.client.zadd("jobs:queue:bulk:0", {str(early.id): 0})
-    await worker.redis.client.publish("jobs:bell", "")
+    await worker.redis.client.publish("jobs:wakeup", "")
 
     async def was_put_back() -> bool:
         return bool(await connection.fetchval("SELECT dispatched_at IS NULL AND NOT is_due FROM jobs.jobs"))

@@ -151,7 +151,7 @@ async def test_a_locked_row_does_not_lose_its_id(worker: Worker, connection: Con
     async with connection.transaction():
         await connection.execute("SELECT 1 FROM jobs.jobs WHERE id = $1 FOR UPDATE", job_id)
         await worker.redis.client.zadd("jobs:queue:default:0", {str(job_id): 0})
-        await worker.redis.client.publish("jobs:bell", "")
+        await worker.redis.client.publish("jobs:wakeup", "")
 
         async def was_skipped() -> bool:
             return bool(await worker.redis.client.zscore("jobs:queue:default:0", str(job_id)) != 0)

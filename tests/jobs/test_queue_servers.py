@@ -156,9 +156,9 @@ async def test_a_ring_that_stops_takes_only_speed(
         servers[lost].stop()
         await enqueue(api, 60)
         await all_done(connection, 100)
-        # New rows of the lost ring are not even tried once its breaker is open; those of the other go there.
+        # New rows of the lost server are not even tried once its breaker is open; those of the other go there.
         rows = [api.queue.new_job("test.noop", {}, user_id=UserId(new_id())) for _ in range(100)]
-        on_lost = {row.id for row in rows if api.queue._ring_of(JobRef(row.id, row.lane, row.user_id)) == lost}
+        on_lost = {row.id for row in rows if api.queue._server_of(JobRef(row.id, row.lane, row.user_id)) == lost}
         assert {row.id for row in rows if not row.dispatch} == on_lost
         assert 0 < len(on_lost) < 100
         servers[lost].start()
@@ -187,8 +187,8 @@ async def test_one_emptied_ring_is_noticed(
         await eventually(is_back)
         epoch = await connection.fetchval("SELECT epoch FROM jobs.epoch")
         assert epoch != before
-        for ring in worker.queue.urls:
-            with redis.Redis.from_url(ring) as client:
+        for server in worker.queue.urls:
+            with redis.Redis.from_url(server) as client:
                 assert client.get(EPOCH_KEY) == str(epoch).encode()
         await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
         worker.runner.lanes_changed = True
