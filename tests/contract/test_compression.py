@@ -67,7 +67,7 @@ async def forms_of(client: httpx.AsyncClient, url: str, headers: dict[str, str])
 async def test_answers_of_every_size_are_compressed(
     client: httpx.AsyncClient, person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Remembered or not, whole in memory or not; long ones never on the event loop."""
+    """Cached or not, whole in memory or not; long ones never on the event loop."""
     loop_thread = threading.get_ident()
     sizes: list[int] = []
 

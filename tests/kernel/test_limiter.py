@@ -156,7 +156,7 @@ async def test_a_few_try_whether_the_overload_is_over(monkeypatch: pytest.Monkey
     assert limiter.try_acquire(request_class)
 
     def sit_down(wanted: int) -> int:
-        """How many of those who ask one after the other get a seat."""
+        """How many of the requests that ask one after the other may queue."""
         for _ in range(wanted):
             request_class.promised += limiter.can_queue(request_class)
         found, request_class.promised = request_class.promised, 0

@@ -1,0 +1,96 @@
+"""One word for one thing: words that the code has given up for the terms of the field do not come back."""
+
+import re
+
+import pytest
+
+from tests.architecture.source import ROOT
+
+# The retired word, as a whole identifier or word, and what is said instead (docs/glossary.md).
+RETIRED = {
+    "Loan": "ConnectionLease",
+    "Lender": "LeaseOwner",
+    "loan": "lease",
+    "loans": "leases",
+    "lend": "lease",
+    "lent": "leased",
+    "Stalls": "SyncStandbyMonitor",
+    "_settle_alone": "_run_after_commit_detached",
+    "_follow_up": "_run_after_commit",
+    "note_commit": "remember_commit",
+    "note_failure": "record_failure",
+    "auditing": "audit_log",
+    "throttling": "login_throttle",
+    "issuing": "token_issuer",
+    "Gate": "Limiter",
+    "seat": "queue",
+    "seats": "queue",
+    "has_seat": "can_queue",
+    "take_place": "acquire_slot",
+    "leave_place": "release_slot",
+    "hold_place": "assign_slot",
+    "is_pressed": "is_saturated",
+    "_feel_pressure": "_mark_saturated",
+    "recall": "cached_principal",
+    "lies_in_memory": "is_cached",
+    "remembered_cost": "cached_cost",
+    "Remembered": "FastPath",
+    "Outbox": "RefusalQueue",
+    "bell": "wakeup",
+    "bells": "wakeups",
+    "rings": "servers",
+    "_ring_of": "_server_of",
+    "_ring_again": "_notify_later",
+}
+# Where a retired word is meant literally, or is a record of the past: the file, the word, and why.
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("tests/jobs/test_documents.py", "bell"): "the control character BEL",
+    ("tests/jobs/test_invoices.py", "bell"): "the control character BEL",
+    ("tests/kernel/test_text.py", "bell"): "the control character BEL",
+}
+FOLDERS = ("app", "tests", "benchmarks", "docs")
+ENDINGS = {".py", ".md", ".html"}
+WORD = re.compile(r"\w+")
+
+
+def retired_words(text: str) -> list[tuple[int, str]]:
+    """The retired words of a text, each with its line."""
+    return [
+        (number, word)
+        for number, line in enumerate(text.splitlines(), 1)
+        for word in WORD.findall(line)
+        if word in RETIRED
+    ]
+
+
+def test_no_retired_word_is_used() -> None:
+    """Decisions are a record of their time, and this file has the list."""
+    found, needed = [], set()
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            name = path.relative_to(ROOT).as_posix()
+            if (
+                path.suffix not in ENDINGS
+                or name.startswith("docs/decisions/")
+                or name == "tests/architecture/test_words.py"
+            ):
+                continue
+            for number, word in retired_words(name + "\n" + path.read_text(encoding="utf-8")):
+                if (name, word) in EXCEPTIONS:
+                    needed.add((name, word))
+                else:
+                    found.append(f"{name}:{number - 1}: {word}, say {RETIRED[word]}")
+    assert found == []
+    assert set(EXCEPTIONS) == needed
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("class Gate:", [(1, "Gate")]),
+        ("ok\nself._ring_of(ref)  # rings", [(2, "_ring_of"), (2, "rings")]),
+        ("The Gateway is delegated; earrings and talent stay.", []),
+    ],
+)
+def test_retired_words_are_found_as_whole_words(text: str, words: list[tuple[int, str]]) -> None:
+    assert retired_words(text) == words
