@@ -7,16 +7,19 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 from app.kernel.server.response_cycle import _SHARED_BYTES, _write_whole
+from tests.fixtures.waiting import scaled
 from tests.kernel.test_protocol import Served, request, wait_until
 
 MEBIBYTE = 1024 * 1024
 
 
 def unread(stack: ExitStack, served: Served, host: str) -> socket.socket:
-    """A client at this address that asks for the large answer and reads nothing of it."""
+    """A client at this address that asks for the large answer and reads nothing but its first byte."""
     connection = socket.create_connection(("127.0.0.1", served.port), source_address=(host, 0))
     stack.enter_context(connection)
+    connection.settimeout(scaled(20))
     connection.sendall(request(b"GET /big"))
+    assert connection.recv(1) == b"H"
     return connection
 
 
@@ -41,7 +44,6 @@ def test_what_fits_stays() -> None:
         clients = [unread(stack, served, host) for host in ("127.0.0.2", "127.0.0.3")]
         wait_until(lambda: len(kept_by(served)) == 2)
         for client in clients:
-            client.settimeout(20)
             received = 0
             while received < 32 * MEBIBYTE:
                 received += len(client.recv(MEBIBYTE))
