@@ -82,7 +82,7 @@ test quick check fuzz: export TEST_POSTGRES_BIN = $(POSTGRES_BIN)
 PYTEST = $(VENV)/python -m pytest -n $(TEST_PROCESSES)
 
 test: install-test ## The suite on its own servers, in parallel (ARGS="-k name", POSTGRES_VERSION=15)
-	@$(PYTEST) -m 'not charts and not browser and not clients' $(ARGS)
+	@$(PYTEST) -m 'not charts and not load and not browser and not clients' $(ARGS)
 
 quick: install-test ## In a minute: tests without a database, and the main ways through every part with one
 	@$(PYTEST) -m '(smoke or not database) and not slow and not charts and not browser and not clients' $(ARGS)
