@@ -41,6 +41,10 @@ RETIRED = {
     "rings": "servers",
     "_ring_of": "_server_of",
     "_ring_again": "_notify_later",
+    "_is_deaf": "_is_rejecting",
+    "_say_goodbye": "_half_close",
+    "is_overrun": "is_over_hard_cap",
+    "guard_of": "manager_of",
 }
 # Where a retired word is meant literally, or is a record of the past: the file, the word, and why.
 EXCEPTIONS: dict[tuple[str, str], str] = {

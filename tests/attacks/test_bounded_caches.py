@@ -13,7 +13,7 @@ from app.identity.service import authentication
 from app.kernel import client_address as client_module
 from app.kernel import codings
 from app.kernel.cache.cached_response import MAX_BYTES, MAX_VARIANT_BYTES, MAX_VARIANTS
-from app.kernel.server.guard import Guard
+from app.kernel.server.connections import ConnectionManager
 from app.kernel.settings import ConnectionSettings
 from tests.fixtures.people import Person
 from tests.fixtures.waiting import eventually
@@ -128,12 +128,12 @@ async def test_headers_leave_nothing_behind(person: Person, monkeypatch: pytest.
 
 
 async def test_hosts_are_remembered_as_long_as_a_name_may_be() -> None:
-    guard = Guard(set(), ConnectionSettings(), asyncio.get_running_loop())
+    manager = ConnectionManager(set(), ConnectionSettings(), asyncio.get_running_loop())
     for number in range(1_200):
-        assert guard.knows_host(b"a" * 300 + b"%d" % number)
-        assert guard.knows_host(b"host%d" % number)
-    assert len(guard._hosts) == 1_000
-    assert max(map(len, guard._hosts)) <= 262
+        assert manager.knows_host(b"a" * 300 + b"%d" % number)
+        assert manager.knows_host(b"host%d" % number)
+    assert len(manager._hosts) == 1_000
+    assert max(map(len, manager._hosts)) <= 262
 
 
 def _series() -> int:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.dev.embedded import EmbeddedValkey
-from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
+from app.kernel.rate_limits import QuotaBucket, QuotaExceeded, RateLimits
 from app.kernel.redis.gateway import RedisGateway
 from app.kernel.settings import LimitsSettings
 from tests.faults.signals import frozen
@@ -46,7 +46,7 @@ async def open_processes(open_redis: OpenRedis) -> AsyncIterator[OpenProcesses]:
         yield start
 
 
-def bucket_of(process: Process, key: str = "limits:user:1") -> Bucket:
+def bucket_of(process: Process, key: str = "limits:user:1") -> QuotaBucket:
     limits = process[0]
     return limits.buckets.get(key) or limits.open(limits.caller, key)
 

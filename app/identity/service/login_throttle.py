@@ -93,7 +93,7 @@ return 0
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class AttemptBucket:
     """`limit` attempts in `window` seconds; beyond them a pause that doubles up to `longest_pause`, or the whole
     window.
 
@@ -125,13 +125,13 @@ class Throttle:
         self._release = Script(_RELEASE_SCRIPT)
         self._local: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
-    def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[Bucket]:
+    def login_buckets(self, email_canonical: str, ip: str | None, device_id: str | None) -> list[AttemptBucket]:
         """For a log-in with an address. `device_id` must have been verified."""
         if device_id is not None:
             return [self._bucket("device", device_id, 5, _DAY, 1, 900, is_personal=True)]
         return self.stranger_buckets(email_canonical, ip)
 
-    def stranger_buckets(self, email_canonical: str, ip: str | None) -> list[Bucket]:
+    def stranger_buckets(self, email_canonical: str, ip: str | None) -> list[AttemptBucket]:
         """For a log-in from a device that is not known; also what a log-in owes on top whose device cookie turns out to
         be of an earlier version of the account.
         """
@@ -143,7 +143,7 @@ class Throttle:
             *self._shared_buckets("log-in", ip, self._network_limit),
         ]
 
-    def _shared_buckets(self, kind: str, ip: str | None, limit: int) -> list[Bucket]:
+    def _shared_buckets(self, kind: str, ip: str | None, limit: int) -> list[AttemptBucket]:
         """Those of a client's address and network. Beyond the limit they slow and do not close, because others are
         behind the same ones.
         """
@@ -153,11 +153,13 @@ class Throttle:
             self._bucket(f"{kind}-network", site_of(ip), wide, 3600, 10, 10, is_personal=False),
         ]
 
-    def session_buckets(self, purpose: str, session_id: object) -> list[Bucket]:
+    def session_buckets(self, purpose: str, session_id: object) -> list[AttemptBucket]:
         """For a caller who proves something once more: the current password, the first code of a new seed."""
         return [self._bucket(purpose, str(session_id), 5, _DAY, 1, 900, is_personal=True)]
 
-    def code_buckets(self, user_id: UserId, ip: str | None, device_id: str | None, *, is_totp: bool) -> list[Bucket]:
+    def code_buckets(
+        self, user_id: UserId, ip: str | None, device_id: str | None, *, is_totp: bool
+    ) -> list[AttemptBucket]:
         """For a log-in that waits for its second factor. `device_id` must have been verified, and must have passed the
         factor that the account has now: other devices are strangers.
         """
@@ -168,26 +170,26 @@ class Throttle:
         strangers, known = self._month_buckets(user_id, is_personal=False)
         return [pauses, strangers if device_id is None else known]
 
-    def month_buckets(self, user_id: UserId) -> list[Bucket]:
+    def month_buckets(self, user_id: UserId) -> list[AttemptBucket]:
         """What a new password opens again."""
         return self._month_buckets(user_id, is_personal=True)
 
-    def _month_buckets(self, user_id: UserId, *, is_personal: bool) -> list[Bucket]:
+    def _month_buckets(self, user_id: UserId, *, is_personal: bool) -> list[AttemptBucket]:
         """The codes of strangers, and of all known devices together; a success of one device gives no other any."""
         return [
             self._bucket(kind, str(user_id), _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=is_personal)
             for kind in ("totp-all", "totp-known")
         ]
 
-    def registration_buckets(self, ip: str | None, limit: int) -> list[Bucket]:
+    def registration_buckets(self, ip: str | None, limit: int) -> list[AttemptBucket]:
         """For a client that makes an account, or asks for an e-mail from a device that is not known."""
         return self._shared_buckets("register", ip, limit)
 
-    def account_bucket(self, email_canonical: str) -> list[Bucket]:
+    def account_bucket(self, email_canonical: str) -> list[AttemptBucket]:
         """What a password reset opens again."""
         return [self._bucket("account", email_canonical, 100, 30 * _DAY, 0, 0, is_personal=True)]
 
-    async def reserve(self, buckets: Sequence[Bucket]) -> None:
+    async def reserve(self, buckets: Sequence[AttemptBucket]) -> None:
         """Takes one attempt from each bucket, or none.
 
         Raises:
@@ -229,7 +231,7 @@ class Throttle:
         """Whether the owner of an account may be warned of guesses; once a day."""
         return await self._has_room(self._bucket("warning", str(user_id), 1, _DAY, 0, 0, is_personal=False))
 
-    async def _has_room(self, bucket: Bucket) -> bool:
+    async def _has_room(self, bucket: AttemptBucket) -> bool:
         try:
             await self.reserve([bucket])
         except TooManyAttempts:
@@ -237,7 +239,7 @@ class Throttle:
         return True
 
     @asynccontextmanager
-    async def attempt(self, buckets: Sequence[Bucket]) -> AsyncIterator[None]:
+    async def attempt(self, buckets: Sequence[AttemptBucket]) -> AsyncIterator[None]:
         """Reserves an attempt for what is inside; one that was not judged is given back.
 
         Raises:
@@ -250,11 +252,11 @@ class Throttle:
             await self._give_back(buckets, emptied=())
             raise
 
-    async def release(self, buckets: Sequence[Bucket]) -> None:
+    async def release(self, buckets: Sequence[AttemptBucket]) -> None:
         """After a success."""
         await self._give_back(buckets, emptied=[bucket for bucket in buckets if bucket.is_personal])
 
-    async def _give_back(self, buckets: Sequence[Bucket], *, emptied: Sequence[Bucket]) -> None:
+    async def _give_back(self, buckets: Sequence[AttemptBucket], *, emptied: Sequence[AttemptBucket]) -> None:
         args = ["1" if bucket in emptied else "0" for bucket in buckets]
         for bucket in buckets:
             self._give_back_locally(bucket, is_emptied=bucket in emptied)
@@ -263,7 +265,7 @@ class Throttle:
         except RedisUnavailable:
             return
 
-    def _reserve_locally(self, buckets: Sequence[Bucket]) -> int:
+    def _reserve_locally(self, buckets: Sequence[AttemptBucket]) -> int:
         now = self._clock.timestamp()
         states = [self._local.get(bucket.key, (0, 0.0, 0.0)) for bucket in buckets]
         wait = max(until - now for _, until, _ in states)
@@ -283,7 +285,7 @@ class Throttle:
             self._local.popitem(last=False)
         return 0
 
-    def _give_back_locally(self, bucket: Bucket, *, is_emptied: bool) -> None:
+    def _give_back_locally(self, bucket: AttemptBucket, *, is_emptied: bool) -> None:
         state = self._local.pop(bucket.key, None)
         if state is not None and not is_emptied:
             self._local[bucket.key] = (state[0] - 1, 0.0, state[2])
@@ -298,6 +300,6 @@ class Throttle:
         longest_pause: int,
         *,
         is_personal: bool,
-    ) -> Bucket:
+    ) -> AttemptBucket:
         name = urlsafe_b64encode(hmac.digest(self._key, f"{kind}|{subject}".encode(), sha256)[:18]).decode()
-        return Bucket(f"identity:attempts:{kind}:{name}", limit, window, first_pause, longest_pause, is_personal)
+        return AttemptBucket(f"identity:attempts:{kind}:{name}", limit, window, first_pause, longest_pause, is_personal)

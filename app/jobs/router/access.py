@@ -18,7 +18,7 @@ JobWriter = Annotated[Principal, Require("jobs:write")]
 # Each of these makes work for others than this process: a job and what it does, a file, a foreign server.
 JobStarter = Annotated[Principal, Require("jobs:write", cost=5)]
 FileReader = Annotated[Principal, Require("jobs:read", cost=2)]
-WebhookSender = Annotated[Principal, Require("webhooks:manage", cost=5)]
+WebhookCaller = Annotated[Principal, Require("webhooks:manage", cost=5)]
 WebhookManager = Annotated[Principal, Require("webhooks:manage")]
 Admin = Annotated[Principal, RequireRole("admin")]
 

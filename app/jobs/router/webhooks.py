@@ -7,7 +7,7 @@ from fastapi import Query, Request, Response
 from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
-from app.jobs.router.access import DeviceDep, Runtime, WebhookManager, WebhookSender, actor_of
+from app.jobs.router.access import DeviceDep, Runtime, WebhookCaller, WebhookManager, actor_of
 from app.jobs.schemas.webhooks import (
     CreateEndpoint,
     DeliveryList,
@@ -176,7 +176,7 @@ async def rotate_secret(
     status_code=202,
     response_model=DeliveryView,
 )
-async def test_endpoint(principal: WebhookSender, resources: ResourcesDep, endpoint_id: Id) -> Response:
+async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Send a test event to a webhook endpoint."""
     delivery = await endpoints.test_endpoint(
         resources.db, resources.queue, resources.clock, principal.user_id, endpoint_id
@@ -218,7 +218,7 @@ async def list_deliveries(
     status_code=202,
     response_model=DeliveryView,
 )
-async def redeliver(principal: WebhookSender, resources: ResourcesDep, delivery_id: Id) -> Response:
+async def redeliver(principal: WebhookCaller, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Send a webhook delivery again."""
     delivery = await endpoints.redeliver(resources.db, resources.queue, principal.user_id, delivery_id)
     return json_response(_delivery_view(delivery), status=202)

@@ -10,7 +10,7 @@ from app.kernel.http import problem_response
 from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.telemetry import request_id_var
-from app.kernel.rate_limits import Bucket, QuotaExceeded, RateLimits
+from app.kernel.rate_limits import QuotaBucket, QuotaExceeded, RateLimits
 from app.kernel.settings import HttpSettings
 
 # An operator's probes must not compete with other clients of their network.
@@ -41,7 +41,7 @@ class NetworkQuota:
 
     def give_back(self, scope: Scope) -> None:
         """The caller is known now, and its quota is charged instead."""
-        bucket: Bucket = scope.pop("quota")
+        bucket: QuotaBucket = scope.pop("quota")
         bucket.tokens += scope.pop("paid")
 
 
@@ -102,7 +102,7 @@ class Refusal:
         headers = [header for header in response.raw_headers if header[0] not in {b"retry-after", b"content-length"}]
         self._headers = SecurityHeaders(settings).added_to(headers)
 
-    async def send(self, bucket: Bucket, send: Send) -> None:
+    async def send(self, bucket: QuotaBucket, send: Send) -> None:
         body = (request_id_var.get() or "unknown").encode().join(self._parts)
         headers = [
             *self._headers,

@@ -23,7 +23,7 @@ from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
-from app.kernel.rate_limits import Bucket
+from app.kernel.rate_limits import QuotaBucket
 from app.kernel.request_headers import check_headers, headers_of, ignore_header
 from app.kernel.settings import HttpSettings
 
@@ -215,7 +215,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             # Not in place: the list may be that of a cached answer.
-            quota: Bucket | None = self._scope.get("quota")
+            quota: QuotaBucket | None = self._scope.get("quota")
             if quota is None:
                 message["headers"] = [*message["headers"], self._request_id]
             else:

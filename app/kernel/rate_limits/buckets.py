@@ -50,7 +50,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LeaseRequest:
     """What a bucket tells its store: `charged` units it has given out on credit (negative: it gives leased ones back),
     and that it wants `want` more units, but none if there are not `need`.
     """
@@ -63,7 +63,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class LeaseGrant:
     """The store's answer: the leased units, how many are left (less than none after too much credit), and in how many
     seconds there is what was needed.
     """
@@ -73,7 +73,7 @@ class Grant:
     wait: float
 
 
-class Bucket:
+class QuotaBucket:
     """`tokens` may be spent as long as they do not fall below `low`; then the slow way asks for more."""
 
     __slots__ = (
@@ -141,7 +141,7 @@ class Bucket:
         value = b'"%b";r=%d;t=%d' % (self.policy.name.encode(), max(0, remaining), max(1, seconds))
         self._headers = (self.policy.header, (b"ratelimit", value))
 
-    def order(self) -> Order:
+    def order(self) -> LeaseRequest:
         """The order for what is used and wanted now. `low` is off until the answer comes."""
         now = monotonic()
         policy = self.policy
@@ -157,16 +157,16 @@ class Bucket:
         charged, self._owed = self._owed, 0.0
         self._asked = self.tokens
         self._since = now
-        return Order(self.key, policy, charged, need, max(need, ceil(want)))
+        return LeaseRequest(self.key, policy, charged, need, max(need, ceil(want)))
 
-    def returning_order(self) -> Order:
+    def returning_order(self) -> LeaseRequest:
         """The order that gives all tokens back."""
         charged = self._owed - self.tokens
         self.tokens = self._owed = self.low = self._asked = 0.0
         self.is_returned = True
-        return Order(self.key, self.policy, charged, 0.0, 0.0)
+        return LeaseRequest(self.key, self.policy, charged, 0.0, 0.0)
 
-    def receive(self, order: Order, grant: Grant) -> None:
+    def receive(self, order: LeaseRequest, grant: LeaseGrant) -> None:
         self._shared = max(0.0, grant.remaining)
         if order.want == 0.0:
             if self.tokens == 0.0:
@@ -218,7 +218,7 @@ def charge(scope: MutableMapping[str, Any], cost: float) -> None:
     Raises:
         QuotaExceeded: the quota is known to be used up.
     """
-    bucket: Bucket | None = scope.get("quota")
+    bucket: QuotaBucket | None = scope.get("quota")
     if bucket is not None and cost > scope["paid"]:
         bucket.charge(cost - scope["paid"])
         scope["paid"] = cost

@@ -9,7 +9,7 @@ from time import monotonic
 from prometheus_client import Counter, Gauge
 
 from app.kernel.background import Background
-from app.kernel.rate_limits.buckets import Bucket, Grant, Order, Policy
+from app.kernel.rate_limits.buckets import LeaseGrant, LeaseRequest, Policy, QuotaBucket
 from app.kernel.rate_limits.stores import LocalStore, RedisStore
 from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import LimitsSettings
@@ -43,14 +43,14 @@ class RateLimits:
         self._longest_wait = longest_wait
         self.caller = Policy("caller", settings.caller, settings.window)
         self.network = Policy("network", network_quota, settings.window)
-        self.buckets: dict[str, Bucket] = {}
+        self.buckets: dict[str, QuotaBucket] = {}
         self._redis = RedisStore(redis)
         self._local = LocalStore(processes)
-        self._ordering: dict[Bucket, None] = {}
-        self._returning: dict[Bucket, None] = {}
+        self._ordering: dict[QuotaBucket, None] = {}
+        self._returning: dict[QuotaBucket, None] = {}
         self._exchange: asyncio.Task[None] | None = None
         # By when they are due; the number keeps buckets from being compared.
-        self._reviews: list[tuple[float, int, Bucket]] = []
+        self._reviews: list[tuple[float, int, QuotaBucket]] = []
         self._numbers = count()
         self._background = Background()
 
@@ -68,15 +68,15 @@ class RateLimits:
         """Sets the gauge."""
         _buckets.set(len(self.buckets))
 
-    def open(self, policy: Policy, key: str) -> Bucket:
+    def open(self, policy: Policy, key: str) -> QuotaBucket:
         """A new bucket under `key`."""
         if len(self.buckets) >= _MAX_BUCKETS:
             del self.buckets[next(iter(self.buckets))]
-        bucket = self.buckets[key] = Bucket(policy, key)
+        bucket = self.buckets[key] = QuotaBucket(policy, key)
         self._schedule(bucket, _REVIEW_SECONDS)
         return bucket
 
-    async def spend(self, bucket: Bucket, cost: float) -> bool:
+    async def spend(self, bucket: QuotaBucket, cost: float) -> bool:
         """Takes `cost` units, after a wait for more where none are here. False: the quota is used up.
 
         The fast way, taking them while they stay above `low`, is the caller's.
@@ -102,7 +102,7 @@ class RateLimits:
             self._order(bucket)
         return True
 
-    def _order(self, bucket: Bucket) -> None:
+    def _order(self, bucket: QuotaBucket) -> None:
         if bucket.is_returned:
             # Its next review was to be when the quota is whole again, but what it leases now may lie idle before.
             bucket.is_returned = False
@@ -140,7 +140,7 @@ class RateLimits:
                     if event is not None:
                         event.set()
 
-    async def _lease(self, orders: Sequence[Order]) -> list[Grant]:
+    async def _lease(self, orders: Sequence[LeaseRequest]) -> list[LeaseGrant]:
         try:
             grants = await self._redis.lease(orders)
         except RedisUnavailable:
@@ -160,7 +160,7 @@ class RateLimits:
             if self._returning:
                 self._start_exchange()
 
-    def _review(self, bucket: Bucket) -> None:
+    def _review(self, bucket: QuotaBucket) -> None:
         """Gives back what lies idle, and forgets who has all of the quota again."""
         if bucket.was_used() or bucket in self._ordering:
             bucket.is_returned = False
@@ -171,6 +171,6 @@ class RateLimits:
         else:
             self._returning[bucket] = None
 
-    def _schedule(self, bucket: Bucket, seconds: float) -> None:
+    def _schedule(self, bucket: QuotaBucket, seconds: float) -> None:
         bucket.due = monotonic() + seconds
         heapq.heappush(self._reviews, (bucket.due, next(self._numbers), bucket))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import floor
 from time import monotonic
 
-from app.kernel.rate_limits.buckets import Grant, Order
+from app.kernel.rate_limits.buckets import LeaseGrant, LeaseRequest
 from app.kernel.redis.gateway import RedisGateway, Script
 
 # The generic cell rate algorithm (GCRA, ITU-T I.371) for several keys. The value of a key is when, in microseconds of
@@ -49,7 +49,7 @@ class RedisStore:
         self._redis = redis
         self._script = Script(_LEASE_SCRIPT)
 
-    async def lease(self, orders: Sequence[Order]) -> list[Grant]:
+    async def lease(self, orders: Sequence[LeaseRequest]) -> list[LeaseGrant]:
         """One grant for each order, in one round trip.
 
         Raises:
@@ -69,7 +69,7 @@ class RedisStore:
         ]
         answers = await self._redis.call(lambda client: self._script(client, keys, args))
         return [
-            Grant(float(units), float(left), (order.need - float(left)) / order.policy.rate)
+            LeaseGrant(float(units), float(left), (order.need - float(left)) / order.policy.rate)
             for order, units, left in zip(orders, answers[::2], answers[1::2], strict=True)
         ]
 
@@ -81,14 +81,14 @@ class LocalStore:
         self._share = 1 / processes
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
-    def lease(self, orders: Sequence[Order]) -> list[Grant]:
+    def lease(self, orders: Sequence[LeaseRequest]) -> list[LeaseGrant]:
         now = monotonic()
         grants = [self._grant(order, now) for order in orders]
         while len(self._full_at) > _MAX_LOCAL_KEYS:
             self._full_at.popitem(last=False)
         return grants
 
-    def _grant(self, order: Order, now: float) -> Grant:
+    def _grant(self, order: LeaseRequest, now: float) -> LeaseGrant:
         window = order.policy.window
         unit = window / (order.policy.quota * self._share)
         full_at = max(self._full_at.pop(order.key, now), now)
@@ -103,4 +103,4 @@ class LocalStore:
             left -= units
         if full_at > now:
             self._full_at[order.key] = full_at
-        return Grant(units, left, (need - left) * unit)
+        return LeaseGrant(units, left, (need - left) * unit)

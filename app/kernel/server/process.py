@@ -23,7 +23,7 @@ import uvicorn
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.observability.watchdog import is_in_debugger, watched_loop
-from app.kernel.server.guard import guard_of
+from app.kernel.server.connections import manager_of
 from app.kernel.settings import ConnectionSettings
 
 _logger = get_logger(__name__)
@@ -109,8 +109,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.grace
-        guard = guard_of(self.server_state, self.config.connections, loop)
-        guard.is_draining = True
+        manager = manager_of(self.server_state, self.config.connections, loop)
+        manager.is_draining = True
         self._draining.set()
         for connection in tuple(self.server_state.connections):
             connection.shutdown()
@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
             server.close()
         for listener in sockets or ():
             listener.close()
-        await self._until(self._is_quiet, deadline, meanwhile=guard.sweep)
+        await self._until(self._is_quiet, deadline, meanwhile=manager.sweep)
         await self._cancel()
         await _within(_CLOSE_SECONDS, self.lifespan.shutdown())
 

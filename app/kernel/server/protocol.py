@@ -23,12 +23,12 @@ from app.kernel.errors import (
     TargetTooLong,
     TooManyConnections,
 )
-from app.kernel.server.guard import (
+from app.kernel.server.connections import (
     DRAIN_IDLE_SECONDS,
     LINGER_BYTES,
     LINGER_SECONDS,
     ended,
-    guard_of,
+    manager_of,
     refusal,
 )
 from app.kernel.server.request_validation import WHOLE_SERVER, fault_of_head
@@ -55,7 +55,7 @@ class _State(Enum):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. What happens often is decided as it happens, what takes time by `examine`, the sweep's view."""
+    """One connection. Each event is handled at once; time-outs are found by the sweep, in `check_timeouts`."""
 
     cycle: ResponseCycle | None  # type: ignore[assignment]  # it is, until the first request
 
@@ -68,7 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits: ConnectionSettings = getattr(config, "connections", None) or ConnectionSettings()
-        self._guard = guard_of(server_state, self._limits, self.loop)
+        self._manager = manager_of(server_state, self._limits, self.loop)
         # An application may have a finished answer for what it has no place for (`Onehop.refusal_of`).
         self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
         # ... and one for what it remembers (`Onehop.answer_of`), as head and body.
@@ -77,7 +77,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # The scope whose head has come to its end; another one than `scope` while a head is on its way.
         self._headed: Any = None
         self._refusal: AppError | None = None
-        self._is_deaf = False
+        self._is_rejecting = False
         self._chunk = 0
         self._received = 0
         self._head_bytes = 0
@@ -119,9 +119,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        if not self._guard.make_room(self):
+        if not self._manager.make_room(self):
             self._refuse(TooManyConnections())
-        if self._guard.is_overrun():
+        if self._manager.is_over_hard_cap():
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -136,7 +136,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._chunk = chunk = len(data)
         self._received += chunk
-        if self._is_deaf:
+        if self._is_rejecting:
             if self._received > LINGER_BYTES:
                 self.transport.abort()
             return
@@ -148,7 +148,7 @@ class GuardedProtocol(HttpToolsProtocol):
             is_ours = isinstance(error, httptools.HttpParserCallbackError)
             self._refuse(self._refusal or InvalidMessage(None if is_ours else str(error)))
             self._refusal = None
-        if self._headed is not self.scope and not self._is_deaf:
+        if self._headed is not self.scope and not self._is_rejecting:
             self._note_unfinished_head()
         elif self._is_chunked:
             self._note_framing()
@@ -209,7 +209,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._codings = []
             self._is_chunked, self._framing = True, 0
         method = parser.get_method()
-        knows_host = self._guard.knows_host
+        knows_host = self._manager.knows_host
         error = self._excess() or fault_of_head(method, self.url, version, hosts, codings, knows_host)
         if error is not None:
             self._refusal = error
@@ -243,7 +243,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.server_state.default_headers,
             asyncio.Event(),
             self.expect_100_continue and version != "1.0",
-            version != "1.0" and parser.should_keep_alive() and not self._guard.is_draining,
+            version != "1.0" and parser.should_keep_alive() and not self._manager.is_draining,
             self.on_response_complete,
         )
         if scope["method"] == "HEAD":
@@ -256,7 +256,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if refusal is None:
                 self._start_asgi_task(cycle, self.app)
             else:
-                self._guard.refusal_queue.put(cycle, refusal)
+                self._manager.refusal_queue.put(cycle, refusal)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
@@ -323,8 +323,8 @@ class GuardedProtocol(HttpToolsProtocol):
             assert isinstance(waiting, ResponseCycle)  # noqa: S101 - nothing else is put there.
             self._active = waiting
             self._start_asgi_task(waiting, app)
-        elif self._is_deaf:
-            self._say_goodbye(b"")
+        elif self._is_rejecting:
+            self._half_close(b"")
 
     def resume_writing(self) -> None:
         self._stalled_since = None
@@ -334,7 +334,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The process is about to end. An answer that has not begun says so; an idle connection stays for one more
         request, because that may be on its way already.
         """
-        self._guard.is_draining = True
+        self._manager.is_draining = True
         self._quiet_until = 0.0
         cycle = self.cycle
         if cycle is not None and not cycle.response_started:
@@ -346,7 +346,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._quiet_until = 0.0
         self.transport.close()
 
-    def examine(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Ends the connection if it has been in its state for too long."""
         if self.scope is self._seen_scope and now < self._quiet_until:
             return
@@ -379,7 +379,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.abort()
         elif state is _State.NEW or state is _State.IDLE:
             seconds = limits.head_timeout if state is _State.NEW else limits.idle_timeout
-            is_draining = self._guard.is_draining
+            is_draining = self._manager.is_draining
             if is_draining:
                 seconds = min(seconds, DRAIN_IDLE_SECONDS)
             if age > seconds:
@@ -390,7 +390,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _state(self) -> _State:
         cycle, active = self.cycle, self._active
         is_answered = active is None or active.response_complete
-        if self.transport.is_closing() or (self._is_deaf and is_answered):
+        if self.transport.is_closing() or (self._is_rejecting and is_answered):
             return _State.LEAVING
         if not is_answered:
             is_whole = cycle is None or active is not cycle or not cycle.more_body or self._headed is not self.scope
@@ -436,11 +436,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """The connection's last answer, behind those that are due; what comes in afterwards is thrown away."""
         ended.labels(error.code).inc()
         self._quiet_until = 0.0
-        self._is_deaf = True
+        self._is_rejecting = True
         self._received = 0
         active, cycle = self._active, self.cycle
         if active is None or active.response_complete:
-            self._say_goodbye(refusal(error, self.server_state.default_headers))
+            self._half_close(refusal(error, self.server_state.default_headers))
         elif active is cycle and cycle.more_body and self._headed is self.scope:
             # What is wrong is the body that the application waits for.
             cycle.disconnected = True
@@ -449,11 +449,11 @@ class GuardedProtocol(HttpToolsProtocol):
                 cycle.cut_off()
             else:
                 cycle.response_complete = True
-                self._say_goodbye(refusal(error, self.server_state.default_headers))
+                self._half_close(refusal(error, self.server_state.default_headers))
         elif cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
-    def _say_goodbye(self, answer: bytes) -> None:
+    def _half_close(self, answer: bytes) -> None:
         """Ends our side of the connection, and leaves the other one the time to notice."""
         if self.transport.is_closing():
             return

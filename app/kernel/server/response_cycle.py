@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from app.kernel.errors import AppError, Unavailable
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.response_head import PreparedHead, header_line
-from app.kernel.server.guard import refusal
+from app.kernel.server.connections import refusal
 
 _logger = get_logger(__name__)
 

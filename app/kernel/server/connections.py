@@ -61,12 +61,12 @@ class Connection(Protocol):
         """Address of its client."""
         ...
 
-    def examine(self, now: float) -> None: ...
+    def check_timeouts(self, now: float) -> None: ...
     def end(self, reason: str) -> None: ...
     def abort(self) -> None: ...
 
 
-class Guard:
+class ConnectionManager:
     """One per process; made with its first connection."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Guard:
     def _examine(self, connections: Sequence[Connection]) -> None:
         now = self._loop.time()
         for connection in connections:
-            connection.examine(now)
+            connection.check_timeouts(now)
             if unsent := connection.unsent:
                 self._unsent.setdefault(connection.host, {})[connection] = unsent
 
@@ -136,7 +136,7 @@ class Guard:
             connection.end("evicted")
         return len(idle) >= excess
 
-    def is_overrun(self) -> bool:
+    def is_over_hard_cap(self) -> bool:
         """Whether even those that are being told of it are too many."""
         return len(self._connections) > self.limits.max_connections * 1.1 + 1
 
@@ -151,15 +151,15 @@ class Guard:
         return True
 
 
-_guards: WeakKeyDictionary[ServerState, Guard] = WeakKeyDictionary()
+_managers: WeakKeyDictionary[ServerState, ConnectionManager] = WeakKeyDictionary()
 
 
-def guard_of(state: ServerState, limits: ConnectionSettings, loop: asyncio.AbstractEventLoop) -> Guard:
-    """The guard of this server's connections."""
-    guard = _guards.get(state)
-    if guard is None:
-        guard = _guards[state] = Guard(state.connections, limits, loop)  # type: ignore[arg-type]  # all are ours
-    return guard
+def manager_of(state: ServerState, limits: ConnectionSettings, loop: asyncio.AbstractEventLoop) -> ConnectionManager:
+    """The manager of this server's connections."""
+    manager = _managers.get(state)
+    if manager is None:
+        manager = _managers[state] = ConnectionManager(state.connections, limits, loop)  # type: ignore[arg-type]  # all are ours
+    return manager
 
 
 def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
