@@ -1,4 +1,4 @@
-"""Accounts, sessions and tokens: who somebody is, proven once, in one place.
+"""Accounts, sessions and tokens: the proof of identity, in one place.
 
 Tables (schema `identity`): accounts, sessions, revocations, one_time_tokens, totp_factors, recovery_codes, api_keys,
 signing_keys, security_events.

@@ -1,4 +1,4 @@
-"""Who somebody is for everybody else, what they prefer, and what they did.
+"""Users: public profiles, preferences and events.
 
 Tables: `users.users`, `users.preferences`, `users.events`; each key starts with the user's id.
 Public calls: see `api.py`. Jobs: none of its own.

@@ -1,7 +1,7 @@
 """Jobs that come by the clock.
 
 A schedule is declared in code and kept in Postgres, where one row and one lock decide that each of its times makes one
-job, whoever the leader is. Times are those of the schedule's zone: where a clock goes forward over one, it comes at
+job, whichever process leads. Times are those of the schedule's zone: where a clock goes forward over one, it comes at
 once afterwards; where an hour happens twice, it comes once.
 """
 

@@ -28,7 +28,7 @@ class Authentication:
                 if principal is not None:
                     scope["principal"] = principal
                 elif scope["path"] in UNLIMITED:
-                    # Who asks for these is nobody's business, so that no quota stands before them.
+                    # These paths need no caller, so that no quota stands before them.
                     pass
                 elif await self._networks.admit(scope, send):
                     # Looking a token up costs more than most requests.
