@@ -2,8 +2,8 @@
 
 FastAPI looks at a route's signature anew for each request: it wraps, stacks, copies and asks many questions whose
 answers never change. Here they are asked once, when the program starts, for the signatures that consist of what is
-known below. Only the good case is taken: a request of which anything is not valid goes to FastAPI as if nobody had
-looked at it, so that it alone decides how that is answered, and its declaration remains the only one of a route.
+known below. Only valid requests are taken: any other goes to FastAPI untouched, so that FastAPI alone decides how it is
+answered, and its declaration remains the only one of a route.
 """
 
 import inspect
