@@ -53,6 +53,8 @@ class Scene:
     port: int
     user: Account
     admin: Account
+    # Its session ends with the first log-out, and the others' go on.
+    leaver: Account
     job: str
     endpoint: str
     invoice: str
@@ -182,7 +184,9 @@ CASES: dict[str, Case] = {
     ),
     "POST /v1/auth/mfa/verify": _stranger("POST", "/v1/auth/mfa/verify", {"mfa_token": "a" * 400, "code": "123456"}),
     "POST /v1/auth/refresh": _stranger("POST", "/v1/auth/refresh", {"refresh_token": "rt_{n}" + "a" * 40}),
-    "POST /v1/auth/logout": _one("POST", "/v1/auth/logout", {"refresh_token": "rt_" + "a" * 40}),
+    "POST /v1/auth/logout": Case(
+        lambda s: [_raw("POST", "/v1/auth/logout", {"refresh_token": "rt_" + "a" * 40}, token=s.leaver.access)]
+    ),
     "POST /v1/auth/logout-all": _one("POST", "/v1/auth/logout-all", {"keep_current": True}),
     "GET /v1/auth/sessions": _many("/v1/auth/sessions?limit=100"),
     "DELETE /v1/auth/sessions/{session_id}": _one("DELETE", "/v1/auth/sessions/{unknown}"),
@@ -315,14 +319,15 @@ async def make_scene(port: int, connection: "asyncpg.Connection[asyncpg.Record]"
     await connection.execute("VACUUM (ANALYZE) users.events")
     await _log_in_often(port, user.email, 40)
     user = await _log_in(port, user.email)
-    bare = Scene(port, user, admin, UNKNOWN, UNKNOWN, UNKNOWN)
+    leaver = await _account(port, "leaver@example.com")
+    bare = Scene(port, user, admin, leaver, UNKNOWN, UNKNOWN, UNKNOWN)
     endpoint = await _made(
         port,
         bare.call("POST", "/v1/webhooks/endpoints", {"url": "https://93.184.216.34/x", "event_types": ["job.failed"]}),
     )
     job = await _made(port, bare.call("POST", "/v1/jobs", {"kind": "export.events", "args": {"format": "csv"}}))
     invoice = await _made(port, CASES["POST /v1/invoices"].requests(bare)[0])
-    return Scene(port, user, admin, job["id"], endpoint["id"], invoice["invoice"]["id"])
+    return Scene(port, user, admin, leaver, job["id"], endpoint["id"], invoice["invoice"]["id"])
 
 
 async def _log_in_often(port: int, email: str, times: int) -> None:

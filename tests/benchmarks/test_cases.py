@@ -17,7 +17,7 @@ def test_every_route_has_a_case(settings: Settings) -> None:
 
 def test_a_case_asks_its_own_route(settings: Settings) -> None:
     account = Account(UNKNOWN, "a@example.com", "token", "rt_token")
-    scene = Scene(1, account, account, UNKNOWN, UNKNOWN, UNKNOWN)
+    scene = Scene(1, account, account, account, UNKNOWN, UNKNOWN, UNKNOWN)
     routes = {route.path_format: route for route in create_app(settings).routes if isinstance(route, APIRoute)}
     for name, case in CASES.items():
         method, template = name.split(" ")
