@@ -96,7 +96,9 @@ clients: install-clients ## Generate clients of the API document, compile them, 
 fuzz: install-test ## Invented requests by the thousand, with another seed each time (FUZZ_SECONDS, FUZZ_SEED)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(or $(FUZZ_SEED),$$(date +%s)) $(VENV)/python -m pytest tests/contract/test_fuzzing.py $(ARGS)
 
-check: install-dev install-clients lint types imports migrations-lint dockerfile-lint workflows-lint ## Everything that must pass before a merge
+# What reads the source alone runs on all cores, then the suite has them.
+check: install-dev ## Everything that must pass before a merge
+	@$(MAKE) --no-print-directory -j $$(getconf _NPROCESSORS_ONLN) types install-clients lint imports migrations-lint dockerfile-lint workflows-lint
 	@$(PYTEST) -m 'not browser' --cov --cov-report=term:skip-covered $(ARGS)
 
 format: install-dev ## Format the code and fix what can be fixed
