@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from app.dev.embedded import DEVELOPMENT_POSTGRES, DEVELOPMENT_VALKEY, EmbeddedPostgres, EmbeddedValkey
+from app.dev.embedded.privileges import become
 
 ROOT = Path(__file__).resolve().parents[1]
 _ALL = sorted(os.sched_getaffinity(0))
@@ -160,7 +161,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=_pinner(cores),  # noqa: PLW1509 - one system call.
+            preexec_fn=_pinner(cores),  # noqa: PLW1509 - system calls alone.
         )
     return Service(name, port, process, log)
 
@@ -176,7 +177,12 @@ async def running(service: Service, ready_path: str = "/") -> AsyncIterator[Serv
 
 
 def _pinner(cores: frozenset[int]) -> Callable[[], None]:
+    # A measurement that is killed must leave nothing behind that computes beside the next one.
+    end_with_parent = become(None, death_signal=signal.SIGTERM)
+
     def pin() -> None:
+        if end_with_parent is not None:
+            end_with_parent()
         os.sched_setaffinity(0, cores)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
