@@ -8,12 +8,13 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from app.jobs.api import insert_jobs
+from app.jobs.api import JOB_KINDS, insert_jobs
 from app.kernel.database import Database
 from app.kernel.queue import Queue
 from app.kernel.redis.gateway import RedisGateway
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures.application import Lifespan
 from tests.fixtures.people import MakePerson, Person
 from tests.jobs.kinds import Producer, Steps, kinds_of
 from tests.jobs.receiver import Receiver
@@ -83,3 +84,17 @@ async def receiver() -> AsyncIterator[Receiver]:
     made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
     yield made
     await runner.cleanup()
+
+
+@pytest.fixture
+def test_kinds(running_app: Lifespan, steps: Steps) -> None:
+    """Lets callers submit the kinds of `tests.jobs.kinds`."""
+    running_app._application.state.jobs.kinds.update(kinds_of(steps))
+
+
+@pytest.fixture
+async def api_worker(settings: Settings, steps: Steps) -> AsyncIterator[Worker]:
+    """A worker that knows the real kinds and those of the tests."""
+    async with open_worker(settings, {**JOB_KINDS, **kinds_of(steps)}) as worker:
+        yield worker
+        worker.runner.draining = True
