@@ -21,6 +21,8 @@ NOISE = r"--|SET |SELECT pg_catalog|\\"
 # An extension may serve others in the same database, so it stays when we go.
 OURS_ONLY = NOISE + "|CREATE EXTENSION|COMMENT ON EXTENSION"
 SCRIPTS = ScriptDirectory.from_config(migrations._config())
+# A column that comes back when one of these is taken back can only be the last of its table.
+PUTS_A_COLUMN_LAST = {"0018_no_parents"}
 REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()][::-1]
 
 
@@ -63,13 +65,15 @@ async def test_each_step_can_be_taken_back(postgres: EmbeddedPostgres, empty_dat
         if revision != REVISIONS[0]:
             await migrations.downgrade(empty_database_url, "-1")
             after = await dump(postgres, empty_database_url, noise=OURS_ONLY)
-            assert _in_any_order(after) == _in_any_order(before)
+            if revision in PUTS_A_COLUMN_LAST:
+                before, after = _in_any_order(before), _in_any_order(after)
+            assert after == before
             await migrations.upgrade(empty_database_url, revision)
     assert await migrations.status(empty_database_url) == (REVISIONS[-1], REVISIONS[-1])
 
 
 def _in_any_order(schema: str) -> str:
-    """With the columns of each table sorted: one that comes back is the last, and no statement relies on the order."""
+    """With the columns of each table sorted; no statement relies on their order."""
 
     def sort(table: re.Match[str]) -> str:
         columns = sorted(line.strip().removesuffix(",") for line in table[2].splitlines())
