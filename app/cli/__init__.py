@@ -105,7 +105,7 @@ def serve(
 
         if workers == 1 and not reload:
             # This process serves, so it uses the time.
-            import app.main  # noqa: F401 - to be loaded, not to be named
+            import app.main  # noqa: F401 - loads it while the database is waited for
         asyncio.run(wait_for_schema(settings.database.direct_dsn, wait))
     # For the process that watches over several; the others do so again.
     configure_logging(settings.log, production=settings.is_production)
@@ -256,7 +256,7 @@ def prepare(
             if not wait:
                 raise
             # It is just being made, so it will need the migrations, whose packages are loaded meanwhile.
-            import app.kernel.schema.migrations  # noqa: F401 - to be loaded, not to be named
+            import app.kernel.schema.migrations  # noqa: F401 - loads it while the schema is waited for
 
             schema = await schema_of(dsn, wait=wait)
         if schema is Schema.OLD:

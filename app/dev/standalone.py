@@ -62,7 +62,7 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
         if addresses.database_url is not None:
             if await schema_of(addresses.database_url) is Schema.OLD:
                 # Alembic and SQLAlchemy take half a second and 30 MB, of which a reload is spared.
-                from app.kernel.schema.migrations import upgrade  # noqa: PLC0415 - see above
+                from app.kernel.schema.migrations import upgrade  # noqa: PLC0415 - a reload needs no migration
 
                 await upgrade(addresses.database_url)
             # With each reload it would stand between the lines of the log.

@@ -107,7 +107,7 @@ class Supervisor:
     ) -> None:
         self.stop()
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned before
+            signal.signal(number, handler)  # type: ignore[arg-type]  # typeshed lets it be given back only after a check
         signal.set_wakeup_fd(self._wake_before)
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -244,7 +244,7 @@ def _spawn(program: Program, *, reads_terminal: bool = False) -> "subprocess.Pop
         env={**os.environ, **program.environment},
         stdin=None if reads_terminal else subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=become(None, death_signal=signal.SIGTERM),  # noqa: PLW1509 - only system calls.
+        preexec_fn=become(None, death_signal=signal.SIGTERM),  # noqa: PLW1509 - system calls alone take no lock
     )
 
 

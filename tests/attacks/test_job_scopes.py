@@ -1,6 +1,4 @@
-"""A job gives nobody what its caller may not read by other routes: neither its start, nor its repetition, nor its files
-ask for less.
-"""
+"""A job returns nothing that its caller may not read by other routes; start, retry and download ask for it."""
 
 from typing import Any
 from uuid import UUID, uuid4

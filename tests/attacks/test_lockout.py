@@ -28,7 +28,7 @@ def wrong_code(phone: Phone) -> str:
 
 
 async def guess(client: httpx.AsyncClient, person: Person, phone: Phone, count: int, **headers: str) -> list[int]:
-    """Statuses of so many wrong codes of somebody who knows the password."""
+    """Statuses of so many wrong codes after the right password."""
     client.cookies.clear()
     statuses = []
     for _ in range(count):

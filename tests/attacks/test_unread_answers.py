@@ -1,4 +1,4 @@
-"""Answers that nobody reads take a bounded part of the memory, and that of the client who keeps most of it."""
+"""Unread responses take a bounded part of the memory, and that of the client who keeps most of it."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""The embedded servers and the users of the machine: root, anybody, and whoever was there before."""
+"""The embedded servers and the users of the machine: root, an ordinary user, and the owner of existing data."""
 
 import os
 import pwd
@@ -18,7 +18,7 @@ IS_ROOT = os.geteuid() == 0
 
 
 def test_no_permission_outside_the_folder_changes(tmp_path: Path) -> None:
-    """From a folder that only its owner may enter; as root the server is then somebody who may not."""
+    """From a folder that only its owner may enter; as root the server then runs as a user that may not."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     data_dir = closed / "clone" / ".data"
@@ -136,7 +136,7 @@ def _python_for_everybody(home: Path) -> str:
     return str(target / "bin" / version)
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="only root can make a folder that belongs to somebody else")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can make a folder of another user")
 def test_a_folder_of_another_user_is_named(tmp_path: Path) -> None:
     """Root made the folder; an ordinary user who comes later learns what to do."""
     home = tmp_path / "home"

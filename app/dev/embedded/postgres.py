@@ -192,7 +192,7 @@ class EmbeddedPostgres:
     def _is_ready(self) -> bool:
         # Line 8 is how the server tells pg_ctl its state (src/include/utils/pidfile.h).
         lines = self._lock_file()
-        return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004 - see above
+        return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004 - the line of that file
 
     def _is_reachable(self) -> bool:
         """Whether the running server's files are all there, or it is still making them."""

@@ -1,6 +1,6 @@
 """Which OS user a server runs as, and how a child process becomes it.
 
-PostgreSQL refuses to run as root. Started by root it runs as whoever owns its data already, else as the
+PostgreSQL refuses to run as root. Started by root it runs as the owner of its data, else as the
 existing user `nobody`. That user often cannot walk through the folders above a clone (`/root` has mode 700),
 and opening them would change permissions that are not ours. So the child keeps one capability instead:
 passing closed folders.

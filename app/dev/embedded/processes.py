@@ -47,7 +47,7 @@ def spawn(
                 cwd="/",
                 env=server_environment(),
                 start_new_session=True,
-                preexec_fn=become(user, death_signal=die_with_parent),  # noqa: PLW1509 - only system calls.
+                preexec_fn=become(user, death_signal=die_with_parent),  # noqa: PLW1509 - system calls alone take no lock
             )
 
         try:

@@ -19,27 +19,27 @@ async def list_expired_artifacts(conn: ReadConn, after: tuple[datetime, str], li
     return [(row["expires_at"], row["storage_key"]) for row in await conn.fetch(LIST_EXPIRED_ARTIFACTS, *after, limit)]
 
 
-LIST_HOARDERS = """
+LIST_USERS_OVER_FILE_LIMIT = """
 SELECT a.user_id FROM jobs.artifacts AS a
 WHERE a.deleted_at IS NULL AND a.expires_at > now() AND a.user_id IS NOT NULL
 GROUP BY a.user_id HAVING sum(a.size) > $1 AND count(*) > 1
 """
 
 
-async def list_hoarders(conn: ReadConn, max_bytes: int) -> list[UserId]:
+async def list_users_over_file_limit(conn: ReadConn, max_bytes: int) -> list[UserId]:
     """The users who have files of more than `max_bytes` in all, unless it is a single one."""
-    return [row["user_id"] for row in await conn.fetch(LIST_HOARDERS, max_bytes)]
+    return [row["user_id"] for row in await conn.fetch(LIST_USERS_OVER_FILE_LIMIT, max_bytes)]
 
 
 EXPIRE_SURPLUS = """
 UPDATE jobs.artifacts AS a SET expires_at = now()
 FROM (
-    SELECT f.storage_key, sum(f.size) OVER newest AS bytes, row_number() OVER newest AS place
+    SELECT f.storage_key, sum(f.size) OVER newest AS bytes, row_number() OVER newest AS position
     FROM jobs.artifacts AS f
     WHERE f.user_id = $1 AND f.deleted_at IS NULL AND f.expires_at > now()
     WINDOW newest AS (ORDER BY f.created_at DESC, f.storage_key)
 ) AS kept
-WHERE a.storage_key = kept.storage_key AND kept.bytes > $2 AND kept.place > 1
+WHERE a.storage_key = kept.storage_key AND kept.bytes > $2 AND kept.position > 1
 """
 
 

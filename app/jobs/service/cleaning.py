@@ -44,10 +44,10 @@ async def expire_surplus(db: Database, max_bytes: int) -> int:
 
     A job that copies all data of its user may be started again as soon as it has ended, and each copy is kept for days.
     """
-    async with db.read("jobs.hoarders") as conn:
-        hoarders = await queries.list_hoarders(conn, max_bytes)
+    async with db.read("jobs.users_over_file_limit") as conn:
+        users = await queries.list_users_over_file_limit(conn, max_bytes)
     total = 0
-    for user_id in hoarders:
+    for user_id in users:
         async with db.statement("jobs.expire_surplus") as tx:
             total += await queries.expire_surplus(tx, user_id, max_bytes)
     return total

@@ -86,7 +86,7 @@ class ConnectionManager:
 
     def _sweep_for_ever(self) -> None:
         if not self._round:
-            self._end_hoarders()
+            self._end_largest_unsent()
             self._round = list(self._connections)
             self._step = len(self._round) // _STEPS + 1
             _connections.set(len(self._round))
@@ -105,7 +105,7 @@ class ConnectionManager:
             if unsent := connection.unsent:
                 self._unsent.setdefault(connection.host, {})[connection] = unsent
 
-    def _end_hoarders(self) -> None:
+    def _end_largest_unsent(self) -> None:
         """Ends connections whose clients do not read, of the client that keeps most first, until the answers of the
         others fit into the memory that there is for them.
         """

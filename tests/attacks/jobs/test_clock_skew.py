@@ -24,7 +24,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 EXPORT = {"kind": "export.events", "args": {"format": "csv"}}
 COUNT_DONE = "SELECT count(*) FROM jobs.jobs WHERE kind = 'export.events' AND state = 2"
-# A good host, a bad one, and one whose clock nobody sets.
+# A good host, a bad one, and one whose clock is not set.
 OFFSETS = [0.02, 1.0, -1.0, 300.0, -300.0]
 
 

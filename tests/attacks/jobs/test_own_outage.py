@@ -97,7 +97,7 @@ async def until_over(connection: Connection, count: int) -> None:
 async def test_exports_wait_once_for_a_connection_and_one_user_never_has_them_all(
     settings: Settings, connection: Connection, steps: Steps
 ) -> None:
-    """Found by running it: 7 of 12 exports failed for good while somebody else's long ones had both connections."""
+    """Found by running it: 7 of 12 exports failed for good while another user's long ones had both connections."""
     open_now: list[UUID] = []
     busy, other = UserId(new_id()), UserId(new_id())
     async with open_worker(settings, snapshots(steps, open_now)) as worker:

@@ -85,7 +85,7 @@ async def test_one_users_lookups_leave_threads_for_others(names: NameServers, mo
     outcomes = await asyncio.gather(*(look_up_slowly(number) for number in range(50)))
     assert outcomes.count("NamesUnavailable") == MOST_LOOKUPS_OF_A_USER
     assert outcomes.count("LookupsBusy") == 50 - MOST_LOOKUPS_OF_A_USER
-    # The threads are still held, though nobody waits for them any more.
+    # The threads are still held, though no request waits for them any more.
     with pytest.raises(LookupsBusy):
         await look_up(slow, "a.quick")
     (found,) = await look_up(other, "a.quick")

@@ -1,4 +1,4 @@
-"""Events for receivers that take nothing pile up to a limit, come back in no crowds, and are lost to nobody's eyes."""
+"""Events for receivers that take nothing pile up to a limit, come back spread over time, and stay visible."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
