@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from app.kernel.observability.telemetry import RenderedMetrics, configure_loggin
 from app.kernel.pacing import Paced
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, served_base_url
 from app.users import api as users
 from app.users import router as users_router
 
@@ -200,7 +200,8 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             settings.identity,
             resources,
             product=settings.name,
-            public_url=settings.public_url,
+            # Known only once the server listens, and then for good.
+            base_url=cache(partial(served_base_url, settings)),
             is_production=settings.is_production,
             end_channels=disable_endpoints,
             suspend_work=suspend_user,

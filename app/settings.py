@@ -18,6 +18,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from app.identity.settings import IdentitySettings
 from app.jobs.settings import JobsSettings
+from app.kernel.listening import base_url, listening_address
 from app.kernel.settings import (
     PRODUCT,
     BaseUrl,
@@ -87,8 +88,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the API listens on; also read from HOST.")
     port: int = Field(8000, ge=1, le=65_535, description="Port that the API listens on; also read from PORT.")
     workers: Annotated[int, Unit("processes")] = Field(1, ge=1, le=64, description="API processes behind one port.")
-    public_url: BaseUrl = Field(
-        "http://127.0.0.1:8000", description="Base of the links in e-mails and of the token issuer."
+    public_url: BaseUrl | None = Field(
+        None,
+        description="Base of the links in e-mails, and issuer of the tokens. Required in production; unset in "
+        "development: http and the host and port that the API listens on.",
     )
     data_dir: Path = Field(
         Path(".data"), description="Directory of the embedded servers, the artifacts and the development secret."
@@ -119,6 +122,11 @@ class Settings(BaseSettings):
     @property
     def is_production(self) -> bool:
         return self.env == "production"
+
+    @property
+    def base_url(self) -> str:
+        """`public_url`; unset, where a server that listens on `host` and `port` is reached from this machine."""
+        return self.public_url or base_url(self.host, self.port)
 
     @property
     def has_mailbox(self) -> bool:
@@ -194,6 +202,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if problems or settings is None:
         raise SettingsError(sorted(set(problems)))
     return settings
+
+
+def served_base_url(settings: Settings) -> str:
+    """`base_url` in a process that serves: unset, it follows the socket that is really open.
+
+    `uvicorn app.main:app --port 9000` and `fastapi dev --port 9000` leave HOST and PORT as they are.
+    """
+    if settings.public_url is None and (address := listening_address()) is not None:
+        return base_url(*address)
+    return settings.base_url
 
 
 def process_environ() -> dict[str, str]:
@@ -323,6 +341,7 @@ __all__ = [
     "load_settings",
     "long_name",
     "process_environ",
+    "served_base_url",
     "storage_advice",
     "variable_name",
 ]

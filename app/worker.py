@@ -116,12 +116,12 @@ async def open_worker(
             postman,
             settings.identity,
             settings.name,
-            settings.public_url,
+            settings.base_url,
             Eraser(store, postman).erase,
             partial(drop_copies, cache),
         ).kinds(),
         **JobsTasks(
-            store, postman, sender, resources.keys, jobs, product=settings.name, public_url=settings.public_url
+            store, postman, sender, resources.keys, jobs, product=settings.name, public_url=settings.base_url
         ).kinds(),
         **kinds,
     }

@@ -63,6 +63,8 @@ class Bench:
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
             "APP_DATA_DIR": str(self.directory),
+            # Several servers on ports of their own take the same tokens.
+            "APP_PUBLIC_URL": "http://127.0.0.1:8000",
             "APP_SECRET_KEY": secrets.token_urlsafe(48),
             # The data are of a week that is over: a worker would prune the finished jobs among them.
             "APP_JOBS_RETENTION_DAYS": "3650",
@@ -88,7 +90,7 @@ class Bench:
         issued = int(time())
         return self._key_ring.sign(
             Claims(
-                iss=self.settings.public_url,
+                iss=self.settings.base_url,
                 aud=AUDIENCE,
                 sub=data.user_id(number),
                 sid=new_id(),

@@ -4,6 +4,7 @@ import asyncio
 import gc
 
 import httpx
+import jwt
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 
@@ -12,7 +13,7 @@ from app.kernel.auth import declared_permission
 from app.kernel.http import StrictRoute
 from app.settings import Settings
 from tests.fixtures.answers import problem_of
-from tests.fixtures.application import Lifespan
+from tests.fixtures.application import Lifespan, Processes, free_port
 from tests.fixtures.waiting import eventually
 
 
@@ -78,3 +79,24 @@ async def test_gauges_follow_though_one_of_them_fails(settings: Settings, monkey
     async with Lifespan(app).running():
         app.state.samplers = (fail, lambda: sampled.append(1.0))
         await eventually(lambda: len(sampled) > 1)
+
+
+@pytest.mark.settings(APP_PUBLIC_URL="")
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
+async def test_addresses_follow_the_port_of_a_bare_uvicorn(processes: Processes, options: tuple[str, ...]) -> None:
+    """No variable names it: uvicorn binds its socket before or after the application starts, and tells it nothing."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = await processes.start("app.main:app", "--port", str(port), *options, module="uvicorn")
+    await processes.until_ready(server, url)
+    async with httpx.AsyncClient(base_url=url) as client:
+        metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
+        assert (metadata["issuer"], metadata["token_endpoint"]) == (url, f"{url}/v1/auth/token")
+        person = {"email": "ada@example.com", "password": "a very long horse 42"}
+        registered = await client.post("/v1/auth/register", json=person)
+        token = registered.json()["tokens"]["access_token"]
+        assert jwt.decode(token, options={"verify_signature": False})["iss"] == url
+        # On connections of their own, for each process to take the tokens of the others.
+        headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
+        for _ in range(4):
+            assert (await client.get("/v1/users/me", headers=headers)).status_code == 200

@@ -300,6 +300,19 @@ def test_no_random_secret_is_refused() -> None:
             assert secret_weakness(secret) is None, secret
 
 
+@pytest.mark.parametrize(
+    ("variables", "base"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"HOST": "0.0.0.0", "PORT": "9001"}, "http://127.0.0.1:9001"),  # noqa: S104 - all interfaces are meant
+        ({"HOST": "::", "PORT": "9001"}, "http://[::1]:9001"),
+        ({"PORT": "9001", "APP_PUBLIC_URL": "https://example.com/api/"}, "https://example.com/api"),
+    ],
+)
+def test_links_lead_to_the_port_unless_an_address_is_set(variables: dict[str, str], base: str) -> None:
+    assert load_settings({"APP_SECRET_KEY": "k" * 32} | variables).base_url == base
+
+
 def test_production_takes_a_socket_without_password() -> None:
     assert load_settings(PRODUCTION | {"DATABASE_URL": "postgresql://app@/onehop?host=/run/postgresql"}).is_production
 

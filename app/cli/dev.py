@@ -87,8 +87,6 @@ def _environment_of_children(settings: Settings) -> dict[str, str]:
     if "drain_delay" not in settings.connections.model_fields_set:
         # No balancer has to notice, and the person who pressed Ctrl-C waits.
         environment["APP_CONNECTIONS_DRAIN_DELAY"] = "0"
-    if "public_url" not in settings.model_fields_set:
-        environment["APP_PUBLIC_URL"] = base_url(settings.host, settings.port)
     if settings.workers > 1:
         # Fresh, because files of processes that are gone would be added to the figures for ever.
         directory = settings.data_dir.absolute() / "run" / "metrics"

@@ -4,11 +4,9 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -17,13 +15,13 @@ from app.dev.embedded import servers
 from app.dev.embedded.privileges import become
 from app.dev.welcome import welcome
 from app.kernel.background import Background
-from app.kernel.listening import base_url
+from app.kernel.listening import listening_address
 from app.kernel.observability.gc_tuning import collect_rarely_until_exit
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.schema.revision import Schema, schema_of
 from app.kernel.settings import Section
-from app.settings import Settings
+from app.settings import Settings, served_base_url
 
 _logger = get_logger(__name__)
 _WORKER_STOP_SECONDS = 10
@@ -96,47 +94,12 @@ async def _company(settings: Settings, environment: dict[str, str], *, shows_wel
 
 
 async def _own_base_url(settings: Settings) -> str:
-    """Where links lead: `APP_PUBLIC_URL`, or where this process listens, which only its sockets tell.
-
-    uvicorn binds them after the application has started, and does not say to which address.
-    """
-    if "public_url" not in settings.model_fields_set:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LISTENING_SECONDS):
-                while True:
-                    if (address := _listening_address()) is not None:
-                        return base_url(*address)
-                    await asyncio.sleep(_LOOK_SECONDS)
-    return settings.public_url
-
-
-def _listening_address() -> tuple[str, int] | None:
-    """Host and port of a TCP socket on which this process listens, or will."""
-    for entry in Path("/dev/fd").iterdir():
-        try:
-            with socket.socket(fileno=os.dup(int(entry.name))) as candidate:
-                is_tcp = candidate.family in {socket.AF_INET, socket.AF_INET6}
-                # A reloader has bound it and hands it on; it listens once the application has started.
-                if is_tcp and (_has(candidate, socket.SO_ACCEPTCONN) or _is_bound_by_server(candidate)):
-                    host, port = candidate.getsockname()[:2]
-                    return host, port
-        except OSError:
-            # No socket, or closed meanwhile.
-            continue
-    return None
-
-
-def _is_bound_by_server(candidate: socket.socket) -> bool:
-    try:
-        candidate.getpeername()
-    except OSError:
-        # Those of clients are bound too, while they connect, but not with this option.
-        return _has(candidate, socket.SO_REUSEADDR) and candidate.getsockname()[1] != 0
-    return False
-
-
-def _has(candidate: socket.socket, option: int) -> bool:
-    return bool(candidate.getsockopt(socket.SOL_SOCKET, option))
+    """See `served_base_url`. uvicorn binds its sockets after the application has started."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LISTENING_SECONDS):
+            while settings.public_url is None and listening_address() is None:  # noqa: ASYNC110 - nothing tells it
+                await asyncio.sleep(_LOOK_SECONDS)
+    return served_base_url(settings)
 
 
 def _with_addresses(settings: Settings, database_url: str | None, redis_url: str | None) -> Settings:

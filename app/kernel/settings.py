@@ -92,11 +92,11 @@ def _check_base(value: str) -> str:
         raise ValueError("must have no query and no fragment: paths are added to it")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must have no user and no password: give them in settings of their own")
-    return value
+    return value.rstrip("/")
 
 
 BaseUrl = Annotated[str, url_of("https", "http"), AfterValidator(_check_base)]
-"""A URL that others are made of."""
+"""A URL to which paths are appended; it ends without a slash."""
 PostgresUrl = Annotated[SecretStr, url_of("postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, url_of("redis", "rediss", "unix")]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import jwt
 import psutil
 import pytest
 
@@ -157,7 +158,10 @@ async def test_servers_outlive_the_reloads_of_uvicorn(tree: Path, variables: dic
         assert _postmaster(data_dir) == postmaster
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SLOW) as client:
             body = {"email": "ada@example.com", "password": "a very long horse 42"}
-            assert (await client.post("/v1/auth/register", json=body)).status_code == 201
+            registered = await client.post("/v1/auth/register", json=body)
+            claims = jwt.decode(registered.json()["tokens"]["access_token"], options={"verify_signature": False})
+            metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
+            assert claims["iss"] == metadata["issuer"] == f"http://127.0.0.1:{port}"
             await eventually(lambda: any((data_dir / "mailbox").glob("*.eml")), within=SLOW)
         (mail,) = (data_dir / "mailbox").glob("*.eml")
         assert f"http://127.0.0.1:{port}/verify-email" in mail.read_text(encoding="utf-8").replace("=\n", "")

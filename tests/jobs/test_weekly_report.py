@@ -117,7 +117,7 @@ async def test_the_report_goes_to_who_wants_e_mail(
     assert mail["To"] == person.email
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     link = mail["List-Unsubscribe"].strip("<>")
-    assert link.startswith(f"{settings.public_url}/unsubscribe?token=")
+    assert link.startswith(f"{settings.base_url}/unsubscribe?token=")
     assert {link in part.get_content() for part in mail.walk() if part.get_content_maintype() == "text"} == {True}
     (attachment,) = mail.iter_attachments()
     assert attachment.get_filename() == "activity.pdf"
@@ -164,7 +164,7 @@ async def unsubscribe_link(person: Person, producer: Producer, settings: Setting
         await run_weekly(producer)
         assert await ended(connection, "report.email", 1) == [{"sent": True}]
     (mail,) = mails_in(settings)
-    return str(mail["List-Unsubscribe"]).strip("<>").removeprefix(settings.public_url)
+    return str(mail["List-Unsubscribe"]).strip("<>").removeprefix(settings.base_url)
 
 
 def mails_in(settings: Settings) -> list[EmailMessage]:

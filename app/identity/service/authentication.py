@@ -3,6 +3,7 @@ time.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 from uuid import UUID
 
@@ -60,7 +61,7 @@ class TokenAuthenticator:
         clock: Clock,
         db: Database,
         *,
-        issuer: str,
+        issuer: Callable[[], str],
         remembered: int,
     ) -> None:
         self._key_ring = key_ring
@@ -119,7 +120,7 @@ class TokenAuthenticator:
         except MalformedToken as error:
             _verifications_total.labels("malformed").inc()
             raise InvalidToken from error
-        if claims.iss != self._issuer or claims.aud != AUDIENCE:
+        if claims.iss != self._issuer() or claims.aud != AUDIENCE:
             _verifications_total.labels("foreign").inc()
             raise InvalidToken
         _verifications_total.labels("good").inc()

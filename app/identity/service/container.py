@@ -83,7 +83,7 @@ def make_identity(
     resources: Resources,
     *,
     product: str,
-    public_url: str,
+    base_url: Callable[[], str],
     is_production: bool,
     end_channels: Callable[[Tx, UserId], Awaitable[None]],
     suspend_work: Callable[[Tx, Queue, UserId, str], Awaitable[None]],
@@ -91,7 +91,7 @@ def make_identity(
 ) -> IdentityServices:
     """The module's parts, wired; subscribes to the bus, which must not have been started yet.
 
-    `product` is its name for people, which no token holds.
+    `product` is its name for people, which no token holds; `base_url` tells where clients reach the server.
     """
     db, bus, clock, keys = resources.db, resources.bus, resources.clock, resources.keys
     quota = _PRODUCTION_QUOTA if is_production else _DEVELOPMENT_QUOTA
@@ -108,11 +108,11 @@ def make_identity(
         key_ring=key_ring,
         refresh_tokens=refresh_tokens,
         redis_clock=RedisClock(resources.redis),
-        issuer=TokenIssuer(key_ring, refresh_tokens, issuer=public_url, lifetime=settings.access_token_ttl),
+        issuer=TokenIssuer(key_ring, refresh_tokens, base_url=base_url, lifetime=settings.access_token_ttl),
         feed=feed,
         ends=SessionEndPublisher(db, resources.listeners),
         authenticator=TokenAuthenticator(
-            key_ring, feed, clock, db, issuer=public_url, remembered=settings.token_cache_size
+            key_ring, feed, clock, db, issuer=base_url, remembered=settings.token_cache_size
         ),
         throttle=Throttle(resources.limits_redis, keys, clock, network_limit=settings.network_failures or quota),
         devices=Devices(keys),

@@ -1,5 +1,6 @@
 """Tokens for a session at one of its generations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -43,13 +44,22 @@ WHOLE_SCOPE = TokenScope()
 class TokenIssuer:
     """Everything in the tokens follows from the arguments, so each request for the same generation gets the same
     tokens.
+
+    `base_url` is asked with each use, because in development it is known only once the server listens.
     """
 
-    def __init__(self, key_ring: KeyRing, refresh_tokens: RefreshTokens, *, issuer: str, lifetime: int) -> None:
+    def __init__(
+        self, key_ring: KeyRing, refresh_tokens: RefreshTokens, *, base_url: Callable[[], str], lifetime: int
+    ) -> None:
         self._key_ring = key_ring
         self._refresh_tokens = refresh_tokens
-        self.issuer = issuer
+        self._base_url = base_url
         self.lifetime = lifetime
+
+    @property
+    def issuer(self) -> str:
+        """The `iss` of the tokens, of which the addresses in the metadata are made."""
+        return self._base_url()
 
     def issue(
         self,
