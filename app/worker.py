@@ -27,7 +27,7 @@ from app.jobs.api import (
     WebhookSender,
     WorkerHealth,
     delete_abandoned_folders,
-    lane_shares,
+    queue_shares,
     user_caps,
 )
 from app.kernel.clock import Clock
@@ -125,8 +125,8 @@ async def open_worker(
         ).kinds(),
         **kinds,
     }
-    lanes = lane_shares(settings.database.export_pool_size)
-    caps = user_caps(lanes, jobs)
+    queues = queue_shares(settings.database.export_pool_size)
+    caps = user_caps(queues, jobs)
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
     executor = Executor(
         db,
@@ -147,12 +147,12 @@ async def open_worker(
         resources.bus,
         clock=clock,
         settings=jobs,
-        lanes=tuple(lanes),
+        queues=tuple(queues),
         turns=Turns(caps),
         kinds=kinds,
         schedules=SCHEDULES,
     )
-    runner = Runner(executor, lanes, jobs.slots)
+    runner = Runner(executor, queues, jobs.slots)
     # Counted from here, so that a loop that never comes round at all is noticed too.
     runner.looked_at = dict.fromkeys(range(len(queue.urls)), monotonic())
     # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more

@@ -62,7 +62,7 @@ TABLES: dict[str, str] = {
     "jobs.epoch": "one row",
     "jobs.invoices": _QUOTA,
     "jobs.jobs": "`APP_JOBS_BACKLOG_LIMIT` waiting ones; finished ones `APP_JOBS_RETENTION_DAYS`",
-    "jobs.lanes": "one a lane",
+    "jobs.lanes": "one a queue",
     "jobs.mail_sends": "an hour's e-mails; `APP_MAIL_SENDER_HOURLY` an account",
     "jobs.schedules": "by the program alone",
     "jobs.suspended_users": "one for each banned or closed account",

@@ -280,8 +280,8 @@ CASES: dict[str, Case] = {
         "POST", "/v1/webhooks/deliveries/{unknown}/redeliver", units=5
     ),
     "GET /v1/admin/queues": _admin("GET", "/v1/admin/queues?limit=100"),
-    "POST /v1/admin/queues/{lane}/pause": _admin("POST", "/v1/admin/queues/bulk/pause"),
-    "POST /v1/admin/queues/{lane}/resume": _admin("POST", "/v1/admin/queues/bulk/resume"),
+    "POST /v1/admin/queues/{queue}/pause": _admin("POST", "/v1/admin/queues/bulk/pause"),
+    "POST /v1/admin/queues/{queue}/resume": _admin("POST", "/v1/admin/queues/bulk/resume"),
     "GET /v1/admin/jobs": _admin("GET", "/v1/admin/jobs?limit=100"),
     "POST /v1/admin/jobs/{job_id}/retry": _admin("POST", "/v1/admin/jobs/{unknown}/retry"),
     "POST /v1/admin/mail/suppressions/lift": _admin(

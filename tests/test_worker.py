@@ -263,7 +263,7 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
         assert answer.headers["content-type"].startswith("text/plain; version=")
         lines = answer.text.splitlines()
         assert 'app_jobs_finished_total{kind="test.noop",outcome="succeeded"} 3.0' in lines
-        assert 'app_jobs_pickup_seconds_count{lane="default"} 3.0' in lines
+        assert 'app_jobs_pickup_seconds_count{queue="default"} 3.0' in lines
         # A second worker with the same port has none, and works all the same.
         second = await start_process(APP_JOBS_METRICS_PORT=str(port))
         worker.send_signal(signal.SIGTERM)

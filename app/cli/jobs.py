@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from app.jobs.api import AdminJob
     from app.kernel.resources import Resources
 
-jobs = typer.Typer(help="Background jobs and their lanes.", no_args_is_help=True)
+jobs = typer.Typer(help="Background jobs and their queues.", no_args_is_help=True)
 
 mail = typer.Typer(help="E-mail.", no_args_is_help=True)
 
 _JobId = Annotated[UUID, typer.Argument(help="The job's id.")]
-_Lane = Annotated[str, typer.Argument(help="The lane's name.")]
+_Queue = Annotated[str, typer.Argument(help="The queue's name.")]
 
 
 def _with_resources(work: "Callable[[Resources], Awaitable[Any]]") -> Any:
@@ -120,32 +120,32 @@ def cancel(job_id: _JobId) -> None:
 
 
 @jobs.command()
-def lanes() -> None:
+def queues() -> None:
     """List the queues with their waiting and running jobs."""
-    from app.jobs.api import list_lanes
+    from app.jobs.api import list_queues
 
-    say(f"{'lane':<10} {'waiting':>8} {'running':>8} {'done/min':>9}")
-    for lane in _with_resources(lambda own: list_lanes(own.db)):
-        note = "  paused" if lane.paused else ""
-        say(f"{lane.lane:<10} {lane.waiting:>8} {lane.running:>8} {lane.finished:>9}{note}")
+    say(f"{'queue':<10} {'waiting':>8} {'running':>8} {'done/min':>9}")
+    for queue in _with_resources(lambda own: list_queues(own.db)):
+        note = "  paused" if queue.paused else ""
+        say(f"{queue.queue:<10} {queue.waiting:>8} {queue.running:>8} {queue.finished:>9}{note}")
 
 
 @jobs.command()
-def pause(lane: _Lane) -> None:
+def pause(queue: _Queue) -> None:
     """Pause a queue: start no more of its jobs."""
-    from app.jobs.api import pause_lane
+    from app.jobs.api import pause_queue
 
-    _with_resources(lambda own: pause_lane(own.db, own.queue, own.clock, _operator(), lane, paused=True))
-    say(f"{lane} is paused.")
+    _with_resources(lambda own: pause_queue(own.db, own.queue, own.clock, _operator(), queue, paused=True))
+    say(f"{queue} is paused.")
 
 
 @jobs.command()
-def resume(lane: _Lane) -> None:
+def resume(queue: _Queue) -> None:
     """Resume a paused queue."""
-    from app.jobs.api import pause_lane
+    from app.jobs.api import pause_queue
 
-    _with_resources(lambda own: pause_lane(own.db, own.queue, own.clock, _operator(), lane, paused=False))
-    say(f"{lane} runs.")
+    _with_resources(lambda own: pause_queue(own.db, own.queue, own.clock, _operator(), queue, paused=False))
+    say(f"{queue} runs.")
 
 
 @mail.command("lift-suppression")
@@ -164,7 +164,7 @@ def _operator() -> "Actor":
 
 
 def _line(job: "AdminJob") -> str:
-    return f"{job.id}  {_state(job):<9}  {job.attempt}/{job.max_attempts}  {job.lane:<9} {job.kind}"
+    return f"{job.id}  {_state(job):<9}  {job.attempt}/{job.max_attempts}  {job.queue:<9} {job.kind}"
 
 
 def _state(job: "AdminJob") -> str:

@@ -24,7 +24,7 @@ from app.identity.service.emails import (
     KIND_PURGE,
     KIND_REGISTERED,
     KIND_RESET,
-    LANE,
+    QUEUE,
     Notice,
 )
 from app.identity.service.tokens import new_one_time_token
@@ -147,10 +147,10 @@ class IdentityTasks:
     def kinds(self) -> dict[str, JobKind[Any]]:
         """The kinds of this module, by name."""
         kinds: tuple[JobKind[Any], ...] = (
-            job(KIND_REGISTERED, args=EmailArgs, lane=LANE)(self._mail_registered),
-            job(KIND_RESET, args=EmailArgs, lane=LANE)(self._mail_reset),
-            job(KIND_CHANGE, args=ChangeArgs, lane=LANE)(self._mail_change),
-            job(KIND_NOTICE, args=NoticeArgs, lane=LANE)(self._mail_notice),
+            job(KIND_REGISTERED, args=EmailArgs, queue=QUEUE)(self._mail_registered),
+            job(KIND_RESET, args=EmailArgs, queue=QUEUE)(self._mail_reset),
+            job(KIND_CHANGE, args=ChangeArgs, queue=QUEUE)(self._mail_change),
+            job(KIND_NOTICE, args=NoticeArgs, queue=QUEUE)(self._mail_notice),
             job(KIND_PURGE, args=PurgeArgs, max_attempts=20)(self._purge),
         )
         return {kind.name: kind for kind in kinds}

@@ -5,15 +5,24 @@ from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhook_endpoints import list_listeners
-from app.jobs.records import COUNTED_AT_MOST, LANES, STATE_FILTERS, AdminJob, JobState, Overview, api_state, lane_shares
+from app.jobs.records import (
+    COUNTED_AT_MOST,
+    QUEUES,
+    STATE_FILTERS,
+    AdminJob,
+    JobState,
+    Overview,
+    api_state,
+    queue_shares,
+)
 from app.jobs.schemas.webhook_events import WEBHOOK_EVENTS
 from app.jobs.service.administration import (
     cancel_any_job,
     get_any_job,
     list_all_jobs,
     list_attempts,
-    list_lanes,
-    pause_lane,
+    list_queues,
+    pause_queue,
     retry_any_job,
     retry_failed_jobs,
 )
@@ -38,7 +47,7 @@ __all__ = [
     "COUNTED_AT_MOST",
     "FONT_PACKAGES",
     "JOB_KINDS",
-    "LANES",
+    "QUEUES",
     "SCHEDULES",
     "SCRIPTS",
     "STATE_FILTERS",
@@ -66,14 +75,14 @@ __all__ = [
     "find_missing_scripts",
     "get_any_job",
     "insert_jobs",
-    "lane_shares",
     "lift_suppression",
     "list_all_jobs",
     "list_attempts",
-    "list_lanes",
     "list_listeners",
     "list_overviews",
-    "pause_lane",
+    "list_queues",
+    "pause_queue",
+    "queue_shares",
     "resume_user",
     "retry_any_job",
     "retry_failed_jobs",

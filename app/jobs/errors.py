@@ -80,10 +80,10 @@ class UniqueKeyInUse(Conflict):
     title = "Unique key in use"
 
 
-class LaneNotFound(NotFound):
+class QueueNotFound(NotFound):
     """No queue has this name."""
 
-    code = "lane_not_found"
+    code = "queue_not_found"
     title = "Queue not found"
 
 

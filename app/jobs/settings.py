@@ -16,13 +16,13 @@ class JobsSettings(Section):
 
     slots: Jobs = Field(50, ge=1, le=1000, description="Jobs that one worker process runs at a time.")
     shards: Annotated[int, Unit("shards")] = Field(
-        1, ge=1, le=64, description="Parts a lane is split into, at least one a Redis URL; may change at any time."
+        1, ge=1, le=64, description="Parts a queue is split into, at least one a Redis URL; may change at any time."
     )
     redis_urls: Annotated[tuple[RedisUrl, ...], BY_COMMAS] = Field(
         (), description="Redis servers that share the shards, separated by commas; may change. Empty: the main one."
     )
     window: Jobs = Field(
-        10_000, ge=1, le=1_000_000, description="Most job ids that Redis holds for each lane and shard."
+        10_000, ge=1, le=1_000_000, description="Most job ids that Redis holds for each queue and shard."
     )
     lease: Seconds = Field(30.0, gt=0, le=600, description="Until the job of a silent worker is taken away from it.")
     heartbeat: Seconds = Field(
@@ -34,16 +34,16 @@ class JobsSettings(Section):
     backlog_limit: Jobs = Field(
         50_000,
         ge=1,
-        description="Waiting jobs of a lane that users share: each may have as many as are free. At twice the number "
+        description="Waiting jobs of a queue that users share: each may have as many as are free. At twice the number "
         "all submissions get 429.",
     )
     backlog_age: WholeSeconds = Field(
-        3600, ge=1, description="Age of a user's oldest waiting job of a lane beyond which their submissions get 429."
+        3600, ge=1, description="Age of a user's oldest waiting job of a queue beyond which their submissions get 429."
     )
     user_backlog: Jobs = Field(
-        10_000, ge=1, description="Unfinished jobs of one user in a lane beyond which their submissions get 429."
+        10_000, ge=1, description="Unfinished jobs of one user in a queue beyond which their submissions get 429."
     )
-    user_running: Jobs = Field(3, ge=1, description="Jobs of one user that run at a time in the lanes of long work.")
+    user_running: Jobs = Field(3, ge=1, description="Jobs of one user that run at a time in the queues of long work.")
     user_file_bytes: Bytes = Field(
         10 * 1024**3,
         ge=1024**2,

@@ -24,7 +24,7 @@ from app.kernel.redis.bus import Bus
 from app.kernel.redis.gateway import RedisUnavailable
 
 KIND_PUBLISH = "webhook.publish"
-LANE = "webhooks"
+QUEUE = "webhooks"
 
 _CHANNEL = "onehop:listeners"
 _READ_SECONDS = 5.0
@@ -91,7 +91,7 @@ class Listeners:
                 KIND_PUBLISH,
                 {"event_id": str(new_id()), "event_type": event_type, "data": item},
                 user_id=user_id,
-                lane=LANE,
+                queue=QUEUE,
             )
             for user_id, event_type, item in events
         ]

@@ -55,7 +55,7 @@ async def measure_enqueue(bench: Bench, count: int = 500) -> None:
     for _ in range(count):
         began = time.perf_counter()
         async with bench.resources.db.statement("bench.enqueue") as tx:
-            await bench.resources.queue.enqueue(tx, "bench.noop", {}, user_id=None, lane="none")
+            await bench.resources.queue.enqueue(tx, "bench.noop", {}, user_id=None, queue="none")
         times.append((time.perf_counter() - began) * 1000)
     p50, p99 = statistics.median(times), sorted(times)[int(count * 0.99)]
     calls = bench.resources.redis.calls - calls
@@ -80,7 +80,7 @@ async def measure_scaling(bench: Bench, count: int = 12_000) -> None:
     rates, costs = [], []
     for processes in (1, 8):
         await bench.clear()
-        # Twelve of the slots are kept for the other lanes.
+        # Twelve of the slots are kept for the other queues.
         async with bench.workers(processes, APP_JOBS_SLOTS="22") as workers:
             pids = [worker.pid for worker in workers]
             spent = cpu_seconds(pids)
@@ -108,16 +108,16 @@ async def measure_idle(bench: Bench, seconds: float = 10.0) -> None:
 
 
 async def measure_priority(bench: Bench, count: int = 10_000) -> None:
-    """A critical job behind a full bulk lane."""
+    """A critical job behind a full bulk queue."""
     await bench.clear()
     async with bench.workers(1):
-        await bench.put("bench.sleep", count, seconds=0.05, lane="bulk")
+        await bench.put("bench.sleep", count, seconds=0.05, queue="bulk")
         await asyncio.sleep(1)
         waits = []
         for _ in range(20):
             began = time.time()
             async with bench.resources.db.statement("bench.enqueue") as tx:
-                job_id = await bench.resources.queue.enqueue(tx, "bench.stamp", {}, user_id=None, lane="critical")
+                job_id = await bench.resources.queue.enqueue(tx, "bench.stamp", {}, user_id=None, queue="critical")
             at = None
             while at is None:
                 await asyncio.sleep(0.01)
@@ -157,7 +157,7 @@ async def measure_export(bench: Bench, count: int = 1_000_000) -> None:
         began = time.perf_counter()
         rows = [
             bench.resources.queue.new_job(
-                "export.events", {"format": "csv"}, user_id=user_id, lane="bulk", timeout_s=900
+                "export.events", {"format": "csv"}, user_id=user_id, queue="bulk", timeout_s=900
             )
         ]
         async with bench.resources.db.statement("bench.enqueue") as tx:

@@ -48,12 +48,12 @@ class Bench:
         *,
         seconds: float = 0.0,
         batch: int = 500,
-        lane: str = "default",
+        queue: str = "default",
         user_id: UserId | None = None,
     ) -> None:
         for start in range(0, count, batch):
             rows = [
-                self.resources.queue.new_job(kind, {"seconds": seconds}, user_id=user_id, lane=lane)
+                self.resources.queue.new_job(kind, {"seconds": seconds}, user_id=user_id, queue=queue)
                 for _ in range(min(batch, count - start))
             ]
             async with self.resources.db.statement("bench.enqueue") as tx:

@@ -128,8 +128,8 @@ ROWS: dict[str, Row] = {
     "DELETE /v1/admin/users/{user_id}/sessions": Row(ADMIN),
     "GET /v1/admin/users/{user_id}/security-events": Row(ADMIN),
     "GET /v1/admin/queues": Row(ADMIN),
-    "POST /v1/admin/queues/{lane}/pause": Row(ADMIN, 204),
-    "POST /v1/admin/queues/{lane}/resume": Row(ADMIN, 204),
+    "POST /v1/admin/queues/{queue}/pause": Row(ADMIN, 204),
+    "POST /v1/admin/queues/{queue}/resume": Row(ADMIN, 204),
     "GET /v1/admin/jobs": Row(ADMIN),
     "POST /v1/admin/jobs/{job_id}/retry": Row(ADMIN, 202),
     "POST /v1/admin/mail/suppressions/lift": Row(ADMIN, 200, {"email": "gone@example.com"}),
@@ -173,7 +173,7 @@ async def belongings(owner: Person) -> dict[str, str]:
         "{delivery_id}": (await owner.get("/v1/webhooks/deliveries")).json()["items"][0]["id"],
         "{user_id}": str(owner.id),
         "{name}": "x",
-        "{lane}": "bulk",
+        "{queue}": "bulk",
         "{code}": "x",
     }
 
@@ -290,7 +290,7 @@ async def test_the_right_caller_gets_through(
         caller = await (make_admin if who == "admin" else make_person)()
         owner = await make_person() if row.who == ADMIN else caller
         names_something = any(name in route for name in OWNED)
-        parts = await belongings(owner) if names_something else {"{user_id}": str(owner.id), "{lane}": "bulk"}
+        parts = await belongings(owner) if names_something else {"{user_id}": str(owner.id), "{queue}": "bulk"}
         answer = await call(client, route, parts, str(caller.tokens["access_token"]))
         if answer.status_code != row.answer:
             wrong[route] = (answer.status_code, answer.text)

@@ -9,7 +9,7 @@ import pyotp
 import pytest
 
 from app.identity.api import IdentityServices, operator
-from app.jobs.api import pause_lane
+from app.jobs.api import pause_queue
 from app.kernel.clock import ManualClock, SystemClock
 from app.worker import Worker
 from tests.attacks.blockade import Blockade
@@ -165,14 +165,14 @@ async def test_a_waiting_mail_of_a_change_of_address_dies_with_the_password(
     thief = await proven(client, mailbox, log_in, await make_person(email="owner@example.com"))
     body = await reset_body(client, mailbox, thief.email)
     await settled(connection)
-    await pause_lane(worker.db, worker.queue, SystemClock(), operator("test"), "critical", paused=True)
+    await pause_queue(worker.db, worker.queue, SystemClock(), operator("test"), "critical", paused=True)
     assert (await thief.post("/v1/auth/email/change", json=CHANGE)).status_code == 202
     if end == "reset":
         assert (await client.post("/v1/auth/password/reset", json=body)).status_code == 204
     else:
         changed = {"current_password": PASSWORD, "new_password": NEW}
         assert (await thief.post("/v1/auth/password/change", json=changed)).status_code == 200
-    await pause_lane(worker.db, worker.queue, SystemClock(), operator("test"), "critical", paused=False)
+    await pause_queue(worker.db, worker.queue, SystemClock(), operator("test"), "critical", paused=False)
     await settled(connection)
     assert mailbox.letters(THIEF) == []
     assert (await snapshot(connection, thief))["links"] == 0

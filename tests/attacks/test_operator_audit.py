@@ -44,7 +44,7 @@ WITHOUT: dict[str, str] = {
     "audit": "reads",
     "jobs list": "an operator can read the database",
     "jobs show": "an operator can read the database",
-    "jobs lanes": "numbers without persons",
+    "jobs queues": "numbers without persons",
 }
 
 

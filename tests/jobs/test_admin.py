@@ -39,21 +39,21 @@ async def test_only_administrators_may(person: Person, connection: Connection, m
     assert await connection.fetchval("SELECT count(*) FROM jobs.lanes") == 0
 
 
-async def test_lanes_are_listed_paused_and_resumed(admin: Person, person: Person) -> None:
+async def test_queues_are_listed_paused_and_resumed(admin: Person, person: Person) -> None:
     await person.post("/v1/jobs", json=EXPORT)
-    lanes = {lane["lane"]: lane for lane in (await admin.get("/v1/admin/queues")).json()["items"]}
-    assert list(lanes) == ["bulk", "critical", "default", "pdf", "webhooks"]
-    assert (lanes["bulk"]["waiting"], lanes["bulk"]["running"], lanes["bulk"]["paused"]) == (1, 0, False)
-    assert lanes["bulk"]["oldest_seconds"] >= 0
-    assert lanes["pdf"]["oldest_seconds"] is None
+    queues = {queue["queue"]: queue for queue in (await admin.get("/v1/admin/queues")).json()["items"]}
+    assert list(queues) == ["bulk", "critical", "default", "pdf", "webhooks"]
+    assert (queues["bulk"]["waiting"], queues["bulk"]["running"], queues["bulk"]["paused"]) == (1, 0, False)
+    assert queues["bulk"]["oldest_seconds"] >= 0
+    assert queues["pdf"]["oldest_seconds"] is None
     for _ in range(2):
         assert (await admin.post("/v1/admin/queues/bulk/pause")).status_code == 204
-    paused = [lane["lane"] for lane in (await admin.get("/v1/admin/queues")).json()["items"] if lane["paused"]]
+    paused = [queue["queue"] for queue in (await admin.get("/v1/admin/queues")).json()["items"] if queue["paused"]]
     assert paused == ["bulk"]
     assert (await admin.post("/v1/admin/queues/bulk/resume")).status_code == 204
-    assert not any(lane["paused"] for lane in (await admin.get("/v1/admin/queues")).json()["items"])
+    assert not any(queue["paused"] for queue in (await admin.get("/v1/admin/queues")).json()["items"])
     answer = await admin.post("/v1/admin/queues/fast/pause")
-    assert (answer.status_code, answer.json()["code"]) == (404, "lane_not_found")
+    assert (answer.status_code, answer.json()["code"]) == (404, "queue_not_found")
 
 
 async def test_everybodys_jobs_are_listed_and_retried(

@@ -50,7 +50,7 @@ async def test_a_submitted_job_is_answered_with_one_statement(
     assert set(job) == FIELDS
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert (job["kind"], job["state"], job["attempt"], job["artifacts"]) == ("export.events", "queued", 0, [])
-    row = await connection.fetchrow("SELECT id::text, user_id, lane, args FROM jobs.jobs")
+    row = await connection.fetchrow("SELECT id::text, user_id, lane AS queue, args FROM jobs.jobs")
     assert row is not None
     assert tuple(row) == (job["id"], person.id, "bulk", '{"format": "csv"}')
     assert (await person.get(f"/v1/jobs/{job['id']}")).json() == job

@@ -49,14 +49,14 @@ async def test_jobs_are_listed_shown_cancelled_and_retried(
     assert (await shell("jobs", "retry"))[0] == 1
 
 
-async def test_lanes_are_listed_paused_and_resumed(connection: Connection, shell: Shell) -> None:
+async def test_queues_are_listed_paused_and_resumed(connection: Connection, shell: Shell) -> None:
     await connection.execute(
         "INSERT INTO jobs.jobs (id, kind, lane, args) VALUES ($1, 'test.noop', 'bulk', '{}')", new_id()
     )
     assert (await shell("jobs", "pause", "bulk"))[1] == "bulk is paused.\n"
-    lines = (await shell("jobs", "lanes"))[1].splitlines()
-    assert [line.split()[0] for line in lines] == ["lane", "bulk", "critical", "default", "pdf", "webhooks"]
+    lines = (await shell("jobs", "queues"))[1].splitlines()
+    assert [line.split()[0] for line in lines] == ["queue", "bulk", "critical", "default", "pdf", "webhooks"]
     assert lines[1].split() == ["bulk", "1", "0", "0", "paused"]
     assert (await shell("jobs", "resume", "bulk"))[0] == 0
-    assert "paused" not in (await shell("jobs", "lanes"))[1]
+    assert "paused" not in (await shell("jobs", "queues"))[1]
     assert (await shell("jobs", "pause", "fast")) == (1, "Queue not found\n")

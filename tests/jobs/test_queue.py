@@ -33,8 +33,8 @@ async def test_enqueue_is_one_statement_and_one_round_trip(producer: Producer, c
 
 async def test_all_jobs_of_a_transaction_are_one_round_trip(producer: Producer) -> None:
     async with producer.db.transaction("test.enqueue") as tx:
-        for lane in ("default", "bulk", "critical"):
-            await producer.queue.enqueue(tx, "test.noop", {}, user_id=None, lane=lane)
+        for queue in ("default", "bulk", "critical"):
+            await producer.queue.enqueue(tx, "test.noop", {}, user_id=None, queue=queue)
         assert producer.redis.calls == 0
     assert producer.redis.calls == 1
 
@@ -106,7 +106,7 @@ async def test_ids_that_were_handed_out_together_are_all_found_when_they_get_los
         bus,
         clock=SystemClock(),
         settings=settings.jobs,
-        lanes=("default",),
+        queues=("default",),
         turns=Turns({}),
         kinds={},
         schedules=(),

@@ -127,8 +127,8 @@ async def test_slots_are_not_exceeded_by_two_rings(
                 await api.queue.enqueue(tx, "test.wait", {}, user_id=UserId(new_id()))
         await eventually(lambda: len(steps.started) >= 4)
         await asyncio.sleep(0.3)
-        # The lane may use all slots but those that are kept for the others.
-        kept = sum(share.floor for name, share in worker.runner.lanes.items() if name != "default")
+        # The queue may use all slots but those that are kept for the others.
+        kept = sum(share.floor for name, share in worker.runner.queues.items() if name != "default")
         assert len(worker.runner.tasks) == len(steps.started) == 16 - kept == 4
         steps.gate.set()
         await all_done(connection, 60)
@@ -158,7 +158,7 @@ async def test_a_ring_that_stops_takes_only_speed(
         await all_done(connection, 100)
         # New rows of the lost server are not even tried once its breaker is open; those of the other go there.
         rows = [api.queue.new_job("test.noop", {}, user_id=UserId(new_id())) for _ in range(100)]
-        on_lost = {row.id for row in rows if api.queue._server_of(JobRef(row.id, row.lane, row.user_id)) == lost}
+        on_lost = {row.id for row in rows if api.queue._server_of(JobRef(row.id, row.queue, row.user_id)) == lost}
         assert {row.id for row in rows if not row.dispatch} == on_lost
         assert 0 < len(on_lost) < 100
         servers[lost].start()
@@ -191,7 +191,7 @@ async def test_one_emptied_ring_is_noticed(
             with redis.Redis.from_url(server) as client:
                 assert client.get(EPOCH_KEY) == str(epoch).encode()
         await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
-        worker.runner.lanes_changed = True
+        worker.runner.queues_changed = True
         await all_done(connection, 40)
 
 

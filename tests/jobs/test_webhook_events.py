@@ -43,9 +43,9 @@ async def test_a_finished_job_is_an_event_for_who_wants_it(
 
 async def published(connection: Connection) -> list[tuple[str, dict[str, Any]]]:
     rows = await connection.fetch(
-        "SELECT user_id, lane, args::text FROM jobs.jobs WHERE kind = 'webhook.publish' ORDER BY id"
+        "SELECT user_id, lane AS queue, args::text FROM jobs.jobs WHERE kind = 'webhook.publish' ORDER BY id"
     )
-    assert all(row["lane"] == "webhooks" and row["user_id"] is not None for row in rows)
+    assert all(row["queue"] == "webhooks" and row["user_id"] is not None for row in rows)
     events = [json.loads(row["args"]) for row in rows]
     return [(event["event_type"], event["data"]) for event in events]
 

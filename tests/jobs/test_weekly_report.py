@@ -43,7 +43,7 @@ WEEK = {"since": "2026-03-02T00:00:00+00:00", "until": "2026-03-09T00:00:00+00:0
 
 async def run_weekly(producer: Producer) -> None:
     async with producer.db.transaction("test.weekly") as tx:
-        await producer.queue.enqueue(tx, "report.weekly", {"scheduled_at": MONDAY}, user_id=None, lane="bulk")
+        await producer.queue.enqueue(tx, "report.weekly", {"scheduled_at": MONDAY}, user_id=None, queue="bulk")
 
 
 async def ended(connection: Connection, kind: str, count: int) -> list[dict[str, Any]]:

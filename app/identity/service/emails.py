@@ -7,7 +7,7 @@ from app.kernel.database import Tx
 from app.kernel.ids import UserId
 from app.kernel.queue import Queue
 
-LANE = "critical"
+QUEUE = "critical"
 KIND_REGISTERED = "identity.mail_registered"
 KIND_RESET = "identity.mail_reset"
 KIND_CHANGE = "identity.mail_change"
@@ -59,5 +59,5 @@ async def mail_notice(tx: Tx, queue: Queue, user_id: UserId, notice: Notice, *, 
 async def _enqueue(tx: Tx, queue: Queue, kind: str, args: Mapping[str, Any], user_id: UserId | None) -> None:
     # Without an owner in the row: such jobs appear in no user's job list.
     await queue.enqueue(
-        tx, kind, {**args, "user_id": str(user_id) if user_id else None}, user_id=None, lane=LANE, priority=1
+        tx, kind, {**args, "user_id": str(user_id) if user_id else None}, user_id=None, queue=QUEUE, priority=1
     )

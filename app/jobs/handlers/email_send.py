@@ -33,7 +33,7 @@ class EmailArgs(JobArgs):
 
 
 def email_send_kind(postman: Postman, product: str) -> JobKind[Any]:
-    """The kind, bound to where mail goes and to the product's name. Callers choose the lane: `critical` for a
+    """The kind, bound to where mail goes and to the product's name. Callers choose the queue: `critical` for a
     message that the user waits for.
     """
 

@@ -59,7 +59,7 @@ _INVOICE_COLUMNS = (
 @job(
     "export.account",
     args=ExportAccountArgs,
-    lane="bulk",
+    queue="bulk",
     public=True,
     # Sessions, API keys and the audit trail are in it, which no other route shows to an API key.
     access=DataAccess(frozenset({"profile:read", "events:read", "jobs:read", "webhooks:manage"}), needs_session=True),

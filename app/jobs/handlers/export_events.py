@@ -31,7 +31,7 @@ _WRITERS = {"ndjson": write_ndjson, "parquet": write_parquet, "xlsx": write_xlsx
 @job(
     "export.events",
     args=ExportEventsArgs,
-    lane="bulk",
+    queue="bulk",
     public=True,
     access=DataAccess(frozenset({"events:read"})),
     max_attempts=5,

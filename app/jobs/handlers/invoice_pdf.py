@@ -16,7 +16,7 @@ class InvoiceArgs(JobArgs):
     invoice_id: UUID = Field(strict=False)
 
 
-@job("invoice.pdf", args=InvoiceArgs, lane="pdf", timeout=60)
+@job("invoice.pdf", args=InvoiceArgs, queue="pdf", timeout=60)
 async def invoice_pdf(ctx: JobContext, args: InvoiceArgs) -> None:
     """The file, the invoice's status and the next link become visible together.
 

@@ -13,7 +13,7 @@ from app.users.api import EventSummary, summarise_events
 
 KIND_REPORT = "report.activity"
 KIND_MAIL = "report.email"
-REPORT_LANE = "pdf"
+REPORT_QUEUE = "pdf"
 # Rows of the table, whose memory and time grow with them; the rest is one row, named as no kind can be.
 MAX_REPORT_KINDS = 100
 OTHER_KINDS = "Other kinds"
@@ -23,7 +23,7 @@ REPORT_NAME = "activity.pdf"
 @job(
     KIND_REPORT,
     args=ReportArgs,
-    lane=REPORT_LANE,
+    queue=REPORT_QUEUE,
     public=True,
     access=DataAccess(frozenset({"events:read"})),
     max_attempts=5,

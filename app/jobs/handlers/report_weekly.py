@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field
 
 from app.jobs.errors import ArtifactExpired, ArtifactNotFound
 from app.jobs.handlers.email_send import MAIL_TEMPLATES
-from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_LANE, REPORT_NAME
+from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_NAME, REPORT_QUEUE
 from app.jobs.queries.scheduling import is_job_of_schedule
 from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.mailing import Postman
@@ -47,7 +47,7 @@ class ReportMailArgs(JobArgs):
     until: date = Field(strict=False)
 
 
-@job(KIND_WEEKLY, args=WeeklyArgs, lane="bulk", timeout=60)
+@job(KIND_WEEKLY, args=WeeklyArgs, queue="bulk", timeout=60)
 async def report_weekly(ctx: JobContext, args: WeeklyArgs) -> None:
     """Makes the reports of the ISO week before `scheduled_at`, in UTC."""
     since, until = past_week(args.scheduled_at)
@@ -59,7 +59,7 @@ async def report_weekly(ctx: JobContext, args: WeeklyArgs) -> None:
                 KIND_REPORT,
                 {"since": since.isoformat(), "until": until.isoformat(), "mail": True},
                 user_id=user_id,
-                lane=REPORT_LANE,
+                queue=REPORT_QUEUE,
                 unique_key=key,
                 priority=_PRIORITY,
                 max_attempts=5,
@@ -72,7 +72,7 @@ async def report_weekly(ctx: JobContext, args: WeeklyArgs) -> None:
         if len(users) == PAGE:
             following = {"scheduled_at": args.scheduled_at.isoformat(), "after": str(users[-1])}
             await ctx.queue.enqueue(
-                tx, KIND_WEEKLY, following, user_id=None, lane="bulk", unique_key=f"{key}:{users[-1]}", timeout_s=60
+                tx, KIND_WEEKLY, following, user_id=None, queue="bulk", unique_key=f"{key}:{users[-1]}", timeout_s=60
             )
         await ctx.complete(tx, {"reports": len(reports)})
 

@@ -23,7 +23,7 @@ from app.jobs.records.webhooks import (
     retry_after,
 )
 from app.jobs.service.endpoints import SEAL_PURPOSE
-from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, LANE, publish_admin_event, publish_event
+from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, QUEUE, publish_admin_event, publish_event
 from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
@@ -34,7 +34,7 @@ from app.kernel.sealing import Keys, SealBroken
 
 _attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
 _MAX_IN_FLIGHT = 4
-# Of the 30 slots of the lane.
+# Of the 30 slots of the queue.
 MOST_DELIVERIES_OF_A_USER = 10
 _BUSY_SECONDS = 0.5
 # What cannot be sent yet comes back spread over so many seconds for each pending delivery of its user. Otherwise
@@ -60,7 +60,7 @@ class PublishArgs(JobArgs):
     data: dict[str, Any]
 
 
-@job(KIND_PUBLISH, args=PublishArgs, lane=LANE)
+@job(KIND_PUBLISH, args=PublishArgs, queue=QUEUE)
 async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
     """Brings an event to the endpoints that want it."""
     now = ctx.clock.now()
@@ -73,7 +73,7 @@ async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
 
 
 class WebhookDeliverer:
-    """The handler of `webhook.deliver`. Slow receivers of one user never hold more than a third of the lane's slots."""
+    """The handler of `webhook.deliver`. Slow receivers of one user hold at most a third of the queue's slots."""
 
     def __init__(self, sender: WebhookSender, keys: Keys) -> None:
         self._sender = sender
@@ -81,7 +81,7 @@ class WebhookDeliverer:
         self._in_flight: Counter[UUID] = Counter()
 
     def kind(self) -> JobKind[Any]:
-        return job(KIND_DELIVER, args=DeliverArgs, lane=LANE, max_attempts=MAX_ATTEMPTS, timeout=DELIVERY_TIMEOUT)(
+        return job(KIND_DELIVER, args=DeliverArgs, queue=QUEUE, max_attempts=MAX_ATTEMPTS, timeout=DELIVERY_TIMEOUT)(
             self._deliver
         )
 

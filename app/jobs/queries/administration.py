@@ -1,4 +1,4 @@
-"""Lanes and everybody's jobs."""
+"""Queues and everybody's jobs."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,19 +11,19 @@ from app.jobs.records import (
 )
 from app.kernel.database import ReadConn, Tx
 
-SET_LANE_PAUSED = """
+SET_QUEUE_PAUSED = """
 INSERT INTO jobs.lanes AS l (lane, paused_at) VALUES ($1, CASE WHEN $2::boolean THEN now() END)
 ON CONFLICT (lane) DO UPDATE SET paused_at = CASE WHEN $2::boolean THEN coalesce(l.paused_at, now()) END
 """
 
 
-async def set_lane_paused(tx: Tx, lane: str, *, paused: bool) -> None:
-    await tx.execute(SET_LANE_PAUSED, lane, paused)
+async def set_queue_paused(tx: Tx, queue: str, *, paused: bool) -> None:
+    await tx.execute(SET_QUEUE_PAUSED, queue, paused)
 
 
 LIST_ALL_JOBS = """
-SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at <= now() AS is_due,
-       j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
+SELECT j.id, j.user_id, j.kind, j.lane AS queue, j.state, j.attempt, j.max_attempts, j.rescues,
+       j.run_at <= now() AS is_due, j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
 WHERE j.id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   AND j.id >= coalesce($6::uuid, '00000000-0000-0000-0000-000000000000')
@@ -65,8 +65,8 @@ async def get_scan_end(conn: ReadConn, *, before: UUID | None, count: int) -> UU
 
 
 GET_ANY_JOB = """
-SELECT j.id, j.user_id, j.kind, j.lane, j.state, j.attempt, j.max_attempts, j.rescues, j.run_at <= now() AS is_due,
-       j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
+SELECT j.id, j.user_id, j.kind, j.lane AS queue, j.state, j.attempt, j.max_attempts, j.rescues,
+       j.run_at <= now() AS is_due, j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
 WHERE j.id = $1
 """
@@ -100,7 +100,7 @@ SET state = 0, attempt = 0, rescues = 0, run_at = now(), is_due = true, postpone
     version = j.version + 1
 FROM failed
 WHERE j.id = failed.id
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
+RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent
 """
 
 

@@ -14,7 +14,7 @@ from app.kernel.database import ReadConn, Tx
 
 # Rows that another transaction has locked are skipped, so that two overlapping batches can never wait for each other.
 # What may not start goes back to the relay, and never stays believed to be in Redis, whose id is forgotten: what is too
-# early (its id was handed out by another clock), what belongs to a lane that was paused a moment ago, and what goes
+# early (its id was handed out by another clock), what belongs to a queue that was paused a moment ago, and what goes
 # beyond its user's cap, for which the relay waits. That two workers may exceed a cap together by a few does no harm.
 # What a user has put in whose account is banned or closed since is cancelled.
 CLAIM_JOBS = """
@@ -49,8 +49,8 @@ SET state = 1, attempt = j.attempt + 1, run_token = $2, worker_id = $3, version 
     started_at = now(), lease_until = now() + make_interval(secs => $4), dispatched_at = NULL, progress = NULL
 FROM judged AS d
 WHERE j.id = d.id AND d.is_allowed
-RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds, j.run_token,
-          j.created_at, extract(epoch FROM now() - j.run_at)::float8 AS waited,
+RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.args, j.attempt, j.max_attempts, j.rescues, j.timeout_seconds,
+          j.run_token, j.created_at, extract(epoch FROM now() - j.run_at)::float8 AS waited,
           extract(epoch FROM now() - j.postponed_since)::float8 AS postponed, j.trace_parent
 """
 
@@ -58,7 +58,7 @@ RETURNING j.id, j.user_id, j.kind, j.lane, j.args, j.attempt, j.max_attempts, j.
 async def claim_jobs(
     tx: Tx, ids: Sequence[UUID], *, run_token: UUID, worker_id: str, lease_seconds: float, caps: Mapping[str, int]
 ) -> list[ClaimedJob]:
-    """Takes those of `ids` that are due and free. `caps`: jobs of one user that run at a time, by lane."""
+    """Takes those of `ids` that are due and free. `caps`: jobs of one user that run at a time, by queue."""
     rows = await tx.fetch(CLAIM_JOBS, ids, run_token, worker_id, lease_seconds, list(caps), list(caps.values()))
     return [ClaimedJob(**row) for row in rows]
 
@@ -86,7 +86,7 @@ LIMIT $3
 
 
 async def take_dispatched_jobs(tx: Tx, wants: Mapping[str, int], total: int) -> list[UUID]:
-    """Locks up to `total` jobs of the wanted lanes whose ids are believed to be in Redis."""
+    """Locks up to `total` jobs of the wanted queues whose ids are believed to be in Redis."""
     rows = await tx.fetch(TAKE_DISPATCHED_JOBS, list(wants), list(wants.values()), total)
     return [row["id"] for row in rows]
 
@@ -119,7 +119,7 @@ WITH outcome AS (
         run_token = NULL, worker_id = NULL, lease_until = NULL
     FROM locked AS l
     WHERE j.id = l.id
-    RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
+    RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent
 ), noted AS (
     INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
     SELECT l.id, (SELECT coalesce(max(a.n), 0) + 1 FROM jobs.attempts AS a WHERE a.job_id = l.id), l.started_at, now(),
@@ -136,7 +136,7 @@ WITH outcome AS (
     SET content_type = excluded.content_type, size = excluded.size, sha256 = excluded.sha256,
         storage_key = excluded.storage_key, created_at = now(), expires_at = excluded.expires_at, deleted_at = NULL
 )
-SELECT id, user_id, kind, lane, priority, state, version, trace_parent FROM finished
+SELECT id, user_id, kind, queue, priority, state, version, trace_parent FROM finished
 """
 
 
@@ -201,10 +201,10 @@ async def beat(
     return [Beat(**row) for row in rows]
 
 
-LIST_PAUSED_LANES = """
-SELECT l.lane FROM jobs.lanes AS l WHERE l.paused_at IS NOT NULL
+LIST_PAUSED_QUEUES = """
+SELECT l.lane AS queue FROM jobs.lanes AS l WHERE l.paused_at IS NOT NULL
 """
 
 
-async def list_paused_lanes(conn: ReadConn) -> list[str]:
-    return [row["lane"] for row in await conn.fetch(LIST_PAUSED_LANES)]
+async def list_paused_queues(conn: ReadConn) -> list[str]:
+    return [row["queue"] for row in await conn.fetch(LIST_PAUSED_QUEUES)]

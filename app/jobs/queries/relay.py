@@ -6,7 +6,7 @@ from uuid import UUID
 
 from app.jobs.records import (
     DispatchedJob,
-    LaneDepth,
+    QueueDepth,
     Transition,
     WaitingJob,
 )
@@ -34,7 +34,7 @@ SET rescues = j.rescues + 1, version = j.version + 1,
     run_at = now(), is_due = true, dispatched_at = now(), run_token = NULL, worker_id = NULL, lease_until = NULL
 FROM expired
 WHERE j.id = expired.id
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
+RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent
 """
 
 
@@ -59,9 +59,9 @@ UPDATE jobs.jobs AS j SET is_due = true FROM due WHERE j.id = due.id
 """
 
 
-async def stage_jobs(tx: Tx, lanes: Sequence[str], limit: int) -> int:
-    """Marks jobs whose time has come as due, up to `limit` of each lane, those first that are due for longest."""
-    return int((await tx.execute(STAGE_JOBS, lanes, limit)).removeprefix("UPDATE "))
+async def stage_jobs(tx: Tx, queues: Sequence[str], limit: int) -> int:
+    """Marks jobs whose time has come as due, up to `limit` of each queue, those first that are due for longest."""
+    return int((await tx.execute(STAGE_JOBS, queues, limit)).removeprefix("UPDATE "))
 
 
 # Users take turns: the first job of each, then the second of each. The recursion steps from one user to the next
@@ -120,7 +120,7 @@ WITH RECURSIVE turns AS (
            (SELECT count(*) FROM of_users WHERE turn = 1) = (SELECT count(*) FROM chosen WHERE turn = 1) AS all_served
     FROM turns
 )
-SELECT m.id, m.user_id, m.lane, m.priority,
+SELECT m.id, m.user_id, m.lane AS queue, m.priority,
        CASE WHEN l.users = $2 AND l.all_served THEN l.last_user
             ELSE coalesce((SELECT s.user_id FROM marked AS s WHERE NOT s.is_system ORDER BY s.rank DESC LIMIT 1), $3)
        END AS last_user
@@ -130,15 +130,15 @@ ORDER BY m.rank, m.is_system = $5 DESC
 
 
 async def take_waiting_jobs(
-    tx: Tx, lane: str, limit: int, *, after: UUID, cap: int | None, system_first: bool
+    tx: Tx, queue: str, limit: int, *, after: UUID, cap: int | None, system_first: bool
 ) -> tuple[list[WaitingJob], UUID]:
-    """Marks up to `limit` due jobs of a lane as dispatched, beginning with the user behind `after`.
+    """Marks up to `limit` due jobs of a queue as dispatched, beginning with the user behind `after`.
 
     Of a user, no more run at a time than `cap`. Answers the jobs, and the user behind whom the next turn begins.
     """
-    rows = await tx.fetch(TAKE_WAITING_JOBS, lane, limit, after, cap, system_first)
+    rows = await tx.fetch(TAKE_WAITING_JOBS, queue, limit, after, cap, system_first)
     jobs = [
-        WaitingJob(row["id"], row["user_id"], row["lane"], row["priority"]) for row in rows if row["id"] is not None
+        WaitingJob(row["id"], row["user_id"], row["queue"], row["priority"]) for row in rows if row["id"] is not None
     ]
     return jobs, rows[0]["last_user"]
 
@@ -152,22 +152,22 @@ SELECT extract(epoch FROM min(n.run_at) - now())::float8 FROM unnest($1::text[])
 """
 
 
-async def get_next_due(conn: ReadConn, lanes: Sequence[str]) -> float | None:
-    """Seconds until the next job of these lanes falls due."""
-    seconds: float | None = await conn.fetchval(GET_NEXT_DUE, lanes)
+async def get_next_due(conn: ReadConn, queues: Sequence[str]) -> float | None:
+    """Seconds until the next job of these queues falls due."""
+    seconds: float | None = await conn.fetchval(GET_NEXT_DUE, queues)
     return seconds
 
 
-LIST_WAITING_LANES = """
-SELECT l.lane FROM unnest($1::text[]) AS l(lane)
+LIST_WAITING_QUEUES = """
+SELECT l.lane AS queue FROM unnest($1::text[]) AS l(lane)
 WHERE EXISTS (SELECT 1 FROM jobs.jobs AS j
               WHERE j.lane = l.lane AND j.state = 0 AND j.dispatched_at IS NULL AND j.is_due)
 """
 
 
-async def list_waiting_lanes(conn: ReadConn, lanes: Sequence[str]) -> list[str]:
-    """Those of `lanes` that have due jobs outside Redis."""
-    return [row["lane"] for row in await conn.fetch(LIST_WAITING_LANES, lanes)]
+async def list_waiting_queues(conn: ReadConn, queues: Sequence[str]) -> list[str]:
+    """Those of `queues` that have due jobs outside Redis."""
+    return [row["queue"] for row in await conn.fetch(LIST_WAITING_QUEUES, queues)]
 
 
 GET_TIME = """
@@ -182,7 +182,7 @@ async def get_time(conn: ReadConn) -> datetime:
 
 
 LIST_DISPATCHED_JOBS = """
-SELECT j.id, j.user_id, j.lane, j.priority, j.dispatched_at FROM jobs.jobs AS j
+SELECT j.id, j.user_id, j.lane AS queue, j.priority, j.dispatched_at FROM jobs.jobs AS j
 WHERE j.lane = $1 AND j.state = 0 AND (j.dispatched_at, j.id) > ($2, $3::uuid)
   AND j.dispatched_at < now() - make_interval(secs => $4)
 ORDER BY j.dispatched_at, j.id
@@ -191,10 +191,10 @@ LIMIT $5
 
 
 async def list_dispatched_jobs(
-    conn: ReadConn, lane: str, *, after: tuple[datetime, UUID], seconds: float, limit: int
+    conn: ReadConn, queue: str, *, after: tuple[datetime, UUID], seconds: float, limit: int
 ) -> list[DispatchedJob]:
     """Queued jobs that went to Redis so long ago, from behind the one that `after` names by moment and id."""
-    return [DispatchedJob(**row) for row in await conn.fetch(LIST_DISPATCHED_JOBS, lane, *after, seconds, limit)]
+    return [DispatchedJob(**row) for row in await conn.fetch(LIST_DISPATCHED_JOBS, queue, *after, seconds, limit)]
 
 
 UNDISPATCH_JOBS = """
@@ -242,7 +242,7 @@ async def set_epoch(tx: Tx, epoch: UUID) -> None:
 # Nothing is counted beyond `$2`, so that no backlog makes the question long. Where more jobs wait, the number is `$2`
 # and the age is that of the oldest of those that were counted; where more have ended within a minute, the rate is that
 # of the newest.
-LIST_LANE_DEPTHS = """
+LIST_QUEUE_DEPTHS = """
 WITH RECURSIVE found AS (
     SELECT ''::text AS lane
     UNION ALL
@@ -268,7 +268,7 @@ WITH RECURSIVE found AS (
     SELECT n.lane, (count(*) * 60 / min(s.seconds))::bigint AS finished FROM newest AS n CROSS JOIN span AS s
     GROUP BY n.lane
 )
-SELECT k.lane, p.paused_at IS NOT NULL AS paused, w.waiting,
+SELECT k.lane AS queue, p.paused_at IS NOT NULL AS paused, w.waiting,
        CASE WHEN w.oldest IS NOT NULL THEN greatest(0, extract(epoch FROM now() - w.oldest)) END::float8
            AS oldest_seconds,
        coalesce(r.running, 0) AS running, coalesce(f.finished, 0) AS finished
@@ -294,9 +294,9 @@ ORDER BY k.lane
 """
 
 
-async def list_lane_depths(conn: ReadConn, lanes: Sequence[str], limit: int) -> list[LaneDepth]:
-    """These lanes, and all others in which something is due or runs."""
-    return [LaneDepth(**row) for row in await conn.fetch(LIST_LANE_DEPTHS, lanes, limit)]
+async def list_queue_depths(conn: ReadConn, queues: Sequence[str], limit: int) -> list[QueueDepth]:
+    """These queues, and all others in which something is due or runs."""
+    return [QueueDepth(**row) for row in await conn.fetch(LIST_QUEUE_DEPTHS, queues, limit)]
 
 
 LIMIT_IDLE_SESSION = """

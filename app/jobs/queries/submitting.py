@@ -23,7 +23,7 @@ from app.kernel.queue import Allowance, NewJob
 # exactly for a row that was inserted just now. Whether a job is due is judged by the clock of the database, as the
 # claim will do: an API host whose clock is ahead would hand out jobs that no worker may start yet.
 #
-# What a user has in a lane is counted once for all of the user's rows, through an index of unfinished jobs and never
+# What a user has in a queue is counted once for all of the user's rows, through an index of unfinished jobs and never
 # beyond the allowance: `n.place` is the row's number among those of `n.owner`, which may have so many more.
 # Transactions do not see each other's rows, so that a user may exceed the allowance by as many as commit at a moment.
 # A row whose unique key is taken adds nothing, and passes.
@@ -73,7 +73,7 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None
         [row.id for row in rows],
         [row.user_id for row in rows],
         [row.kind for row in rows],
-        [row.lane for row in rows],
+        [row.queue for row in rows],
         [row.priority for row in rows],
         [orjson.dumps(row.args).decode() for row in rows],
         [row.unique_key for row in rows],
@@ -85,7 +85,7 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None
         owners,
         places,
         [user_id for user_id, _ in allowances],
-        [lane for _, lane in allowances],
+        [queue for _, queue in allowances],
         [allowance.jobs for allowance in allowances.values()],
         [allowance.seconds for allowance in allowances.values()],
     )
@@ -107,8 +107,8 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None
 def _allowances_of(
     rows: Sequence[NewJob],
 ) -> tuple[dict[tuple[UserId | None, str], Allowance], list[int | None], list[int | None]]:
-    """The allowance of each owner, which is a user in a lane; the number of each row's owner, from 1; and the row's own
-    among those of its owner. None for a row without an allowance.
+    """The allowance of each owner, which is a user in a queue; the number of each row's owner, from 1; and the row's
+    own among those of its owner. None for a row without an allowance.
     """
     allowances: dict[tuple[UserId | None, str], Allowance] = {}
     seen: dict[tuple[UserId | None, str], list[int]] = {}
@@ -119,7 +119,7 @@ def _allowances_of(
             owners.append(None)
             places.append(None)
             continue
-        owner = (row.user_id, row.lane)
+        owner = (row.user_id, row.queue)
         if owner not in seen:
             allowances[owner] = row.allowance
             seen[owner] = [len(allowances), 0]
@@ -168,14 +168,14 @@ async def exists(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> bool:
 
 
 GET_STATE = """
-SELECT j.lane, j.state FROM jobs.jobs AS j WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2)
+SELECT j.lane AS queue, j.state FROM jobs.jobs AS j WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2)
 """
 
 
 async def get_state(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> tuple[str, State] | None:
-    """The lane and the state of a job."""
+    """The queue and the state of a job."""
     row = await conn.fetchrow(GET_STATE, job_id, user_id)
-    return None if row is None else (row["lane"], State(row["state"]))
+    return None if row is None else (row["queue"], State(row["state"]))
 
 
 # What an index is to find is written as one range of that index. Postgres could not find "IS NULL OR" there with the
@@ -360,7 +360,7 @@ SET state = CASE WHEN j.state = 0 THEN 4 ELSE j.state END,
     finished_at = CASE WHEN j.state = 0 THEN now() END,
     dispatched_at = NULL, cancel_requested_at = coalesce(j.cancel_requested_at, now()), version = j.version + 1
 WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state < 2
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
+RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent
 """
 
 
@@ -380,12 +380,12 @@ WHERE j.id = $1 AND ($2::uuid IS NULL OR j.user_id = $2) AND j.state IN (3, 4)
        OR (SELECT count(*) FROM (SELECT 1 FROM jobs.jobs AS l
                                  WHERE l.user_id = j.user_id AND l.lane = j.lane AND l.state < 2
                                  LIMIT $3) AS counted) < $3)
-RETURNING j.id, j.user_id, j.kind, j.lane, j.priority, j.state, j.version, j.trace_parent
+RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent
 """
 
 
 async def requeue_job(tx: Tx, job_id: UUID, user_id: UserId | None, most_jobs: int | None) -> Transition | None:
-    """Starts a failed or cancelled job over, unless its user has `most_jobs` unfinished ones in its lane.
+    """Starts a failed or cancelled job over, unless its user has `most_jobs` unfinished ones in its queue.
 
     Raises ConstraintViolated when a living job holds its unique key.
     """

@@ -14,7 +14,7 @@ import orjson
 from typing_extensions import TypeAliasType
 
 from app.kernel.ids import UserId
-from app.kernel.queue.slots import LaneShare
+from app.kernel.queue.slots import QueueShare
 
 JobState = TypeAliasType(
     "JobState", Literal["scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
@@ -30,29 +30,29 @@ POSTPONED_AT_MOST = 3 * 86_400.0
 
 # How the slots of a worker are shared. `bulk` can never take them all, `critical` always finds some, and PDFs are
 # bounded because each keeps a core busy.
-LANES = {
-    "critical": LaneShare(weight=100, floor=4),
-    "default": LaneShare(weight=6, floor=4),
-    "webhooks": LaneShare(weight=3, floor=4, ceiling=30),
-    "pdf": LaneShare(weight=2, floor=2, ceiling=4),
-    "bulk": LaneShare(weight=1, floor=2, ceiling=10),
+QUEUES = {
+    "critical": QueueShare(weight=100, floor=4),
+    "default": QueueShare(weight=6, floor=4),
+    "webhooks": QueueShare(weight=3, floor=4, ceiling=30),
+    "pdf": QueueShare(weight=2, floor=2, ceiling=4),
+    "bulk": QueueShare(weight=1, floor=2, ceiling=10),
 }
 
-# The lane whose jobs each hold a connection for long snapshots.
-EXPORT_LANE = "bulk"
+# The queue whose jobs each hold a connection for long snapshots.
+EXPORT_QUEUE = "bulk"
 
 # Where one user's jobs, each long, could keep everybody else waiting although turns are fair.
-CAPPED_LANES = ("bulk", "pdf")
+CAPPED_QUEUES = ("bulk", "pdf")
 
 # Never refused, whatever waits.
 ALWAYS_ADMITTED = ("critical",)
 
 
-def lane_shares(export_connections: int) -> dict[str, LaneShare]:
+def queue_shares(export_connections: int) -> dict[str, QueueShare]:
     """How a process with so many connections for long snapshots shares its slots: no job waits for one in vain."""
-    share = LANES[EXPORT_LANE]
+    share = QUEUES[EXPORT_QUEUE]
     ceiling = min(share.ceiling or export_connections, export_connections)
-    return LANES | {EXPORT_LANE: LaneShare(share.weight, min(share.floor, ceiling), ceiling)}
+    return QUEUES | {EXPORT_QUEUE: QueueShare(share.weight, min(share.floor, ceiling), ceiling)}
 
 
 class State(IntEnum):
@@ -174,7 +174,7 @@ class ClaimedJob:
     id: UUID
     user_id: UserId | None
     kind: str
-    lane: str
+    queue: str
     args: str
     attempt: int
     max_attempts: int
@@ -238,7 +238,7 @@ class Transition:
     id: UUID
     user_id: UserId | None
     kind: str
-    lane: str
+    queue: str
     priority: int
     state: int
     version: int
@@ -274,7 +274,7 @@ class WaitingJob:
 
     id: UUID
     user_id: UserId | None
-    lane: str
+    queue: str
     priority: int
 
 
@@ -284,19 +284,19 @@ class DispatchedJob:
 
     id: UUID
     user_id: UserId | None
-    lane: str
+    queue: str
     priority: int
     dispatched_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class LaneDepth:
-    """How much of a lane waits, how much runs, and how much ended in the last minute.
+class QueueDepth:
+    """How much of a queue waits, how much runs, and how much ended in the last minute.
 
     `oldest_seconds` is the age of the oldest job that waits, None if none does.
     """
 
-    lane: str
+    queue: str
     paused: bool
     waiting: int
     oldest_seconds: float | None
@@ -311,7 +311,7 @@ class AdminJob:
     id: UUID
     user_id: UserId | None
     kind: str
-    lane: str
+    queue: str
     state: int
     attempt: int
     max_attempts: int

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Query, Response
 
 from app.identity.api import record_admin_read
-from app.jobs.records import AdminJob, LaneDepth, api_state
+from app.jobs.records import AdminJob, QueueDepth, api_state
 from app.jobs.router.access import Admin, DeviceDep, actor_of, fragment
 from app.jobs.schemas.admin import (
     AdminJobList,
@@ -25,31 +25,31 @@ router = Router(prefix="/v1/admin", tags=["admin"])
 @router.get("/queues", response_model=QueueList)
 async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """List the queues with their waiting and running jobs."""
-    lanes = sorted(await administration.list_lanes(resources.db), key=lambda lane: lane.lane)
+    queues = sorted(await administration.list_queues(resources.db), key=lambda queue: queue.queue)
     found = resources.cursors.page_of(
-        "lanes", "", lanes, lambda lane: (lane.lane,), tuple[str], limit=page.limit, cursor=page.cursor
+        "queues", "", queues, lambda queue: (queue.queue,), tuple[str], limit=page.limit, cursor=page.cursor
     )
-    items = [_lane_view(lane) for lane in found.items]
+    items = [_queue_view(queue) for queue in found.items]
     return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
-@router.post("/queues/{lane}/pause", status_code=204)
+@router.post("/queues/{queue}/pause", status_code=204)
 async def pause_queue(
-    principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: Annotated[str, path_name("Name of the queue.")]
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, queue: Annotated[str, path_name("Name of the queue.")]
 ) -> Response:
     """Pause a queue: start no more of its jobs."""
     admin = actor_of(principal, device)
-    await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=True)
+    await administration.pause_queue(resources.db, resources.queue, resources.clock, admin, queue, paused=True)
     return Response(status_code=204)
 
 
-@router.post("/queues/{lane}/resume", status_code=204)
+@router.post("/queues/{queue}/resume", status_code=204)
 async def resume_queue(
-    principal: Admin, resources: ResourcesDep, device: DeviceDep, lane: Annotated[str, path_name("Name of the queue.")]
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, queue: Annotated[str, path_name("Name of the queue.")]
 ) -> Response:
     """Resume a paused queue."""
     admin = actor_of(principal, device)
-    await administration.pause_lane(resources.db, resources.queue, resources.clock, admin, lane, paused=False)
+    await administration.pause_queue(resources.db, resources.queue, resources.clock, admin, queue, paused=False)
     return Response(status_code=204)
 
 
@@ -89,14 +89,14 @@ async def lift_mail_suppression(
     return json_response({"lifted": is_lifted})
 
 
-def _lane_view(lane: LaneDepth) -> dict[str, Any]:
+def _queue_view(queue: QueueDepth) -> dict[str, Any]:
     return {
-        "lane": lane.lane,
-        "paused": lane.paused,
-        "waiting": lane.waiting,
-        "running": lane.running,
-        "finished_last_minute": lane.finished,
-        "oldest_seconds": lane.oldest_seconds,
+        "queue": queue.queue,
+        "paused": queue.paused,
+        "waiting": queue.waiting,
+        "running": queue.running,
+        "finished_last_minute": queue.finished,
+        "oldest_seconds": queue.oldest_seconds,
     }
 
 
@@ -105,7 +105,7 @@ def _admin_view(job: AdminJob) -> dict[str, Any]:
         "id": job.id,
         "user_id": job.user_id,
         "kind": job.kind,
-        "lane": job.lane,
+        "queue": job.queue,
         "state": api_state(job.state, job.attempt, is_due=job.is_due),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,

@@ -13,7 +13,7 @@ from app.kernel.http import CreatedAt, Email, NextCursor, PageQuery, Schema, exa
 class QueueView(Schema):
     """A queue."""
 
-    lane: str = Field(description="Name of the queue.")
+    queue: str = Field(description="Name of the queue.")
     paused: bool = Field(description="Whether no more of its jobs are started.")
     waiting: int = Field(description="Jobs that could run and wait for a worker; 100,000 stands for any larger number.")
     running: int = Field(description="Jobs that run.")
@@ -40,7 +40,7 @@ class AdminJobView(Schema):
     id: UUID = Field(description="Id of the job; ids grow with the time of submission.")
     user_id: UUID | None = Field(description="Owner of the job; null: the service itself.")
     kind: str = Field(description="The kind of job.")
-    lane: str = Field(description="Queue of the job.")
+    queue: str = Field(description="Queue of the job.")
     state: JobState = Field(description="Where the job is: `succeeded`, `failed` and `cancelled` are final.")
     attempt: int = Field(description="Number of the current or last attempt; 0: none yet.")
     max_attempts: int = Field(description="After how many failed attempts the job fails.")

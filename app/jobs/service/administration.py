@@ -1,4 +1,4 @@
-"""What administrators do with lanes and with everybody's jobs."""
+"""What administrators do with queues and with everybody's jobs."""
 
 from datetime import datetime
 from uuid import UUID
@@ -6,11 +6,11 @@ from uuid import UUID
 import orjson
 
 from app.identity.api import Actor, lock_admin, record_security_event
-from app.jobs.errors import JobNotFound, LaneNotFound
+from app.jobs.errors import JobNotFound, QueueNotFound
 from app.jobs.queries import administration as queries
-from app.jobs.queries.relay import list_lane_depths
-from app.jobs.records import LANES, STATE_FILTERS, AdminJob, FailedAttempt, JobState, LaneDepth
-from app.jobs.service.lanes import COUNTED
+from app.jobs.queries.relay import list_queue_depths
+from app.jobs.records import QUEUES, STATE_FILTERS, AdminJob, FailedAttempt, JobState, QueueDepth
+from app.jobs.service.backlogs import COUNTED
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -19,28 +19,28 @@ from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
 
 
-async def list_lanes(db: Database) -> list[LaneDepth]:
-    """Every lane, with what waits and runs in it; nothing is counted beyond `COUNTED`."""
-    async with db.read("jobs.lanes") as conn:
-        return await list_lane_depths(conn, list(LANES), COUNTED)
+async def list_queues(db: Database) -> list[QueueDepth]:
+    """Every queue, with what waits and runs in it; nothing is counted beyond `COUNTED`."""
+    async with db.read("jobs.queues") as conn:
+        return await list_queue_depths(conn, list(QUEUES), COUNTED)
 
 
 @retries_conflicts
-async def pause_lane(db: Database, queue: Queue, clock: Clock, actor: Actor, lane: str, *, paused: bool) -> None:
-    """Keeps all workers from starting jobs of a lane, or lets them again; what runs goes on. The actor's trail tells.
+async def pause_queue(db: Database, queue: Queue, clock: Clock, actor: Actor, name: str, *, paused: bool) -> None:
+    """Keeps all workers from starting jobs of a queue, or lets them again; what runs goes on. The actor's trail tells.
 
     Raises:
         TokenRevoked, RoleRequired: the actor is no administrator any more.
-        LaneNotFound: there is no such queue.
+        QueueNotFound: there is no such queue.
     """
-    if lane not in LANES:
-        raise LaneNotFound
-    async with db.transaction("jobs.pause_lane") as tx:
+    if name not in QUEUES:
+        raise QueueNotFound
+    async with db.transaction("jobs.pause_queue") as tx:
         await lock_admin(tx, clock, actor)
         action = "queue_paused" if paused else "queue_resumed"
-        await record_security_event(tx, clock, actor, action, data=orjson.dumps({"queue": lane}).decode())
-        await queries.set_lane_paused(tx, lane, paused=paused)
-        tx.after_commit(lambda: queue.control("lanes"))
+        await record_security_event(tx, clock, actor, action, data=orjson.dumps({"queue": name}).decode())
+        await queries.set_queue_paused(tx, name, paused=paused)
+        tx.after_commit(lambda: queue.control("queues"))
 
 
 async def list_all_jobs(

@@ -176,7 +176,7 @@ class Ends:
     def _redispatch(self, tx: Tx, change: Transition, batch: list[_End]) -> None:
         """A job that was handed back goes straight to another worker."""
         if any(end.outcome.job_id == change.id and end.outcome.delay == 0 for end in batch):
-            self._queue.redispatch(tx, JobRef(change.id, change.lane, change.user_id, change.priority))
+            self._queue.redispatch(tx, JobRef(change.id, change.queue, change.user_id, change.priority))
 
 
 def _count(kind: str, outcome: Outcome) -> None:

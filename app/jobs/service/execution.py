@@ -43,7 +43,7 @@ _logger = get_logger(__name__)
 _pickup_seconds = Histogram(
     "app_jobs_pickup_seconds",
     "Delay from when a job was due to the start of its handler, in seconds.",
-    ["lane"],
+    ["queue"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600, 3600),
 )
 _run_seconds = Histogram(
@@ -58,7 +58,7 @@ _artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files written by 
 
 _UNKNOWN_KIND_SECONDS = 30.0
 _PROGRESS_SECONDS = 0.5
-_LANES_SECONDS = 3.0
+_QUEUES_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class Executor:
         caps: Mapping[str, int],
         worker_id: str,
     ) -> None:
-        """`caps`: how many jobs of one user run at a time, by lane."""
+        """`caps`: how many jobs of one user run at a time, by queue."""
         self.db = db
         self.cache = cache
         self.queue = queue
@@ -119,12 +119,12 @@ class Executor:
 
     @retries_conflicts
     async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
-        """Due jobs of the wanted lanes, found without Redis: those that should be there, then the waiting ones."""
+        """Due jobs of the wanted queues, found without Redis: those that should be there, then the waiting ones."""
         async with self.db.transaction("jobs.claim_direct") as tx:
             ids = await queries.take_dispatched_jobs(tx, wants, total)
-            for lane, want in wants.items():
+            for queue, want in wants.items():
                 if len(ids) < total:
-                    ids += [job.id for job in await self._turns.take(tx, lane, min(want, total - len(ids)))]
+                    ids += [job.id for job in await self._turns.take(tx, queue, min(want, total - len(ids)))]
             return await self._claim(tx, ids) if ids else []
 
     async def _claim(self, tx: Tx, ids: Sequence[UUID]) -> list[ClaimedJob]:
@@ -148,7 +148,7 @@ class Executor:
         trace_parent_var.set(job.trace_parent)
         run = _Run(job, runner)
         self._runs[job.id] = run
-        _pickup_seconds.labels(job.lane).observe(max(0.0, job.waited))
+        _pickup_seconds.labels(job.queue).observe(max(0.0, job.waited))
         started = monotonic()
         try:
             outcome = await self._handle(run)
@@ -168,14 +168,14 @@ class Executor:
             del self._runs[job.id]
 
     async def maintain(self, runner: Runner) -> None:
-        """Prolongs leases, writes progress, learns of cancels, lost leases and paused lanes, for ever."""
+        """Prolongs leases, writes progress, learns of cancels, lost leases and paused queues, for ever."""
         next_beat = monotonic() + self.settings.heartbeat
-        next_lanes = 0.0
+        next_queues = 0.0
         while True:
-            if runner.lanes_changed or monotonic() >= next_lanes:
-                runner.lanes_changed = False
-                next_lanes = monotonic() + _LANES_SECONDS
-                await self._read_lanes(runner)
+            if runner.queues_changed or monotonic() >= next_queues:
+                runner.queues_changed = False
+                next_queues = monotonic() + _QUEUES_SECONDS
+                await self._read_queues(runner)
             await asyncio.sleep(min(_PROGRESS_SECONDS, self.settings.heartbeat))
             runner.maintained_at = monotonic()
             _slots.labels("used").set(len(runner.tasks))
@@ -292,10 +292,10 @@ class Executor:
         error = _to_json({"code": code, "message": message})
         return Outcome(job.id, job.run_token, State.FAILED, error=error)
 
-    async def _read_lanes(self, runner: Runner) -> None:
+    async def _read_queues(self, runner: Runner) -> None:
         try:
-            async with self.db.read("jobs.lanes") as conn:
-                runner.paused = frozenset(await queries.list_paused_lanes(conn))
+            async with self.db.read("jobs.queues") as conn:
+                runner.paused = frozenset(await queries.list_paused_queues(conn))
         except Unavailable:
             return
         runner.wake()

@@ -13,8 +13,8 @@ from app.jobs.queries import invoices as queries
 from app.jobs.records import Artifact
 from app.jobs.records.invoices import Invoice, NewInvoice, format_minor
 from app.jobs.service.artifacts import get_artifact
+from app.jobs.service.backlogs import QueueBacklogs
 from app.jobs.service.documents import Document, typeset
-from app.jobs.service.lanes import LaneBoard
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.addresses import canonical_email
 from app.kernel.cache import Cache
@@ -27,11 +27,11 @@ from app.kernel.queue import JobKind, Queue
 PDF_NAME = "invoice.pdf"
 KIND_EMAIL = "invoice.email"
 _KIND_PDF = "invoice.pdf"
-_LANE_OF_EMAIL = "default"
+_QUEUE_OF_EMAIL = "default"
 
 
 async def issue_invoice(
-    tx: Tx, queue: Queue, cache: Cache, board: LaneBoard, kind: JobKind[Any], invoice: NewInvoice
+    tx: Tx, queue: Queue, cache: Cache, board: QueueBacklogs, kind: JobKind[Any], invoice: NewInvoice
 ) -> tuple[Invoice, Submitted]:
     """Stores the invoice together with the job that begins its chain.
 
@@ -43,18 +43,18 @@ async def issue_invoice(
         kind.name,
         parse_args(kind, {"invoice_id": str(invoice.id)}),
         user_id=invoice.user_id,
-        lane=kind.lane,
+        queue=kind.queue,
         priority=kind.priority,
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
-        allowance=board.allow(kind.lane),
+        allowance=board.allow(kind.queue),
     )
     stored = await queries.insert_invoice(tx, invoice, row.id)
     return stored, await submit_row(tx, queue, cache, board, row)
 
 
 async def email_invoice(
-    tx: Tx, queue: Queue, cache: Cache, board: LaneBoard, user_id: UserId, invoice_id: UUID
+    tx: Tx, queue: Queue, cache: Cache, board: QueueBacklogs, user_id: UserId, invoice_id: UUID
 ) -> Submitted:
     """Has the e-mail with the invoice sent, or sent again; the job under way, if there is one.
 
@@ -76,8 +76,8 @@ async def email_invoice(
         {"invoice_id": str(invoice.id)},
         user_id=user_id,
         unique_key=str(invoice.id),
-        lane=_LANE_OF_EMAIL,
-        allowance=board.allow(_LANE_OF_EMAIL),
+        queue=_QUEUE_OF_EMAIL,
+        allowance=board.allow(_QUEUE_OF_EMAIL),
     )
     return await submit_row(tx, queue, cache, board, row)
 

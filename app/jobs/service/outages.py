@@ -7,7 +7,7 @@ from time import monotonic
 
 from prometheus_client import Counter
 
-from app.jobs.queries.execution import list_paused_lanes
+from app.jobs.queries.execution import list_paused_queues
 from app.kernel.database import Database, StatementTimeout
 from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger
@@ -80,7 +80,7 @@ async def is_database_prompt(db: Database) -> bool:
     """
     try:
         async with asyncio.timeout(_PROMPT_SECONDS), db.read("jobs.probe") as conn:
-            await list_paused_lanes(conn)
+            await list_paused_queues(conn)
     except (Unavailable, TimeoutError):
         return False
     return True

@@ -17,7 +17,7 @@ from app.kernel.ids import UserId, new_id
 from app.kernel.queue import Queue
 
 KIND_DELIVER = "webhook.deliver"
-LANE = "webhooks"
+QUEUE = "webhooks"
 DELIVERY_TIMEOUT = 60
 _EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILED: "job.failed"}
 
@@ -116,7 +116,7 @@ async def enqueue_again(tx: Tx, queue: Queue, user_id: UserId, delivery_id: UUID
         KIND_DELIVER,
         {"delivery_id": str(delivery_id)},
         user_id=user_id,
-        lane=LANE,
+        queue=QUEUE,
         unique_key=unique_key,
         max_attempts=MAX_ATTEMPTS,
         timeout_s=DELIVERY_TIMEOUT,
@@ -130,7 +130,7 @@ async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[Us
             KIND_DELIVER,
             {"delivery_id": str(delivery_id)},
             user_id=user_id,
-            lane=LANE,
+            queue=QUEUE,
             max_attempts=MAX_ATTEMPTS,
             timeout_s=DELIVERY_TIMEOUT,
             trace_parent=trace_parent,

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge
 from app.jobs.queries import relay as queries
 from app.jobs.queries.webhook_endpoints import count_open_breakers
 from app.jobs.records import MAX_RESCUES, State
-from app.jobs.service.lanes import COUNTED, publish_lanes
+from app.jobs.service.backlogs import COUNTED, publish_backlogs
 from app.jobs.service.publishing import publish_job_ends
 from app.jobs.service.scheduling import Schedule, run_schedules, store_schedules
 from app.jobs.service.submitting import Kinds, announce, ref_of
@@ -35,11 +35,11 @@ _logger = get_logger(__name__)
 
 _redispatched_total = Counter("app_jobs_redispatched", "Job ids dispatched again by the relay, by reason.", ["reason"])
 _rescued_total = Counter("app_jobs_rescued", "Jobs rescued from workers with an expired lease.")
-_depth = Gauge("app_jobs_depth_jobs", "Runnable and running jobs.", ["lane", "state"], multiprocess_mode="mostrecent")
+_depth = Gauge("app_jobs_depth_jobs", "Runnable and running jobs.", ["queue", "state"], multiprocess_mode="mostrecent")
 _oldest = Gauge(
     "app_jobs_oldest_runnable_seconds",
     "Age of the oldest runnable job in seconds.",
-    ["lane"],
+    ["queue"],
     multiprocess_mode="mostrecent",
 )
 _open_breakers = Gauge(
@@ -76,7 +76,7 @@ class Relay:
         *,
         clock: Clock,
         settings: JobsSettings,
-        lanes: Sequence[str],
+        queues: Sequence[str],
         turns: Turns,
         kinds: Kinds,
         schedules: Sequence[Schedule],
@@ -87,10 +87,10 @@ class Relay:
         self._queue = queue
         self._clock = clock
         self._settings = settings
-        self._lanes = tuple(lanes)
+        self._queues = tuple(queues)
         self._kinds = kinds
         self._schedules = schedules
-        self._swept_until = dict.fromkeys(lanes, _FROM_THE_BEGINNING)
+        self._swept_until = dict.fromkeys(queues, _FROM_THE_BEGINNING)
         self._turns = turns
 
     async def run(self) -> None:
@@ -148,7 +148,7 @@ class Relay:
                 staged = await self._try("stage", self.stage())
             moved = await self._try("refill", self.refill())
             # While a backlog moves there is no pause; the question also proves that the lock is still held.
-            next_due = await queries.get_next_due(conn, self._lanes)
+            next_due = await queries.get_next_due(conn, self._queues)
             if staged is None or moved is None:
                 await asyncio.sleep(_TICK_SECONDS)
             else:
@@ -174,20 +174,20 @@ class Relay:
     async def stage(self) -> int:
         """Marks jobs whose time has come as due; answers how many. Needs no Redis."""
         async with self._db.statement("jobs.stage") as tx:
-            return await queries.stage_jobs(tx, self._lanes, _STAGED_A_TURN)
+            return await queries.stage_jobs(tx, self._queues, _STAGED_A_TURN)
 
     async def refill(self) -> int:
-        """Brings due rows to Redis, as far as each lane's window has room; answers how many."""
-        async with self._db.read("jobs.waiting_lanes") as conn:
-            lanes = await queries.list_waiting_lanes(conn, self._lanes)
+        """Brings due rows to Redis, as far as each queue's window has room; answers how many."""
+        async with self._db.read("jobs.waiting_queues") as conn:
+            queues = await queries.list_waiting_queues(conn, self._queues)
         moved = 0
-        for lane in lanes:
-            room = self._queue.window * self._queue.shards - sum(await self._queue.depths(lane))
+        for queue in queues:
+            room = self._queue.window * self._queue.shards - sum(await self._queue.depths(queue))
             if room <= 0:
                 continue
             async with self._db.statement("jobs.refill") as tx:
-                jobs = await self._turns.take(tx, lane, min(room, _REFILL))
-            moved += await self._dispatch([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs], "due")
+                jobs = await self._turns.take(tx, queue, min(room, _REFILL))
+            moved += await self._dispatch([JobRef(job.id, job.queue, job.user_id, job.priority) for job in jobs], "due")
         return moved
 
     @retries_conflicts
@@ -211,23 +211,23 @@ class Relay:
     async def sweep(self) -> int:
         """Looks for ids that should be in Redis and are not; answers how many were brought there."""
         found = 0
-        for lane in self._lanes:
+        for queue in self._queues:
             for _ in range(_MOST_BATCHES):
-                found += await self._sweep_batch(lane)
-                if self._swept_until[lane] is _FROM_THE_BEGINNING:
+                found += await self._sweep_batch(queue)
+                if self._swept_until[queue] is _FROM_THE_BEGINNING:
                     break
         return found
 
-    async def _sweep_batch(self, lane: str) -> int:
+    async def _sweep_batch(self, queue: str) -> int:
         async with self._db.read("jobs.sweep") as conn:
             jobs = await queries.list_dispatched_jobs(
-                conn, lane, after=self._swept_until[lane], seconds=_LOST_AFTER_SECONDS, limit=_REFILL
+                conn, queue, after=self._swept_until[queue], seconds=_LOST_AFTER_SECONDS, limit=_REFILL
             )
         # The next look goes on where this one ended, and starts over at the end of the list. Jobs that were handed out
         # together have the same moment, so the id belongs to it.
         is_end = len(jobs) < _REFILL
-        self._swept_until[lane] = _FROM_THE_BEGINNING if is_end else (jobs[-1].dispatched_at, jobs[-1].id)
-        missing = await self._queue.missing([JobRef(job.id, job.lane, job.user_id, job.priority) for job in jobs])
+        self._swept_until[queue] = _FROM_THE_BEGINNING if is_end else (jobs[-1].dispatched_at, jobs[-1].id)
+        missing = await self._queue.missing([JobRef(job.id, job.queue, job.user_id, job.priority) for job in jobs])
         return await self._dispatch(missing, "lost")
 
     async def check_epoch(self, conn: DirectConn) -> bool:
@@ -249,13 +249,13 @@ class Relay:
     async def observe(self) -> None:
         """Sets the gauges, and tells the API processes."""
         async with self._db.read("jobs.depths") as conn:
-            depths = await queries.list_lane_depths(conn, self._lanes, COUNTED)
+            depths = await queries.list_queue_depths(conn, self._queues, COUNTED)
             _open_breakers.set(await count_open_breakers(conn))
         for depth in depths:
-            _depth.labels(depth.lane, "waiting").set(depth.waiting)
-            _depth.labels(depth.lane, "running").set(depth.running)
-            _oldest.labels(depth.lane).set(depth.oldest_seconds or 0)
-        await publish_lanes(self._bus, depths)
+            _depth.labels(depth.queue, "waiting").set(depth.waiting)
+            _depth.labels(depth.queue, "running").set(depth.running)
+            _oldest.labels(depth.queue).set(depth.oldest_seconds or 0)
+        await publish_backlogs(self._bus, depths)
 
     async def _dispatch(self, refs: Sequence[JobRef], reason: str) -> int:
         """Answers how many got there; the others are handed back."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from app.jobs.errors import RenderingOverloaded
 from app.jobs.records.invoices import Seller
+from app.jobs.service.backlogs import QueueBacklogs
 from app.jobs.service.documents import use_fonts
-from app.jobs.service.lanes import LaneBoard
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
@@ -32,7 +32,7 @@ class JobsRuntime:
 
     store: ArtifactStore
     watch: JobWatch
-    board: LaneBoard
+    board: QueueBacklogs
     sender: WebhookSender
     kinds: dict[str, JobKind[Any]]
     seller: Seller
@@ -58,7 +58,7 @@ class JobsRuntime:
         return cls(
             ArtifactStore(settings, data_dir),
             watch,
-            LaneBoard(bus, settings),
+            QueueBacklogs(bus, settings),
             WebhookSender(settings),
             kinds,
             Seller(settings.seller_name or product, settings.seller_address, settings.seller_tax_id),

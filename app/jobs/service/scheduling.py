@@ -90,7 +90,7 @@ async def run_schedules(db: Database, queue: Queue, now: datetime, kinds: Kinds)
                     schedule.kind,
                     {**schedule.parsed_args(), "scheduled_at": time.isoformat()},
                     user_id=None,
-                    lane=kind.lane if kind is not None else "default",
+                    queue=kind.queue if kind is not None else "default",
                     unique_key=f"{schedule.name}@{time.isoformat()}",
                 )
             made += len(times)

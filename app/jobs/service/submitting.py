@@ -21,7 +21,7 @@ from app.jobs.errors import (
 )
 from app.jobs.queries import submitting as queries
 from app.jobs.records import STATE_FILTERS, InsertedJob, Job, JobState, State, Transition
-from app.jobs.service.lanes import LaneBoard
+from app.jobs.service.backlogs import QueueBacklogs
 from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.cache import Cache
 from app.kernel.clock import Clock
@@ -93,7 +93,7 @@ async def submit(
     queue: Queue,
     cache: Cache,
     kinds: Kinds,
-    board: LaneBoard,
+    board: QueueBacklogs,
     *,
     user_id: UserId,
     submission: Submission,
@@ -110,7 +110,7 @@ async def submit_with_others(
     group: GroupCommit[NewJob, Submitted | None],
     queue: Queue,
     kinds: Kinds,
-    board: LaneBoard,
+    board: QueueBacklogs,
     *,
     user_id: UserId,
     submission: Submission,
@@ -135,17 +135,17 @@ def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCo
     return GroupCommit(write, weight=lambda _: 1, owner=lambda row: row.user_id)
 
 
-def _new_row(queue: Queue, kinds: Kinds, board: LaneBoard, user_id: UserId, submission: Submission) -> NewJob:
+def _new_row(queue: Queue, kinds: Kinds, board: QueueBacklogs, user_id: UserId, submission: Submission) -> NewJob:
     kind = kinds.get(submission.kind)
     if kind is None or not kind.public:
         raise UnknownKind(errors=[FieldError("#/kind", "There is no such kind.", "unknown_kind")])
     stored = parse_args(kind, submission.args)
-    allowance = board.allow(kind.lane)
+    allowance = board.allow(kind.queue)
     return queue.new_job(
         kind.name,
         stored,
         user_id=user_id,
-        lane=kind.lane,
+        queue=kind.queue,
         run_at=submission.run_at,
         unique_key=submission.unique_key,
         priority=kind.priority,
@@ -155,15 +155,15 @@ def _new_row(queue: Queue, kinds: Kinds, board: LaneBoard, user_id: UserId, subm
     )
 
 
-async def submit_row(tx: Tx, queue: Queue, cache: Cache, board: LaneBoard, row: NewJob) -> Submitted:
-    """Adds a row, and tells what became of it. Raises BacklogFull: its user has too much in its lane."""
+async def submit_row(tx: Tx, queue: Queue, cache: Cache, board: QueueBacklogs, row: NewJob) -> Submitted:
+    """Adds a row, and tells what became of it. Raises BacklogFull: its user has too much in its queue."""
     (submitted,) = await _submit_rows(tx, queue, cache, [row])
     return _accepted(submitted, board, row)
 
 
-def _accepted(submitted: Submitted | None, board: LaneBoard, row: NewJob) -> Submitted:
+def _accepted(submitted: Submitted | None, board: QueueBacklogs, row: NewJob) -> Submitted:
     if submitted is None:
-        raise board.refusal(row.lane)
+        raise board.refusal(row.queue)
     return submitted
 
 
@@ -252,7 +252,7 @@ async def retry_job(
     db: Database,
     queue: Queue,
     cache: Cache,
-    board: LaneBoard,
+    board: QueueBacklogs,
     *,
     clock: Clock,
     actor: Actor,
@@ -289,7 +289,7 @@ async def cancel(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: User
 
 
 async def requeue(
-    tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None, board: LaneBoard | None
+    tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None, board: QueueBacklogs | None
 ) -> None:
     """Starts a failed or cancelled job over; for an administrator `user_id` and `board` are None, and nothing is
     counted. Raises as `retry_job` does.
@@ -307,14 +307,14 @@ async def requeue(
 
 
 async def _why_not_retried(
-    tx: Tx, job_id: UUID, user_id: UserId | None, board: LaneBoard | None
+    tx: Tx, job_id: UUID, user_id: UserId | None, board: QueueBacklogs | None
 ) -> JobNotFound | JobNotRetryable | BacklogFull:
     found = await queries.get_state(tx, job_id, user_id)
     if found is None:
         return JobNotFound()
-    lane, state = found
+    queue, state = found
     if board is not None and state in (State.FAILED, State.CANCELLED):
-        return board.refusal(lane)
+        return board.refusal(queue)
     return JobNotRetryable()
 
 
@@ -327,4 +327,4 @@ def announce(tx: Tx, cache: Cache, *changes: Transition) -> None:
 
 
 def ref_of(change: Transition) -> JobRef:
-    return JobRef(change.id, change.lane, change.user_id, change.priority)
+    return JobRef(change.id, change.queue, change.user_id, change.priority)

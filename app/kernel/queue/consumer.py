@@ -2,7 +2,7 @@
 
 Kept of arq are the connection, the run loop and the form of the queue (a sorted set of ids, scored by when they become
 visible). Replaced are polling (a pub/sub wakeup, and one look a second as a net), claiming (one script for many ids and
-lanes; a claimed id hides for some seconds instead of being marked by a second key) and everything after the claim:
+queues; a claimed id hides for some seconds instead of being marked by a second key) and everything after the claim:
 arguments, attempts, results and time-outs live in Postgres, so that nothing is ever unpickled and an empty Redis loses
 nothing.
 """
@@ -38,9 +38,9 @@ _HIDDEN_MS = 10_000
 _UNDECIDED_MS = 100
 _REDIS_TIMEOUT = 1.0
 
-# KEYS: the queues in the order to serve them. ARGV: for how long to hide, how many in all, how far in the past the
-# scores of visible ids end (empty: do not look for what was hidden) and begin, then how many of each queue's lane, then
-# the number of each queue's lane. Answers until when the ids are hidden, then the queue and the id of each. Ids move
+# KEYS: the shards in the order to serve them. ARGV: for how long to hide, how many in all, how far in the past the
+# scores of visible ids end (empty: do not look for what was hidden) and begin, then how many of each shard's queue, and
+# the number of that queue. Answers until when the ids are hidden, then the shard and the id of each. Ids move
 # behind all visible ones, so a queue whose head is being worked on never has to be scanned again, and the ids of a
 # worker that died between this script and its Postgres claim come back by themselves. The time is that of Redis,
 # because the clocks of workers differ.
@@ -51,8 +51,8 @@ local hidden_until = now + tonumber(ARGV[1])
 local left = tonumber(ARGV[2])
 local claimed, taken = {hidden_until}, {}
 for i, key in ipairs(KEYS) do
-    local lane = ARGV[4 + #KEYS + i]
-    local want = math.min(tonumber(ARGV[4 + i]) - (taken[lane] or 0), left)
+    local queue = ARGV[4 + #KEYS + i]
+    local want = math.min(tonumber(ARGV[4 + i]) - (taken[queue] or 0), left)
     if want > 0 then
         if ARGV[3] ~= '' then
             for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, now - ARGV[3], now, 'LIMIT', 0, 100)) do
@@ -66,7 +66,7 @@ for i, key in ipairs(KEYS) do
             claimed[#claimed + 1] = id
         end
         left = left - #ids
-        taken[lane] = (taken[lane] or 0) + #ids
+        taken[queue] = (taken[queue] or 0) + #ids
     end
 end
 return claimed
@@ -83,7 +83,7 @@ for i, key in ipairs(KEYS) do
 end
 """
 
-# KEYS: the queue of each id. ARGV: each id and the score that its claim gave it. An id that was put in again meanwhile
+# KEYS: the shard of each id. ARGV: each id and the score that its claim gave it. An id that was put in again meanwhile
 # has another score, and stays.
 _FORGET = """
 for i, key in ipairs(KEYS) do
@@ -174,16 +174,16 @@ class Consumer(Worker):
         raise NotImplementedError
 
     async def _claim(self, wants: Mapping[str, int]) -> list[tuple[str, bytes, int]]:
-        """Takes ids of the wanted lanes and forgets the ones that Postgres has decided about, in one round trip."""
+        """Takes ids of the wanted queues and forgets the ones that Postgres has decided about, in one round trip."""
         keys: list[str] = []
         counts: list[int] = []
-        lanes: list[int] = []
-        for number, (lane, count) in enumerate(wants.items()):
-            lane_keys = self._queue.keys(lane, self._server)
-            for key in random.sample(lane_keys, len(lane_keys)):
+        numbers: list[int] = []
+        for number, (queue, count) in enumerate(wants.items()):
+            shards = self._queue.keys(queue, self._server)
+            for key in random.sample(shards, len(shards)):
                 keys.append(key)
                 counts.append(count)
-                lanes.append(number)
+                numbers.append(number)
         looks_back: int | str = ""
         if (moment := monotonic()) >= self._next_return:
             self._next_return = moment + _LOOK_EVERY
@@ -196,7 +196,7 @@ class Consumer(Worker):
                     args = [value for _, job_id, score in done for value in (job_id, score)]
                     pipe.execute_command("EVALSHA", self._forget_sha, len(done), *(key for key, _, _ in done), *args)
                 if keys:
-                    pipe.execute_command("EVALSHA", self._claim_sha, len(keys), *keys, *limits, *counts, *lanes)
+                    pipe.execute_command("EVALSHA", self._claim_sha, len(keys), *keys, *limits, *counts, *numbers)
                 answers = await pipe.execute()
         except TimeoutError as error:
             raise RedisError("no answer in time") from error
@@ -227,8 +227,8 @@ class Consumer(Worker):
                     verb, _, subject = message["data"].decode().partition(":")
                     if verb == "cancel":
                         self._runner.cancel(UUID(subject), "cancelled")
-                    elif verb == "lanes":
-                        self._runner.lanes_changed = True
+                    elif verb == "queues":
+                        self._runner.queues_changed = True
                     self._runner.wake()
 
 

@@ -13,7 +13,7 @@ DEFAULT_PRIORITY = 2
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one user may have unfinished in a lane: so many jobs, the oldest of which has waited for so many seconds."""
+    """What one user may have unfinished in a queue: so many jobs, the oldest of which has waited so many seconds."""
 
     jobs: int
     seconds: float
@@ -29,7 +29,7 @@ class NewJob:
 
     id: UUID
     kind: str
-    lane: str
+    queue: str
     args: Mapping[str, Any]
     user_id: UserId | None
     unique_key: str | None
@@ -61,6 +61,6 @@ class JobRef:
     """What Redis has to know about a job. `user_id` decides the shard."""
 
     id: UUID
-    lane: str
+    queue: str
     user_id: UserId | None
     priority: int = DEFAULT_PRIORITY

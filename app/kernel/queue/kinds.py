@@ -111,7 +111,7 @@ class JobKind(Generic[ArgsT]):
     name: str
     handler: Handler[ArgsT]
     args: type[ArgsT]
-    lane: str
+    queue: str
     public: bool
     access: DataAccess
     max_attempts: int
@@ -125,7 +125,7 @@ def job(
     name: str,
     *,
     args: type[ArgsT],
-    lane: str = "default",
+    queue: str = "default",
     public: bool = False,
     access: DataAccess = _NO_DATA,
     max_attempts: int = 8,
@@ -144,7 +144,7 @@ def job(
             name=name,
             handler=handler,
             args=args,
-            lane=lane,
+            queue=queue,
             public=public,
             access=access,
             max_attempts=max_attempts,

@@ -80,7 +80,7 @@ class InsertJobs(Protocol):
 class Queue:
     """The one door to background work.
 
-    Redis keeps at most `window` ids a lane and shard. Rows beyond it, and all rows while Redis is away, stay in
+    Redis keeps at most `window` ids a shard. Rows beyond it, and all rows while Redis is away, stay in
     Postgres only, until the worker's relay brings them over.
 
     The shards may be spread over several Redis servers: shard i is on server i modulo their number. A server
@@ -122,7 +122,7 @@ class Queue:
         args: Mapping[str, Any],
         *,
         user_id: UserId | None,
-        lane: str = "default",
+        queue: str = "default",
         run_at: datetime | None = None,
         unique_key: str | None = None,
         priority: int = DEFAULT_PRIORITY,
@@ -134,7 +134,7 @@ class Queue:
             kind,
             args,
             user_id=user_id,
-            lane=lane,
+            queue=queue,
             run_at=run_at,
             unique_key=unique_key,
             priority=priority,
@@ -150,7 +150,7 @@ class Queue:
         args: Mapping[str, Any],
         *,
         user_id: UserId | None,
-        lane: str = "default",
+        queue: str = "default",
         run_at: datetime | None = None,
         unique_key: str | None = None,
         priority: int = DEFAULT_PRIORITY,
@@ -164,12 +164,12 @@ class Queue:
         It continues the given trace, or else that of the request or the job that asks for it.
         """
         row_id = new_id()
-        ref = JobRef(row_id, lane, user_id)
+        ref = JobRef(row_id, queue, user_id)
         server = self._servers[self._server_of(ref)]
         return NewJob(
             id=row_id,
             kind=kind,
-            lane=lane,
+            queue=queue,
             args=args,
             user_id=user_id,
             unique_key=unique_key,
@@ -200,19 +200,19 @@ class Queue:
                 continue
             ENQUEUED.labels(row.kind).inc()
             if outcome.dispatched:
-                tx.emit(_DISPATCH_TOPIC, JobRef(row.id, row.lane, row.user_id, row.priority))
+                tx.emit(_DISPATCH_TOPIC, JobRef(row.id, row.queue, row.user_id, row.priority))
         return done
 
     def key_of(self, ref: JobRef) -> str:
-        """The sorted set that holds this job: one user's jobs of a lane share a shard."""
-        return self.key(ref.lane, self._shard_of(ref))
+        """The sorted set that holds this job: one user's jobs of a queue share a shard."""
+        return self.key(ref.queue, self._shard_of(ref))
 
-    def key(self, lane: str, shard: int) -> str:
-        return f"jobs:queue:{lane}:{shard}"
+    def key(self, queue: str, shard: int) -> str:
+        return f"jobs:queue:{queue}:{shard}"
 
-    def keys(self, lane: str, server: int) -> list[str]:
-        """The queues of a lane that are on one server."""
-        return [self.key(lane, shard) for shard in range(server, self.shards, len(self._servers))]
+    def keys(self, queue: str, server: int) -> list[str]:
+        """The shards of a queue that are on one server."""
+        return [self.key(queue, shard) for shard in range(server, self.shards, len(self._servers))]
 
     @property
     def servers(self) -> tuple[RedisGateway, ...]:
@@ -237,8 +237,8 @@ class Queue:
         arrived = await asyncio.gather(*(self._dispatch(server, part) for server, part in parts.items()))
         return [ref for part, there in zip(parts.values(), arrived, strict=True) if not there for ref in part]
 
-    async def depths(self, lane: str) -> list[int]:
-        """How many ids each shard of a lane holds in Redis; the window for a shard that cannot be asked.
+    async def depths(self, queue: str) -> list[int]:
+        """How many ids each shard of a queue holds in Redis; the window for a shard that cannot be asked.
 
         Raises:
             RedisUnavailable: none can be asked.
@@ -251,7 +251,7 @@ class Queue:
                 return await pipe.execute()
 
         numbers = range(len(self._servers))
-        answers = await self._ask({number: partial(read, keys=self.keys(lane, number)) for number in numbers})
+        answers = await self._ask({number: partial(read, keys=self.keys(queue, number)) for number in numbers})
         return [
             answers[shard % len(self._servers)][shard // len(self._servers)]
             if shard % len(self._servers) in answers
@@ -292,7 +292,7 @@ class Queue:
         await self._ask(dict.fromkeys(range(len(self._servers)), lambda client: client.set(EPOCH_KEY, epoch)))
 
     async def control(self, message: str) -> None:
-        """Tells every worker at once, best effort: `cancel:<job id>` or `lanes`. They would find out by themselves."""
+        """Tells every worker at once, best effort: `cancel:<job id>` or `queues`. They would find out by themselves."""
         everywhere = range(len(self._servers))
         try:
             await self._ask(dict.fromkeys(everywhere, lambda client: client.publish(CONTROL_CHANNEL, message)))
@@ -333,7 +333,7 @@ class Queue:
         args: list[str | int] = [_TURN_MS, PAST_MS, PAST_MS - VISIBLE_UNTIL_MS, WAKEUP_CHANNEL]
         for ref in refs:
             key = self.key_of(ref)
-            keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.lane}:{ref.user_id}"]
+            keys += [key, key if ref.user_id is None else f"jobs:clock:{ref.queue}:{ref.user_id}"]
             args += [str(ref.id), (_LOWEST_PRIORITY - ref.priority) * _PRIORITY_STEP_MS]
         try:
             depths = await self._servers[server].call(lambda client: self._dispatch_script(client, keys, args))

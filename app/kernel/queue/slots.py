@@ -21,7 +21,7 @@ class ClaimedJob(Protocol):
     @property
     def id(self) -> UUID: ...
     @property
-    def lane(self) -> str: ...
+    def queue(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LaneShare:
-    """How a lane shares the slots of a process.
+class QueueShare:
+    """How a queue shares the slots of a process.
 
-    Lanes are served in random order, weighted by `weight`. `floor` slots are kept free for this lane, and it never has
-    more than `ceiling` of them.
+    Queues are served in random order, weighted by `weight`. `floor` slots are kept free for this queue, and it never
+    has more than `ceiling` of them.
     """
 
     weight: float
@@ -56,13 +56,13 @@ class LaneShare:
 
 
 class Runner:
-    """The slots of one process: which jobs run, and how many more of each lane may start."""
+    """The slots of one process: which jobs run, and how many more of each queue may start."""
 
-    def __init__(self, executor: Executor, lanes: Mapping[str, LaneShare], slots: int) -> None:
-        self.lanes = dict(lanes)
+    def __init__(self, executor: Executor, queues: Mapping[str, QueueShare], slots: int) -> None:
+        self.queues = dict(queues)
         self.slots = slots
         self.paused: frozenset[str] = frozenset()
-        self.lanes_changed = False
+        self.queues_changed = False
         self.draining = False
         self.tasks: dict[UUID, asyncio.Task[None]] = {}
         self.reasons: dict[UUID, str] = {}
@@ -81,26 +81,26 @@ class Runner:
         return 0 if self.draining else self.slots - len(self.tasks)
 
     def wants(self) -> dict[str, int]:
-        """How many jobs of each lane may start now, in the order in which the lanes are to be served."""
-        kept = {lane: max(0, share.floor - self._running[lane]) for lane, share in self.lanes.items()}
+        """How many jobs of each queue may start now, in the order in which the queues are to be served."""
+        kept = {queue: max(0, share.floor - self._running[queue]) for queue, share in self.queues.items()}
         wants: dict[str, int] = {}
         # Drawn by weight; guessing the order gains nothing.
-        for lane in sorted(self.lanes, key=lambda name: -(random.random() ** (1 / self.lanes[name].weight))):  # noqa: S311 - a fair draw, not a secret
-            if lane in self.paused:
+        for queue in sorted(self.queues, key=lambda name: -(random.random() ** (1 / self.queues[name].weight))):  # noqa: S311 - a fair draw, not a secret
+            if queue in self.paused:
                 continue
-            share = self.lanes[lane]
-            room = self.free - (sum(kept.values()) - kept[lane])
+            share = self.queues[queue]
+            room = self.free - (sum(kept.values()) - kept[queue])
             if share.ceiling is not None:
-                room = min(room, share.ceiling - self._running[lane])
+                room = min(room, share.ceiling - self._running[queue])
             if room > 0:
-                wants[lane] = room
+                wants[queue] = room
         return wants
 
     def start(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:
             task = asyncio.get_running_loop().create_task(self._executor.run(job, self), name=f"job:{job.id}")
             self.tasks[job.id] = task
-            self._running[job.lane] += 1
+            self._running[job.queue] += 1
             task.add_done_callback(lambda done, job=job: self._ended(job, done))  # type: ignore[misc]  # mypy cannot type defaults
 
     def cancel(self, job_id: UUID, reason: str) -> None:
@@ -139,7 +139,7 @@ class Runner:
     def _ended(self, job: ClaimedJob, task: asyncio.Task[None]) -> None:
         del self.tasks[job.id]
         self.reasons.pop(job.id, None)
-        self._running[job.lane] -= 1
+        self._running[job.queue] -= 1
         self.wake()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("jobs.executor_failed", job_id=str(job.id), exc_info=error)

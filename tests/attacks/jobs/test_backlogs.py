@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from app.jobs.queries.relay import list_lane_depths
-from app.jobs.records import LaneDepth
-from app.jobs.service.lanes import publish_lanes
+from app.jobs.queries.relay import list_queue_depths
+from app.jobs.records import QueueDepth
+from app.jobs.service.backlogs import publish_backlogs
 from app.kernel.ids import UserId, new_id
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import MakePerson, Person
@@ -60,9 +60,9 @@ async def test_no_backlog_is_counted_to_its_end(producer: Producer, connection: 
     await connection.execute(INSERT, new_id(), "of-another-release", 2, True)
     await connection.execute(INSERT, new_id(), "of-a-third", 2, False)
     async with producer.db.read("test.depths") as conn:
-        depths = await list_lane_depths(conn, ["bulk", "pdf"], 3)
-        (exact, *_) = await list_lane_depths(conn, ["bulk"], 6)
-    assert [(depth.lane, depth.waiting) for depth in depths] == [
+        depths = await list_queue_depths(conn, ["bulk", "pdf"], 3)
+        (exact, *_) = await list_queue_depths(conn, ["bulk"], 6)
+    assert [(depth.queue, depth.waiting) for depth in depths] == [
         ("bulk", 3),
         ("of-a-third", 2),
         ("of-another-release", 2),
@@ -104,7 +104,7 @@ async def test_in_a_full_queue_users_with_nothing_waiting_are_accepted(
     board = running_app._application.state.jobs.board
 
     async def report(waiting: int) -> None:
-        await publish_lanes(resources.bus, [LaneDepth("bulk", False, waiting, 9e9, 3, 60)])
+        await publish_backlogs(resources.bus, [QueueDepth("bulk", False, waiting, 9e9, 3, 60)])
         await eventually(lambda: "bulk" in board._reports and board._reports["bulk"].waiting == waiting)
 
     other, third = await make_person(), await make_person()

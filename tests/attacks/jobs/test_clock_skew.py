@@ -105,7 +105,7 @@ async def test_an_id_that_comes_too_early_is_put_back_with_its_time(
     """However an id got to Redis before its time, its job starts on time, without the sweep for lost ids."""
     worker = await start_worker()
     lost = lost_ids()
-    early = Row(None, lane="bulk", seconds=5)
+    early = Row(None, queue="bulk", seconds=5)
     async with connection.transaction():
         await insert(connection, [early])
         await connection.execute("UPDATE jobs.jobs SET dispatched_at = now(), is_due = true")

@@ -69,7 +69,7 @@ def needing(outage: Outage) -> dict[str, JobKind[Any]]:
 
 
 def snapshots(steps: Steps, open_now: list[UUID]) -> dict[str, JobKind[Any]]:
-    @job("test.snapshot", args=Numbered, lane="bulk", max_attempts=2)
+    @job("test.snapshot", args=Numbered, queue="bulk", max_attempts=2)
     async def snapshot(ctx: JobContext, args: Numbered) -> None:
         steps.started.append(ctx.job_id)
         async with ctx.db.snapshot("test.snapshot"):
@@ -101,9 +101,9 @@ async def test_exports_wait_once_for_a_connection_and_one_user_never_has_them_al
     open_now: list[UUID] = []
     busy, other = UserId(new_id()), UserId(new_id())
     async with open_worker(settings, snapshots(steps, open_now)) as worker:
-        of_the_busy = await put(worker, "test.snapshot", 5, busy, lane="bulk")
+        of_the_busy = await put(worker, "test.snapshot", 5, busy, queue="bulk")
         await eventually(lambda: len(open_now) == 1)
-        of_the_other = await put(worker, "test.snapshot", 2, other, lane="bulk")
+        of_the_other = await put(worker, "test.snapshot", 2, other, queue="bulk")
         await eventually(lambda: len(open_now) == 2)
         assert len(set(open_now) & set(of_the_busy)) == 1
         assert len(set(open_now) & set(of_the_other)) == 1

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from app.jobs.handlers.webhook_deliver import MOST_DELIVERIES_OF_A_USER
-from app.jobs.records import LANES
+from app.jobs.records import QUEUES
 from app.jobs.service import resolving
 from app.jobs.service.reachability import NamesUnavailable, Reachability
 from app.jobs.service.resolving import MOST_LOOKUPS, MOST_LOOKUPS_OF_A_USER, LookupsBusy, Resolver, owner_var
@@ -104,7 +104,7 @@ async def test_one_users_lookups_leave_threads_for_others(names: NameServers, mo
 
 def test_one_user_never_holds_more_than_a_fair_part() -> None:
     assert MOST_LOOKUPS_OF_A_USER * 30 <= MOST_LOOKUPS
-    assert LANES["webhooks"].ceiling == 3 * MOST_DELIVERIES_OF_A_USER
+    assert QUEUES["webhooks"].ceiling == 3 * MOST_DELIVERIES_OF_A_USER
 
 
 @LOCAL

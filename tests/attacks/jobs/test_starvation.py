@@ -36,7 +36,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 FIRST_USER = UUID(int=1)
 LAST_USER = UUID(int=2**128 - 1)
-LANES = ("default", "bulk")
+QUEUES = ("default", "bulk")
 CAP = 2
 LONGEST_RUN = 3
 RUNS_OF_A_JOB = 3
@@ -64,7 +64,7 @@ class Row:
     """A job. With negative `seconds` it is due, and written by an older release, which does not know `is_due`."""
 
     user: UUID | None
-    lane: str = "default"
+    queue: str = "default"
     priority: int = 2
     seconds: int = 0
     id: UUID = field(default_factory=new_id)
@@ -75,7 +75,7 @@ async def insert(connection: Connection, rows: Sequence[Row]) -> None:
         INSERT,
         [row.id for row in rows],
         [row.user for row in rows],
-        [row.lane for row in rows],
+        [row.queue for row in rows],
         [row.priority for row in rows],
         [row.seconds for row in rows],
     )
@@ -90,7 +90,7 @@ def relay_of(producer: Producer, settings: Settings) -> Relay:
         bus,
         clock=SystemClock(),
         settings=settings.jobs,
-        lanes=LANES,
+        queues=QUEUES,
         turns=Turns({"bulk": CAP}),
         kinds={},
         schedules=(),
@@ -213,14 +213,14 @@ async def test_users_take_turns_whatever_the_room(
 JOBS = st.builds(
     Row,
     user=st.sampled_from([None, *(UUID(int=number) for number in (1, 2, 3, 2**64, 2**127))]),
-    lane=st.sampled_from(LANES),
+    queue=st.sampled_from(QUEUES),
     priority=st.integers(0, 4),
     seconds=st.sampled_from([0, 0, -60, 2, 5, 9, AN_HOUR]),
 )
 # How a run ends: for how many more rounds it goes on, and after how many seconds it is tried again, None for never.
 RUNS = st.tuples(st.integers(0, LONGEST_RUN), st.sampled_from([None, None, None, 0, 1, 4]))
 
-LIST_DUE = "SELECT id, lane FROM jobs.jobs WHERE state = 0 AND run_at <= now() AND lane IS DISTINCT FROM $1"
+LIST_DUE = "SELECT id, lane AS queue FROM jobs.jobs WHERE state = 0 AND run_at <= now() AND lane IS DISTINCT FROM $1"
 COUNT_LEFT = "SELECT count(*) FROM jobs.jobs WHERE state < 2 AND run_at < now() + interval '10 s'"
 LIST_RUNNING = """
 SELECT count(*) FROM jobs.jobs WHERE state = 1 AND lane = 'bulk' AND user_id IS NOT NULL GROUP BY user_id
@@ -228,7 +228,7 @@ SELECT count(*) FROM jobs.jobs WHERE state = 1 AND lane = 'bulk' AND user_id IS 
 
 
 class Scheduler:
-    """Relay, claim and ends as they are, in rounds of one second each, with a worker that has `slots` in each lane."""
+    """Relay, claim and ends as they are, in rounds of one second each, with a worker that has `slots` in each queue."""
 
     def __init__(self, producer: Producer, connection: Connection, settings: Settings, slots: int) -> None:
         self._producer = producer
@@ -240,9 +240,9 @@ class Scheduler:
         self._running: list[tuple[int, ClaimedJob, Outcome]] = []
         self.write = self._executor.ends.write_for_ever
         self.number = 0
-        self.lanes: dict[UUID, str] = {}
+        self.queues: dict[UUID, str] = {}
         self.starts: Counter[UUID] = Counter()
-        # For how many rounds a job has been due, and in a lane that was not paused.
+        # For how many rounds a job has been due, and in a queue that was not paused.
         self.waiting: Counter[UUID] = Counter()
 
     async def flush(self) -> None:
@@ -254,7 +254,7 @@ class Scheduler:
     async def put(self, rows: Sequence[Row]) -> None:
         copies = [replace(row, id=new_id()) for row in rows]
         await insert(self._connection, copies)
-        self.lanes |= {row.id: row.lane for row in copies if row.seconds != AN_HOUR}
+        self.queues |= {row.id: row.queue for row in copies if row.seconds != AN_HOUR}
 
     async def round(self, runs: Sequence[tuple[int, int | None]], paused: str | None) -> None:
         await self._connection.execute("DELETE FROM jobs.lanes")
@@ -262,8 +262,8 @@ class Scheduler:
             await self._connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ($1, now())", paused)
         await self._relay.stage()
         await self._relay.refill()
-        due = [(row["id"], row["lane"]) for row in await self._connection.fetch(LIST_DUE, paused)]
-        started = [job for lane in LANES if lane != paused for job in await self._claim(lane)]
+        due = [(row["id"], row["queue"]) for row in await self._connection.fetch(LIST_DUE, paused)]
+        started = [job for queue in QUEUES if queue != paused for job in await self._claim(queue)]
         for job in started:
             self.starts[job.id] += 1
             length, again = runs[self.starts.total() % len(runs)]
@@ -281,10 +281,10 @@ class Scheduler:
         await self._connection.execute(LET_TIME_PASS, 1.0)
         self.number += 1
 
-    async def _claim(self, lane: str) -> list[ClaimedJob]:
-        free = self._slots - sum(job.lane == lane for _, job, _ in self._running)
-        queue = f"jobs:queue:{lane}:0"
-        taken = await self._producer.redis.client.zpopmin(queue, free) if free else []
+    async def _claim(self, queue: str) -> list[ClaimedJob]:
+        free = self._slots - sum(job.queue == queue for _, job, _ in self._running)
+        key = f"jobs:queue:{queue}:0"
+        taken = await self._producer.redis.client.zpopmin(key, free) if free else []
         async with self._producer.db.statement("test.claim") as tx:
             return await self._executor._claim(tx, [UUID(job_id.decode()) for job_id, _ in taken])
 
@@ -295,7 +295,7 @@ class Scheduler:
     first=st.lists(JOBS, max_size=25),
     later=st.lists(st.lists(JOBS, max_size=3), max_size=6),
     runs=st.lists(RUNS, min_size=1, max_size=12),
-    pauses=st.lists(st.sampled_from([None, *LANES]), max_size=6),
+    pauses=st.lists(st.sampled_from([None, *QUEUES]), max_size=6),
     flushes=st.sets(st.integers(0, 8), max_size=2),
     future_users=st.sampled_from([0, 3, 250]),
     slots=st.integers(1, 4),
@@ -312,8 +312,8 @@ async def test_every_due_job_starts_within_a_bound(
     future_users: int,
     slots: int,
 ) -> None:
-    """What is due, in a lane that is not paused, starts after as many rounds as the jobs of its lane can take, one
-    after the other: nothing else counts, neither what waits for its time nor another lane.
+    """What is due, in a queue that is not paused, starts after as many rounds as the jobs of its queue can take, one
+    after the other: nothing else counts, neither what waits for its time nor another queue.
     """
     await connection.execute("DELETE FROM jobs.jobs")
     await producer.redis.client.flushall()
@@ -327,9 +327,9 @@ async def test_every_due_job_starts_within_a_bound(
         if scheduler.number in flushes:
             await scheduler.flush()
         await scheduler.round(runs, pauses[scheduler.number] if scheduler.number < len(pauses) else None)
-        in_lanes = Counter(scheduler.lanes.values())
+        in_queues = Counter(scheduler.queues.values())
         for job_id, rounds in scheduler.waiting.items():
-            assert rounds <= RUNS_OF_A_JOB * in_lanes[scheduler.lanes[job_id]] * (LONGEST_RUN + 2) + len(flushes)
+            assert rounds <= RUNS_OF_A_JOB * in_queues[scheduler.queues[job_id]] * (LONGEST_RUN + 2) + len(flushes)
         assert all(row["count"] <= CAP for row in await connection.fetch(LIST_RUNNING))
     writing.cancel()
-    assert set(scheduler.starts) == set(scheduler.lanes)
+    assert set(scheduler.starts) == set(scheduler.queues)

@@ -1,4 +1,4 @@
-"""Who goes first: users take turns, long work is capped, lanes have floors, can be full and can be paused."""
+"""Who goes first: users take turns, long work is capped, queues have floors, can be full and can be paused."""
 
 import asyncio
 from typing import Any, TypeAlias
@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 
 from app.dev.embedded import EmbeddedValkey
-from app.jobs.records import LaneDepth
-from app.jobs.service.lanes import publish_lanes
+from app.jobs.records import QueueDepth
+from app.jobs.service.backlogs import publish_backlogs
 from app.kernel.ids import UserId, new_id
-from app.kernel.queue.slots import LaneShare, Runner
+from app.kernel.queue.slots import QueueShare, Runner
 from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.application import Lifespan
@@ -32,15 +32,15 @@ async def enqueue(worker: Worker, kind: str, count: int, user_id: UserId | None,
 async def pause(worker: Worker, connection: Connection) -> None:
     """Keeps the worker from starting anything."""
     await connection.execute(
-        "INSERT INTO jobs.lanes (lane, paused_at) SELECT unnest($1::text[]), now()", list(worker.runner.lanes)
+        "INSERT INTO jobs.lanes (lane, paused_at) SELECT unnest($1::text[]), now()", list(worker.runner.queues)
     )
-    worker.runner.lanes_changed = True
+    worker.runner.queues_changed = True
     await eventually(lambda: worker.runner.wants() == {})
 
 
 async def resume(worker: Worker, connection: Connection) -> None:
     await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
-    worker.runner.lanes_changed = True
+    worker.runner.queues_changed = True
 
 
 async def all_done(connection: Connection, count: int) -> None:
@@ -98,9 +98,9 @@ async def test_beyond_the_window_users_take_turns_too(
 async def test_long_work_of_one_user_is_capped(start_worker: StartWorker, connection: Connection, steps: Steps) -> None:
     worker = await start_worker(user_running=2)
     busy = UserId(new_id())
-    await enqueue(worker, "test.wait", 8, busy, lane="bulk")
+    await enqueue(worker, "test.wait", 8, busy, queue="bulk")
     await eventually(lambda: len(steps.started) == 2)
-    (other,) = await enqueue(worker, "test.wait", 1, UserId(new_id()), lane="bulk")
+    (other,) = await enqueue(worker, "test.wait", 1, UserId(new_id()), queue="bulk")
     await eventually(lambda: other in steps.started)
     await asyncio.sleep(0.3)
     assert len(steps.started) == 3
@@ -116,26 +116,26 @@ async def test_the_cap_holds_without_redis_too(
 ) -> None:
     valkey.stop()
     worker = await start_worker(user_running=2)
-    await enqueue(worker, "test.wait", 6, UserId(new_id()), lane="bulk")
+    await enqueue(worker, "test.wait", 6, UserId(new_id()), queue="bulk")
     await eventually(lambda: len(steps.started) == 2)
-    (other,) = await enqueue(worker, "test.wait", 1, UserId(new_id()), lane="bulk")
+    (other,) = await enqueue(worker, "test.wait", 1, UserId(new_id()), queue="bulk")
     await eventually(lambda: other in steps.started)
     assert len(steps.started) == 3
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 0 AND attempt = 0") == 4
     steps.gate.set()
 
 
-async def test_a_paused_lane_starts_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:
+async def test_a_paused_queue_starts_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:
     await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
-    await worker.queue.control("lanes")
+    await worker.queue.control("queues")
     await eventually(lambda: worker.runner.paused == {"default"})
     await enqueue(worker, "test.noop", 3, None)
-    (urgent,) = await enqueue(worker, "test.noop", 1, None, lane="critical")
+    (urgent,) = await enqueue(worker, "test.noop", 1, None, queue="critical")
     await all_done(connection, 1)
     await asyncio.sleep(0.3)
     assert steps.started == [urgent]
     await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
-    await worker.queue.control("lanes")
+    await worker.queue.control("queues")
     await all_done(connection, 4)
 
 
@@ -147,7 +147,7 @@ async def test_a_pause_holds_before_workers_hear_of_it(
         valkey.stop()
     await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
     await enqueue(worker, "test.noop", 3, None)
-    (urgent,) = await enqueue(worker, "test.noop", 1, None, lane="critical")
+    (urgent,) = await enqueue(worker, "test.noop", 1, None, queue="critical")
     await all_done(connection, 1)
     await asyncio.sleep(0.3)
     assert steps.started == [urgent]
@@ -189,8 +189,12 @@ async def test_all_shards_are_served_and_their_number_may_change(
 
 
 def test_slots_are_shared_by_floors_and_ceilings() -> None:
-    lanes = {"a": LaneShare(weight=5, floor=2), "b": LaneShare(weight=1, floor=3, ceiling=4), "c": LaneShare(weight=1)}
-    runner = Runner(None, lanes, slots=10)  # type: ignore[arg-type]
+    queues = {
+        "a": QueueShare(weight=5, floor=2),
+        "b": QueueShare(weight=1, floor=3, ceiling=4),
+        "c": QueueShare(weight=1),
+    }
+    runner = Runner(None, queues, slots=10)  # type: ignore[arg-type]
     assert runner.wants() == {"a": 7, "b": 4, "c": 5}
     runner._running.update({"a": 7})
     runner.tasks.update({new_id(): None for _ in range(7)})  # type: ignore[misc]
@@ -199,14 +203,14 @@ def test_slots_are_shared_by_floors_and_ceilings() -> None:
     assert runner.wants() == {}
 
 
-def test_a_heavier_lane_is_served_first_more_often() -> None:
-    runner = Runner(None, {"heavy": LaneShare(weight=6), "light": LaneShare(weight=1)}, slots=4)  # type: ignore[arg-type]
+def test_a_heavier_queue_is_served_first_more_often() -> None:
+    runner = Runner(None, {"heavy": QueueShare(weight=6), "light": QueueShare(weight=1)}, slots=4)  # type: ignore[arg-type]
     firsts = [next(iter(runner.wants())) for _ in range(3000)]
     assert 0.82 < firsts.count("heavy") / 3000 < 0.90
 
 
 @pytest.mark.settings(APP_JOBS_BACKLOG_LIMIT="100")
-async def test_a_full_lane_refuses_with_an_estimate(
+async def test_a_full_queue_refuses_with_an_estimate(
     person: Person, running_app: Lifespan, connection: Connection
 ) -> None:
     resources = running_app._application.state.resources
@@ -214,8 +218,8 @@ async def test_a_full_lane_refuses_with_an_estimate(
     export = {"kind": "export.events", "args": {"format": "csv"}}
 
     async def report(waiting: int, finished: int) -> None:
-        depth = LaneDepth("bulk", False, waiting, 1.0, 3, finished)
-        await publish_lanes(resources.bus, [depth])
+        depth = QueueDepth("bulk", False, waiting, 1.0, 3, finished)
+        await publish_backlogs(resources.bus, [depth])
 
         def is_heard() -> bool:
             told = board._reports.get("bulk")
@@ -239,8 +243,8 @@ async def test_the_relay_reports_what_waits(worker: Worker, connection: Connecti
     seen: list[bytes] = []
     await worker.redis.client.ping()
     async with worker.redis.client.pubsub() as pubsub:
-        await pubsub.subscribe("jobs:lanes")
-        await enqueue(worker, "test.noop", 5, None, lane="bulk")
+        await pubsub.subscribe("jobs:queues")
+        await enqueue(worker, "test.noop", 5, None, queue="bulk")
         await worker.relay.observe()
         async with in_time():
             while not seen:
