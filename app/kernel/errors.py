@@ -135,7 +135,9 @@ class Gone(AppError):
 
 
 class PreconditionFailed(AppError):
-    """The resource has another entity tag than `If-Match` names. Read it again and repeat the change."""
+    """The resource has another entity tag than `If-Match` names, or one that `If-None-Match` names. Read it again and
+    repeat the change.
+    """
 
     status = 412
     code = "precondition_failed"

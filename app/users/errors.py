@@ -12,7 +12,7 @@ class UserNotFound(NotFound):
 
 
 class VersionMismatch(PreconditionFailed):
-    """The entity tags in `If-Match` are not that of the present version."""
+    """The entity tags in `If-Match` or `If-None-Match` forbid a change of the present version."""
 
 
 class InvalidEvent(Unprocessable):

@@ -21,6 +21,7 @@ from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.rate_limits import charge
 from app.kernel.resources import Resources, ResourcesDep
+from app.kernel.versions import Versions
 from app.users import service
 from app.users.records import EventFilter
 from app.users.schemas import (
@@ -197,7 +198,7 @@ def _etag(resources: Resources, user_id: UserId, version: int) -> str:
     return version_etag(user_id.hex, version, resources.incarnation.mark)
 
 
-def _versions(request: Request, resources: Resources, user_id: UserId) -> list[int] | None:
+def _versions(request: Request, resources: Resources, user_id: UserId) -> Versions:
     return Preconditions.of(request.scope).versions(user_id.hex, resources.incarnation.mark)
 
 

@@ -17,6 +17,7 @@ from app.kernel.field_codes import field_code
 from app.kernel.ids import UserId, new_id
 from app.kernel.listeners import Listeners
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
+from app.kernel.versions import ANY_VERSION, Versions
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
 from app.users.queries import events as event_queries
 from app.users.queries import preferences as preference_queries
@@ -46,9 +47,6 @@ from app.users.records import (
 )
 
 EVENTS_LIST = "users.events"
-
-# Which versions of a row a change may be applied to; None: any.
-Versions = Sequence[int] | None
 
 
 def profile_tag(user_id: UserId) -> str:
@@ -100,7 +98,7 @@ async def hide_user(tx: Tx, user_id: UserId, versions: Versions) -> None:
     Raises:
         VersionMismatch: the profile is in none of `versions`.
     """
-    if not await profile_queries.hide_user(tx, user_id, versions) and versions is not None:
+    if not await profile_queries.hide_user(tx, user_id, versions) and not versions.are_all:
         raise VersionMismatch
     tx.emit(FORGET_TOPIC, profile_tag(user_id))
 
@@ -161,7 +159,7 @@ async def change_profile(
         if user is not None:
             await listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": sorted(changes)}])
     if user is None:
-        raise UserNotFound if versions is None else VersionMismatch
+        raise UserNotFound if versions.are_all else VersionMismatch
     return user
 
 
@@ -220,7 +218,7 @@ async def replace_preferences(
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
         preferences = await preference_queries.update_preferences(tx, user_id, values, versions)
     if preferences is None:
-        raise UserNotFound if versions is None else VersionMismatch
+        raise UserNotFound if versions.are_all else VersionMismatch
     return preferences
 
 
@@ -232,14 +230,16 @@ async def _merge_preferences(
         present = await preference_queries.lock_preferences(tx, user_id)
         if present is None:
             raise UserNotFound
-        if versions is not None and present.version not in versions:
+        if present.version not in versions:
             raise VersionMismatch
         extra = merge_patch(orjson.loads(present.extra), changes["extra"])
         try:
             text = json_object(extra, max_bytes=MAX_EXTRA_BYTES, max_depth=MAX_EXTRA_DEPTH)
         except PydanticCustomError as error:
             raise InvalidExtra(error.message(), field_code(error.type)) from error
-        changed = await preference_queries.update_preferences(tx, user_id, {**changes, "extra": RawJson(text)}, None)
+        changed = await preference_queries.update_preferences(
+            tx, user_id, {**changes, "extra": RawJson(text)}, ANY_VERSION
+        )
         if changed is None:
             raise UserNotFound
         tx.emit(FORGET_TOPIC, profile_tag(user_id))

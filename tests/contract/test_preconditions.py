@@ -31,10 +31,21 @@ async def tag_of(caller: Person, url: str) -> str:
 
 
 async def refused(caller: Person, method: str, url: str, tag: str, body: object = None) -> None:
-    """The state that `url` shows stays as it is, whatever precondition is not met."""
+    """The state that `url` shows, whose tag is `tag`, stays as it is, whatever precondition is not met."""
     before = (await caller.get(url)).json()
-    for headers in [*REFUSED, {"If-Match": f"W/{tag}"}, {"If-Match": tag, "If-None-Match": "*"}]:
-        problem_of(await caller.request(method, url, json=body, headers=headers), 412, "precondition_failed")
+    compressed = f'{tag[:-1]}-gzip"'
+    unmet: list[dict[str, str] | list[tuple[str, str]]] = [
+        *REFUSED,
+        {"If-Match": f"W/{tag}"},
+        {"If-Match": tag, "If-None-Match": "*"},
+        {"If-Match": tag, "If-None-Match": tag},
+        *({"If-None-Match": named} for named in (tag, f"W/{tag}", compressed, f'"zz", {tag}')),
+        [("If-None-Match", tag), ("If-None-Match", '"zz"')],
+        [("If-None-Match", '"zz"'), ("If-None-Match", tag)],
+    ]
+    for headers in unmet:
+        answer = await caller.request(method, url, json=body, headers=headers)
+        problem_of(answer, 412, "precondition_failed")
     assert (await caller.get(url)).json() == before
 
 
@@ -43,7 +54,6 @@ async def test_an_account_is_closed_in_the_state_that_its_owner_saw(person: Pers
     await refused(person, "DELETE", url, await tag_of(person, url), body)
     outdated = await tag_of(person, url)
     assert (await person.patch(url, json={"bio": "another"})).status_code == 200
-    await refused(person, "DELETE", url, outdated, body)
     answer = await person.request("DELETE", url, json=body, headers={"If-Match": outdated})
     problem_of(answer, 412, "precondition_failed")
     # The password is asked for first, because a wrong one is no matter of states.
@@ -56,11 +66,34 @@ async def test_an_account_is_closed_in_the_state_that_its_owner_saw(person: Pers
     assert (await person.request("DELETE", url, json=body, headers=headers)).status_code == 202
 
 
+async def test_profile_and_preferences_are_changed_in_a_state_that_is_not_excluded(person: Person) -> None:
+    for method, url, body in [
+        ("PATCH", "/v1/users/me", {"bio": "no"}),
+        ("PATCH", "/v1/users/me/preferences", {"theme": "dark"}),
+        ("PATCH", "/v1/users/me/preferences", {"extra": {"a": 1}}),
+        ("PUT", "/v1/users/me/preferences", {"theme": "light"}),
+    ]:
+        first = await tag_of(person, url)
+        await refused(person, method, url, first, body)
+        # Two lines of a list are one list.
+        lists = [[("If-None-Match", '"zz"')], [("If-Match", '"zz"'), ("If-Match", first)]]
+        assert [(await person.request(method, url, json=body, headers=headers)).status_code for headers in lists] == [
+            200,
+            412,
+        ]
+        present = await tag_of(person, url)
+        # Neither the state that was excluded nor another one than was named.
+        for headers in ([("If-Match", '"zz"'), ("If-Match", present)], {"If-None-Match": first, "If-Match": "*"}):
+            assert (await person.request(method, url, json=body, headers=headers)).status_code == 200
+
+
 async def test_endpoints_are_changed_and_removed_in_the_state_that_was_seen(person: Person) -> None:
     endpoint: dict[str, Any] = {"url": "https://receiver.example.com/hook", "event_types": ["job.failed"]}
     url = (await person.post("/v1/webhooks/endpoints", json=endpoint)).headers["location"]
     first = await tag_of(person, url)
     await refused(person, "PATCH", url, first, {"description": "no"})
+    # Excluding a state that it does not have changes nothing.
+    assert (await person.patch(url, json={}, headers={"If-None-Match": '"zz"'})).status_code == 200
     await refused(person, "DELETE", url, first)
     changed = await person.patch(url, json={"description": "mine"}, headers={"If-Match": first})
     assert (changed.status_code, changed.headers["etag"]) == (200, await tag_of(person, url))
@@ -99,8 +132,12 @@ async def test_what_has_no_state_takes_no_tag(person: Person, connection: Connec
     ]:
         answer = await person.request(method, url, json=body, headers=stale)
         problem_of(answer, 412, "precondition_failed")
+    for url, posted in [("/v1/jobs", {"kind": "export.account", "args": {}}), ("/v1/auth/api-keys", {"name": "a"})]:
+        answer = await person.post(url, json=posted, headers={"If-None-Match": "*"})
+        problem_of(answer, 412, "precondition_failed")
     assert await connection.fetch("SELECT id, state, version FROM jobs.jobs ORDER BY id") == before
     assert (await person.get("/v1/users/me/events")).json()["items"] == []
+    assert (await person.post("/v1/events", json={"kind": "a.b"}, headers={"If-None-Match": "*"})).status_code == 201
     assert (await person.post(f"/v1/jobs/{job}/cancel", headers={"If-Match": "*"})).status_code == 200
 
 

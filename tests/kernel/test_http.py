@@ -38,6 +38,7 @@ from app.kernel.http import (
     matches_any,
     version_etag,
 )
+from app.kernel.versions import ANY_VERSION, NO_VERSION, Versions
 from tests.fixtures.answers import problem_of
 from tests.kernel.conftest import Planted
 
@@ -401,17 +402,30 @@ def conditions(**headers: str) -> Preconditions:
 def test_versions_that_may_be_changed() -> None:
     for life in (b"", bytes(16)):
         tag = version_etag("ab", 3, life)
-        assert conditions().versions("ab", life) is None
-        assert conditions(if_match="*").versions("ab", life) is None
-        for named in (tag, f'"x", {tag}', tag[:-1] + '-gzip"'):
-            assert conditions(if_match=named).versions("ab", life) == [3]
-        for other in (f"W/{tag}", version_etag("cd", 3, life), version_etag("ab", 3, b"x" * 16), "", "\udcff"):
-            assert (
-                conditions(if_match=other.encode("utf-8", "surrogateescape").decode("latin-1")).versions("ab", life)
-                == []
-            )
-        assert conditions(if_none_match="*").versions("ab", life) == []
-        assert conditions(if_match=tag, if_none_match="*").versions("ab", life) == []
+        forms = (tag, f'"x", {tag}', tag[:-1] + '-gzip"')
+        foreign = (version_etag("cd", 3, life), version_etag("ab", 3, b"x" * 16), "", "\xff")
+
+        def versions(*, life: bytes = life, **headers: Any) -> Versions:
+            return conditions(**headers).versions("ab", life)
+
+        assert versions() == versions(if_match="*") == ANY_VERSION
+        for named in forms:
+            assert versions(if_match=named) == Versions((3,), excluded=False)
+        for named in (*foreign, f"W/{tag}"):
+            assert versions(if_match=named) == NO_VERSION
+        for named in (*forms, f"W/{tag}"):
+            for present in ({}, {"if_match": "*"}):
+                assert versions(if_none_match=named, **present) == Versions((3,), excluded=True)
+            assert versions(if_match=tag, if_none_match=named) == NO_VERSION
+        for named in foreign:
+            assert versions(if_none_match=named) == ANY_VERSION
+        for present in ({}, {"if_match": "*"}, {"if_match": tag}):
+            assert versions(if_none_match="*", **present) == NO_VERSION
+
+
+def test_versions_are_those_named_or_all_others() -> None:
+    assert [4 in versions for versions in (Versions((4,), excluded=False), NO_VERSION)] == [True, False]
+    assert [4 in versions for versions in (Versions((4,), excluded=True), ANY_VERSION)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -425,6 +439,7 @@ def test_versions_that_may_be_changed() -> None:
         ({"if_match": '"b"'}, False),
         ({"if_none_match": "*"}, False),
         ({"if_none_match": 'W/"a"'}, False),
+        ({"if_none_match": '"b", "a-gzip"'}, False),
         ({"if_none_match": '"b"'}, True),
         ({"if_match": '"a"', "if_none_match": '"a"'}, False),
         ({"if_unmodified_since": "Thu, 01 Jan 1970 00:00:00 GMT"}, True),

@@ -1,6 +1,6 @@
 """What becomes of an account: its role, a ban, its deletion. All of it is effective before the call returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from app.identity.errors import AccountNotFound, LastAdmin, OwnAccount
@@ -26,6 +26,7 @@ from app.identity.service.sessions import end_sessions
 from app.kernel.auth import Role
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
+from app.kernel.versions import Versions
 from app.users import api as users
 
 
@@ -111,7 +112,7 @@ async def unban(db: Database, identity: IdentityServices, admin: Actor, user_id:
 
 
 async def delete_own(
-    db: Database, identity: IdentityServices, actor: Actor, current_password: str, versions: Sequence[int] | None
+    db: Database, identity: IdentityServices, actor: Actor, current_password: str, versions: Versions
 ) -> datetime:
     """Closes the caller's account at once; the answer is when its data go.
 
@@ -126,7 +127,7 @@ async def delete_own(
 
 @retries_conflicts
 async def _delete(
-    db: Database, identity: IdentityServices, actor: Actor, account: Account, versions: Sequence[int] | None
+    db: Database, identity: IdentityServices, actor: Actor, account: Account, versions: Versions
 ) -> datetime:
     now = identity.clock.now()
     purge_at = now + timedelta(seconds=identity.settings.deletion_grace)

@@ -14,6 +14,7 @@ from starlette.types import Scope
 from app.kernel.codings import gzip_etag
 from app.kernel.errors import PreconditionFailed
 from app.kernel.request_headers import headers_of
+from app.kernel.versions import ANY_VERSION, NO_VERSION, Versions
 
 _ETAG_BYTES = 12
 _ANY = b"*"
@@ -85,18 +86,28 @@ class Preconditions:
         """
         if self.if_match is not None and not matches_strongly(self.if_match, etag):
             raise PreconditionFailed
-        if self.if_none_match is not None and matches_any(self.if_none_match, etag):
+        if self.if_none_match is not None and any(
+            matches_any(self.if_none_match, tag) for tag in (etag, gzip_etag(etag))
+        ):
             raise PreconditionFailed("The resource is what `If-None-Match` says it must not be.")
 
-    def versions(self, owner: str, life: bytes) -> list[int] | None:
-        """The versions of a row with the tags of `version_etag` that may be changed, weak tags left out; None: any.
-
-        Of `If-None-Match` only `*` means anything here: the row is there, so none of its versions may be changed.
-        """
-        if self.if_none_match is not None and self.if_none_match.strip() == _ANY:
-            return []
+    def versions(self, owner: str, life: bytes) -> Versions:
+        """Those of a row with the tags of `version_etag` that may be changed."""
+        if not self:
+            return ANY_VERSION
+        refused = frozenset[int]()
+        if self.if_none_match is not None:
+            if self.if_none_match.strip() == _ANY:
+                return NO_VERSION
+            weak = (tag.removeprefix(b"W/") for tag in _tags(self.if_none_match))
+            refused = _versions_of(weak, owner, life)
         if self.if_match is None or self.if_match.strip() == _ANY:
-            return None
-        pattern = re.compile(rf'"{re.escape(owner)}-(\d{{1,18}}){_life(life)}(?:-gzip)?"', re.ASCII)
-        named = (tag.decode("latin-1") for tag in _tags(self.if_match))
-        return [int(found[1]) for tag in named if (found := pattern.fullmatch(tag))]
+            return Versions(tuple(refused), excluded=True)
+        # Weak tags name none here.
+        return Versions(tuple(_versions_of(_tags(self.if_match), owner, life) - refused), excluded=False)
+
+
+def _versions_of(tags: Iterable[bytes], owner: str, life: bytes) -> frozenset[int]:
+    """Those that tags of `version_etag` name, in their compressed form too; other tags are left out."""
+    pattern = re.compile(rf'"{re.escape(owner)}-(\d{{1,18}}){_life(life)}(?:-gzip)?"'.encode())
+    return frozenset(int(found[1]) for tag in tags if (found := pattern.fullmatch(tag)))

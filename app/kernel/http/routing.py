@@ -126,8 +126,9 @@ class Checks:
         # People come with what others have appended to a link, such as `utm_source`.
         self._is_page = route.response_class in _PAGES
         self._has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
-        # A guard that the client has set must not be dropped in silence (RFC 9110, section 13.1.1).
-        self._refuses_if_match = "GET" not in (route.methods or ()) and _IF_MATCH not in (
+        self._path = route.path
+        # A guard that the client has set must not be dropped in silence (RFC 9110, section 13.1).
+        self._is_stateless = "GET" not in (route.methods or ()) and _IF_MATCH not in (
             (route.openapi_extra or {}).get("parameters", ())
         )
         self._accepting = _ACCEPTING.get(next(iter(route.methods or ())), "Accept")
@@ -160,8 +161,8 @@ class Checks:
     def pass_or_raise(self, scope: Scope) -> None:
         """Returns if the caller may call the route with an address and a body of this form; else raises an AppError."""
         self._permission.check(scope)
-        if self._refuses_if_match:
-            self._check_if_match(scope)
+        if self._is_stateless:
+            self._check_preconditions(scope)
         if self._has_path_parameters:
             check_text(scope.get("raw_path") or b"", "path")
         if scope["query_string"] and not self._is_page:
@@ -174,11 +175,14 @@ class Checks:
                 if length.isdigit() and int(length) > self.limits.max_bytes:
                     raise PayloadTooLarge
 
-    def _check_if_match(self, scope: Scope) -> None:
+    def _check_preconditions(self, scope: Scope) -> None:
         """Of what is only called there is no state that a tag could name; `*` asks for no more than its being there."""
-        if_match = headers_of(scope).get(b"if-match")
+        headers = headers_of(scope)
+        if_match = headers.get(b"if-match")
         if if_match is not None and if_match.strip() != b"*":
             raise PreconditionFailed("This call does not depend on a state that If-Match could name.")
+        if headers.get(b"if-none-match", b"").strip() == b"*" and _has_representation(scope, self._path):
+            raise PreconditionFailed("The resource is there, which `If-None-Match: *` says it must not be.")
 
     def check_read(self, scope: Scope) -> None:
         """Returns if a body that was read, and is not empty, has the route's form. Where its length was announced,
@@ -226,6 +230,14 @@ class Router(APIRouter):
         super().__init__(
             route_class=StrictRoute, redirect_slashes=False, generate_unique_id_function=operation_id, **options
         )
+
+
+def _has_representation(scope: Scope, path: str) -> bool:
+    """Whether a resource with this template is one that can be read."""
+    return any(
+        isinstance(route, APIRoute) and route.path == path and "GET" in (route.methods or ())
+        for route in scope["app"].routes
+    )
 
 
 def _check_query(raw: bytes, known: frozenset[str]) -> None:

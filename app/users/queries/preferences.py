@@ -6,6 +6,7 @@ import orjson
 
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
+from app.kernel.versions import Versions
 from app.users.records import Preferences
 
 LIST_PREFERENCES = """
@@ -59,17 +60,19 @@ UPDATE_PREFERENCES = """
         version = p.version + ($2 <> '{}')::integer,
         updated_at = CASE WHEN $2 = '{}' THEN p.updated_at ELSE now() END
     FROM users.users u
-    WHERE p.user_id = $1 AND ($3::bigint[] IS NULL OR p.version = ANY($3))
+    WHERE p.user_id = $1 AND (p.version = ANY($3::bigint[])) <> $4::boolean
       AND u.id = p.user_id AND u.deleted_at IS NULL
     RETURNING p.theme, p.language, p.email_notifications, p.weekly_report, p.extra, p.version
 """
 
 
 async def update_preferences(
-    tx: Tx, user_id: UserId, changes: Mapping[str, object], versions: Sequence[int] | None
+    tx: Tx, user_id: UserId, changes: Mapping[str, object], versions: Versions
 ) -> Preferences | None:
     """None if there is no such row, or none in one of these versions."""
-    row = await tx.fetchrow(UPDATE_PREFERENCES, user_id, orjson.dumps(changes).decode(), versions)
+    row = await tx.fetchrow(
+        UPDATE_PREFERENCES, user_id, orjson.dumps(changes).decode(), versions.numbers, versions.excluded
+    )
     return Preferences(**row) if row else None
 
 

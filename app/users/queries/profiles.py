@@ -7,6 +7,7 @@ import orjson
 
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
+from app.kernel.versions import Versions
 from app.users.records import Preferences, PublicUser, User, UserExport
 
 INSERT_USER = """
@@ -102,17 +103,15 @@ UPDATE_USER = """
         timezone = COALESCE($2 ->> 'timezone', timezone),
         version = version + ($2 <> '{}')::integer,
         updated_at = CASE WHEN $2 = '{}' THEN updated_at ELSE now() END
-    WHERE id = $1 AND deleted_at IS NULL AND ($3::bigint[] IS NULL OR version = ANY($3))
+    WHERE id = $1 AND deleted_at IS NULL AND (version = ANY($3::bigint[])) <> $4::boolean
     RETURNING id, email, email_verified, display_name, bio, avatar_url, locale, timezone,
               created_at, updated_at, version
 """
 
 
-async def update_user(
-    tx: Tx, user_id: UserId, changes: Mapping[str, str | None], versions: Sequence[int] | None
-) -> User | None:
+async def update_user(tx: Tx, user_id: UserId, changes: Mapping[str, str | None], versions: Versions) -> User | None:
     """None if there is no such user, or none in one of these versions."""
-    row = await tx.fetchrow(UPDATE_USER, user_id, orjson.dumps(changes).decode(), versions)
+    row = await tx.fetchrow(UPDATE_USER, user_id, orjson.dumps(changes).decode(), versions.numbers, versions.excluded)
     return User(**row) if row else None
 
 
@@ -130,13 +129,13 @@ async def update_email(tx: Tx, user_id: UserId, email: str, *, verified: bool) -
 
 HIDE_USER = """
     UPDATE users.users SET deleted_at = now(), version = version + 1
-    WHERE id = $1 AND deleted_at IS NULL AND ($2::bigint[] IS NULL OR version = ANY($2))
+    WHERE id = $1 AND deleted_at IS NULL AND (version = ANY($2::bigint[])) <> $3::boolean
 """
 
 
-async def hide_user(tx: Tx, user_id: UserId, versions: Sequence[int] | None) -> bool:
+async def hide_user(tx: Tx, user_id: UserId, versions: Versions) -> bool:
     """Whether there was such a user, in one of these versions."""
-    return await tx.execute(HIDE_USER, user_id, versions) == "UPDATE 1"
+    return await tx.execute(HIDE_USER, user_id, versions.numbers, versions.excluded) == "UPDATE 1"
 
 
 ANONYMISE_USER = """
