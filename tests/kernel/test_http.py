@@ -400,6 +400,7 @@ def conditions(**headers: str) -> Preconditions:
 
 
 def test_versions_that_may_be_changed() -> None:
+    present: dict[str, Any]
     for life in (b"", bytes(16)):
         tag = version_etag("ab", 3, life)
         forms = (tag, f'"x", {tag}', tag[:-1] + '-gzip"')
