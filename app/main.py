@@ -368,6 +368,11 @@ def _check_routes(app: FastAPI) -> None:
             raise RuntimeError(message)  # noqa: TRY004 - the wiring is wrong, not an argument
 
 
+def __dir__() -> list[str]:
+    # `fastapi dev app/main.py` looks for an application among these names.
+    return [*globals(), "app"]
+
+
 def __getattr__(name: str) -> FastAPI:
     """`app` for `uvicorn app.main:app`, made when asked for, so that importing this file reads no settings."""
     if name == "app":

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -49,6 +49,8 @@ _logger = get_logger(__name__)
 _ACQUIRE_TIMEOUT = 5.0
 _STOP_WITHIN = 5.0
 _RESTART_AFTER = 0.5
+# How long a worker waits for the database before it goes on without.
+_SECRET_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,9 @@ async def open_worker(
     # The bus is left closed: a worker only sends on it. With eight of them, receiving each other's messages cost more
     # than the jobs.
     await open_database(resources)
+    with suppress(TimeoutError):
+        # With another secret, jobs would use their attempts up on what they cannot open.
+        await asyncio.wait_for(confirm_secret(db, resources.keys), _SECRET_SECONDS)
     # Of the process before this one, if that was killed.
     await asyncio.to_thread(delete_abandoned_folders)
     endless: list[Callable[[], Awaitable[None]]] = [

@@ -264,6 +264,12 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
         lines = answer.text.splitlines()
         assert 'app_jobs_finished_total{kind="test.noop",outcome="succeeded"} 3.0' in lines
         assert 'app_jobs_pickup_seconds_count{queue="default"} 3.0' in lines
+        # httpx asks for gzip by itself.
+        plain = await client.get("/metrics", headers={"Accept-Encoding": "gzip;q=0"})
+        codings = [(found.headers.get("content-encoding"), found.headers["vary"]) for found in (answer, plain)]
+        assert codings == [("gzip", "Accept-Encoding"), (None, "Accept-Encoding")]
+        sizes = [int(found.headers["content-length"]) for found in (answer, plain)]
+        assert sizes[0] <= sizes[1] * 3 // 4 < sizes[1] == len(plain.content)
         # A second worker with the same port has none, and works all the same.
         second = await start_process(APP_JOBS_METRICS_PORT=str(port))
         worker.send_signal(signal.SIGTERM)

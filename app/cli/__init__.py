@@ -267,10 +267,8 @@ def prepare(
 
     async def add_demo_data() -> list[tuple[str, str, str]]:
         # Loaded only now, because the API can go on from here.
-        from app.cli.identity import check_installation_secret
         from app.dev.demo import seed
 
-        await check_installation_secret(settings)
         return [account.log_in for account in await seed(settings)]
 
     asyncio.run(bring_schema_up_to_date())

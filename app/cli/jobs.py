@@ -151,9 +151,15 @@ def resume(queue: _Queue) -> None:
 @mail.command("lift-suppression")
 def lift_suppression(email: Annotated[str, typer.Argument(help="The address.")]) -> None:
     """Lift the suppression of an address whose server refused an e-mail."""
+    from app.identity.api import check_secret
     from app.jobs.api import lift_suppression as lift
 
-    is_lifted = _with_resources(lambda own: lift(own.db, own.keys, own.clock, _operator(), email))
+    async def lift_it(own: "Resources") -> bool:
+        # Under another secret every address is an unknown one.
+        await check_secret(own.db, own.keys)
+        return await lift(own.db, own.keys, own.clock, _operator(), email)
+
+    is_lifted = _with_resources(lift_it)
     say(f"{email} is written to again." if is_lifted else f"{email} was not suppressed; nothing changed.")
 
 

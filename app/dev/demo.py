@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from app.composition import close_resources, make_resources, open_database
-from app.identity.api import PasswordHashing, operator, provision_account
+from app.identity.api import PasswordHashing, check_secret, operator, provision_account
 from app.kernel.auth import Role
 from app.kernel.clock import Clock
 from app.kernel.database import Tx
@@ -42,11 +42,16 @@ DEMO_ACCOUNTS = (
 
 
 async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
-    """Makes what is missing; the answer is who can log in."""
+    """Makes what is missing; the answer is who can log in.
+
+    Raises:
+        SettingsError: the database was used with another APP_SECRET_KEY.
+    """
     resources = make_resources(settings, application_name="onehop-seed")
     hashing = PasswordHashing(settings.identity)
     await open_database(resources)
     try:
+        await check_secret(resources.db, resources.keys)
         for account in DEMO_ACCOUNTS:
             await provision_account(
                 resources.db,

@@ -12,10 +12,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from app.cli.doctor import _postgres
 from app.cli.environment import explanation
 from app.kernel.database import DatabaseUnavailable
 from app.kernel.database.failures import translate
 from app.kernel.errors import NotFound
+from app.kernel.schema.revision import newest_revision
 from app.settings import SettingsError, load_settings
 from tests.cli.programs import ROOT, processes, run
 
@@ -168,6 +170,25 @@ def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     assert "ok   Mail: is kept in the development mailbox\n" in well.stdout
     assert re.search("ok   Fonts: for [0-9]+ scripts, none for Gujarati, ", well.stdout)
     assert run(environment, "seed").returncode == 0
+
+
+async def test_doctor_names_a_schema_of_a_newer_release(database_url: str) -> None:
+    """That of a deployment under way, with which this release works, too."""
+    settings = load_settings({"APP_SECRET_KEY": "k" * 32, "DATABASE_URL": database_url})
+
+    async def schema() -> tuple[str, str]:
+        found = {finding.subject: (finding.verdict, finding.text) async for finding in _postgres(settings)}
+        assert found["Secret"][0] == "ok"
+        return found["Schema"]
+
+    assert await schema() == ("ok", f"{newest_revision()} is the newest")
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("UPDATE alembic_version SET version_num = '9999_of_a_release_to_come'")
+    finally:
+        await connection.close()
+    text = f"9999_of_a_release_to_come is of a newer release than this one, which knows {newest_revision()}"
+    assert await schema() == ("warn", text)
 
 
 @pytest.mark.slow
