@@ -5,15 +5,14 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from app.jobs.api import insert_jobs, list_listeners
+from app.jobs.api import insert_jobs, list_webhook_subscribers
 from app.kernel.batching.point_reads import PointReads
 from app.kernel.cache import Cache
-from app.kernel.cache.positions import Positions
+from app.kernel.cache.wal_positions import WalPositions
 from app.kernel.clock import Clock, SteadyClock
 from app.kernel.database import Database
 from app.kernel.database.incarnation import Incarnation
 from app.kernel.ids import UserId
-from app.kernel.listeners import Listeners
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
@@ -23,6 +22,7 @@ from app.kernel.redis.gateway import Memory, RedisGateway
 from app.kernel.resources import Resources
 from app.kernel.sealing import Keys
 from app.kernel.settings import HttpSettings, RedisSettings
+from app.kernel.webhook_subscribers import WebhookSubscribers
 from app.settings import Settings
 from app.users import api as users
 
@@ -63,7 +63,7 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     incarnation = Incarnation()
     cache = Cache(settings.cache, cache_redis, cache_bus, incarnation)
     cache.bind(db)
-    positions = Positions(redis, incarnation)
+    positions = WalPositions(redis, incarnation)
     db.bind_positions(positions)
     servers = [
         RedisGateway(settings.redis.model_copy(update={"url": url})) if url.get_secret_value() != redis.url else redis
@@ -72,7 +72,7 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
     queue = Queue(insert_jobs, redis, shards=settings.jobs.shards, window=settings.jobs.window, servers=servers)
     queue.bind(db)
     keys = Keys(settings.secret_key.get_secret_value())
-    listeners = Listeners(db, bus, queue, list_listeners)
+    webhook_subscribers = WebhookSubscribers(db, bus, queue, list_webhook_subscribers)
     cursors = Cursors(keys.derive("cursor"))
     return Resources(
         db=db,
@@ -88,7 +88,7 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         keys=keys,
         cursors=cursors,
         http=_with_operator_networks(settings),
-        listeners=listeners,
+        webhook_subscribers=webhook_subscribers,
         incarnation=incarnation,
     )
 
@@ -126,7 +126,7 @@ async def warn_of_eviction(resources: Resources) -> None:
 
 
 async def close_resources(resources: Resources) -> None:
-    await resources.listeners.close()
+    await resources.webhook_subscribers.close()
     await resources.incarnation.close()
     await resources.cache.close()
     await resources.reads.close()

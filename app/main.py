@@ -220,7 +220,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         )
         stack.push_async_callback(asyncio.to_thread, app.state.jobs.rendering.close)
         await open_resources(resources)
-        await resources.listeners.start()
+        await resources.webhook_subscribers.start()
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys, resources.incarnation))
         app.state.limits = RateLimits(
             settings.limits,

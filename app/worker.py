@@ -21,7 +21,7 @@ from app.jobs.api import (
     Executor,
     JobsTasks,
     JobWatch,
-    Postman,
+    MailOutbox,
     Relay,
     Turns,
     WebhookSender,
@@ -111,19 +111,19 @@ async def open_worker(
     watch.attach(db)
     store = ArtifactStore(jobs, settings.data_dir)
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock, settings.name)
-    postman = Postman(mailer, resources.keys, settings.mail)
+    outbox = MailOutbox(mailer, resources.keys, settings.mail)
     sender = WebhookSender(jobs)
     kinds = {
         **IdentityTasks(
-            postman,
+            outbox,
             settings.identity,
             settings.name,
             settings.base_url,
-            Eraser(store, postman).erase,
+            Eraser(store, outbox).erase,
             partial(drop_copies, cache),
         ).kinds(),
         **JobsTasks(
-            store, postman, sender, resources.keys, jobs, product=settings.name, public_url=settings.base_url
+            store, outbox, sender, resources.keys, jobs, product=settings.name, public_url=settings.base_url
         ).kinds(),
         **kinds,
     }
@@ -167,8 +167,8 @@ async def open_worker(
     await asyncio.to_thread(delete_abandoned_folders)
     endless: list[Callable[[], Awaitable[None]]] = [
         partial(follow_database_time, db, clock),
-        executor.ends.write_for_ever,
-        executor.ends.announce_for_ever,
+        executor.completions.write_for_ever,
+        executor.completions.announce_for_ever,
         partial(executor.maintain, runner),
         relay.run,
         partial(confirm_secret, db, resources.keys),

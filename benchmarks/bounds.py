@@ -33,7 +33,7 @@ from benchmarks.product import Bench
 REPORT = machine.ROOT / "docs" / "benchmarks" / "bounds.md"
 _UNITS_A_SECOND = 2_000.0
 _CONNECTIONS = 48
-_PATIENCE_SECONDS = 15.0
+_TIMEOUT_SECONDS = 15.0
 _TABLES = """
     SELECT schemaname || '.' || relname AS name, pg_total_relation_size(relid) AS bytes
     FROM pg_stat_user_tables ORDER BY name
@@ -241,7 +241,7 @@ async def send_for(port: int, requests: Varied, seconds: float) -> Counter[int]:
                 if writer is None or reader is None:
                     reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(requests[0])
-                async with asyncio.timeout(_PATIENCE_SECONDS):
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
                     status, stays = await _answer(reader)
                 statuses[status] += 1
             except (OSError, EOFError, TimeoutError):

@@ -210,7 +210,7 @@ class Supervisor:
         for task in tasks:
             task.process.terminate()
         # The signal that brought us here does not count as impatience.
-        patience = min(self._stop_requests, 1)
+        requests_needed = min(self._stop_requests, 1)
         started = time.monotonic()
         alive = [
             (child, process) for child in children if (process := child.process) is not None and process.poll() is None
@@ -219,7 +219,7 @@ class Supervisor:
             process.terminate()
         for child, process in alive:
             while process.poll() is None and time.monotonic() - started < child.program.stop_seconds:
-                if self._stop_requests > patience:
+                if self._stop_requests > requests_needed:
                     break
                 self._wait(0.1)
             forced = process.poll() is None

@@ -76,7 +76,7 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
 }
 
 
-class Postman(Protocol):
+class JobMailer(Protocol):
     """Who takes messages."""
 
     async def send(
@@ -86,7 +86,7 @@ class Postman(Protocol):
         ...
 
 
-class EmailArgs(JobArgs):
+class AddressArgs(JobArgs):
     """About an address, whether or not it has an account. `known_version`: of the account, when the device became known
     that asks; None for a stranger.
     """
@@ -130,14 +130,14 @@ class IdentityTasks:
 
     def __init__(
         self,
-        postman: Postman,
+        mailer: JobMailer,
         settings: IdentitySettings,
         product: str,
         public_url: str,
         erase: Callable[[JobContext, UserId, str], Awaitable[None]],
         drop_copies: Callable[[UserId], Awaitable[None]],
     ) -> None:
-        self._postman = postman
+        self._mailer = mailer
         self._erase = erase
         self._drop_copies = drop_copies
         self._settings = settings
@@ -147,15 +147,15 @@ class IdentityTasks:
     def kinds(self) -> dict[str, JobKind[Any]]:
         """The kinds of this module, by name."""
         kinds: tuple[JobKind[Any], ...] = (
-            job(KIND_REGISTERED, args=EmailArgs, queue=QUEUE)(self._mail_registered),
-            job(KIND_RESET, args=EmailArgs, queue=QUEUE)(self._mail_reset),
+            job(KIND_REGISTERED, args=AddressArgs, queue=QUEUE)(self._mail_registered),
+            job(KIND_RESET, args=AddressArgs, queue=QUEUE)(self._mail_reset),
             job(KIND_CHANGE, args=ChangeArgs, queue=QUEUE)(self._mail_change),
             job(KIND_NOTICE, args=NoticeArgs, queue=QUEUE)(self._mail_notice),
             job(KIND_PURGE, args=PurgeArgs, max_attempts=20)(self._purge),
         )
         return {kind.name: kind for kind in kinds}
 
-    async def _mail_registered(self, ctx: JobContext, args: EmailArgs) -> None:
+    async def _mail_registered(self, ctx: JobContext, args: AddressArgs) -> None:
         account = await _by_email(ctx, args.email)
         if account is None or account.status != "active":
             return
@@ -166,7 +166,7 @@ class IdentityTasks:
             mail = self._compose(ctx, account.email, "account_exists", {"link": self._forgot_link})
             await self._send(ctx, replace(mail, purpose="verification", account=account.user_id))
 
-    async def _mail_reset(self, ctx: JobContext, args: EmailArgs) -> None:
+    async def _mail_reset(self, ctx: JobContext, args: AddressArgs) -> None:
         account = await _by_email(ctx, args.email)
         if account is not None and account.status == "active":
             purpose: MailPurpose = "own_reset" if args.is_asked_by_owner(account) else "reset"
@@ -249,7 +249,7 @@ class IdentityTasks:
         self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
     ) -> None:
         try:
-            await self._postman.send(ctx, mail, prepare=prepare)
+            await self._mailer.send(ctx, mail, prepare=prepare)
         except MailWithheld as withheld:
             _logger.info("identity.mail_withheld", reason=withheld.reason, purpose=mail.purpose)
         except MailRefused as error:

@@ -4,7 +4,7 @@ from app.jobs.errors import UnsubscribeLinkExpired, UnsubscribeLinkInvalid
 from app.jobs.handlers import JOB_KINDS
 from app.jobs.handlers.bound import SCHEDULES, JobsTasks
 from app.jobs.queries.submitting import insert_jobs, list_overviews
-from app.jobs.queries.webhook_endpoints import list_listeners
+from app.jobs.queries.webhook_endpoints import list_webhook_subscribers
 from app.jobs.records import (
     COUNTED_AT_MOST,
     QUEUES,
@@ -31,7 +31,7 @@ from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.erasure import Eraser
 from app.jobs.service.execution import Executor
 from app.jobs.service.health import WorkerHealth
-from app.jobs.service.mailing import Postman, lift_suppression
+from app.jobs.service.mail_outbox import MailOutbox, lift_suppression
 from app.jobs.service.relay import Relay
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.scratch import delete_abandoned_folders
@@ -60,8 +60,8 @@ __all__ = [
     "JobWatch",
     "JobsRuntime",
     "JobsTasks",
+    "MailOutbox",
     "Overview",
-    "Postman",
     "Relay",
     "Turns",
     "UnsubscribeLinkExpired",
@@ -78,9 +78,9 @@ __all__ = [
     "lift_suppression",
     "list_all_jobs",
     "list_attempts",
-    "list_listeners",
     "list_overviews",
     "list_queues",
+    "list_webhook_subscribers",
     "pause_queue",
     "queue_shares",
     "resume_user",

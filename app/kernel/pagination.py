@@ -71,7 +71,7 @@ class Cursors:
             raise InvalidCursor
         return msgspec.msgpack.decode(payload, type=types)
 
-    def cut(
+    def paginate(
         self,
         list_name: str,
         owner: object,
@@ -89,7 +89,7 @@ class Cursors:
         last = key(items[-1]) if len(found) > limit else scan_end
         return Page(items, None if last is None else self.encode(list_name, owner, last))
 
-    def page_of(
+    def paginate_in_memory(
         self,
         list_name: str,
         owner: object,
@@ -109,7 +109,7 @@ class Cursors:
         if cursor is not None:
             last = self.decode(list_name, owner, cursor, types)
             items = [item for item in items if (key(item) < last if descending else key(item) > last)]
-        return self.cut(list_name, owner, items, key, limit=limit)
+        return self.paginate(list_name, owner, items, key, limit=limit)
 
     def _sign(self, list_name: str, owner: object, payload: bytes) -> bytes:
         scope = f"{list_name}\0{owner}\0".encode()

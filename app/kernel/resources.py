@@ -10,13 +10,13 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.database.incarnation import Incarnation
-from app.kernel.listeners import Listeners
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
 from app.kernel.redis.bus import Bus
 from app.kernel.redis.gateway import RedisGateway
 from app.kernel.sealing import Keys
 from app.kernel.settings import HttpSettings
+from app.kernel.webhook_subscribers import WebhookSubscribers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Resources:
     keys: Keys
     cursors: Cursors
     http: HttpSettings
-    listeners: Listeners
+    webhook_subscribers: WebhookSubscribers
     incarnation: Incarnation
 
 

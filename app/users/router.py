@@ -69,11 +69,13 @@ async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
 )
 async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
     """Change your account with a JSON merge patch."""
-    if resources.listeners.has(principal.user_id):
+    if resources.webhook_subscribers.has(principal.user_id):
         charge(request.scope, _COST_OF_EVENT)
     changes = patch.model_dump(exclude_unset=True)
     versions = _versions(request, resources, principal.user_id)
-    user = await service.change_profile(resources.db, resources.listeners, principal.user_id, changes, versions)
+    user = await service.change_profile(
+        resources.db, resources.webhook_subscribers, principal.user_id, changes, versions
+    )
     return json_response(user.view(), etag=_etag(resources, user.id, user.version))
 
 

@@ -15,9 +15,9 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
 from app.kernel.field_codes import field_code
 from app.kernel.ids import UserId, new_id
-from app.kernel.listeners import Listeners
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.versions import ANY_VERSION, Versions
+from app.kernel.webhook_subscribers import WebhookSubscribers
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
 from app.users.queries import events as event_queries
 from app.users.queries import preferences as preference_queries
@@ -145,7 +145,11 @@ async def read_profile(reads: PointReads, user_id: UserId) -> User:
 
 @retries_conflicts
 async def change_profile(
-    db: Database, listeners: Listeners, user_id: UserId, changes: Mapping[str, str | None], versions: Versions
+    db: Database,
+    webhook_subscribers: WebhookSubscribers,
+    user_id: UserId,
+    changes: Mapping[str, str | None],
+    versions: Versions,
 ) -> User:
     """Apply `changes`, in which None clears a field, to the profile in one of `versions`.
 
@@ -153,11 +157,13 @@ async def change_profile(
         UserNotFound
         VersionMismatch
     """
-    async with listeners.unit(db, user_id, "users.change_profile") as tx:
+    async with webhook_subscribers.unit(db, user_id, "users.change_profile") as tx:
         tx.emit(FORGET_TOPIC, profile_tag(user_id))
         user = await profile_queries.update_user(tx, user_id, changes, versions)
         if user is not None:
-            await listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": sorted(changes)}])
+            await webhook_subscribers.publish(
+                tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": sorted(changes)}]
+            )
     if user is None:
         raise UserNotFound if versions.are_all else VersionMismatch
     return user
@@ -313,7 +319,7 @@ async def list_events(
             scan_end = await event_queries.get_scan_end(conn, user_id, after, MAX_SCANNED)
         # One more than wanted tells whether there is another page.
         events = await event_queries.list_events(conn, user_id, wanted, after, limit + 1, scan_end)
-    return cursors.cut(
+    return cursors.paginate(
         EVENTS_LIST, owner, events, lambda event: (event.created_at, event.id), limit=limit, scan_end=scan_end
     )
 

@@ -232,7 +232,7 @@ async def measure_dripping_receiver(bench: Bench, seconds: float = 30) -> None:
         for url in urls:
             endpoint_id = new_id()
             async with resources.db.statement("benchmark.create_endpoint") as tx:
-                resources.listeners.add(tx, user_id)
+                resources.webhook_subscribers.add(tx, user_id)
                 await insert_endpoint(
                     tx,
                     endpoint_id=endpoint_id,

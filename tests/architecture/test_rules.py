@@ -45,9 +45,9 @@ def test_only_kernel_and_worker_start_tasks() -> None:
 
 # What opens a transaction without being retried as a whole, and why.
 RETRIED_OTHERWISE = {
-    "app/jobs/service/ending.py: _finish": "tries again until the ends are written",
+    "app/jobs/service/completion.py: _finish": "tries again until the ends are written",
     "app/jobs/service/execution.py: transaction": "is the caller's block; the job is what runs again",
-    "app/kernel/listeners.py: unit": "is the caller's block; the function with the block is held to the rule",
+    "app/kernel/webhook_subscribers.py: unit": "is the caller's block; the function with the block is held to the rule",
 }
 
 
@@ -60,7 +60,7 @@ def test_transactions_are_retried() -> None:
         if isinstance(node, ast.AsyncFunctionDef)
         and (
             any(owner.split(".")[-1] in {"db", "_db"} for owner, _, _ in calls(node, "transaction"))
-            or any(owner.split(".")[-1] == "listeners" for owner, _, _ in calls(node, "unit"))
+            or any(owner.split(".")[-1] == "webhook_subscribers" for owner, _, _ in calls(node, "unit"))
             or any(
                 ast.unparse(part).endswith("db.transaction") for part in ast.walk(node) if isinstance(part, ast.expr)
             )

@@ -45,6 +45,20 @@ RETIRED = {
     "_say_goodbye": "_half_close",
     "is_overrun": "is_over_hard_cap",
     "guard_of": "manager_of",
+    "page_of": "paginate_in_memory",
+    "_is_nowhere": "_is_unknown_path",
+    "Beat": "Heartbeat",
+    "Listeners": "WebhookSubscribers",
+    "listeners": "webhook_subscribers",
+    "Positions": "WalPositions",
+    "Postman": "MailOutbox",
+    "postman": "outbox",
+    "patience": "timeout",
+    "doubt": "unknown_outcome",
+    "doubtful": "unknown_outcome",
+    "_mark_doubtful": "_mark_unknown_outcome",
+    "Refusal": "PreparedProblem",
+    "_Exchange": "_ResponseTracker",
     "Lane": "Queue",
     "lane": "queue",
     "lanes": "queues",
@@ -56,8 +70,11 @@ RETIRED = {
 }
 # A column keeps its name, because processes of the release before read it during an update.
 _COLUMN = "the table `jobs.lanes` or the column `lane`"
+_WIRE = "a name in Redis that processes of the release before read during an update"
 # Where a retired word is meant literally, or is a record of the past: the file, the word, and why.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("app/identity/service/token_refresh.py", "doubt"): _WIRE,
+    ("app/kernel/webhook_subscribers.py", "listeners"): _WIRE,
     ("tests/jobs/test_documents.py", "bell"): "the control character BEL",
     ("tests/jobs/test_invoices.py", "bell"): "the control character BEL",
     ("tests/kernel/test_text.py", "bell"): "the control character BEL",

@@ -125,7 +125,7 @@ async def lose_a_node(cluster: Cluster, one: httpx.AsyncClient, other: httpx.Asy
     for person in kept:
         await eventually(partial(is_shared, person, one, other))
 
-    # All of them, at once, for longer than any breaker's patience; the addresses stay.
+    # All of them, at once, for longer than any breaker's time-out; the addresses stay.
     for node in (cluster.nodes[0], cluster.nodes[2]):
         node.kill()
     await rename(people, "Alone", one, other)

@@ -12,7 +12,7 @@ import redis
 
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.kernel.cache import FORGET_TOPIC
-from app.kernel.cache.positions import Positions
+from app.kernel.cache.wal_positions import WalPositions
 from app.kernel.database import Database, DatabaseUnavailable
 from app.main import create_app
 from app.settings import load_settings
@@ -66,7 +66,7 @@ async def database(
     """A gateway whose replica is in use."""
     await connection.execute(TABLES)
     database = await open_database(replica_urls=replica_url, replica_max_lag=max_lag)
-    database.bind_positions(Positions(await open_redis(), first_life()))
+    database.bind_positions(WalPositions(await open_redis(), first_life()))
     database.on_commit(FORGET_TOPIC, ignore)
     await eventually(lambda: asks_replica(database))
     return database
@@ -222,7 +222,7 @@ async def test_every_process_shows_what_any_of_them_has_written(
 
 async def test_without_replicas_nothing_is_asked(open_database: OpenDatabase, open_redis: OpenRedis) -> None:
     database = await open_database()
-    database.bind_positions(Positions(await open_redis(), first_life()))
+    database.bind_positions(WalPositions(await open_redis(), first_life()))
     database.on_commit(FORGET_TOPIC, ignore)
     with database.recorder() as seen:
         async with database.statement("test.write") as tx:
@@ -261,7 +261,7 @@ async def test_a_replica_that_went_another_way_than_the_new_primary_is_not_asked
         folders = [str(server.host) for server in (postgres, successor)]
         url = f"postgresql://postgres@/{name}?host={','.join(folders)}"
         database = await open_database(url=url, replica_urls=replica_url)
-        database.bind_positions(Positions(await open_redis(), first_life()))
+        database.bind_positions(WalPositions(await open_redis(), first_life()))
         database.on_commit(FORGET_TOPIC, ignore)
         at_successor = await asyncpg.connect(successor.dsn(name))
         await at_successor.execute("ALTER SYSTEM SET primary_conninfo = ''")

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.jobs.api import JOB_KINDS
-from app.jobs.handlers.email_send import EmailArgs
+from app.jobs.handlers.email_send import SendEmailArgs
 from app.settings import Settings
 from app.worker import open_worker
 from tests.fixtures.people import MakePerson, Person
@@ -61,7 +61,7 @@ async def until(connection: Connection, expected: list[tuple[int, str | None]]) 
 )
 def test_a_message_has_one_form(args: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        EmailArgs.model_validate(args)
+        SendEmailArgs.model_validate(args)
 
 
 async def test_nobody_sends_mail_by_the_api(person: Person, connection: Connection) -> None:

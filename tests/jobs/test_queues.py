@@ -35,7 +35,7 @@ async def pause(worker: Worker, connection: Connection) -> None:
         "INSERT INTO jobs.lanes (lane, paused_at) SELECT unnest($1::text[]), now()", list(worker.runner.queues)
     )
     worker.runner.queues_changed = True
-    await eventually(lambda: worker.runner.wants() == {})
+    await eventually(lambda: worker.runner.free_slots_by_queue() == {})
 
 
 async def resume(worker: Worker, connection: Connection) -> None:
@@ -195,17 +195,17 @@ def test_slots_are_shared_by_floors_and_ceilings() -> None:
         "c": QueueShare(weight=1),
     }
     runner = Runner(None, queues, slots=10)  # type: ignore[arg-type]
-    assert runner.wants() == {"a": 7, "b": 4, "c": 5}
+    assert runner.free_slots_by_queue() == {"a": 7, "b": 4, "c": 5}
     runner._running.update({"a": 7})
     runner.tasks.update({new_id(): None for _ in range(7)})  # type: ignore[misc]
-    assert runner.wants() == {"b": 3}
+    assert runner.free_slots_by_queue() == {"b": 3}
     runner.paused = frozenset({"b"})
-    assert runner.wants() == {}
+    assert runner.free_slots_by_queue() == {}
 
 
 def test_a_heavier_queue_is_served_first_more_often() -> None:
     runner = Runner(None, {"heavy": QueueShare(weight=6), "light": QueueShare(weight=1)}, slots=4)  # type: ignore[arg-type]
-    firsts = [next(iter(runner.wants())) for _ in range(3000)]
+    firsts = [next(iter(runner.free_slots_by_queue())) for _ in range(3000)]
     assert 0.82 < firsts.count("heavy") / 3000 < 0.90
 
 

@@ -54,29 +54,29 @@ async def open_bus(open_redis: OpenRedis) -> AsyncIterator[OpenBus]:
 
 async def test_everybody_hears_the_sender_too(open_bus: OpenBus) -> None:
     first, second = await open_bus(), await open_bus()
-    listeners = [Listener(first), Listener(second)]
+    receivers = [Listener(first), Listener(second)]
     other = Listener(second, "other")
     await first.start(wait=scaled(10))
     await second.start(wait=scaled(10))
     assert (first.is_connected, second.is_connected) == (True, True)
     assert await first.publish("test", b"one \0\xff") == 2
-    for listener in listeners:
+    for listener in receivers:
         await listener.hears(b"one \0\xff")
     assert other.heard == []
-    assert [listener.states for listener in (*listeners, other)] == [["up"]] * 3
+    assert [listener.states for listener in (*receivers, other)] == [["up"]] * 3
 
 
 async def test_databases_of_one_server_do_not_hear_each_other(open_bus: OpenBus, valkey: EmbeddedValkey) -> None:
     patient = {"operation_timeout": 10, "connect_timeout": 10}
     gateways = [RedisGateway(RedisSettings(url=SecretStr(valkey.url(number)), **patient)) for number in (0, 1, 1)]
     buses = [Bus(gateway) for gateway in gateways]
-    listeners = [Listener(bus) for bus in buses]
+    receivers = [Listener(bus) for bus in buses]
     try:
         for bus in buses:
             await bus.start(wait=scaled(10))
         assert await buses[1].publish("test", b"of one") == 2
         assert await buses[0].publish("test", b"of zero") == 1
-        for listener, heard in zip(listeners, (b"of zero", b"of one", b"of one"), strict=True):
+        for listener, heard in zip(receivers, (b"of zero", b"of one", b"of one"), strict=True):
             await listener.hears(heard)
     finally:
         for bus, gateway in zip(buses, gateways, strict=True):

@@ -327,7 +327,7 @@ def product() -> Onehop:
 
 
 def test_all_routes_but_these_are_direct(product: Onehop) -> None:
-    assert DirectRoutes(product, product, MAX_BODY_BYTES).left_out == FRAMEWORK_ONLY
+    assert DirectRoutes(product, product, MAX_BODY_BYTES).fallback_routes == FRAMEWORK_ONLY
 
 
 def test_the_same_route_is_found(product: Onehop) -> None:

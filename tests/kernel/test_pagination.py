@@ -58,7 +58,7 @@ def test_a_list_that_is_read_whole_has_pages_too(*, descending: bool) -> None:
     seen: list[int] = []
     cursor: str | None = None
     for size in (3, 3, 1):
-        page = CURSORS.page_of(
+        page = CURSORS.paginate_in_memory(
             "few", 1, items, lambda item: (item,), tuple[int], limit=3, cursor=cursor, descending=descending
         )
         assert len(page.items) == size

@@ -373,11 +373,11 @@ def test_clients_that_take_too_long(impatient: Served) -> None:
     ended = threading.Thread(target=dribble, args=(dribbling, b"GET /a HTTP/1.1\r\nX: " + b"a" * 1000))
     ended.start()
     # Nothing is said to somebody who has said nothing.
-    patience = scaled(20)
-    assert read(silent, first=patience) == b""
-    assert answers(read(idle, first=patience, silence=patience)) == [b"GET /a "]
+    timeout = scaled(20)
+    assert read(silent, first=timeout) == b""
+    assert answers(read(idle, first=timeout, silence=timeout)) == [b"GET /a "]
     for connection in (half_a_head, dribbling, slow_body, half_a_body):
-        refused(read(connection, first=patience, silence=patience), 408, "request_timeout")
+        refused(read(connection, first=timeout, silence=timeout), 408, "request_timeout")
         connection.close()
     # It was cut off: the answer ends before its end.
     wait_until(lambda: not impatient.state.connections)

@@ -147,7 +147,7 @@ async def _delete(
         await end_api_keys(tx, identity, actor, actor.user_id)
         await delete_one_time_tokens(tx, actor.user_id)
         await users.hide_user(tx, actor.user_id, versions)
-        await identity.listeners.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
+        await identity.webhook_subscribers.publish(tx, actor.user_id, "user.deleted", [{"user_id": str(actor.user_id)}])
         await record_security_event(tx, identity.clock, actor, "account_deleted")
         await mail_notice(tx, identity.queue, actor.user_id, "account_deleted", email=account.email)
         await identity.queue.enqueue_rows(tx, [new_purge(identity.queue, actor.user_id, purge_at)])

@@ -118,4 +118,6 @@ async def confirm_change(db: Database, identity: IdentityServices, token: str, d
 
 
 async def _publish_change(tx: Tx, identity: IdentityServices, user_id: UserId, field: str) -> None:
-    await identity.listeners.publish(tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": [field]}])
+    await identity.webhook_subscribers.publish(
+        tx, user_id, "user.updated", [{"user_id": str(user_id), "fields": [field]}]
+    )

@@ -42,7 +42,7 @@ async def find_accounts(
         found = await list_admin_accounts(
             conn, pattern=pattern, status=wanted.status, role=wanted.role, before=before, limit=limit + 1
         )
-    return cursors.cut(_LIST, scope, found, lambda account: (account.user_id,), limit=limit)
+    return cursors.paginate(_LIST, scope, found, lambda account: (account.user_id,), limit=limit)
 
 
 async def read_account(db: Database, user_id: UUID) -> AdminAccount:
@@ -86,7 +86,7 @@ async def revoke_sessions(db: Database, identity: IdentityServices, admin: Actor
         AccountNotFound
     """
     await read_account(db, user_id)
-    async with identity.listeners.unit(db, user_id, "identity.admin_revoke_sessions") as tx:
+    async with identity.webhook_subscribers.unit(db, user_id, "identity.admin_revoke_sessions") as tx:
         return await end_sessions(
             tx,
             identity,

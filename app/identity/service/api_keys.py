@@ -71,7 +71,7 @@ async def list_own(
     """
     async with db.read("identity.api_keys") as conn:
         keys = await list_api_keys(conn, user_id)
-    return cursors.page_of(
+    return cursors.paginate_in_memory(
         "api_keys", user_id, keys, lambda row: (row.id,), tuple[UUID], limit=limit, cursor=cursor, descending=True
     )
 

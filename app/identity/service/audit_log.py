@@ -65,4 +65,4 @@ async def read_security_events(
     before: UUID | None = cursors.decode(_LIST, user_id, cursor, tuple[UUID])[0] if cursor else None
     async with db.read("identity.security_events") as conn:
         events = await list_security_events(conn, user_id, before, limit + 1)
-    return cursors.cut(_LIST, user_id, events, lambda event: (event.id,), limit=limit)
+    return cursors.paginate(_LIST, user_id, events, lambda event: (event.id,), limit=limit)

@@ -27,12 +27,12 @@ from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
 from app.kernel.exits import end_misconfigured
 from app.kernel.ids import UserId
-from app.kernel.listeners import Listeners
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
 from app.kernel.resources import Resources
 from app.kernel.sealing import Keys, SealBroken
 from app.kernel.settings import SettingsError
+from app.kernel.webhook_subscribers import WebhookSubscribers
 
 # Revocations outlive everything they refuse, clocks that differ included.
 _REVOCATION_MARGIN = 60
@@ -53,7 +53,7 @@ class IdentityServices:
     product: str
     clock: Clock
     queue: Queue
-    listeners: Listeners
+    webhook_subscribers: WebhookSubscribers
     hashing: PasswordHashing
     key_ring: KeyRing
     refresh_tokens: RefreshTokens
@@ -103,14 +103,14 @@ def make_identity(
         product=product,
         clock=clock,
         queue=resources.queue,
-        listeners=resources.listeners,
+        webhook_subscribers=resources.webhook_subscribers,
         hashing=PasswordHashing(settings),
         key_ring=key_ring,
         refresh_tokens=refresh_tokens,
         redis_clock=RedisClock(resources.redis),
         issuer=TokenIssuer(key_ring, refresh_tokens, base_url=base_url, lifetime=settings.access_token_ttl),
         feed=feed,
-        ends=SessionEndPublisher(db, resources.listeners),
+        ends=SessionEndPublisher(db, resources.webhook_subscribers),
         authenticator=TokenAuthenticator(
             key_ring, feed, clock, db, issuer=base_url, remembered=settings.token_cache_size
         ),

@@ -126,7 +126,7 @@ async def _store_unverified(
 
 
 async def _publish(tx: Tx, identity: IdentityServices, user_id: UserId) -> None:
-    await identity.listeners.publish(tx, None, "user.registered", [{"user_id": str(user_id)}])
+    await identity.webhook_subscribers.publish(tx, None, "user.registered", [{"user_id": str(user_id)}])
 
 
 async def _create_user(tx: Tx, user_id: UserId, registration: Registration) -> users.User:

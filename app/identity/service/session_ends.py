@@ -11,8 +11,8 @@ from app.identity.queries.sessions import claim_unpublished_ends
 from app.kernel.background import is_set_within
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import Unavailable
-from app.kernel.listeners import Listeners
 from app.kernel.observability.telemetry import get_logger
+from app.kernel.webhook_subscribers import WebhookSubscribers
 
 SESSION_REVOKED = "session.revoked"
 
@@ -25,9 +25,9 @@ _logger = get_logger(__name__)
 class SessionEndPublisher:
     """One per API process."""
 
-    def __init__(self, db: Database, listeners: Listeners) -> None:
+    def __init__(self, db: Database, webhook_subscribers: WebhookSubscribers) -> None:
         self._db = db
-        self._listeners = listeners
+        self._webhook_subscribers = webhook_subscribers
         self._marked = asyncio.Event()
 
     def announce(self, tx: Tx) -> None:
@@ -50,7 +50,7 @@ class SessionEndPublisher:
             ends = await claim_unpublished_ends(tx, _AT_A_TIME)
             if ends:
                 # Also where no subscriber is known: this process may know less than the one that marked them.
-                await self._listeners.publish_noted(
+                await self._webhook_subscribers.publish_noted(
                     tx,
                     [
                         (user_id, SESSION_REVOKED, {"session_id": str(session_id), "reason": "too_many_sessions"})

@@ -77,7 +77,7 @@ async def open_session(
         scope=TokenScope(granted=scopes),
     )
     revocations_end = identity.revocations_end()
-    marks_ends = identity.listeners.has(account.user_id)
+    marks_ends = identity.webhook_subscribers.has(account.user_id)
     opened = await insert_session(
         tx,
         session,
@@ -99,7 +99,7 @@ async def open_session(
 async def end_surplus(tx: Tx, identity: IdentityServices, user_id: UserId) -> None:
     """Keeps an account within its number of sessions after log-ins at the same time, which could not see each other."""
     revocations_end = identity.revocations_end()
-    marks_ends = identity.listeners.has(user_id)
+    marks_ends = identity.webhook_subscribers.has(user_id)
     ended = await end_surplus_sessions(
         tx,
         user_id,
@@ -158,7 +158,7 @@ async def end_sessions(
     )
     identity.feed.announce(tx, [Revocation("session", session, 0, revocations_end) for session in ended])
     data = [{"session_id": str(session), "reason": reason} for session in ended]
-    await identity.listeners.publish(tx, user_id, SESSION_REVOKED, data)
+    await identity.webhook_subscribers.publish(tx, user_id, SESSION_REVOKED, data)
     return len(ended)
 
 
@@ -172,7 +172,7 @@ async def list_own_sessions(
     """
     async with db.read("identity.sessions") as conn:
         sessions = await list_sessions(conn, user_id, identity.clock.now())
-    return cursors.page_of(
+    return cursors.paginate_in_memory(
         "sessions",
         user_id,
         sessions,
@@ -191,7 +191,7 @@ async def end_own_session(db: Database, identity: IdentityServices, actor: Actor
     Raises:
         SessionNotFound: the caller has no such living session.
     """
-    async with identity.listeners.unit(db, actor.user_id, "identity.end_session") as tx:
+    async with identity.webhook_subscribers.unit(db, actor.user_id, "identity.end_session") as tx:
         ended = await end_sessions(
             tx,
             identity,
@@ -231,7 +231,7 @@ async def end_session(
     reason: str,
 ) -> None:
     """Ends the session of a token that the caller holds. On return the token is dead in every process."""
-    async with identity.listeners.unit(db, user_id, unit) as tx:
+    async with identity.webhook_subscribers.unit(db, user_id, unit) as tx:
         ended = await end_sessions(
             tx, identity, user_id, device, reason=reason, actor_id=user_id, session_id=session_id
         )
@@ -244,7 +244,7 @@ async def end_session(
 @retries_conflicts
 async def end_other_sessions(db: Database, identity: IdentityServices, actor: Actor, *, keep_current: bool) -> int:
     """Ends all sessions of the caller, but for the one that asks where it is to be kept."""
-    async with identity.listeners.unit(db, actor.user_id, "identity.log_out_all") as tx:
+    async with identity.webhook_subscribers.unit(db, actor.user_id, "identity.log_out_all") as tx:
         return await end_sessions(
             tx,
             identity,

@@ -34,7 +34,7 @@ from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 
 _MARKER_TTL_MS = 60_000
 # How long a client may go on trying to learn what became of its token.
-_DOUBT_TTL_MS = 600_000
+_UNKNOWN_OUTCOME_TTL_MS = 600_000
 # How long after a rotation its winner may still be on the way to its answer. Without Redis this alone tells a parallel
 # request from a replay.
 _UNANSWERED_FOR = timedelta(seconds=2)
@@ -49,7 +49,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return arrived
 """
 
-_MARK_DOUBTFUL = """
+_MARK_UNKNOWN_OUTCOME = """
 redis.call('HSET', KEYS[1], ARGV[2], 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
@@ -119,7 +119,7 @@ async def refresh(db: Database, redis: RedisGateway, identity: IdentityServices,
                 user_agent=request.device.user_agent,
             )
     except Unavailable:
-        await _mark_doubtful(redis, token, now)
+        await _mark_unknown_outcome(redis, token, now)
         raise
     if rotation is not None:
         tokens = _tokens(identity, token, rotation, request.scopes)
@@ -236,12 +236,14 @@ async def _mark_answered(redis: RedisGateway, token: RefreshToken) -> None:
         return
 
 
-async def _mark_doubtful(redis: RedisGateway, token: RefreshToken, rotated_at: datetime) -> None:
+async def _mark_unknown_outcome(redis: RedisGateway, token: RefreshToken, rotated_at: datetime) -> None:
     """A rotation of that moment may have taken place without an answer to its client."""
-    doubt = _doubt_of(rotated_at)
+    field = _unknown_outcome_of(rotated_at)
     try:
         await redis.call(
-            lambda client: _later(client.eval(_MARK_DOUBTFUL, 1, _marker(token), str(_DOUBT_TTL_MS), doubt))
+            lambda client: _later(
+                client.eval(_MARK_UNKNOWN_OUTCOME, 1, _marker(token), str(_UNKNOWN_OUTCOME_TTL_MS), field)
+            )
         )
     except RedisUnavailable:
         return
@@ -254,14 +256,14 @@ async def _came_before_answer(
     if arrived_at is None:
         return is_fresh
     # By its moment, so that a token spent long ago cannot be brought again when the database happens to be away.
-    fields = ["answered", _doubt_of(rotation.rotated_at)]
+    fields = ["answered", _unknown_outcome_of(rotation.rotated_at)]
     try:
-        answered_at, doubt = await redis.call(lambda client: _later(client.hmget(_marker(token), fields)))
+        answered_at, unknown_outcome = await redis.call(lambda client: _later(client.hmget(_marker(token), fields)))
     except RedisUnavailable:
         return is_fresh
     if answered_at is not None:
         return arrived_at < int(answered_at)
-    if doubt is not None:
+    if unknown_outcome is not None:
         # This one is the answer now.
         await _mark_answered(redis, token)
         return True
@@ -269,7 +271,7 @@ async def _came_before_answer(
     return is_fresh
 
 
-def _doubt_of(rotated_at: datetime) -> str:
+def _unknown_outcome_of(rotated_at: datetime) -> str:
     return f"doubt:{rotated_at.timestamp():.6f}"
 
 

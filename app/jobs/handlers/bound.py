@@ -17,7 +17,7 @@ from app.jobs.service.cleaning import (
     prune_messages,
 )
 from app.jobs.service.documents import use_fonts
-from app.jobs.service.mailing import Postman
+from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.scheduling import Schedule
 from app.jobs.service.scratch import delete_abandoned_folders
 from app.jobs.service.sending import WebhookSender
@@ -48,7 +48,7 @@ class JobsTasks:
     def __init__(
         self,
         store: ArtifactStore,
-        postman: Postman,
+        outbox: MailOutbox,
         sender: WebhookSender,
         keys: Keys,
         settings: JobsSettings,
@@ -59,7 +59,7 @@ class JobsTasks:
         """`product` is its name for people, `public_url` the base of links."""
         use_fonts(settings.font_paths)
         self._store = store
-        self._postman = postman
+        self._outbox = outbox
         self._deliverer = WebhookDeliverer(sender, keys)
         self._settings = settings
         self._product = product
@@ -70,9 +70,9 @@ class JobsTasks:
         """The kinds, by name."""
         kinds: tuple[JobKind[Any], ...] = (
             job(KIND_CLEAN, args=CleanArgs, timeout=3000)(self._clean),
-            email_send_kind(self._postman, self._product),
-            invoice_email_kind(self._postman, self._store),
-            report_email_kind(self._postman, self._store, self._keys, self._product, self._public_url),
+            email_send_kind(self._outbox, self._product),
+            invoice_email_kind(self._outbox, self._store),
+            report_email_kind(self._outbox, self._store, self._keys, self._product, self._public_url),
             self._deliverer.kind(),
         )
         return {kind.name: kind for kind in kinds}
@@ -84,8 +84,8 @@ class JobsTasks:
             "idempotency_keys": await in_batches(ctx.db, "jobs.idempotency_keys", delete_expired_keys),
             "attempts": await prune_attempts(ctx.db, ctx.clock, self._settings.retention_days),
             "webhook_messages": await prune_messages(ctx.db, self._settings.retention_days),
-            "mail_sends": await self._postman.prune_sends(ctx.db),
-            "suppressions": await self._postman.prune_suppressions(ctx.db),
+            "mail_sends": await self._outbox.prune_sends(ctx.db),
+            "suppressions": await self._outbox.prune_suppressions(ctx.db),
             "surplus_artifacts": await expire_surplus(ctx.db, self._settings.user_file_bytes),
             "artifacts": await expire_artifacts(ctx.db, self._store),
             "jobs": await prune_jobs(ctx.db, self._settings.retention_days),

@@ -9,14 +9,14 @@ from app.jobs.handlers.invoice_pdf import InvoiceArgs
 from app.jobs.queries.invoices import set_invoice_status
 from app.jobs.records.invoices import Invoice, format_minor
 from app.jobs.service.invoicing import KIND_EMAIL, get_pdf
-from app.jobs.service.mailing import Postman
+from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.publishing import publish_event
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.mail import Attachment, Mail, MailRefused, MailWithheld
 from app.kernel.queue import JobContext, JobKind, PermanentJobError, job
 
 
-def invoice_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
+def invoice_email_kind(outbox: MailOutbox, store: ArtifactStore) -> JobKind[Any]:
     """The kind, bound to where mail goes and where files are."""
 
     @job(KIND_EMAIL, args=InvoiceArgs)
@@ -43,7 +43,7 @@ def invoice_email_kind(postman: Postman, store: ArtifactStore) -> JobKind[Any]:
         )
         outcome: dict[str, str] = {"state": "sent"}
         try:
-            await postman.send(ctx, mail)
+            await outbox.send(ctx, mail)
         except MailWithheld as withheld:
             # The invoice is issued all the same, and its PDF can be sent by other means.
             outcome = {"state": "withheld", "reason": withheld.reason}

@@ -15,7 +15,7 @@ from app.jobs.handlers.email_send import MAIL_TEMPLATES
 from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_NAME, REPORT_QUEUE
 from app.jobs.queries.scheduling import is_job_of_schedule
 from app.jobs.service.artifacts import get_artifact
-from app.jobs.service.mailing import Postman
+from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.unsubscribing import make_unsubscribe_link
 from app.kernel.addresses import canonical_email
@@ -89,7 +89,7 @@ def _weekly_key(since: date) -> str:
 
 
 def report_email_kind(
-    postman: Postman, store: ArtifactStore, keys: Keys, product: str, public_url: str
+    outbox: MailOutbox, store: ArtifactStore, keys: Keys, product: str, public_url: str
 ) -> JobKind[Any]:
     """The kind, bound to where mail goes, where files are, and what links are made of."""
 
@@ -133,7 +133,7 @@ def report_email_kind(
             account=ctx.user_id,
         )
         try:
-            await postman.send(ctx, mail)
+            await outbox.send(ctx, mail)
         except MailWithheld:
             return {"sent": False}
         except MailRefused as error:

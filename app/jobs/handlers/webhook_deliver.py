@@ -28,9 +28,9 @@ from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
-from app.kernel.listeners import KIND_PUBLISH
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, RetryJob, SnoozeJob, job
 from app.kernel.sealing import Keys, SealBroken
+from app.kernel.webhook_subscribers import KIND_PUBLISH
 
 _attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
 _MAX_IN_FLIGHT = 4
@@ -53,7 +53,7 @@ class DeliverArgs(JobArgs):
 
 
 class PublishArgs(JobArgs):
-    """An event of the job's owner, or of the installation, as `kernel.listeners` publishes it."""
+    """An event of the job's owner, or of the installation, as `kernel.webhook_subscribers` publishes it."""
 
     event_id: UUID = Field(strict=False)
     event_type: str

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from app.jobs.records import (
-    Beat,
     ClaimedJob,
+    Heartbeat,
     NewArtifact,
     Outcome,
     Transition,
@@ -85,9 +85,9 @@ LIMIT $3
 """
 
 
-async def take_dispatched_jobs(tx: Tx, wants: Mapping[str, int], total: int) -> list[UUID]:
+async def take_dispatched_jobs(tx: Tx, free_slots: Mapping[str, int], total: int) -> list[UUID]:
     """Locks up to `total` jobs of the wanted queues whose ids are believed to be in Redis."""
-    rows = await tx.fetch(TAKE_DISPATCHED_JOBS, list(wants), list(wants.values()), total)
+    rows = await tx.fetch(TAKE_DISPATCHED_JOBS, list(free_slots), list(free_slots.values()), total)
     return [row["id"] for row in rows]
 
 
@@ -174,7 +174,7 @@ async def lock_run(tx: Tx, job_id: UUID, run_token: UUID) -> bool:
     return await tx.fetchval(LOCK_RUN, job_id, run_token) is not None
 
 
-BEAT = """
+EXTEND_LEASES = """
 WITH held AS (
     SELECT h.id, h.run_token, h.progress
     FROM unnest($1::uuid[], $2::uuid[], $3::jsonb[]) AS h(id, run_token, progress)
@@ -193,12 +193,14 @@ RETURNING j.id, (j.cancel_requested_at IS NOT NULL
 """
 
 
-async def beat(
+async def extend_leases(
     tx: Tx, runs: Sequence[tuple[UUID, UUID]], progress: Sequence[str | None], *, lease_seconds: float
-) -> list[Beat]:
+) -> list[Heartbeat]:
     """Prolongs the leases of `(job id, run token)` and writes new progress. Lost runs are missing from the answer."""
-    rows = await tx.fetch(BEAT, [job_id for job_id, _ in runs], [token for _, token in runs], progress, lease_seconds)
-    return [Beat(**row) for row in rows]
+    rows = await tx.fetch(
+        EXTEND_LEASES, [job_id for job_id, _ in runs], [token for _, token in runs], progress, lease_seconds
+    )
+    return [Heartbeat(**row) for row in rows]
 
 
 LIST_PAUSED_QUEUES = """

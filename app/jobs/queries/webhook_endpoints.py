@@ -75,16 +75,16 @@ async def lock_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> Endpoint 
     return None if row is None else Endpoint(**row)
 
 
-LIST_LISTENERS = """
+LIST_WEBHOOK_SUBSCRIBERS = """
 SELECT e.user_id FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL
 UNION
 SELECT NULL FROM jobs.webhook_endpoints AS e WHERE e.disabled_at IS NULL AND e.event_types && $1::text[]
 """
 
 
-async def list_listeners(conn: ReadConn) -> list[UserId | None]:
+async def list_webhook_subscribers(conn: ReadConn) -> list[UserId | None]:
     """All users with an endpoint that is in use, and None if one of them names an event of the installation."""
-    return [row["user_id"] for row in await conn.fetch(LIST_LISTENERS, sorted(ADMIN_EVENTS))]
+    return [row["user_id"] for row in await conn.fetch(LIST_WEBHOOK_SUBSCRIBERS, sorted(ADMIN_EVENTS))]
 
 
 LIST_SUBSCRIBERS = """

@@ -246,7 +246,7 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """What a heartbeat found about a job that this worker believes to own."""
 
     id: UUID

@@ -15,7 +15,7 @@ from app.jobs.schemas.admin import (
     SuppressedAddress,
     SuppressionLifted,
 )
-from app.jobs.service import administration, mailing
+from app.jobs.service import administration, mail_outbox
 from app.kernel.http import Id, PageQueryDep, Router, json_response, path_name, problem_responses
 from app.kernel.resources import ResourcesDep
 
@@ -26,7 +26,7 @@ router = Router(prefix="/v1/admin", tags=["admin"])
 async def list_queues(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """List the queues with their waiting and running jobs."""
     queues = sorted(await administration.list_queues(resources.db), key=lambda queue: queue.queue)
-    found = resources.cursors.page_of(
+    found = resources.cursors.paginate_in_memory(
         "queues", "", queues, lambda queue: (queue.queue,), tuple[str], limit=page.limit, cursor=page.cursor
     )
     items = [_queue_view(queue) for queue in found.items]
@@ -85,7 +85,7 @@ async def lift_mail_suppression(
 ) -> Response:
     """Lift the suppression of an address whose server refused an e-mail."""
     admin = actor_of(principal, device)
-    is_lifted = await mailing.lift_suppression(resources.db, resources.keys, resources.clock, admin, body.email)
+    is_lifted = await mail_outbox.lift_suppression(resources.db, resources.keys, resources.clock, admin, body.email)
     return json_response({"lifted": is_lifted})
 
 

@@ -42,7 +42,7 @@ router = Router(prefix="/v1/webhooks", tags=["webhooks"])
 @router.get("/event-types", response_model=EventTypeList)
 async def list_event_types(_: WebhookManager, resources: ResourcesDep, page: PageQueryDep) -> Response:
     """List the event types that endpoints can subscribe to."""
-    found = resources.cursors.page_of(
+    found = resources.cursors.paginate_in_memory(
         "event_types", "", sorted(EVENT_TYPES), lambda name: (name,), tuple[str], limit=page.limit, cursor=page.cursor
     )
     items = [{"type": name, "description": EVENT_TYPES[name]} for name in found.items]
@@ -72,7 +72,7 @@ async def create_endpoint(
             tx,
             resources.keys,
             resources.clock,
-            resources.listeners,
+            resources.webhook_subscribers,
             actor_of(principal, device),
             url=body.url,
             event_types=body.event_types,
@@ -127,7 +127,7 @@ async def update_endpoint(
         resources.db,
         runtime.sender,
         resources.clock,
-        resources.listeners,
+        resources.webhook_subscribers,
         actor_of(principal, device),
         endpoint_id,
         changes=endpoints.EndpointChanges(
@@ -190,7 +190,7 @@ async def enable_endpoint(
 ) -> Response:
     """Enable a disabled webhook endpoint."""
     endpoint = await endpoints.enable_endpoint(
-        resources.db, resources.clock, resources.listeners, actor_of(principal, device), endpoint_id
+        resources.db, resources.clock, resources.webhook_subscribers, actor_of(principal, device), endpoint_id
     )
     return json_response(_view(endpoint))
 

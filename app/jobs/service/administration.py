@@ -54,7 +54,7 @@ async def list_all_jobs(
         if wanted is not None:
             scan_end = await queries.get_scan_end(conn, before=before, count=MAX_SCANNED)
         found = await queries.list_all_jobs(conn, before=before, state=wanted, limit=limit + 1, scan_end=scan_end)
-    return cursors.cut(
+    return cursors.paginate(
         "jobs.all", state, found, lambda job: (job.id,), limit=limit, scan_end=(scan_end,) if scan_end else None
     )
 

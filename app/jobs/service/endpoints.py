@@ -26,10 +26,10 @@ from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId, new_id
-from app.kernel.listeners import Listeners
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
 from app.kernel.sealing import Keys
+from app.kernel.webhook_subscribers import WebhookSubscribers
 
 SEAL_PURPOSE = "webhook-secret"
 _REDELIVER_SECONDS = 60
@@ -60,7 +60,7 @@ async def create_endpoint(
     tx: Tx,
     keys: Keys,
     clock: Clock,
-    listeners: Listeners,
+    webhook_subscribers: WebhookSubscribers,
     actor: Actor,
     *,
     url: str,
@@ -77,7 +77,7 @@ async def create_endpoint(
     await lock_maker(tx, clock, actor)
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
-    _listen(listeners, tx, user_id, event_types)
+    _listen(webhook_subscribers, tx, user_id, event_types)
     endpoint = await webhook_endpoints.insert_endpoint(
         tx,
         endpoint_id=endpoint_id,
@@ -100,7 +100,7 @@ async def list_endpoints(
     """A page of the endpoints of a user, the oldest first. Raises InvalidCursor."""
     async with db.read("jobs.endpoints") as conn:
         found = await webhook_endpoints.list_endpoints(conn, user_id)
-    return cursors.page_of(
+    return cursors.paginate_in_memory(
         "endpoints", user_id, found, lambda endpoint: (endpoint.id,), tuple[UUID], limit=limit, cursor=cursor
     )
 
@@ -116,7 +116,7 @@ async def change_endpoint(
     db: Database,
     sender: WebhookSender,
     clock: Clock,
-    listeners: Listeners,
+    webhook_subscribers: WebhookSubscribers,
     actor: Actor,
     endpoint_id: UUID,
     *,
@@ -130,7 +130,7 @@ async def change_endpoint(
     async with db.transaction("jobs.change_endpoint") as tx:
         await lock_maker(tx, clock, actor)
         present = await _lock_present(tx, actor.user_id, endpoint_id, check)
-        _listen(listeners, tx, actor.user_id, event_types or ())
+        _listen(webhook_subscribers, tx, actor.user_id, event_types or ())
         endpoint = await webhook_endpoints.update_endpoint(
             tx,
             actor.user_id,
@@ -180,13 +180,13 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, en
 
 @retries_conflicts
 async def enable_endpoint(
-    db: Database, clock: Clock, listeners: Listeners, actor: Actor, endpoint_id: UUID
+    db: Database, clock: Clock, webhook_subscribers: WebhookSubscribers, actor: Actor, endpoint_id: UUID
 ) -> Endpoint:
     """Raises TokenRevoked or EndpointNotFound."""
     async with db.transaction("jobs.enable_endpoint") as tx:
         await lock_maker(tx, clock, actor)
-        # Before its events are known: a false alarm ends with the next read of the listeners.
-        _listen(listeners, tx, actor.user_id, ADMIN_EVENTS)
+        # Before its events are known: a false alarm ends with the next read of the subscribers.
+        _listen(webhook_subscribers, tx, actor.user_id, ADMIN_EVENTS)
         present = await _lock_present(tx, actor.user_id, endpoint_id, None)
         found = _found(await webhook_endpoints.enable_endpoint(tx, actor.user_id, endpoint_id))
         if present.disabled_at is not None:
@@ -249,7 +249,7 @@ async def list_deliveries(
         found = await webhook_deliveries.list_deliveries(
             conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1, scan_end=scan_end
         )
-    return cursors.cut(
+    return cursors.paginate(
         "deliveries",
         scope,
         found,
@@ -293,7 +293,7 @@ def _found(endpoint: Endpoint | None) -> Endpoint:
     return endpoint
 
 
-def _listen(listeners: Listeners, tx: Tx, user_id: UserId, event_types: Collection[str]) -> None:
-    listeners.add(tx, user_id)
+def _listen(webhook_subscribers: WebhookSubscribers, tx: Tx, user_id: UserId, event_types: Collection[str]) -> None:
+    webhook_subscribers.add(tx, user_id)
     if not ADMIN_EVENTS.isdisjoint(event_types):
-        listeners.add(tx, None)
+        webhook_subscribers.add(tx, None)

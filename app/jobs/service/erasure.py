@@ -7,7 +7,7 @@ from uuid import UUID
 import orjson
 
 from app.jobs.queries import erasure as queries
-from app.jobs.service.mailing import Postman
+from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, in_batches
@@ -22,9 +22,9 @@ _NOTICE_SECONDS = 2.0
 class Eraser:
     """One per worker. Every step can be repeated, so a purge that was interrupted runs again from the start."""
 
-    def __init__(self, store: ArtifactStore, postman: Postman) -> None:
+    def __init__(self, store: ArtifactStore, outbox: MailOutbox) -> None:
         self._store = store
-        self._postman = postman
+        self._outbox = outbox
 
     async def erase(self, ctx: JobContext, user_id: UserId, email: str) -> None:
         """Deletes everything of a user with this present address, but for the job that runs.
@@ -36,7 +36,7 @@ class Eraser:
         jobs = await _find_mail_jobs(ctx.db, user_id, addresses)
         # Files first: without their rows they could not be found again before a day has passed.
         await self._delete_files(ctx.db, user_id)
-        hashes = self._postman.hashes_of(addresses)
+        hashes = self._outbox.hashes_of(addresses)
         for delete in (
             queries.delete_user_jobs,
             queries.delete_user_deliveries,
@@ -52,7 +52,7 @@ class Eraser:
                 await queries.delete_jobs(tx, others[start : start + _BATCH])
         async with ctx.transaction("jobs.erase") as tx:
             await queries.delete_user_rows(tx, user_id, hashes)
-        await self._postman.forget(addresses, jobs)
+        await self._outbox.forget(addresses, jobs)
 
     async def _delete_files(self, db: Database, user_id: UserId) -> None:
         last: UUID | None = UUID(int=0)

@@ -23,7 +23,7 @@ from app.jobs.records import (
     postponement,
     retry_delay,
 )
-from app.jobs.service.ending import Ends, LeaseLost
+from app.jobs.service.completion import CompletionWriter, LeaseLost
 from app.jobs.service.outages import OutageLog, is_database_prompt, is_statement_timeout, outage_of
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
@@ -105,7 +105,7 @@ class Executor:
         self._turns = Turns(caps)
         self._outages = OutageLog()
         self._runs: dict[UUID, _Run] = {}
-        self.ends = Ends(db, cache, queue, clock=clock, watch=watch, kinds=kinds)
+        self.completions = CompletionWriter(db, cache, queue, clock=clock, watch=watch, kinds=kinds)
 
     async def claim(self, ids: Sequence[UUID], _: Runner) -> Claim:
         """Those of `ids` that are this worker's now."""
@@ -118,11 +118,11 @@ class Executor:
         return Claim(jobs, undecided)
 
     @retries_conflicts
-    async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
+    async def claim_direct(self, free_slots: Mapping[str, int], total: int) -> Sequence[ClaimedJob]:
         """Due jobs of the wanted queues, found without Redis: those that should be there, then the waiting ones."""
         async with self.db.transaction("jobs.claim_direct") as tx:
-            ids = await queries.take_dispatched_jobs(tx, wants, total)
-            for queue, want in wants.items():
+            ids = await queries.take_dispatched_jobs(tx, free_slots, total)
+            for queue, want in free_slots.items():
                 if len(ids) < total:
                     ids += [job.id for job in await self._turns.take(tx, queue, min(want, total - len(ids)))]
             return await self._claim(tx, ids) if ids else []
@@ -137,7 +137,7 @@ class Executor:
             lease_seconds=self.settings.lease,
             caps=self._caps,
         )
-        self.ends.announce_changes((job.id, job.user_id) for job in jobs)
+        self.completions.announce_changes((job.id, job.user_id) for job in jobs)
         turn = {job_id: number for number, job_id in enumerate(ids)}
         return sorted(jobs, key=lambda job: turn[job.id])
 
@@ -157,7 +157,7 @@ class Executor:
             _run_seconds.labels(job.kind).observe(monotonic() - started)
             artifacts = run.artifacts if outcome.state is State.SUCCEEDED else []
             run.ended = True
-            kept = await self.ends.add(job.kind, job.user_id, outcome, artifacts)
+            kept = await self.completions.add(job.kind, job.user_id, outcome, artifacts)
             if not kept or outcome.state is not State.SUCCEEDED:
                 await self._discard(run)
         except asyncio.CancelledError:
@@ -169,7 +169,7 @@ class Executor:
 
     async def maintain(self, runner: Runner) -> None:
         """Prolongs leases, writes progress, learns of cancels, lost leases and paused queues, for ever."""
-        next_beat = monotonic() + self.settings.heartbeat
+        next_extension = monotonic() + self.settings.heartbeat
         next_queues = 0.0
         while True:
             if runner.queues_changed or monotonic() >= next_queues:
@@ -180,13 +180,13 @@ class Executor:
             runner.maintained_at = monotonic()
             _slots.labels("used").set(len(runner.tasks))
             _slots.labels("total").set(runner.slots)
-            due = monotonic() >= next_beat
+            due = monotonic() >= next_extension
             runs = [run for run in self._runs.values() if (due or run.progress is not None) and not run.completed]
             if due:
-                next_beat = monotonic() + self.settings.heartbeat
+                next_extension = monotonic() + self.settings.heartbeat
             try:
                 if runs:
-                    await self._beat(runs)
+                    await self._extend_leases(runs)
                 if due:
                     runner.leases_kept_at = monotonic()
             except Unavailable:
@@ -197,7 +197,7 @@ class Executor:
         outcome = Outcome(
             run.job.id, run.job.run_token, State.SUCCEEDED, result=_to_json(result), progress=run.progress
         )
-        await self.ends.complete(tx, run.job.kind, outcome, run.artifacts)
+        await self.completions.complete(tx, run.job.kind, outcome, run.artifacts)
 
         async def committed() -> None:
             run.completed = True
@@ -300,30 +300,30 @@ class Executor:
             return
         runner.wake()
 
-    async def _beat(self, runs: list[_Run]) -> None:
+    async def _extend_leases(self, runs: list[_Run]) -> None:
         progress = [run.progress for run in runs]
         async with self.db.statement("jobs.heartbeat") as tx:
-            beats = await queries.beat(
+            heartbeats = await queries.extend_leases(
                 tx,
                 [(run.job.id, run.job.run_token) for run in runs],
                 progress,
                 lease_seconds=self.settings.lease,
             )
-        alive = {beat.id: beat for beat in beats}
+        alive = {heartbeat.id: heartbeat for heartbeat in heartbeats}
         for run, written in zip(runs, progress, strict=True):
-            beat = alive.get(run.job.id)
+            heartbeat = alive.get(run.job.id)
             # A run that ended meanwhile is no longer in the answer, and needs none.
             if self._runs.get(run.job.id) is not run or run.completed:
                 continue
-            if beat is None:
+            if heartbeat is None:
                 if not run.ended:
                     run.runner.cancel(run.job.id, "lease_lost")
                 continue
             if run.progress is written:
                 run.progress = None
             if written is not None:
-                self.ends.announce_changes([(run.job.id, None)])
-            if beat.cancel_requested:
+                self.completions.announce_changes([(run.job.id, None)])
+            if heartbeat.cancel_requested:
                 run.runner.cancel(run.job.id, "cancelled")
 
     async def _discard(self, run: _Run) -> None:

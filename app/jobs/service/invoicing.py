@@ -105,7 +105,7 @@ async def list_invoices(
         found, is_cut = await queries.list_invoices(
             conn, user_id, before=before, limit=limit + 1, max_bytes=MAX_PAGE_BYTES
         )
-    return cursors.cut(
+    return cursors.paginate(
         "invoices",
         user_id,
         found,

@@ -87,11 +87,11 @@ async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: dat
         tx, sorted({event.user_id for event in events}), sorted({event.type for event in events})
     )
     wanted = [(event, [endpoint for endpoint in endpoints if _wants(endpoint, event)]) for event in events]
-    messages = [message_of(event, now) for event, listeners in wanted if listeners]
+    messages = [message_of(event, now) for event, subscribed in wanted if subscribed]
     deliveries = [
         NewDelivery(new_id(), event.user_id, endpoint.id, event.id, event.trace_parent)
-        for event, listeners in wanted
-        for endpoint in listeners
+        for event, subscribed in wanted
+        for endpoint in subscribed
     ]
     if deliveries:
         await send_messages(tx, queue, messages, deliveries)

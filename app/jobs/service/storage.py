@@ -28,7 +28,7 @@ _logger = get_logger(__name__)
 _CHUNK = 256 * 1024
 _WRITE_BUFFER = 512 * 1024
 _UPLOAD_BUFFER = 8 * 1024 * 1024
-# Long before a job's own time is over, and within the patience of a request: the library's own is three minutes.
+# Long before a job's own time is over, and within the time-out of a request: the library's own is three minutes.
 _RETRIES = 2
 _RETRY_SECONDS = 10
 _CONNECT_SECONDS = 3

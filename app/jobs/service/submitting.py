@@ -229,7 +229,7 @@ async def list_jobs(
         found = await queries.list_jobs(
             conn, user_id, before=before, kind=kind, state=wanted, limit=limit + 1, scan_end=scan_end
         )
-    return cursors.cut(
+    return cursors.paginate(
         "jobs", scope, found, lambda job: (job.id,), limit=limit, scan_end=(scan_end,) if scan_end else None
     )
 

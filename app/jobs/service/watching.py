@@ -57,7 +57,7 @@ class JobWatch:
             self._wake(unique)
 
     @property
-    def patience(self) -> float:
+    def poll_interval(self) -> float:
         """Seconds after which one should look without having been woken."""
         return _LOOK_SECONDS if self._bus.is_connected else _LOOK_WITHOUT_BUS_SECONDS
 
@@ -150,10 +150,10 @@ async def follow_job(
                 yield job
             if State(job.state).is_final:
                 return
-            patience = watch.patience if end is None else min(watch.patience, end - monotonic())
-            if patience <= 0:
+            timeout = watch.poll_interval if end is None else min(watch.poll_interval, end - monotonic())
+            if timeout <= 0:
                 return
-            await is_set_within(changed, patience)
+            await is_set_within(changed, timeout)
 
 
 async def wait_for_job(

@@ -13,7 +13,7 @@ from app.kernel.background import Background
 from app.kernel.database.connection_lease import ConnectionLease
 from app.kernel.database.failures import DatabaseUnavailable, PoolExhausted, is_broken, translate
 from app.kernel.database.pools import CONNECT_ERRORS, Connector, Pool
-from app.kernel.database.replicas import Positions, Replicas
+from app.kernel.database.replicas import Replicas, WalPositionStore
 from app.kernel.database.sync_standby import SyncStandbyMonitor
 from app.kernel.database.units import CopyConn, DirectConn, ReadConn, Tx
 from app.kernel.observability.telemetry import get_logger
@@ -83,7 +83,7 @@ class Database:
         """Registers who takes the items emitted under `topic`."""
         self._handlers[topic] = handler
 
-    def bind_positions(self, positions: Positions) -> None:
+    def bind_positions(self, positions: WalPositionStore) -> None:
         """Without it no replica is ever used, because it is unknown what it has to have replayed."""
         if self._replicas is not None:
             self._replicas.positions = positions
@@ -158,7 +158,7 @@ class Database:
         `sees` is that of `read`; but a replica may end what keeps it from replaying (`TransactionConflict`).
         """
         async with self._lease(unit, is_export=True, sees=sees) as lease:
-            conn = CopyConn(self, lease.connection, unit, lease.renew, patience=self._settings.export_timeout)
+            conn = CopyConn(self, lease.connection, unit, lease.renew, copy_timeout=self._settings.export_timeout)
             try:
                 await conn.fetch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 conn.stay()

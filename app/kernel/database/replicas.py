@@ -64,7 +64,7 @@ SELECT lower(left(pg_walfile_name(lsn), 8)) || lpad(to_hex((lsn - '0/0'::pg_lsn)
 """
 
 
-class Positions(Protocol):
+class WalPositionStore(Protocol):
     """Where all processes keep the WAL position up to which each tag's commits reach."""
 
     async def remember_position(self, emitted: Mapping[str, Sequence[Any]], position: str) -> None:
@@ -181,7 +181,7 @@ class Replicas:
         # When this process asked the primary, and how far its WAL reached then, over the longest lag allowed.
         self._samples: deque[tuple[float, str]] = deque(maxlen=int(settings.replica_max_lag / _WATCH_SECONDS) + 2)
         self._next = 0
-        self.positions: Positions | None = None
+        self.positions: WalPositionStore | None = None
 
     def open(self) -> None:
         for look in (self._sample, *(replica.look for replica in self._replicas)):

@@ -200,14 +200,14 @@ class Tx(ReadConn):
 class CopyConn(ReadConn):
     """One unchanging view of the database for a long read, which may go on for any time, but not stand still."""
 
-    __slots__ = ("_patience",)
+    __slots__ = ("_copy_timeout",)
 
     def __init__(
-        self, database: Gateway, connection: Any, unit: str, renew: Renew | None = None, *, patience: float
+        self, database: Gateway, connection: Any, unit: str, renew: Renew | None = None, *, copy_timeout: float
     ) -> None:
-        """`patience`: seconds for each piece of a COPY. The connection bounds statements and a cursor's batches."""
+        """`copy_timeout`: seconds for each piece of a COPY. The connection bounds statements and a cursor's batches."""
         super().__init__(database, connection, unit, renew)
-        self._patience = patience
+        self._copy_timeout = copy_timeout
 
     async def cursor(self, sql: str, *args: Any, prefetch: int) -> AsyncIterator[Row]:
         """Rows one by one, `prefetch` of them in memory at a time."""
@@ -227,10 +227,10 @@ class CopyConn(ReadConn):
             # The consumer may be slow; only a wait for Postgres is bounded.
             watch.reschedule(None)
             await output(piece)
-            watch.reschedule(loop.time() + self._patience)
+            watch.reschedule(loop.time() + self._copy_timeout)
 
         try:
-            async with asyncio.timeout(self._patience) as watch:
+            async with asyncio.timeout(self._copy_timeout) as watch:
                 # asyncpg's own time-out is one for the whole.
                 tag: str = await self._run("copy_from_query", sql, *args, output=pass_on, timeout=NO_TIMEOUT, **options)
         except TimeoutError as error:

@@ -34,13 +34,13 @@ class DirectRoutes:
     """Finds a request's route without trying one after the other, and calls its handler; else asks `framework`.
 
     It begins with the routes of `app` up to the first that is not a `StrictRoute`, because what may match behind one of
-    another kind is not known. `left_out` are the methods and paths of those whose handlers only FastAPI can call.
+    another kind is not known. `fallback_routes` are methods and paths of those whose handlers only FastAPI can call.
     """
 
     def __init__(self, app: FastAPI, framework: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._framework = framework
-        self.left_out: set[tuple[str, str]] = set()
+        self.fallback_routes: set[tuple[str, str]] = set()
         self._static: dict[tuple[str, str], DirectRoute | None] = {}
         self._patterns: dict[str, _Patterns] = {}
         by_method: dict[str, list[StrictRoute]] = {}
@@ -55,7 +55,7 @@ class DirectRoutes:
             for number, route in enumerate(routes):
                 direct = made.setdefault(id(route), DirectRoute.of(route, framework, max_body_bytes))
                 if direct is None:
-                    self.left_out.add((method, route.path))
+                    self.fallback_routes.add((method, route.path))
                 is_hidden = any(earlier.path_regex.match(route.path) for earlier in routes[:number])
                 if not route.param_convertors and not is_hidden:
                     self._static[method, route.path] = direct
@@ -70,7 +70,7 @@ class DirectRoutes:
             scope["app"] = self._app
             scope["path_params"] = parameters
             await route(scope, receive, send)
-        elif self._is_nowhere(scope):
+        elif self._is_unknown_path(scope):
             await problem_response(NotFound())(scope, receive, send)
         else:
             await self._framework(scope, receive, send)
@@ -83,7 +83,7 @@ class DirectRoutes:
             patterns = self._patterns.get(method)
             return (None, {}) if patterns is None else patterns.find(path)
 
-    def _is_nowhere(self, scope: Scope) -> bool:
+    def _is_unknown_path(self, scope: Scope) -> bool:
         """Whether no route has this address, whatever the method."""
         if self._known.match(scope["path"]):
             return False

@@ -2,16 +2,13 @@
 
 import random
 from collections.abc import Callable, Collection, Hashable
-from itertools import cycle
 from time import perf_counter
 
-import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
 from app.kernel.callers import Caller, caller_var
 from app.kernel.errors import Unavailable
-from app.kernel.http import PROBLEM_MEDIA_TYPE
 from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.settings import HttpSettings
 
@@ -21,7 +18,8 @@ _ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
 _RESERVED_FRACTION = 0.4
 _LOWEST_LIMIT = 16
 _FIRST_LIMIT = 32
-_MAX_RETRY_AFTER = 3
+# Seconds.
+MAX_RETRY_AFTER = 3
 _READS = frozenset({"GET", "HEAD"})
 
 
@@ -156,7 +154,7 @@ async def acquire_slot(scope: Scope) -> None:
     if not limiter.try_acquire(request_class) and not (
         (can_queue or limiter.can_queue(request_class)) and await limiter.wait(request_class)
     ):
-        raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
+        raise Overloaded(retry_after=random.randint(1, MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     scope["slot"] = request_class
     scope["admitted_at"] = perf_counter()
     await assign_slot(scope)
@@ -180,7 +178,7 @@ async def assign_slot(scope: Scope) -> None:
     if not await request_class.limiter.assign(request_class, key):
         # It has given its slot up already.
         del scope["slot"]
-        raise Overloaded(retry_after=random.randint(1, _MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
+        raise Overloaded(retry_after=random.randint(1, MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
     caller = scope["caller"] = Caller(key)
     caller_var.set(caller)
 
@@ -208,38 +206,3 @@ def release_slot(scope: Scope) -> None:
             request_class.limiter.unassign(caller.key)
     elif (request_class := scope.pop("queued", None)) is not None:
         request_class.promised -= 1
-
-
-class Refusal:
-    """The answer to what finds no slot, finished but for the request's id. `headers` are those of every answer."""
-
-    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
-        error = Overloaded()
-        content = {
-            "type": f"/problems/{error.code}",
-            "title": error.title,
-            "status": error.status,
-            "detail": error.title,
-            "instance": "urn:onehop:request:%b",
-            "code": error.code,
-            "request_id": "%b",
-        }
-        self._body = orjson.dumps(content)
-        self._size = len(self._body) - 2 * len(b"%b")
-        common = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), *headers]
-        heads = [[*common, (b"retry-after", b"%d" % value)] for value in range(1, _MAX_RETRY_AFTER + 1)]
-        self._heads = cycle(heads)
-        lines = [b"".join(b"%b: %b\r\n" % field for field in head) for head in heads]
-        tail = b"content-length: %d\r\nx-request-id: %b\r\n\r\n"
-        self._raw_heads = cycle([b"HTTP/1.1 503 Service Unavailable\r\n" + line + tail for line in lines])
-
-    def raw(self, request_id: bytes) -> bytes:
-        """All of it as it goes over the wire, in HTTP/1.1."""
-        head = next(self._raw_heads) % (self._size + 2 * len(request_id), request_id)
-        return head + self._body % (request_id, request_id)
-
-    async def send(self, request_id: bytes, send: Send) -> None:
-        length = b"%d" % (self._size + 2 * len(request_id))
-        headers = [*next(self._heads), (b"content-length", length), (b"x-request-id", request_id)]
-        await send({"type": "http.response.start", "status": Overloaded.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body % (request_id, request_id)})

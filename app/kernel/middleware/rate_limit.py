@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
 from app.kernel.client_address import client_address, network_of
-from app.kernel.http import problem_response
+from app.kernel.http.prepared_problem import PreparedProblem
 from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.telemetry import request_id_var
@@ -15,7 +15,6 @@ from app.kernel.settings import HttpSettings
 
 # An operator's probes must not compete with other clients of their network.
 UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})
-_PLACE_OF_ID = "the-id-of-the-request"
 
 
 class NetworkQuota:
@@ -24,7 +23,7 @@ class NetworkQuota:
     def __init__(self, limits: RateLimits, settings: HttpSettings) -> None:
         self._limits = limits
         self._settings = settings
-        self._refusal = Refusal(settings)
+        self._refusal = _refusal(settings)
 
     async def admit(self, scope: Scope, send: Send) -> bool:
         """Charges a unit to the network; False: the request has been answered with 429."""
@@ -36,7 +35,7 @@ class NetworkQuota:
         scope["paid"] = 1.0
         if await self._limits.spend(bucket, 1.0):
             return True
-        await self._refusal.send(bucket, send)
+        await _refuse(self._refusal, bucket, send)
         return False
 
     def give_back(self, scope: Scope) -> None:
@@ -63,7 +62,7 @@ class RateLimit:
         self._app = app
         self._limits = limits
         self._networks = networks
-        self._refusal = Refusal(settings)
+        self._refusal = _refusal(settings)
         self._costs = dict.fromkeys(cached_paths, cached_cost)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +81,7 @@ class RateLimit:
                 if tokens >= bucket.low:
                     bucket.tokens = tokens
                 elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
-                    await self._refusal.send(bucket, send)
+                    await _refuse(self._refusal, bucket, send)
                     return
             elif "quota" not in scope and scope["path"] not in UNLIMITED:
                 if not await self._networks.admit(scope, send):
@@ -91,23 +90,9 @@ class RateLimit:
         await self._app(scope, receive, send)
 
 
-class Refusal:
-    """The answer 429, of which all but the request's id and the seconds is made in advance."""
+def _refusal(settings: HttpSettings) -> PreparedProblem:
+    return PreparedProblem(QuotaExceeded(), SecurityHeaders(settings).added_to(()))
 
-    def __init__(self, settings: HttpSettings) -> None:
-        token = request_id_var.set(_PLACE_OF_ID)
-        response = problem_response(QuotaExceeded())
-        request_id_var.reset(token)
-        self._parts = bytes(response.body).split(_PLACE_OF_ID.encode())
-        headers = [header for header in response.raw_headers if header[0] not in {b"retry-after", b"content-length"}]
-        self._headers = SecurityHeaders(settings).added_to(headers)
 
-    async def send(self, bucket: QuotaBucket, send: Send) -> None:
-        body = (request_id_var.get() or "unknown").encode().join(self._parts)
-        headers = [
-            *self._headers,
-            (b"retry-after", b"%d" % bucket.seconds_refused()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        await send({"type": "http.response.start", "status": QuotaExceeded.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+async def _refuse(refusal: PreparedProblem, bucket: QuotaBucket, send: Send) -> None:
+    await refusal.send((request_id_var.get() or "unknown").encode(), bucket.seconds_refused(), send)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, PayloadTooLarge
 from app.kernel.http import check_path, problem_response
-from app.kernel.middleware.admission import Admission, Refusal, release_slot
+from app.kernel.http.prepared_problem import PreparedProblem
+from app.kernel.middleware.admission import MAX_RETRY_AFTER, Admission, Overloaded, release_slot
 from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
@@ -67,7 +68,9 @@ class RequestContext:
         self._timeout = settings.request_timeout
         self._max_body_bytes = settings.max_body_bytes
         self._security = SecurityHeaders(settings)
-        self._refusal = Refusal(self._security.added_to(()))
+        self._refusal = PreparedProblem(Overloaded(), self._security.added_to(()))
+        # Refused clients come back at different times.
+        self._retry_after = cycle(range(1, MAX_RETRY_AFTER + 1))
         self._access_log = access_log
         self._routes = routes
         self._prefix = os.urandom(6).hex()
@@ -82,7 +85,8 @@ class RequestContext:
     def refusal(self, scope: Scope) -> bytes | None:
         """What to send over the connection at once, if there is no slot for a request that the server has read."""
         if self._admission.is_saturated and scope["path"] not in self._oauth_paths and self._admission.refuses(scope):
-            return self._refusal.raw(self._request_id(headers_of(scope).get(b"x-request-id")).encode())
+            request_id = self._request_id(headers_of(scope).get(b"x-request-id")).encode()
+            return self._refusal.raw(request_id, next(self._retry_after))
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +98,8 @@ class RequestContext:
             send = oauth.send
         if self._admission.is_saturated and self._admission.refuses(scope):
             # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
-            await self._refusal.send(self._request_id(headers_of(scope).get(b"x-request-id")).encode(), send)
+            refused_id = self._request_id(headers_of(scope).get(b"x-request-id")).encode()
+            await self._refusal.send(refused_id, next(self._retry_after), send, (b"x-request-id", refused_id))
             return
         started = perf_counter()
         found = headers_of(scope)
@@ -104,16 +109,16 @@ class RequestContext:
             scope["method"] = "GET"
             # It is defined for GET alone (RFC 9110, section 14.2).
             ignore_header(scope, b"range")
-        exchange = _Exchange(scope, send, (b"x-request-id", request_id), is_head=is_head)
+        tracker = _ResponseTracker(scope, send, (b"x-request-id", request_id), is_head=is_head)
         self._active += 1
         try:
-            await self._answer(scope, receive, exchange, found)
+            await self._answer(scope, receive, tracker, found)
         finally:
             self._active -= 1
             release_slot(scope)
             route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), UNMATCHED)
             method = "HEAD" if is_head else scope["method"]
-            status = oauth.status if oauth is not None and oauth.status else exchange.status
+            status = oauth.status if oauth is not None and oauth.status else tracker.status
             self.record(method, route, status, perf_counter() - started, scope)
 
     def identify(self, found: Mapping[bytes, bytes]) -> bytes:
@@ -125,7 +130,9 @@ class RequestContext:
         trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
         return request_id.encode()
 
-    async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange", found: dict[bytes, bytes]) -> None:
+    async def _answer(
+        self, scope: Scope, receive: Receive, tracker: "_ResponseTracker", found: dict[bytes, bytes]
+    ) -> None:
         try:
             check_headers(scope)
             check_path(scope.get("raw_path") or b"")
@@ -135,34 +142,34 @@ class RequestContext:
                 # the client would often see a reset before the answer.
                 raise PayloadTooLarge  # noqa: TRY301 - answered as those from inside
             if scope["path"] == _WHOLE_SERVER:
-                await self._answer_for_server(scope, receive, exchange)
-            elif exchange.answered is not None:
-                await self._answer_head(scope, receive, exchange, exchange.answered)
+                await self._answer_for_server(scope, receive, tracker)
+            elif tracker.answered is not None:
+                await self._answer_head(scope, receive, tracker, tracker.answered)
             else:
-                await self._app(scope, receive, exchange.send)
+                await self._app(scope, receive, tracker.send)
         except asyncio.CancelledError:
-            exchange.status = exchange.status or _CLIENT_CLOSED_REQUEST
+            tracker.status = tracker.status or _CLIENT_CLOSED_REQUEST
             _disconnects.inc()
             raise
         except ClientDisconnect:
             # The framework may have answered 500, which no client is there to read.
-            exchange.status = _CLIENT_CLOSED_REQUEST
+            tracker.status = _CLIENT_CLOSED_REQUEST
             _disconnects.inc()
         except AppError as error:
-            await self._answer_problem(error, scope, receive, exchange)
+            await self._answer_problem(error, scope, receive, tracker)
         except Exception as error:
             _logger.exception("http.request_failed", method=scope["method"], path=logged_path(scope["path"]))
-            if exchange.status == 0:
-                await self._answer_problem(AppError(), scope, receive, exchange)
-            elif exchange.status != _SERVER_ERROR:
+            if tracker.status == 0:
+                await self._answer_problem(AppError(), scope, receive, tracker)
+            elif tracker.status != _SERVER_ERROR:
                 # Half an answer is out; only a broken connection tells the client that the rest is missing.
                 raise error  # noqa: TRY201 - the name says what is raised
 
     async def _answer_head(
-        self, scope: Scope, receive: Receive, exchange: "_Exchange", is_answered: asyncio.Event
+        self, scope: Scope, receive: Receive, tracker: "_ResponseTracker", is_answered: asyncio.Event
     ) -> None:
         """Runs the application until the answer's head is out; a stream would go on behind it without a reader."""
-        work = asyncio.ensure_future(self._app(scope, receive, exchange.send))
+        work = asyncio.ensure_future(self._app(scope, receive, tracker.send))
         answered = asyncio.ensure_future(is_answered.wait())
         try:
             await asyncio.wait({work, answered}, return_when=asyncio.FIRST_COMPLETED)
@@ -173,15 +180,17 @@ class RequestContext:
             with suppress(asyncio.CancelledError):
                 await work
 
-    async def _answer_for_server(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
+    async def _answer_for_server(self, scope: Scope, receive: Receive, tracker: "_ResponseTracker") -> None:
         """What the server as a whole can do (RFC 9110, section 9.3.7)."""
         scope["route_template"] = _WHOLE_SERVER
         answer = Response(status_code=204, headers={"Allow": ", ".join(sorted(_METHODS)), "Cache-Control": "no-store"})
-        await answer(scope, receive, self._security.wrap(exchange.send))
+        await answer(scope, receive, self._security.wrap(tracker.send))
 
-    async def _answer_problem(self, error: AppError, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
+    async def _answer_problem(
+        self, error: AppError, scope: Scope, receive: Receive, tracker: "_ResponseTracker"
+    ) -> None:
         """A problem of a layer outside the one that adds the security headers."""
-        await problem_response(error)(scope, receive, self._security.wrap(exchange.send))
+        await problem_response(error)(scope, receive, self._security.wrap(tracker.send))
 
     def _request_id(self, given: bytes | None) -> str:
         if given is not None and _REQUEST_ID.fullmatch(given):
@@ -199,7 +208,7 @@ class RequestContext:
             self._access_log.write(method, route, status, seconds, scope)
 
 
-class _Exchange:
+class _ResponseTracker:
     """One answer on its way out. The answer to HEAD ends with its head."""
 
     __slots__ = ("_request_id", "_scope", "_send", "answered", "status")

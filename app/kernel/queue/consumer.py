@@ -22,7 +22,7 @@ from app.kernel.background import is_set_within
 from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue.producer import CONTROL_CHANNEL, PAST_MS, VISIBLE_UNTIL_MS, WAKEUP_CHANNEL, Queue
-from app.kernel.queue.slots import Executor, Runner
+from app.kernel.queue.slots import JobExecutor, Runner
 from app.kernel.redis.gateway import LOST_ERRORS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ end
 class Consumer(Worker):
     """Feeds a `Runner` from one server. It ends with an exception when that Redis goes away, and is then made anew."""
 
-    def __init__(self, redis: ArqRedis, queue: Queue, server: int, runner: Runner, executor: Executor) -> None:
+    def __init__(self, redis: ArqRedis, queue: Queue, server: int, runner: Runner, executor: JobExecutor) -> None:
         super().__init__(
             functions=[func(cast("WorkerCoroutine", _never_called), name="job")],
             queue_name=queue.key("default", 0),
@@ -121,30 +121,30 @@ class Consumer(Worker):
             self._forget_sha = await self.pool.script_load(_FORGET)
             self._show_sha = await self.pool.script_load(_SHOW)
         with self._runner.wakeup() as wakeup:
-            listener = self.loop.create_task(self._listen(wakeup))
+            subscription = self.loop.create_task(self._listen(wakeup))
             try:
                 while not self._runner.draining:
                     started = monotonic()
                     await self._poll_iteration()
                     self._runner.looked_at[self._server] = monotonic()
                     await _wait(wakeup, 0 if self._refused else _LOOK_EVERY)
-                    if listener.done():
-                        listener.result()
+                    if subscription.done():
+                        subscription.result()
                     # Many wakeups in one moment are one look.
                     if (spent := monotonic() - started) < _COALESCE:
                         await asyncio.sleep(_COALESCE - spent)
                 await self._claim({})
             finally:
-                listener.cancel()
-                await asyncio.gather(listener, return_exceptions=True)
+                subscription.cancel()
+                await asyncio.gather(subscription, return_exceptions=True)
 
     async def _poll_iteration(self) -> None:
         claimed: list[tuple[str, bytes, int]] = []
         undecided: Collection[UUID] = ()
         try:
             async with self._runner.claiming:
-                wants = self._runner.wants()
-                claimed = await self._claim(wants) if wants or self._done else []
+                free_slots = self._runner.free_slots_by_queue()
+                claimed = await self._claim(free_slots) if free_slots or self._done else []
                 free = self._runner.free
                 if claimed:
                     claim = await self._executor.claim(
@@ -173,12 +173,12 @@ class Consumer(Worker):
         """Never used: what runs is decided by the rows that Postgres gave to this process."""
         raise NotImplementedError
 
-    async def _claim(self, wants: Mapping[str, int]) -> list[tuple[str, bytes, int]]:
+    async def _claim(self, free_slots: Mapping[str, int]) -> list[tuple[str, bytes, int]]:
         """Takes ids of the wanted queues and forgets the ones that Postgres has decided about, in one round trip."""
         keys: list[str] = []
         counts: list[int] = []
         numbers: list[int] = []
-        for number, (queue, count) in enumerate(wants.items()):
+        for number, (queue, count) in enumerate(free_slots.items()):
             shards = self._queue.keys(queue, self._server)
             for key in random.sample(shards, len(shards)):
                 keys.append(key)
@@ -232,7 +232,7 @@ class Consumer(Worker):
                     self._runner.wake()
 
 
-async def consume(server: int, queue: Queue, runner: Runner, executor: Executor) -> None:
+async def consume(server: int, queue: Queue, runner: Runner, executor: JobExecutor) -> None:
     """Runs until the runner drains: from this server while it is there, straight from Postgres while it is not."""
     while not runner.draining:
         redis = ArqRedis.from_url(queue.urls[server], socket_connect_timeout=_REDIS_TIMEOUT, health_check_interval=5)
@@ -245,15 +245,15 @@ async def consume(server: int, queue: Queue, runner: Runner, executor: Executor)
             await redis.aclose()
 
 
-async def _consume_directly(server: int, redis: ArqRedis, runner: Runner, executor: Executor) -> None:
+async def _consume_directly(server: int, redis: ArqRedis, runner: Runner, executor: JobExecutor) -> None:
     """Claims from Postgres until Redis answers again."""
     next_ping = monotonic() + _LOOK_EVERY
     with runner.wakeup() as wakeup:
         while not runner.draining:
             try:
                 async with runner.claiming:
-                    if wants := runner.wants():
-                        runner.start(await executor.claim_direct(wants, runner.free))
+                    if free_slots := runner.free_slots_by_queue():
+                        runner.start(await executor.claim_direct(free_slots, runner.free))
             except Unavailable:
                 logger.warning("jobs.claim_postponed")
             runner.looked_at[server] = monotonic()

@@ -15,7 +15,7 @@ from app.kernel.observability.telemetry import get_logger
 logger = get_logger(__name__)
 
 
-class ClaimedJob(Protocol):
+class OwnedJob(Protocol):
     """A job that this process owns until its lease ends."""
 
     @property
@@ -28,16 +28,16 @@ class ClaimedJob(Protocol):
 class Claim:
     """What came of ids from Redis. `undecided` are still to be run: another transaction has locked their rows."""
 
-    jobs: Sequence[ClaimedJob]
+    jobs: Sequence[OwnedJob]
     undecided: Collection[UUID] = ()
 
 
-class Executor(Protocol):
+class JobExecutor(Protocol):
     """The worker's side of Postgres."""
 
     async def claim(self, ids: Sequence[UUID], runner: "Runner") -> Claim: ...
 
-    async def claim_direct(self, wants: Mapping[str, int], total: int) -> Sequence[ClaimedJob]: ...
+    async def claim_direct(self, free_slots: Mapping[str, int], total: int) -> Sequence[OwnedJob]: ...
 
     async def run(self, job: Any, runner: "Runner") -> None: ...
 
@@ -58,7 +58,7 @@ class QueueShare:
 class Runner:
     """The slots of one process: which jobs run, and how many more of each queue may start."""
 
-    def __init__(self, executor: Executor, queues: Mapping[str, QueueShare], slots: int) -> None:
+    def __init__(self, executor: JobExecutor, queues: Mapping[str, QueueShare], slots: int) -> None:
         self.queues = dict(queues)
         self.slots = slots
         self.paused: frozenset[str] = frozenset()
@@ -80,10 +80,10 @@ class Runner:
     def free(self) -> int:
         return 0 if self.draining else self.slots - len(self.tasks)
 
-    def wants(self) -> dict[str, int]:
+    def free_slots_by_queue(self) -> dict[str, int]:
         """How many jobs of each queue may start now, in the order in which the queues are to be served."""
         kept = {queue: max(0, share.floor - self._running[queue]) for queue, share in self.queues.items()}
-        wants: dict[str, int] = {}
+        free_slots: dict[str, int] = {}
         # Drawn by weight; guessing the order gains nothing.
         for queue in sorted(self.queues, key=lambda name: -(random.random() ** (1 / self.queues[name].weight))):  # noqa: S311 - a fair draw, not a secret
             if queue in self.paused:
@@ -93,10 +93,10 @@ class Runner:
             if share.ceiling is not None:
                 room = min(room, share.ceiling - self._running[queue])
             if room > 0:
-                wants[queue] = room
-        return wants
+                free_slots[queue] = room
+        return free_slots
 
-    def start(self, jobs: Sequence[ClaimedJob]) -> None:
+    def start(self, jobs: Sequence[OwnedJob]) -> None:
         for job in jobs:
             task = asyncio.get_running_loop().create_task(self._executor.run(job, self), name=f"job:{job.id}")
             self.tasks[job.id] = task
@@ -136,7 +136,7 @@ class Runner:
         if self.tasks:
             await asyncio.wait(self.tasks.values())
 
-    def _ended(self, job: ClaimedJob, task: asyncio.Task[None]) -> None:
+    def _ended(self, job: OwnedJob, task: asyncio.Task[None]) -> None:
         del self.tasks[job.id]
         self.reasons.pop(job.id, None)
         self._running[job.queue] -= 1

@@ -1,4 +1,4 @@
-"""All buckets of a process, and their exchange with the stores."""
+"""All buckets of a process, synchronised with the stores."""
 
 import asyncio
 import heapq
@@ -15,10 +15,10 @@ from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import LimitsSettings
 
 _refused = Counter("app_rate_limit_refused", "Requests refused by an exhausted quota.", ["policy"])
-_exchanges = Counter("app_rate_limit_exchanges", "Batched lease requests for quota units.", ["store"])
+_syncs = Counter("app_rate_limit_exchanges", "Batched lease requests for quota units.", ["store"])
 _buckets = Gauge("app_rate_limit_buckets", "Quota buckets held by the process.", multiprocess_mode="livesum")
-_exchanges_redis = _exchanges.labels("redis")
-_exchanges_local = _exchanges.labels("local")
+_syncs_redis = _syncs.labels("redis")
+_syncs_local = _syncs.labels("local")
 
 _MAX_BUCKETS = 100_000
 _MAX_BATCH = 200
@@ -48,7 +48,7 @@ class RateLimits:
         self._local = LocalStore(processes)
         self._ordering: dict[QuotaBucket, None] = {}
         self._returning: dict[QuotaBucket, None] = {}
-        self._exchange: asyncio.Task[None] | None = None
+        self._sync: asyncio.Task[None] | None = None
         # By when they are due; the number keeps buckets from being compared.
         self._reviews: list[tuple[float, int, QuotaBucket]] = []
         self._numbers = count()
@@ -62,7 +62,7 @@ class RateLimits:
         await self._background.close()
         kept = (bucket for bucket in self.buckets.values() if not bucket.is_returned and not bucket.is_negligible())
         self._returning = dict.fromkeys(kept)
-        await self._exchange_all()
+        await self._sync_leases()
 
     def sample(self) -> None:
         """Sets the gauge."""
@@ -111,11 +111,11 @@ class RateLimits:
         self._start_exchange()
 
     def _start_exchange(self) -> None:
-        if self._exchange is None or self._exchange.done():
-            self._exchange = self._background.spawn(self._exchange_all())
+        if self._sync is None or self._sync.done():
+            self._sync = self._background.spawn(self._sync_leases())
 
-    async def _exchange_all(self) -> None:
-        """One exchange after the other, so that what is wanted meanwhile goes together."""
+    async def _sync_leases(self) -> None:
+        """One request after the other, so that what is wanted meanwhile goes together."""
         while self._ordering or self._returning:
             buckets = list(islice(self._ordering, _MAX_BATCH))
             orders = []
@@ -144,9 +144,9 @@ class RateLimits:
         try:
             grants = await self._redis.lease(orders)
         except RedisUnavailable:
-            _exchanges_local.inc()
+            _syncs_local.inc()
             return self._local.lease(orders)
-        _exchanges_redis.inc()
+        _syncs_redis.inc()
         return grants
 
     async def _review_for_ever(self) -> None:

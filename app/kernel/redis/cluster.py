@@ -50,15 +50,15 @@ class ClusterGateway(RedisGateway):
         self._has_read = asyncio.Event()
         self._hurry = asyncio.Event()
         self._background = Background()
-        self._listeners: list[Callable[[], None]] = []
+        self._failover_callbacks: list[Callable[[], None]] = []
 
     @property
     def available(self) -> bool:
         """Whether the nodes are known, or no command has been sent yet; a single one may still be away."""
         return not self._is_closed and (bool(self._owners) or not self._has_read.is_set())
 
-    def on_failover(self, listener: Callable[[], None]) -> None:
-        self._listeners.append(listener)
+    def on_failover(self, callback: Callable[[], None]) -> None:
+        self._failover_callbacks.append(callback)
 
     async def call(
         self, work: Callable[["Redis"], Awaitable[T]], *, key: str | None = None, timeout: float | None = None
@@ -170,8 +170,8 @@ class ClusterGateway(RedisGateway):
             await self._nodes.pop(address).close()
         if before and before != owners:
             _logger.info("redis.slots_moved", nodes=len(set(owners)))
-            for listener in self._listeners:
-                listener()
+            for callback in self._failover_callbacks:
+                callback()
 
 
 async def _map_of(address: str, node: RedisGateway) -> dict[str, Any] | None:

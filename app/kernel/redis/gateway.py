@@ -110,8 +110,8 @@ class RedisGateway:
         number = self.client.connection_pool.connection_kwargs.get("db") or 0
         return f"{name}@{number}" if number else name
 
-    def on_failover(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` when another server has taken over, which may lack the last writes.
+    def on_failover(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when another server has taken over, which may lack the last writes.
 
         Of a server alone that is not known; who listens to it with a `Bus` is told that the connection has ended.
         """

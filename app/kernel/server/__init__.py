@@ -71,15 +71,15 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     taken = take_over(host, port) if takes_over else None
-    listener, on_started = taken or (config.bind_socket(), _nothing)
+    server_socket, on_started = taken or (config.bind_socket(), _nothing)
     if reload_dir is not None:
-        ChangeReload(config, target=Server(config).run, sockets=[listener]).run()
+        ChangeReload(config, target=Server(config).run, sockets=[server_socket]).run()
         return
     # Until a handler is installed.
     signal.signal(RETIRE, signal.SIG_IGN)
-    with offered(listener, host, port, _retire):
+    with offered(server_socket, host, port, _retire):
         run = _serve_together if workers > 1 else _serve_alone
-        if code := run(config, listener, on_started):
+        if code := run(config, server_socket, on_started):
             raise SystemExit(code)
 
 
@@ -105,15 +105,15 @@ class _Reloaded:
         self._run()
 
 
-def _serve_alone(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> int:
+def _serve_alone(config: Config, server_socket: socket.socket, on_started: Callable[[], None]) -> int:
     server = Server(config, on_started)
-    server.run([listener])
+    server.run([server_socket])
     return 0 if server.started else uvicorn.config.STARTUP_FAILURE
 
 
-def _serve_together(config: Config, listener: socket.socket, on_started: Callable[[], None]) -> int:
+def _serve_together(config: Config, server_socket: socket.socket, on_started: Callable[[], None]) -> int:
     with _metrics_dir():
-        group = WorkerGroup(config, [listener], on_started)
+        group = WorkerGroup(config, [server_socket], on_started)
         group.run()
     return next((process.exitcode for process in group.processes if process.exitcode in FINAL_EXITS), 0)
 

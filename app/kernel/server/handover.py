@@ -45,18 +45,18 @@ def take_over(host: str, port: int) -> tuple[socket.socket, Callable[[], None]] 
 
 
 @contextmanager
-def offered(listener: socket.socket, host: str, port: int, on_taken: Callable[[], None]) -> Iterator[None]:
-    """Offers `listener` for as long as the block runs; `on_taken` is called in a thread."""
+def offered(server_socket: socket.socket, host: str, port: int, on_taken: Callable[[], None]) -> Iterator[None]:
+    """Offers `server_socket` for as long as the block runs; `on_taken` is called in a thread."""
     stopped = threading.Event()
     if sys.platform == "linux":
-        threading.Thread(target=_offer, args=(listener, _name(host, port), on_taken, stopped), daemon=True).start()
+        threading.Thread(target=_offer, args=(server_socket, _name(host, port), on_taken, stopped), daemon=True).start()
     try:
         yield
     finally:
         stopped.set()
 
 
-def _offer(listener: socket.socket, name: str, on_taken: Callable[[], None], stopped: threading.Event) -> None:
+def _offer(server_socket: socket.socket, name: str, on_taken: Callable[[], None], stopped: threading.Event) -> None:
     with socket.socket(socket.AF_UNIX) as door:
         while not _is_bound(door, name):
             # The one that we took over from, or one that serves the same port by other means, still has the name.
@@ -68,7 +68,7 @@ def _offer(listener: socket.socket, name: str, on_taken: Callable[[], None], sto
             with suppress(OSError):
                 connection, _ = door.accept()
                 with connection:
-                    if _is_own_user(connection) and _is_serving(connection, listener):
+                    if _is_own_user(connection) and _is_serving(connection, server_socket):
                         break
     if not stopped.is_set():
         on_taken()
@@ -82,8 +82,8 @@ def _is_bound(door: socket.socket, name: str) -> bool:
     return True
 
 
-def _is_serving(connection: socket.socket, listener: socket.socket) -> bool:
-    socket.send_fds(connection, [b"l"], [listener.fileno()])
+def _is_serving(connection: socket.socket, server_socket: socket.socket) -> bool:
+    socket.send_fds(connection, [b"l"], [server_socket.fileno()])
     connection.settimeout(_START_SECONDS)
     return connection.recv(1) == _SERVING
 

@@ -119,8 +119,8 @@ class Server(uvicorn.Server):
             await self._until(lambda: self._is_retiring, end_of_listening)
         for server in self.servers:
             server.close()
-        for listener in sockets or ():
-            listener.close()
+        for server_socket in sockets or ():
+            server_socket.close()
         await self._until(self._is_quiet, deadline, meanwhile=manager.sweep)
         await self._cancel()
         await _within(_CLOSE_SECONDS, self.lifespan.shutdown())

@@ -100,9 +100,9 @@ class WorkerGroup(Multiprocess):
             self.handle_signals()
             self.keep_subprocess_alive()
         number = RETIRE if RETIRE in self.signal_queue else signal.SIGTERM
-        for listener in self.sockets:
+        for server_socket in self.sockets:
             # From now on the processes alone decide how long the port is open.
-            listener.close()
+            server_socket.close()
         for process in self.processes:
             process.tell(number)
         ending = [*self.processes, *self._leaving]

@@ -238,7 +238,7 @@ class Scheduler:
         self._runner = Runner(self._executor, {}, slots)
         self._slots = slots
         self._running: list[tuple[int, ClaimedJob, Outcome]] = []
-        self.write = self._executor.ends.write_for_ever
+        self.write = self._executor.completions.write_for_ever
         self.number = 0
         self.queues: dict[UUID, str] = {}
         self.starts: Counter[UUID] = Counter()
@@ -276,7 +276,7 @@ class Scheduler:
         for job in started:
             self.waiting[job.id] = 0
         for _, job, outcome in [run for run in self._running if run[0] <= self.number]:
-            assert await self._executor.ends.add(job.kind, job.user_id, outcome, ())
+            assert await self._executor.completions.add(job.kind, job.user_id, outcome, ())
         self._running = [run for run in self._running if run[0] > self.number]
         await self._connection.execute(LET_TIME_PASS, 1.0)
         self.number += 1

@@ -32,33 +32,33 @@ async def test_a_listener_is_known_everywhere(
 ) -> None:
     one, other = processes
     user_id = UserId(new_id())
-    assert one.listeners.has(user_id)
+    assert one.webhook_subscribers.has(user_id)
     for resources in processes:
-        await resources.listeners.start()
-        assert not resources.listeners.has(user_id)
+        await resources.webhook_subscribers.start()
+        assert not resources.webhook_subscribers.has(user_id)
     async with one.db.transaction("test.listen") as tx:
         await tx.execute(ENDPOINT, user_id)
-        one.listeners.add(tx, user_id)
-        assert not one.listeners.has(user_id)
-    assert one.listeners.has(user_id)
-    await eventually(lambda: other.listeners.has(user_id))
+        one.webhook_subscribers.add(tx, user_id)
+        assert not one.webhook_subscribers.has(user_id)
+    assert one.webhook_subscribers.has(user_id)
+    await eventually(lambda: other.webhook_subscribers.has(user_id))
 
     # A unit that was begun before stays one statement, and says nothing.
     late = UserId(new_id())
-    async with one.listeners.unit(one.db, late, "test.late") as tx:
+    async with one.webhook_subscribers.unit(one.db, late, "test.late") as tx:
         await tx.execute("SELECT 1")
         await connection.execute(ENDPOINT, late)
-        one.listeners._add(late)
-        await one.listeners.publish(tx, late, "user.updated", [{}])
+        one.webhook_subscribers._add(late)
+        await one.webhook_subscribers.publish(tx, late, "user.updated", [{}])
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == 0
-    async with one.listeners.unit(one.db, late, "test.late") as tx:
+    async with one.webhook_subscribers.unit(one.db, late, "test.late") as tx:
         await tx.execute("SELECT 1")
-        await one.listeners.publish(tx, late, "user.updated", [{}, {}])
+        await one.webhook_subscribers.publish(tx, late, "user.updated", [{}, {}])
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE user_id = $1", late) == 2
 
     # Of a unit of another kind the second statement would never be sent, so that is said instead of losing the event.
     with pytest.raises(RuntimeError, match=r"test\.single: an event is a second statement"):
         async with one.db.statement("test.single") as tx:
             await tx.execute("SELECT 1")
-            await one.listeners.publish(tx, late, "user.updated", [{}])
+            await one.webhook_subscribers.publish(tx, late, "user.updated", [{}])
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE user_id = $1", late) == 2

@@ -48,7 +48,7 @@ class _End:
     written: "asyncio.Future[bool]"
 
 
-class Ends:
+class CompletionWriter:
     """One per worker process. `write_for_ever` and `announce_for_ever` run for as long as it lives."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """E-mail of jobs: whether a message may be sent, when, and what becomes of an address that its server does not know.
 
-All mail goes through `Postman.send`, which looks at the account and takes a slot under the limits in one transaction,
-just before the message is handed over. So a ban or a deletion stops what was queued before it.
+All mail goes through `MailOutbox.send`, which looks at the account and takes a slot under the limits in one
+transaction, just before the message is handed over. So a ban or a deletion stops what was queued before it.
 """
 
 import hmac
@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 
 from app.identity.api import Actor, get_mail_account, lock_admin, record_security_event
-from app.jobs.queries import mailing as queries
+from app.jobs.queries import mail_outbox as queries
 from app.jobs.records import retry_delay
 from app.kernel.addresses import canonical_email, mailbox_of
 from app.kernel.clock import Clock
@@ -64,7 +64,7 @@ class MailServerAway(Unavailable):
     code = "mail_unavailable"
 
 
-class Postman:
+class MailOutbox:
     """Hands messages of jobs over, within the limits."""
 
     def __init__(self, mailer: Mailer, keys: Keys, settings: MailSettings) -> None:

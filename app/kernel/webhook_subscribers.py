@@ -1,6 +1,6 @@
 """Who listens to events by webhook, known to each process without asking, so that who does not pays nothing.
 
-An event with a subscriber is a job row in the transaction of its cause. The set of listeners is read whole every
+An event with a subscriber is a job row in the transaction of its cause. The set of subscribers is read whole every
 few seconds and told over the bus in between; where the bus is down, an endpoint may miss what happens in the first
 seconds of its life, and nothing afterwards.
 
@@ -32,8 +32,8 @@ _READ_SECONDS = 5.0
 _logger = get_logger(__name__)
 
 
-class Listeners:
-    """One per process. Until the first read everybody may be a listener."""
+class WebhookSubscribers:
+    """One per process. Until the first read every user may be one."""
 
     def __init__(
         self, db: Database, bus: Bus, queue: Queue, read: Callable[[ReadConn], Awaitable[Sequence[UserId | None]]]
@@ -49,7 +49,7 @@ class Listeners:
         bus.subscribe(_CHANNEL, self._on_message, on_up=self._wake.set)
 
     async def start(self) -> None:
-        """Reads the listeners and keeps them fresh. Postgres need not be there yet."""
+        """Reads the subscribers and keeps them fresh. Postgres need not be there yet."""
         await self._read()
         self._background.spawn(self._read_for_ever())
 
@@ -62,7 +62,7 @@ class Listeners:
 
     @asynccontextmanager
     async def unit(self, db: Database, user_id: UserId, label: str) -> AsyncIterator[Tx]:
-        """A unit of one statement; a transaction where that statement's event has a listener."""
+        """A unit of one statement; a transaction where that statement's event has a subscriber."""
         is_published = self.has(user_id)
         async with db.transaction(label) if is_published else db.statement(label) as tx:
             tx.skips_events = not is_published
@@ -121,7 +121,7 @@ class Listeners:
     async def _read(self) -> None:
         self._told.clear()
         try:
-            async with self._db.read("listeners") as conn:
+            async with self._db.read("webhook_subscribers") as conn:
                 users = await self._read_all(conn)
         except Unavailable:
             return

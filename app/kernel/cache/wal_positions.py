@@ -29,7 +29,7 @@ end
 """
 
 
-class Positions:
+class WalPositions:
     """One per process."""
 
     def __init__(self, redis: RedisGateway, incarnation: Incarnation) -> None:
