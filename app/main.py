@@ -42,7 +42,7 @@ from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
-from app.kernel.middleware.fast_path import AnswerOf, FastPath, Finished, LocalAnswers
+from app.kernel.middleware.fast_path import FastPath, Finished, LocalAnswers, LocalRead
 from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
@@ -96,15 +96,19 @@ class Onehop(FastAPI):
     entry: ASGIApp | None = None
     # The server asks it before it makes a task of a request; None: go on.
     refusal: Callable[[Scope], bytes | None] | None = None
-    fast_path: AnswerOf | None = None
+    fast_path: FastPath | None = None
 
     def refusal_of(self, scope: Scope) -> bytes | None:
         """The finished answer to a request that there is no place for."""
         return self.refusal(scope) if self.refusal is not None else None
 
-    def answer_of(self, scope: Scope) -> Finished | None:
-        """The finished answer to a request without a body that is in memory."""
-        return self.fast_path(scope) if self.fast_path is not None else None
+    def recognize(self, scope: Scope) -> LocalRead | None:
+        """What a request without a body asks for, if its answer may be in memory."""
+        return self.fast_path.recognize(scope) if self.fast_path is not None else None
+
+    def answer(self, request: LocalRead) -> Finished | None:
+        """The finished answer, if it is in memory now."""
+        return self.fast_path.answer(request) if self.fast_path is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

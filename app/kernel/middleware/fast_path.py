@@ -4,7 +4,8 @@ Each step is one that a layer would take with the same object, in the same order
 seen before, a quota that has to be asked for, no answer in memory) changes nothing and is left to the layers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from time import perf_counter
 
 from starlette.types import Scope
@@ -18,7 +19,20 @@ from app.kernel.request_headers import headers_of
 
 # What goes over the wire but for the server's own headers: the head without its last line end, and the body.
 Finished = tuple[bytes, bytes]
-AnswerOf = Callable[[Scope], Finished | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRead:
+    """What a request for a cached answer says of itself. Whether it gets one is asked each time."""
+
+    read: CachedRead
+    token: bytes
+    fields: Mapping[bytes, bytes]
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same bytes may come again: no id of this one request stands in them."""
+        return b"x-request-id" not in self.fields and b"traceparent" not in self.fields
 
 
 class FastPath:
@@ -40,43 +54,42 @@ class FastPath:
         self._reads = {read.path: read for read in reads}
         self._cost = cost
 
-    def __call__(self, scope: Scope) -> Finished | None:
-        """The answer to a request without a body, whose path is written as the router has it; None: the application
-        has to find it.
+    def recognize(self, scope: Scope) -> LocalRead | None:
+        """What a request without a body asks for, whose path is written as the router has it; None: the application
+        has to find out.
         """
         read = self._reads.get(scope["path"])
         if read is None or scope["method"] != "GET" or scope["query_string"]:
             return None
-        started = perf_counter()
         fields = scope["headers"]
         found = {name: value for name, value in fields}  # noqa: C416 - takes two thirds of the time of `dict(fields)`
-        if len(found) != len(fields):
-            return None
         token = found.get(b"authorization")
-        principal = self._cached_principal(token) if token is not None else None
-        if (
-            principal is None
-            or not read.scopes <= principal.scopes
-            or b"content-length" in found
-            or b"if-match" in found
-        ):
+        if token is None or len(found) != len(fields) or b"content-length" in found or b"if-match" in found:
+            return None
+        return LocalRead(read, token, found)
+
+    def answer(self, request: LocalRead) -> Finished | None:
+        """The answer as of now; None: the application has to find it."""
+        started = perf_counter()
+        read = request.read
+        principal = self._cached_principal(request.token)
+        if principal is None or not read.scopes <= principal.scopes:
             return None
         bucket = self._buckets.get(principal.quota_key)
         if bucket is None or bucket.tokens - self._cost < bucket.low:
             return None
         answer = self._get_local(principal.cache_key + read.path)
-        picked = chosen(answer, found) if answer is not None else None
+        picked = chosen(answer, request.fields) if answer is not None else None
         if picked is None:
             return None
         status, head, body = picked
         bucket.tokens -= self._cost
-        scope["principal"] = principal
-        request_id = self._context.identify(found)
+        request_id = self._context.identify(request.fields)
         (policy, shown), (quota, left) = bucket.headers()
         start = b"%bx-request-id: %b\r\n%b: %b\r\n%b: %b\r\n" % (
             head.rendered, request_id, policy, shown, quota, left
         )  # fmt: skip
-        self._context.record("GET", read.path, status, perf_counter() - started, scope)
+        self._context.record("GET", read.path, status, perf_counter() - started, {"principal": principal})
         return start, body
 
 

@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
 from app.kernel.ids import new_id
+from app.kernel.server.known_requests import KnownRequests
 from app.kernel.server.refusal_queue import RefusalQueue
 from app.kernel.settings import ConnectionSettings
 
@@ -82,6 +83,7 @@ class ConnectionManager:
         # What the present round has found, by client.
         self._unsent: dict[str | None, dict[Connection, int]] = {}
         self.refusal_queue = RefusalQueue(loop)
+        self.known_requests = KnownRequests()
         self._sweep_for_ever()
 
     def _sweep_for_ever(self) -> None:

@@ -6,34 +6,29 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.kernel.errors import (
     AppError,
     HeadTooLarge,
     InvalidMessage,
-    RequestTimeout,
     TargetTooLong,
     TooManyConnections,
 )
 from app.kernel.server.connections import (
-    DRAIN_IDLE_SECONDS,
     LINGER_BYTES,
-    LINGER_SECONDS,
     ended,
-    manager_of,
     refusal,
 )
+from app.kernel.server.known_requests import LONGEST_KNOWN_HEAD
 from app.kernel.server.request_validation import WHOLE_SERVER, fault_of_head
-from app.kernel.server.response_cycle import ResponseCycle
-from app.kernel.settings import ConnectionSettings
+from app.kernel.server.response_cycle import ResponseCycle, write_finished
+from app.kernel.server.timed_protocol import TimedProtocol
 
 _WATCHED = frozenset({b"host", b"expect", b"transfer-encoding"})
 _FIELD_OVERHEAD = len(": \r\n")
@@ -44,20 +39,8 @@ _TRAILERS: Any = deque(maxlen=0)
 _FRAMING_OF_A_BYTE = 16
 
 
-class _State(Enum):
-    NEW = "waiting for its first request"
-    HEAD = "receiving a head"
-    BODY = "receiving a body"
-    ANSWERING = "its request is being worked on"
-    REST = "the body goes on behind the answer"
-    IDLE = "waiting for another request"
-    LEAVING = "nothing more will be answered"
-
-
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection. Each event is handled at once; time-outs are found by the sweep, in `check_timeouts`."""
-
-    cycle: ResponseCycle | None  # type: ignore[assignment]  # it is, until the first request
+class GuardedProtocol(TimedProtocol):
+    """One connection. Each event is handled at once; time-outs are found by the sweep."""
 
     def __init__(
         self,
@@ -67,46 +50,22 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._limits: ConnectionSettings = getattr(config, "connections", None) or ConnectionSettings()
-        self._manager = manager_of(server_state, self._limits, self.loop)
         # An application may have a finished answer for what it has no place for (`Onehop.refusal_of`).
         self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
-        # ... and one for what it remembers (`Onehop.answer_of`), as head and body.
-        self._answer_of: Callable[[Any], tuple[bytes, bytes] | None] | None = getattr(self.app, "answer_of", None)
-        self._active: ResponseCycle | None = None
-        # The scope whose head has come to its end; another one than `scope` while a head is on its way.
-        self._headed: Any = None
+        # ... and one, as head and body, for a request that it recognizes (`Onehop.recognize`, `Onehop.answer`).
+        self._recognize: Callable[[Any], Any] = getattr(self.app, "recognize", _recognize_nothing)
+        self._answer: Callable[[Any], tuple[bytes, bytes] | None] = getattr(self.app, "answer", _recognize_nothing)
+        self._known_requests = self._manager.known_requests
+        # The request that was answered last before ASGI; None after another one.
+        self._recognized: Any = None
+        self._heads = 0
         self._refusal: AppError | None = None
-        self._is_rejecting = False
         self._chunk = 0
-        self._received = 0
         self._head_bytes = 0
         self._hosts: list[bytes] = []
         self._codings: list[bytes] = []
         self._is_chunked = False
         self._framing = 0
-        # What the last sweep saw, and when it saw it first.
-        self._seen_state = _State.NEW
-        self._seen_scope: Any = None
-        self._since = self.loop.time()
-        # Until then nothing can be wrong with it, unless another request begins.
-        self._quiet_until = 0.0
-        self._received_before = 0
-        self._stalled_since: float | None = None
-        self._unsent_before = 0
-
-    @property
-    def idle_since(self) -> float | None:
-        """By the loop's clock; None while there is a request."""
-        state = self._state()
-        if state is not _State.NEW and state is not _State.IDLE:
-            return None
-        return self._since if self._seen_scope is self.scope else self.loop.time()
-
-    @property
-    def unsent(self) -> int:
-        """Bytes of answers that the client lets wait; 0 where they are few."""
-        return self.transport.get_write_buffer_size() if self.flow.write_paused else 0
 
     @property
     def host(self) -> str | None:
@@ -134,7 +93,12 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._chunk = chunk = len(data)
+        chunk = len(data)
+        may_be_known = chunk <= LONGEST_KNOWN_HEAD and self._is_between_requests()
+        if may_be_known and self._is_answered_again(data):
+            return
+        heads = self._heads
+        self._chunk = chunk
         self._received += chunk
         if self._is_rejecting:
             if self._received > LINGER_BYTES:
@@ -152,6 +116,34 @@ class GuardedProtocol(HttpToolsProtocol):
             self._note_unfinished_head()
         elif self._is_chunked:
             self._note_framing()
+        elif may_be_known and self._recognized is not None and self._heads == heads + 1:
+            # All that came was the one head.
+            self._remember(data)
+
+    def _remember(self, head: bytes) -> None:
+        cycle = self.cycle
+        if cycle is not None and cycle.keep_alive and self._recognized.is_repeatable:
+            self._known_requests.add(head, self._recognized)
+
+    def _is_answered_again(self, head: bytes) -> bool:
+        """Whether this is the whole head of a request that came before, and has been answered without parsing it.
+
+        The first request of a connection is always parsed, because the sweep tells a new connection by the lack of one.
+        """
+        request = self._known_requests.get(head)
+        if request is None or self.cycle is None:
+            return False
+        if self.flow.write_paused or self._manager.is_draining or self.transport.is_closing():
+            return False
+        answer = self._answer(request)
+        if answer is None:
+            return False
+        start, body = answer
+        write_finished(self.transport, start, self.server_state.default_headers, b"\r\n", body)
+        self.server_state.total_requests += 1
+        # For the sweep, which tells requests by their scopes, this was another one.
+        self._seen_scope = None
+        return True
 
     def on_body(self, body: bytes) -> None:
         if self._is_chunked:
@@ -217,6 +209,8 @@ class GuardedProtocol(HttpToolsProtocol):
             del error
             raise self._refusal
         self._head_bytes = 0
+        self._heads += 1
+        self._recognized = None
         self._headed = scope
         self.headers = _TRAILERS
         scope["method"] = method.decode("ascii")
@@ -265,11 +259,13 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether the application remembered an answer, which has been sent then. A request with a body, or with a path
         that the layers may refuse, is special.
         """
-        if self._answer_of is None or is_special or self.expect_100_continue or self.flow.write_paused:
+        if is_special or self.expect_100_continue or self.flow.write_paused:
             return False
-        answer = self._answer_of(cycle.scope)
+        request = self._recognize(cycle.scope)
+        answer = self._answer(request) if request is not None else None
         if answer is None:
             return False
+        self._recognized = request
         # The parser is about to tell that nothing follows.
         cycle.more_body = False
         cycle.send_finished(*answer)
@@ -326,10 +322,6 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._is_rejecting:
             self._half_close(b"")
 
-    def resume_writing(self) -> None:
-        self._stalled_since = None
-        super().resume_writing()
-
     def shutdown(self) -> None:
         """The process is about to end. An answer that has not begun says so; an idle connection stays for one more
         request, because that may be on its way already.
@@ -339,98 +331,6 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
-
-    def end(self, reason: str) -> None:
-        """Closes it without a word."""
-        ended.labels(reason).inc()
-        self._quiet_until = 0.0
-        self.transport.close()
-
-    def check_timeouts(self, now: float) -> None:
-        """Ends the connection if it has been in its state for too long."""
-        if self.scope is self._seen_scope and now < self._quiet_until:
-            return
-        state, since = self._state(), self._since
-        if state is not self._seen_state or self.scope is not self._seen_scope:
-            # A body's time goes on when its request has been answered already.
-            if state is not _State.REST or self.scope is not self._seen_scope:
-                self._since = since = now
-                self._received_before = self._received
-            self._seen_state, self._seen_scope = state, self.scope
-            self._quiet_until = 0.0
-        self._examine_writing(now)
-        if state is _State.ANSWERING:
-            return
-        age = now - since
-        limits = self._limits
-        if state is _State.HEAD and age > limits.head_timeout:
-            self._refuse(RequestTimeout("The head of the request did not come in time."))
-        elif state is _State.BODY:
-            self._examine_body(age)
-        elif state is _State.REST and self._is_too_slow(age):
-            self.end("request_timeout")
-        else:
-            self._examine_silence(state, age)
-
-    def _examine_silence(self, state: _State, age: float) -> None:
-        limits = self._limits
-        if state is _State.LEAVING:
-            if age > (limits.write_timeout if self.transport.is_closing() else LINGER_SECONDS):
-                self.transport.abort()
-        elif state is _State.NEW or state is _State.IDLE:
-            seconds = limits.head_timeout if state is _State.NEW else limits.idle_timeout
-            is_draining = self._manager.is_draining
-            if is_draining:
-                seconds = min(seconds, DRAIN_IDLE_SECONDS)
-            if age > seconds:
-                self.end("drained" if is_draining else "idle")
-            elif not is_draining and not self.flow.write_paused:
-                self._quiet_until = self._since + seconds
-
-    def _state(self) -> _State:
-        cycle, active = self.cycle, self._active
-        is_answered = active is None or active.response_complete
-        if self.transport.is_closing() or (self._is_rejecting and is_answered):
-            return _State.LEAVING
-        if not is_answered:
-            is_whole = cycle is None or active is not cycle or not cycle.more_body or self._headed is not self.scope
-            return _State.ANSWERING if is_whole else _State.BODY
-        if self._headed is not self.scope:
-            return _State.HEAD
-        if cycle is None:
-            return _State.NEW
-        return _State.REST if cycle.more_body else _State.IDLE
-
-    def _examine_body(self, age: float) -> None:
-        cycle = self.cycle
-        if cycle is None or self.flow.read_paused or cycle.waiting_for_100_continue:
-            # It is we who let it wait.
-            self._since += age
-            self._received_before = self._received
-            return
-        if self._is_too_slow(age):
-            self._refuse(RequestTimeout("The body of the request did not come in time."))
-
-    def _is_too_slow(self, age: float) -> bool:
-        """Whether a body that has been coming for so long takes too long; after a third of the time one can see it."""
-        timeout = self._limits.body_timeout
-        received = self._received - self._received_before
-        return age > timeout or (age > timeout / 3 and received < self._limits.min_rate * age)
-
-    def _examine_writing(self, now: float) -> None:
-        """Cuts off a client that does not read its answer."""
-        if not self.flow.write_paused:
-            self._stalled_since = None
-            return
-        unsent = self.transport.get_write_buffer_size()
-        if self._stalled_since is None:
-            self._stalled_since, self._unsent_before = now, unsent
-        elif (age := now - self._stalled_since) > self._limits.write_timeout:
-            if self._unsent_before - unsent < self._limits.min_rate * age:
-                ended.labels("write_timeout").inc()
-                self.transport.abort()
-            else:
-                self._stalled_since, self._unsent_before = now, unsent
 
     def _refuse(self, error: AppError) -> None:
         """The connection's last answer, behind those that are due; what comes in afterwards is thrown away."""
@@ -463,3 +363,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
+
+
+def _recognize_nothing(_scope: Any) -> None:
+    """For an application that has no answers in memory."""

@@ -87,12 +87,7 @@ class ResponseCycle(RequestResponseCycle):
         """Sends a whole answer. `start` is its head but for the server's own headers and the last line end."""
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         self.response_started = self.response_complete = True
-        lines = _lines_of(self.default_headers)
-        if len(body) < _SHARED_BYTES:
-            # One copy of all parts, for the many short answers.
-            self.transport.write(b"%b%b%b%b" % (start, lines, end, body))
-        else:
-            _write_whole(self.transport, b"%b%b%b" % (start, lines, end), body)
+        write_finished(self.transport, start, self.default_headers, end, body)
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -215,6 +210,18 @@ class ResponseCycle(RequestResponseCycle):
         self.transport.write(refusal(error, self.default_headers))
         self.transport.close()
         self.on_response()
+
+
+def write_finished(
+    transport: asyncio.Transport, start: bytes, default_headers: list[tuple[bytes, bytes]], end: bytes, body: bytes
+) -> None:
+    """Writes a whole answer, whose head ends with the server's own headers and `end`."""
+    lines = _lines_of(default_headers)
+    if len(body) < _SHARED_BYTES:
+        # One copy of all parts, for the many short answers.
+        transport.write(b"%b%b%b%b" % (start, lines, end, body))
+    else:
+        _write_whole(transport, b"%b%b%b" % (start, lines, end), body)
 
 
 def _write_whole(transport: asyncio.Transport, head: bytes, body: bytes) -> None:
