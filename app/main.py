@@ -36,7 +36,8 @@ from app.jobs.api import (
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.auth import declared_permission
 from app.kernel.background import Background
-from app.kernel.codings import is_compressible
+from app.kernel.fairness.pacing import Paced
+from app.kernel.headers.codings import is_compressible
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
@@ -52,7 +53,6 @@ from app.kernel.observability.access_log import AccessLog
 from app.kernel.observability.gc_tuning import rare_collections
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import RenderedMetrics, configure_logging, get_logger, render_metrics
-from app.kernel.pacing import Paced
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
 from app.settings import Settings, load_settings, served_base_url

@@ -38,8 +38,8 @@ from app.kernel.settings import (
     may_be_file,
     read_environment,
 )
-from app.kernel.text import VisibleLine
-from app.kernel.weak_settings import (
+from app.kernel.validation.text import VisibleLine
+from app.weak_settings import (
     cors_weakness,
     database_weakness,
     hash_weakness,

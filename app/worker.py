@@ -34,9 +34,9 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
 from app.kernel.observability.gc_tuning import rare_collections
+from app.kernel.observability.probes import probes_served
 from app.kernel.observability.telemetry import configure_logging, get_logger
 from app.kernel.observability.watchdog import watched_loop
-from app.kernel.probes import probes_served
 from app.kernel.queue import JobKind, Queue
 from app.kernel.queue.consumer import consume
 from app.kernel.queue.slots import Runner

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from app.kernel.settings import SettingsError
-from app.kernel.weak_settings import secret_weakness
 from app.settings import load_settings, process_environ, variable_name
+from app.weak_settings import secret_weakness
 from tests.fixtures.application import ROOT
 
 SECRET = "V7m2x9Qp4LrT6wZs8KdN1hJb5YcG3fUe"

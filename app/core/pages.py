@@ -11,7 +11,7 @@ import fastapi_offline
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 
 from app.kernel.errors import meaning_of, problem_classes
-from app.kernel.field_codes import FIELD_CODES
+from app.kernel.validation.field_codes import FIELD_CODES
 
 # Swagger UI and ReDoc from a package instead of a content delivery network, so that the documentation works offline.
 DOCS_ASSETS = Path(fastapi_offline.__file__).parent / "static"

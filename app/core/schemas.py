@@ -6,8 +6,8 @@ from pydantic import Field
 from typing_extensions import TypeAliasType
 
 from app.jobs.api import COUNTED_AT_MOST, JobState
-from app.kernel.field_codes import FieldErrorCode
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, ProblemCode, Schema, Timestamp, example
+from app.kernel.validation.field_codes import FieldErrorCode
 from app.users.api import EXAMPLE_EVENT, EXAMPLE_PREFERENCES, EXAMPLE_USER, EventAnswer, PreferencesAnswer, UserAnswer
 
 HealthState = TypeAliasType("HealthState", Literal["ok", "degraded", "failing"])

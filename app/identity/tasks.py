@@ -29,12 +29,12 @@ from app.identity.service.emails import (
 )
 from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
-from app.kernel.addresses import canonical_email
 from app.kernel.database import Tx, in_batches
 from app.kernel.ids import UserId
 from app.kernel.mail import Mail, MailPurpose, MailRefused, MailWithheld, Templates
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
 
 _logger = get_logger(__name__)

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 
 from app.kernel.settings import BY_COMMAS, Bytes, Days, RedisUrl, Seconds, Section, Texts, Unit, WholeSeconds, url_of
-from app.kernel.text import VisibleLine, VisibleText
+from app.kernel.validation.text import VisibleLine, VisibleText
 
 Jobs = Annotated[int, Unit("jobs")]
 

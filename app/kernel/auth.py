@@ -23,9 +23,9 @@ from fastapi.security import OAuth2PasswordBearer
 from typing_extensions import TypeAliasType
 
 from app.kernel.errors import Forbidden, Unauthenticated
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.ids import UserId
 from app.kernel.rate_limits import charge
-from app.kernel.request_headers import headers_of
 
 SCOPES = {
     "profile:read": "Read your profile and preferences",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from app.kernel.field_codes import FieldErrorCode
+from app.kernel.validation.field_codes import FieldErrorCode
 
 # sysexits.h: the settings are wrong; restarting without changing them is of no use.
 EXIT_CONFIG = 78

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.kernel.addresses import parse_sender
+from app.kernel.validation.addresses import parse_sender
 
 Environment = Literal["development", "production"]
 PRODUCT = "Onehop"

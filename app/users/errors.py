@@ -1,7 +1,7 @@
 """What can go wrong in the users module."""
 
 from app.kernel.errors import FieldError, NotFound, PreconditionFailed, Unprocessable
-from app.kernel.field_codes import FieldErrorCode
+from app.kernel.validation.field_codes import FieldErrorCode
 
 
 class UserNotFound(NotFound):

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypeAliasType
 
 from app.kernel.ids import UserId
-from app.kernel.text import VisibleLine
+from app.kernel.validation.text import VisibleLine
 
 MAX_EXTRA_BYTES = 16 * 1024
 MAX_PROPERTIES_BYTES = 8 * 1024

@@ -6,6 +6,7 @@ from fastapi import Query, Request, Response
 
 from app.kernel.auth import Principal, Require
 from app.kernel.database import Tx
+from app.kernel.database.versions import Versions
 from app.kernel.http import (
     Id,
     Preconditions,
@@ -16,12 +17,11 @@ from app.kernel.http import (
     reads_headers,
     version_etag,
 )
-from app.kernel.idempotency import idempotent
+from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.rate_limits import charge
 from app.kernel.resources import Resources, ResourcesDep
-from app.kernel.versions import Versions
 from app.users import service
 from app.users.records import EventFilter
 from app.users.schemas import (

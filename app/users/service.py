@@ -13,10 +13,10 @@ from app.kernel.batching.point_reads import PointReads
 from app.kernel.cache import FORGET_TOPIC
 from app.kernel.clock import Clock
 from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
-from app.kernel.field_codes import field_code
+from app.kernel.database.versions import ANY_VERSION, Versions
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
-from app.kernel.versions import ANY_VERSION, Versions
+from app.kernel.validation.field_codes import field_code
 from app.kernel.webhook_subscribers import WebhookSubscribers
 from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
 from app.users.queries import events as event_queries

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from app.jobs.service import watching
 from app.jobs.service.runtime import _MOST_DOWNLOADS_OF_A_USER as MOST
-from app.kernel.fair_count import FairCount
+from app.kernel.fairness.count import FairCount
 from tests.attacks.conftest import RawClient
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson, Person

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.kernel.request_headers import SINGLETONS, headers_of
+from app.kernel.headers.request_headers import SINGLETONS, headers_of
 from tests.attacks.conftest import RawClient
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from app.composition import make_resources
 from app.core import health
+from app.kernel.fairness.pacing import Paced
 from app.kernel.observability.telemetry import RenderedMetrics
-from app.kernel.pacing import Paced
 from app.settings import Settings
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan

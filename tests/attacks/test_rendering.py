@@ -8,9 +8,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.jobs.errors import RenderingOverloaded
-from app.kernel.callers import Caller, caller_var
-from app.kernel.disconnects import ClientGone, watched_var
-from app.kernel.fair_threads import FairThreads
+from app.kernel.fairness.callers import Caller, caller_var
+from app.kernel.fairness.disconnects import ClientGone, watched_var
+from app.kernel.fairness.threads import FairThreads
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually

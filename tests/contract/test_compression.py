@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.kernel import codings
-from app.kernel.codings import accepts_gzip, compress_stream
+from app.kernel.headers import codings
+from app.kernel.headers.codings import accepts_gzip, compress_stream
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.times import in_days

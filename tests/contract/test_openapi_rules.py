@@ -19,7 +19,7 @@ from app.jobs.schemas import jobs as job_schemas
 from app.jobs.schemas.webhooks import EventTypeFilter
 from app.jobs.settings import JobsSettings
 from app.kernel.errors import AppError, problem_classes
-from app.kernel.field_codes import FIELD_CODES, FieldErrorCode, field_code
+from app.kernel.validation.field_codes import FIELD_CODES, FieldErrorCode, field_code
 from tests.architecture.source import ROOT, source_files
 
 # Keywords of JSON Schema 2020-12, and those that OpenAPI 3.1 adds.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.kernel.addresses import canonical_email, canonical_email_part, mailbox_of, parse_email, parse_sender
+from app.kernel.validation.addresses import canonical_email, canonical_email_part, mailbox_of, parse_email, parse_sender
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 
 from app.kernel.batching.coalescing import Coalescer, TooSlow
 from app.kernel.batching.point_reads import PointReads
-from app.kernel.callers import Caller, caller_key, caller_var
 from app.kernel.database import Database, ReadConn
 from app.kernel.errors import Unavailable
+from app.kernel.fairness.callers import Caller, caller_key, caller_var
 from tests.fixtures.application import Budget
 from tests.fixtures.waiting import eventually
 

@@ -18,9 +18,9 @@ from app.kernel.batching.coalescing import Coalescer
 from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
+from app.kernel.fairness.pacing import Paced
 from app.kernel.http import Router, json_response
 from app.kernel.ids import new_id
-from app.kernel.pacing import Paced
 from app.kernel.redis.gateway import RedisUnavailable, Script
 from app.kernel.resources import ResourcesDep
 from app.settings import Settings

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from app.kernel import fair_slots
-from app.kernel.fair_slots import FairSlots
+from app.kernel.fairness import slots as fair_slots
+from app.kernel.fairness.slots import FairSlots
 
 
 def test_a_caller_has_half_of_what_the_others_leave() -> None:

@@ -16,6 +16,7 @@ from fastapi import Form, HTTPException, Query, Response
 from fastapi.responses import HTMLResponse
 
 from app.kernel.auth import Public
+from app.kernel.database.versions import ANY_VERSION, NO_VERSION, Versions
 from app.kernel.errors import (
     Conflict,
     FieldError,
@@ -38,7 +39,6 @@ from app.kernel.http import (
     matches_any,
     version_etag,
 )
-from app.kernel.versions import ANY_VERSION, NO_VERSION, Versions
 from tests.fixtures.answers import problem_of
 from tests.kernel.conftest import Planted
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
-from app.kernel.response_head import PreparedHead
+from app.kernel.headers.response_head import PreparedHead
 from app.kernel.server.process import Config
 from app.kernel.server.protocol import GuardedProtocol
 from app.kernel.settings import ConnectionSettings

@@ -9,7 +9,7 @@ from app.identity.schemas.api_keys import ApiKeyBody
 from app.identity.schemas.sessions import LoginBody
 from app.jobs.schemas.invoices import Customer, InvoiceLine, IssueInvoice
 from app.jobs.schemas.webhooks import CreateEndpoint, PatchEndpoint
-from app.kernel.text import has_visible, isolated, printable
+from app.kernel.validation.text import has_visible, isolated, printable
 from app.users.schemas import UserPatch
 
 BLANK = [

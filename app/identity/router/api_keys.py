@@ -8,7 +8,7 @@ from app.identity.service import api_keys
 from app.kernel.auth import SessionPrincipal
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers
-from app.kernel.idempotency import idempotent
+from app.kernel.http.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth/api-keys", tags=["identity"])

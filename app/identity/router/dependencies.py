@@ -8,7 +8,7 @@ from app.identity.records import Actor, Device
 from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
 from app.kernel.auth import Principal
-from app.kernel.client_address import client_address, user_agent
+from app.kernel.headers.client_address import client_address, user_agent
 from app.kernel.resources import ResourcesDep
 
 

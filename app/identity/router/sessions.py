@@ -23,8 +23,8 @@ from app.identity.schemas.sessions import (
 from app.identity.service import audit_log, login, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPublic, Public, SessionPrincipal, bearer_token
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
-from app.kernel.request_headers import headers_of
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])

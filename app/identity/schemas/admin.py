@@ -7,7 +7,7 @@ from pydantic import Field
 from app.identity.records import AccountStatus
 from app.kernel.auth import Role
 from app.kernel.http import CreatedAt, EmailText, Id, NextCursor, PageQuery, Schema, Timestamp, example
-from app.kernel.text import VisibleText
+from app.kernel.validation.text import VisibleText
 
 
 class AdminAccountView(Schema):

@@ -6,7 +6,7 @@ from pydantic import Field
 from typing_extensions import TypeAliasType
 
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, NextCursor, Schema, Timestamp, example
-from app.kernel.text import VisibleLine
+from app.kernel.validation.text import VisibleLine
 
 Scope = TypeAliasType(
     "Scope",

@@ -7,7 +7,7 @@ from typing_extensions import TypeAliasType
 
 from app.identity.schemas.fields import CODE_HELP, EXAMPLE_TOKENS, PASSWORD_HELP, AnyEmail, Code, SentPassword
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, NextCursor, Schema, Timestamp, example
-from app.kernel.text import VisibleLine
+from app.kernel.validation.text import VisibleLine
 from app.users.api import EXAMPLE_USER, UserAnswer
 
 RefreshTokenText = Annotated[str, Field(min_length=1, max_length=4096)]

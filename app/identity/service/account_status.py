@@ -25,8 +25,8 @@ from app.identity.service.reauthentication import check_current_password
 from app.identity.service.sessions import end_sessions
 from app.kernel.auth import Role
 from app.kernel.database import Database, retries_conflicts
+from app.kernel.database.versions import Versions
 from app.kernel.ids import UserId
-from app.kernel.versions import Versions
 from app.users import api as users
 
 

@@ -14,9 +14,9 @@ from app.identity.service.emails import mail_change, mail_notice, mail_registere
 from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.tokens import hash_one_time_token
-from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
+from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
 
 

@@ -9,11 +9,11 @@ from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEve
 from app.identity.service import audit_log
 from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_sessions, list_own_sessions
-from app.kernel.addresses import canonical_email_part
 from app.kernel.auth import Role
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.pagination import Cursors, Page
+from app.kernel.validation.addresses import canonical_email_part
 
 _LIST = "admin_accounts"
 

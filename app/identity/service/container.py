@@ -25,8 +25,8 @@ from app.kernel.database import Database, Tx
 from app.kernel.database.failures import outside_cause
 from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
-from app.kernel.exits import end_misconfigured
 from app.kernel.ids import UserId
+from app.kernel.observability.exits import end_misconfigured
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
 from app.kernel.resources import Resources

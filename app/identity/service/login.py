@@ -24,11 +24,11 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from app.identity.service.sessions import Opened, end_surplus, open_session
-from app.kernel.addresses import canonical_email
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId, new_id
 from app.kernel.sealing import SealBroken
+from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
 
 _MFA_LIFETIME = timedelta(minutes=10)

@@ -32,10 +32,10 @@ from math import ceil
 from prometheus_client import Counter
 
 from app.identity.errors import TooManyAttempts
-from app.kernel.client_address import network_of, site_of
 from app.kernel.clock import Clock
-from app.kernel.disconnects import ClientGone
 from app.kernel.errors import Unavailable
+from app.kernel.fairness.disconnects import ClientGone
+from app.kernel.headers.client_address import network_of, site_of
 from app.kernel.ids import UserId
 from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 from app.kernel.sealing import Keys

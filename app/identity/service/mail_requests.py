@@ -5,8 +5,8 @@ from typing import Literal
 
 from app.identity.records import Device
 from app.identity.service.container import IdentityServices
-from app.kernel.addresses import canonical_email
-from app.kernel.client_address import network_of
+from app.kernel.headers.client_address import network_of
+from app.kernel.validation.addresses import canonical_email
 
 
 @dataclass(frozen=True, slots=True)

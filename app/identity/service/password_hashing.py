@@ -10,7 +10,7 @@ from prometheus_client import Gauge, Histogram
 
 from app.identity.errors import HashingOverloaded
 from app.identity.settings import IdentitySettings
-from app.kernel.fair_threads import FairThreads, available_cores
+from app.kernel.fairness.threads import FairThreads, available_cores
 
 T = TypeVar("T")
 

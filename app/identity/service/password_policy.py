@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.identity.errors import WeakPassword
 from app.kernel.errors import FieldError
-from app.kernel.field_codes import FieldErrorCode
+from app.kernel.validation.field_codes import FieldErrorCode
 
 MIN_PASSWORD_LENGTH = 8
 MAX_PASSWORD_LENGTH = 128

@@ -16,9 +16,9 @@ from app.identity.service.password_policy import check_password, normalise_passw
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.sessions import end_sessions, open_session
 from app.identity.service.tokens import hash_one_time_token
-from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, ReadConn, retries_conflicts
 from app.kernel.ids import UserId
+from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
 
 

@@ -10,12 +10,12 @@ from app.identity.records import Actor
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.password_hashing import PasswordHashing
 from app.identity.service.password_policy import check_password, normalise_password
-from app.kernel.addresses import canonical_email, parse_email
 from app.kernel.auth import Role
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import FieldError
 from app.kernel.ids import UserId, new_id
+from app.kernel.validation.addresses import canonical_email, parse_email
 from app.users import api as users
 
 

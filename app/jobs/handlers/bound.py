@@ -24,7 +24,7 @@ from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.settings import JobsSettings
 from app.kernel.database import in_batches
-from app.kernel.idempotency import delete_expired_keys
+from app.kernel.http.idempotency import delete_expired_keys
 from app.kernel.queue import JobArgs, JobContext, JobKind, job
 from app.kernel.sealing import Keys
 

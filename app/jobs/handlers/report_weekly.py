@@ -18,11 +18,11 @@ from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.unsubscribing import make_unsubscribe_link
-from app.kernel.addresses import canonical_email
 from app.kernel.ids import UserId
 from app.kernel.mail import Attachment, Mail, MailRefused, MailWithheld
 from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
 from app.kernel.sealing import Keys
+from app.kernel.validation.addresses import canonical_email
 from app.users.api import export_user, list_weekly_reporters
 
 KIND_WEEKLY = "report.weekly"

@@ -13,13 +13,13 @@ from app.jobs.errors import TooManyStreams
 from app.jobs.records import Artifact
 from app.jobs.service.artifacts import open_artifact
 from app.jobs.service.runtime import JobsRuntime
-from app.kernel.codings import SMALLEST, accepts_gzip, compress_stream, gzip_etag, is_compressible
 from app.kernel.errors import PreconditionFailed, RangeNotSatisfiable
-from app.kernel.fair_count import FairCount
+from app.kernel.fairness.count import FairCount
+from app.kernel.headers.codings import SMALLEST, accepts_gzip, compress_stream, gzip_etag, is_compressible
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import matches_any, matches_strongly
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import release_slot
-from app.kernel.request_headers import headers_of
 
 _RANGE = re.compile(rb"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _CACHE_CONTROL = "private, no-cache"

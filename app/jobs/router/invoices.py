@@ -15,7 +15,7 @@ from app.jobs.schemas.jobs import InvoiceEmailJob
 from app.jobs.service import invoicing
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQuery, Router, json_response, located, problem_responses, reads_headers
-from app.kernel.idempotency import idempotent
+from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import new_id
 from app.kernel.resources import ResourcesDep
 

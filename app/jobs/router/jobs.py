@@ -47,7 +47,7 @@ from app.kernel.http import (
     problem_responses,
     reads_headers,
 )
-from app.kernel.idempotency import idempotent
+from app.kernel.http.idempotency import idempotent
 from app.kernel.middleware.admission import release_slot
 from app.kernel.resources import ResourcesDep
 

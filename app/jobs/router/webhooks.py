@@ -33,7 +33,7 @@ from app.kernel.http import (
     problem_responses,
     reads_headers,
 )
-from app.kernel.idempotency import idempotent
+from app.kernel.http.idempotency import idempotent
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/webhooks", tags=["webhooks"])

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from app.jobs.records.invoices import CURRENCY_DIGITS, MAX_MINOR, InvoiceStatus
 from app.jobs.schemas.jobs import EXAMPLE_JOB, InvoicePdfJob
 from app.kernel.http import BodyLimits, Email, NextCursor, Schema, example
-from app.kernel.text import VisibleLine, VisibleText
+from app.kernel.validation.text import VisibleLine, VisibleText
 
 _EXAMPLE: dict[str, Any] = {
     "number": "2026-0001",

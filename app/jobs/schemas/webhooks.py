@@ -9,7 +9,7 @@ from typing_extensions import TypeAliasType
 
 from app.jobs.records.webhooks import DeliveryState, WebhookEventType
 from app.kernel.http import CreatedAt, Id, NextCursor, PageQuery, Schema, example
-from app.kernel.text import VisibleText
+from app.kernel.validation.text import VisibleText
 
 EventTypeFilter = TypeAliasType(
     "EventTypeFilter",

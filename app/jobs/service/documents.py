@@ -13,7 +13,7 @@ import orjson
 import typst
 
 from app.kernel.observability.telemetry import get_logger
-from app.kernel.text import code_point, printable
+from app.kernel.validation.text import code_point, printable
 
 _FOLDER = Path(__file__).parents[1]
 _TEMPLATES = _FOLDER / "templates"

@@ -9,11 +9,11 @@ import orjson
 from app.jobs.queries import erasure as queries
 from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.storage import ArtifactStore
-from app.kernel.addresses import canonical_email
 from app.kernel.database import Database, in_batches
-from app.kernel.idempotency import delete_keys_of
+from app.kernel.http.idempotency import delete_keys_of
 from app.kernel.ids import UserId
 from app.kernel.queue import JobContext, SnoozeJob
+from app.kernel.validation.addresses import canonical_email
 
 _BATCH = 1_000
 _NOTICE_SECONDS = 2.0

@@ -6,7 +6,7 @@ from time import monotonic
 from app.jobs.settings import JobsSettings
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
-from app.kernel.probes import Check, Checks
+from app.kernel.observability.probes import Check, Checks
 from app.kernel.queue import Queue
 from app.kernel.queue.slots import Runner
 from app.kernel.redis.gateway import RedisUnavailable

@@ -16,13 +16,13 @@ from app.jobs.service.artifacts import get_artifact
 from app.jobs.service.backlogs import QueueBacklogs
 from app.jobs.service.documents import Document, typeset
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
-from app.kernel.addresses import canonical_email
 from app.kernel.cache import Cache
 from app.kernel.database import Database, ReadConn, Tx
-from app.kernel.fair_threads import FairThreads
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.ids import UserId
 from app.kernel.pagination import MAX_PAGE_BYTES, Cursors, Page
 from app.kernel.queue import JobKind, Queue
+from app.kernel.validation.addresses import canonical_email
 
 PDF_NAME = "invoice.pdf"
 KIND_EMAIL = "invoice.email"

@@ -15,7 +15,6 @@ import orjson
 from app.identity.api import Actor, get_mail_account, lock_admin, record_security_event
 from app.jobs.queries import mail_outbox as queries
 from app.jobs.records import retry_delay
-from app.kernel.addresses import canonical_email, mailbox_of
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, in_batches, retries_conflicts
 from app.kernel.errors import Unavailable
@@ -32,6 +31,7 @@ from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import JobContext, RetryJob, SnoozeJob
 from app.kernel.sealing import Keys
 from app.kernel.settings import MailSettings
+from app.kernel.validation.addresses import canonical_email, mailbox_of
 
 _logger = get_logger(__name__)
 

@@ -13,8 +13,8 @@ from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
 from app.kernel.database import Database
-from app.kernel.fair_count import FairCount
-from app.kernel.fair_threads import FairThreads
+from app.kernel.fairness.count import FairCount
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.queue import JobKind
 from app.kernel.redis.bus import Bus
 

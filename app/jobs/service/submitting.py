@@ -27,10 +27,10 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import MAX_ERRORS, FieldError, Unprocessable, escape_pointer
-from app.kernel.field_codes import field_code
 from app.kernel.ids import UserId
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Enqueued, JobKind, JobRef, NewJob, Queue
+from app.kernel.validation.field_codes import field_code
 
 Kinds = Mapping[str, JobKind[Any]]
 CHANGED_TOPIC = "jobs.changed"

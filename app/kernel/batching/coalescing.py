@@ -7,8 +7,8 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from app.kernel.background import Background
-from app.kernel.callers import Caller, caller_var
 from app.kernel.errors import Unavailable
+from app.kernel.fairness.callers import Caller, caller_var
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

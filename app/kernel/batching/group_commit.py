@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 from prometheus_client import Histogram
 
 from app.kernel.background import Background
-from app.kernel.callers import caller_var
 from app.kernel.errors import Unavailable
+from app.kernel.fairness.callers import caller_var
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.kernel.codings import (
+from app.kernel.headers.codings import (
     LARGEST,
     LARGEST_AT_ONCE,
     SMALLEST,
@@ -14,7 +14,7 @@ from app.kernel.codings import (
     is_compressible,
     threads,
 )
-from app.kernel.response_head import PreparedHead
+from app.kernel.headers.response_head import PreparedHead
 
 _OK = 200
 _NOT_MODIFIED = 304

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import asyncpg
 from prometheus_client import Histogram
 
-from app.kernel.callers import caller_key
 from app.kernel.database.failures import DatabaseUnavailable, is_broken
 from app.kernel.database.pools import CONNECT_ERRORS, Pool
 from app.kernel.database.replicas import Replica
+from app.kernel.fairness.callers import caller_key
 from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger
 
 _logger = get_logger(__name__)

@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
-from app.kernel.callers import OWN_WAIT_SECONDS, caller_var
 from app.kernel.database.failures import OwnConnectionsBusy, PoolExhausted
 from app.kernel.database.units import Row
-from app.kernel.fair_slots import FairSlots
+from app.kernel.fairness.callers import OWN_WAIT_SECONDS, caller_var
+from app.kernel.fairness.slots import FairSlots
 from app.kernel.settings import DatabaseSettings
 
 CONNECT_ERRORS = (

@@ -23,9 +23,9 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, NotFound, PayloadTooLarge
+from app.kernel.headers.response_head import send_whole
 from app.kernel.http.problems import answer_to, problem_response
 from app.kernel.http.routing import StrictRoute
-from app.kernel.response_head import send_whole
 
 _GROUP_NAME = re.compile(r"\?P<\w+>")
 

@@ -11,10 +11,10 @@ from hashlib import blake2b
 
 from starlette.types import Scope
 
-from app.kernel.codings import gzip_etag
+from app.kernel.database.versions import ANY_VERSION, NO_VERSION, Versions
 from app.kernel.errors import PreconditionFailed
-from app.kernel.request_headers import headers_of
-from app.kernel.versions import ANY_VERSION, NO_VERSION, Versions
+from app.kernel.headers.codings import gzip_etag
+from app.kernel.headers.request_headers import headers_of
 
 _ETAG_BYTES = 12
 _ANY = b"*"

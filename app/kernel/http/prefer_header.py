@@ -4,7 +4,7 @@ import re
 
 from starlette.types import Scope
 
-from app.kernel.request_headers import headers_of
+from app.kernel.headers.request_headers import headers_of
 
 _MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(rb"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.IGNORECASE)

@@ -35,8 +35,8 @@ from app.kernel.errors import (
     UnsupportedMediaType,
     escape_pointer,
 )
-from app.kernel.field_codes import field_code
 from app.kernel.observability.telemetry import request_id_var
+from app.kernel.validation.field_codes import field_code
 
 NO_CONTENT = 204
 

@@ -24,11 +24,11 @@ from app.kernel.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.http.body_limits import BodyLimits, KnownFields, check_values, model_in
 from app.kernel.http.encoding import check_text
 from app.kernel.http.json_input import parse_json
 from app.kernel.http.openapi import reads_headers
-from app.kernel.request_headers import headers_of
 
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"

@@ -21,11 +21,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 from typing_extensions import TypeAliasType
 
-from app.kernel.addresses import MAX_EMAIL_LENGTH, parse_email
 from app.kernel.clock import OUT_OF_RANGE, in_utc
 from app.kernel.errors import MAX_ERRORS, problem_classes
-from app.kernel.field_codes import FieldErrorCode
 from app.kernel.http.body_limits import BodyLimits
+from app.kernel.validation.addresses import MAX_EMAIL_LENGTH, parse_email
+from app.kernel.validation.field_codes import FieldErrorCode
 
 # What the examples of the document say.
 EXAMPLE_ID = "0198f000-0000-7000-8000-000000000000"

@@ -7,9 +7,9 @@ from email import policy
 from email.parser import BytesHeaderParser
 from pathlib import Path
 
-from app.kernel.addresses import canonical_email
 from app.kernel.mail.message import ComposedMail
 from app.kernel.observability.telemetry import get_logger
+from app.kernel.validation.addresses import canonical_email
 
 _logger = get_logger(__name__)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from app.kernel.addresses import parse_sender
 from app.kernel.clock import Clock
 from app.kernel.mail.dev_mailbox import MailboxTransport
 from app.kernel.mail.message import Mail, MailRefused, MailServerUnavailable, MailTransport, MailUnavailable, compose
 from app.kernel.mail.smtp import SmtpTransport
 from app.kernel.settings import MailSettings
+from app.kernel.validation.addresses import parse_sender
 
 _emails_total = Counter("app_mail_messages", "E-mails handed over, by outcome.", ["outcome"])
 

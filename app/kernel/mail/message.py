@@ -16,9 +16,9 @@ from email.parser import BytesHeaderParser
 from email.utils import format_datetime
 from typing import Literal, Protocol
 
-from app.kernel.addresses import EmailAddress, Sender, parse_email
 from app.kernel.clock import Clock
 from app.kernel.ids import UserId
+from app.kernel.validation.addresses import EmailAddress, Sender, parse_email
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN_TEXT = re.compile(r"[!-~]+(?: [!-~]+)*")

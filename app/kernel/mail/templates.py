@@ -7,7 +7,7 @@ from jinja2 import DictLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.kernel.settings import PRODUCT
-from app.kernel.text import isolated
+from app.kernel.validation.text import isolated
 
 
 class Templates:

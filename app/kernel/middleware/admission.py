@@ -7,8 +7,8 @@ from time import perf_counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
-from app.kernel.callers import Caller, caller_var
 from app.kernel.errors import Unavailable
+from app.kernel.fairness.callers import Caller, caller_var
 from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.settings import HttpSettings
 

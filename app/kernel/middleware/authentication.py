@@ -4,9 +4,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Authenticator, bearer_token
 from app.kernel.errors import AppError, Unauthenticated
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.middleware.admission import acquire_slot, assign_slot, change_caller
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
-from app.kernel.request_headers import headers_of
 
 
 class Authentication:

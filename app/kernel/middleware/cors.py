@@ -6,10 +6,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.errors import BadRequest
+from app.kernel.headers.request_headers import has_repeated_header, headers_of
 from app.kernel.http import problem_response
 from app.kernel.ids import new_id
 from app.kernel.observability.telemetry import request_id_var
-from app.kernel.request_headers import has_repeated_header, headers_of
 from app.kernel.settings import HttpSettings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]

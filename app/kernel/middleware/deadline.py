@@ -7,8 +7,8 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.kernel.disconnects import watched_var
 from app.kernel.errors import DeadlineExceeded
+from app.kernel.fairness.disconnects import watched_var
 from app.kernel.http import asked_to_wait
 from app.kernel.middleware.admission import release_slot
 from app.kernel.observability.watchdog import debugger_seen_at
@@ -25,7 +25,7 @@ class Deadline:
 
     The clock stops when the answer begins, so that a download or a stream may take its time. A caller that asks to wait
     (`Prefer: wait=N`, RFC 7240) gets that much more. A write goes on when its client has gone, because half of it may
-    be done; but a part of it that has not begun yet may ask to be told (`kernel.disconnects`).
+    be done; but a part of it that has not begun yet may ask to be told (`kernel.fairness.disconnects`).
     """
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:

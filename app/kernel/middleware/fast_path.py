@@ -12,10 +12,10 @@ from starlette.types import Scope
 
 from app.kernel.auth import Authenticator
 from app.kernel.cache import Cache
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, chosen, key_of
 from app.kernel.rate_limits import RateLimits
-from app.kernel.request_headers import headers_of
 
 # What goes over the wire but for the server's own headers: the head without its last line end, and the body.
 Finished = tuple[bytes, bytes]

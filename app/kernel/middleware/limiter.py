@@ -8,7 +8,7 @@ from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.kernel.callers import OWN_WAIT_SECONDS
+from app.kernel.fairness.callers import OWN_WAIT_SECONDS
 
 _limit = Gauge("app_admission_limit", "Current limit of concurrent requests.", ["pool"], multiprocess_mode="livesum")
 _in_flight = Gauge("app_admission_inflight", "Requests in flight, by class.", ["class"], multiprocess_mode="livesum")

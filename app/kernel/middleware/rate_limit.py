@@ -5,7 +5,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
-from app.kernel.client_address import client_address, network_of
+from app.kernel.headers.client_address import client_address, network_of
 from app.kernel.http.prepared_problem import PreparedProblem
 from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders

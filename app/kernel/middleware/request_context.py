@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, PayloadTooLarge
+from app.kernel.headers.request_headers import check_headers, headers_of, ignore_header
 from app.kernel.http import check_path, problem_response
 from app.kernel.http.prepared_problem import PreparedProblem
 from app.kernel.middleware.admission import MAX_RETRY_AFTER, Admission, Overloaded, release_slot
@@ -25,7 +26,6 @@ from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
 from app.kernel.rate_limits import QuotaBucket
-from app.kernel.request_headers import check_headers, headers_of, ignore_header
 from app.kernel.settings import HttpSettings
 
 _logger = get_logger(__name__)

@@ -15,17 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.auth import Principal
 from app.kernel.cache import CachedAnswer
-from app.kernel.codings import LARGEST_AT_ONCE, gzip_etag
 from app.kernel.errors import PreconditionFailed
+from app.kernel.headers.codings import LARGEST_AT_ONCE, gzip_etag
+from app.kernel.headers.request_headers import headers_of
+from app.kernel.headers.response_head import PreparedHead, send_whole
 from app.kernel.http import body_etag, matches_any, matches_strongly, problem_response
 from app.kernel.ids import UserId
 from app.kernel.middleware.admission import acquire_slot
 from app.kernel.middleware.deadline import TimedRequest
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import charge
-from app.kernel.request_headers import headers_of
 from app.kernel.resources import Resources
-from app.kernel.response_head import PreparedHead, send_whole
 
 _MAX_QUERY_BYTES = 256
 _OK = 200

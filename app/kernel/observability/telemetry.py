@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.kernel.codings import compress
+from app.kernel.headers.codings import compress
 from app.kernel.observability.log_writer import output
 from app.kernel.settings import LogSettings
 

@@ -12,8 +12,8 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from app.kernel.errors import AppError, Unavailable
+from app.kernel.headers.response_head import PreparedHead, header_line
 from app.kernel.observability.telemetry import get_logger
-from app.kernel.response_head import PreparedHead, header_line
 from app.kernel.server.connections import refusal
 
 _logger = get_logger(__name__)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from app.kernel.database import ReadConn, Tx
+from app.kernel.database.versions import Versions
 from app.kernel.ids import UserId
-from app.kernel.versions import Versions
 from app.users.records import Preferences
 
 LIST_PREFERENCES = """

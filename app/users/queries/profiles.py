@@ -6,8 +6,8 @@ from uuid import UUID
 import orjson
 
 from app.kernel.database import ReadConn, Tx
+from app.kernel.database.versions import Versions
 from app.kernel.ids import UserId
-from app.kernel.versions import Versions
 from app.users.records import Preferences, PublicUser, User, UserExport
 
 INSERT_USER = """

@@ -12,7 +12,7 @@ import pytest
 from app.jobs.queries import erasure
 from app.jobs.service.exporting import Column, Values, write_json_array
 from app.kernel.database import Database, StatementTimeout
-from app.kernel.idempotency import delete_keys_of
+from app.kernel.http.idempotency import delete_keys_of
 from app.kernel.ids import UserId, new_id
 from app.kernel.queue import JobContext, JobKind, job
 from app.settings import Settings

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from fastapi import Request
 from starlette.types import Scope
 
-from app.kernel.request_headers import headers_of
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.settings import HttpSettings
 
 _MAX_USER_AGENT = 512

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 from prometheus_client import Gauge
 
-from app.kernel.callers import caller_key
-from app.kernel.disconnects import ClientGone, when_client_goes
 from app.kernel.errors import AppError
-from app.kernel.fair_slots import FairSlots
+from app.kernel.fairness.callers import caller_key
+from app.kernel.fairness.disconnects import ClientGone, when_client_goes
+from app.kernel.fairness.slots import FairSlots
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from app.kernel.background import Background
-from app.kernel.callers import caller_var
+from app.kernel.fairness.callers import caller_var
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import orjson
 
-from app.kernel.codings import accepts_gzip
+from app.kernel.headers.codings import accepts_gzip
 from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, render_metrics
 
 Check = Literal["ok", "degraded", "failing"]
