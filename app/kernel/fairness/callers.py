@@ -1,7 +1,7 @@
 """On whose behalf the code at hand runs: a user with all keys and sessions, or the network of an anonymous client.
 
-Shared resources read it to keep one caller from taking all of them (`kernel.fairness.slots`). Work that serves many callers
-at once, or none, runs without one.
+Shared resources read it to keep one caller from taking all of them (`kernel.fairness.slots`). Work that serves many
+callers at once, or none, runs without one.
 """
 
 from collections.abc import Hashable
