@@ -97,6 +97,8 @@ class Onehop(FastAPI):
     # The server asks it before it makes a task of a request; None: go on.
     refusal: Callable[[Scope], bytes | None] | None = None
     fast_path: FastPath | None = None
+    # The server asks for those whose errors have OAuth's form.
+    oauth_paths = OAUTH_PATHS
 
     def refusal_of(self, scope: Scope) -> bytes | None:
         """The finished answer to a request that there is no place for."""

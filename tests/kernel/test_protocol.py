@@ -56,11 +56,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 class Served:
     """A listening protocol in a loop of its own."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, application: Any = echo, **limits: Any) -> None:
         self._config = Config(
             "unused:unused", connections=ConnectionSettings(**limits), grace=1, interface="asgi3", log_config=None
         )
-        self._config.loaded, self._config.loaded_app, self._config.ws_protocol_class = True, echo, None
+        self._config.loaded, self._config.loaded_app, self._config.ws_protocol_class = True, application, None
         self._ready = threading.Event()
         self._stop: Callable[[], Any] = lambda: None
         self.state = ServerState()
@@ -389,6 +389,40 @@ def test_clients_that_take_too_long(impatient: Served) -> None:
     ended.join()
     for connection in (silent, unread, idle):
         connection.close()
+
+
+class _AuthorizationServer:
+    oauth_paths = frozenset({"/token"})
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await echo(scope, receive, send)
+
+
+def oauth_refused(answer: bytes, status: int, code: str) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0].startswith(b"http/1.1 %d " % status), answer[:300]
+    assert {b"connection: close", b"content-type: application/json", b"cache-control: no-store"} <= set(lines)
+    assert f"content-length: {len(body)}".encode() in lines
+    error = orjson.loads(body)
+    assert (error.keys(), error["error"]) == ({"error", "error_description"}, code)
+
+
+@pytest.mark.timeout(600)
+def test_what_the_server_refuses_of_oauth_has_the_form_of_oauth() -> None:
+    """A client library takes an answer without `error` for a token."""
+    with Served(_AuthorizationServer(), body_timeout=0.6).running() as served, served.connect() as slow:
+        slow.sendall(request(b"POST /token", b"Content-Length: 9", body=b"a"))
+        for parts in (
+            [request(b"POST /token?" + b"x" * 9000)],
+            [request(b"POST /%74oken", b"X: " + b"x" * 40_000)],
+            [b"POST /token HTTP/1.1\r\n" + HOST, *([b"X: " + b"x" * 5000 + b"\r\n"] * 8)],
+            [request(b"POST /token", CHUNKED, body=b"zz\r\n")],
+            [request(b"POST /token", b"Content-Length: 5", CHUNKED)],
+        ):
+            oauth_refused(served.exchange(*parts), 400, "invalid_request")
+        oauth_refused(read(slow, first=scaled(20)), 408, "request_timeout")
+        refused(served.exchange(request(b"POST /tokens?" + b"x" * 9000)), 414, "target_too_long")
 
 
 def test_a_body_behind_its_answer() -> None:

@@ -19,6 +19,7 @@ from app.kernel.auth import BEARER_SCHEME, declared_permission
 from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.problems import error_class_of
 from app.kernel.http.schemas import EXAMPLE_ID, Problem, Schema
+from app.kernel.oauth_errors import FAULTS_OF_REQUEST
 
 # They are answered before any gate, quota or deadline.
 _ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
@@ -26,7 +27,6 @@ _FIRST_ERROR = 400
 # Answers that carry a representation, or stand for one, and so its tag.
 _TAGGED = frozenset({200, 206, 304})
 _REFERENCE = "#/components/schemas/{model}"
-_FAULTS_OF_REQUEST = frozenset({413, 415, 422})
 
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "IfMatch": {
@@ -293,7 +293,7 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
     operation.setdefault("security", [])
     if HTTPStatus.BAD_REQUEST in described:
         # OAuth has one status for whatever is wrong with a request.
-        statuses -= _FAULTS_OF_REQUEST
+        statuses -= FAULTS_OF_REQUEST
         responses.pop("422", None)
     for number in statuses:
         responses[str(number)] = {"$ref": f"#/components/responses/{_response_name(number)}"}

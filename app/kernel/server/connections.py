@@ -18,6 +18,8 @@ from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
 from app.kernel.ids import new_id
+from app.kernel.oauth_errors import MEDIA_TYPE as OAUTH_MEDIA_TYPE
+from app.kernel.oauth_errors import oauth_error
 from app.kernel.server.known_requests import KnownRequests
 from app.kernel.server.refusal_queue import RefusalQueue
 from app.kernel.settings import ConnectionSettings
@@ -164,12 +166,13 @@ def manager_of(state: ServerState, limits: ConnectionSettings, loop: asyncio.Abs
     return manager
 
 
-def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The whole last answer of a connection: `error` as a problem, sent below the application."""
+def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]], *, is_oauth: bool = False) -> bytes:
+    """The whole last answer of a connection: `error` as a problem, or in OAuth's form, sent below the application."""
     request_id = new_id().hex
-    body = orjson.dumps(error.as_problem(request_id))
+    problem = error.as_problem(request_id)
+    status, body = oauth_error(problem) if is_oauth else (error.status, orjson.dumps(problem))
     fields = {
-        "content-type": PROBLEM_MEDIA_TYPE,
+        "content-type": OAUTH_MEDIA_TYPE if is_oauth else PROBLEM_MEDIA_TYPE,
         "content-length": str(len(body)),
         "cache-control": "no-store",
         "x-request-id": request_id,
@@ -177,6 +180,6 @@ def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         **error.headers,
         "connection": "close",
     }
-    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
     date = b"".join(b"%s: %s\r\n" % field for field in headers)
     return "\r\n".join([*lines, ""]).encode() + date + b"\r\n" + body

@@ -5,7 +5,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from urllib.parse import unquote
 
@@ -59,6 +59,10 @@ class GuardedProtocol(TimedProtocol):
         # The request that was answered last before ASGI; None after another one.
         self._recognized: Any = None
         self._heads = 0
+        # ... and paths whose errors have OAuth's form (`Onehop.oauth_paths`).
+        self._oauth_paths: Collection[str] = getattr(self.app, "oauth_paths", ())
+        # uvicorn sets it only when a request begins.
+        self.url = b""
         self._refusal: AppError | None = None
         self._chunk = 0
         self._head_bytes = 0
@@ -340,7 +344,7 @@ class GuardedProtocol(TimedProtocol):
         self._received = 0
         active, cycle = self._active, self.cycle
         if active is None or active.response_complete:
-            self._half_close(refusal(error, self.server_state.default_headers))
+            self._half_close(self._refusal_in_form(error))
         elif active is cycle and cycle.more_body and self._headed is self.scope:
             # What is wrong is the body that the application waits for.
             cycle.disconnected = True
@@ -349,9 +353,14 @@ class GuardedProtocol(TimedProtocol):
                 cycle.cut_off()
             else:
                 cycle.response_complete = True
-                self._half_close(refusal(error, self.server_state.default_headers))
+                self._half_close(self._refusal_in_form(error))
         elif cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
+
+    def _refusal_in_form(self, error: AppError) -> bytes:
+        """In the form that the errors of the path have, as far as that has been read."""
+        path = unquote(self.url.partition(b"?")[0].decode("latin-1"))
+        return refusal(error, self.server_state.default_headers, is_oauth=path in self._oauth_paths)
 
     def _half_close(self, answer: bytes) -> None:
         """Ends our side of the connection, and leaves the other one the time to notice."""
