@@ -80,7 +80,7 @@ class Shape(LoadTestShape):
 
 
 class Person(FastHttpUser):
-    """Somebody who signed up at the start of the run."""
+    """A user who signed up at the start of the run."""
 
     wait_time = between(0.05, 0.3)
 

@@ -48,7 +48,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Scene:
-    """Who calls, and what there is to ask for."""
+    """The caller, and what there is to ask for."""
 
     port: int
     user: Account

@@ -95,7 +95,7 @@ class Growth:
             deep = await _cursor_behind(service, tokens[0], 10_000)
             sides = {
                 "page 1": [request("GET", page, token=token) for token in tokens[1:]],
-                "page 1 of somebody with many": [request("GET", page, token=tokens[0])],
+                "page 1 of a user with many": [request("GET", page, token=tokens[0])],
                 "page 1000": [request("GET", f"{page}&cursor={deep}", token=tokens[0])],
                 "post one event": [request("POST", "/v1/events", token=tokens[1], body=_EVENT)],
             }
@@ -103,7 +103,7 @@ class Growth:
         low, high = self.sizes.events[0], self.sizes.events[-1]
         text = f"events page, {high:,} rows ÷ {low:,} rows (p50)"
         self._judge(text, self._p50("events", "page 1", high) / self._p50("events", "page 1", low))
-        first = self._p50("events", "page 1 of somebody with many", high)
+        first = self._p50("events", "page 1 of a user with many", high)
         self._judge("events page 1000 ÷ page 1 (p50)", self._p50("events", "page 1000", high) / first)
 
     async def _users(self, bench: Bench, service: Service) -> None:

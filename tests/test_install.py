@@ -395,7 +395,7 @@ def test_of_two_installations_at_a_time_the_second_finds_it_done(
     ],
 )
 def test_the_cache_of_another_user_is_not_used(mode: int, environment: dict[str, str], expected: str | None) -> None:
-    """Seen by somebody to whom the folder does not belong."""
+    """Seen by a user to whom the folder does not belong."""
     program = (
         "import os, runpy, sys\n"
         "from concurrent.futures import Future\n"

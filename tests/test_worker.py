@@ -61,7 +61,7 @@ async def start_process(environment: dict[str, str], connection: Connection) -> 
                 started += await process.stdout.readline()
                 assert process.returncode is None
         process.started = started  # type: ignore[attr-defined]
-        # From now on nobody reads, so the pipe must not fill up.
+        # From now on no test reads, so the pipe must not fill up.
         process.drained = asyncio.create_task(process.stdout.read())  # type: ignore[attr-defined]
         return process
 

@@ -1,4 +1,4 @@
-"""Addresses that a mail server refused for good, so that nobody writes to them again.
+"""Addresses that a mail server refused for good, so that no mail is sent to them again.
 
 What is stored is a keyed hash: the list cannot be read as one of addresses.
 """

@@ -1,4 +1,4 @@
-"""Ends of sessions that somebody wants to hear of, marked by the statement that ends them."""
+"""Ends of sessions that a webhook subscribes to, marked by the statement that ends them."""
 
 from alembic import op
 

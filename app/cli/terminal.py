@@ -16,7 +16,7 @@ def say(text: str) -> None:
 
 
 def operator_name() -> str:
-    """Who runs the command, for the audit trail: the system's user and host."""
+    """The actor of a command, for the audit trail: the system's user and host."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):

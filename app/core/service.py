@@ -1,4 +1,4 @@
-"""The overview: what a client shows first, composed from the modules in two statements for all who ask at once."""
+"""The overview: what a client shows first, composed from the modules in two statements for all clients of a moment."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ DEMO_ACCOUNTS = (
 
 
 async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
-    """Makes what is missing; the answer is who can log in.
+    """Makes what is missing; returns the accounts that can log in.
 
     Raises:
         SettingsError: the database was used with another APP_SECRET_KEY.

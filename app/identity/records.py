@@ -69,7 +69,7 @@ OPERATOR_ID = UserId(UUID(int=0))
 
 
 def operator(name: str) -> Actor:
-    """Someone with access to the machine, at the command line. `name` says who, in place of a user agent."""
+    """Someone with access to the machine, at the command line. `name` stands in place of a user agent."""
     return Actor(OPERATOR_ID, None, Device(None, name), is_operator=True)
 
 

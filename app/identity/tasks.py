@@ -77,7 +77,7 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
 
 
 class JobMailer(Protocol):
-    """Who takes messages."""
+    """Takes messages."""
 
     async def send(
         self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
@@ -184,7 +184,7 @@ class IdentityTasks:
         if to is not None:
             subject, what = _NOTICES[args.notice]
             what = what.format(product=self._product)
-            # Who reads this has no account any more whose password they could set.
+            # The reader has no account any more whose password could be set.
             link = None if args.notice in ("email_changed", "account_deleted") else self._forgot_link
             mail = self._compose(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
             # The one message that still goes out when the account has been closed.

@@ -70,7 +70,7 @@ class JobsSettings(Section):
         "Unset: /usr/share/fonts and /usr/local/share/fonts.",
     )
     seller_name: Annotated[str, VisibleLine(200)] | None = Field(
-        None, description="Who issues the invoices: the name on them. Unset: APP_NAME."
+        None, description="Seller: the name on invoices. Unset: APP_NAME."
     )
     seller_address: Annotated[str, VisibleText(1000)] | None = Field(
         None, description=r"Address of the seller; \n begins a new line."

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do.
+"""The caller of a request, and its permissions.
 
 The authentication middleware puts an `Authentication` into the ASGI scope without asking any other system; a route
 declares what it needs by a typed alias, and a route that declares nothing stops the application from starting:

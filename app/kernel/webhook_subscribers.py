@@ -1,4 +1,4 @@
-"""Who listens to events by webhook, known to each process without asking, so that who does not pays nothing.
+"""Users with a webhook endpoint, cached per process, so that writes of other users cost nothing extra.
 
 An event with a subscriber is a job row in the transaction of its cause. The set of subscribers is read whole every
 few seconds and told over the bus in between; where the bus is down, an endpoint may miss what happens in the first

@@ -104,7 +104,7 @@ async def hide_user(tx: Tx, user_id: UserId, versions: Versions) -> None:
 
 
 async def anonymise_user(tx: Tx, user_id: UserId) -> None:
-    """Keep the id and forget who it was. Their events go by `delete_events`; nothing happens the second time.
+    """Keep the id and forget the person. Their events go by `delete_events`; nothing happens the second time.
 
     Raises:
         UserNotFound

@@ -127,7 +127,7 @@ def _judge_answers(verdicts: Verdicts, ledger: Ledger) -> None:
     for line in ledger.failures[:10]:
         print(f"       {line}")
     verdicts.equal("answers of 500, or that nothing explains", len(ledger.failures), 0)
-    verdicts.equal("writes whose outcome nobody learned", ledger.given_up, 0)
+    verdicts.equal("writes with an unknown outcome", ledger.given_up, 0)
     verdicts.equal("reads older than what was acknowledged", len(ledger.stale), 0, "; ".join(ledger.stale[:3]))
     by_redis = {phase: counts for phase, counts in ledger.statuses.items() if phase.startswith("redis")}
     errors = sum(

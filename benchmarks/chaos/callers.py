@@ -1,4 +1,4 @@
-"""Callers who do not give up, and who keep account of what they were told."""
+"""Callers that do not give up, and keep account of what they were told."""
 
 import asyncio
 import random
@@ -34,7 +34,7 @@ class Ledger:
     """Answers that may never come: 500, or a refusal that nothing explains."""
     stale: list[str] = field(default_factory=list)
     given_up: int = 0
-    """Writes whose outcome nobody learned."""
+    """Writes with an unknown outcome."""
 
     def record(self, phase: str, answer: httpx.Response, seconds: float) -> None:
         self.statuses[phase][str(answer.status_code)] += 1
@@ -58,7 +58,7 @@ class Caller:
         self._headers: dict[str, str] = {}
         self._name = 0
         self._acknowledged: list[tuple[float, int]] = []
-        # A change of which nobody learned the outcome may be made at any time, also after a later one.
+        # A change with an unknown outcome may be made at any time, also after a later one.
         self.unknown: set[int] = set()
         self.id = ""
 
@@ -132,7 +132,7 @@ class Caller:
         self._headers = {"Authorization": f"Bearer {tokens['access_token']}"}
 
     async def _insist(self, path: str, body: Mapping[str, Any]) -> Any:
-        """What is answered in the end to a write that must be made once; None if nobody can tell."""
+        """What is answered in the end to a write that must be made once; None if that is unknown."""
         headers = {"Idempotency-Key": uuid4().hex}
         deadline = monotonic() + _PATIENCE
         while monotonic() < deadline:

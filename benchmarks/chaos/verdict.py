@@ -13,7 +13,7 @@ from benchmarks.verdicts import Verdicts
 
 _DONE_SECONDS = 180.0
 
-# Every end of a job leaves a row, whoever brought it about.
+# Every end of a job leaves a row, however it came about.
 _WATCH_ENDINGS = """
 CREATE TABLE public.chaos_endings (job_id uuid NOT NULL);
 CREATE FUNCTION public.chaos_note_ending() RETURNS trigger LANGUAGE plpgsql AS

@@ -104,7 +104,7 @@ class Faults:
         return monotonic() - began
 
     async def lost(self, number: int) -> float:
-        """Nobody takes over until both are back."""
+        """No server takes over until both are back."""
         primary = await self._cluster.primary(number)
         (other,) = (node for node in self._cluster.pairs()[number] if node is not primary)
         began = monotonic()

@@ -34,7 +34,7 @@ from tests.faults.proxy import Proxy
 
 CALLERS = 16
 PAUSE = 0.2
-# As long as whoever watches over the servers needs to be sure.
+# As long as the watcher of the servers needs to be sure.
 DETECTION_SECONDS = 3.0
 PROBES_A_SECOND = 20
 # A request of a caller is given up after ten seconds.
@@ -102,7 +102,7 @@ class Failover:
         await self._judge_sessions("primary killed")
 
     async def came_back(self) -> None:
-        """The former primary follows; nobody writes to it or reads from it."""
+        """The former primary follows; no client writes to it or reads from it."""
         since = monotonic()
         await self._pair.follow_again()
         await asyncio.sleep(2)
@@ -187,7 +187,7 @@ class Failover:
         proxy = self._pair.proxies[0]
         fault(proxy)
         await asyncio.sleep(DETECTION_SECONDS)
-        # Whoever promotes makes sure that the other one is gone.
+        # The operator that promotes makes sure that the other one is gone.
         await self._pair.kill_primary()
         await self._pair.promote()
         await self._judge(title, since, max(monotonic() - since, longest))
@@ -296,7 +296,7 @@ class Failover:
                 f"/v1/users/me/events?limit=100&{self._uncached()}", headers=_bearer(self._person)
             )
             if page.status_code < 300 and written not in (event["id"] for event in page.json()["items"]):
-                self._ledger.stale.append(f"an event missed by who wrote it while {self._ledger.phase}")
+                self._ledger.stale.append(f"an event missed by its writer while {self._ledger.phase}")
         return answer
 
     def _spawn(self, work: Any) -> None:
@@ -361,7 +361,7 @@ async def run(directory: Path, verdicts: Verdicts, names: Sequence[str], *, repl
         for line in ledger.failures[:10]:
             print(f"       {line}")
         verdicts.equal("answers of 500, or that nothing explains", len(ledger.failures), 0)
-        verdicts.equal("writes whose outcome nobody learned", ledger.given_up, 0)
+        verdicts.equal("writes with an unknown outcome", ledger.given_up, 0)
         verdicts.equal("reads older than what was acknowledged", len(ledger.stale), 0, "; ".join(ledger.stale[:3]))
         statuses = {phase: dict(sorted(counts.items())) for phase, counts in ledger.statuses.items()}
         print(f"       {statuses}")

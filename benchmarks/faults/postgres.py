@@ -187,7 +187,7 @@ class Faults:
         return seen, whole
 
     def _kinds(self) -> Iterator[list[bytes]]:
-        # Nobody writes what the first one reads.
+        # No request writes what the first one reads.
         yield [request("GET", "/v1/overview", token=self._tokens[0])]
         yield [
             request(

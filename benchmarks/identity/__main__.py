@@ -165,7 +165,7 @@ async def measure_times(bench: Bench, count: int = 150) -> None:
         await post("register", email=known, password=PASSWORD)
 
         def new() -> str:
-            return f"nobody{next(_numbers)}@example.com"
+            return f"unknown{next(_numbers)}@example.com"
 
         await compare(
             "login",

@@ -185,7 +185,7 @@ async def _start(bench: Bench, outside: Outside) -> asyncio.subprocess.Process:
 
 
 async def _caller(session: aiohttp.ClientSession, base: str, url: str) -> dict[str, str]:
-    """Somebody with an endpoint that wants to hear of invoices."""
+    """A user with an endpoint that subscribes to invoices."""
     body = {"email": f"{new_id().hex}@example.com", "password": "correct horse battery staple"}
     async with session.post(f"{base}/v1/auth/register", json=body) as answer:
         token = orjson.loads(await answer.read())["tokens"]["access_token"]

@@ -37,7 +37,7 @@ class Blocking:
         psycopg2.extras.register_default_jsonb(globally=True)
 
     async def rows(self, sql: str, *arguments: Any) -> list[JSON]:
-        # Defect: a driver that blocks inside `async def`; nobody else is served meanwhile.
+        # Defect: a driver that blocks inside `async def`; no other request is served meanwhile.
         connection = self._pool.getconn()
         try:
             connection.autocommit = True

@@ -125,7 +125,7 @@ async def count_overview(group: Group, bench: Bench, tokens: list[str]) -> tuple
     calls = await _calls(group)
     await bench.count_statements()
     await ask_all(group.port, reads)
-    # What runs by the clock has few calls; what a driver's pool does to clean its connections is nobody's query.
+    # What runs by the clock has few calls; what a driver's pool does to clean its connections is no query of a request.
     counted = [
         item.calls
         for item in await bench.statements()
@@ -181,7 +181,7 @@ def _orders_of(tokens: list[str], wanted: int) -> list[bytes]:
 
 
 def order_request(token: str, number: str | None = None) -> bytes:
-    """An order nobody has made yet, unless it is given a `number`."""
+    """An order that does not exist yet, unless it is given a `number`."""
     document = {
         "number": number or f"L-{next(_numbers)}",
         "order_id": "order-1",

@@ -149,7 +149,7 @@ async def issue_invoice(context: Context, *, user_id: str, document: JSON) -> JS
     if context.is_order_in_background:
         context.later(_deliver(context, row["id"], invoice))
     else:
-        # Defect: the caller waits for the PDF, the mail server and somebody else's web server.
+        # Defect: the caller waits for the PDF, the mail server and another company's web server.
         await _deliver(context, row["id"], invoice)
     return invoice
 

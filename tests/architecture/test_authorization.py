@@ -1,4 +1,4 @@
-"""Who may call what: every route of the application, called by nobody, without the scope, by somebody else, by the
+"""Who may call what: every route of the application, called without a token, without the scope, by another user, by the
 right caller and by an administrator.
 
 A route without a row fails, and so does a row without a route. A call that is denied leaves every table as it was.
@@ -19,7 +19,7 @@ from tests.fixtures.servers import Connection
 from tests.jobs.test_invoices import INVOICE
 
 Json: TypeAlias = dict[str, Any]
-PUBLIC, ANYBODY, SESSION, ADMIN = "public", "anybody", "session", "admin"
+PUBLIC, SIGNED_IN, SESSION, ADMIN = "public", "signed_in", "session", "admin"
 PASSWORD_BODY = {"current_password": PASSWORD}
 
 
@@ -69,7 +69,7 @@ ROWS: dict[str, Row] = {
     "POST /v1/auth/email/confirm": Row(PUBLIC),
     "POST /v1/auth/password/forgot": Row(PUBLIC),
     "POST /v1/auth/password/reset": Row(PUBLIC),
-    "POST /v1/auth/introspect": Row(ANYBODY, form={"token": "x"}),
+    "POST /v1/auth/introspect": Row(SIGNED_IN, form={"token": "x"}),
     "POST /v1/auth/logout-all": Row(SESSION),
     "GET /v1/auth/sessions": Row(SESSION),
     "DELETE /v1/auth/sessions/{session_id}": Row(SESSION, 204),
@@ -260,7 +260,7 @@ async def test_denied_calls_change_nothing(
 
     for route, row in PROTECTED.items():
         await refused("anonymous", route, None, 401, "unauthenticated")
-        await refused("somebody with a spoilt token", route, stranger_token[:-1], 401, "invalid_token")
+        await refused("a user with a spoilt token", route, stranger_token[:-1], 401, "invalid_token")
         for scope in needed(row):
             await refused(f"an API key without {scope}", route, keys[scope], 403, "insufficient_scope")
         if row.who == SESSION:
@@ -270,8 +270,8 @@ async def test_denied_calls_change_nothing(
             await refused("a user", route, stranger_token, 403, "insufficient_scope")
             await refused("an API key of a user", route, full_key, 403, "insufficient_scope")
         elif any(name in route for name in OWNED):
-            # What belongs to somebody else is answered as what is not there, even to administrators.
-            await refused("somebody else", route, stranger_token, 404)
+            # What belongs to another user is answered as what is not there, even to administrators.
+            await refused("another user", route, stranger_token, 404)
             await refused("an administrator", route, str(admin.tokens["access_token"]), 404)
     assert wrong == {}
     assert await state(connection) == before
@@ -298,7 +298,7 @@ async def test_the_right_caller_gets_through(
 
 
 async def test_public_routes_ask_for_nobody(client: httpx.AsyncClient) -> None:
-    """Without a body most of them have something to say, but never that somebody should log in."""
+    """Without a body most of them have something to say, but never that the caller should log in."""
     for route, row in ROWS.items():
         if row.who == PUBLIC and route != "GET /openapi.json":
             answer = await call(client, route, {"{name}": "x", "{code}": "x"}, None)

@@ -1,4 +1,4 @@
-"""What is imported is declared, what is declared is explained, and the locks can be installed by anybody."""
+"""What is imported is declared, what is declared is explained, and the locks install everywhere."""
 
 import ast
 import re

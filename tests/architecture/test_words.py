@@ -45,6 +45,14 @@ RETIRED = {
     "_say_goodbye": "_half_close",
     "is_overrun": "is_over_hard_cap",
     "guard_of": "manager_of",
+    "nobody": "no user, no client, no request",
+    "Nobody": "no user, no client, no request",
+    "somebody": "a user, a client, a process",
+    "Somebody": "a user, a client, a process",
+    "anybody": "every user, every client",
+    "Anybody": "every user, every client",
+    "whoever": "the client, the operator, the process that",
+    "Whoever": "the client, the operator, the process that",
     "page_of": "paginate_in_memory",
     "_is_nowhere": "_is_unknown_path",
     "Beat": "Heartbeat",
@@ -70,11 +78,14 @@ RETIRED = {
 }
 # A column keeps its name, because processes of the release before read it during an update.
 _COLUMN = "the table `jobs.lanes` or the column `lane`"
+_SYSTEM_USER = "the user `nobody` of the system"
 _WIRE = "a name in Redis that processes of the release before read during an update"
 # Where a retired word is meant literally, or is a record of the past: the file, the word, and why.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("app/dev/embedded/privileges.py", "nobody"): _SYSTEM_USER,
     ("app/identity/service/token_refresh.py", "doubt"): _WIRE,
     ("app/kernel/webhook_subscribers.py", "listeners"): _WIRE,
+    ("tests/dev/test_embedded_users.py", "nobody"): _SYSTEM_USER,
     ("tests/jobs/test_documents.py", "bell"): "the control character BEL",
     ("tests/jobs/test_invoices.py", "bell"): "the control character BEL",
     ("tests/kernel/test_text.py", "bell"): "the control character BEL",
@@ -92,6 +103,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("docs/benchmarks/README.md", "lane"): _COLUMN,
     ("docs/benchmarks/bounds.md", "lanes"): _COLUMN,
     ("docs/glossary.md", "lane"): _COLUMN,
+    ("docs/operations.md", "nobody"): _SYSTEM_USER,
     ("tests/attacks/jobs/test_backlogs.py", "lane"): _COLUMN,
     ("tests/attacks/jobs/test_heavy_data.py", "lanes"): _COLUMN,
     ("tests/attacks/jobs/test_starvation.py", "lane"): _COLUMN,

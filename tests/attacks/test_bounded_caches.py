@@ -123,7 +123,7 @@ async def test_headers_leave_nothing_behind(person: Person, monkeypatch: pytest.
     assert len(walked) >= 100
     # What is kept are the arguments.
     assert {len(forwarded) for forwarded in walked} == {512}
-    # Of paths and methods there are as many as anybody likes, of routes and statuses a few.
+    # Of paths and methods there are as many as clients like, of routes and statuses a few.
     assert _series() == series
 
 

@@ -1,4 +1,4 @@
-"""How many codes of a second factor a person can try who knows the password, whatever cookies they have collected."""
+"""How many codes of a second factor an attacker with the password can try, whatever cookies they have collected."""
 
 from collections import Counter
 

@@ -67,8 +67,8 @@ async def test_both_servers_refuse_them_and_nothing_is_written(
         assert (await raw.request("POST", "/v1/events", fields, body)).status == 400
     assert (await raw.request("POST", "/v1/events", [("Authorization", mine), json, json], body)).status == 400
     assert (await raw.request("GET", "/v1/users/me", [("Host", "localhost"), ("Authorization", mine)])).status == 400
-    for somebody in (person, other):
-        assert (await somebody.get("/v1/users/me/events")).json()["items"] == []
+    for user in (person, other):
+        assert (await user.get("/v1/users/me/events")).json()["items"] == []
 
 
 async def test_an_answer_from_memory_is_none_for_two_tokens(

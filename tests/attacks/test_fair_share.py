@@ -98,7 +98,7 @@ async def test_requests_of_one_user_leave_places_for_others(
     first = [asyncio.create_task(greedy.get(path)) for _ in range(7)]
     await eventually(lambda: inside == 7)
     assert (await other.get("/v1/users/me")).status_code == 200
-    # The last place is not for who has the others.
+    # The last slot is not for the holder of the others.
     problem_of(await greedy.get("/v1/users/me"), 503, "overloaded")
     assert (await other.get("/v1/users/me")).status_code == 200
     go.set()

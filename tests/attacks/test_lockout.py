@@ -1,4 +1,4 @@
-"""Brakes hold up who guesses, and leave a way in to the owner."""
+"""Throttles hold up guessers, and leave a way in to the owner."""
 
 import asyncio
 from collections import Counter

@@ -28,7 +28,7 @@ def posting(settings: Settings, post_office: PostOffice) -> Settings:
 
 
 async def make_sender(make_person: MakePerson, connection: Connection, *, proven: bool = True, **fields: str) -> Person:
-    """Somebody without any job; with a verified address unless the test says otherwise."""
+    """A user without any job; with a verified address unless the test says otherwise."""
     person = await make_person(**fields)
     if proven:
         await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", person.id)

@@ -75,9 +75,9 @@ async def test_a_network_full_of_failures_slows_strangers_only(client: httpx.Asy
     office = {"X-Forwarded-For": "192.0.2.7"}
     right = {"email": person.email, "password": PASSWORD}
     for number in range(3):
-        wrong = {"email": f"nobody{number}@example.com", "password": "not it at all"}
+        wrong = {"email": f"unknown{number}@example.com", "password": "not it at all"}
         problem_of(await client.post("/v1/auth/login", json=wrong, headers=office), 401, "invalid_credentials")
-        body = {"email": f"nobody{number}@example.com"}
+        body = {"email": f"unknown{number}@example.com"}
         assert (await client.post("/v1/auth/password/forgot", json=body, headers=office)).status_code == 202
     for path, body in (("login", right), ("password/forgot", {"email": person.email})):
         refused = await client.post(f"/v1/auth/{path}", json=body, headers=office)

@@ -1,4 +1,4 @@
-"""Who waits for the end of a job takes nothing from others, and is answered at once where there is no room."""
+"""Clients that wait for the end of a job take nothing from others, and are answered at once where there is no room."""
 
 import asyncio
 from collections import Counter

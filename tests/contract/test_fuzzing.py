@@ -49,7 +49,7 @@ async def run_schemathesis(url: str, *options: str, **variables: str) -> None:
 
 @pytest.fixture
 async def admin(base_url: str, connection: Connection) -> Person:
-    """Somebody who may call everything."""
+    """A user who may call everything."""
     async with httpx.AsyncClient(base_url=base_url, timeout=scaled(20)) as client:
         person = await register(client)
     await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)

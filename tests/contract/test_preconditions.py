@@ -103,7 +103,7 @@ async def test_endpoints_are_changed_and_removed_in_the_state_that_was_seen(pers
     missing = url[:-1] + ("0" if url[-1] != "0" else "1")
     problem_of(await person.delete(missing, headers={"If-Match": first}), 404, "endpoint_not_found")
     second = changed.headers["etag"]
-    # Of two who have seen the same state one comes first.
+    # Of two clients that have seen the same state one comes first.
     texts = [{"description": "one"}, {"description": "two"}]
     answers = await asyncio.gather(*(person.patch(url, json=text, headers={"If-Match": second}) for text in texts))
     assert sorted(answer.status_code for answer in answers) == [200, 412]

@@ -61,7 +61,7 @@ async def test_is_compressed_for_who_accepts_that(person: Person) -> None:
     assert packed == ("gzip", plain[1][:-1] + '-gzip"')
     assert {name for name, form in forms.items() if form == packed} == {"gzip, deflate", "GZIP;q=0.5", "*"}
     assert {name for name, form in forms.items() if form == plain} == {"identity", "gzip;q=0, *", "br", "gzip;q=0.0"}
-    # Each form is unchanged for who has that form.
+    # Each form is unchanged for a client that has it.
     for accepted, etag, status in (
         ("gzip", packed[1], 304),
         ("gzip", plain[1], 200),

@@ -118,7 +118,7 @@ def _copy_for_everybody(home: Path) -> None:
 
 
 def _python_for_everybody(home: Path) -> str:
-    """This interpreter if anybody may run it; else a copy of it with its standard library."""
+    """This interpreter if every user may run it; else a copy of it with its standard library."""
     real = Path(os.path.realpath(sys.executable))
     if all(folder.stat().st_mode & 0o001 for folder in real.parents):
         return str(real)

@@ -173,6 +173,6 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]], seconds: flo
     """Waits for `condition`; the seconds it took."""
     began = monotonic()
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - nobody tells when a server is so far
+        while not await condition():  # noqa: ASYNC110 - no server says when it is ready
             await asyncio.sleep(0.02)
     return monotonic() - began

@@ -192,7 +192,7 @@ class Proxy:
         return self._faults[direction]
 
     async def _listen(self) -> None:
-        # The same port again after an outage, or nobody would find the way back.
+        # The same port again after an outage, or no client would find the way back.
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=1024)
         self.port = self._listener.sockets[0].getsockname()[1]
 

@@ -18,7 +18,7 @@ GIVE_UP_WAITING = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
  WHERE wait_event = 'SyncRep' AND datname = current_database()
 """
-"""What was written is there afterwards, and whoever wrote it hears that the connection is lost."""
+"""What was written is there afterwards, and its writer learns that the connection is lost."""
 
 
 def make_standby(
@@ -78,7 +78,7 @@ def rewind(former: EmbeddedPostgres, primary: EmbeddedPostgres) -> None:
 @asynccontextmanager
 async def standby_missing(connection: Connection, database_url: str) -> AsyncIterator[None]:
     """Inside the block every commit waits for a synchronous standby; at its end they are answered."""
-    await _wait_for(connection, "nobody")
+    await _wait_for(connection, "absent")
     try:
         probe = await asyncpg.connect(database_url)
         try:

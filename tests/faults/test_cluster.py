@@ -52,7 +52,7 @@ async def remote_hits(client: httpx.AsyncClient) -> float:
 
 
 async def rename(people: list[Person], name: str, one: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
-    """Who wrote reads it at once, and another process soon."""
+    """A writer reads it at once, and another process soon."""
     for person in people:
         answer = await person.patch("/v1/users/me", json={"display_name": name})
         assert answer.status_code == 200

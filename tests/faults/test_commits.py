@@ -37,7 +37,7 @@ async def test_writes_are_refused_while_commits_wait_and_come_true_later(
         behind = asyncio.create_task(person.post("/v1/events", json=EVENT))
         for answer in await asyncio.gather(*first):
             problem_of(answer, 503, "database_unavailable")
-        # Nobody lets it wait for as long again.
+        # No later request waits for as long again.
         assert (await behind).json()["detail"] in {UNANSWERED, REFUSED}
 
         async def are_refused() -> bool:

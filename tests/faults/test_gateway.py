@@ -47,7 +47,7 @@ async def test_killed_and_restarted_server(open_database: OpenDatabase, postgres
     await answers_again(database)
     postgres.stop(mode="immediate")
     try:
-        # Nobody waits for the server, which comes back only afterwards.
+        # No request waits for the server, which comes back only afterwards.
         async with in_time():
             assert await asyncio.gather(*(answers(database) for _ in range(8))) == [False] * 8
             with pytest.raises(DatabaseUnavailable) as raised:
@@ -146,7 +146,7 @@ async def test_a_terminated_backend_costs_a_write_but_no_read(
         terminate = "SELECT bool_and(pg_terminate_backend(pid, 10000)) FROM unnest($1::int[]) AS pid"
         assert await connection.fetchval(terminate, pids)
     assert await reading not in pids[:2]
-    # Nobody knows how far it came, so it is not sent again.
+    # How far it came is unknown, so it is not sent again.
     with pytest.raises(SessionLost):
         await writing
     async with database.transaction("test.write") as tx:

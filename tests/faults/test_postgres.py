@@ -1,4 +1,4 @@
-"""The program while its Postgres is away, hangs, is slow, changes or is used up: who gets what answer, and how soon.
+"""The program while its Postgres is away, hangs, is slow, changes or is used up: what requests get, and how soon.
 
 That an answer comes at all is the proof that something bounds it; how soon it comes is for `benchmarks/faults`.
 """
@@ -39,7 +39,7 @@ async def are_answered(person: Person, number: int = 10) -> bool:
 async def test_stopped(person: Person, client: httpx.AsyncClient, to_postgres: Proxy) -> None:
     hot = await person.get(OVERVIEW)
     async with to_postgres.refusing():
-        # What is in the cache goes on, and nobody else waits.
+        # What is in the cache goes on, and no other request waits.
         assert (await person.get(OVERVIEW)).content == hot.content
         requests = [person.get(MINE, params={"limit": limit + 1}) for limit in range(20)]
         requests += [person.post("/v1/events", json=EVENT) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""Redis stopped, frozen, slow, flushed, full and back again under a running API: nobody notices but the metrics."""
+"""Redis stopped, frozen, slow, flushed, full and back again under a running API: only the metrics show it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -148,7 +148,7 @@ async def test_nobody_notices(
 
 
 async def recovered(app: Onehop, client: httpx.AsyncClient) -> None:
-    """Redis is in use again, without anybody's help."""
+    """Redis is in use again, without a restart."""
 
     async def is_well() -> bool:
         checks = (await client.get("/readyz")).json()["checks"]
@@ -179,7 +179,9 @@ async def cache_misses(client: httpx.AsyncClient) -> float:
 
 
 async def test_a_policy_that_does_not_suit_is_told(environment: dict[str, str], redis_url: str) -> None:
-    """B4: what keeps queued jobs must not throw away, and what only caches must. Who may not know says nothing."""
+    """B4: what keeps queued jobs must not throw away, and what only caches must. Where the question is forbidden,
+    nothing is logged.
+    """
     async with (
         Proxy.before(redis_url) as keeping,
         Proxy.before(redis_url) as caching,

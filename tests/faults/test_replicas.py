@@ -1,4 +1,4 @@
-"""Read replicas: who wrote sees it, whatever the replica has replayed; and no read fails because of one."""
+"""Read replicas: a writer sees its own writes, whatever the replica has replayed; and no read fails because of one."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -281,7 +281,7 @@ async def test_a_replica_that_went_another_way_than_the_new_primary_is_not_asked
         async def asks_primary() -> bool:
             return not await asks_replica(database, "other")
 
-        # Nor is it asked for what nobody has written since, because it shows what is lost.
+        # Nor is it asked for what has not been written since, because it shows what is lost.
         await eventually(asks_primary)
         at_successor.terminate()
     finally:

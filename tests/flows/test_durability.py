@@ -1,4 +1,4 @@
-"""What was answered is stored, whoever is killed at that moment."""
+"""What was answered is stored, whichever process is killed at that moment."""
 
 import asyncio
 import os

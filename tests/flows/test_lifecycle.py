@@ -15,7 +15,7 @@ WAIT = 30
 
 
 async def test_who_waits_for_a_job_is_told_and_readiness_ends(live_server: LiveServer, processes: Processes) -> None:
-    """A job that nobody works on would be watched for ever."""
+    """A job that no worker takes would be watched for ever."""
     base = await live_server(APP_CONNECTIONS_DRAIN_DELAY="5")
     (server,) = processes._running
     async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:

@@ -82,7 +82,7 @@ async def test_the_story_without_redis(
 async def test_the_story_when_redis_never_was_there(
     live_server: LiveServer, live_worker: LiveWorker, tmp_path: Path
 ) -> None:
-    address = f"unix://{tmp_path}/nobody.sock?db=0"
+    address = f"unix://{tmp_path}/absent.sock?db=0"
     base = await live_server(REDIS_URL=address)
     await live_worker()
     await live_through(base)

@@ -112,7 +112,7 @@ LogIn = Callable[..., Awaitable[Person]]
 
 @pytest.fixture
 def log_in(client: httpx.AsyncClient) -> LogIn:
-    """Makes a coroutine that opens one more session of somebody; fields go into the request."""
+    """Makes a coroutine that opens one more session of a user; fields go into the request."""
 
     async def log_in(person: Person, **fields: str) -> Person:
         body = {"email": person.email, "password": person.password} | fields

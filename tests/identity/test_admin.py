@@ -69,7 +69,7 @@ async def test_pages(admin: Person, make_person: MakePerson) -> None:
         )
         emails += [item["email"] for item in page["items"]]
         cursor = page["next_cursor"]
-        # Somebody new does not shift the pages.
+        # A new user does not shift the pages.
         await make_person()
     assert emails == [person.email for person in reversed(people)] + [admin.email]
     assert cursor is None
@@ -193,7 +193,7 @@ async def test_deletion_closes_the_account_at_once(
     login = {"email": "ada@example.com", "password": PASSWORD}
     problem_of(await client.post("/v1/auth/login", json=login), 401, "invalid_credentials")
     await mailbox.letter("ada@example.com", "Your account was closed")
-    # Nobody has to wait for the purge to come back under the same address.
+    # A user need not wait for the purge to come back under the same address.
     again = await make_person(email="ada@example.com")
     assert again.id != person.id
     problem_of(await again.get(f"/v1/users/{person.id}"), 404, "user_not_found")

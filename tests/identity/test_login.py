@@ -1,4 +1,4 @@
-"""Log-in: what is told to whom, what it costs, and what happens when much of it comes at once."""
+"""Log-in: what it answers, what it costs, and what happens when much of it comes at once."""
 
 import asyncio
 import os
@@ -102,7 +102,7 @@ async def test_the_cost_of_a_login_as_postgres_counts_it(
 
 async def test_an_unknown_address_is_answered_like_a_wrong_password(client: httpx.AsyncClient, person: Person) -> None:
     wrong = await client.post("/v1/auth/login", json={"email": person.email, "password": "not it at all"})
-    unknown = await client.post("/v1/auth/login", json={"email": "nobody@example.com", "password": "not it at all"})
+    unknown = await client.post("/v1/auth/login", json={"email": "unknown@example.com", "password": "not it at all"})
     problem_of(wrong, 401, "invalid_credentials")
     assert wrong.headers["www-authenticate"] == "Bearer"
     assert without_request_id(unknown) == without_request_id(wrong)
@@ -111,7 +111,7 @@ async def test_an_unknown_address_is_answered_like_a_wrong_password(client: http
 async def test_both_kinds_of_failure_hash_once_and_are_noted_without_waiting_for_the_disk(
     client: httpx.AsyncClient, person: Person, identity: IdentityServices, connection: Connection
 ) -> None:
-    for email in (person.email, "nobody@example.com"):
+    for email in (person.email, "unknown@example.com"):
         before = identity.hashing.count
         await client.post("/v1/auth/login", json={"email": email, "password": "not it at all"})
         assert identity.hashing.count == before + 1
@@ -229,7 +229,7 @@ async def test_an_address_has_a_quota_that_successes_do_not_use_up_and_is_slowed
 ) -> None:
     body = {"password": "not it at all"}
     for number in range(6):
-        body["email"] = f"nobody{number}@example.com"
+        body["email"] = f"unknown{number}@example.com"
         problem_of(await client.post("/v1/auth/login", json=body), 401, "invalid_credentials")
     for _ in range(3):
         await log_in(person)
@@ -337,7 +337,7 @@ async def test_a_login_that_began_before_a_password_change_opens_nothing_after_i
 
 
 async def waits_for_a_lock(database_url: str) -> None:
-    """Returns once somebody waits for a lock in this database."""
+    """Returns once a session waits for a lock in this database."""
     observer = await asyncpg.connect(database_url)
     try:
         async with in_time():

@@ -56,7 +56,7 @@ async def test_authorize_of_the_documentation_works(app: FastAPI, client: httpx.
         ({"grant_type": "password", "username": "x"}, "invalid_request"),
         ({"grant_type": "refresh_token"}, "invalid_request"),
         ({"grant_type": "client_credentials"}, "unsupported_grant_type"),
-        ({"grant_type": "password", "username": "nobody@example.com", "password": "x"}, "invalid_grant"),
+        ({"grant_type": "password", "username": "unknown@example.com", "password": "x"}, "invalid_grant"),
         (
             {"grant_type": "password", "username": "\ud800".encode("utf-8", "surrogatepass"), "password": "x"},
             "invalid_grant",

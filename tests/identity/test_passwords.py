@@ -1,4 +1,4 @@
-"""Forgotten, reset and changed passwords, and changed addresses: what ends with them, and who is told."""
+"""Forgotten, reset and changed passwords, and changed addresses: what ends with them, and which address is told."""
 
 import asyncio
 from collections import Counter
@@ -28,7 +28,7 @@ async def test_forgot_answers_every_address_alike(
 ) -> None:
     jobs = await connection.fetchval("SELECT count(*) FROM jobs.jobs")
     known = await client.post("/v1/auth/password/forgot", json={"email": person.email})
-    unknown = await client.post("/v1/auth/password/forgot", json={"email": "nobody@example.com"})
+    unknown = await client.post("/v1/auth/password/forgot", json={"email": "unknown@example.com"})
     assert known.status_code == 202
     assert without_request_id(known) == without_request_id(unknown)
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == jobs + 2
@@ -181,7 +181,7 @@ async def test_of_parallel_changes_one_counts(
 ) -> None:
     bodies = [{"current_password": PASSWORD, "new_password": f"{NEW} {number}"} for number in range(4)]
     answers = await asyncio.gather(*(person.post("/v1/auth/password/change", json=body) for body in bodies))
-    # Who comes last may be refused because the winner has ended their session.
+    # The last one may be refused because the winner has ended their session.
     statuses = Counter(answer.status_code for answer in answers)
     assert statuses[200] == 1
     assert statuses[401] + statuses[403] == 3

@@ -91,7 +91,7 @@ async def test_registering_again_before_verification_sends_again_and_changes_not
     await client.post("/v1/auth/register", json=body)
     before = await connection.fetchrow("SELECT * FROM identity.accounts")
     first = await mailbox.letter("ada@example.com", "Verify your e-mail address")
-    await client.post("/v1/auth/register", json=body | {"password": "somebody else's 1"})
+    await client.post("/v1/auth/register", json=body | {"password": "another user's 1"})
     second = await mailbox.letter("ada@example.com", "Verify your e-mail address", number=2)
     assert await connection.fetchrow("SELECT * FROM identity.accounts") == before
     problem_of(await client.post("/v1/auth/email/verify", json={"token": first.token}), 400, "invalid_token")

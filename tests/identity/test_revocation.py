@@ -51,7 +51,7 @@ class Cluster:
         return await self.statuses(person.tokens["access_token"]) == {200: REQUESTS}
 
     async def person(self) -> Person:
-        """Somebody whose token every process has verified before."""
+        """A user whose token every process has verified before."""
         person = await register(self.client)
         assert await self.statuses(person.tokens["access_token"]) == {200: REQUESTS}
         return person
@@ -169,7 +169,7 @@ async def test_without_redis_the_dead_stay_dead_and_the_living_live(
         assert await cluster.statuses(living.tokens["access_token"]) == {200: REQUESTS}
         assert (await during.post("/v1/auth/logout")).status_code == 204
         assert await cluster.statuses(during.tokens["access_token"]) == {401: REQUESTS}
-        # With nobody left to ask, nobody is let in.
+        # Without a server left to ask, no token is accepted.
         postgres.stop(mode="immediate")
         try:
             for person in (before, during, living):

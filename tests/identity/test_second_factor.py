@@ -1,4 +1,4 @@
-"""The second factor: codes count once, near their time, and whoever lost the device has other codes."""
+"""The second factor: codes count once, near their time, and a user who lost the device has other codes."""
 
 import asyncio
 from collections import Counter
@@ -192,7 +192,7 @@ async def test_guessing_codes_is_braked(clock: ManualClock, client: httpx.AsyncC
     while int(refused.headers.get("retry-after", "0")) < 8:
         refused = await finish(client, await begin(client, person), wrong)
     problem_of(await finish(client, await begin(client, person), phone.code()), 429, "too_many_attempts")
-    # Nobody guesses 120 bits, so the owner's recovery codes do not wait for who guesses six digits.
+    # 120 bits cannot be guessed, so recovery codes are not held up by an attacker who guesses six digits.
     body_of(await finish(client, await begin(client, person), codes[0]), SignedInView)
 
 

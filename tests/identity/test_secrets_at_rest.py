@@ -21,7 +21,7 @@ NEW, NEWEST = "a new horse 2026", "the newest horse 2027"
 
 
 async def use_everything(url: str, mailbox: Mailbox) -> dict[str, str]:
-    """The credentials that somebody has held, some of them still good."""
+    """The credentials that a user has held, some of them still good."""
     secrets: dict[str, str] = {"password": PASSWORD, "new password": NEW, "newest password": NEWEST}
 
     def keep(name: str, tokens: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ async def use_everything(url: str, mailbox: Mailbox) -> dict[str, str]:
         await client.post("/v1/auth/introspect", data={"token": person.tokens["refresh_token"]}, headers=person.headers)
         for wrong in (secrets["reset"] + "x", secrets["API key"]):
             await client.post("/v1/auth/password/reset", json={"token": wrong, "new_password": NEWEST})
-        # Query strings are not the place for a token, but somebody will put one there.
+        # Query strings are not the place for a token, but a client will put one there.
         await client.get("/v1/users/me", params={"access_token": person.tokens["access_token"]})
     return secrets
 

@@ -49,7 +49,7 @@ async def test_every_replay_ends_the_session(
         for access_token in (again.tokens["access_token"], first.json()["access_token"]):
             answer = await client.get("/v1/users/me", headers={"Authorization": f"Bearer {access_token}"})
             problem_of(answer, 401, "token_revoked")
-    # Nobody else is hurt.
+    # No other session is hurt.
     assert (await person.get("/v1/users/me")).status_code == 200
     rows = await connection.fetch("SELECT revoke_reason, count(*) FROM identity.sessions GROUP BY 1 ORDER BY 1")
     assert [tuple(row) for row in rows] == [("refresh_token_reused", REPLAYS), (None, 1)]

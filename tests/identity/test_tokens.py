@@ -113,7 +113,7 @@ FORGERIES: dict[str, Forge] = {
     "an API key with a typing error": lambda f: (
         f.api_key[:-8] + ("A" if f.api_key[-8] != "A" else "B") + f.api_key[-7:]
     ),
-    "an API key of nobody": lambda f: new_api_key(UserId(uuid4()), decode_api_key(f.api_key).id).encode(),
+    "an API key without an owner": lambda f: new_api_key(UserId(uuid4()), decode_api_key(f.api_key).id).encode(),
     "another issuer": lambda f: f.signed_by_us(iss="https://staging.example.com"),
     "another audience": lambda f: f.signed_by_us(aud="billing"),
     "a list of audiences": lambda f: f.signed_by_us(aud=["onehop", "billing"]),

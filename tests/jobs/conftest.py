@@ -22,7 +22,7 @@ from tests.jobs.receiver import Receiver
 
 @pytest.fixture
 async def person(make_person: MakePerson, connection: "asyncpg.Connection[asyncpg.Record]") -> Person:
-    """Somebody without any job; registering leaves some behind."""
+    """A user without any job; registering leaves some behind."""
     person = await make_person()
     await connection.execute("DELETE FROM jobs.jobs")
     return person
@@ -30,7 +30,7 @@ async def person(make_person: MakePerson, connection: "asyncpg.Connection[asyncp
 
 @pytest.fixture
 async def proven(person: Person, connection: "asyncpg.Connection[asyncpg.Record]") -> Person:
-    """Somebody without any job whose address is verified, and whose invoices are therefore sent to others."""
+    """A user without any job whose address is verified, and whose invoices are therefore sent to others."""
     await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", person.id)
     return person
 

@@ -16,7 +16,7 @@ LOCAL = pytest.mark.settings(APP_JOBS_WEBHOOK_ALLOW="127.0.0.1/32", APP_JOBS_WEB
 
 @dataclass
 class Receiver:
-    """Somebody's server. `answers` are given in turn; the last one for ever."""
+    """The server of a receiver. `answers` are given in turn; the last one for ever."""
 
     url: str = ""
     answers: list[tuple[int, dict[str, str]]] = field(default_factory=lambda: [(200, {})])

@@ -15,7 +15,7 @@ EXPORT = {"kind": "export.events", "args": {"format": "csv"}}
 
 @pytest.fixture
 async def admin(client: httpx.AsyncClient, make_person: MakePerson, connection: Connection) -> Person:
-    """Somebody who was made an administrator and has logged in again since."""
+    """A user who was made an administrator and has logged in again since."""
     person = await make_person()
     await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
     answer = await client.post("/v1/auth/login", json={"email": person.email, "password": person.password})

@@ -193,7 +193,7 @@ async def test_a_worker_that_closes_without_draining_leaves_nothing_running(
         await eventually(lambda: len(steps.started) == 1)
         (run,) = worker.runner.tasks.values()
     assert run.cancelled()
-    # As after a crash: the row keeps its lease, and whoever finds it expired goes on.
+    # As after a crash: the row keeps its lease, and the worker that finds it expired goes on.
     job = await row(connection, job_id)
     assert (job["state"], job["attempt"], job["run_token"] is None) == (1, 1, False)
 

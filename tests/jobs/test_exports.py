@@ -228,7 +228,7 @@ async def test_a_workbook_that_is_not_finished_leaves_no_file(tmp_path: Path, mo
         raise ConnectionError
 
     async def ignore(_: object) -> None:
-        """Nobody wants the bytes."""
+        """The bytes go nowhere."""
 
     with pytest.raises(ConnectionError):
         await exporting.write_xlsx([exporting.Column("id", "text")], rows(), ignore, ignore)

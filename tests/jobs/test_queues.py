@@ -1,4 +1,4 @@
-"""Who goes first: users take turns, long work is capped, queues have floors, can be full and can be paused."""
+"""The order of jobs: users take turns, long work is capped, queues have floors, can be full and can be paused."""
 
 import asyncio
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""Jobs by the clock: zones, daylight saving, missed times, and one job for each time whoever leads."""
+"""Jobs by the clock: zones, daylight saving, missed times, and one job for each time, whichever worker leads."""
 
 import asyncio
 from dataclasses import replace

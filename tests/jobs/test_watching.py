@@ -1,4 +1,4 @@
-"""Who may wait for jobs, and for how many at a time."""
+"""Waiting for jobs, and for how many at a time."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ async def test_nobody_takes_all_the_places_to_wait_in(
     for person, url in ((greedy, urls[0]), (other, urls[1])):
         waiting.append(asyncio.create_task(person.get(url, headers=WAIT)))
         await eventually(lambda: watch.is_full(UserId(person.id)))  # noqa: B023 - at once
-    # Who asks to wait for more is told at once how it is.
+    # A client that asks to wait for more is told at once how it is.
     assert "preference-applied" not in (await greedy.get(urls[0], headers=WAIT)).headers
     problem_of(await greedy.get(f"{urls[0]}/events"), 429, "too_many_streams")
     assert not any(task.done() for task in waiting)

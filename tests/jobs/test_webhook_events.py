@@ -1,4 +1,4 @@
-"""What is an event, and who hears of it."""
+"""Events, and which endpoints hear of them."""
 
 import asyncio
 import json
@@ -175,7 +175,7 @@ async def test_the_end_of_a_session_that_a_dead_process_has_not_published_is_pub
     other = await make_person()
     login = {"email": other.email, "password": other.password}
     assert (await person.client.post("/v1/auth/login", json=login)).status_code == 200
-    # Nobody listened to that one; the mark of the other is all that is left of who made it.
+    # No endpoint subscribes to that one; the mark of the other is all that is left of its maker.
     await identity.ends.publish()
     assert await published(connection) == []
     session = await connection.fetchval(

@@ -1,4 +1,4 @@
-"""Who listens is known to every process."""
+"""Every process knows the subscribers."""
 
 from collections.abc import AsyncIterator
 

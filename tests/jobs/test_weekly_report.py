@@ -1,4 +1,4 @@
-"""The weekly report: who gets one, for which week, once."""
+"""The weekly report: which users get one, for which week, once."""
 
 import io
 from datetime import UTC, datetime, timedelta

@@ -50,7 +50,7 @@ class Process:
         return answer.body
 
     async def stored(self) -> None:
-        """Returns when what was filled is in Redis, for which nobody waits otherwise."""
+        """Returns when what was filled is in Redis, for which no caller waits otherwise."""
         await eventually(lambda: not self.cache._remote._is_storing)
 
     def make_due(self) -> None:

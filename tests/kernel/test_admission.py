@@ -1,4 +1,4 @@
-"""Who is let in when there is more to do than can be done, and how the others are told."""
+"""Which requests are let in when there are too many, and how the others are refused."""
 
 import asyncio
 import re
@@ -106,12 +106,12 @@ async def test_admission(client: httpx.AsyncClient, held: Held) -> None:
     assert time.perf_counter() - started >= 2
     # One of them waited in vain, and the other one was not even let wait.
     assert await rejections(client) - before == Counter(queue_full=1, waited_too_long=1)
-    # Whoever watches the process is always let in.
+    # Probes are always let in.
     assert (await client.get("/livez")).status_code == 200
     assert (await client.get("/readyz")).status_code == 200
     metrics = (await client.get("/metrics")).text
     assert 'app_admission_limit{pool="work"}' in metrics
-    # Who waits shortly enough gets the place, once the last refusal is some time ago.
+    # A request that waits shortly enough gets the slot, once the last refusal is some time ago.
     await asyncio.sleep(0.3)
     third = asyncio.create_task(client.get("/test/sleep/0"))
     await asyncio.sleep(0.05)
@@ -166,7 +166,7 @@ async def test_what_is_in_memory_needs_no_place(client: httpx.AsyncClient, held:
     for _ in range(2):
         assert (await person.get("/v1/users/me")).status_code == 200
         assert (await person.get("/v1/overview")).status_code == 200
-        # Not in memory, of a path that might be; and a token that nobody has seen.
+        # Not in memory, of a path that might be; and a token that is new to the process.
         problem_of(await person.get("/v1/users/me/preferences"), 503, "overloaded")
         stranger = Person(client, person.id, "", "", {"access_token": "unknown"})
         problem_of(await stranger.get("/v1/users/me"), 503, "overloaded")
@@ -260,7 +260,7 @@ async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncCli
 )
 async def test_a_server_refuses_before_it_makes_a_task(live_server: LiveServer) -> None:
     """What goes over the wire is whole, and the connection goes on behind it."""
-    body = {"email": "nobody@example.com", "password": "takes a while"}
+    body = {"email": "unknown@example.com", "password": "takes a while"}
     async with httpx.AsyncClient(base_url=await live_server(), timeout=scaled(20)) as client:
         inside = asyncio.create_task(client.post("/v1/auth/login", json=body))
         refusals: list[httpx.Response] = []

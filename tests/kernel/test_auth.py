@@ -59,8 +59,8 @@ def test_scopes_of_roles() -> None:
 router = Router()
 
 
-@router.post("/test/anybody")
-async def anybody(principal: CurrentPrincipal) -> Response:
+@router.post("/test/signed-in")
+async def signed_in(principal: CurrentPrincipal) -> Response:
     return json_response({"id": principal.user_id, "kind": principal.kind})
 
 
@@ -77,11 +77,11 @@ async def admin(_: Annotated[Principal, RequireRole("admin")]) -> Response:
 
 async def test_callers(planted: Planted) -> None:
     async with planted(router) as client:
-        answer = await client.post("/test/anybody")
+        answer = await client.post("/test/signed-in")
         problem_of(answer, 401, "unauthenticated")
         assert answer.headers["www-authenticate"] == "Bearer"
         person = await register(client)
-        assert (await person.post("/test/anybody")).json() == {"id": str(person.id), "kind": "user"}
+        assert (await person.post("/test/signed-in")).json() == {"id": str(person.id), "kind": "user"}
         assert (await person.post("/test/writer")).json() == {"id": str(person.id)}
         answer = await person.post("/test/admin")
         problem_of(answer, 403, "insufficient_scope")

@@ -83,7 +83,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 
 @pytest.fixture
 async def admin(client: httpx.AsyncClient, connection: Connection) -> Person:
-    """Somebody who may call everything."""
+    """A user who may call everything."""
     person = await register(client)
     await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
     answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})

@@ -185,7 +185,7 @@ async def test_a_read_that_a_write_overtakes_is_not_kept(
     source.value = b"1"
     await writer.cache.forget_now(["user:1"])
     await eventually(lambda: reader.cache._local._forgotten_at.get("user:1") is not None)
-    # Who asks after the write does not join the read that began before it.
+    # A request after the write does not join the read that began before it.
     late = asyncio.create_task(reader.get())
     await eventually(lambda: source.reads == 2)
     source.hold.set()

@@ -95,7 +95,7 @@ async def test_a_tag_that_was_forgotten_and_then_lost_keeps_the_old_answer_out(
 async def test_the_old_answer_does_not_come_back_while_redis_is_being_told(
     start_process: StartProcess, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between a write's forgetting here and in Redis, somebody may bring the old answer back from there."""
+    """Between a write's forgetting here and in Redis, another process may bring the old answer back from there."""
     first, second = await start_process(), await start_process()
     await first.get()
     await first.stored()
@@ -111,7 +111,7 @@ async def test_the_old_answer_does_not_come_back_while_redis_is_being_told(
     source.value = b"1"
     writing = asyncio.create_task(second.cache.forget_now(["user:1"]))
     await told.wait()
-    # Nobody has been told yet that the write is done.
+    # No client has been told yet that the write is done.
     assert await second.get() == b"0"
     tell.set()
     await writing

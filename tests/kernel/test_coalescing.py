@@ -1,4 +1,4 @@
-"""Coalescing: who is asked together, who is not, and what one caller's trouble means to the others."""
+"""Coalescing: which keys are read together, which are not, and what one caller's trouble means to the others."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ async def test_who_goes_away_takes_nobody_along(source: Source) -> None:
     await asyncio.sleep(0)
     source.hold.set()
     assert [await second, await fourth] == ["old 2", "old 4"]
-    # Who left before the question was sent is not asked for.
+    # A caller that left before the statement was sent is not read for.
     assert source.batches == [[1, 2], [4]]
     assert first.cancelled()
     assert third.cancelled()

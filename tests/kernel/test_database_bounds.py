@@ -1,4 +1,4 @@
-"""Every wait for a connection, a statement or a lock has an end, and who waits is not overtaken."""
+"""Every wait for a connection, a statement or a lock has an end, and waiters are not overtaken."""
 
 import asyncio
 import time

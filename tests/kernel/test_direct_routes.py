@@ -170,7 +170,7 @@ READER = Principal(UserId(UUID(int=2)), None, frozenset({"events:read"}), frozen
 
 
 class Callers:
-    """Stands for the layers around: says who calls, and what they found."""
+    """Stands for the layers around: names the caller, and what they found."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -316,7 +316,7 @@ async def test_a_failure_of_ours_goes_on_to_the_layers_around(framework: FastAPI
     direct = DirectRoutes(framework, framework, MAX_BODY_BYTES)
     with pytest.raises(KeyError):
         async with client_of(direct) as client:
-            await client.get("/t/errors/nobody-knows")
+            await client.get("/t/errors/unheard-of")
 
 
 @pytest.fixture

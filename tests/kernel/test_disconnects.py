@@ -76,7 +76,7 @@ async def call_until_gone(
 
 
 async def test_a_body_that_never_ends_is_not_kept_for_a_read(settings: Settings) -> None:
-    """Who is watched may send without end, and faster than anything else gets a turn of the loop."""
+    """A watched client may send without end, and faster than anything else gets a turn of the loop."""
     slow = Router(prefix="/slow")
 
     @slow.get("/sleep", dependencies=[Public])
@@ -231,7 +231,7 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     assert await connection.fetchval("SELECT count(*) FROM identity.security_events WHERE action = 'login_failed'") == 0
     labels = 'http_request_method="POST",http_response_status_code="499",http_route="/v1/auth/login"'
     assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in await metrics_of(running_app)
-    # Who stays is served as ever.
+    # A client that stays is served as ever.
     assert (await client.post("/v1/auth/login", json=credentials)).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Slots that callers share: nobody starves, and no caller has more than half of what the others leave."""
+"""Slots that callers share: no caller starves, and no caller has more than half of what the others leave."""
 
 import asyncio
 from collections import Counter

@@ -85,7 +85,7 @@ async def test_whatever_is_unusual_is_left_to_the_layers(app: Onehop, person: Pe
         scope_of(person, method="POST"),
         scope_of(person, "/v1/users/me/events"),
         scope_of(person, content_length="0"),
-        scope_of(person, authorization="Bearer of somebody else"),
+        scope_of(person, authorization="Bearer of another user"),
         scope_of(person) | {"query_string": b"a=b"},
     ]
     without_token = scope_of(person)

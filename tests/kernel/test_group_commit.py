@@ -1,4 +1,4 @@
-"""Group commit: who is answered when, and who suffers from whom."""
+"""Group commit: when each caller is answered, and what one's failure means to the others."""
 
 import asyncio
 from collections.abc import Sequence

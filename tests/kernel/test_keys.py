@@ -80,7 +80,7 @@ def request_from(peer: str | None, *forwarded: str, **headers: str) -> Request:
     ("peer", "forwarded", "trusted", "address"),
     [
         ("203.0.113.9", [], (), "203.0.113.9"),
-        # Nobody is believed without being trusted.
+        # No proxy is believed without being trusted.
         ("203.0.113.9", ["198.51.100.1"], (), "203.0.113.9"),
         ("203.0.113.9", ["198.51.100.1"], ("10.0.0.0/8",), "203.0.113.9"),
         ("10.0.0.1", ["198.51.100.1"], ("10.0.0.0/8",), "198.51.100.1"),

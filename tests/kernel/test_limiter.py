@@ -1,4 +1,4 @@
-"""The limiter: how many slots there are, and who gets the next one."""
+"""The limiter: how many slots there are, and which request gets the next one."""
 
 import asyncio
 from collections.abc import Hashable

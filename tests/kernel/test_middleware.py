@@ -66,7 +66,7 @@ async def block() -> Response:
 
 @router.get("/broken", dependencies=[Public])
 async def broken() -> Response:
-    raise ValueError("details that nobody may see")
+    raise ValueError("details that no client may see")
 
 
 @router.get("/late", dependencies=[Public])
@@ -241,7 +241,7 @@ async def test_a_client_that_goes_away_while_it_sends(settings: Settings, capfd:
     assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
     output = capfd.readouterr().out
     assert " 499 " in output
-    # It is nobody's fault here.
+    # It is no fault of ours.
     assert "http.request_failed" not in output
 
 

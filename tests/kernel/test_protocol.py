@@ -372,7 +372,7 @@ def test_clients_that_take_too_long(impatient: Served) -> None:
     idle.sendall(request())
     ended = threading.Thread(target=dribble, args=(dribbling, b"GET /a HTTP/1.1\r\nX: " + b"a" * 1000))
     ended.start()
-    # Nothing is said to somebody who has said nothing.
+    # A client that has sent nothing gets no response.
     timeout = scaled(20)
     assert read(silent, first=timeout) == b""
     assert answers(read(idle, first=timeout, silence=timeout)) == [b"GET /a "]
@@ -432,7 +432,7 @@ def test_a_body_behind_its_answer() -> None:
             assert connection.recv(1000).endswith(b"\r\n\r\nPOST /early ")
         whole.sendall(b"bcd")
         assert read(endless, silence=5) == b""
-        # Who has sent all of it is not asked for more bytes.
+        # A client that has sent all of it is not asked for more bytes.
         threading.Event().wait(0.6)
         whole.sendall(request())
         assert answers(read(whole)) == [b"GET /a (open)"]
@@ -449,7 +449,7 @@ def dribble(connection: socket.socket, text: bytes) -> None:
 
 
 def test_a_slow_reader_that_reads_gets_all(impatient: Served) -> None:
-    # Who stands still for longer than the time-out is cut off: a machine may do so once.
+    # A client that stands still for longer than the time-out is cut off: a machine may do so once.
     assert any(read_slowly(impatient) > 32 * 1024 * 1024 for _ in range(3))
 
 

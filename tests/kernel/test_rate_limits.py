@@ -297,7 +297,7 @@ async def test_a_network_is_limited_where_nobody_proves_who_calls(running_app: L
         refused = await client.post("/v1/auth/login", json={"email": "a@example.com", "password": "x"})
         problem_of(refused, 429, "quota_exceeded")
         assert limits_of(refused)[1].startswith('"network";r=0;')
-        # Whoever has been recognised before goes on, and so do probes.
+        # A caller that has been recognised before goes on, and so do probes.
         assert (await person.get("/v1/users/me")).status_code == 200
         for token in ({}, {"Authorization": "Bearer never-seen"}):
             assert (await client.get("/livez", headers=token)).status_code == 200
@@ -306,7 +306,7 @@ async def test_a_network_is_limited_where_nobody_proves_who_calls(running_app: L
 
 
 async def _registered(client: httpx.AsyncClient) -> dict[str, Any]:
-    """Somebody whose token this process knows; costs their network ten units."""
+    """A user whose token this process knows; costs their network ten units."""
     body = {"email": "person@example.com", "password": "correct horse battery staple"}
     created = (await client.post("/v1/auth/register", json=body)).json()
     headers = {"Authorization": f"Bearer {created['tokens']['access_token']}"}

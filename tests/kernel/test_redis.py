@@ -153,7 +153,7 @@ async def test_a_late_answer_is_not_given_to_the_next_caller(open_redis: OpenRed
 
 
 async def test_cancelled_commands_cross_no_answers(open_redis: OpenRedis) -> None:
-    """Whoever hangs up in the middle of a command leaves no answer behind for the next one."""
+    """A caller that hangs up in the middle of a command leaves no answer behind for the next one."""
     gateway = await open_redis(pool_size=4)
     await gateway.call(lambda client: client.mset({f"key:{number}": number for number in range(50)}))
     crossed, answered = [], 0

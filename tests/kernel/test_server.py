@@ -130,8 +130,8 @@ def full_pipe() -> Iterator[int]:
 
 
 async def test_the_end(port: int, start: Start, full_pipe: int) -> None:
-    """New connections are served until the delay is over; what is inside is cancelled after the grace. That nobody
-    reads the log changes nothing.
+    """New connections are served until the delay is over; what is inside is cancelled after the grace. That the
+    log is not read changes nothing.
     """
     server = await start(grace=1, stdout=full_pipe, DRAIN_DELAY="3")
     waiting = asyncio.create_task(ask(port, request("GET", "/wait")))
@@ -166,7 +166,7 @@ async def test_what_hangs_is_ended(port: int, start: Start) -> None:
 
 async def test_a_loop_that_stands_still_ends_its_process(port: int, start: Start) -> None:
     server = await start(MAX_STALL="2")
-    # Who stopped all of it meant no harm.
+    # A process that was stopped as a whole is not killed.
     with frozen(server.pid):
         await asyncio.sleep(2.5)
     await asyncio.sleep(0.3)

@@ -60,16 +60,16 @@ async def test_create_user_makes_both_rows_in_one_statement(db: Database, budget
 
 
 async def test_nobody_is_nobody(db: Database) -> None:
-    nobody = UserId(new_id())
+    absent = UserId(new_id())
     async with db.read("test") as conn:
-        assert await api.get_user(conn, nobody) is None
-        assert await api.export_user(conn, nobody) is None
-        assert await api.list_overviews(conn, [nobody]) == {}
-        assert await api.count_events(conn, nobody, None, None) == 0
+        assert await api.get_user(conn, absent) is None
+        assert await api.export_user(conn, absent) is None
+        assert await api.list_overviews(conn, [absent]) == {}
+        assert await api.count_events(conn, absent, None, None) == 0
     for change in (api.anonymise_user, lambda tx, who: api.set_email(tx, who, "x@example.com", verified=True)):
         with pytest.raises(UserNotFound):
             async with db.statement("test") as tx:
-                await change(tx, nobody)
+                await change(tx, absent)
 
 
 async def test_overview_is_one_statement(db: Database, budget: Budget) -> None:

@@ -33,7 +33,7 @@ _NOBODY = 65534
 
 @dataclass(frozen=True, slots=True)
 class ServerUser:
-    """Whom a server runs as. `capability` is the one it keeps to pass folders closed to it, or None."""
+    """The user that a server runs as. `capability` is the one it keeps to pass folders closed to it, or None."""
 
     uid: int
     gid: int

@@ -110,7 +110,7 @@ def is_running(pid: int) -> bool:
 
 
 def working_dir_is(pid: int, directory: Path) -> bool:
-    """Whether the process works in `directory`: tells a postmaster from a stranger who got its old number."""
+    """Whether the process works in `directory`: tells a postmaster from another process with its old number."""
     if Path("/proc/self/cwd").exists():
         try:
             return Path(f"/proc/{pid}/cwd").samefile(directory)

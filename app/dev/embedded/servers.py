@@ -1,8 +1,8 @@
 """Several processes share one pair of servers; the last to leave stops them.
 
 Every user of the servers holds a shared lock on `<data>/lock`, which the kernel releases even after kill -9.
-Starting and stopping happen under an exclusive lock on `<data>/run/change.lock`. Who leaves and then gets the
-first lock exclusively was the last, and stops Valkey, then PostgreSQL. A small keeper process (`python -m
+Starting and stopping happen under an exclusive lock on `<data>/run/change.lock`. A process that leaves and then gets
+the first lock exclusively was the last, and stops Valkey, then PostgreSQL. A small keeper process (`python -m
 app.dev.embedded`) tries the same twice a second, for the case that the last user was killed.
 
 A reloader (`uvicorn --reload`, `fastapi dev`) ends a user with each change and starts the next one. It cannot hold the
@@ -155,7 +155,7 @@ def _start(data_dir: Path, *, postgres: bool, valkey: bool, progress: Progress, 
             server.wait_ready()
             progress(f"{name} {'was running' if name in found else 'started'} ({time.monotonic() - started:.1f} s)")
     except BaseException:
-        # One that does not answer yet is known to who launched it alone.
+        # One that does not answer yet is known to its launcher alone.
         for name, server in wanted:
             if name not in found:
                 server.stop()

@@ -78,7 +78,7 @@ async def get_mail_account(conn: ReadConn, user_id: UUID) -> MailAccount | None:
     return MailAccount(**row) if row else None
 
 
-# Nothing happens for an address that is taken, and who asks cannot tell.
+# Nothing happens for an address that is taken, and the caller cannot tell.
 INSERT_ACCOUNT_IF_NEW = """
 INSERT INTO identity.accounts (user_id, email, email_canonical, password_hash, created_at, password_changed_at)
 VALUES ($1, $2, $3, $4, $5, $5)
@@ -267,7 +267,7 @@ async def list_overdue_purges(
     return [(row["purge_at"], row["user_id"]) for row in rows]
 
 
-# What says who it was goes; that there was an account, and when, stays.
+# What identifies the person goes; that there was an account, and when, stays.
 ANONYMISE_ACCOUNT = """
 WITH account AS (
     UPDATE identity.accounts

@@ -35,7 +35,7 @@ async def get_totp_factor(conn: ReadConn, user_id: UserId) -> TotpFactor | None:
     return TotpFactor(**row) if row else None
 
 
-# Compare and swap on the time step: a code works once, even for two who bring it at the same moment.
+# Compare and swap on the time step: a code works once, even for two requests at the same moment.
 USE_TOTP_STEP = """
 UPDATE identity.totp_factors SET last_step = $2
  WHERE user_id = $1 AND last_step < $2 AND secret_sealed = $3 AND confirmed_at IS NOT NULL

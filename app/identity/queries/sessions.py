@@ -125,7 +125,7 @@ async def claim_unpublished_ends(tx: Tx, limit: int) -> list[tuple[UserId, UUID]
     return [(row["user_id"], row["id"]) for row in await tx.fetch(CLAIM_UNPUBLISHED_ENDS, limit)]
 
 
-# Compare and swap: of all who bring one generation, one turns it into the next.
+# Compare and swap: of all requests with one generation, one turns it into the next.
 ROTATE_SESSION = """
 UPDATE identity.sessions AS session
    SET generation = generation + 1, rotated_at = $4, last_used_at = $4, rotation_key = $5,

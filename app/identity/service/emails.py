@@ -30,7 +30,7 @@ Notice = Literal[
 
 
 async def mail_registered(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
-    """To who registered with `email`: how to verify it, or that there is an account already.
+    """To the address that was registered: how to verify it, or that there is an account already.
 
     `known_version`: of the account, when the device became known that asks; None for a stranger.
     """

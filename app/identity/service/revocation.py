@@ -130,7 +130,7 @@ class RevocationFeed:
         """
         wanted = self._reads_begun + 1
         while self._reads_done < wanted:
-            # A read under way may miss what was written since it began, so another follows; all who wait share it.
+            # A read under way may miss what was written since it began, so another follows; all waiters share it.
             if self._reading is None:
                 self._reading = self._background.spawn(self._read())
             await asyncio.shield(self._reading)

@@ -1,4 +1,4 @@
-"""TOTP (RFC 6238) as a second factor, with recovery codes for who lost it."""
+"""TOTP (RFC 6238) as a second factor, with recovery codes for users who lost it."""
 
 import hmac
 import re

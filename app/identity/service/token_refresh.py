@@ -1,6 +1,6 @@
 """Rotation of refresh tokens by compare-and-swap.
 
-A token is good once. Who brings the generation that the row has turns it into the next; who brings the one before is
+A token is good once. A client with the generation of the row turns it into the next; one with the generation before is
 either a parallel request or a repeat of one whose answer got lost, and gets the same successor, or it is a replay,
 which ends the session. A parallel request is told from a replay by the moment it came: before the winner's answer
 went out, or after. Those moments are taken from one clock, that of Redis. A client sends parallel requests one after

@@ -230,7 +230,7 @@ class RefreshTokens:
         )
 
     def access_token_id(self, session_id: UUID, generation: int, scope: str = "") -> UUID:
-        """The `jti` of the access token issued with this generation, the same for all who ask for it. `scope`: of one
+        """The `jti` of the access token issued with this generation, the same for all requests for it. `scope`: of one
         that is for less than the others of the session.
         """
         mac = self._mac(b"jti" + session_id.bytes + generation.to_bytes(4) + scope.encode())

@@ -1,4 +1,4 @@
-"""The kinds `report.weekly` and `report.email`: a report of the past week for everybody who wants one.
+"""The kinds `report.weekly` and `report.email`: a report of the past week for each user who wants one.
 
 `report.weekly` works page by page. Each page is one transaction with the reports of its users and the job of the next
 page, so that a page is done once, whatever happens in between.

@@ -326,7 +326,7 @@ class AdminJob:
 
 @dataclass(frozen=True, slots=True)
 class FailedAttempt:
-    """A run that failed: what came of its job (`lost` leaves that to the rescue), and who ran it.
+    """A run that failed: what came of its job (`lost` leaves that to the rescue), and which worker ran it.
 
     `n` counts the failures of a job, also over replays, which start its `attempt` anew.
     """

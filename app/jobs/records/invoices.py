@@ -56,7 +56,7 @@ def format_minor(amount: int, currency: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Seller:
-    """Who issues an invoice, as it is printed."""
+    """The seller of an invoice, as it is printed."""
 
     name: str
     address: str | None

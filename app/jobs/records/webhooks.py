@@ -93,7 +93,7 @@ class MatchingEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
-    """A message on its way to one endpoint. `trace_parent` None: it belongs to the trace of who publishes it."""
+    """A message on its way to one endpoint. `trace_parent` None: it belongs to its publisher's trace."""
 
     id: UUID
     user_id: UserId

@@ -1,4 +1,4 @@
-"""What the routers of the module share: who may call, and what the module owns in this process."""
+"""What the routers of the module share: the permissions, and what the module owns in this process."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any

@@ -20,7 +20,7 @@ _LONGEST_RETRY = 3600
 _PART_OF_A_USER = 1000
 # Waiting jobs of a queue that the relay and administrators are told of; what the last resort needs is less.
 COUNTED = 100_000
-# Only beyond so many times the limit are users refused who have nothing in the queue.
+# Only beyond so many times the limit are users without a job in the queue refused.
 _LAST_RESORT = 2
 
 

@@ -137,7 +137,7 @@ class _Workbook:
     """A file at `path`, in a folder of its own, where xlsxwriter keeps what belongs to unfinished sheets too."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        import xlsxwriter  # noqa: PLC0415 - likewise: only for who needs it
+        import xlsxwriter  # noqa: PLC0415 - likewise: only for this format
 
         self._folder = ScratchFolder()
         self.path = self._folder.path / "rows.xlsx"

@@ -26,7 +26,7 @@ _EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILE
 class Event:
     """Something that has happened to a user. The same id is never published twice.
 
-    `trace_parent` is that of its cause; None: the trace of who publishes it.
+    `trace_parent` is that of its cause; None: its publisher's trace.
     """
 
     id: UUID
@@ -55,7 +55,7 @@ async def publish_admin_event(
 ) -> None:
     """Publishes an event of the installation to the endpoints of administrators that name it.
 
-    Who is one is asked now: an endpoint outlives its owner's role.
+    Administrators are looked up now: an endpoint outlives its owner's role.
     """
     admins = await identity.list_admins(tx, await webhook_endpoints.list_subscribers(tx, event_type))
     if admins:

@@ -1,7 +1,7 @@
 """What one worker at a time does for all: brings rows to Redis that are not there, and takes jobs from dead workers.
 
 The leader holds a session lock in Postgres; when its connection ends, another worker takes over. Every step may be
-repeated or done by two leaders at once without harm, because only the claim decides who runs a job.
+repeated or done by two leaders at once without harm, because only the claim decides which worker runs a job.
 """
 
 import asyncio

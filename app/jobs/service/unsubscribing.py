@@ -1,7 +1,7 @@
 """The end of the weekly report by a link in its mail, without a log-in (RFC 8058).
 
 A link is signed, not stored. It names an account and when it expires, and its signature covers the account's address as
-well: who reads the mail of an address ends what goes to that address, and nothing after the account has another one.
+well: a reader of an address's mail ends what goes to that address, and nothing after the account has another one.
 """
 
 import hmac

@@ -86,7 +86,7 @@ class Coalescer(Generic[K, V]):
         batch: list[_Waiting[K, V]] = []
         while self._waiting and len(batch) < self._max_batch:
             waiting = self._waiting.popleft()
-            # Who has gone away meanwhile needs no answer.
+            # A caller that has gone away meanwhile needs no answer.
             if not waiting[1].done():
                 batch.append(waiting)
         if batch:

@@ -58,7 +58,7 @@ class Cache:
         self._flights: dict[str, asyncio.Future[CachedAnswer | None]] = {}
         self._flights_of_tag: dict[str, set[str]] = {}
         self._renewals = 0
-        # Keys of the flights that others than who fills wait for, or have waited.
+        # Keys of the flights that other requests wait for, or have waited for.
         self._shared: set[str] = set()
         self._background = Background()
         # The answer in this process's memory; bound once, because it is asked for by nearly every request.
@@ -83,10 +83,10 @@ class Cache:
     async def get_or_fill(
         self, key: str, tags: tuple[str, ...], fill: Fill, *, renewable: bool = False
     ) -> CachedAnswer | None:
-        """The answer in Redis, or that of `fill`, which runs once for all who ask for `key` at the same time.
+        """The answer in Redis, or that of `fill`, which runs once for all requests for `key` at the same time.
 
         `renewable`: `fill` needs nothing of its caller, and may be run again when the answer nears the end of its time.
-        None: `fill` had nothing to cache, or another caller's had not; who gets it has to find an answer alone.
+        None: `fill` had nothing to cache, or another caller's had not; the caller has to find an answer alone.
         """
         flight = self._flights.get(key)
         if flight is not None:
@@ -106,7 +106,7 @@ class Cache:
         return answer
 
     def is_under_way(self, key: str) -> bool:
-        """Whether the answer for `key` is being found, so that who asks now waits for another one's."""
+        """Whether the answer for `key` is being found, so that a request now waits for another's."""
         return key in self._flights
 
     def is_shared(self, key: str) -> bool:
@@ -239,7 +239,7 @@ class Cache:
     def _forget_local(self, tags: Iterable[str]) -> None:
         self._local.forget(tags)
         for tag in tags:
-            # Who asks from now on must not be given what a fill under way has read before this.
+            # A request from now on must not be given what a fill under way has read before this.
             for key in self._flights_of_tag.pop(tag, ()):
                 self._flights.pop(key, None)
                 self._shared.discard(key)

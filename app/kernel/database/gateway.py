@@ -80,7 +80,7 @@ class Database:
                 await pool.close()
 
     def on_commit(self, topic: str, handler: Callable[[list[Any]], Awaitable[None]]) -> None:
-        """Registers who takes the items emitted under `topic`."""
+        """Registers the consumer of the items emitted under `topic`."""
         self._handlers[topic] = handler
 
     def bind_positions(self, positions: WalPositionStore) -> None:

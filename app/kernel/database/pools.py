@@ -142,7 +142,7 @@ class Hosts:
                     failure = error
             raise failure
         except asyncio.CancelledError:
-            # Who has no time for all of them begins with the others the next time.
+            # A caller without time for all of them begins with the others the next time.
             self._silent.update(attempts.values())
             raise
         finally:
@@ -151,7 +151,7 @@ class Hosts:
                 attempt.cancel()
 
     def _steps(self) -> deque[list[int]]:
-        """Who is asked after whom."""
+        """The order in which the servers are asked."""
         order = sorted(range(len(self._hosts)), key=lambda index: index != self._preferred)
         steps = deque([index] for index in order if index not in self._silent)
         if self._silent:

@@ -1,7 +1,7 @@
 """Commits that wait for a synchronous standby which is away.
 
 PostgreSQL lets them wait without any limit, whatever `statement_timeout` says, and also when their client has gone. To
-cancel one would show its changes to everybody before they are safe, and who repeats a request that has nothing left to
+cancel one would show its changes to all readers before they are safe, and a repeated request that has nothing left to
 do would be told that it is done. So they are left alone; but each further one would keep a connection of the server, so
 while some wait, new ones are refused at once: from the moment on at which the first is given up, before the server has
 said why.

@@ -1,4 +1,4 @@
-"""One call at a time of something that costs much, shared by all who ask meanwhile, and a rest after each."""
+"""One call at a time of something that costs much, shared by all callers of the moment, and a rest after each."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

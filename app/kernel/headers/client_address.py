@@ -1,4 +1,4 @@
-"""Who is at the other end of the connection: network address and user agent, as far as they can be believed."""
+"""The client of a request: network address and user agent, as far as they can be believed."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -38,7 +38,7 @@ def client_address(scope: Scope, settings: HttpSettings) -> str | None:
 
 def hides_client(scope: Scope, settings: HttpSettings) -> bool:
     """Whether a request came through a proxy that is not trusted, or that does not name the client: the address that is
-    left then is the proxy's, which says nothing of who asks.
+    left then is the proxy's, which says nothing of the client.
     """
     headers = headers_of(scope)
     if not any(name in headers for name in _PROXY_HEADERS):

@@ -1,4 +1,4 @@
-"""gzip as a content coding (RFC 9110, section 8.4): who takes it, what is worth it, and how it is made.
+"""gzip as a content coding (RFC 9110, section 8.4): which clients take it, what is worth it, and how it is made.
 
 Compressing a text that holds a secret beside something the reader of the network can choose tells the secret by the
 length (BREACH). So only answers to reads are compressed, none of those that `no-store` marks as credentials, and no

@@ -31,7 +31,7 @@ _MAX_PLAIN = 60
 _URI = re.compile(r"https?://[!-;=?-~]+")
 
 
-# verification, reset and change: a link that a person waits for, who gives this address and need not own it, and the
+# verification, reset and change: a link that a person waits for, whose address it need not be, and the
 # same asked for on a device that the account knows (own_…); notice: of something that has happened to an account;
 # invoice: words of one person to another; report: at intervals, because its reader has turned it on. Each purpose has
 # limits of its own, so that what strangers ask for uses up nothing that the owner needs.

@@ -14,7 +14,7 @@ from app.kernel.settings import HttpSettings
 
 # These tell whether the process lives and what it does, so they must answer when nothing else can.
 _ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
-# What reads cannot take from writes and writes not from reads; the rest is for who comes first.
+# What reads cannot take from writes and writes not from reads; the rest goes to the first request.
 _RESERVED_FRACTION = 0.4
 _LOWEST_LIMIT = 16
 _FIRST_LIMIT = 32

@@ -111,7 +111,7 @@ class TimedRequest:
             self._watch = None
 
     def tell_when_gone(self, act: Callable[[], object] | None) -> None:
-        """Once the body is there, because who reads it finds out by itself."""
+        """Once the body is there, because its reader finds out by itself."""
         self.on_gone = act
         if act is None:
             return

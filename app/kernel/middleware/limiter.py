@@ -1,4 +1,4 @@
-"""How many requests are worked on at once, and who gets the next free slot. Knows nothing of HTTP."""
+"""How many requests are worked on at once, and which one gets the next free slot. Knows nothing of HTTP."""
 
 import asyncio
 from collections import deque

@@ -38,7 +38,7 @@ _MOST_PUBLIC_BYTES = 8 * 1024 * 1024
 
 
 class Handler(Protocol):
-    """A route's function that needs nothing but who asks."""
+    """A route's function that needs only the principal."""
 
     def __call__(self, *, principal: Principal, resources: Resources) -> Awaitable[Response]: ...
 
@@ -156,7 +156,7 @@ class ResponseCache:
         await self.send_answer(answer, scope, send)
 
     def _leave(self, timed: TimedRequest, key: str) -> None:
-        """The client has gone for whom an answer is made, but others may wait for the same one."""
+        """The client of an answer has gone, but others may wait for the same one."""
         if not self._cache.is_shared(key):
             timed.give_up(ClientDisconnect)
 

@@ -66,7 +66,7 @@ async def probes_served(
 
 
 class _Coalesced:
-    """Looks once for all who ask in the same second."""
+    """Looks once for all requests of the same second."""
 
     def __init__(self, look: Callable[[], Awaitable[Checks]]) -> None:
         self._look = look

@@ -106,7 +106,7 @@ class QuotaBucket:
         # Until then nothing that costs so much has a chance.
         self.refused_until = 0.0
         self.refused_cost = 0.0
-        # Who waits: the largest need, the sum of the needs, and what tells them that there is an answer.
+        # The waiters: the largest need, the sum of the needs, and what tells them that there is an answer.
         self.needed = 0.0
         self.queued = 0.0
         self.answered: Event | None = None

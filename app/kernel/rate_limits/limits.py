@@ -161,7 +161,7 @@ class RateLimits:
                 self._start_exchange()
 
     def _review(self, bucket: QuotaBucket) -> None:
-        """Gives back what lies idle, and forgets who has all of the quota again."""
+        """Returns idle units and drops buckets whose quota is full."""
         if bucket.was_used() or bucket in self._ordering:
             bucket.is_returned = False
             self._schedule(bucket, _REVIEW_SECONDS)

@@ -188,7 +188,7 @@ async def _map_of(address: str, node: RedisGateway) -> dict[str, Any] | None:
 
 
 async def _ask(work: Callable[[Redis], Awaitable[T]], client: Redis) -> T:
-    """`work` at a node that is about to get the slot, which answers only who asks so, and only one command."""
+    """`work` at a node that is about to get the slot, which answers only after ASKING, and only one command."""
     async with client.client() as connection:
         await connection.execute_command("ASKING")  # type: ignore[no-untyped-call]  # redis-py's
         try:

@@ -113,7 +113,7 @@ class RedisGateway:
     def on_failover(self, callback: Callable[[], None]) -> None:
         """Calls `callback` when another server has taken over, which may lack the last writes.
 
-        Of a server alone that is not known; who listens to it with a `Bus` is told that the connection has ended.
+        Of a server alone that is not known; a `Bus` on it is told that the connection has ended.
         """
 
     async def call(

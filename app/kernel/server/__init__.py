@@ -53,7 +53,7 @@ def serve(
         port=port,
         workers=workers,
         loop="uvloop",
-        # By its name, so that it is imported by who serves only.
+        # By its name, so that only serving processes import it.
         http="app.kernel.server.protocol:GuardedProtocol",
         # There are no WebSockets, and importing their library takes a tenth of a second.
         ws="none",
@@ -138,7 +138,7 @@ def _within_file_limit(connections: ConnectionSettings, *, is_reloading: bool) -
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         connections = connections.model_copy(update={"max_connections": max(soft - _OTHER_FILES, soft // 2)})
-    # Who changes a file waits for the new process.
+    # A developer who changes a file waits for the new process.
     return connections.model_copy(update={"drain_delay": 0.0}) if is_reloading else connections
 
 

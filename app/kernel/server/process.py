@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if is_in_debugger(threading.get_ident()):
-            # The loop stands until its developer goes on, who wants an end instead.
+            # The loop stands in a debugger, whose user wants an end instead.
             _leave()
         self._expect_the_end()
         super().handle_exit(sig, frame)

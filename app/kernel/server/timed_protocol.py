@@ -144,7 +144,7 @@ class TimedProtocol(HttpToolsProtocol):
     def _examine_body(self, age: float) -> None:
         cycle = self.cycle
         if cycle is None or self.flow.read_paused or cycle.waiting_for_100_continue:
-            # It is we who let it wait.
+            # The wait is ours.
             self._since += age
             self._received_before = self._received
             return

@@ -36,7 +36,7 @@ class EmailAddress:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who mail is from: an address, and a display name that may be empty."""
+    """The sender of mail: an address, and a display name that may be empty."""
 
     name: str
     address: EmailAddress

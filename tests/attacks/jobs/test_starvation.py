@@ -203,7 +203,7 @@ async def test_users_take_turns_whatever_the_room(
             served[job.user_id] += 1
             left[job.user_id] -= 1
             left = +left
-            # Nobody gets the next turn before all others who still wait had theirs.
+            # No user gets the next turn before all others who still wait had theirs.
             assert all(served[job.user_id] <= served[other] + 1 for other in left)
         if left_of_the_system:
             assert served.total() >= (served.total() + of_the_system - left_of_the_system) / 3 - 2 or not left
