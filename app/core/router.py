@@ -50,12 +50,10 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
                             "type": "object",
                             "properties": {
                                 "checks": {
-                                    "type": "object",
-                                    "description": "State of each system that the process depends on, by name.",
-                                    "additionalProperties": {"$ref": "#/components/schemas/HealthState"},
+                                    "$ref": "#/components/schemas/HealthChecks",
+                                    "description": "What fails; absent while the process is about to end.",
                                 }
                             },
-                            "required": ["checks"],
                         },
                     ]
                 }

@@ -75,11 +75,19 @@ class AliveView(Schema):
     status: Literal["alive"] = Field(description="Always `alive`.")
 
 
+class HealthChecks(Schema):
+    """What the process depends on."""
+
+    database: HealthState = Field(description="PostgreSQL; without it nearly nothing works.")
+    redis: HealthState = Field(description="Every Redis server; without one the service is slower.")
+    signing_key: HealthState = Field(description="The key that signs access tokens.")
+
+
 class ReadyView(Schema):
     """The process can serve requests."""
 
     status: Literal["ready"] = Field(description="Always `ready`.")
-    checks: dict[str, HealthState] = Field(description="State of each system that the process depends on, by name.")
+    checks: HealthChecks = Field(description="State of each system that the process depends on.")
 
 
 class ProblemCodeView(Schema):

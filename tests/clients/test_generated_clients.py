@@ -100,22 +100,28 @@ async def url(live_server: LiveServer, live_worker: LiveWorker) -> str:
     return url
 
 
+async def check_types(folder: Path, configuration: Path, *targets: str) -> None:
+    command = (python_tool("mypy"), "--config-file", configuration, "--cache-dir", os.devnull)
+    await run(*command, *targets, cwd=folder)
+
+
 async def _openapi_python_client(folder: Path, url: str) -> None:
     generator = python_tool("openapi-python-client")
     output = folder / "onehop_client"
     await run(generator, "generate", "--path", DOCUMENT, "--output-path", output, "--meta", "none", cwd=folder)
     await run_python(folder, "openapi_python_client.py", url)
-    command = (python_tool("mypy"), "--config-file", HERE / "mypy.ini", "--cache-dir", os.devnull)
-    await run(*command, "story.py", "onehop_client", cwd=folder)
+    await check_types(folder, HERE / "mypy.ini", "story.py", "onehop_client")
 
 
 async def _openapi_generator_in_python(folder: Path, url: str) -> None:
     await openapi_generator("python", folder)
     await run_python(folder, "openapi_generator.py", url)
+    # Its own configuration, which says what is not strict yet in all clients that it makes.
+    await check_types(folder, folder / "pyproject.toml", "story.py", "openapi_client")
 
 
 async def test_clients_in_python(tmp_path: Path, url: str) -> None:
-    """openapi-python-client, whose client mypy checks, and openapi-generator."""
+    """openapi-python-client and openapi-generator, whose clients mypy checks."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_openapi_python_client(tmp_path, url))
         if shutil.which("java") is not None:
@@ -131,14 +137,30 @@ async def _hey_api(folder: Path) -> None:
     await run(generator, "-i", DOCUMENT, "-o", folder / "client", "-c", "@hey-api/client-fetch", cwd=HERE)
 
 
+async def _orval(folder: Path) -> None:
+    configuration = HERE / "stories" / "orval.config.mjs"
+    target = folder / "client.ts"
+    await run(node_tool("orval"), "--config", configuration, cwd=folder, DOCUMENT=str(DOCUMENT), TARGET=str(target))
+
+
+async def _swagger_typescript_api(folder: Path) -> None:
+    generator = node_tool("swagger-typescript-api")
+    await run(generator, "generate", "--path", DOCUMENT, "--output", folder / "client", "--silent", cwd=folder)
+
+
 async def _typescript_fetch(folder: Path) -> None:
     await openapi_generator("typescript-fetch", folder / "client")
 
 
 async def test_clients_in_typescript(tmp_path: Path, url: str) -> None:
-    """openapi-typescript with openapi-fetch, hey-api, and openapi-generator."""
+    """openapi-typescript with openapi-fetch, hey-api, orval, swagger-typescript-api, and openapi-generator."""
     node_tool("tsc")
-    generators = {"openapi_fetch": _openapi_typescript, "hey_api": _hey_api}
+    generators = {
+        "openapi_fetch": _openapi_typescript,
+        "hey_api": _hey_api,
+        "orval": _orval,
+        "swagger_typescript_api": _swagger_typescript_api,
+    }
     if shutil.which("java") is not None:
         generators["typescript_fetch"] = _typescript_fetch
     await run_typescript(tmp_path, generators, url)

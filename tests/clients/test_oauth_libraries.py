@@ -1,21 +1,16 @@
 """The token endpoint and our tokens as the usual libraries see them: authlib, oauthlib with requests, PyJWT."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import jwt
 import pytest
 import requests
 from authlib.integrations.base_client import OAuthError as AuthlibError
 from authlib.integrations.requests_client import OAuth2Session as AuthlibSession
-from authlib.oauth2.rfc6750 import InsufficientScopeError
 from authlib.oauth2.rfc8414 import AuthorizationServerMetadata, get_well_known_url
-from authlib.oauth2.rfc9068 import JWTBearerTokenValidator, token_validator
-from joserfc.jwk import KeySet
 from oauthlib.oauth2 import LegacyApplicationClient, OAuth2Error
 from requests.adapters import BaseAdapter
 from requests_oauthlib import OAuth2Session
@@ -62,43 +57,6 @@ async def test_the_metadata_is_what_rfc_8414_asks_for(client: httpx.AsyncClient)
     found = await get_json(client, get_well_known_url(BASE, external=True))
     AuthorizationServerMetadata(found).validate()
     assert found["token_endpoint"] == TOKEN_URL
-
-
-class _Validator(JWTBearerTokenValidator):  # type: ignore[misc]  # it has no types
-    """A resource server that knows our issuer and keys."""
-
-    def __init__(self, jwks: Mapping[str, Any]) -> None:
-        super().__init__(issuer=BASE, resource_server="onehop")
-        keys: Any = jwks
-        self._keys = KeySet.import_key_set(keys)
-
-    def get_jwks(self) -> KeySet:
-        return self._keys
-
-
-@pytest.mark.filterwarnings("ignore:EdDSA is deprecated:joserfc.errors.SecurityWarning")
-async def test_a_resource_server_believes_our_tokens(
-    client: httpx.AsyncClient, person: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It takes three algorithms unless others are named, and offers no way to name them.
-    monkeypatch.setattr(token_validator.jwt, "decode", partial(token_validator.jwt.decode, algorithms=["EdDSA"]))
-    jwks = await get_json(client, "/.well-known/jwks.json")
-    token = person.tokens["access_token"]
-    validator = _Validator(jwks)
-    claims = validator.authenticate_token(token)
-    validator.validate_token(claims, ["profile:read events:write"], None)
-    with pytest.raises(InsufficientScopeError):
-        validator.validate_token(claims, ["admin"], None)
-
-    class Keys(jwt.PyJWKClient):
-        def fetch_data(self) -> Any:
-            return jwks
-
-    key = Keys(f"{BASE}/.well-known/jwks.json").get_signing_key_from_jwt(token)
-    required = ["iss", "aud", "sub", "exp", "iat", "jti", "client_id"]
-    decoded = jwt.decode(token, key, ["EdDSA"], {"require": required}, audience="onehop", issuer=BASE)
-    assert decoded["sub"] == str(person.id)
-    assert jwt.get_unverified_header(token)["typ"] == "at+jwt"
 
 
 async def test_authlib(client: httpx.AsyncClient, person: Person) -> None:
