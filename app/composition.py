@@ -12,6 +12,8 @@ from app.kernel.cache.wal_positions import WalPositions
 from app.kernel.clock import Clock, SteadyClock
 from app.kernel.database import Database
 from app.kernel.database.incarnation import Incarnation
+from app.kernel.errors import Unavailable
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.ids import UserId
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.pagination import Cursors
@@ -27,6 +29,8 @@ from app.settings import Settings
 from app.users import api as users
 
 _logger = get_logger(__name__)
+# Requests that wait for the thread with their bodies.
+_MAX_COMPUTATIONS = 64
 
 CACHED_PATHS = (
     "/v1/overview",
@@ -90,6 +94,7 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         http=_with_operator_networks(settings),
         webhook_subscribers=webhook_subscribers,
         incarnation=incarnation,
+        computing=FairThreads("computing", 1, queue=_MAX_COMPUTATIONS, overloaded=Unavailable, holds_interpreter=True),
     )
 
 
@@ -126,6 +131,7 @@ async def warn_of_eviction(resources: Resources) -> None:
 
 
 async def close_resources(resources: Resources) -> None:
+    resources.computing.close()
     await resources.webhook_subscribers.close()
     await resources.incarnation.close()
     await resources.cache.close()

@@ -37,6 +37,7 @@ from app.jobs.router import ROUTERS as JOBS_ROUTERS
 from app.kernel.auth import declared_permission
 from app.kernel.background import Background
 from app.kernel.fairness.pacing import Paced
+from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.headers.codings import is_compressible
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
@@ -265,7 +266,11 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         cached_reads = tuple(replace(read, handler=None) for read in cached_reads)
     networks = NetworkQuota(limits, settings.http)
     # What FastAPI records for OpenTelemetry, it records only of requests that pass through it.
-    handlers = app.framework if app.is_observed else DirectRoutes(app, app.framework, settings.http.max_body_bytes)
+    handlers = (
+        app.framework
+        if app.is_observed
+        else DirectRoutes(app, app.framework, settings.http.max_body_bytes, resources.computing)
+    )
     stack: ASGIApp = SecurityHeadersLayer(Deadline(handlers, settings.http), settings.http)
     cached_paths = [read.path for read in cached_reads]
     stack = ResponseCache(stack, resources, cached_reads)
@@ -277,12 +282,14 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         cached_paths=cached_paths,
         cached_cost=settings.limits.cached_cost,
     )
+    shares = TimeShares()
     stack = Authentication(stack, app.state.identity.authenticator, networks)
     stack = admission = Admission(
         stack,
         settings.http,
         cached_paths=cached_paths,
         is_cached=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
+        shares=shares,
         log_ins=_log_ins(app),
         max_log_ins=app.state.identity.hashing.slots,
     )
@@ -305,8 +312,9 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         app.state.identity.authenticator,
         limits,
         resources.cache,
-        cached_reads,
-        settings.limits.cached_cost,
+        shares,
+        reads=cached_reads,
+        cost=settings.limits.cached_cost,
     )
     return stack
 

@@ -10,6 +10,7 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.database.incarnation import Incarnation
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.pagination import Cursors
 from app.kernel.queue import Queue
 from app.kernel.redis.bus import Bus
@@ -21,7 +22,10 @@ from app.kernel.webhook_subscribers import WebhookSubscribers
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Open for as long as the process runs. Where a role has no server of its own, it shares `redis` and `bus`."""
+    """Open for as long as the process runs. Where a role has no server of its own, it shares `redis` and `bus`.
+
+    `computing` is for what takes Python longer than a millisecond.
+    """
 
     db: Database
     reads: PointReads
@@ -38,6 +42,7 @@ class Resources:
     http: HttpSettings
     webhook_subscribers: WebhookSubscribers
     incarnation: Incarnation
+    computing: FairThreads
 
 
 async def _resources(request: Request) -> Resources:

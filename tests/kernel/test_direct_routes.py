@@ -18,7 +18,8 @@ from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal, Public, Require, RequireRole
-from app.kernel.errors import Conflict, FieldError, OAuthError, TooManyRequests, Unprocessable
+from app.kernel.errors import Conflict, FieldError, OAuthError, TooManyRequests, Unavailable, Unprocessable
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.http import (
     DirectRoutes,
     Id,
@@ -36,6 +37,7 @@ from app.settings import Settings, load_settings
 from tests.kernel.conftest import client_of as application_client
 
 MAX_BODY_BYTES = 1_000
+THREADS = FairThreads("test", 1, queue=1, overloaded=Unavailable)
 SEEN = {200, 201, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 500}
 FRAMEWORK_ONLY = {
     ("POST", "/v1/auth/token"),
@@ -201,7 +203,7 @@ def framework(tmp_path: Path) -> FastAPI:
 
 @pytest.fixture
 async def both(framework: FastAPI) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
-    direct = DirectRoutes(framework, framework, MAX_BODY_BYTES)
+    direct = DirectRoutes(framework, framework, MAX_BODY_BYTES, THREADS)
     async with client_of(direct) as left, client_of(framework) as right:
         yield left, right
 
@@ -313,7 +315,7 @@ async def test_a_dependency_is_called_once(both: tuple[httpx.AsyncClient, httpx.
 
 
 async def test_a_failure_of_ours_goes_on_to_the_layers_around(framework: FastAPI) -> None:
-    direct = DirectRoutes(framework, framework, MAX_BODY_BYTES)
+    direct = DirectRoutes(framework, framework, MAX_BODY_BYTES, THREADS)
     with pytest.raises(KeyError):
         async with client_of(direct) as client:
             await client.get("/t/errors/unheard-of")
@@ -327,11 +329,11 @@ def product() -> Onehop:
 
 
 def test_all_routes_but_these_are_direct(product: Onehop) -> None:
-    assert DirectRoutes(product, product, MAX_BODY_BYTES).fallback_routes == FRAMEWORK_ONLY
+    assert DirectRoutes(product, product, MAX_BODY_BYTES, THREADS).fallback_routes == FRAMEWORK_ONLY
 
 
 def test_the_same_route_is_found(product: Onehop) -> None:
-    direct = DirectRoutes(product, product, MAX_BODY_BYTES)
+    direct = DirectRoutes(product, product, MAX_BODY_BYTES, THREADS)
     strict = [route for route in product.routes if isinstance(route, StrictRoute)]
     parts = sorted({part for route in strict for part in route.path.split("/")} | {str(uuid4()), "", "x\n", "a.b"})
 

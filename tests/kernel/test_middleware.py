@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.kernel.auth import Public
+from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.http import Router, json_response
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.request_context import RequestContext
@@ -403,6 +404,7 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
             HttpSettings(),
             cached_paths=(),
             is_cached=lambda _: False,
+            shares=TimeShares(),
             log_ins=(),
             max_log_ins=1,
         )

@@ -30,7 +30,7 @@ async def enrol_totp(
     principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Get a secret for an authenticator app. It takes effect once a code activates it."""
-    enrolment = await second_factor.enrol(resources.db, identity, actor_of(principal, device))
+    enrolment = await second_factor.enrol(resources.db, resources.computing, identity, actor_of(principal, device))
     return json_response(
         {"secret": enrolment.secret, "otpauth_uri": enrolment.otpauth_uri, "qr_svg": enrolment.qr_svg}, status=201
     )

@@ -6,6 +6,7 @@ import secrets
 import unicodedata
 from base64 import b32encode
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from typing import Literal
@@ -30,6 +31,7 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
 from app.identity.service.reauthentication import check_current_password
 from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.ids import UserId
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.sealing import SealBroken
@@ -63,7 +65,7 @@ class SecondFactorStatus:
     recovery_codes_left: int
 
 
-async def enrol(db: Database, identity: IdentityServices, actor: Actor) -> Enrolment:
+async def enrol(db: Database, threads: FairThreads, identity: IdentityServices, actor: Actor) -> Enrolment:
     """A fresh seed, which counts from its first right code on.
 
     Raises:
@@ -73,9 +75,14 @@ async def enrol(db: Database, identity: IdentityServices, actor: Actor) -> Enrol
     secret = pyotp.random_base32()
     account = await _store_seed(db, identity, actor, secret)
     uri = pyotp.TOTP(secret).provisioning_uri(name=account.email, issuer_name=identity.product)
+    return Enrolment(secret, uri, await threads.run(partial(_draw, uri)))
+
+
+def _draw(uri: str) -> str:
+    """The QR code as SVG; takes milliseconds."""
     drawing = BytesIO()
     segno.make(uri, error="m").save(drawing, kind="svg", scale=4, xmldecl=False)
-    return Enrolment(secret, uri, drawing.getvalue().decode().strip())
+    return drawing.getvalue().decode().strip()
 
 
 @retries_conflicts

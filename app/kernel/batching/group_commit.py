@@ -3,18 +3,28 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from prometheus_client import Histogram
 
 from app.kernel.background import Background
 from app.kernel.errors import Unavailable
-from app.kernel.fairness.callers import caller_var
+from app.kernel.fairness.callers import Caller, caller_var
+from app.kernel.fairness.time_shares import StepTimer
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _group_size = Histogram("app_group_commit_size", "Writes per group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+
+
+class _Waiting(NamedTuple, Generic[T, R]):
+    """`part` is the item's weight."""
+
+    item: T
+    done: asyncio.Future[R]
+    caller: Caller | None
+    part: int
 
 
 class GroupCommit(Generic[T, R]):
@@ -23,7 +33,8 @@ class GroupCommit(Generic[T, R]):
     `write` commits a sequence of items, all or none, and answers what became of each. When it fails for a group, its
     halves are tried by themselves, so that one bad item fails no other; not so when nothing can be written at the
     moment, which is no item's fault. `weight` is the size of an item; a group is at most `max_weight` heavy, or one
-    item. Owners take turns, so that the many or large items of one do not let those of another wait.
+    item. Owners take turns, so that the many or large items of one do not let those of another wait. What a group takes
+    is charged to its callers by weight.
     """
 
     def __init__(
@@ -39,7 +50,7 @@ class GroupCommit(Generic[T, R]):
         self._max_weight = max_weight
         self._owner = owner
         # By owner, the next one first.
-        self._waiting: OrderedDict[Hashable, deque[tuple[T, asyncio.Future[R]]]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, deque[_Waiting[T, R]]] = OrderedDict()
         self._background = Background()
         self._is_writing = False
         # Up to Python 3.11 each question for the running loop is a system call.
@@ -52,7 +63,7 @@ class GroupCommit(Generic[T, R]):
         items = self._waiting.get(owner)
         if items is None:
             items = self._waiting[owner] = deque()
-        items.append((item, done))
+        items.append(_Waiting(item, done, caller_var.get(), self._weight(item)))
         if not self._is_writing:
             self._is_writing = True
             # Not at once: what the same turn of the loop still brings belongs to the group.
@@ -67,20 +78,18 @@ class GroupCommit(Generic[T, R]):
         await self._background.close()
 
     async def _write_all(self) -> None:
-        # The task was begun by one request, but writes for all of them.
-        caller_var.set(None)
         try:
             while self._waiting:
                 await self._write_group(self._next_group())
         finally:
             self._is_writing = False
 
-    def _next_group(self) -> list[tuple[T, asyncio.Future[R]]]:
-        group: list[tuple[T, asyncio.Future[R]]] = []
+    def _next_group(self) -> list[_Waiting[T, R]]:
+        group: list[_Waiting[T, R]] = []
         left = self._max_weight
         while self._waiting:
             owner, items = next(iter(self._waiting.items()))
-            left -= self._weight(items[0][0])
+            left -= items[0].part
             if group and left < 0:
                 break
             group.append(items.popleft())
@@ -90,10 +99,14 @@ class GroupCommit(Generic[T, R]):
                 del self._waiting[owner]
         return group
 
-    async def _write_group(self, group: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _write_group(self, group: list[_Waiting[T, R]]) -> None:
         _group_size.observe(len(group))
+        # The task was begun by one request, but writes for all of them.
+        together = Caller(None)
+        caller_var.set(together)
+        timer = StepTimer(self._write([waiting.item for waiting in group]))
         try:
-            results = await self._write([item for item, _ in group])
+            results = await timer
         except asyncio.CancelledError:
             _release(group)
             raise
@@ -102,6 +115,7 @@ class GroupCommit(Generic[T, R]):
                 _fail(group, error)
                 return
         else:
+            _charge(group, timer.seconds() + together.used)
             _answer(group, results)
             return
         middle = len(group) // 2
@@ -112,26 +126,33 @@ class GroupCommit(Generic[T, R]):
             _release(group)
 
 
-def _answer(group: Sequence[tuple[T, asyncio.Future[R]]], results: Sequence[R]) -> None:
-    for (_, done), result in zip(group, results, strict=True):
+def _charge(group: Sequence[_Waiting[T, R]], seconds: float) -> None:
+    seconds_of_one = seconds / max(1, sum(waiting.part for waiting in group))
+    for waiting in group:
+        if waiting.caller is not None:
+            waiting.caller.used += waiting.part * seconds_of_one
+
+
+def _answer(group: Sequence[_Waiting[T, R]], results: Sequence[R]) -> None:
+    for waiting, result in zip(group, results, strict=True):
         # Its caller may have gone away.
-        if not done.done():
-            done.set_result(result)
+        if not waiting.done.done():
+            waiting.done.set_result(result)
 
 
-def _fail(group: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
-    for _, done in group:
-        if not done.done():
-            done.set_exception(error)
+def _fail(group: list[_Waiting[T, R]], error: Exception) -> None:
+    for waiting in group:
+        if not waiting.done.done():
+            waiting.done.set_exception(error)
     _release(group)
 
 
-def _release(group: list[tuple[T, asyncio.Future[R]]]) -> None:
+def _release(group: list[_Waiting[T, R]]) -> None:
     """Cancels what was cut off at the end of the process, and empties the group.
 
     The traceback of an error refers to the group, and the futures of the group to the error: a reference cycle.
     """
-    for _, done in group:
-        if not done.done():
-            done.cancel()
+    for waiting in group:
+        if not waiting.done.done():
+            waiting.done.cancel()
     group.clear()

@@ -10,10 +10,12 @@ from prometheus_client import Histogram
 from app.kernel.database.failures import DatabaseUnavailable, is_broken
 from app.kernel.database.pools import CONNECT_ERRORS, Pool
 from app.kernel.database.replicas import Replica
-from app.kernel.fairness.callers import caller_key
+from app.kernel.fairness.callers import caller_var
 from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger
 
 _logger = get_logger(__name__)
+# What a second of a connection counts of the event loop's time: a caller that uses nothing else has one of them.
+_PART_OF_LOOP = 0.2
 _unit_seconds = Histogram(
     "app_database_unit_seconds",
     "Time that a unit of work held its connection, in seconds.",
@@ -49,6 +51,7 @@ class ConnectionLease:
         "_pool",
         "_replica",
         "_replica_pool",
+        "_request",
         "_source",
         "_timeout",
         "_unit",
@@ -62,7 +65,8 @@ class ConnectionLease:
         self._unit = unit
         self._timeout = timeout
         self._writes = writes
-        self._caller = caller_key()
+        self._request = caller_var.get()
+        self._caller = None if self._request is None else self._request.key
         self._replica: Replica | None = None
         self._replica_pool: Pool | None = None
         self._source = pool
@@ -108,7 +112,10 @@ class ConnectionLease:
             await self._source.release(connection, self._caller, writes=self._writes)
         except CONNECT_ERRORS:
             _terminate(connection)
-        _unit_seconds.labels(self._unit).observe(perf_counter() - self._acquired_at)
+        seconds = perf_counter() - self._acquired_at
+        if self._request is not None:
+            self._request.used += seconds * _PART_OF_LOOP
+        _unit_seconds.labels(self._unit).observe(seconds)
 
     def discard(self) -> None:
         """Drops the connection, because its next answer could belong to an earlier statement."""

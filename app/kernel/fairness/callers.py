@@ -12,12 +12,15 @@ OWN_WAIT_SECONDS = 2.0
 
 
 class Caller:
-    """One request of a caller. `waited` are the seconds that it has waited for other requests of the same caller."""
+    """One request of a caller. `waited` are the seconds that it has waited for other requests of the same caller, and
+    `used` those of the event loop that others have spent for it (`kernel.fairness.time_shares`).
+    """
 
-    __slots__ = ("key", "waited")
+    __slots__ = ("key", "used", "waited")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
+        self.used = 0.0
         self.waited = 0.0
 
 

@@ -9,6 +9,7 @@ answered, and its declaration remains the only one of a route.
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -23,11 +24,15 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, NotFound, PayloadTooLarge
+from app.kernel.fairness.threads import FairThreads
 from app.kernel.headers.response_head import send_whole
 from app.kernel.http.problems import answer_to, problem_response
 from app.kernel.http.routing import StrictRoute
 
 _GROUP_NAME = re.compile(r"\?P<\w+>")
+# So much takes at most about a millisecond and a half to parse. In a thread it takes no longer, but the event loop gets
+# its turn in between.
+_LONG_BODY = 32 * 1024
 
 
 class DirectRoutes:
@@ -35,9 +40,10 @@ class DirectRoutes:
 
     It begins with the routes of `app` up to the first that is not a `StrictRoute`, because what may match behind one of
     another kind is not known. `fallback_routes` are methods and paths of those whose handlers only FastAPI can call.
+    Long bodies are parsed and checked in `threads`.
     """
 
-    def __init__(self, app: FastAPI, framework: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: FastAPI, framework: ASGIApp, max_body_bytes: int, threads: FairThreads) -> None:
         self._app = app
         self._framework = framework
         self.fallback_routes: set[tuple[str, str]] = set()
@@ -53,7 +59,7 @@ class DirectRoutes:
         made: dict[int, DirectRoute | None] = {}
         for method, routes in by_method.items():
             for number, route in enumerate(routes):
-                direct = made.setdefault(id(route), DirectRoute.of(route, framework, max_body_bytes))
+                direct = made.setdefault(id(route), DirectRoute.of(route, framework, max_body_bytes, threads))
                 if direct is None:
                     self.fallback_routes.add((method, route.path))
                 is_hidden = any(earlier.path_regex.match(route.path) for earlier in routes[:number])
@@ -93,10 +99,11 @@ class DirectRoutes:
 class DirectRoute:
     """One route. `framework` gets what the route cannot answer by itself."""
 
-    def __init__(self, route: StrictRoute, framework: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, route: StrictRoute, framework: ASGIApp, max_body_bytes: int, threads: FairThreads) -> None:
         """Raises `_NotKnown` where the signature has something that only FastAPI can fill in."""
         self._framework = framework
         self._checks = route.checks
+        self._threads = threads
         self._max_body_bytes = (
             min(max_body_bytes, route.checks.limits.max_bytes) if route.checks.body else max_body_bytes
         )
@@ -106,9 +113,11 @@ class DirectRoute:
         self._steps = _steps_of(route)
 
     @classmethod
-    def of(cls, route: StrictRoute, framework: ASGIApp, max_body_bytes: int) -> "DirectRoute | None":
+    def of(
+        cls, route: StrictRoute, framework: ASGIApp, max_body_bytes: int, threads: FairThreads
+    ) -> "DirectRoute | None":
         try:
-            return cls(route, framework, max_body_bytes)
+            return cls(route, framework, max_body_bytes, threads)
         except _NotKnown:
             return None
 
@@ -133,6 +142,7 @@ class DirectRoute:
         """None: there is something that FastAPI has to look at."""
         self._checks.pass_or_raise(request.scope)
         value = None
+        is_long = False
         if self._has_body:
             raw = await body.read()
             if not raw:
@@ -140,11 +150,19 @@ class DirectRoute:
             # Starlette looks here when the handler asks for the body once more.
             request._body = raw  # noqa: SLF001 - see above
             self._checks.check_read(request.scope)
-            value = request.scope["parsed_json"] = self._checks.parse(raw)
+            is_long = len(raw) > _LONG_BODY
+            if is_long:
+                value = await self._threads.run(partial(self._checks.parse, raw))
+            else:
+                value = self._checks.parse(raw)
+            request.scope["parsed_json"] = value
         # All that can be invalid comes first, because FastAPI must not call a dependency for a second time.
         calls = []
         for step in self._steps:
-            arguments = step.arguments(request, value)
+            if is_long and step.takes_body:
+                arguments = await self._threads.run(partial(step.arguments, request, value))
+            else:
+                arguments = step.arguments(request, value)
             if arguments is None:
                 return None
             calls.append((step, arguments))
@@ -177,6 +195,7 @@ class _Step:
         self._body = dependant.body_params[0] if dependant.body_params else None
         self._no_query, errors = request_params_to_args(self._query, QueryParams(""))
         self._is_query_needed = bool(errors)
+        self.takes_body = self._body is not None
         self._is_plain = not (self._path or self._query or self._headers or self._body)
 
     def arguments(self, request: Request, body: Any) -> dict[str, Any] | None:

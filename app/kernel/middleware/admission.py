@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.auth import Principal
 from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
+from app.kernel.fairness.time_shares import StepTimer, TimeShares
 from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.settings import HttpSettings
 
@@ -46,6 +47,7 @@ class Admission:
         *,
         cached_paths: Collection[str],
         is_cached: Callable[[Scope], bool],
+        shares: TimeShares,
         log_ins: Collection[tuple[str, str]],
         max_log_ins: int,
     ) -> None:
@@ -62,6 +64,7 @@ class Admission:
             queue_size=settings.max_waiting,
             max_wait=settings.max_wait,
             max_parked=parked,
+            shares=shares,
             on_full=mark_saturated,
         )
         self._reads = RequestClass("read", work, _RESERVED_FRACTION)
@@ -69,10 +72,17 @@ class Admission:
         self._log_ins = RequestClass(
             "log_in",
             Limiter(
-                "log_in", FixedLimit(max_log_ins), queue_size=0, max_wait=0, max_parked=parked, on_full=mark_saturated
+                "log_in",
+                FixedLimit(max_log_ins),
+                queue_size=0,
+                max_wait=0,
+                max_parked=parked,
+                shares=shares,
+                on_full=mark_saturated,
             ),
         )
         self._limiters = (work, self._log_ins.limiter)
+        self._shares = shares
         self._cached_paths = frozenset(cached_paths)
         self._is_cached = is_cached
         self._log_in_routes = frozenset(log_ins)
@@ -81,6 +91,7 @@ class Admission:
         """Brings the metrics up to date."""
         for limiter in self._limiters:
             limiter.sample()
+        self._shares.forget(perf_counter())
         self.is_saturated = not all(limiter.has_free_slot for limiter in self._limiters)
 
     def refuses(self, scope: Scope) -> bool:
@@ -124,7 +135,8 @@ class Admission:
                 scope["wanted_class"] = request_class
                 await acquire_slot(scope)
         # The outermost layer releases the slot, because the server may have taken it (`refuses`).
-        await self._app(scope, receive, send)
+        timer = scope["step_timer"] = StepTimer(self._app(scope, receive, send))
+        await timer
 
     def _mark_saturated(self) -> None:
         self.is_saturated = True
@@ -187,7 +199,7 @@ def change_caller(scope: Scope) -> None:
     """The client has proved to be a user: its slot, if it has one, is no longer its network's (`assign_slot`)."""
     caller: Caller | None = scope.pop("caller", None)
     if caller is not None:
-        scope["slot"].limiter.unassign(caller.key)
+        scope["slot"].limiter.unassign(caller.key, caller.used)
 
 
 def release_slot(scope: Scope) -> None:
@@ -203,6 +215,6 @@ def release_slot(scope: Scope) -> None:
         request_class.limiter.observe(scope.get("endpoint") or scope.get("route_template"), seconds, now)
         request_class.limiter.release(request_class)
         if caller is not None:
-            request_class.limiter.unassign(caller.key)
+            request_class.limiter.unassign(caller.key, scope["step_timer"].seconds() + caller.used)
     elif (request_class := scope.pop("queued", None)) is not None:
         request_class.promised -= 1

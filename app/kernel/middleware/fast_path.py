@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from app.kernel.auth import Authenticator
 from app.kernel.cache import Cache
+from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.headers.request_headers import headers_of
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, chosen, key_of
@@ -44,6 +45,8 @@ class FastPath:
         authenticator: Authenticator,
         limits: RateLimits,
         cache: Cache,
+        shares: TimeShares,
+        *,
         reads: Iterable[CachedRead],
         cost: float,
     ) -> None:
@@ -53,6 +56,7 @@ class FastPath:
         self._get_local = cache.get_local
         self._reads = {read.path: read for read in reads}
         self._cost = cost
+        self._shares = shares
 
     def recognize(self, scope: Scope) -> LocalRead | None:
         """What a request without a body asks for, whose path is written as the router has it; None: the application
@@ -84,6 +88,7 @@ class FastPath:
             return None
         status, head, body = picked
         bucket.tokens -= self._cost
+        self._shares.last_caller = principal.user_id
         request_id = self._context.identify(request.fields)
         (policy, shown), (quota, left) = bucket.headers()
         start = b"%bx-request-id: %b\r\n%b: %b\r\n%b: %b\r\n" % (

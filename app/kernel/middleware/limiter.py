@@ -9,6 +9,7 @@ from time import perf_counter
 from prometheus_client import Counter, Gauge, Histogram
 
 from app.kernel.fairness.callers import OWN_WAIT_SECONDS
+from app.kernel.fairness.time_shares import TimeShares
 
 _limit = Gauge("app_admission_limit", "Current limit of concurrent requests.", ["pool"], multiprocess_mode="livesum")
 _in_flight = Gauge("app_admission_inflight", "Requests in flight, by class.", ["class"], multiprocess_mode="livesum")
@@ -39,9 +40,8 @@ _CROWDED_SECONDS = 0.25
 # clients that retry at once would keep the queue closed for ever.
 _TRIAL_EVERY_SECONDS = 1.0
 _TRIAL_QUEUE_SIZE = 16
-# While all slots are taken, a caller may hold half of them, or so many; unless no other has come for so long.
+# While all slots are taken, a caller may hold half of them, or so many; unless no other has come lately.
 _MIN_SLOTS_OF_CALLER = 4
-_ALONE_AFTER_SECONDS = 1.0
 
 
 def _ignore() -> None:
@@ -163,9 +163,10 @@ class Limiter:
         queue_size: int,
         max_wait: float,
         max_parked: int | None = None,
+        shares: TimeShares | None = None,
         on_full: Callable[[], None] = _ignore,
     ) -> None:
-        """`on_full` is called whenever a request finds no slot.
+        """`on_full` is called whenever a request finds no slot. `shares` are those of the whole process.
 
         `max_parked` requests (by default `queue_size`) may wait for a slot of their caller's fair share, for
         `OWN_WAIT_SECONDS` if that is longer than `max_wait`.
@@ -181,10 +182,10 @@ class Limiter:
         self._on_full = on_full
         # Places by caller, as far as callers are known.
         self.held: dict[Hashable, int] = {}
-        self._last_caller: Hashable = None
+        self._shares = TimeShares() if shares is None else shares
         # Requests that gave up the slot they had, by caller, first come, first served.
         self._parked: dict[Hashable, deque[tuple[asyncio.Future[None], RequestClass]]] = {}
-        self._contended_until = 0.0
+        self._parked_timer: asyncio.TimerHandle | None = None
         self._crowded_until = 0.0
         self._next_trial = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -215,15 +216,17 @@ class Limiter:
     async def assign(self, request_class: RequestClass, caller: Hashable) -> bool:
         """Counts the acquired slot as the caller's.
 
-        A caller that has its fair share while others want slots gives it up, and waits until one comes free that no
-        other caller waits for. False: none did in time, and the slot is gone.
+        While others come, a caller that has its fair share of the slots or of the time gives it up, and waits until one
+        comes free that no other caller waits for. False: none did in time, and the slot is gone.
         """
-        if caller != self._last_caller:
-            if self._last_caller is not None:
-                self._contended_until = perf_counter() + _ALONE_AFTER_SECONDS
-            self._last_caller = caller
-        if self.used < self.limit.value or self._has_fair_share_left(caller):
-            self.held[caller] = self.held.get(caller, 0) + 1
+        now = perf_counter()
+        self._shares.note(caller, now)
+        if not self._shares.is_contended(now) or (
+            caller not in self._parked
+            and (self.used < self.limit.value or self._has_fair_share_left(caller))
+            and not self._shares.delay(caller, now)
+        ):
+            self._begin(caller, now)
             return True
         self.release(request_class)
         # As with slots: half of what the others leave.
@@ -238,6 +241,7 @@ class Limiter:
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         parked = self._parked.setdefault(caller, deque())
         parked.append((slot, request_class))
+        self._admit_parked()
         try:
             async with asyncio.timeout(self._max_own_wait):
                 await slot
@@ -257,11 +261,15 @@ class Limiter:
         return True
 
     def _has_fair_share_left(self, caller: Hashable) -> bool:
-        fair = max(_MIN_SLOTS_OF_CALLER, self.limit.value // 2)
-        return self.held.get(caller, 0) < fair or perf_counter() >= self._contended_until
+        return self.held.get(caller, 0) < max(_MIN_SLOTS_OF_CALLER, self.limit.value // 2)
 
-    def unassign(self, caller: Hashable) -> None:
-        """The opposite of `assign`, after `release`."""
+    def _begin(self, caller: Hashable, now: float) -> None:
+        self.held[caller] = self.held.get(caller, 0) + 1
+        self._shares.begin(caller, now)
+
+    def unassign(self, caller: Hashable, seconds: float = 0.0) -> None:
+        """The opposite of `assign`, after `release`. The request took `seconds` of the event loop."""
+        self._shares.end(caller, seconds, perf_counter())
         held = self.held[caller] - 1
         if held:
             self.held[caller] = held
@@ -272,17 +280,29 @@ class Limiter:
 
     def _admit_parked(self) -> None:
         """Gives the slots that no other caller waits for to those that gave one up."""
+        now = perf_counter()
+        is_contended = self._shares.is_contended(now)
+        soonest = self._max_own_wait
         for caller, parked in list(self._parked.items()):
-            while parked and self._has_fair_share_left(caller):
+            while parked and (not is_contended or self._has_fair_share_left(caller)):
                 slot, request_class = parked[0]
-                if slot.cancelled():
+                if slot.done():
                     parked.popleft()
-                elif self.has_free_slot and self.try_acquire(request_class):
-                    parked.popleft()
-                    self.held[caller] = self.held.get(caller, 0) + 1
-                    slot.set_result(None)
-                else:
+                    continue
+                delay = self._shares.delay(caller, now)
+                if is_contended and delay:
+                    soonest = min(soonest, delay)
+                    break
+                if not (self.has_free_slot and self.try_acquire(request_class)):
                     return
+                parked.popleft()
+                self._begin(caller, now)
+                slot.set_result(None)
+        if self._parked_timer is not None:
+            self._parked_timer.cancel()
+            self._parked_timer = None
+        if self._parked:
+            self._parked_timer = asyncio.get_running_loop().call_later(soonest, self._admit_parked)
 
     def can_queue(self, request_class: RequestClass) -> bool:
         """Whether a request may wait in the queue; if not, it counts as rejected."""
