@@ -47,6 +47,8 @@ _SETTINGS = {
     "APP_LIMITS_NETWORK": "3000",
     "APP_IDENTITY_NETWORK_FAILURES": "100",
     "APP_IDENTITY_NETWORK_REGISTRATIONS": "100",
+    # The run takes longer than the ten minutes of a token.
+    "APP_IDENTITY_ACCESS_TOKEN_TTL": "3600",
     # Other work on the machine must not end the process.
     "APP_LOOP_MAX_STALL": "0",
 }

@@ -8,7 +8,6 @@ from app.users.queries.profiles import get_user
 from app.users.records import (
     DisplayName,
     Event,
-    EventCount,
     EventSummary,
     Locale,
     NewEvent,
@@ -48,7 +47,6 @@ __all__ = [
     "DisplayName",
     "Event",
     "EventAnswer",
-    "EventCount",
     "EventSummary",
     "Locale",
     "NewEvent",

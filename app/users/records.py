@@ -170,34 +170,19 @@ class EventBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class EventCount:
-    """How many events of one kind fell into the bucket that begins at `starts_at`."""
-
-    starts_at: datetime
-    kind: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class OtherEventCount:
-    """How many events of the kinds that a summary does not list fell into a bucket, and how many such kinds."""
-
-    starts_at: datetime
-    kinds: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class EventSummary:
-    """Counts by bucket, then by kind, of a period; empty buckets are left out. `items` has the most frequent kinds, at
-    most `MAX_SUMMARY_ITEMS` counts or ten kinds, and `others` what the buckets hold beside them.
+    """Counts by bucket, then by kind, of a period; empty buckets are left out.
+
+    `items` is a JSON array of `{starts_at, kind, count}` for the most frequent kinds, at most `MAX_SUMMARY_ITEMS`
+    counts or ten kinds; `others` is one of `{starts_at, kinds, count}`: what the buckets hold beside them, of how many
+    kinds.
     """
 
     bucket: Bucket
     since: datetime
     until: datetime
-    items: list[EventCount]
-    others: list[OtherEventCount]
+    items: str
+    others: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """`/v1/users` and `/v1/events`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
@@ -147,8 +147,15 @@ async def summarise_events(
         since=query.since,
         until=query.until,
     )
-    content = {"bucket": summary.bucket, "since": summary.since, "until": summary.until, "items": summary.items}
-    return json_response(content | {"others": summary.others} if summary.others else content)
+    content: dict[str, Any] = {
+        "bucket": summary.bucket,
+        "since": summary.since,
+        "until": summary.until,
+        "items": json_fragment(summary.items),
+    }
+    if summary.others != "[]":
+        content["others"] = json_fragment(summary.others)
+    return json_response(content)
 
 
 @router.post("/users/lookup", response_model=LookupAnswer)

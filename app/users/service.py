@@ -347,5 +347,5 @@ async def summarise_events(
     buckets = (until - since) // BUCKET_WIDTHS[bucket] + 2
     max_kinds = max(MIN_SUMMARY_KINDS, MAX_SUMMARY_ITEMS // buckets)
     async with db.read("users.summarise_events", sees=[events_tag(user_id)]) as conn:
-        items, others = await event_queries.list_event_counts(conn, user_id, bucket, since, until, max_kinds)
+        items, others = await event_queries.get_event_counts(conn, user_id, bucket, since, until, max_kinds)
     return EventSummary(bucket, since, until, items, others)

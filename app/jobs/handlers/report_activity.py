@@ -3,8 +3,10 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
+
+import orjson
 
 from app.jobs.schemas.job_kinds import ReportArgs
 from app.jobs.service.documents import typeset
@@ -56,13 +58,14 @@ async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any
 def _data_of(summary: EventSummary) -> dict[str, Any]:
     by_day: Counter[date] = Counter()
     by_kind: Counter[str] = Counter()
-    for item in summary.items:
-        by_day[item.starts_at.date()] += item.count
-        by_kind[item.kind] += item.count
-    for others in summary.others:
-        by_day[others.starts_at.date()] += others.count
+    others = orjson.loads(summary.others)
+    for item in orjson.loads(summary.items):
+        by_day[_day_of(item)] += item["count"]
+        by_kind[item["kind"]] += item["count"]
+    for item in others:
+        by_day[_day_of(item)] += item["count"]
     listed = sorted(by_kind.items(), key=lambda pair: (-pair[1], pair[0]))
-    if summary.others or len(listed) > MAX_REPORT_KINDS:
+    if others or len(listed) > MAX_REPORT_KINDS:
         listed = listed[:MAX_REPORT_KINDS]
         listed.append((OTHER_KINDS, by_day.total() - sum(count for _, count in listed)))
     first = summary.since.date()
@@ -76,3 +79,7 @@ def _data_of(summary: EventSummary) -> dict[str, Any]:
         "days": [{"day": day.isoformat(), "count": by_day[day]} for day in days],
         "kinds": [{"kind": kind, "count": count} for kind, count in listed],
     }
+
+
+def _day_of(item: Mapping[str, Any]) -> date:
+    return datetime.fromisoformat(item["starts_at"]).date()

@@ -64,6 +64,8 @@ class Connector:
                 "idle_in_transaction_session_timeout": _milliseconds(self._settings.idle_in_transaction_timeout),
                 "client_connection_check_interval": _LOOK_FOR_CLIENT,
                 "jit": "off",
+                # One connection uses one core, so that shares of connections are shares of the server.
+                "max_parallel_workers_per_gather": "0",
             }
         pool = await asyncpg.create_pool(
             self._dsn,
