@@ -7,8 +7,12 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from app.kernel.observability.gc_tuning import collect_rarely_until_exit
 from tests.fixtures.sizes import sized
 from tests.fixtures.waiting import scaled
+
+# Before anything else is loaded: to look at modules for garbage was a sixth of what a short run computes.
+collect_rarely_until_exit()
 
 # Some shells and images set PYTHONDONTWRITEBYTECODE. Every process would compile the program and the tests again, which
 # takes several times longer than a short test.
