@@ -218,7 +218,7 @@ def process_environ() -> dict[str, str]:
     """The environment of the process over the `.env` file of the working directory, of which no parent is searched.
 
     A variable of the environment hides every name that the file has for the same setting: `make run PORT=8001` wins
-    over `APP_PORT` of the file.
+    over `APP_PORT` of the file. What the drivers would read by themselves is taken out of the process (`is_foreign`).
 
     Raises:
         SettingsError: the file cannot be read.
@@ -233,7 +233,21 @@ def process_environ() -> dict[str, str]:
         raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from error
     given = {long_name(name) for name in os.environ}
     from_file = {name: value for name, value in file.items() if value is not None and long_name(name) not in given}
-    return from_file | dict(os.environ)
+    environ = from_file | dict(os.environ)
+    for name in [name for name in os.environ if is_foreign(name, environ)]:
+        del os.environ[name]
+    return environ
+
+
+def is_foreign(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether a variable that is no setting would lead a driver of ours to another server, or keep it from ours.
+
+    A developer's shell has PGHOST, PGSSLROOTCERT or AWS_SESSION_TOKEN for another program; `DATABASE_URL` can say all
+    of it. Without a key of our own, the machine's role in AWS is found by the variables of AWS.
+    """
+    own_key = "APP_JOBS_ARTIFACT_S3_KEY_ID"
+    has_own_key = any(environ.get(given) for given in (own_key, f"{own_key}_FILE"))
+    return name.startswith("PG") or (has_own_key and name.startswith("AWS_"))
 
 
 def long_name(name: str) -> str:
@@ -338,6 +352,7 @@ __all__ = [
     "DOTENV_NAME",
     "Settings",
     "SettingsError",
+    "is_foreign",
     "load_settings",
     "long_name",
     "process_environ",

@@ -346,6 +346,29 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("key", ["", "APP_JOBS_ARTIFACT_S3_KEY_ID", "APP_JOBS_ARTIFACT_S3_KEY_ID_FILE"])
+def test_what_a_shell_has_for_other_servers_is_taken_out_of_the_process(
+    working_directory: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    foreign = {
+        "PGPORT": "1",
+        "PGSSLROOTCERT": "/x",
+        "PGSERVICEFILE": "/x",
+        "AWS_SESSION_TOKEN": "x",
+        "AWS_PROFILE": "x",
+    }
+    others = {"SSL_CERT_FILE": "/x", "HTTPS_PROXY": "http://x", "REDIS_HOST": "x"}
+    own_key = {key: str(working_directory / "key")} if key else {}
+    (working_directory / "key").write_text("AKIA\n")
+    for name, value in (foreign | others | own_key).items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.jobs.artifact_s3_key_id is not None) == bool(key)
+    left = {name for name in os.environ if name in foreign}
+    assert left == (set() if key else {"AWS_SESSION_TOKEN", "AWS_PROFILE"})
+    assert others.keys() <= os.environ.keys()
+
+
 def test_the_dotenv_file_of_the_working_directory_is_read(working_directory: Path) -> None:
     (working_directory / ".env").write_text("PORT=8952\n")
     assert load_settings().port == 8952

@@ -77,7 +77,9 @@ def examine() -> Iterator[Finding]:
             yield from asyncio.run(_servers(load_settings(environ)))
             if started.database_url is not None:
                 folder = parse_qs(urlsplit(started.database_url).query)["host"][0]
-                yield Finding("psql", "ok", f"psql -h {shlex.quote(folder)} -U postgres onehop (while Onehop runs)")
+                yield Finding(
+                    "psql", "ok", f"psql -h {shlex.quote(folder)} -p 5432 -U postgres onehop (while Onehop runs)"
+                )
     except EmbeddedServerError as error:
         yield Finding("Embedded servers", "FAIL", str(error))
 

@@ -160,7 +160,7 @@ def test_doctor_says_what_is_wrong(environment: dict[str, str]) -> None:
     assert "FAIL Schema: empty" in sick.stdout
     assert "ok   PostgreSQL: 18." in sick.stdout
     assert "ok   Redis: valkey 9." in sick.stdout
-    assert f"ok   psql: psql -h {environment['APP_DATA_DIR']}/run/postgres -U postgres onehop" in sick.stdout
+    assert f"ok   psql: psql -h {environment['APP_DATA_DIR']}/run/postgres -p 5432 -U postgres onehop" in sick.stdout
     assert run(environment, "migrate", "up").returncode == 0
     well = run(environment, "doctor")
     assert well.returncode == 0

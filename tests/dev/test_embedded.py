@@ -28,6 +28,7 @@ from app.dev.embedded import (
 from app.dev.embedded.privileges import make_private_dir
 from app.dev.embedded.processes import is_running, run_to_end
 from app.kernel.database.pools import Hosts
+from app.settings import process_environ
 from tests.fixtures.embedded import ping, processes_of
 from tests.fixtures.servers import AddCluster
 from tests.fixtures.waiting import scaled
@@ -125,6 +126,13 @@ ANOTHER_SERVER = {
     "PGDATABASE": "other",
     "PGSSLMODE": "verify-full",
     "PGSSLROOTCERT": "/nonexistent",
+    "PGSSLCERT": "/nonexistent",
+    "PGSSLKEY": "/nonexistent",
+    "PGSSLCRL": "/nonexistent",
+    "PGSSLMINPROTOCOLVERSION": "TLSv0",
+    "PGSSLMAXPROTOCOLVERSION": "TLSv0",
+    "PGKRBSRVNAME": "other",
+    "PGGSSLIB": "other",
     "PGSSLNEGOTIATION": "direct",
     "PGTARGETSESSIONATTRS": "standby",
     "PGSERVICE": "other",
@@ -142,6 +150,8 @@ async def test_the_variables_of_another_server_do_not_lead_away(
     services.write_text("[other]\nhost=db.example\nport=5434\nuser=other\nsslmode=require\n", encoding="ascii")
     for name, value in (ANOTHER_SERVER | {"PGSERVICEFILE": str(services)}).items():
         monkeypatch.setenv(name, value)
+    # As every way to start does.
+    process_environ()
     with servers(data_dir, valkey=False) as found:
         assert found.database_url is not None
         # The second is as people write it: port, TLS and kind of server are left out.

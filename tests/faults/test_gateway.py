@@ -17,6 +17,7 @@ from app.dev.embedded import EmbeddedPostgres
 from app.kernel.database import CopyConn, Database, DatabaseUnavailable, SessionLost, StatementTimeout
 from app.kernel.database.pools import Hosts
 from app.kernel.schema.migrations import with_connection
+from app.settings import process_environ
 from tests.faults.proxy import Proxy, black_hole
 from tests.faults.signals import frozen
 from tests.faults.standby import make_standby, promote
@@ -230,8 +231,9 @@ async def test_a_dsn_takes_nothing_about_its_server_from_the_shell(
     to_postgres: Proxy, monkeypatch: pytest.MonkeyPatch, hosts: int
 ) -> None:
     other = {"PGPORT": "1", "PGSSLMODE": "verify-full", "PGSSLNEGOTIATION": "direct", "PGTARGETSESSIONATTRS": "standby"}
-    for name, value in other.items():
+    for name, value in (other | {"PGSSLROOTCERT": "/nonexistent", "PGSSLCERT": "/nonexistent"}).items():
         monkeypatch.setenv(name, value)
+    process_environ()
     host = f"127.0.0.1:{to_postgres.port}"
     path = urlsplit(to_postgres.url).path
     connection = await Hosts(f"postgresql://postgres@{','.join([host] * hosts)}{path}").connect(timeout=scaled(10))

@@ -160,8 +160,7 @@ class EmbeddedPostgres:
     def dsn(self, database: str = "postgres") -> str:
         """The address in the form that asyncpg and libpq take: `postgresql://postgres@/name?host=/folder&port=5432…`.
 
-        It is complete: whatever an address leaves out, both take from PGPORT, PGSSLMODE and the like, which a developer
-        has set for another server.
+        It is complete, because other programs take whatever it leaves out from PGPORT, PGSSLMODE and the like.
         """
         return (
             f"postgresql://postgres@/{quote(database)}?host={quote(str(self.host))}&port={_PORT}"

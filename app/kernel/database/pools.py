@@ -263,24 +263,9 @@ def _hosts_of(dsn: str) -> list[tuple[str, int]]:
 
 
 def _defaults_of(dsn: str, hosts: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """Values for what the DSN leaves out about the server and the way to it, as asyncpg takes them.
-
-    asyncpg would read them from PGSSLMODE, PGSSLNEGOTIATION and PGTARGETSESSIONATTRS, which a shell may have set for
-    another server.
-    """
-    query = parse_qs(urlsplit(dsn).query)
-    if "service" in query:
-        return {}
-    is_local = all(host.startswith("/") for host, _ in hosts)
-    defaults: dict[str, Any] = {}
-    if "sslmode" not in query:
-        defaults["ssl"] = "disable" if is_local else "prefer"
-    if "sslnegotiation" not in query or is_local:
-        # There is no TLS on a Unix socket, and asyncpg refuses to connect if it is to begin there.
-        defaults["direct_tls"] = False
-    if "target_session_attrs" not in query:
-        defaults["target_session_attrs"] = "read-write" if len(hosts) > 1 else "any"
-    return defaults
+    """Of several hosts the one that takes writes is meant, unless the DSN says otherwise."""
+    is_told = not {"service", "target_session_attrs"}.isdisjoint(parse_qs(urlsplit(dsn).query))
+    return {} if is_told or len(hosts) == 1 else {"target_session_attrs": "read-write"}
 
 
 def _notice_loss(connection: Any, seconds: float) -> None:
