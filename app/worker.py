@@ -12,22 +12,24 @@ from time import monotonic
 from typing import Any
 
 from app.composition import close_resources, drop_copies, make_resources, open_database
-from app.identity.api import IdentityTasks, confirm_secret
+from app.identity.api import IDENTITY_KINDS, AccountPurge, confirm_secret
 from app.jobs.api import (
     JOB_KINDS,
     SCHEDULES,
     ArtifactStore,
     Eraser,
     Executor,
-    JobsTasks,
+    JobServices,
     JobWatch,
     MailOutbox,
     Relay,
     Turns,
+    WebhookDeliverer,
     WebhookSender,
     WorkerHealth,
     delete_abandoned_folders,
     queue_shares,
+    use_fonts,
     user_caps,
 )
 from app.kernel.clock import Clock
@@ -100,7 +102,7 @@ async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS)
 async def open_worker(
     settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS, *, clock: Clock | None = None
 ) -> AsyncIterator[Worker]:
-    """Everything a worker needs, and the loops that never end."""
+    """Everything a worker needs, and the loops that never end. `kinds` are known beside those of the modules."""
     jobs = settings.jobs
     database = settings.database.model_copy(update={"acquire_timeout": _ACQUIRE_TIMEOUT})
     resources = make_resources(
@@ -113,20 +115,19 @@ async def open_worker(
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock, settings.name)
     outbox = MailOutbox(mailer, resources.keys, settings.mail)
     sender = WebhookSender(jobs)
-    kinds = {
-        **IdentityTasks(
-            outbox,
-            settings.identity,
-            settings.name,
-            settings.base_url,
-            Eraser(store, outbox).erase,
-            partial(drop_copies, cache),
-        ).kinds(),
-        **JobsTasks(
-            store, outbox, sender, resources.keys, jobs, product=settings.name, public_url=settings.base_url
-        ).kinds(),
-        **kinds,
-    }
+    use_fonts(jobs.font_paths)
+    others = (
+        store,
+        outbox,
+        WebhookDeliverer(sender, resources.keys),
+        jobs,
+        settings.identity,
+        AccountPurge(Eraser(store, outbox).erase, partial(drop_copies, cache)),
+    )
+    services = JobServices(
+        outbox, store, resources.keys, settings.name, settings.base_url, {type(service): service for service in others}
+    )
+    kinds = {**IDENTITY_KINDS, **JOB_KINDS, **kinds}
     queues = queue_shares(settings.database.export_pool_size)
     caps = user_caps(queues, jobs)
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
@@ -135,12 +136,12 @@ async def open_worker(
         cache,
         queue,
         clock=clock,
-        store=store,
         watch=watch,
         kinds=kinds,
         settings=jobs,
         caps=caps,
         worker_id=worker_id,
+        services=services,
     )
     relay = Relay(
         db,

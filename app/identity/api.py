@@ -15,15 +15,16 @@ from app.identity.service.exporting import export_identity, iterate_security_eve
 from app.identity.service.key_rotation import check_secret, replace_signing_keys, rotate_signing_keys
 from app.identity.service.password_hashing import PasswordHashing
 from app.identity.service.provisioning import provision_account
-from app.identity.tasks import IdentityTasks
+from app.identity.tasks import IDENTITY_KINDS, AccountPurge
 
 __all__ = [
+    "IDENTITY_KINDS",
     "OPERATOR_ID",
+    "AccountPurge",
     "Actor",
     "Device",
     "EmailNotVerified",
     "IdentityServices",
-    "IdentityTasks",
     "PasswordHashing",
     "check_secret",
     "confirm_secret",

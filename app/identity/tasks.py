@@ -5,10 +5,10 @@ again makes another token, which takes the place of the one before.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -31,9 +31,9 @@ from app.identity.service.tokens import new_one_time_token
 from app.identity.settings import IdentitySettings
 from app.kernel.database import Tx, in_batches
 from app.kernel.ids import UserId
-from app.kernel.mail import Mail, MailPurpose, MailRefused, MailWithheld, Templates
+from app.kernel.mail import Mail, MailPurpose, MailWithheld, Templates
 from app.kernel.observability.telemetry import get_logger
-from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+from app.kernel.queue import JobArgs, JobContext, JobKind, job
 from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
 
@@ -76,16 +76,6 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
 }
 
 
-class JobMailer(Protocol):
-    """Takes messages."""
-
-    async def send(
-        self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
-    ) -> None:
-        """Raises MailWithheld, MailRefused, SnoozeJob or RetryJob."""
-        ...
-
-
 class AddressArgs(JobArgs):
     """About an address, whether or not it has an account. `known_version`: of the account, when the device became known
     that asks; None for a stranger.
@@ -123,141 +113,128 @@ class PurgeArgs(JobArgs):
     user_id: str
 
 
-class IdentityTasks:
-    """The handlers. `product` is its name for people, `public_url` the base of links; `erase` deletes what other
-    modules have of a user, whose present address it is given; `drop_copies` what caches have.
+@dataclass(frozen=True, slots=True)
+class AccountPurge:
+    """What the purge of an account does in other modules: `erase` deletes what they have of a user, whose present
+    address it is given; `drop_copies` what caches have.
     """
 
-    def __init__(
-        self,
-        mailer: JobMailer,
-        settings: IdentitySettings,
-        product: str,
-        public_url: str,
-        erase: Callable[[JobContext, UserId, str], Awaitable[None]],
-        drop_copies: Callable[[UserId], Awaitable[None]],
-    ) -> None:
-        self._mailer = mailer
-        self._erase = erase
-        self._drop_copies = drop_copies
-        self._settings = settings
-        self._product = product
-        self._public_url = public_url
+    erase: Callable[[JobContext, UserId, str], Awaitable[None]]
+    drop_copies: Callable[[UserId], Awaitable[None]]
 
-    def kinds(self) -> dict[str, JobKind[Any]]:
-        """The kinds of this module, by name."""
-        kinds: tuple[JobKind[Any], ...] = (
-            job(KIND_REGISTERED, args=AddressArgs, queue=QUEUE)(self._mail_registered),
-            job(KIND_RESET, args=AddressArgs, queue=QUEUE)(self._mail_reset),
-            job(KIND_CHANGE, args=ChangeArgs, queue=QUEUE)(self._mail_change),
-            job(KIND_NOTICE, args=NoticeArgs, queue=QUEUE)(self._mail_notice),
-            job(KIND_PURGE, args=PurgeArgs, max_attempts=20)(self._purge),
+
+@job(KIND_REGISTERED, args=AddressArgs, queue=QUEUE)
+async def _mail_registered(ctx: JobContext, args: AddressArgs) -> None:
+    account = await _by_email(ctx, args.email)
+    if account is None or account.status != "active":
+        return
+    if account.email_verified_at is None:
+        purpose: MailPurpose = "own_verification" if args.is_asked_by_owner(account) else "verification"
+        await _send_link(ctx, account, account.email, "verify_email", purpose)
+    elif ctx.service(IdentitySettings).registration == "verify":
+        mail = _compose(ctx, account.email, "account_exists", {"link": _forgot_link(ctx)})
+        await _send(ctx, replace(mail, purpose="verification", account=account.user_id))
+
+
+@job(KIND_RESET, args=AddressArgs, queue=QUEUE)
+async def _mail_reset(ctx: JobContext, args: AddressArgs) -> None:
+    account = await _by_email(ctx, args.email)
+    if account is not None and account.status == "active":
+        purpose: MailPurpose = "own_reset" if args.is_asked_by_owner(account) else "reset"
+        await _send_link(ctx, account, account.email, "reset_password", purpose)
+
+
+@job(KIND_CHANGE, args=ChangeArgs, queue=QUEUE)
+async def _mail_change(ctx: JobContext, args: ChangeArgs) -> None:
+    account = await _by_id(ctx, args.user_id)
+    if account is not None and account.status == "active" and account.version == args.version:
+        payload = msgspec.json.encode(EmailChange(args.new_email)).decode()
+        await _send_link(ctx, account, args.new_email, "change_email", "change", payload)
+
+
+@job(KIND_NOTICE, args=NoticeArgs, queue=QUEUE)
+async def _mail_notice(ctx: JobContext, args: NoticeArgs) -> None:
+    account = await _by_id(ctx, args.user_id)
+    to = args.email or (account.email if account else None)
+    if to is not None:
+        subject, what = _NOTICES[args.notice]
+        what = what.format(product=ctx.product)
+        # The reader has no account any more whose password could be set.
+        link = None if args.notice in ("email_changed", "account_deleted") else _forgot_link(ctx)
+        mail = _compose(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
+        # The one message that still goes out when the account has been closed.
+        is_last = args.notice == "account_deleted"
+        await _send(ctx, replace(mail, account=None if is_last else UserId(UUID(args.user_id))))
+
+
+@job(KIND_PURGE, args=PurgeArgs, max_attempts=20)
+async def _purge(ctx: JobContext, args: PurgeArgs) -> None:
+    purge = ctx.service(AccountPurge)
+    user_id = UserId(UUID(args.user_id))
+    account = await _by_id(ctx, args.user_id)
+    if account is None or account.status != "deleted":
+        return
+    await in_batches(
+        ctx.db, "identity.purge_events", lambda tx, limit: users.delete_events(tx, user_id, limit), size=5_000
+    )
+    # Before the address is forgotten, by which a purge that is interrupted finds the rest.
+    await purge.erase(ctx, user_id, account.email)
+    async with ctx.transaction("identity.purge") as tx:
+        await anonymise_account(tx, user_id)
+        await users.anonymise_user(tx, user_id)
+    await purge.drop_copies(user_id)
+
+
+async def _send_link(
+    ctx: JobContext,
+    account: Account,
+    to: str,
+    link: TokenPurpose,
+    purpose: MailPurpose,
+    payload: str = "{}",
+) -> None:
+    """A link with a fresh token, good for as long as the settings say, and as the account stays at its version.
+
+    The token takes the place of the one before only if the message may be sent.
+    """
+    is_reset = link == "reset_password"
+    settings = ctx.service(IdentitySettings)
+    seconds = settings.reset_password_ttl if is_reset else settings.verify_email_ttl
+    token, token_hash = new_one_time_token()
+
+    async def store(tx: Tx) -> bool:
+        now = ctx.clock.now()
+        return await replace_one_time_token(
+            tx,
+            user_id=account.user_id,
+            purpose=link,
+            token_hash=token_hash,
+            payload=payload,
+            now=now,
+            expires_at=now + timedelta(seconds=seconds),
+            version=account.version,
         )
-        return {kind.name: kind for kind in kinds}
 
-    async def _mail_registered(self, ctx: JobContext, args: AddressArgs) -> None:
-        account = await _by_email(ctx, args.email)
-        if account is None or account.status != "active":
-            return
-        if account.email_verified_at is None:
-            purpose: MailPurpose = "own_verification" if args.is_asked_by_owner(account) else "verification"
-            await self._send_link(ctx, account, account.email, "verify_email", purpose)
-        elif self._settings.registration == "verify":
-            mail = self._compose(ctx, account.email, "account_exists", {"link": self._forgot_link})
-            await self._send(ctx, replace(mail, purpose="verification", account=account.user_id))
+    url = f"{ctx.base_url}/{link.replace('_', '-')}?{urlencode({'token': token})}"
+    mail = _compose(ctx, to, link, {"link": url, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
+    mail = replace(mail, purpose=purpose, account=account.user_id, link_lifetime=timedelta(seconds=seconds))
+    await _send(ctx, mail, prepare=store)
 
-    async def _mail_reset(self, ctx: JobContext, args: AddressArgs) -> None:
-        account = await _by_email(ctx, args.email)
-        if account is not None and account.status == "active":
-            purpose: MailPurpose = "own_reset" if args.is_asked_by_owner(account) else "reset"
-            await self._send_link(ctx, account, account.email, "reset_password", purpose)
 
-    async def _mail_change(self, ctx: JobContext, args: ChangeArgs) -> None:
-        account = await _by_id(ctx, args.user_id)
-        if account is not None and account.status == "active" and account.version == args.version:
-            payload = msgspec.json.encode(EmailChange(args.new_email)).decode()
-            await self._send_link(ctx, account, args.new_email, "change_email", "change", payload)
+def _compose(ctx: JobContext, to: str, template: str, data: dict[str, object]) -> Mail:
+    subject, text, html = _TEMPLATES.render(template, {"product": ctx.product, **data})
+    return Mail(to, subject, text, html, reference=str(ctx.job_id))
 
-    async def _mail_notice(self, ctx: JobContext, args: NoticeArgs) -> None:
-        account = await _by_id(ctx, args.user_id)
-        to = args.email or (account.email if account else None)
-        if to is not None:
-            subject, what = _NOTICES[args.notice]
-            what = what.format(product=self._product)
-            # The reader has no account any more whose password could be set.
-            link = None if args.notice in ("email_changed", "account_deleted") else self._forgot_link
-            mail = self._compose(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
-            # The one message that still goes out when the account has been closed.
-            is_last = args.notice == "account_deleted"
-            await self._send(ctx, replace(mail, account=None if is_last else UserId(UUID(args.user_id))))
 
-    async def _purge(self, ctx: JobContext, args: PurgeArgs) -> None:
-        user_id = UserId(UUID(args.user_id))
-        account = await _by_id(ctx, args.user_id)
-        if account is None or account.status != "deleted":
-            return
-        await in_batches(
-            ctx.db, "identity.purge_events", lambda tx, limit: users.delete_events(tx, user_id, limit), size=5_000
-        )
-        # Before the address is forgotten, by which a purge that is interrupted finds the rest.
-        await self._erase(ctx, user_id, account.email)
-        async with ctx.transaction("identity.purge") as tx:
-            await anonymise_account(tx, user_id)
-            await users.anonymise_user(tx, user_id)
-        await self._drop_copies(user_id)
+async def _send(ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None) -> None:
+    try:
+        await ctx.send_mail(mail, prepare=prepare)
+    except MailWithheld as withheld:
+        _logger.info("identity.mail_withheld", reason=withheld.reason, purpose=mail.purpose)
 
-    async def _send_link(
-        self,
-        ctx: JobContext,
-        account: Account,
-        to: str,
-        link: TokenPurpose,
-        purpose: MailPurpose,
-        payload: str = "{}",
-    ) -> None:
-        """A link with a fresh token, good for as long as the settings say, and as the account stays at its version.
 
-        The token takes the place of the one before only if the message may be sent.
-        """
-        is_reset = link == "reset_password"
-        seconds = self._settings.reset_password_ttl if is_reset else self._settings.verify_email_ttl
-        token, token_hash = new_one_time_token()
-
-        async def store(tx: Tx) -> bool:
-            now = ctx.clock.now()
-            return await replace_one_time_token(
-                tx,
-                user_id=account.user_id,
-                purpose=link,
-                token_hash=token_hash,
-                payload=payload,
-                now=now,
-                expires_at=now + timedelta(seconds=seconds),
-                version=account.version,
-            )
-
-        url = f"{self._public_url}/{link.replace('_', '-')}?{urlencode({'token': token})}"
-        mail = self._compose(ctx, to, link, {"link": url, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
-        mail = replace(mail, purpose=purpose, account=account.user_id, link_lifetime=timedelta(seconds=seconds))
-        await self._send(ctx, mail, prepare=store)
-
-    def _compose(self, ctx: JobContext, to: str, template: str, data: dict[str, object]) -> Mail:
-        subject, text, html = _TEMPLATES.render(template, {"product": self._product, **data})
-        return Mail(to, subject, text, html, reference=str(ctx.job_id))
-
-    async def _send(
-        self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
-    ) -> None:
-        try:
-            await self._mailer.send(ctx, mail, prepare=prepare)
-        except MailWithheld as withheld:
-            _logger.info("identity.mail_withheld", reason=withheld.reason, purpose=mail.purpose)
-        except MailRefused as error:
-            raise PermanentJobError(error.code, f"{error.explanation} ({error})") from error
-
-    @property
-    def _forgot_link(self) -> str:
-        return f"{self._public_url}/forgot-password"
+def _forgot_link(ctx: JobContext) -> str:
+    return f"{ctx.base_url}/forgot-password"
 
 
 async def _by_email(ctx: JobContext, email: str) -> Account | None:
@@ -268,3 +245,7 @@ async def _by_email(ctx: JobContext, email: str) -> Account | None:
 async def _by_id(ctx: JobContext, user_id: str) -> Account | None:
     async with ctx.db.read("identity.mail_account") as conn:
         return await get_account(conn, UUID(user_id))
+
+
+_KINDS: tuple[JobKind[Any], ...] = (_mail_registered, _mail_reset, _mail_change, _mail_notice, _purge)
+IDENTITY_KINDS = {kind.name: kind for kind in _KINDS}

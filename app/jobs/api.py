@@ -1,8 +1,8 @@
 """What other modules and the composition roots may use of jobs."""
 
 from app.jobs.errors import UnsubscribeLinkExpired, UnsubscribeLinkInvalid
-from app.jobs.handlers import JOB_KINDS
-from app.jobs.handlers.bound import SCHEDULES, JobsTasks
+from app.jobs.handlers import JOB_KINDS, SCHEDULES
+from app.jobs.handlers.webhook_deliver import WebhookDeliverer
 from app.jobs.queries.submitting import insert_jobs, list_overviews
 from app.jobs.queries.webhook_endpoints import list_webhook_subscribers
 from app.jobs.records import (
@@ -29,7 +29,7 @@ from app.jobs.service.administration import (
 from app.jobs.service.documents import FONT_PACKAGES, SCRIPTS, find_missing_scripts, use_fonts
 from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.erasure import Eraser
-from app.jobs.service.execution import Executor
+from app.jobs.service.execution import Executor, JobServices
 from app.jobs.service.health import WorkerHealth
 from app.jobs.service.mail_outbox import MailOutbox, lift_suppression
 from app.jobs.service.relay import Relay
@@ -56,16 +56,17 @@ __all__ = [
     "ArtifactStore",
     "Eraser",
     "Executor",
+    "JobServices",
     "JobState",
     "JobWatch",
     "JobsRuntime",
-    "JobsTasks",
     "MailOutbox",
     "Overview",
     "Relay",
     "Turns",
     "UnsubscribeLinkExpired",
     "UnsubscribeLinkInvalid",
+    "WebhookDeliverer",
     "WebhookSender",
     "WorkerHealth",
     "api_state",

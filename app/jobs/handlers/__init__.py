@@ -1,16 +1,35 @@
-"""The kinds of jobs that this module runs, one file each."""
+"""The kinds of jobs that this module runs, one file each, and those that run by the clock."""
 
 from typing import Any
 
+from app.jobs.handlers.clean import KIND_CLEAN, clean
+from app.jobs.handlers.email_send import email_send
 from app.jobs.handlers.export_account import export_account
 from app.jobs.handlers.export_events import export_events
+from app.jobs.handlers.invoice_email import invoice_email
 from app.jobs.handlers.invoice_pdf import invoice_pdf
 from app.jobs.handlers.report_activity import report_activity
-from app.jobs.handlers.report_weekly import report_weekly
-from app.jobs.handlers.webhook_deliver import webhook_publish
+from app.jobs.handlers.report_weekly import KIND_WEEKLY, report_email, report_weekly
+from app.jobs.handlers.webhook_deliver import webhook_deliver, webhook_publish
+from app.jobs.service.scheduling import Schedule
 from app.kernel.queue import JobKind
 
-JOB_KINDS: dict[str, JobKind[Any]] = {
-    kind.name: kind
-    for kind in (export_account, export_events, invoice_pdf, report_activity, report_weekly, webhook_publish)
-}
+_KINDS: tuple[JobKind[Any], ...] = (
+    clean,
+    email_send,
+    export_account,
+    export_events,
+    invoice_email,
+    invoice_pdf,
+    report_activity,
+    report_email,
+    report_weekly,
+    webhook_deliver,
+    webhook_publish,
+)
+JOB_KINDS = {kind.name: kind for kind in _KINDS}
+
+SCHEDULES = (
+    Schedule(name="jobs.clean", kind=KIND_CLEAN, cron="17 * * * *"),
+    Schedule(name="report.weekly", kind=KIND_WEEKLY, cron="0 6 * * MON"),
+)

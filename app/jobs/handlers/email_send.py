@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from app.jobs.service.mail_outbox import MailOutbox
-from app.kernel.mail import Mail, MailRefused, MailWithheld, Templates
-from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
+from app.kernel.mail import Mail, MailWithheld, Templates
+from app.kernel.queue import JobArgs, JobContext, job
 
 KIND_SEND = "email.send"
 
@@ -32,23 +31,15 @@ class SendEmailArgs(JobArgs):
         return self
 
 
-def email_send_kind(outbox: MailOutbox, product: str) -> JobKind[Any]:
-    """The kind, bound to where mail goes and to the product's name. Callers choose the queue: `critical` for a
-    message that the user waits for.
-    """
-
-    @job(KIND_SEND, args=SendEmailArgs)
-    async def email_send(ctx: JobContext, args: SendEmailArgs) -> dict[str, Any]:
-        if args.template is not None:
-            subject, text, html = MAIL_TEMPLATES.render(args.template, {"product": product} | (args.data or {}))
-        else:
-            subject, text, html = args.subject or "", args.text or "", args.html or ""
-        try:
-            await outbox.send(ctx, Mail(args.to, subject, text, html, str(ctx.job_id)))
-        except MailWithheld as withheld:
-            return {"sent": False, "reason": withheld.reason}
-        except MailRefused as error:
-            raise PermanentJobError(error.code, error.explanation) from error
-        return {"sent": True}
-
-    return email_send
+@job(KIND_SEND, args=SendEmailArgs)
+async def email_send(ctx: JobContext, args: SendEmailArgs) -> dict[str, Any]:
+    """Callers choose the queue: `critical` for a message that the user waits for."""
+    if args.template is not None:
+        subject, text, html = MAIL_TEMPLATES.render(args.template, {"product": ctx.product} | (args.data or {}))
+    else:
+        subject, text, html = args.subject or "", args.text or "", args.html or ""
+    try:
+        await ctx.send_mail(Mail(args.to, subject, text, html, str(ctx.job_id)))
+    except MailWithheld as withheld:
+        return {"sent": False, "reason": withheld.reason}
+    return {"sent": True}

@@ -68,9 +68,7 @@ _INVOICE_COLUMNS = (
 )
 async def export_account(ctx: JobContext, _: ExportAccountArgs) -> Mapping[str, Any]:
     """Answers with the number of events; the artifact is `account.zip`, JSON files from one snapshot."""
-    user_id = ctx.user_id
-    if user_id is None:
-        raise ValueError("an export belongs to a user")
+    user_id = ctx.owner
     async with (
         ctx.db.snapshot("jobs.export_account") as conn,
         ctx.artifact("account.zip", "application/zip") as file,

@@ -42,9 +42,7 @@ async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str,
 
     A kind begins with a letter and properties with a brace, so no cell of the CSV can be taken for a formula.
     """
-    user_id = ctx.user_id
-    if user_id is None:
-        raise ValueError("an export belongs to a user")
+    user_id = ctx.owner
     # A replica may end a long read; the next attempt does not depend on one.
     sees = [events_tag(user_id)] if ctx.attempt == 1 else []
     async with ctx.db.snapshot("jobs.export_events", sees=sees) as conn:

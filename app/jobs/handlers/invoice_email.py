@@ -9,60 +9,53 @@ from app.jobs.handlers.invoice_pdf import InvoiceArgs
 from app.jobs.queries.invoices import set_invoice_status
 from app.jobs.records.invoices import Invoice, format_minor
 from app.jobs.service.invoicing import KIND_EMAIL, get_pdf
-from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.publishing import publish_event
 from app.jobs.service.storage import ArtifactStore
-from app.kernel.mail import Attachment, Mail, MailRefused, MailWithheld
-from app.kernel.queue import JobContext, JobKind, PermanentJobError, job
+from app.kernel.mail import Attachment, Mail, MailWithheld
+from app.kernel.queue import JobContext, PermanentJobError, job
 
 
-def invoice_email_kind(outbox: MailOutbox, store: ArtifactStore) -> JobKind[Any]:
-    """The kind, bound to where mail goes and where files are."""
-
-    @job(KIND_EMAIL, args=InvoiceArgs)
-    async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> dict[str, Any] | None:
-        if ctx.user_id is None:
-            raise ValueError("an invoice belongs to a user")
-        invoice, artifact = await get_pdf(ctx.db, ctx.user_id, args.invoice_id)
-        customer = orjson.loads(invoice.customer)
-        subject, text, html = MAIL_TEMPLATES.render(
-            "invoice_mail",
-            {
-                "number": invoice.number,
-                "name": customer["name"],
-                "total": format_minor(invoice.total_minor, invoice.currency),
-                "currency": invoice.currency,
-            },
+@job(KIND_EMAIL, args=InvoiceArgs)
+async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> dict[str, Any] | None:
+    invoice, artifact = await get_pdf(ctx.db, ctx.owner, args.invoice_id)
+    customer = orjson.loads(invoice.customer)
+    subject, text, html = MAIL_TEMPLATES.render(
+        "invoice_mail",
+        {
+            "number": invoice.number,
+            "name": customer["name"],
+            "total": format_minor(invoice.total_minor, invoice.currency),
+            "currency": invoice.currency,
+        },
+    )
+    content = await ctx.service(ArtifactStore).read_all(artifact.storage_key)
+    pdf = Attachment("invoice.pdf", artifact.content_type, content)
+    mail = Mail(
+        *(customer["email"], subject, text, html, str(ctx.job_id)),
+        attachments=(pdf,),
+        purpose="invoice",
+        account=ctx.owner,
+    )
+    outcome: dict[str, str] = {"state": "sent"}
+    try:
+        await ctx.send_mail(mail)
+    except MailWithheld as withheld:
+        # The invoice is issued all the same, and its PDF can be sent by other means.
+        outcome = {"state": "withheld", "reason": withheld.reason}
+        if withheld.reason == "account_inactive":
+            return {"invoice_id": str(invoice.id), "email": outcome}
+    except PermanentJobError:
+        async with ctx.transaction("jobs.invoice_refused") as tx:
+            await set_invoice_status(tx, ctx.owner, invoice.id, "failed")
+        raise
+    async with ctx.transaction("jobs.invoice_sent") as tx:
+        if outcome["state"] == "sent":
+            await set_invoice_status(tx, ctx.owner, invoice.id, "sent")
+        await publish_event(
+            tx, ctx.queue, ctx.owner, "invoice.issued", _event(invoice), event_id=invoice.id, now=ctx.clock.now()
         )
-        pdf = Attachment("invoice.pdf", artifact.content_type, await store.read_all(artifact.storage_key))
-        mail = Mail(
-            *(customer["email"], subject, text, html, str(ctx.job_id)),
-            attachments=(pdf,),
-            purpose="invoice",
-            account=ctx.user_id,
-        )
-        outcome: dict[str, str] = {"state": "sent"}
-        try:
-            await outbox.send(ctx, mail)
-        except MailWithheld as withheld:
-            # The invoice is issued all the same, and its PDF can be sent by other means.
-            outcome = {"state": "withheld", "reason": withheld.reason}
-            if withheld.reason == "account_inactive":
-                return {"invoice_id": str(invoice.id), "email": outcome}
-        except MailRefused as error:
-            async with ctx.transaction("jobs.invoice_refused") as tx:
-                await set_invoice_status(tx, ctx.user_id, invoice.id, "failed")
-            raise PermanentJobError(error.code, error.explanation) from error
-        async with ctx.transaction("jobs.invoice_sent") as tx:
-            if outcome["state"] == "sent":
-                await set_invoice_status(tx, ctx.user_id, invoice.id, "sent")
-            await publish_event(
-                tx, ctx.queue, ctx.user_id, "invoice.issued", _event(invoice), event_id=invoice.id, now=ctx.clock.now()
-            )
-            await ctx.complete(tx, {"invoice_id": str(invoice.id), "email": outcome})
-        return None
-
-    return invoice_email
+        await ctx.complete(tx, {"invoice_id": str(invoice.id), "email": outcome})
+    return None
 
 
 def _event(invoice: Invoice) -> dict[str, Any]:

@@ -22,16 +22,14 @@ async def invoice_pdf(ctx: JobContext, args: InvoiceArgs) -> None:
 
     The result names the characters that no font has, if there are any.
     """
-    if ctx.user_id is None:
-        raise ValueError("an invoice belongs to a user")
     async with ctx.db.read("jobs.invoice") as conn:
-        invoice = await get_invoice(conn, ctx.user_id, args.invoice_id)
+        invoice = await get_invoice(conn, ctx.owner, args.invoice_id)
     async with ctx.artifact(PDF_NAME, "application/pdf") as file:
         document = await asyncio.to_thread(typeset_invoice, invoice)
         await file.write(document.pdf)
     async with ctx.transaction("jobs.invoice_issued") as tx:
-        await set_invoice_status(tx, ctx.user_id, invoice.id, "issued")
+        await set_invoice_status(tx, ctx.owner, invoice.id, "issued")
         await ctx.queue.enqueue(
-            tx, KIND_EMAIL, {"invoice_id": str(invoice.id)}, user_id=ctx.user_id, unique_key=str(invoice.id)
+            tx, KIND_EMAIL, {"invoice_id": str(invoice.id)}, user_id=ctx.owner, unique_key=str(invoice.id)
         )
         await ctx.complete(tx, {"invoice_id": str(invoice.id), **document.remarks})

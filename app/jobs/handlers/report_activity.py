@@ -33,9 +33,7 @@ REPORT_NAME = "activity.pdf"
 )
 async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any]:
     """Answers with the number of events; the file is the artifact `activity.pdf`."""
-    if ctx.user_id is None:
-        raise ValueError("a report belongs to a user")
-    summary = await summarise_events(ctx.db, ctx.clock, ctx.user_id, bucket="day", since=args.since, until=args.until)
+    summary = await summarise_events(ctx.db, ctx.clock, ctx.owner, bucket="day", since=args.since, until=args.until)
     data = _data_of(summary)
     async with ctx.artifact(REPORT_NAME, "application/pdf") as file:
         document = await asyncio.to_thread(typeset, "activity", data, args.until)
@@ -48,7 +46,7 @@ async def report_activity(ctx: JobContext, args: ReportArgs) -> Mapping[str, Any
                 tx,
                 KIND_MAIL,
                 {"job_id": str(ctx.job_id), **period},
-                user_id=ctx.user_id,
+                user_id=ctx.owner,
                 unique_key=str(ctx.job_id),
             )
             await ctx.complete(tx, result)

@@ -5,7 +5,6 @@ page, so that a page is done once, whatever happens in between.
 """
 
 from datetime import date, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from pydantic import AwareDatetime, Field
@@ -15,13 +14,11 @@ from app.jobs.handlers.email_send import MAIL_TEMPLATES
 from app.jobs.handlers.report_activity import KIND_MAIL, KIND_REPORT, REPORT_NAME, REPORT_QUEUE
 from app.jobs.queries.scheduling import is_job_of_schedule
 from app.jobs.service.artifacts import get_artifact
-from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.unsubscribing import make_unsubscribe_link
 from app.kernel.ids import UserId
-from app.kernel.mail import Attachment, Mail, MailRefused, MailWithheld
-from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, job
-from app.kernel.sealing import Keys
+from app.kernel.mail import Attachment, Mail, MailWithheld
+from app.kernel.queue import JobArgs, JobContext, job
 from app.kernel.validation.addresses import canonical_email
 from app.users.api import export_user, list_weekly_reporters
 
@@ -88,56 +85,46 @@ def _weekly_key(since: date) -> str:
     return f"weekly:{year}-W{week:02}"
 
 
-def report_email_kind(
-    outbox: MailOutbox, store: ArtifactStore, keys: Keys, product: str, public_url: str
-) -> JobKind[Any]:
-    """The kind, bound to where mail goes, where files are, and what links are made of."""
+@job(KIND_MAIL, args=ReportMailArgs)
+async def report_email(ctx: JobContext, args: ReportMailArgs) -> dict[str, bool]:
+    """Sends nothing to a user without a verified address, nor to one that wants no such e-mail by now.
 
-    @job(KIND_MAIL, args=ReportMailArgs)
-    async def report_email(ctx: JobContext, args: ReportMailArgs) -> dict[str, bool]:
-        """Sends nothing to a user without a verified address, nor to one that wants no such e-mail by now.
-
-        The report of the schedule, which was not asked for, has a link that ends it.
-        """
-        if ctx.user_id is None:
-            raise ValueError("a report belongs to a user")
-        async with ctx.db.read("jobs.report_reader") as conn:
-            reader = await export_user(conn, ctx.user_id)
-            is_weekly = await is_job_of_schedule(conn, ctx.user_id, args.job_id, _weekly_key(args.since), _PRIORITY)
-        if reader is None or not (reader.user.email_verified and reader.preferences.email_notifications):
-            return {"sent": False}
-        if is_weekly and not reader.preferences.weekly_report:
-            return {"sent": False}
-        try:
-            artifact = await get_artifact(ctx.db, args.job_id, ctx.user_id, REPORT_NAME)
-        except (ArtifactNotFound, ArtifactExpired):
-            return {"sent": False}
-        link = None
-        if is_weekly:
-            address = canonical_email(reader.user.email)
-            link = make_unsubscribe_link(keys, public_url, ctx.user_id, address, ctx.clock.now())
-        data = {
-            "product": product,
-            "name": reader.user.display_name,
-            "unsubscribe": link,
-            "since": args.since.isoformat(),
-            "until": (args.until - timedelta(days=1)).isoformat(),
-        }
-        subject, text, html = MAIL_TEMPLATES.render("report_mail", data)
-        pdf = Attachment(REPORT_NAME, artifact.content_type, await store.read_all(artifact.storage_key))
-        mail = Mail(
-            *(reader.user.email, subject, text, html, str(ctx.job_id)),
-            attachments=(pdf,),
-            unsubscribe_url=link,
-            purpose="report",
-            account=ctx.user_id,
-        )
-        try:
-            await outbox.send(ctx, mail)
-        except MailWithheld:
-            return {"sent": False}
-        except MailRefused as error:
-            raise PermanentJobError(error.code, error.explanation) from error
-        return {"sent": True}
-
-    return report_email
+    The report of the schedule, which was not asked for, has a link that ends it.
+    """
+    async with ctx.db.read("jobs.report_reader") as conn:
+        reader = await export_user(conn, ctx.owner)
+        is_weekly = await is_job_of_schedule(conn, ctx.owner, args.job_id, _weekly_key(args.since), _PRIORITY)
+    if reader is None or not (reader.user.email_verified and reader.preferences.email_notifications):
+        return {"sent": False}
+    if is_weekly and not reader.preferences.weekly_report:
+        return {"sent": False}
+    try:
+        artifact = await get_artifact(ctx.db, args.job_id, ctx.owner, REPORT_NAME)
+    except (ArtifactNotFound, ArtifactExpired):
+        return {"sent": False}
+    link = None
+    if is_weekly:
+        address = canonical_email(reader.user.email)
+        link = make_unsubscribe_link(ctx.keys, ctx.base_url, ctx.owner, address, ctx.clock.now())
+    data = {
+        "product": ctx.product,
+        "name": reader.user.display_name,
+        "unsubscribe": link,
+        "since": args.since.isoformat(),
+        "until": (args.until - timedelta(days=1)).isoformat(),
+    }
+    subject, text, html = MAIL_TEMPLATES.render("report_mail", data)
+    content = await ctx.service(ArtifactStore).read_all(artifact.storage_key)
+    pdf = Attachment(REPORT_NAME, artifact.content_type, content)
+    mail = Mail(
+        *(reader.user.email, subject, text, html, str(ctx.job_id)),
+        attachments=(pdf,),
+        unsubscribe_url=link,
+        purpose="report",
+        account=ctx.owner,
+    )
+    try:
+        await ctx.send_mail(mail)
+    except MailWithheld:
+        return {"sent": False}
+    return {"sent": True}

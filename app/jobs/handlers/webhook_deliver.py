@@ -28,7 +28,7 @@ from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
-from app.kernel.queue import JobArgs, JobContext, JobKind, PermanentJobError, RetryJob, SnoozeJob, job
+from app.kernel.queue import JobArgs, JobContext, PermanentJobError, RetryJob, SnoozeJob, job
 from app.kernel.sealing import Keys, SealBroken
 from app.kernel.webhook_subscribers import KIND_PUBLISH
 
@@ -73,32 +73,26 @@ async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
 
 
 class WebhookDeliverer:
-    """The handler of `webhook.deliver`. Slow receivers of one user hold at most a third of the queue's slots."""
+    """Makes deliveries of one worker. Slow receivers of one user hold at most a third of the queue's slots."""
 
     def __init__(self, sender: WebhookSender, keys: Keys) -> None:
         self._sender = sender
         self._keys = keys
         self._in_flight: Counter[UUID] = Counter()
 
-    def kind(self) -> JobKind[Any]:
-        return job(KIND_DELIVER, args=DeliverArgs, queue=QUEUE, max_attempts=MAX_ATTEMPTS, timeout=DELIVERY_TIMEOUT)(
-            self._deliver
-        )
-
-    async def _deliver(self, ctx: JobContext, args: DeliverArgs) -> dict[str, Any] | None:
-        if ctx.user_id is None:
-            raise ValueError("a delivery belongs to a user")
+    async def deliver(self, ctx: JobContext, args: DeliverArgs) -> dict[str, Any] | None:
+        user_id = ctx.owner
         async with ctx.db.read("jobs.delivery") as conn:
-            delivery = await webhook_deliveries.get_delivery(conn, ctx.user_id, args.delivery_id)
+            delivery = await webhook_deliveries.get_delivery(conn, user_id, args.delivery_id)
             if delivery is None:
                 return None
-            endpoint = await webhook_endpoints.get_endpoint(conn, ctx.user_id, delivery.endpoint_id)
-            message = await webhook_deliveries.get_message(conn, ctx.user_id, delivery.message_id)
+            endpoint = await webhook_endpoints.get_endpoint(conn, user_id, delivery.endpoint_id)
+            message = await webhook_deliveries.get_message(conn, user_id, delivery.message_id)
         if delivery.state == "delivered":
             # It was sent again on demand meanwhile, and that got there.
             return None
         if endpoint is None or message is None or endpoint.disabled_at is not None:
-            await self._give_up(ctx, ctx.user_id, delivery.id, "endpoint_disabled")
+            await self._give_up(ctx, user_id, delivery.id, "endpoint_disabled")
             return None
         await self._wait_for_breaker(ctx, endpoint)
         if self._is_busy(endpoint):
@@ -114,7 +108,7 @@ class WebhookDeliverer:
             answer = Answer(None, error.code, None, 0, None)
         except SealBroken:
             # Sealed before APP_SECRET_KEY changed; another attempt could not sign the message either.
-            await self._give_up(ctx, ctx.user_id, delivery.id, "secret_unreadable")
+            await self._give_up(ctx, user_id, delivery.id, "secret_unreadable")
             return None
         _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
         return await self._settle(ctx, endpoint, delivery, answer)
@@ -228,3 +222,9 @@ async def _snooze(ctx: JobContext, endpoint: Endpoint, seconds: float, spread: f
     async with ctx.db.read("jobs.pending_deliveries") as conn:
         pending = await webhook_deliveries.count_pending(conn, endpoint.user_id)
     return SnoozeJob(seconds + random.uniform(0, pending * spread))  # noqa: S311 - jitter, not a secret
+
+
+@job(KIND_DELIVER, args=DeliverArgs, queue=QUEUE, max_attempts=MAX_ATTEMPTS, timeout=DELIVERY_TIMEOUT)
+async def webhook_deliver(ctx: JobContext, args: DeliverArgs) -> dict[str, Any] | None:
+    """Makes one attempt."""
+    return await ctx.service(WebhookDeliverer).deliver(ctx, args)

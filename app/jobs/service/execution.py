@@ -1,7 +1,7 @@
 """The worker's side of Postgres: claims and runs jobs, judges how runs ended, and keeps the leases of running ones."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -24,6 +24,7 @@ from app.jobs.records import (
     retry_delay,
 )
 from app.jobs.service.completion import CompletionWriter, LeaseLost
+from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.outages import OutageLog, is_database_prompt, is_statement_timeout, outage_of
 from app.jobs.service.storage import ArtifactStore, StoredFile
 from app.jobs.service.submitting import Kinds
@@ -34,9 +35,12 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import Unavailable
+from app.kernel.ids import UserId
+from app.kernel.mail import Mail, MailRefused
 from app.kernel.observability.telemetry import get_logger, request_id_var, trace_parent_var
-from app.kernel.queue import PermanentJobError, Queue, RetryJob, SnoozeJob
+from app.kernel.queue import PermanentJobError, Queue, RetryJob, ServiceT, SnoozeJob
 from app.kernel.queue.slots import Claim, Runner
+from app.kernel.sealing import Keys
 
 _logger = get_logger(__name__)
 
@@ -61,6 +65,18 @@ _PROGRESS_SECONDS = 0.5
 _QUEUES_SECONDS = 3.0
 
 
+@dataclass(frozen=True, slots=True)
+class JobServices:
+    """What handlers find in their context beside the database and the queue. One per worker; `others` by type."""
+
+    mail: MailOutbox
+    store: ArtifactStore
+    keys: Keys
+    product: str
+    base_url: str
+    others: Mapping[type, Any]
+
+
 @dataclass(slots=True)
 class _Run:
     """A job in this process. `progress` is JSON text that has not been written yet."""
@@ -76,7 +92,7 @@ class _Run:
 
 
 class Executor:
-    """One per worker process. `maintain` and the loops of `ends` run for as long as it lives."""
+    """One per worker process. `maintain` and the loops of `completions` run for as long as it lives."""
 
     def __init__(
         self,
@@ -85,20 +101,21 @@ class Executor:
         queue: Queue,
         *,
         clock: Clock,
-        store: ArtifactStore,
         watch: JobWatch,
         kinds: Kinds,
         settings: JobsSettings,
         caps: Mapping[str, int],
         worker_id: str,
+        services: JobServices,
     ) -> None:
         """`caps`: how many jobs of one user run at a time, by queue."""
         self.db = db
         self.cache = cache
         self.queue = queue
         self.clock = clock
-        self.store = store
+        self.store = services.store
         self.settings = settings
+        self.services = services
         self._kinds = kinds
         self._worker_id = worker_id
         self._caps = caps
@@ -351,8 +368,29 @@ class RunContext:
         self.cache = executor.cache
         self.queue = executor.queue
         self.clock = executor.clock
+        self.keys = executor.services.keys
+        self.product = executor.services.product
+        self.base_url = executor.services.base_url
         self._executor = executor
         self._run = run
+
+    @property
+    def owner(self) -> UserId:
+        if self.user_id is None:
+            raise PermanentJobError("no_owner", "Jobs of this kind belong to a user.")
+        return self.user_id
+
+    def service(self, kind: type[ServiceT]) -> ServiceT:
+        found: ServiceT = self._executor.services.others[kind]
+        return found
+
+    async def send_mail(self, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None) -> None:
+        try:
+            await self._executor.services.mail.send(self, mail, prepare=prepare)
+        except MailRefused as error:
+            # Only administrators see the error of a job without an owner, and may read what the server said.
+            said = f" ({error})" if self.user_id is None else ""
+            raise PermanentJobError(error.code, error.explanation + said) from error
 
     async def progress(self, done: int, total: int | None = None, message: str | None = None) -> None:
         self._run.progress = _to_json({"done": done, "total": total, "message": message})

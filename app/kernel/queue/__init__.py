@@ -14,6 +14,7 @@ from app.kernel.queue.kinds import (
     Moment,
     PermanentJobError,
     RetryJob,
+    ServiceT,
     SnoozeJob,
     job,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PermanentJobError",
     "Queue",
     "RetryJob",
+    "ServiceT",
     "SnoozeJob",
     "job",
 ]

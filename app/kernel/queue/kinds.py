@@ -12,8 +12,10 @@ from app.kernel.cache import Cache
 from app.kernel.clock import Clock, in_utc
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId
+from app.kernel.mail import Mail
 from app.kernel.queue.contracts import DEFAULT_PRIORITY
 from app.kernel.queue.producer import Queue
+from app.kernel.sealing import Keys
 
 # A date and time among a kind's arguments, in UTC.
 Moment = Annotated[AwareDatetime, AfterValidator(in_utc)]
@@ -56,8 +58,11 @@ class ArtifactWriter(Protocol):
     async def write(self, data: bytes) -> None: ...
 
 
+ServiceT = TypeVar("ServiceT")
+
+
 class JobContext(Protocol):
-    """What a handler may use while it runs."""
+    """What a handler may use while it runs. `product` is its name for people, `base_url` that of links."""
 
     job_id: UUID
     user_id: UserId | None
@@ -66,6 +71,28 @@ class JobContext(Protocol):
     cache: Cache
     queue: Queue
     clock: Clock
+    keys: Keys
+    product: str
+    base_url: str
+
+    @property
+    def owner(self) -> UserId:
+        """The user whose job it is. Raises PermanentJobError if it belongs to no user."""
+        ...
+
+    def service(self, kind: type[ServiceT]) -> ServiceT:
+        """The worker's own service, or its section of the settings, of a type."""
+        ...
+
+    async def send_mail(self, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None) -> None:
+        """Hands `mail` over. `prepare` stores what it announces, if it may be sent now; False: nothing is sent.
+
+        Raises:
+            MailWithheld: it must not be sent.
+            PermanentJobError: it will never be taken.
+            SnoozeJob, RetryJob: it may be sent later.
+        """
+        ...
 
     async def progress(self, done: int, total: int | None = None, message: str | None = None) -> None:
         """Tells the owner how far the job is; cheap, and written at most twice a second."""

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from app.jobs.records import ClaimedJob, Outcome, State
-from app.jobs.service.execution import Executor
+from app.jobs.service.execution import Executor, JobServices
+from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.relay import Relay
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.turns import Turns
@@ -23,8 +24,10 @@ from app.jobs.service.watching import JobWatch
 from app.kernel.cache import Cache
 from app.kernel.clock import SystemClock
 from app.kernel.ids import new_id
+from app.kernel.mail import Mailer, make_transport
 from app.kernel.queue.slots import Runner
 from app.kernel.redis.bus import Bus
+from app.kernel.sealing import Keys
 from app.settings import Settings
 from app.worker import Worker
 from tests.fixtures.lives import first_life
@@ -98,18 +101,21 @@ def relay_of(producer: Producer, settings: Settings) -> Relay:
 
 
 def executor_of(producer: Producer, settings: Settings) -> Executor:
-    bus = Bus(producer.redis)
+    bus, clock, keys = Bus(producer.redis), SystemClock(), Keys("k" * 32)
+    store = ArtifactStore(settings.jobs, settings.data_dir)
+    mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
+    services = JobServices(MailOutbox(mailer, keys, settings.mail), store, keys, "Test", "http://test", {})
     return Executor(
         producer.db,
         Cache(settings.cache, producer.redis, bus, first_life()),
         producer.queue,
         clock=SystemClock(),
-        store=ArtifactStore(settings.jobs, settings.data_dir),
         watch=JobWatch(bus),
         kinds=kinds_of(Steps()),
         settings=settings.jobs,
         caps={"bulk": CAP},
         worker_id="test",
+        services=services,
     )
 
 
