@@ -42,6 +42,8 @@ async def refused(caller: Person, method: str, url: str, tag: str, body: object 
         *({"If-None-Match": named} for named in (tag, f"W/{tag}", compressed, f'"zz", {tag}')),
         [("If-None-Match", tag), ("If-None-Match", '"zz"')],
         [("If-None-Match", '"zz"'), ("If-None-Match", tag)],
+        [("If-None-Match", '"zz"'), ("If-None-Match", "*")],
+        [("If-Match", '"zz"'), ("If-Match", "*")],
     ]
     for headers in unmet:
         answer = await caller.request(method, url, json=body, headers=headers)

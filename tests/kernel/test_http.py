@@ -13,7 +13,6 @@ import orjson
 import pytest
 from asyncpg.pgproto import pgproto
 from fastapi import Form, HTTPException, Query, Response
-from fastapi.responses import HTMLResponse
 
 from app.kernel.auth import Public
 from app.kernel.database.versions import ANY_VERSION, NO_VERSION, Versions
@@ -42,7 +41,7 @@ from app.kernel.http import (
 from tests.fixtures.answers import problem_of
 from tests.kernel.conftest import Planted
 
-router = Router(prefix="/test", dependencies=[])
+router = Router(prefix="/v1/test", dependencies=[])
 
 
 class Thing(Schema):
@@ -61,11 +60,6 @@ async def make_thing(body: Thing) -> Response:
 @router.post("/maybe", dependencies=[Public])
 async def make_maybe(body: Thing | None = None) -> Response:
     return json_response({"got": body})
-
-
-@router.get("/page", dependencies=[Public], response_class=HTMLResponse)
-async def get_page(size: int = 1) -> Response:
-    return HTMLResponse(f"<p>{size}</p>")
 
 
 @router.put("/things/{name}", dependencies=[Public])
@@ -120,7 +114,7 @@ async def planted_client(planted: Planted) -> AsyncIterator[httpx.AsyncClient]:
 
 async def post(client: httpx.AsyncClient, body: bytes, content_type: str | None = "application/json") -> httpx.Response:
     headers = {} if content_type is None else {"Content-Type": content_type}
-    return await client.post("/test/things", content=body, headers=headers)
+    return await client.post("/v1/test/things", content=body, headers=headers)
 
 
 @pytest.mark.parametrize(("depth", "status"), [(63, 201), (64, 400), (300, 400), (600, 400), (900, 400), (990, 400)])
@@ -165,10 +159,10 @@ async def test_bodies_with_a_content_coding(planted_client: httpx.AsyncClient) -
     headers = {"Content-Type": "application/json"}
     for coding in ("identity", "Identity", ""):
         coded = headers | {"Content-Encoding": coding}
-        assert (await planted_client.post("/test/things", json={"name": "x"}, headers=coded)).status_code == 201
+        assert (await planted_client.post("/v1/test/things", json={"name": "x"}, headers=coded)).status_code == 201
     for coding in ("gzip", "GZIP", "identity, gzip"):
         coded = headers | {"Content-Encoding": coding}
-        answer = await planted_client.post("/test/things", json={"name": "x"}, headers=coded)
+        answer = await planted_client.post("/v1/test/things", json={"name": "x"}, headers=coded)
         problem_of(answer, 415, "unsupported_media_type")
         assert answer.headers["accept-encoding"] == "identity"
 
@@ -185,11 +179,11 @@ async def test_where_nothing_comes_there_is_no_form_to_refuse(
 
     headers = {"Content-Type": content_type, "Content-Encoding": coding}
     for content in (b"", empty()):
-        answer = await planted_client.post("/test/maybe", content=content, headers=headers)
+        answer = await planted_client.post("/v1/test/maybe", content=content, headers=headers)
         assert (answer.status_code, answer.json()) == (200, {"got": None})
-        answer = await planted_client.post("/test/things", content=content, headers=headers)
+        answer = await planted_client.post("/v1/test/things", content=content, headers=headers)
         assert problem_of(answer, 422, "validation_failed") == {"#": "missing"}
-        answer = await planted_client.post("/test/form", content=content, headers=headers)
+        answer = await planted_client.post("/v1/test/form", content=content, headers=headers)
         assert problem_of(answer, 422, "validation_failed") == {"#/grant": "missing"}
 
 
@@ -198,17 +192,17 @@ async def test_a_body_without_a_length_is_looked_at_once_it_is_there(planted_cli
         yield b'{"name"'
         yield b': "x"}'
 
-    for path in ("/test/things", "/test/form"):
+    for path in ("/v1/test/things", "/v1/test/form"):
         answer = await planted_client.post(path, content=parts(), headers={"Content-Type": "text/plain"})
         problem_of(answer, 415, "unsupported_media_type")
-    answer = await planted_client.post("/test/things", content=parts(), headers={"Content-Type": "application/json"})
+    answer = await planted_client.post("/v1/test/things", content=parts(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 201
 
 
 async def test_forms(planted_client: httpx.AsyncClient) -> None:
-    assert (await planted_client.post("/test/form", data={"grant": "ü"})).json() == {"grant": "ü"}
-    problem_of(await planted_client.post("/test/form", json={"grant": "x"}), 415, "unsupported_media_type")
-    answer = await planted_client.post("/test/form", data={"other": "x"})
+    assert (await planted_client.post("/v1/test/form", data={"grant": "ü"})).json() == {"grant": "ü"}
+    problem_of(await planted_client.post("/v1/test/form", json={"grant": "x"}), 415, "unsupported_media_type")
+    answer = await planted_client.post("/v1/test/form", data={"other": "x"})
     assert problem_of(answer, 422, "validation_failed") == {"#/grant": "missing"}
 
 
@@ -235,17 +229,17 @@ async def test_forms(planted_client: httpx.AsyncClient) -> None:
     ],
 )
 async def test_schemas_are_strict(planted_client: httpx.AsyncClient, body: object, refused: dict[str, str]) -> None:
-    answer = await planted_client.post("/test/things", json=body)
+    answer = await planted_client.post("/v1/test/things", json=body)
     assert problem_of(answer, 422, "validation_failed") == refused
 
 
 async def test_times_come_in_any_offset_and_go_out_in_utc(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.post("/test/things", json={"name": "x", "at": "2026-01-01T01:30:00+01:30"})
+    answer = await planted_client.post("/v1/test/things", json={"name": "x", "at": "2026-01-01T01:30:00+01:30"})
     assert answer.json()["got"]["at"] == "2026-01-01T00:00:00Z"
 
 
 async def test_at_most_twenty_errors_are_told(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.post("/test/things", json={"name": "x"} | {f"f{n}": n for n in range(50)})
+    answer = await planted_client.post("/v1/test/things", json={"name": "x"} | {f"f{n}": n for n in range(50)})
     assert len(answer.json()["errors"]) == 20
 
 
@@ -265,19 +259,19 @@ async def test_at_most_twenty_errors_are_told(planted_client: httpx.AsyncClient)
     ],
 )
 async def test_queries_are_strict(planted_client: httpx.AsyncClient, query: str, refused: dict[str, str]) -> None:
-    assert problem_of(await planted_client.get(f"/test/things?{query}"), 422, "validation_failed") == refused
+    assert problem_of(await planted_client.get(f"/v1/test/things?{query}"), 422, "validation_failed") == refused
 
 
 @pytest.mark.parametrize("text", ["%", "%G1", "%ff", "%ed%a0%80", "%c0%80"])
 async def test_addresses_that_cannot_be_read(planted_client: httpx.AsyncClient, text: str) -> None:
-    url = httpx.URL("http://localhost/test/things", query=f"kind={text}".encode())
+    url = httpx.URL("http://localhost/v1/test/things", query=f"kind={text}".encode())
     problem_of(await planted_client.get(url), 400, "invalid_encoding")
-    url = httpx.URL("http://localhost").copy_with(raw_path=f"/test/things/{text}".encode())
+    url = httpx.URL("http://localhost").copy_with(raw_path=f"/v1/test/things/{text}".encode())
     problem_of(await planted_client.get(url), 400, "invalid_encoding")
 
 
 async def test_every_kind_of_error_is_a_problem(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.get("/test/fail/conflict", headers={"X-Request-ID": "abc"})
+    answer = await planted_client.get("/v1/test/fail/conflict", headers={"X-Request-ID": "abc"})
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["cache-control"] == "no-store"
@@ -291,61 +285,61 @@ async def test_every_kind_of_error_is_a_problem(planted_client: httpx.AsyncClien
         "request_id": "abc",
         "errors": [{"pointer": "#/a~1b", "detail": "Taken.", "code": "ambiguous"}],
     }
-    quota = await planted_client.get("/test/fail/quota")
+    quota = await planted_client.get("/v1/test/fail/quota")
     problem_of(quota, 429, "too_many_requests")
     assert quota.headers["retry-after"] == "7"
-    framework = await planted_client.get("/test/fail/framework")
+    framework = await planted_client.get("/v1/test/fail/framework")
     problem_of(framework, 403, "forbidden")
     assert "words" not in framework.text
     problem_of(await planted_client.get("/nowhere"), 404, "not_found")
 
 
 async def test_an_unforeseen_failure_tells_nothing(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.get("/test/fail/unforeseen")
+    answer = await planted_client.get("/v1/test/fail/unforeseen")
     problem_of(answer, 500, "internal_error")
     assert answer.json()["detail"] == "Internal server error"
     assert "SELECT" not in answer.text
 
 
 async def test_a_status_we_have_no_error_for(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.get("/test/fail/teapot")
+    answer = await planted_client.get("/v1/test/fail/teapot")
     assert answer.status_code == answer.json()["status"]
     assert answer.headers["content-type"] == "application/problem+json"
 
 
 async def test_a_method_that_is_not_there(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.patch("/test/things/x")
+    answer = await planted_client.patch("/v1/test/things/x")
     problem_of(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PUT"
 
 
 async def test_options_tell_the_methods(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.request("OPTIONS", "/test/things")
+    answer = await planted_client.request("OPTIONS", "/v1/test/things")
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
     problem_of(await planted_client.request("OPTIONS", "/nowhere"), 404, "not_found")
 
 
 async def test_no_redirect_for_a_slash(planted_client: httpx.AsyncClient) -> None:
-    problem_of(await planted_client.get("/test/things/"), 404, "not_found")
+    problem_of(await planted_client.get("/v1/test/things/"), 404, "not_found")
     problem_of(await planted_client.get("/v1/overview/"), 404, "not_found")
 
 
 async def test_reads_have_entity_tags(planted_client: httpx.AsyncClient) -> None:
-    answer = await planted_client.get("/test/things/x")
+    answer = await planted_client.get("/v1/test/things/x")
     tag = answer.headers["etag"]
     assert answer.headers["cache-control"] == "private, no-cache"
     assert tag == body_etag(answer.content).decode()
     for sent in (tag, f"W/{tag}", f'"other", {tag}', "*"):
-        again = await planted_client.get("/test/things/x", headers={"If-None-Match": sent})
+        again = await planted_client.get("/v1/test/things/x", headers={"If-None-Match": sent})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
         assert again.headers["cache-control"] == "private, no-cache"
-    assert (await planted_client.get("/test/things/x", headers={"If-None-Match": '"other"'})).status_code == 200
-    assert (await planted_client.get("/test/things/tagged")).headers["etag"] == '"own-tag"'
+    assert (await planted_client.get("/v1/test/things/x", headers={"If-None-Match": '"other"'})).status_code == 200
+    assert (await planted_client.get("/v1/test/things/tagged")).headers["etag"] == '"own-tag"'
 
 
 async def test_head_is_get_without_its_body(planted_client: httpx.AsyncClient) -> None:
-    read, head = [await planted_client.request(method, "/test/things/x") for method in ("GET", "HEAD")]
+    read, head = [await planted_client.request(method, "/v1/test/things/x") for method in ("GET", "HEAD")]
     assert head.content == b""
     kept = ["content-type", "content-length", "etag", "cache-control"]
     assert [head.headers[name] for name in kept] == [read.headers[name] for name in kept]
@@ -355,8 +349,8 @@ async def test_head_is_get_without_its_body(planted_client: httpx.AsyncClient) -
 
 async def test_other_answers_are_not_stored(planted_client: httpx.AsyncClient) -> None:
     for answer in (
-        await planted_client.post("/test/things", json={"name": "x"}),
-        await planted_client.delete("/test/things/x"),
+        await planted_client.post("/v1/test/things", json={"name": "x"}),
+        await planted_client.delete("/v1/test/things/x"),
         await planted_client.get("/nowhere"),
         await planted_client.get("/v1/auth/sessions"),
     ):
@@ -459,34 +453,36 @@ def test_preconditions_of_a_write(headers: dict[str, str], is_met: bool) -> None
 
 async def test_preconditions_of_a_read(planted_client: httpx.AsyncClient) -> None:
     """In the order of RFC 9110, section 13.2.2: `If-Match` first, whatever else is asked."""
-    tag = (await planted_client.get("/test/things/x")).headers["etag"]
+    tag = (await planted_client.get("/v1/test/things/x")).headers["etag"]
     for headers in ({"If-Match": tag}, {"If-Match": "*"}, {"If-Match": f'"other", {tag}'}):
-        assert (await planted_client.get("/test/things/x", headers=headers)).status_code == 200
-        unchanged = await planted_client.get("/test/things/x", headers=headers | {"If-None-Match": tag})
+        assert (await planted_client.get("/v1/test/things/x", headers=headers)).status_code == 200
+        unchanged = await planted_client.get("/v1/test/things/x", headers=headers | {"If-None-Match": tag})
         assert unchanged.status_code == 304
     for named in ('"other"', f"W/{tag}", ""):
-        answer = await planted_client.get("/test/things/x", headers={"If-Match": named, "If-None-Match": tag})
+        answer = await planted_client.get("/v1/test/things/x", headers={"If-Match": named, "If-None-Match": tag})
         problem_of(answer, 412, "precondition_failed")
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-content-type-options"] == "nosniff"
-        head = await planted_client.head("/test/things/x", headers={"If-Match": named})
+        head = await planted_client.head("/v1/test/things/x", headers={"If-Match": named})
         assert (head.status_code, head.content) == (412, b"")
 
 
 async def test_a_guard_that_cannot_be_honoured_is_not_dropped(planted_client: httpx.AsyncClient) -> None:
-    for method, path in (("DELETE", "/test/things/x"), ("PUT", "/test/things/x"), ("POST", "/test/things")):
+    for method, path in (("DELETE", "/v1/test/things/x"), ("PUT", "/v1/test/things/x"), ("POST", "/v1/test/things")):
         ask = partial(planted_client.request, method, path, json={"name": "x"})
         problem_of(await ask(headers={"If-Match": '"a"'}), 412, "precondition_failed")
         for headers in ({"If-Match": "*"}, {"If-None-Match": '"a"'}, {"If-Unmodified-Since": "now"}):
             assert (await ask(headers=headers)).is_success
 
 
-async def test_pages_for_people_take_any_query(planted_client: httpx.AsyncClient) -> None:
-    for query in ("utm_source=mail", "fbclid=1&fbclid=2", "q=50%", "q=%ff", "q=%00", "&".join(["a=1"] * 200)):
-        url = httpx.URL("http://localhost/test/page").copy_with(raw_path=f"/test/page?{query}".encode())
-        answer = await planted_client.get(url)
-        assert (answer.status_code, answer.text) == (200, "<p>1</p>")
-    assert (await planted_client.get("/test/page?size=2&utm_source=mail")).text == "<p>2</p>"
+async def test_what_is_not_the_api_takes_any_query(client: httpx.AsyncClient) -> None:
+    """Links come with `utm_source`, and probes with what other servers know."""
+    paths = ["/", "/problems", "/problems/not_found", "/openapi.json", "/livez", "/readyz", "/metrics", "/docs"]
+    paths += ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/forgot-password"]
+    for query in ("verbose", "utm_source=mail", "a=1&a=2", "q=50%", "q=%ff", "q=%00", "&".join(["a=1"] * 200)):
+        for path in paths:
+            url = httpx.URL(f"http://localhost{path}").copy_with(raw_path=f"{path}?{query}".encode())
+            assert (await client.get(url)).status_code == 200, f"{path}?{query}"
 
 
 def test_escaped_pointers() -> None:

@@ -48,9 +48,12 @@ def matches_any(if_none_match: bytes, etag: bytes) -> bool:
     """Whether `If-None-Match` names `etag`, by the weak comparison of section 13.1.2."""
     if if_none_match == etag:
         return True
-    if if_none_match.strip() == _ANY:
-        return True
-    return any(tag.removeprefix(b"W/") == etag for tag in _tags(if_none_match))
+    return any(tag.removeprefix(b"W/") == etag or tag == _ANY for tag in _tags(if_none_match))
+
+
+def excludes_any(if_none_match: bytes) -> bool:
+    """Whether `If-None-Match` is `*`, beside tags too: on lines of their own they come joined."""
+    return _ANY in _tags(if_none_match)
 
 
 def matches_strongly(if_match: bytes, etag: bytes) -> bool:
@@ -97,7 +100,7 @@ class Preconditions:
             return ANY_VERSION
         refused = frozenset[int]()
         if self.if_none_match is not None:
-            if self.if_none_match.strip() == _ANY:
+            if excludes_any(self.if_none_match):
                 return NO_VERSION
             weak = (tag.removeprefix(b"W/") for tag in _tags(self.if_none_match))
             refused = _versions_of(weak, owner, life)

@@ -10,7 +10,6 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Form, Param
 from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
-from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
@@ -29,6 +28,7 @@ from app.kernel.http.body_limits import BodyLimits, KnownFields, check_values, m
 from app.kernel.http.encoding import check_text
 from app.kernel.http.json_input import parse_json
 from app.kernel.http.openapi import reads_headers
+from app.kernel.http.preconditions import excludes_any
 
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"
@@ -53,8 +53,8 @@ _NO_CODING = {"Accept-Encoding": "identity"}
 
 
 (_IF_MATCH,) = reads_headers("IfMatch")["parameters"]
-# Classes of the answers of routes for people.
-_PAGES = (HTMLResponse, PlainTextResponse)
+# What is below is called by programs that are written for it.
+_API = "/v1/"
 
 
 class _ParsedRequest(Request):
@@ -67,7 +67,8 @@ class _ParsedRequest(Request):
 class StrictRoute(APIRoute):
     """A route that checks permission, then the query's names and the body's form, before the framework does.
 
-    A route whose `response_class` is that of HTML or of plain text is a page for people: it takes any query.
+    Outside of `/v1/` it takes any query: links to pages come with `utm_source`, documents with what keeps a cache from
+    answering, and probes and scrapers with parameters that other servers know.
     """
 
     checks: "Checks"
@@ -123,8 +124,7 @@ class Checks:
             for field in fields
             if isinstance(field.field_info, QueryParam) or not isinstance(field.field_info, Param)
         )
-        # People come with what others have appended to a link, such as `utm_source`.
-        self._is_page = route.response_class in _PAGES
+        self._takes_any_query = not route.path.startswith(_API)
         self._has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
         self._path = route.path
         # A guard that the client has set must not be dropped in silence (RFC 9110, section 13.1).
@@ -165,7 +165,7 @@ class Checks:
             self._check_preconditions(scope)
         if self._has_path_parameters:
             check_text(scope.get("raw_path") or b"", "path")
-        if scope["query_string"] and not self._is_page:
+        if scope["query_string"] and not self._takes_any_query:
             _check_query(scope["query_string"], self._query_names)
         if self.body is not None:
             headers = headers_of(scope)
@@ -181,7 +181,7 @@ class Checks:
         if_match = headers.get(b"if-match")
         if if_match is not None and if_match.strip() != b"*":
             raise PreconditionFailed("This call does not depend on a state that If-Match could name.")
-        if headers.get(b"if-none-match", b"").strip() == b"*" and _has_representation(scope, self._path):
+        if excludes_any(headers.get(b"if-none-match", b"")) and _has_representation(scope, self._path):
             raise PreconditionFailed("The resource is there, which `If-None-Match: *` says it must not be.")
 
     def check_read(self, scope: Scope) -> None:
