@@ -162,6 +162,16 @@ def test_no_component_is_another_one_under_another_name(document: Document) -> N
     assert [content for content, times in told.items() if times > 1] == []
 
 
+def test_no_name_is_one_that_a_generator_makes_of_another(document: Document) -> None:
+    """In Go a component `X` gets a constructor `NewX` and a type `NullableX`, and some generators pass over case."""
+    names = document["components"]["schemas"].keys()
+    assert {f"{prefix}{name}" for name in names for prefix in ("New", "Nullable")}.isdisjoint(names)
+    for alike in (names, [operation["operationId"] for _, operation in operations_of(document)]):
+        assert [
+            name for name, times in Counter(name.lower().replace("_", "") for name in alike).items() if times > 1
+        ] == []
+
+
 def test_fields_have_no_defaults_that_generators_would_demand_or_send(document: Document) -> None:
     fields = document["components"]["schemas"]
     places = [place for place, schema in schemas_of(document) if "default" in schema and place.split(".")[0] in fields]
