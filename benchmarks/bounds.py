@@ -291,7 +291,7 @@ async def main(seconds: float, folder: Path) -> int:
     async with Bench(folder) as bench:
         await bench.fill(30, 20)
         client = redis.Redis.from_url(bench.redis_url)
-        async with machine.running(bench.serve(), "/livez") as api:
+        async with machine.running(bench.serve(settings={"APP_IDENTITY_ACCESS_TOKEN_TTL": "3600"}), "/livez") as api:
             scene = await make_scene(api.port, bench.connection)
             worker = bench.work()
             try:

@@ -5,7 +5,7 @@ and webhook endpoints. Routes for administrators are asked by one, public ones b
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -28,6 +28,7 @@ _EVENT = 0.05
 _BATCH = 500
 _MANY_EVENTS = 200_000
 _MANY_KINDS = 2_000
+_FILES_TRIES = 120
 _ADD_EVENTS = """
     INSERT INTO users.events (user_id, id, kind, occurred_at, properties, created_at)
     SELECT $1, gen_random_uuid(), 'kind.' || n % $3, now() - n * interval '13 seconds',
@@ -295,6 +296,59 @@ CASES: dict[str, Case] = {
     "POST /unsubscribe": _form(f"/unsubscribe?token={'a' * 100}", "List-Unsubscribe=One-Click&n={n}"),
 }
 
+# What these are answered, where that is not 200. A brake that answers most of the requests is part of the route.
+_ANSWERS: dict[str, set[int]] = {
+    "DELETE /v1/users/me": {403, 429},
+    "POST /v1/events": {201},
+    "POST /v1/auth/login": {401},
+    "POST /v1/auth/mfa/verify": {401},
+    "POST /v1/auth/refresh": {401},
+    "POST /v1/auth/logout": {204},
+    "DELETE /v1/auth/sessions/{session_id}": {404},
+    "POST /v1/auth/token": {400},
+    "POST /v1/auth/register": {201, 409},
+    "POST /v1/auth/email/verify": {400},
+    "POST /v1/auth/email/resend": {202, 429},
+    "POST /v1/auth/email/change": {403, 429},
+    "POST /v1/auth/email/confirm": {400},
+    "POST /v1/auth/password/forgot": {202, 429},
+    "POST /v1/auth/password/reset": {400},
+    "POST /v1/auth/password/change": {403, 429},
+    "POST /v1/auth/api-keys": {201, 409},
+    "DELETE /v1/auth/api-keys/{key_id}": {404},
+    "POST /v1/auth/mfa/totp": {201},
+    "DELETE /v1/auth/mfa/totp": {403, 409, 429},
+    "POST /v1/auth/mfa/totp/activate": {401, 409, 429},
+    "POST /v1/auth/mfa/recovery-codes": {403, 409, 429},
+    "PATCH /v1/admin/users/{user_id}": {404},
+    "POST /v1/admin/users/{user_id}/ban": {404},
+    "POST /v1/admin/users/{user_id}/unban": {404},
+    "POST /v1/jobs": {202},
+    "GET /v1/jobs/{job_id}/events": {404},
+    "POST /v1/jobs/{job_id}/cancel": {200, 409},
+    "POST /v1/jobs/{job_id}/retry": {202, 409},
+    "POST /v1/invoices": {202, 409},
+    "POST /v1/invoices/{invoice_id}/email": {202, 409, 429},
+    "POST /v1/webhooks/endpoints": {201, 409},
+    "DELETE /v1/webhooks/endpoints/{endpoint_id}": {404},
+    "POST /v1/webhooks/endpoints/{endpoint_id}/test": {202},
+    "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": {404},
+    "POST /v1/admin/queues/{queue}/pause": {204},
+    "POST /v1/admin/queues/{queue}/resume": {204},
+    "POST /v1/admin/jobs/{job_id}/retry": {404},
+    "POST /unsubscribe": {400},
+}
+# The quota, the backlog, and the caller's share of the process.
+REFUSALS = frozenset({429, 503})
+
+
+def are_valid(route: str, statuses: Collection[int]) -> bool:
+    """Whether the requests of a route were worked on: all are answered as they should be, or refused for their number,
+    and not all of them are refused.
+    """
+    expected = _ANSWERS.get(route, {200})
+    return bool(expected & set(statuses)) and set(statuses) <= expected | REFUSALS
+
 
 def routes_of(app: FastAPI) -> set[str]:
     """Method and path of every route but the documentation and the mailbox of development."""
@@ -328,6 +382,17 @@ async def make_scene(port: int, connection: "asyncpg.Connection[asyncpg.Record]"
     job = await _made(port, bare.call("POST", "/v1/jobs", {"kind": "export.events", "args": {"format": "csv"}}))
     invoice = await _made(port, CASES["POST /v1/invoices"].requests(bare)[0])
     return Scene(port, user, admin, leaver, job["id"], endpoint["id"], invoice["invoice"]["id"])
+
+
+async def finish_jobs(scene: Scene) -> None:
+    """Waits until a worker has made the files of the scene."""
+    for path in (f"/v1/jobs/{scene.job}/artifacts/events.csv", f"/v1/invoices/{scene.invoice}/pdf"):
+        for _ in range(_FILES_TRIES):
+            if (await ask(scene.port, scene.call("GET", path, range="bytes=0-0")))[0] == 206:
+                break
+            await asyncio.sleep(0.5)
+        else:
+            raise RuntimeError(f"{path} is not made")
 
 
 async def _log_in_often(port: int, email: str, times: int) -> None:

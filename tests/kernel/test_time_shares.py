@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +14,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
 from app.kernel.fairness.threads import FairThreads
 from app.kernel.fairness.time_shares import StepTimer, TimeShares
+from app.kernel.middleware.admission import pace_stream
 from app.kernel.middleware.limiter import FixedLimit, Limiter, RequestClass
 from tests.fixtures.waiting import eventually, in_time
 
@@ -234,3 +235,28 @@ async def test_what_computes_in_python_is_charged_and_as_important_as_the_loop()
         assert caller.used >= 0.01
     finally:
         threads.close()
+
+
+@pytest.mark.parametrize("is_contended", [False, True])
+async def test_a_stream_goes_on_at_its_callers_share_while_others_come(is_contended: bool) -> None:
+    shares = TimeShares(share=0.01, burst=0.0)
+    limiter = Limiter("test", FixedLimit(1), queue_size=0, max_wait=0, shares=shares)
+    if is_contended:
+        shares._contended_until = float("inf")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield bytes(50_000)
+
+    scope = {"payer": (limiter, "one")}
+    began = perf_counter()
+    sizes = []
+    async for chunk in pace_stream(scope, chunks(), is_computed=False):
+        sizes.append(len(chunk))
+        if is_contended:
+            # 50,000 bytes count 0.2 ms, for which a hundredth of the time pays in 20 ms.
+            assert perf_counter() - began >= 0.02 * (len(sizes) - 1)
+    assert sizes == [50_000] * 3
+    assert shares._uses["one"].paid_at >= began + 0.06
+    # A stream that belongs to no caller is not slowed down.
+    assert [len(chunk) async for chunk in pace_stream({}, chunks(), is_computed=True)] == sizes

@@ -19,7 +19,7 @@ from app.kernel.headers.codings import SMALLEST, accepts_gzip, compress_stream, 
 from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import matches_any, matches_strongly
 from app.kernel.ids import UserId
-from app.kernel.middleware.admission import release_slot
+from app.kernel.middleware.admission import pace_stream, release_slot
 
 _RANGE = re.compile(rb"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _CACHE_CONTROL = "private, no-cache"
@@ -90,6 +90,7 @@ async def file_response(
         raise
     if is_compressed:
         body = compress_stream(body)
+    body = pace_stream(request.scope, body, is_computed=is_compressed)
     status = 206 if "Content-Range" in headers else 200
     return _Download(body, status, headers, artifact.content_type, count=runtime.downloads, user_id=user_id)
 

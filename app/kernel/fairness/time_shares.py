@@ -70,9 +70,19 @@ class TimeShares:
         use = self._uses.get(caller)
         if use is None:
             use = self._uses[caller] = _Use()
-        paid_at = max(use.paid_at, now) + (seconds - use.usual) / self._share
-        use.paid_at = min(paid_at, now + self._burst + _MAX_DEBT_SECONDS)
+        self._pay(use, seconds - use.usual, now)
         use.usual += (seconds - use.usual) * _SMOOTHING
+
+    def charge(self, caller: Hashable, seconds: float, now: float) -> None:
+        """Charges what belongs to no request that begins or ends."""
+        use = self._uses.get(caller)
+        if use is None:
+            use = self._uses[caller] = _Use()
+        self._pay(use, seconds, now)
+
+    def _pay(self, use: _Use, seconds: float, now: float) -> None:
+        paid_at = max(use.paid_at, now) + seconds / self._share
+        use.paid_at = min(paid_at, now + self._burst + _MAX_DEBT_SECONDS)
 
     def forget(self, now: float) -> None:
         """Drops the callers that have paid for everything."""

@@ -1,7 +1,7 @@
 """Lets in as many requests as can be worked on, lets a few wait shortly, and refuses the rest early and cheaply."""
 
 import random
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Hashable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +22,8 @@ _FIRST_LIMIT = 32
 # Seconds.
 MAX_RETRY_AFTER = 3
 _READS = frozenset({"GET", "HEAD"})
+# What reading a stored file and sending it takes, in the event loop, the threads of the store and the system together.
+_SECONDS_PER_BYTE = 4e-9
 
 
 class Overloaded(Unavailable):
@@ -216,5 +218,21 @@ def release_slot(scope: Scope) -> None:
         request_class.limiter.release(request_class)
         if caller is not None:
             request_class.limiter.unassign(caller.key, scope["step_timer"].seconds() + caller.used)
+            scope["payer"] = request_class.limiter, caller.key
     elif (request_class := scope.pop("queued", None)) is not None:
         request_class.promised -= 1
+
+
+async def pace_stream(scope: Scope, chunks: AsyncIterable[bytes], *, is_computed: bool) -> AsyncIterator[bytes]:
+    """The chunks of an answer whose request has released its slot, no faster than its caller's share of the time
+    allows. `is_computed`: what the stream waits for is a thread that computes them.
+    """
+    payer: tuple[Limiter, Hashable] | None = scope.get("payer")
+    began = perf_counter()
+    async for chunk in chunks:
+        if payer is not None:
+            limiter, caller = payer
+            waited = perf_counter() - began if is_computed else 0.0
+            await limiter.pace(caller, len(chunk) * _SECONDS_PER_BYTE + waited)
+        yield chunk
+        began = perf_counter()

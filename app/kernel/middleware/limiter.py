@@ -42,6 +42,8 @@ _TRIAL_EVERY_SECONDS = 1.0
 _TRIAL_QUEUE_SIZE = 16
 # While all slots are taken, a caller may hold half of them, or so many; unless no other has come lately.
 _MIN_SLOTS_OF_CALLER = 4
+# A stream that waits for its caller's share looks this often whether the others have gone.
+_PACE_SECONDS = 0.25
 
 
 def _ignore() -> None:
@@ -259,6 +261,17 @@ class Limiter:
             if not parked and self._parked.get(caller) is parked:
                 del self._parked[caller]
         return True
+
+    async def pace(self, caller: Hashable, seconds: float) -> None:
+        """Waits while others come until a share has paid for what its caller used, then charges `seconds` without
+        a slot: of many streams that wait, one goes on.
+        """
+        shares = self._shares
+        now = perf_counter()
+        while shares.is_contended(now) and (delay := shares.delay(caller, now)):
+            await asyncio.sleep(min(delay, _PACE_SECONDS))
+            now = perf_counter()
+        shares.charge(caller, seconds, now)
 
     def _has_fair_share_left(self, caller: Hashable) -> bool:
         return self.held.get(caller, 0) < max(_MIN_SLOTS_OF_CALLER, self.limit.value // 2)
