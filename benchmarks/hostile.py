@@ -21,11 +21,11 @@ import uvloop
 
 from benchmarks import machine
 from benchmarks.client import percentile
+from benchmarks.keepalive_clients import KeepaliveClients
 from benchmarks.load import Result, Sample, Side, drive, in_turns, request
 from benchmarks.machine import Service
 from benchmarks.product import Bench
 from benchmarks.verdicts import Verdicts
-from benchmarks.visitors import Visitors
 
 SILENT = 2000
 DRIBBLING = 500
@@ -151,11 +151,11 @@ class Hostile:
 
     async def _latency(self, service: Service, seconds: float) -> float:
         """The 99th percentile in milliseconds of a moderate load."""
-        async with Visitors(service.port, self._reads, _PAUSES) as visitors:
+        async with KeepaliveClients(service.port, self._reads, _PAUSES) as clients:
             await asyncio.sleep(seconds)
-        assert not visitors.lost, visitors.lost
-        assert set(visitors.statuses) == {200}, visitors.statuses
-        return percentile(sorted(visitors.latencies), 0.99)
+        assert not clients.lost, clients.lost
+        assert set(clients.statuses) == {200}, clients.statuses
+        return percentile(sorted(clients.latencies), 0.99)
 
     async def large_heads(self, service: Service) -> None:
         before = service.resident_bytes()

@@ -38,7 +38,7 @@ _MOST = 1.2
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Figure:
     """One row of the report."""
 
     what: str
@@ -51,7 +51,7 @@ class Line:
 
 
 async def main(directory: Path) -> None:
-    lines: list[Line] = []
+    lines: list[Figure] = []
     async with Bench(directory) as bench:
         await bench.fill(2 * _OTHERS, 20)
         if "--noise" not in sys.argv:
@@ -62,7 +62,7 @@ async def main(directory: Path) -> None:
         _write(lines)
 
 
-async def share_quota(bench: Bench, token: str, quota: int, seconds: float) -> list[Line]:
+async def share_quota(bench: Bench, token: str, quota: int, seconds: float) -> list[Figure]:
     """Four processes asked for all they can answer, by the same caller."""
     settings = {"APP_LIMITS_CALLER": str(quota), "APP_LIMITS_WINDOW": str(_WINDOW)}
     raw = [request("GET", _PATH, token=token)]
@@ -81,17 +81,17 @@ async def share_quota(bench: Bench, token: str, quota: int, seconds: float) -> l
     name = f"{quota} a minute, {_PROCESSES} processes, {asked / took:.0f} requests a second for {took:.0f} s"
     share = accepted / due
     lines = [
-        Line(
+        Figure(
             f"{name}: accepted ÷ due", f"{accepted} ÷ {due:.0f} = {share:.3f}", "0.95 to 1.05", abs(share - 1) <= 0.05
         ),
-        Line(f"{name}: exchanges with Redis a request", f"{exchanges / asked:.4f}", "< 0.1", exchanges < 0.1 * asked),
+        Figure(f"{name}: exchanges with Redis a request", f"{exchanges / asked:.4f}", "< 0.1", exchanges < 0.1 * asked),
     ]
     if set(statuses) - {200, 429}:
-        lines.append(Line(f"{name}: other answers", str(dict(statuses)), "none", is_reached=False))
+        lines.append(Figure(f"{name}: other answers", str(dict(statuses)), "none", is_reached=False))
     return _said(lines)
 
 
-async def noisy_caller(bench: Bench, *, quota: int, rounds: int, seconds: float) -> list[Line]:
+async def noisy_caller(bench: Bench, *, quota: int, rounds: int, seconds: float) -> list[Figure]:
     """Thirty callers at half of their quota, in turns with and without one at 50 times its own."""
     settings = {"APP_LIMITS_CALLER": str(quota), "APP_LIMITS_WINDOW": str(_WINDOW)}
     allowed = quota / _WINDOW
@@ -131,9 +131,9 @@ async def noisy_caller(bench: Bench, *, quota: int, rounds: int, seconds: float)
     taken = (computing["beside"] - computing["alone"]) / (rounds * (seconds - 0.6))
     return _said(
         [
-            Line(f"{name}: computing time that the caller takes", f"{taken:.1%} of a core", "", is_reached=True),
-            Line(f"{name}: the caller's answers", _counted(refused), "", is_reached=refused[429] > 20 * refused[200]),
-            Line(f"{name}: errors of the others", str(failed), "0", is_reached=failed == 0),
+            Figure(f"{name}: computing time that the caller takes", f"{taken:.1%} of a core", "", is_reached=True),
+            Figure(f"{name}: the caller's answers", _counted(refused), "", is_reached=refused[429] > 20 * refused[200]),
+            Figure(f"{name}: errors of the others", str(failed), "0", is_reached=failed == 0),
             _compared(f"{name}: p50 of the others", p50),
             _compared(f"{name}: p99 of the others", p99),
         ]
@@ -144,10 +144,10 @@ def _make_noise(port: int, requests: Sequence[bytes], seconds: float, rate: floa
     return uvloop.run(open_loop(port, requests, seconds, rate, 16)).statuses
 
 
-def _compared(what: str, found: dict[str, float]) -> Line:
+def _compared(what: str, found: dict[str, float]) -> Figure:
     ratio = found["beside"] / found["alone"]
     value = f"{found['alone']:.2f} → {found['beside']:.2f} ms = {ratio:.2f}"
-    return Line(what, value, "≤ 1.2", ratio <= _MOST)
+    return Figure(what, value, "≤ 1.2", ratio <= _MOST)
 
 
 def _counted(statuses: Counter[int]) -> str:
@@ -160,13 +160,13 @@ async def _exchanges(service: Service) -> int:
     return int(sum(float(value) for value in _EXCHANGES.findall(body.decode())))
 
 
-def _said(lines: list[Line]) -> list[Line]:
+def _said(lines: list[Figure]) -> list[Figure]:
     for line in lines:
         print(line, flush=True)
     return lines
 
 
-def _write(lines: Sequence[Line]) -> None:
+def _write(lines: Sequence[Figure]) -> None:
     on = machine.describe()
     _REPORT.write_text(
         f"""# What quotas promise

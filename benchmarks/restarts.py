@@ -20,11 +20,11 @@ import uvloop
 
 from benchmarks import machine
 from benchmarks.client import ask
+from benchmarks.keepalive_clients import KeepaliveClients
 from benchmarks.load import request
 from benchmarks.machine import Service
 from benchmarks.product import Bench
 from benchmarks.verdicts import Verdicts
-from benchmarks.visitors import Visitors
 
 REQUESTS = 10_000
 RESTARTS = 3
@@ -55,12 +55,12 @@ class Restarts:
         service = self._serve("rolling", APP_WORKERS="2")
         async with machine.running(service, "/readyz"):
             before = await self._events()
-            async with self._visitors(service.port) as visitors:
+            async with self._clients(service.port) as clients:
                 for number in range(RESTARTS):
-                    await visitors.until(REQUESTS * (number + 1) // (RESTARTS + 2))
+                    await clients.until(REQUESTS * (number + 1) // (RESTARTS + 2))
                     await _replace(service)
-                await visitors.until(REQUESTS)
-            await self._judge(f"{RESTARTS} rolling restarts (SIGHUP), 2 processes", visitors, before)
+                await clients.until(REQUESTS)
+            await self._judge(f"{RESTARTS} rolling restarts (SIGHUP), 2 processes", clients, before)
 
     async def takeovers(self) -> None:
         """Another `python -m app serve` takes the port, three times."""
@@ -69,14 +69,14 @@ class Restarts:
         try:
             await service.until_ready("/readyz")
             before = await self._events()
-            async with self._visitors(service.port) as visitors:
+            async with self._clients(service.port) as clients:
                 for number in range(1, RESTARTS + 1):
-                    await visitors.until(REQUESTS * number // (RESTARTS + 2))
+                    await clients.until(REQUESTS * number // (RESTARTS + 2))
                     command = ("-m", "app", "serve", "--takeover")
                     generations.append(self._serve(f"takeover-{number}", command=command, PORT=str(service.port)))
                     await _until(lambda: not generations[-2].is_running(), 60)
-                await visitors.until(REQUESTS)
-            await self._judge(f"{RESTARTS} takeovers by a new `serve --takeover`", visitors, before)
+                await clients.until(REQUESTS)
+            await self._judge(f"{RESTARTS} takeovers by a new `serve --takeover`", clients, before)
         finally:
             for generation in generations:
                 generation.stop()
@@ -86,19 +86,19 @@ class Restarts:
         service = self._serve("killed", APP_WORKERS="2")
         async with machine.running(service, "/readyz"):
             before = await self._events()
-            async with self._visitors(service.port) as visitors:
-                await visitors.until(1000)
+            async with self._clients(service.port) as clients:
+                await clients.until(1000)
                 # One of them has taken most of the connections.
                 victim = max(_children(service), key=lambda child: child.cpu_times().user)
                 victim.kill()
                 began = monotonic()
-                await visitors.until(visitors.total + 1000)
+                await clients.until(clients.total + 1000)
                 await _until(lambda: len(_children(service)) == 2, 30)
                 self._verdicts.at_most("kill -9 of one of two: seconds until it is replaced", monotonic() - began, 5)
-            lost = visitors.lost.total()
+            lost = clients.lost.total()
             self._verdicts.at_most("kill -9 of one of two: requests lost, of at most 16 under way", lost, len(_PAUSES))
-            self._verdicts.at_most("… answers other than good ones", _bad(visitors), 0)
-            self._verdicts.at_most("… acknowledged writes that are not there", await self._missing(visitors, before), 0)
+            self._verdicts.at_most("… answers other than good ones", _bad(clients), 0)
+            self._verdicts.at_most("… acknowledged writes that are not there", await self._missing(clients, before), 0)
 
     async def long_request(self) -> None:
         """SIGTERM while a request waits for a lock of 60 s."""
@@ -129,28 +129,28 @@ class Restarts:
     def _serve(self, name: str, command: Sequence[str] = ("-m", "app", "serve"), **settings: str) -> Service:
         return self._bench.serve(name, command=command, cores=_EVERYWHERE, settings={**_SETTINGS, **settings})
 
-    def _visitors(self, port: int) -> Visitors:
+    def _clients(self, port: int) -> KeepaliveClients:
         event = orjson.dumps({"kind": "page.viewed"})
         reads = [request("GET", "/v1/overview", token=token) for token in self._tokens]
         writes = [request("POST", "/v1/events", token=token, body=event) for token in self._tokens[:1]]
-        return Visitors(port, [*writes, *reads], _PAUSES)
+        return KeepaliveClients(port, [*writes, *reads], _PAUSES)
 
     async def _events(self) -> int:
         count: int = await self._bench.connection.fetchval("SELECT count(*) FROM users.events")
         return count
 
-    async def _missing(self, visitors: Visitors, before: int) -> int:
-        return max(0, visitors.done[0] - (await self._events() - before))
+    async def _missing(self, clients: KeepaliveClients, before: int) -> int:
+        return max(0, clients.done[0] - (await self._events() - before))
 
-    async def _judge(self, what: str, visitors: Visitors, before: int) -> None:
-        self._verdicts.at_least(f"{what}: requests", visitors.total, REQUESTS)
-        self._verdicts.at_most("… lost", visitors.lost.total(), 0, note=str(dict(visitors.lost) or ""))
-        self._verdicts.at_most("… answers other than good ones", _bad(visitors), 0, note=str(dict(visitors.statuses)))
-        self._verdicts.at_most("… acknowledged writes that are not there", await self._missing(visitors, before), 0)
+    async def _judge(self, what: str, clients: KeepaliveClients, before: int) -> None:
+        self._verdicts.at_least(f"{what}: requests", clients.total, REQUESTS)
+        self._verdicts.at_most("… lost", clients.lost.total(), 0, note=str(dict(clients.lost) or ""))
+        self._verdicts.at_most("… answers other than good ones", _bad(clients), 0, note=str(dict(clients.statuses)))
+        self._verdicts.at_most("… acknowledged writes that are not there", await self._missing(clients, before), 0)
 
 
-def _bad(visitors: Visitors) -> int:
-    return sum(count for status, count in visitors.statuses.items() if status >= 400)
+def _bad(clients: KeepaliveClients) -> int:
+    return sum(count for status, count in clients.statuses.items() if status >= 400)
 
 
 def _process(service: Service) -> Any:

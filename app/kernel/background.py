@@ -1,8 +1,16 @@
 """Work that goes on beside requests, kept from being forgotten and ended with the process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
+
+from prometheus_client import Counter
+
+from app.kernel.errors import Unavailable
+from app.kernel.observability.telemetry import get_logger
+
+_logger = get_logger(__name__)
+_failures = Counter("app_background_failures", "Failed rounds of repeated work.", ["work"])
 
 T = TypeVar("T")
 _CANCEL_AGAIN_SECONDS = 0.5
@@ -72,6 +80,49 @@ class Background:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def repeat(
+        self,
+        work: Callable[[], Awaitable[object]],
+        *,
+        name: str,
+        every: float | Callable[[], float],
+        wake: asyncio.Event | None = None,
+        rests_first: bool = False,
+    ) -> asyncio.Task[None]:
+        """Calls `work` for ever, `every` seconds after its last end, or as soon as `wake` is set, which this clears.
+
+        A failure does not end it. What was unavailable is logged for debugging, anything else as an error and counted.
+        """
+        return self.spawn(_repeat(work, name, every, wake, rests_first=rests_first))
+
     async def close(self) -> None:
         """Cancels what still runs and waits for it, but not for ever."""
         await end_tasks(self._tasks)
+
+
+async def _repeat(
+    work: Callable[[], Awaitable[object]],
+    name: str,
+    every: float | Callable[[], float],
+    wake: asyncio.Event | None,
+    *,
+    rests_first: bool,
+) -> None:
+    is_due = not rests_first
+    while True:
+        if is_due:
+            if wake is not None:
+                wake.clear()
+            try:
+                await work()
+            except Unavailable as error:
+                _logger.debug("background.work_postponed", work=name, error=error.code)
+            except Exception:
+                _failures.labels(name).inc()
+                _logger.exception("background.work_failed", work=name)
+        is_due = True
+        seconds = every() if callable(every) else every
+        if wake is None:
+            await asyncio.sleep(seconds)
+        else:
+            await is_set_within(wake, seconds)

@@ -1,7 +1,7 @@
 """The only place that asks what time it is, so that tests can decide the answer."""
 
 import time as system_time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import clock_gettime, monotonic, time
 from typing import Protocol
 
@@ -75,19 +75,3 @@ class SteadyClock:
         """
         seconds = told.timestamp()
         self._offset = min(max(self._offset, seconds - answered_at), seconds - asked_at)
-
-
-class ManualClock:
-    """A clock that moves only when told to."""
-
-    def __init__(self, start: datetime) -> None:
-        self._now = start
-
-    def now(self) -> datetime:
-        return self._now
-
-    def timestamp(self) -> float:
-        return self._now.timestamp()
-
-    def advance(self, seconds: float) -> None:
-        self._now += timedelta(seconds=seconds)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
-from app.kernel.background import Background, is_set_within
+from app.kernel.background import Background
 from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId, new_id
@@ -51,7 +51,9 @@ class WebhookSubscribers:
     async def start(self) -> None:
         """Reads the subscribers and keeps them fresh. Postgres need not be there yet."""
         await self._read()
-        self._background.spawn(self._read_for_ever())
+        self._background.repeat(
+            self._read, name="webhooks.subscribers", every=_READ_SECONDS, wake=self._wake, rests_first=True
+        )
 
     async def close(self) -> None:
         await self._background.close()
@@ -126,12 +128,3 @@ class WebhookSubscribers:
         except Unavailable:
             return
         self._users = {*users, *self._told}
-
-    async def _read_for_ever(self) -> None:
-        while True:
-            await is_set_within(self._wake, _READ_SECONDS)
-            self._wake.clear()
-            try:
-                await self._read()
-            except Exception:
-                _logger.exception("webhooks.subscribers_not_read")

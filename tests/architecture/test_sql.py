@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 import types
 import typing
+from collections.abc import Mapping, Sequence
 
 import asyncpg
+import pytest
 
 from app.kernel.database import ReadConn
 from tests.architecture.source import SQL, Query, queries, source_files
@@ -26,7 +29,7 @@ def record_of(query: Query) -> type | None:
     function = getattr(query.file.load(), query.function)
     wanted = typing.get_type_hints(function)["return"]
     candidates = [wanted]
-    if isinstance(wanted, types.UnionType) or typing.get_origin(wanted) is list:
+    if isinstance(wanted, types.UnionType) or typing.get_origin(wanted) in {list, dict, Sequence, Mapping}:
         candidates = list(typing.get_args(wanted))
     records = [candidate for candidate in candidates if dataclasses.is_dataclass(candidate)]
     return typing.cast("type", records[0]) if records else None
@@ -47,10 +50,46 @@ async def test_each_query_can_be_prepared_and_fits_its_record(
             problems.append(f"{query}: {error}")
             continue
         record = record_of(query)
-        columns = {attribute.name for attribute in statement.get_attributes()}
-        if record is not None and columns != {field.name for field in dataclasses.fields(record)}:
-            problems.append(f"{query}: columns {sorted(columns)} do not make a {record.__name__}")
+        columns = [attribute.name for attribute in statement.get_attributes()]
+        if record is not None and not makes(record, columns, is_positional=unpacks_rows(query)):
+            problems.append(f"{query}: columns {columns} do not make a {record.__name__}")
     assert problems == []
+
+
+def makes(record: type, columns: list[str], *, is_positional: bool) -> bool:
+    """Whether rows with these columns make the record; a first column of another name is the key of a dictionary."""
+    fields = [field.name for field in dataclasses.fields(record)]
+    values = columns[1:] if columns[0] not in fields else columns
+    return values == fields if is_positional else sorted(values) == sorted(fields)
+
+
+def unpacks_rows(query: Query) -> bool:
+    """Whether the function below a constant makes its record of a row's values by their order."""
+    function = getattr(query.file.load(), query.function or "", None)
+    return function is not None and re.search(r"\(\*row\b", inspect.getsource(function)) is not None
+
+
+@dataclasses.dataclass
+class Pair:
+    left: int
+    right: int
+
+
+@pytest.mark.parametrize(
+    ("columns", "by_name", "by_position"),
+    [
+        (["left", "right"], True, True),
+        (["right", "left"], True, False),
+        (["key", "left", "right"], True, True),
+        (["left"], False, False),
+        (["left", "right", "more"], False, False),
+    ],
+)
+def test_a_record_needs_its_columns_and_by_position_their_order(
+    columns: list[str], *, by_name: bool, by_position: bool
+) -> None:
+    assert makes(Pair, columns, is_positional=False) is by_name
+    assert makes(Pair, columns, is_positional=True) is by_position
 
 
 def test_queries_keep_to_their_schema_and_list_their_columns() -> None:

@@ -53,6 +53,8 @@ RETIRED = {
     "Anybody": "every user, every client",
     "whoever": "the client, the operator, the process that",
     "Whoever": "the client, the operator, the process that",
+    "visitors": "clients",
+    "Visitors": "KeepaliveClients",
     "page_of": "paginate_in_memory",
     "_is_nowhere": "_is_unknown_path",
     "Beat": "Heartbeat",

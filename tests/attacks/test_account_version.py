@@ -10,10 +10,11 @@ import pytest
 
 from app.identity.api import IdentityServices, operator
 from app.jobs.api import pause_queue
-from app.kernel.clock import ManualClock, SystemClock
+from app.kernel.clock import SystemClock
 from app.worker import Worker
 from tests.attacks.blockade import Blockade
 from tests.fixtures.answers import problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually

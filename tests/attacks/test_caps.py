@@ -8,9 +8,9 @@ import pytest
 
 from app.identity.service import callers
 from app.jobs.records.webhooks import MAX_ENDPOINTS
-from app.kernel.clock import ManualClock
 from tests.attacks.blockade import Blockade
 from tests.fixtures.answers import problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
 from tests.identity.test_second_factor import Phone, begin, enrol, finish

@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from app.identity.api import IdentityServices
-from app.kernel.clock import ManualClock, SteadyClock, elapsed
+from app.kernel.clock import SteadyClock, elapsed
 from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually

@@ -7,9 +7,9 @@ import pytest
 
 from app.identity.api import IdentityServices
 from app.identity.errors import TooManyAttempts
-from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId, new_id
 from tests.attacks.test_lockout import COOKIE, wrong_code
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, Person
 from tests.identity.test_second_factor import STEP, begin, enrol, finish
 

@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from app.identity.api import IdentityServices
-from app.kernel.clock import ManualClock, SystemClock
+from app.kernel.clock import SystemClock
 from app.kernel.ids import UserId
 from tests.fixtures.answers import problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.identity.conftest import LogIn, Mailbox

@@ -15,7 +15,7 @@ from tests.clients.test_generated_clients import NODE_MODULES, node_tool, run
 from tests.fixtures.application import ROOT, LiveServer
 from tests.fixtures.people import Person, register
 
-# The issuer is the address of the server, as where somebody tries the examples.
+# The issuer is the address of the server, as where a reader tries the examples.
 pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.settings(APP_PUBLIC_URL="")]
 
 

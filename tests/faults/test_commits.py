@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId, new_id
 from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.faults.standby import GIVE_UP_WAITING, WAITING, standby_missing
 from tests.fixtures.answers import problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually

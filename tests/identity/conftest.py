@@ -17,10 +17,10 @@ from fastapi import FastAPI
 
 from app.composition import make_resources
 from app.identity.api import IdentityServices
-from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually

@@ -12,9 +12,9 @@ import pytest
 from app.identity.schemas.accounts import PurgeView
 from app.identity.schemas.admin import AdminAccountPage, AdminAccountView
 from app.identity.schemas.sessions import SecurityEventPage
-from app.kernel.clock import ManualClock
 from app.worker import Worker
 from tests.fixtures.answers import body_of, problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually

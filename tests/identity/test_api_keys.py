@@ -9,10 +9,10 @@ from fastapi import FastAPI
 
 from app.identity.schemas.api_keys import ApiKeyCreated, ApiKeyList
 from app.identity.service.tokens import decode_api_key
-from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget, stored
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
 from tests.identity.conftest import LogIn

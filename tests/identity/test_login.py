@@ -19,10 +19,10 @@ from app.identity.api import IdentityServices
 from app.identity.queries.security_events import INSERT_FAILED_LOGIN
 from app.identity.schemas.sessions import SignedInView
 from app.identity.service.cleanup import clean
-from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget, stored
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import in_time

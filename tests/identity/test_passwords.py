@@ -8,8 +8,8 @@ import pyotp
 import pytest
 
 from app.identity.schemas.sessions import TokensView
-from app.kernel.clock import ManualClock
 from tests.fixtures.answers import body_of, problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.identity.conftest import LogIn, Mailbox

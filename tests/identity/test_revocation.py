@@ -16,10 +16,10 @@ import pytest
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.identity.api import IdentityServices
 from app.identity.service.tokens import new_one_time_token
-from app.kernel.clock import ManualClock
 from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import LiveServer, Processes
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually, scaled

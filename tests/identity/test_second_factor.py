@@ -11,8 +11,9 @@ import pytest
 from app.identity.api import IdentityServices
 from app.identity.schemas.second_factor import EnrolmentView
 from app.identity.schemas.sessions import SecondFactorNeededView, SignedInView
-from app.kernel.clock import Clock, ManualClock
+from app.kernel.clock import Clock
 from tests.fixtures.answers import body_of, problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
 

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from app.dev.embedded import EmbeddedValkey
-from app.kernel.clock import ManualClock
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Budget
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.sizes import sized

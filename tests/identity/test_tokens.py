@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from app.identity.api import IdentityServices
 from app.identity.service.tokens import MalformedToken, RefreshToken, RefreshTokens, decode_api_key, new_api_key
 from app.kernel.auth import SCOPES
-from app.kernel.clock import ManualClock
 from app.kernel.ids import UserId
 from app.kernel.sealing import Keys
 from tests.fixtures.answers import problem_of
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.lives import first_life
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.identity.conftest import LogIn

@@ -10,7 +10,7 @@ import pytest
 
 from app.jobs.records import DueSchedule
 from app.jobs.service.scheduling import Schedule, due_times, next_time, run_schedules, store_schedules
-from app.kernel.clock import ManualClock
+from tests.fixtures.clocks import ManualClock
 from tests.jobs.kinds import Producer, Steps, kinds_of
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -18,9 +18,9 @@ from app.composition import make_resources
 from app.jobs.api import JOB_KINDS, SCHEDULES
 from app.jobs.handlers.report_weekly import PAGE, past_week
 from app.jobs.service.scheduling import next_time
-from app.kernel.clock import ManualClock
 from app.settings import Settings
 from app.worker import open_worker
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.waiting import eventually
 from tests.jobs.kinds import Producer

@@ -3,7 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from app.kernel.background import end_tasks, until
+from prometheus_client import REGISTRY
+
+from app.kernel.background import Background, end_tasks, until
+from app.kernel.errors import Unavailable
+from tests.fixtures.waiting import scaled
 
 
 async def test_a_task_that_swallows_a_cancellation_is_ended() -> None:
@@ -49,3 +53,46 @@ async def test_until_there_is_no_more() -> None:
 
     assert [item async for item in until(None, few())] == [1]
     assert [item async for item in until(asyncio.Event(), few())] == [1]
+
+
+async def test_repeated_work_goes_on_after_failures_which_are_counted() -> None:
+    background, done = Background(), asyncio.Event()
+    outcomes = iter((Unavailable(), ValueError("unforeseen"), None))
+
+    async def work() -> None:
+        if (error := next(outcomes)) is not None:
+            raise error
+        done.set()
+
+    background.repeat(work, name="test.failing", every=0)
+    try:
+        async with asyncio.timeout(scaled(10)):
+            await done.wait()
+    finally:
+        await background.close()
+    failures = REGISTRY.get_sample_value("app_background_failures_total", {"work": "test.failing"})
+    assert failures == 1
+
+
+async def test_repeated_work_rests_until_it_is_woken() -> None:
+    background, wake, called = Background(), asyncio.Event(), asyncio.Event()
+    calls = 0
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        assert not wake.is_set()
+        called.set()
+
+    background.repeat(work, name="test.woken", every=lambda: 3600.0, wake=wake, rests_first=True)
+    try:
+        for number in (1, 2):
+            await asyncio.sleep(0)
+            assert calls == number - 1
+            called.clear()
+            wake.set()
+            async with asyncio.timeout(scaled(10)):
+                await called.wait()
+        assert calls == 2
+    finally:
+        await background.close()

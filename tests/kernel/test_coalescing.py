@@ -9,7 +9,7 @@ from app.kernel.batching.coalescing import Coalescer, TooSlow
 from app.kernel.batching.point_reads import PointReads
 from app.kernel.database import Database, ReadConn
 from app.kernel.errors import Unavailable
-from app.kernel.fairness.callers import Caller, caller_key, caller_var
+from app.kernel.fairness.callers import Caller, caller_var
 from tests.fixtures.application import Budget
 from tests.fixtures.waiting import eventually
 
@@ -144,7 +144,8 @@ async def test_a_batch_that_is_too_slow_is_asked_for_key_by_key(source: Source) 
         if len(keys) > 1:
             source.batches.append(list(keys))
             raise TooSlow
-        callers[keys[0]] = caller_key()
+        caller = caller_var.get()
+        callers[keys[0]] = caller.key if caller is not None else None
         return await source.ask(keys)
 
     async def get(key: int) -> str | None:

@@ -12,8 +12,8 @@ import pytest
 
 from app.kernel.observability.watchdog import EXIT_STUCK
 from benchmarks.client import ask
+from benchmarks.keepalive_clients import KeepaliveClients
 from benchmarks.load import request
-from benchmarks.visitors import Visitors
 from tests.faults.signals import frozen
 from tests.fixtures.application import ROOT, free_port
 from tests.fixtures.embedded import arguments_of
@@ -81,13 +81,13 @@ async def test_replacements_lose_no_request(port: int, start: Start) -> None:
     group = await start(workers=2)
     await eventually(lambda: len(servers_below(group)) == 2)
     before = servers_below(group)
-    async with Visitors(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as visitors:
-        await visitors.until(100)
+    async with KeepaliveClients(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as clients:
+        await clients.until(100)
         group.send_signal(signal.SIGHUP)
         await eventually(lambda: len(after := servers_below(group)) == 2 and not after & before)
-        await visitors.until(visitors.total + 100)
-    assert visitors.lost == {}
-    assert set(visitors.statuses) == {200}
+        await clients.until(clients.total + 100)
+    assert clients.lost == {}
+    assert set(clients.statuses) == {200}
     # One that dies takes along what is inside it, and is replaced too.
     with pytest.raises(ConnectionError):
         await ask(port, request("GET", "/die"))
@@ -104,13 +104,13 @@ async def test_a_group_that_cannot_start_ends(start: Start) -> None:
 
 async def test_a_new_server_takes_over(port: int, start: Start) -> None:
     old = await start()
-    async with Visitors(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as visitors:
-        await visitors.until(100)
+    async with KeepaliveClients(port, [ROOT_REQUEST], [0.0, 0.001, 0.02, 0.05]) as clients:
+        await clients.until(100)
         new = await start(takeover=True)
         assert await ended(old) == 0
-        await visitors.until(visitors.total + 100)
-    assert visitors.lost == {}
-    assert set(visitors.statuses) == {200}
+        await clients.until(clients.total + 100)
+    assert clients.lost == {}
+    assert set(clients.statuses) == {200}
     _, body = await ask(port, ROOT_REQUEST)
     assert body == f"{new.pid} False".encode()
 

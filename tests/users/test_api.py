@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.kernel.cache import FORGET_TOPIC
-from app.kernel.clock import ManualClock
 from app.kernel.database import Database
 from app.kernel.http import dump_json
 from app.kernel.ids import UserId, new_id
@@ -16,6 +15,7 @@ from app.users.errors import UserNotFound
 from app.users.records import NewEvent, Preferences, User
 from app.users.service import record_events
 from tests.fixtures.application import Budget
+from tests.fixtures.clocks import ManualClock
 from tests.fixtures.servers import Connection
 
 pytestmark = pytest.mark.smoke

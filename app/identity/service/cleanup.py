@@ -1,6 +1,5 @@
 """Deletes expired one-time tokens, revocations and sessions, and sees to it that closed accounts are purged."""
 
-import asyncio
 import random
 from datetime import timedelta
 
@@ -11,8 +10,6 @@ from app.identity.service.purging import renew_purges
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches
 from app.kernel.database.incarnation import Incarnation
-from app.kernel.errors import Unavailable
-from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
 
 # For so long the owner of a session can still ask what became of it.
@@ -20,8 +17,6 @@ _KEPT_FOR = timedelta(days=30)
 _SECONDS = 600.0
 # Afterwards there are none left, and a look at all sessions is spared.
 _ENDED_WITHIN = timedelta(days=1)
-
-_logger = get_logger(__name__)
 
 
 async def clean(db: Database, clock: Clock, incarnation: Incarnation, *, audit_days: int) -> int:
@@ -50,16 +45,12 @@ async def clean(db: Database, clock: Clock, incarnation: Incarnation, *, audit_d
     )
 
 
-async def clean_for_ever(
-    db: Database, queue: Queue, clock: Clock, incarnation: Incarnation, *, audit_days: int
-) -> None:
-    """Every ten minutes or so, not all processes at the same moment; and asks for purges that are late."""
-    while True:
-        await asyncio.sleep(_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-        try:
-            await renew_purges(db, queue, clock)
-            await clean(db, clock, incarnation, audit_days=audit_days)
-        except Unavailable as error:
-            _logger.debug("identity.cleanup_postponed", error=error.code)
-        except Exception:
-            _logger.exception("identity.cleanup_failed")
+async def clean_up(db: Database, queue: Queue, clock: Clock, incarnation: Incarnation, *, audit_days: int) -> None:
+    """Asks for purges that are late, and deletes what is over."""
+    await renew_purges(db, queue, clock)
+    await clean(db, clock, incarnation, audit_days=audit_days)
+
+
+def seconds_until_cleanup() -> float:
+    """Ten minutes or so, so that not all processes clean up at the same moment."""
+    return _SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret

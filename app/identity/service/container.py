@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
 from app.identity.service.authentication import API_KEY_SECONDS, TokenAuthenticator
-from app.identity.service.cleanup import clean_for_ever
+from app.identity.service.cleanup import clean_up, seconds_until_cleanup
 from app.identity.service.devices import Devices
 from app.identity.service.key_rotation import SEALED_BY_ANOTHER, check_secret
 from app.identity.service.login_throttle import Throttle
@@ -136,8 +137,13 @@ async def run_identity(
     incarnation.on_change(identity.authenticator.forget_all)
     background.spawn(_load_keys_for_ever(identity.key_ring, db, keys, loaded, is_stale))
     days = identity.settings.audit_days
-    background.spawn(clean_for_ever(db, identity.queue, identity.clock, incarnation, audit_days=days))
-    background.spawn(identity.ends.publish_for_ever())
+    background.repeat(
+        partial(clean_up, db, identity.queue, identity.clock, incarnation, audit_days=days),
+        name="identity.cleanup",
+        every=seconds_until_cleanup,
+        rests_first=True,
+    )
+    identity.ends.start(background)
     identity.feed.start()
     try:
         async with asyncio.timeout(2):

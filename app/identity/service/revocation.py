@@ -30,7 +30,6 @@ from app.identity.records import Revocation
 from app.kernel.background import Background
 from app.kernel.clock import Clock, SteadyClock, elapsed
 from app.kernel.database import Database, ReadConn, Tx
-from app.kernel.errors import Unavailable
 from app.kernel.ids import new_id
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.redis.bus import Bus
@@ -86,12 +85,13 @@ class RevocationFeed:
         self._reads_begun = 0
         self._reads_done = 0
         self._background = Background()
+        self._forgot_at = monotonic()
         self._next_beat: asyncio.TimerHandle | None = None
         bus.subscribe(_CHANNEL, self._on_announcement, on_up=self._begin_epoch)
         bus.subscribe(_ACK_CHANNEL, self._on_ack)
 
     def start(self) -> None:
-        self._background.spawn(self._poll_for_ever())
+        self._background.repeat(self._poll, name="identity.revocations", every=self._poll_seconds)
         self._beat_at = monotonic()
         self._extend_leases()
 
@@ -224,19 +224,11 @@ class RevocationFeed:
             # Behind the rows, so that no token comes back to life before they are known.
             self._clock.learn(told, asked_at, answered_at)
 
-    async def _poll_for_ever(self) -> None:
-        forgot_at = monotonic()
-        while True:
-            try:
-                await self.refresh()
-                if monotonic() - forgot_at > _FORGET_SECONDS and self._told is not None:
-                    forgot_at = monotonic()
-                    self._forget_expired(self._told[0])
-            except Unavailable as error:
-                _logger.debug("identity.revocations_unreadable", error=error.code)
-            except Exception:
-                _logger.exception("identity.revocations_not_read")
-            await asyncio.sleep(self._poll_seconds)
+    async def _poll(self) -> None:
+        await self.refresh()
+        if monotonic() - self._forgot_at > _FORGET_SECONDS and self._told is not None:
+            self._forgot_at = monotonic()
+            self._forget_expired(self._told[0])
 
     def _forget_expired(self, now: datetime) -> None:
         """Drops what no living token can be refused for any more at `now` of Postgres. The rows go by `cleanup`,

@@ -8,18 +8,14 @@ process that made them, or, if that has died meanwhile, by any other within a mi
 import asyncio
 
 from app.identity.queries.sessions import claim_unpublished_ends
-from app.kernel.background import is_set_within
+from app.kernel.background import Background
 from app.kernel.database import Database, Tx, retries_conflicts
-from app.kernel.errors import Unavailable
-from app.kernel.observability.telemetry import get_logger
 from app.kernel.webhook_subscribers import WebhookSubscribers
 
 SESSION_REVOKED = "session.revoked"
 
 _AT_A_TIME = 500
 _SECONDS = 60.0
-
-_logger = get_logger(__name__)
 
 
 class SessionEndPublisher:
@@ -59,14 +55,6 @@ class SessionEndPublisher:
                 )
         return len(ends)
 
-    async def publish_for_ever(self) -> None:
-        """At once where this process has marked something; else now and then, for those that have died."""
-        while True:
-            self._marked.clear()
-            try:
-                await self.publish()
-            except Unavailable as error:
-                _logger.debug("identity.session_ends_postponed", error=error.code)
-            except Exception:
-                _logger.exception("identity.session_ends_not_published")
-            await is_set_within(self._marked, _SECONDS)
+    def start(self, background: Background) -> None:
+        """Publishes at once where this process has marked something; else now and then, for those that have died."""
+        background.repeat(self.publish, name="identity.session_ends", every=_SECONDS, wake=self._marked)

@@ -288,8 +288,8 @@ async def get_scan_end(
 # One walk counts the jobs of nearly every user. Of one with more jobs than `$2` it has not seen all, so each state is
 # counted by itself, up to `$2`.
 LIST_OVERVIEWS = """
-SELECT u.user_id, coalesce(many.queued, few.queued), coalesce(many.running, few.running),
-       coalesce(many.succeeded, few.succeeded), coalesce(many.failed, few.failed), newest.recent
+SELECT u.user_id, coalesce(many.queued, few.queued) AS queued, coalesce(many.running, few.running) AS running,
+       coalesce(many.succeeded, few.succeeded) AS succeeded, coalesce(many.failed, few.failed) AS failed, newest.recent
 FROM unnest($1::uuid[]) AS u (user_id)
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE state = 0) AS queued,

@@ -6,10 +6,10 @@ alone. A restored dump is noticed by itself, because its row lies in another pla
 recovery to a point in time it lies where it was: there an operator says so (`python -m app restored`).
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from app.kernel.background import Background
@@ -99,7 +99,9 @@ class Incarnation:
     async def start(self, db: Database) -> None:
         """Reads it and looks again every second. PostgreSQL need not be there yet."""
         await self._read(db)
-        self._background.spawn(self._read_for_ever(db))
+        self._background.repeat(
+            partial(self._read, db), name="database.incarnation", every=self._seconds_until_read, rests_first=True
+        )
 
     async def close(self) -> None:
         await self._background.close()
@@ -118,13 +120,8 @@ class Incarnation:
         if life is not None:
             self.adopt(life)
 
-    async def _read_for_ever(self, db: Database) -> None:
-        while True:
-            await asyncio.sleep(_READ_SECONDS if self.is_known else _RETRY_SECONDS)
-            try:
-                await self._read(db)
-            except Exception:
-                _logger.exception("database.incarnation_unread")
+    def _seconds_until_read(self) -> float:
+        return _READ_SECONDS if self.is_known else _RETRY_SECONDS
 
 
 async def say_restored(db: Database, *, nothing_lost: bool) -> UUID:

@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -175,7 +176,6 @@ class Replicas:
             Replica(str(number), Connector(url.get_secret_value(), settings, application_name), settings)
             for number, url in enumerate(settings.replica_urls)
         ]
-        self._max_lag = settings.replica_max_lag
         self._ask_primary = ask_primary
         self._background = Background()
         # When this process asked the primary, and how far its WAL reached then, over the longest lag allowed.
@@ -185,7 +185,7 @@ class Replicas:
 
     def open(self) -> None:
         for look in (self._sample, *(replica.look for replica in self._replicas)):
-            self._background.spawn(self._repeat(look))
+            self._background.repeat(partial(look, self._freshness), name="database.replicas", every=_WATCH_SECONDS)
 
     async def close(self) -> None:
         await self._background.close()
@@ -233,14 +233,6 @@ class Replicas:
         asked_at = monotonic()
         with suppress(Unavailable):
             self._samples.append((asked_at, await self._ask_primary(GET_FLUSHED)))
-
-    async def _repeat(self, look: "Look") -> None:
-        while True:
-            try:
-                await look(self._freshness)
-            except Exception:
-                _logger.exception("database.replicas_not_checked")
-            await asyncio.sleep(_WATCH_SECONDS)
 
 
 def _reaches(replayed: str, position: str) -> bool:

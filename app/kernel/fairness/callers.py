@@ -25,9 +25,3 @@ class Caller:
 
 
 caller_var: ContextVar[Caller | None] = ContextVar("caller", default=None)
-
-
-def caller_key() -> Hashable:
-    """The caller of the request at hand; None: there is none."""
-    caller = caller_var.get()
-    return None if caller is None else caller.key

@@ -49,7 +49,7 @@ LIST_USERS = """
 
 async def list_users(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[UserId, User]:
     """Those of `user_ids` that there are."""
-    return {row["id"]: User(*row) for row in await conn.fetch(LIST_USERS, user_ids)}
+    return {row["id"]: User(**row) for row in await conn.fetch(LIST_USERS, user_ids)}
 
 
 async def get_user(conn: ReadConn, user_id: UserId) -> User | None:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, Self, cast
 
 
-class Line(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Line(asyncio.Protocol):
         self._transport.close()
 
 
-class Visitors:
+class KeepaliveClients:
     """`count` clients that go through `requests` again and again, each with a pause of its own.
 
     Use as an asynchronous context manager; at its end each has got its last answer.
@@ -74,7 +74,9 @@ class Visitors:
         return self.statuses.total() + self.lost.total()
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._visit(number, pause)) for number, pause in enumerate(self._pauses)]
+        self._tasks = [
+            asyncio.create_task(self._request_repeatedly(number, pause)) for number, pause in enumerate(self._pauses)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -86,24 +88,24 @@ class Visitors:
         while self.total < total:  # noqa: ASYNC110 - an event for each request would cost more than this
             await asyncio.sleep(0.02)
 
-    async def _visit(self, number: int, pause: float) -> None:
-        line: Line | None = None
+    async def _request_repeatedly(self, number: int, pause: float) -> None:
+        connection: HttpConnection | None = None
         loop = asyncio.get_running_loop()
         while not self._is_over:
             number = (number + 1) % len(self._requests)
             try:
-                if line is None or not line.is_open:
-                    _, line = await loop.create_connection(Line, "127.0.0.1", self._port)
+                if connection is None or not connection.is_open:
+                    _, connection = await loop.create_connection(HttpConnection, "127.0.0.1", self._port)
                 began = perf_counter()
-                status = await line.ask(self._requests[number])
+                status = await connection.ask(self._requests[number])
             except OSError as error:
                 self.lost[f"{type(error).__name__}: {error}"] += 1
-                line = None
+                connection = None
                 await asyncio.sleep(0.01)
                 continue
             self.latencies.append((perf_counter() - began) * 1000)
             self.statuses[status] += 1
             self.done[number] += status < 400
             await asyncio.sleep(pause)
-        if line is not None:
-            line.close()
+        if connection is not None:
+            connection.close()
