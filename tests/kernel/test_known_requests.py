@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -110,6 +111,13 @@ def head_of(person: Person, path: str = "/v1/overview", *fields: bytes, version:
     return b"\r\n".join([*lines, b"authorization: %b" % person.headers["Authorization"].encode(), b"", b""])
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the application recognized, as far as it is looked at here."""
+
+    token: bytes
+
+
 class Counted(KnownRequests):
     """Counts the heads that were known."""
 
@@ -164,6 +172,7 @@ def _chunks(rng: random.Random, person: Person, etag: bytes) -> tuple[list[bytes
         # What is a known head by itself is the rest of one here, or a body.
         ([b"GET /v1/overview HTTP/1.1\r\nhost: localhost\r\nx-part: ", plain], 1),
         ([post % len(plain), plain], 1),
+        ([plain + rng.choice(list(TAILS.values())[:-2])], 2),
     ]
     return rng.choice([*choices, *[([plain], 1)] * 8])
 
@@ -261,11 +270,27 @@ async def test_what_names_one_request_is_not_kept(person: Person, serve: Serve, 
     await client.close()
 
 
-async def test_the_oldest_goes_when_there_are_too_many(person: Person, serve: Serve) -> None:
-    known = KnownRequests(2)
-    for head in (b"a", b"b", b"a", b"c"):
-        known.add(head, head.upper())
-    assert [known.get(head) for head in (b"a", b"b", b"c")] == [None, b"B", b"C"]
+def test_the_oldest_goes_when_there_are_too_many() -> None:
+    known = KnownRequests(3)
+    one, other = Request(b"one"), Request(b"other")
+    for head, request in ((b"a", one), (b"b", other), (b"a", one), (b"c", other), (b"d", one)):
+        known.add(head, request)
+    assert [known.get(head) for head in (b"a", b"b", b"c", b"d")] == [None, other, other, one]
+
+
+def test_one_token_makes_no_other_go() -> None:
+    known = KnownRequests()
+    one, other = Request(b"one"), Request(b"other")
+    known.add(b"mine", other)
+    for number in range(10_000):
+        known.add(b"%d" % number, one)
+    assert known.get(b"mine") is other
+    assert len(known._requests) == 65
+    assert known.get(b"9999") is one
+    assert known.get(b"9935") is None
+
+
+async def test_a_long_head_is_parsed_each_time(person: Person, serve: Serve) -> None:
     server = await serve()
     client = Client(server)
     long = head_of(person, "/v1/overview", b"user-agent: " + b"x" * 2048)
@@ -273,3 +298,37 @@ async def test_the_oldest_goes_when_there_are_too_many(person: Person, serve: Se
         await client.send(long, answers=1)
     assert server.known.get(long) is None
     await client.close()
+
+
+TAILS = {
+    "no host": b"GET /v1/overview HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    "another host": b"GET http://other/ HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "length and coding": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+    "unknown coding": b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+    "a tunnel": b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n",
+    "unknown method": b"FROB / HTTP/1.1\r\nhost: a\r\n\r\n",
+    "a NUL": b"\0",
+    "a space": b" ",
+    "no message": b"nonsense\r\n\r\n",
+    "a version to come": b"GET / HTTP/9.9\r\nhost: a\r\n\r\n",
+    "half a head": b"GET / HT",
+    "line ends": b"\r\n",
+}
+
+
+@pytest.mark.parametrize("upgrade", [(), (b"connection: upgrade", b"upgrade: h2c")], ids=["plain", "upgrade"])
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+async def test_a_head_with_something_behind_it_is_not_kept(
+    person: Person, serve: Serve, tail: bytes, upgrade: tuple[bytes, ...]
+) -> None:
+    server = await serve()
+    head = head_of(person, "/v1/overview", *upgrade)
+    first, second = Client(server), Client(server)
+    await first.send(head_of(person), answers=1)
+    await second.send(head_of(person), answers=1)
+    begun = [await client.send(head + tail, answers=1) for client in (first, second)]
+    assert begun[0] == begun[1]
+    assert server.known.get(head + tail) is None
+    await first.close()
+    await second.close()

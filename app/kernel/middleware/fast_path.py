@@ -5,7 +5,7 @@ seen before, a quota that has to be asked for, no answer in memory) changes noth
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from starlette.types import Scope
@@ -15,7 +15,7 @@ from app.kernel.cache import Cache
 from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.headers.request_headers import headers_of
 from app.kernel.middleware.request_context import RequestContext
-from app.kernel.middleware.response_cache import CachedRead, chosen, key_of
+from app.kernel.middleware.response_cache import SELECTING_FIELDS, CachedRead, chosen, key_of
 from app.kernel.rate_limits import RateLimits
 
 # What goes over the wire but for the server's own headers: the head without its last line end, and the body.
@@ -30,10 +30,14 @@ class LocalRead:
     token: bytes
     fields: Mapping[bytes, bytes]
 
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether the same bytes may come again: no id of this one request stands in them."""
-        return b"x-request-id" not in self.fields and b"traceparent" not in self.fields
+    def repeatable(self) -> "LocalRead | None":
+        """What the same bytes ask for when they come again, with those fields alone that the answer depends on.
+
+        None: they name this one request.
+        """
+        if b"x-request-id" in self.fields or b"traceparent" in self.fields:
+            return None
+        return replace(self, fields={name: self.fields[name] for name in SELECTING_FIELDS if name in self.fields})
 
 
 class FastPath:

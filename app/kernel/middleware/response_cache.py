@@ -27,6 +27,8 @@ from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.rate_limits import charge
 from app.kernel.resources import Resources
 
+# What `chosen` looks at.
+SELECTING_FIELDS = (b"accept-encoding", b"if-none-match")
 _MAX_QUERY_BYTES = 256
 _OK = 200
 _NOT_MODIFIED = 304

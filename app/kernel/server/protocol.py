@@ -31,6 +31,7 @@ from app.kernel.server.response_cycle import ResponseCycle, write_finished
 from app.kernel.server.timed_protocol import TimedProtocol
 
 _WATCHED = frozenset({b"host", b"expect", b"transfer-encoding"})
+_END_OF_HEAD = b"\r\n\r\n"
 _FIELD_OVERHEAD = len(": \r\n")
 # Fields behind a body (RFC 9112, section 7.1.2) go here: nothing of ours wants them, and among those of the head they
 # could pretend to be something.
@@ -112,22 +113,27 @@ class GuardedProtocol(TimedProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
             is_ours = isinstance(error, httptools.HttpParserCallbackError)
             self._refuse(self._refusal or InvalidMessage(None if is_ours else str(error)))
             self._refusal = None
-        if self._headed is not self.scope and not self._is_rejecting:
+            return
+        if self._headed is not self.scope:
             self._note_unfinished_head()
         elif self._is_chunked:
             self._note_framing()
         elif may_be_known and self._recognized is not None and self._heads == heads + 1:
-            # All that came was the one head.
             self._remember(data)
 
-    def _remember(self, head: bytes) -> None:
+    def _remember(self, data: bytes) -> None:
+        """Knows `data` from now on if it is one whole head and not a byte more, and its request may come again."""
         cycle = self.cycle
-        if cycle is not None and cycle.keep_alive and self._recognized.is_repeatable:
-            self._known_requests.add(head, self._recognized)
+        if cycle is None or not cycle.keep_alive or data.find(_END_OF_HEAD) != len(data) - len(_END_OF_HEAD):
+            return
+        request = self._recognized.repeatable()
+        if request is not None:
+            self._known_requests.add(data, request)
 
     def _is_answered_again(self, head: bytes) -> bool:
         """Whether this is the whole head of a request that came before, and has been answered without parsing it.
