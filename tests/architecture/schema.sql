@@ -10,6 +10,27 @@ CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public;
 
 COMMENT ON EXTENSION pg_trgm IS 'text similarity measurement and index searching based on trigrams';
 
+CREATE FUNCTION jobs.record_follows_job() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+        DECLARE
+            is_over CONSTANT boolean NOT NULL DEFAULT NEW.state <> 0;
+        BEGIN
+            IF NEW.kind = 'invoice.pdf' THEN
+                UPDATE jobs.invoices SET status = CASE WHEN is_over THEN 'failed' ELSE 'pending' END
+                WHERE user_id = NEW.user_id AND id = CAST(NEW.args ->> 'invoice_id' AS uuid)
+                  AND status = CASE WHEN is_over THEN 'pending' ELSE 'failed' END;
+            ELSE
+                UPDATE jobs.webhook_deliveries
+                SET state = CASE WHEN is_over THEN 'failed' ELSE 'pending' END, next_at = NULL,
+                    last_error = CASE WHEN is_over THEN coalesce(NEW.error ->> 'code', 'cancelled') END
+                WHERE user_id = NEW.user_id AND id = CAST(NEW.args ->> 'delivery_id' AS uuid)
+                  AND state = CASE WHEN is_over THEN 'pending' ELSE 'failed' END;
+            END IF;
+            RETURN NULL;
+        END
+        $$;
+
 CREATE TABLE identity.accounts (
     user_id uuid NOT NULL,
     email text NOT NULL,
@@ -513,6 +534,8 @@ CREATE INDEX webhook_messages_created_at_idx ON jobs.webhook_messages USING btre
 CREATE INDEX idempotency_keys_expires_at_idx ON kernel.idempotency_keys USING btree (expires_at);
 
 CREATE INDEX idx_events_user_created ON users.events USING btree (user_id, created_at DESC, id DESC, kind);
+
+CREATE TRIGGER jobs_record_follows AFTER UPDATE OF state ON jobs.jobs FOR EACH ROW WHEN (((new.kind = ANY (ARRAY['invoice.pdf'::text, 'webhook.deliver'::text])) AND (((old.state < 2) AND (new.state > 2)) OR ((old.state > 2) AND (new.state = 0))))) EXECUTE FUNCTION jobs.record_follows_job();
 
 ALTER TABLE ONLY jobs.artifacts
     ADD CONSTRAINT artifacts_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;

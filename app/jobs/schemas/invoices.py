@@ -111,7 +111,7 @@ class InvoiceView(Schema, json_schema_extra=example(_EXAMPLE_INVOICE)):
     total_minor: int = Field(description="Subtotal and tax, in the currency's minor unit.")
     status: InvoiceStatus = Field(
         description="`pending`: the PDF is being made; `issued`: it exists; `sent`: the e-mail was sent; `failed`: the "
-        "mail server refused it."
+        "mail server refused it, or the job that makes it was cancelled or failed."
     )
     created_at: datetime = Field(description="When the invoice was stored.")
 

@@ -130,7 +130,7 @@ class DeliveryView(Schema):
     last_error: str | None = Field(
         description="Why the last attempt failed, as a machine-readable code; null: it did not fail. `backlog_full`: "
         "not attempted, because 5,000 of your deliveries were pending; the event can be redelivered. "
-        "`account_banned`: ended by a ban of your account."
+        "`account_banned`: ended by a ban of your account. `cancelled`: its job was cancelled."
     )
     last_response: str | None = Field(description="Start of the last response body; null: there was none.")
     last_ms: int | None = Field(description="How long the last attempt took, in milliseconds; null: there was none.")

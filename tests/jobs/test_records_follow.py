@@ -1,0 +1,76 @@
+"""What a job was to make follows its job: an invoice or a delivery never waits for a job that is over."""
+
+from typing import Any, TypeAlias
+
+import asyncpg
+import pytest
+
+from tests.fixtures.people import Person
+from tests.jobs.receiver import LOCAL, Receiver, register
+from tests.jobs.test_invoices import INVOICE
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+async def _invoice(person: Person) -> tuple[str, str]:
+    """The id of an invoice that no worker makes, and of its job."""
+    made = (await person.post("/v1/invoices", json=INVOICE)).json()
+    return made["invoice"]["id"], made["job"]["id"]
+
+
+async def _status(person: Person, invoice: str) -> Any:
+    return (await person.get(f"/v1/invoices/{invoice}")).json()["status"]
+
+
+async def _delivery(person: Person) -> tuple[str, str | None]:
+    (delivery,) = (await person.get("/v1/webhooks/deliveries")).json()["items"]
+    return delivery["state"], delivery["last_error"]
+
+
+async def test_an_invoice_whose_job_is_cancelled_has_failed_until_it_is_started_over(person: Person) -> None:
+    invoice, job = await _invoice(person)
+    assert await _status(person, invoice) == "pending"
+    assert (await person.post(f"/v1/jobs/{job}/cancel")).status_code == 200
+    assert await _status(person, invoice) == "failed"
+    assert (await person.post(f"/v1/jobs/{job}/retry")).status_code == 202
+    assert await _status(person, invoice) == "pending"
+
+
+@LOCAL
+async def test_a_delivery_whose_job_is_cancelled_has_failed_and_can_be_redelivered(
+    person: Person, receiver: Receiver, connection: Connection
+) -> None:
+    endpoint = await register(person, receiver.url)
+    tested = (await person.post(f"/v1/webhooks/endpoints/{endpoint['id']}/test")).json()
+    job = await connection.fetchval("SELECT id FROM jobs.jobs WHERE kind = 'webhook.deliver'")
+    assert await _delivery(person) == ("pending", None)
+    assert (await person.post(f"/v1/jobs/{job}/cancel")).status_code == 200
+    assert await _delivery(person) == ("failed", "cancelled")
+    assert (await person.post(f"/v1/jobs/{job}/retry")).status_code == 202
+    assert await _delivery(person) == ("pending", None)
+    assert (await person.post(f"/v1/jobs/{job}/cancel")).status_code == 200
+    assert (await person.post(f"/v1/webhooks/deliveries/{tested['id']}/redeliver")).status_code == 202
+    assert await _delivery(person) == ("pending", "cancelled")
+
+
+@pytest.mark.parametrize(("state", "status"), [(2, "pending"), (3, "failed"), (4, "failed")])
+async def test_however_the_job_ends_its_invoice_follows(
+    person: Person, connection: Connection, state: int, status: str
+) -> None:
+    invoice, job = await _invoice(person)
+    await connection.execute("UPDATE jobs.jobs SET state = 1, run_token = id, lease_until = now() WHERE id = $1", job)
+    assert await _status(person, invoice) == "pending"
+    await connection.execute(
+        "UPDATE jobs.jobs SET state = $2, finished_at = now(), run_token = NULL, lease_until = NULL WHERE id = $1",
+        job,
+        state,
+    )
+    # A job that succeeds writes what it has made by itself.
+    assert await _status(person, invoice) == status
+
+
+async def test_what_is_made_already_stays(person: Person, connection: Connection) -> None:
+    invoice, job = await _invoice(person)
+    await connection.execute("UPDATE jobs.invoices SET status = 'sent'")
+    assert (await person.post(f"/v1/jobs/{job}/cancel")).status_code == 200
+    assert await _status(person, invoice) == "sent"
