@@ -14,6 +14,7 @@ from app.kernel.http import StrictRoute
 from app.settings import Settings
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, Processes, free_port
+from tests.fixtures.http import http_client
 from tests.fixtures.waiting import eventually
 
 
@@ -89,7 +90,7 @@ async def test_addresses_follow_the_port_of_a_bare_uvicorn(processes: Processes,
     url = f"http://127.0.0.1:{port}"
     server = await processes.start("app.main:app", "--port", str(port), *options, module="uvicorn")
     await processes.until_ready(server, url)
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with http_client(url) as client:
         metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
         assert (metadata["issuer"], metadata["token_endpoint"]) == (url, f"{url}/v1/auth/token")
         person = {"email": "ada@example.com", "password": "a very long horse 42"}

@@ -25,6 +25,7 @@ from app.kernel.redis.gateway import RedisGateway
 from app.settings import Settings, load_settings
 from tests.faults.signals import frozen
 from tests.fixtures.application import free_port
+from tests.fixtures.http import http_client
 from tests.fixtures.waiting import eventually, scaled
 from tests.jobs.worker_process import TRACES
 
@@ -257,7 +258,7 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
     worker = await start_process(APP_JOBS_METRICS_PORT=str(port))
     await enqueue("test.noop", 3)
     await all_succeed(connection, 3)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=scaled(20)) as client:
+    async with http_client(f"http://127.0.0.1:{port}", timeout=scaled(20)) as client:
         answer = await client.get("/metrics")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -304,7 +305,7 @@ async def probe(client: httpx.AsyncClient, path: str) -> tuple[int, str, dict[st
 async def test_a_worker_tells_its_health(start_process: StartProcess, connection: Connection) -> None:
     port = free_port()
     worker = await start_process(APP_JOBS_METRICS_PORT=str(port), APP_JOBS_LEASE="30")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    async with http_client(f"http://127.0.0.1:{port}", timeout=60) as client:
         assert await probe(client, "/livez") == (200, "alive", {"claims": "ok", "maintenance": "ok"})
         assert await probe(client, "/readyz") == (200, "ready", HEALTHY)
         newest = await connection.fetchval("SELECT version_num FROM alembic_version")
@@ -332,7 +333,7 @@ async def test_a_frozen_database_fails_readiness_and_restarts_nobody(
 ) -> None:
     port = free_port()
     await start_process(APP_JOBS_METRICS_PORT=str(port), APP_JOBS_LEASE="30")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    async with http_client(f"http://127.0.0.1:{port}", timeout=60) as client:
 
         async def is_ready() -> bool:
             return (await probe(client, "/readyz"))[0] == 200
@@ -360,7 +361,7 @@ async def test_a_claim_loop_that_is_stuck_fails_liveness(
     waits = {"APP_DATABASE_LOCK_TIMEOUT": "60", "APP_DATABASE_STATEMENT_TIMEOUT": "120"}
     await start_process(APP_JOBS_METRICS_PORT=str(port), APP_JOBS_MAX_STALL="2", **waits)
     valkey.stop()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    async with http_client(f"http://127.0.0.1:{port}", timeout=60) as client:
 
         async def is_alive() -> bool:
             return await probe(client, "/livez") == (200, "alive", {"claims": "ok", "maintenance": "ok"})

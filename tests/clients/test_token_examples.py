@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jwt
 import pytest
 from authlib.oauth2.rfc6750 import InsufficientScopeError, InvalidTokenError
 
 from tests.clients.test_generated_clients import NODE_MODULES, node_tool, run
 from tests.fixtures.application import ROOT, LiveServer
+from tests.fixtures.http import http_client
 from tests.fixtures.people import Person, register
 
 # The issuer is the address of the server, as where a reader tries the examples.
@@ -32,7 +32,7 @@ def tampered(token: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated:joserfc.errors.SecurityWarning")
 async def test_the_examples_of_the_documentation(live_server: LiveServer, tmp_path: Path) -> None:
     url = await live_server()
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with http_client(url) as client:
         person = await register(client)
     with_pyjwt, with_authlib = examples("python", url)
     await asyncio.to_thread(use_pyjwt, with_pyjwt, person)

@@ -8,10 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.fixtures.application import ROOT, LiveServer
+from tests.fixtures.http import http_client
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import scaled
@@ -50,7 +50,7 @@ async def run_schemathesis(url: str, *options: str, **variables: str) -> None:
 @pytest.fixture
 async def admin(base_url: str, connection: Connection) -> Person:
     """A user who may call everything."""
-    async with httpx.AsyncClient(base_url=base_url, timeout=scaled(20)) as client:
+    async with http_client(base_url, timeout=scaled(20)) as client:
         person = await register(client)
     await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
     return person

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fixtures.application import free_port
 from tests.fixtures.embedded import arguments_of, processes_of
+from tests.fixtures.http import http_client
 from tests.fixtures.servers import AddCluster
 from tests.fixtures.terminal import ROOT, Terminal
 from tests.fixtures.waiting import eventually
@@ -70,7 +71,7 @@ def _workers(data_dir: Path, command: str = "worker") -> list[psutil.Process]:
 
 
 def _client(variables: dict[str, str]) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{variables['PORT']}", timeout=SLOW)
+    return http_client(f"http://127.0.0.1:{variables['PORT']}", timeout=SLOW)
 
 
 def _add_break_point(tree: Path) -> None:
@@ -156,7 +157,7 @@ async def test_servers_outlive_the_reloads_of_uvicorn(tree: Path, variables: dic
         page.write_text(page.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
         await eventually(lambda: bool(_workers(data_dir)) and worker not in _workers(data_dir), within=SLOW)
         assert _postmaster(data_dir) == postmaster
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SLOW) as client:
+        async with http_client(f"http://127.0.0.1:{port}", timeout=SLOW) as client:
             body = {"email": "ada@example.com", "password": "a very long horse 42"}
             registered = await client.post("/v1/auth/register", json=body)
             claims = jwt.decode(registered.json()["tokens"]["access_token"], options={"verify_signature": False})

@@ -11,6 +11,7 @@ import psutil
 
 from app.dev.embedded import EmbeddedPostgres
 from tests.fixtures.application import LiveServer
+from tests.fixtures.http import http_client
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import scaled
 
@@ -24,7 +25,7 @@ async def test_what_was_acknowledged_survives_kill_9_of_api_and_postgres(
     base = await live_server()
     events: list[UUID] = []
     jobs: list[UUID] = []
-    async with httpx.AsyncClient(base_url=base, timeout=scaled(30)) as client:
+    async with http_client(base, timeout=scaled(30)) as client:
         person = await register(client)
         writers = [asyncio.create_task(write_events(person, events)) for _ in range(8)]
         writers += [asyncio.create_task(submit_jobs(person, jobs)) for _ in range(8)]

@@ -7,6 +7,7 @@ import httpx
 
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, LiveServer, Processes
+from tests.fixtures.http import http_client
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually, scaled
 
@@ -18,7 +19,7 @@ async def test_who_waits_for_a_job_is_told_and_readiness_ends(live_server: LiveS
     """A job that no worker takes would be watched for ever."""
     base = await live_server(APP_CONNECTIONS_DRAIN_DELAY="5")
     (server,) = processes._running
-    async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
+    async with http_client(base, timeout=scaled(20)) as client:
         person = await register(client)
         job = (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
         lines: list[str] = []
@@ -67,7 +68,7 @@ async def is_leaving(client: httpx.AsyncClient) -> bool:
 async def test_heads_over_the_wire(live_server: LiveServer) -> None:
     """One connection: an answer of a wrong length would spoil the next one."""
     base = await live_server()
-    async with httpx.AsyncClient(base_url=base, timeout=scaled(20), limits=httpx.Limits(max_connections=1)) as client:
+    async with http_client(base, timeout=scaled(20), limits=httpx.Limits(max_connections=1)) as client:
         for path in ("/livez", "/readyz", "/v1/users/me", "/nothing", "/docs", "/metrics"):
             head, whole = await client.head(path), await client.get(path)
             assert head.status_code == whole.status_code

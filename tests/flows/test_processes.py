@@ -17,6 +17,7 @@ from app.settings import Settings
 from tests.faults.signals import frozen
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, LiveServer
+from tests.fixtures.http import http_client
 from tests.fixtures.people import Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually, in_time, scaled
@@ -44,9 +45,7 @@ async def name_at(person: Person) -> str:
 async def test_a_change_is_seen_everywhere(live_server: LiveServer) -> None:
     async with AsyncExitStack() as stack:
         bases = await asyncio.gather(*(live_server(APP_CACHE_TTL="3600") for _ in range(2)))
-        clients = [
-            await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=scaled(20))) for base in bases
-        ]
+        clients = [await stack.enter_async_context(http_client(base, timeout=scaled(20))) for base in bases]
         writer = await register(clients[0])
         reader = Person(clients[1], writer.id, writer.email, writer.password, writer.tokens)
         for number in range(20):
@@ -163,14 +162,14 @@ async def test_metrics_of_two_processes_are_added_up(live_server: LiveServer) ->
     base = await live_server(workers=2)
     for _ in range(60):
         # A connection each, so that both processes get some.
-        async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
+        async with http_client(base, timeout=scaled(20)) as client:
             assert (await client.get("/livez")).status_code == 200
     pattern = re.compile(
         r'^http_server_request_duration_seconds_count\{([^}]*route="/livez"[^}]*)\} (\S+)$', re.MULTILINE
     )
 
     async def count() -> float:
-        async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
+        async with http_client(base, timeout=scaled(20)) as client:
             text = (await client.get("/metrics")).text
         ((labels, count),) = pattern.findall(text)
         assert 'http_request_method="GET"' in labels
@@ -187,7 +186,7 @@ async def test_metrics_of_two_processes_are_added_up(live_server: LiveServer) ->
 
 async def test_postgres_away_and_back(live_server: LiveServer, postgres: EmbeddedPostgres) -> None:
     base = await live_server(APP_DATABASE_STATEMENT_TIMEOUT="2", APP_CACHE_ENABLED="false")
-    async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
+    async with http_client(base, timeout=scaled(20)) as client:
         person = await register(client)
         pid = postgres.pid()
         assert pid is not None

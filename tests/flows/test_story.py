@@ -6,12 +6,12 @@ import io
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 
 from app.dev.embedded import EmbeddedValkey
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import ROOT, LiveServer, LiveWorker
+from tests.fixtures.http import http_client
 from tests.fixtures.people import register
 from tests.fixtures.waiting import scaled
 
@@ -20,7 +20,7 @@ QUICKSTART = ROOT / "docs" / "quickstart.md"
 
 async def live_through(base: str) -> None:
     """Sign up, look, record, change, export, download, log out."""
-    async with httpx.AsyncClient(base_url=base, timeout=scaled(40)) as client:
+    async with http_client(base, timeout=scaled(40)) as client:
         person = await register(client, display_name="Ada")
         overview = (await person.get("/v1/overview")).json()
         assert (overview["user"]["display_name"], overview["recent_events"]) == ("Ada", [])
@@ -72,7 +72,7 @@ async def test_the_story_without_redis(
     valkey.stop()
     try:
         await live_through(base)
-        async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
+        async with http_client(base, timeout=scaled(20)) as client:
             ready = await client.get("/readyz")
             assert (ready.status_code, ready.json()["checks"]["redis"]) == (200, "degraded")
     finally:

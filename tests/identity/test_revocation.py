@@ -20,6 +20,7 @@ from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import LiveServer, Processes
 from tests.fixtures.clocks import ManualClock
+from tests.fixtures.http import http_client
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually, scaled
@@ -43,7 +44,7 @@ class Cluster:
         """Of as many requests over connections of their own, so that they spread over the processes."""
         limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
         headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
-        async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=scaled(20)) as client:
+        async with http_client(self.url, limits=limits, timeout=scaled(20)) as client:
             answers = await asyncio.gather(*(client.get(path, headers=headers) for _ in range(REQUESTS)))
         return Counter(answer.status_code for answer in answers)
 
@@ -71,7 +72,7 @@ async def cluster(live_server: LiveServer, processes: Processes, connection: Con
         await processes.stop()
         return await live_server(workers=WORKERS)
 
-    async with httpx.AsyncClient(base_url=url, timeout=scaled(20)) as client:
+    async with http_client(url, timeout=scaled(20)) as client:
         yield Cluster(url, client, connection, restart)
 
 
@@ -198,7 +199,7 @@ async def test_a_process_that_stood_still_wakes_up_with_nothing_to_be_fooled_by(
         answer = None
         while answer is None:
             try:
-                async with httpx.AsyncClient(base_url=cluster.url, timeout=1.5) as client:
+                async with http_client(cluster.url, timeout=1.5) as client:
                     answer = await client.post("/v1/auth/logout", headers=person.headers)
             except httpx.TimeoutException:
                 pass

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyotp
 import redis.asyncio
 
 from app.identity.service.tokens import decode_api_key
 from app.kernel.sealing import Keys
 from tests.fixtures.application import LiveServer, LiveWorker, Processes
+from tests.fixtures.http import http_client
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import scaled
@@ -28,7 +28,7 @@ async def use_everything(url: str, mailbox: Mailbox) -> dict[str, str]:
         secrets[f"{name}: access token"] = tokens["access_token"]
         secrets[f"{name}: refresh token"] = tokens["refresh_token"]
 
-    async with httpx.AsyncClient(base_url=url, timeout=scaled(20)) as client:
+    async with http_client(url, timeout=scaled(20)) as client:
         person = await register(client, email="ada@example.com")
         keep("registration", person.tokens)
         secrets["verification"] = (await mailbox.letter(person.email, "Verify your e-mail address")).token

@@ -16,6 +16,7 @@ from app.kernel.http import Router, json_response
 from app.kernel.server.refusal_queue import RefusalQueue
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Lifespan, LiveServer
+from tests.fixtures.http import http_client
 from tests.fixtures.people import Person, register
 from tests.fixtures.waiting import eventually, scaled
 from tests.kernel.conftest import Planted
@@ -261,7 +262,7 @@ async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncCli
 async def test_a_server_refuses_before_it_makes_a_task(live_server: LiveServer) -> None:
     """What goes over the wire is whole, and the connection goes on behind it."""
     body = {"email": "unknown@example.com", "password": "takes a while"}
-    async with httpx.AsyncClient(base_url=await live_server(), timeout=scaled(20)) as client:
+    async with http_client(await live_server(), timeout=scaled(20)) as client:
         inside = asyncio.create_task(client.post("/v1/auth/login", json=body))
         refusals: list[httpx.Response] = []
         for number in range(4):

@@ -18,6 +18,7 @@ from app.kernel.http import PROBLEM_MEDIA_TYPE, Problem
 from app.main import create_app
 from app.settings import Settings
 from tests.fixtures.application import LiveServer
+from tests.fixtures.http import http_client
 from tests.fixtures.people import PASSWORD, Person, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import scaled
@@ -376,7 +377,7 @@ async def test_over_the_wire(live_server: LiveServer) -> None:
     """What only a real server shows: bodies that grow while they are read, and addresses that are none."""
     base = await live_server()
     findings = Findings()
-    async with httpx.AsyncClient(base_url=base, timeout=scaled(20)) as client:
+    async with http_client(base, timeout=scaled(20)) as client:
         person = await register(client)
 
         async def chunks() -> AsyncIterator[bytes]:
