@@ -51,12 +51,13 @@ from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.middleware.upgrade import answer_without_upgrade
 from app.kernel.observability.access_log import AccessLog
+from app.kernel.observability.exits import end_misconfigured
 from app.kernel.observability.gc_tuning import rare_collections
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import RenderedMetrics, configure_logging, get_logger, render_metrics
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
-from app.settings import Settings, load_settings, served_base_url
+from app.settings import Settings, SettingsError, load_settings, served_base_url
 from app.users import api as users
 from app.users import router as users_router
 
@@ -387,6 +388,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> FastAPI:
     """`app` for `uvicorn app.main:app`, made when asked for, so that importing this file reads no settings."""
     if name == "app":
-        made = globals()["app"] = create_app(load_settings())
+        try:
+            settings = load_settings()
+        except SettingsError as error:
+            end_misconfigured(error)
+        made = globals()["app"] = create_app(settings)
         return made
     raise AttributeError(name)

@@ -101,3 +101,16 @@ async def test_addresses_follow_the_port_of_a_bare_uvicorn(processes: Processes,
         headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
         for _ in range(4):
             assert (await client.get("/v1/users/me", headers=headers)).status_code == 200
+
+
+@pytest.mark.settings(APP_PORT="x")
+@pytest.mark.parametrize(("options", "code"), [((), 78), (("--workers", "2"), 0)], ids=["alone", "workers"])
+async def test_a_bare_uvicorn_says_what_is_wrong_with_the_settings_and_ends(
+    processes: Processes, options: tuple[str, ...], code: int
+) -> None:
+    """Uvicorn's own supervisor ends with 0 whatever happened, but it starts nothing anew."""
+    server = await processes.start("app.main:app", "--port", str(free_port()), *options, module="uvicorn")
+    assert await asyncio.wait_for(server.wait(), 300) == code
+    logged = processes.logged()
+    assert "APP_PORT: Input should be a valid integer" in logged
+    assert "Traceback" not in logged

@@ -20,6 +20,8 @@ from typing import Any, cast
 
 import uvicorn
 
+from app.kernel.errors import EXIT_CONFIG
+from app.kernel.observability import exits
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.observability.watchdog import is_in_debugger, watched_loop
@@ -54,6 +56,7 @@ class Config(uvicorn.Config):
         """Loads the application in a process that ends when the one above it does."""
         if self.workers > 1 or self.should_reload:
             end_with_parent()
+            exits.exit_code = EXIT_CONFIG
         super().load()
 
 
