@@ -323,6 +323,7 @@ _ANSWERS: dict[str, set[int]] = {
     "PATCH /v1/admin/users/{user_id}": {404},
     "POST /v1/admin/users/{user_id}/ban": {404},
     "POST /v1/admin/users/{user_id}/unban": {404},
+    "DELETE /v1/admin/users/{user_id}/sessions": {404},
     "POST /v1/jobs": {202},
     "GET /v1/jobs/{job_id}/events": {404},
     "POST /v1/jobs/{job_id}/cancel": {200, 409},

@@ -70,6 +70,9 @@ class Client:
     def tell_when_gone(self, act: Callable[[], object] | None) -> None:
         self._act = act
 
+    def extend(self, seconds: float) -> None:
+        raise NotImplementedError
+
     def leave(self) -> None:
         assert self._act is not None
         self._act()

@@ -13,8 +13,9 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.kernel.auth import Public
+from app.kernel.fairness.disconnects import extend_deadline
 from app.kernel.fairness.time_shares import TimeShares
-from app.kernel.http import Router, json_response
+from app.kernel.http import Router, asked_to_wait, json_response
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.observability.access_log import AccessLog
@@ -36,6 +37,14 @@ router = Router(prefix="/test")
 @router.get("/trace", dependencies=[Public])
 async def trace() -> Response:
     return json_response({"trace_parent": trace_parent_var.get()})
+
+
+@router.get("/patient/{seconds}", dependencies=[Public])
+async def sleep_patiently(request: Request, seconds: float) -> Response:
+    """Honours `Prefer: wait`."""
+    extend_deadline(asked_to_wait(request.scope))
+    await asyncio.sleep(seconds)
+    return Response()
 
 
 @router.get("/sleep/{seconds}", dependencies=[Public])
@@ -174,13 +183,16 @@ async def test_deadline(planted_client: httpx.AsyncClient) -> None:
     assert time.perf_counter() - started >= 0.4
     problem_of(answer, 504, "deadline_exceeded")
     assert answer.headers["retry-after"] == "1"
-    # It counts until the answer begins, and a caller who asked to wait gets that much more.
+    # It counts until the answer begins, and where a route waits on request, a caller who asked gets that much more.
     assert (await planted_client.get("/test/stream/0.6")).text == "first last"
     wishes = (["respond-async, wait=5"], ["wait=5", "respond-async"], ["Wait = 1000"])
     answers = await asyncio.gather(
-        *(planted_client.get("/test/sleep/0.6", headers=[("Prefer", wish) for wish in wished]) for wished in wishes)
+        *(planted_client.get("/test/patient/0.6", headers=[("Prefer", wish) for wish in wished]) for wished in wishes)
     )
     assert [answer.status_code for answer in answers] == [200, 200, 200]
+    problem_of(await planted_client.get("/test/patient/20", headers={"Prefer": "wait=1"}), 504, "deadline_exceeded")
+    # Other routes keep their time, whatever their callers would like.
+    problem_of(await planted_client.get("/test/sleep/20", headers={"Prefer": "wait=30"}), 504, "deadline_exceeded")
 
 
 async def test_a_body_beyond_the_limit_is_refused_by_its_length(planted_client: httpx.AsyncClient) -> None:

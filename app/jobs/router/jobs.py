@@ -35,6 +35,7 @@ from app.jobs.service import artifacts, submitting, watching
 from app.kernel.auth import InvalidToken, Principal, authenticate_again
 from app.kernel.background import until
 from app.kernel.database import Tx
+from app.kernel.fairness.disconnects import extend_deadline
 from app.kernel.http import (
     Id,
     Router,
@@ -152,6 +153,7 @@ async def get_job(
     if seconds and runtime.watch.may_wait(principal.user_id):
         # Waiting is no work, and must not keep others from it.
         release_slot(request.scope)
+        extend_deadline(seconds)
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
         )

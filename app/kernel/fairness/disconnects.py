@@ -1,4 +1,6 @@
-"""What a part of the program far from the connection does when the client has gone that it works for."""
+"""What a part of the program far from the connection does when the client has gone that it works for, or when its
+client has agreed to wait.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ class Watched(Protocol):
 
     def tell_when_gone(self, act: Callable[[], object] | None) -> None: ...
 
+    def extend(self, seconds: float) -> None: ...
+
 
 watched_var: ContextVar[Watched | None] = ContextVar("watched", default=None)
 
@@ -33,3 +37,10 @@ def when_client_goes(act: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         watched.tell_when_gone(None)
+
+
+def extend_deadline(seconds: float) -> None:
+    """Gives the request at hand so much more time until its answer begins. For routes that wait on request alone."""
+    watched = watched_var.get()
+    if watched is not None:
+        watched.extend(seconds)

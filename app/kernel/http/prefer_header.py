@@ -12,10 +12,7 @@ _QUALITY = re.compile(r"q\s*=\s*([01](?:\.\d{0,3})?)", re.ASCII)
 
 
 def asked_to_wait(scope: Scope) -> int:
-    """The seconds of `Prefer: wait=N`, at most 30; 0 without one, or in words that make no sense.
-
-    Asked by every layer that lets a request wait or bounds its time, so that they agree.
-    """
+    """The seconds of `Prefer: wait=N`, at most 30; 0 without one, or in words that make no sense."""
     prefer = headers_of(scope).get(b"prefer")
     found = _WAIT.search(prefer) if prefer is not None else None
     return min(int(found[1]), _MAX_WAIT_SECONDS) if found else 0

@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.fairness.disconnects import watched_var
-from app.kernel.http import asked_to_wait
 from app.kernel.middleware.admission import release_slot
 from app.kernel.observability.watchdog import debugger_seen_at
 from app.kernel.settings import HttpSettings
@@ -23,9 +22,10 @@ _MOST_KEPT = 16
 class Deadline:
     """Stands behind the response cache, because what comes from memory needs no timer.
 
-    The clock stops when the answer begins, so that a download or a stream may take its time. A caller that asks to wait
-    (`Prefer: wait=N`, RFC 7240) gets that much more. A write goes on when its client has gone, because half of it may
-    be done; but a part of it that has not begun yet may ask to be told (`kernel.fairness.disconnects`).
+    The clock stops when the answer begins, so that a download or a stream may take its time. A route that honours
+    `Prefer: wait=N` (RFC 7240) asks for that much more (`extend_deadline`). A write goes on when its client has gone,
+    because half of it may be done; but a part of it that has not begun yet may ask to be told
+    (`kernel.fairness.disconnects`).
     """
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
@@ -38,8 +38,7 @@ class Deadline:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seconds = self._seconds + asked_to_wait(scope)
-        timed = TimedRequest(self._loop, scope, receive, send, seconds)
+        timed = TimedRequest(self._loop, scope, receive, send, self._seconds)
         watched_var.set(timed)
         try:
             await self._app(scope, timed.receive, timed.send)
@@ -110,6 +109,10 @@ class TimedRequest:
             # A task keeps its context, and that the request: a circle that only the collector would find.
             self._watch = None
 
+    def extend(self, seconds: float) -> None:
+        self._seconds += seconds
+        self._ends += seconds
+
     def tell_when_gone(self, act: Callable[[], object] | None) -> None:
         """Once the body is there, because its reader finds out by itself."""
         self.on_gone = act
@@ -131,8 +134,10 @@ class TimedRequest:
             raise self._reason from error
 
     def _end(self) -> None:
-        """Gives up, unless a debugger has held the process meanwhile: then the request gets its time anew."""
-        ends = debugger_seen_at() + self._seconds
+        """Gives up, unless the request was given more time, or a debugger has held the process meanwhile: then it gets
+        its time anew.
+        """
+        ends = max(self._ends, debugger_seen_at() + self._seconds)
         if ends > self._loop.time():
             self._timer = self._loop.call_at(ends, self._end)
         else:
