@@ -242,7 +242,7 @@ def prepare(
     """What `dev` runs first: schema and demo data in one process; the log-ins go to REPORT as JSON."""
     import asyncio
 
-    from app.kernel.schema.revision import Schema, newest_revision, schema_of
+    from app.kernel.schema.revision import SchemaState, newest_revision, schema_of
     from app.settings import load_settings
 
     settings = load_settings()
@@ -259,7 +259,7 @@ def prepare(
             import app.kernel.schema.migrations  # noqa: F401 - loads it while the schema is waited for
 
             schema = await schema_of(dsn, wait=wait)
-        if schema is Schema.OLD:
+        if schema is SchemaState.OLD:
             from app.kernel.schema.migrations import upgrade
 
             await upgrade(dsn)

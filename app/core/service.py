@@ -16,7 +16,7 @@ class Overview:
     """What the modules contribute."""
 
     person: users.OverviewPart
-    work: jobs.Overview
+    work: jobs.JobOverview
 
 
 async def read_overview(reads: PointReads, user_id: UserId) -> Overview:

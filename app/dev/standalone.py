@@ -19,7 +19,7 @@ from app.kernel.listening import listening_address
 from app.kernel.observability.gc_tuning import collect_rarely_until_exit
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import get_logger
-from app.kernel.schema.revision import Schema, schema_of
+from app.kernel.schema.revision import SchemaState, schema_of
 from app.kernel.settings import Section
 from app.settings import Settings, served_base_url
 
@@ -58,7 +58,7 @@ async def embedded_environment(settings: Settings) -> AsyncIterator[Settings]:
             environment["REDIS_URL"] = addresses.redis_url
         settings = _with_addresses(settings, addresses.database_url, addresses.redis_url)
         if addresses.database_url is not None:
-            if await schema_of(addresses.database_url) is Schema.OLD:
+            if await schema_of(addresses.database_url) is SchemaState.OLD:
                 # Alembic and SQLAlchemy take half a second and 30 MB, of which a reload is spared.
                 from app.kernel.schema.migrations import upgrade  # noqa: PLC0415 - a reload needs no migration
 

@@ -41,3 +41,13 @@ def test_nothing_is_left_to_do() -> None:
         if any(mark in line for mark in marks)
     ]
     assert found == []
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A reader who looks for one would find the other; a protocol has the name of its role."""
+    homes: dict[str, list[str]] = {}
+    for file in source_files():
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(file.name)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

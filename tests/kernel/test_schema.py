@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from app.dev.embedded import EmbeddedPostgres
-from app.kernel.schema.revision import Schema, newest_revision, revisions, schema_of, wait_for_schema
+from app.kernel.schema.revision import SchemaState, newest_revision, revisions, schema_of, wait_for_schema
 from tests.fixtures.waiting import scaled
 
 
@@ -21,7 +21,7 @@ async def test_a_process_waits_until_the_newest_schema_is_made(postgres: Embedde
     await asyncio.to_thread(postgres.create_database, name)
     connection = await asyncpg.connect(dsn)
     try:
-        assert await schema_of(dsn) is Schema.OLD
+        assert await schema_of(dsn) is SchemaState.OLD
         await connection.execute("CREATE TABLE alembic_version (version_num text NOT NULL)")
         await connection.execute("INSERT INTO alembic_version VALUES ($1)", revisions()[0])
         with pytest.raises(ConnectionError, match="still lacks migrations of this release after 0 s"):
@@ -32,7 +32,7 @@ async def test_a_process_waits_until_the_newest_schema_is_made(postgres: Embedde
         await waiting
         # What a later release has made is good enough.
         await connection.execute("UPDATE alembic_version SET version_num = 'of a release to come'")
-        assert await schema_of(dsn) is Schema.NEWER
+        assert await schema_of(dsn) is SchemaState.NEWER
         await wait_for_schema(dsn, 0)
     finally:
         await connection.close()

@@ -10,7 +10,7 @@ from app.jobs.records import (
     Artifact,
     InsertedJob,
     Job,
-    Overview,
+    JobOverview,
     State,
     StateFilter,
     Transition,
@@ -335,10 +335,10 @@ CROSS JOIN LATERAL (
 """
 
 
-async def list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[UserId, Overview]:
+async def list_overviews(conn: ReadConn, user_ids: Sequence[UserId]) -> dict[UserId, JobOverview]:
     """Counts by state, up to `COUNTED_AT_MOST`, and the five newest jobs of each of these users, in one statement."""
     rows = await conn.fetch(LIST_OVERVIEWS, user_ids, COUNTED_AT_MOST)
-    return {user_id: Overview(*row) for user_id, *row in rows}
+    return {user_id: JobOverview(*row) for user_id, *row in rows}
 
 
 GET_ARTIFACT = """

@@ -258,7 +258,7 @@ COUNTED_AT_MOST = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class JobOverview:
     """Counts of a user's jobs by state, up to `COUNTED_AT_MOST`. `recent`: the newest, as JSON in the API's shape."""
 
     queued: int

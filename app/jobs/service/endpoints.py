@@ -21,7 +21,7 @@ from app.jobs.records.webhooks import (
     NewDelivery,
     format_secret,
 )
-from app.jobs.service.publishing import Event, enqueue_again, message_of, send_messages
+from app.jobs.service.publishing import WebhookEvent, enqueue_again, message_of, send_messages
 from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
@@ -216,7 +216,7 @@ async def disable_endpoints(tx: Tx, user_id: UserId) -> None:
 @retries_conflicts
 async def test_endpoint(db: Database, queue: Queue, clock: Clock, user_id: UserId, endpoint_id: UUID) -> Delivery:
     """Sends a test event to this endpoint alone. Raises EndpointNotFound."""
-    event = Event(new_id(), user_id, "webhook.test", {"endpoint_id": str(endpoint_id)})
+    event = WebhookEvent(new_id(), user_id, "webhook.test", {"endpoint_id": str(endpoint_id)})
     delivery = NewDelivery(new_id(), user_id, endpoint_id, event.id)
     async with db.transaction("jobs.test_endpoint") as tx:
         _found(await webhook_endpoints.get_endpoint(tx, user_id, endpoint_id))

@@ -10,7 +10,7 @@ from app.kernel.observability.probes import Check, Checks
 from app.kernel.queue import Queue
 from app.kernel.queue.slots import Runner
 from app.kernel.redis.gateway import RedisUnavailable
-from app.kernel.schema.revision import Schema, read_schema
+from app.kernel.schema.revision import SchemaState, read_schema
 
 _LOOK_SECONDS = 2.0
 
@@ -57,7 +57,7 @@ class WorkerHealth:
                 schema = await read_schema(conn)
         except (Unavailable, TimeoutError):
             return "failing", "failing"
-        return "ok", _check(is_good=schema is not Schema.OLD)
+        return "ok", _check(is_good=schema is not SchemaState.OLD)
 
     async def _redis(self) -> Check:
         """Without it jobs are claimed straight from Postgres, later."""

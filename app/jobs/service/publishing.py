@@ -23,7 +23,7 @@ _EVENT_OF_STATE: dict[int, str] = {State.SUCCEEDED: "job.succeeded", State.FAILE
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class WebhookEvent:
     """Something that has happened to a user. The same id is never published twice.
 
     `trace_parent` is that of its cause; None: its publisher's trace.
@@ -47,7 +47,7 @@ async def publish_event(
     now: datetime,
 ) -> None:
     """Publishes one event within `tx`."""
-    await publish_events(tx, queue, [Event(event_id, user_id, event_type, data)], now)
+    await publish_events(tx, queue, [WebhookEvent(event_id, user_id, event_type, data)], now)
 
 
 async def publish_admin_event(
@@ -59,7 +59,7 @@ async def publish_admin_event(
     """
     admins = await identity.list_admins(tx, await webhook_endpoints.list_subscribers(tx, event_type))
     if admins:
-        await publish_events(tx, queue, [Event(event_id, admin, event_type, data) for admin in admins], now)
+        await publish_events(tx, queue, [WebhookEvent(event_id, admin, event_type, data) for admin in admins], now)
 
 
 async def publish_job_ends(
@@ -67,7 +67,7 @@ async def publish_job_ends(
 ) -> None:
     """Publishes the ends of jobs that users asked for. Never those of webhooks, which would go on for ever."""
     events = [
-        Event(
+        WebhookEvent(
             uuid5(change.id, str(change.version)),
             change.user_id,
             _EVENT_OF_STATE[change.state],
@@ -81,7 +81,7 @@ async def publish_job_ends(
         await publish_events(tx, queue, events, now)
 
 
-async def publish_events(tx: Tx, queue: Queue, events: Sequence[Event], now: datetime) -> None:
+async def publish_events(tx: Tx, queue: Queue, events: Sequence[WebhookEvent], now: datetime) -> None:
     """Publishes events within `tx`. Without a subscriber this is one look at an index and nothing else."""
     endpoints = await webhook_endpoints.list_matching_endpoints(
         tx, sorted({event.user_id for event in events}), sorted({event.type for event in events})
@@ -141,12 +141,12 @@ async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[Us
         await queue.enqueue_rows(tx, rows)
 
 
-def _wants(endpoint: MatchingEndpoint, event: Event) -> bool:
+def _wants(endpoint: MatchingEndpoint, event: WebhookEvent) -> bool:
     wanted = {event.type} if event.type in ADMIN_EVENTS else {event.type, ALL_EVENTS}
     return endpoint.user_id == event.user_id and not wanted.isdisjoint(endpoint.event_types)
 
 
-def message_of(event: Event, now: datetime) -> Message:
+def message_of(event: WebhookEvent, now: datetime) -> Message:
     """The event as it is sent."""
     stamp = now.astimezone(UTC).isoformat().replace("+00:00", "Z")
     payload = orjson.dumps({"type": event.type, "timestamp": stamp, "data": dict(event.data)}).decode()

@@ -21,7 +21,7 @@ _VERSIONS = Path(__file__).resolve().parents[3] / "alembic" / "versions"
 CURRENT_REVISION = "SELECT version_num FROM alembic_version"
 
 
-class Schema(Enum):
+class SchemaState(Enum):
     """`NEWER`: of a release to come, whose migrations the present one works with too."""
 
     OLD = "old"
@@ -46,22 +46,22 @@ def _revision_of(path: Path) -> str:
     return found[1]
 
 
-async def read_schema(conn: ReadConn) -> Schema:
+async def read_schema(conn: ReadConn) -> SchemaState:
     """What the database has, compared with what this release knows; an empty one is old."""
     known = await asyncio.to_thread(revisions)
     try:
         return _compare(await conn.fetchval(CURRENT_REVISION), known)
     except asyncpg.UndefinedTableError:
-        return Schema.OLD
+        return SchemaState.OLD
 
 
-def _compare(current: str | None, known: Sequence[str]) -> Schema:
+def _compare(current: str | None, known: Sequence[str]) -> SchemaState:
     if current == known[-1]:
-        return Schema.NEWEST
-    return Schema.OLD if current is None or current in known else Schema.NEWER
+        return SchemaState.NEWEST
+    return SchemaState.OLD if current is None or current in known else SchemaState.NEWER
 
 
-async def schema_of(dsn: str, *, wait: float = 0) -> Schema:
+async def schema_of(dsn: str, *, wait: float = 0) -> SchemaState:
     """What the database at `dsn` has, asked on a connection of its own, once that can be made.
 
     Raises:
@@ -71,7 +71,7 @@ async def schema_of(dsn: str, *, wait: float = 0) -> Schema:
     try:
         return _compare(await connection.fetchval(CURRENT_REVISION), revisions())
     except asyncpg.UndefinedTableError:
-        return Schema.OLD
+        return SchemaState.OLD
     finally:
         await connection.close()
 
@@ -94,7 +94,7 @@ async def wait_for_schema(dsn: str, seconds: float) -> None:
         ConnectionError: it has not within so many seconds.
     """
     deadline = monotonic() + seconds
-    while await schema_of(dsn, wait=deadline - monotonic()) is Schema.OLD:
+    while await schema_of(dsn, wait=deadline - monotonic()) is SchemaState.OLD:
         if monotonic() >= deadline:
             raise ConnectionError(f"The database still lacks migrations of this release after {seconds:.0f} s")
         await asyncio.sleep(_ASK_AGAIN_SECONDS)
