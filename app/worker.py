@@ -125,23 +125,29 @@ async def open_worker(
         AccountPurge(Eraser(store, outbox).erase, partial(drop_copies, cache)),
     )
     services = JobServices(
-        outbox, store, resources.keys, settings.name, settings.base_url, {type(service): service for service in others}
+        db=db,
+        cache=cache,
+        queue=queue,
+        clock=clock,
+        mail=outbox,
+        store=store,
+        keys=resources.keys,
+        product=settings.name,
+        base_url=settings.base_url,
+        artifact_days=jobs.artifact_days,
+        others={type(service): service for service in others},
     )
     kinds = {**IDENTITY_KINDS, **JOB_KINDS, **kinds}
     queues = queue_shares(settings.database.export_pool_size)
     caps = user_caps(queues, jobs)
     worker_id = f"{socket.gethostname()}:{os.getpid()}"
     executor = Executor(
-        db,
-        cache,
-        queue,
-        clock=clock,
+        services,
         watch=watch,
         kinds=kinds,
         settings=jobs,
         caps=caps,
         worker_id=worker_id,
-        services=services,
     )
     relay = Relay(
         db,

@@ -29,10 +29,11 @@ from app.jobs.service.administration import (
 from app.jobs.service.documents import FONT_PACKAGES, SCRIPTS, find_missing_scripts, use_fonts
 from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.erasure import Eraser
-from app.jobs.service.execution import Executor, JobServices
+from app.jobs.service.execution import Executor
 from app.jobs.service.health import WorkerHealth
 from app.jobs.service.mail_outbox import MailOutbox, lift_suppression
 from app.jobs.service.relay import Relay
+from app.jobs.service.run_context import JobServices
 from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.scratch import delete_abandoned_folders
 from app.jobs.service.sending import WebhookSender

@@ -1,15 +1,12 @@
 """The worker's side of Postgres: claims and runs jobs, judges how runs ended, and keeps the leases of running ones."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
-import orjson
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge, Histogram
 from pydantic import ValidationError
 
 from app.jobs.queries import execution as queries
@@ -17,30 +14,23 @@ from app.jobs.queries.cleaning import list_published_keys
 from app.jobs.records import (
     POSTPONED_AT_MOST,
     ClaimedJob,
-    NewArtifact,
     Outcome,
     State,
     postponement,
     retry_delay,
 )
 from app.jobs.service.completion import CompletionWriter, LeaseLost
-from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.outages import OutageLog, is_database_prompt, is_statement_timeout, outage_of
-from app.jobs.service.storage import ArtifactStore, StoredFile
+from app.jobs.service.run_context import JobServices, Run, RunContext, to_json
 from app.jobs.service.submitting import Kinds
 from app.jobs.service.turns import Turns
 from app.jobs.service.watching import JobWatch
 from app.jobs.settings import JobsSettings
-from app.kernel.cache import Cache
-from app.kernel.clock import Clock
-from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.database import Tx, retries_conflicts
 from app.kernel.errors import Unavailable
-from app.kernel.ids import UserId
-from app.kernel.mail import Mail, MailRefused
 from app.kernel.observability.telemetry import get_logger, request_id_var, trace_parent_var
-from app.kernel.queue import PermanentJobError, Queue, RetryJob, ServiceT, SnoozeJob
+from app.kernel.queue import PermanentJobError, RetryJob, SnoozeJob
 from app.kernel.queue.slots import Claim, Runner
-from app.kernel.sealing import Keys
 
 _logger = get_logger(__name__)
 
@@ -58,37 +48,10 @@ _run_seconds = Histogram(
 )
 
 _slots = Gauge("app_jobs_worker_slots", "Worker slots, by state.", ["state"], multiprocess_mode="livesum")
-_artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files written by jobs.")
 
 _UNKNOWN_KIND_SECONDS = 30.0
 _PROGRESS_SECONDS = 0.5
 _QUEUES_SECONDS = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class JobServices:
-    """What handlers find in their context beside the database and the queue. One per worker; `others` by type."""
-
-    mail: MailOutbox
-    store: ArtifactStore
-    keys: Keys
-    product: str
-    base_url: str
-    others: Mapping[type, Any]
-
-
-@dataclass(slots=True)
-class _Run:
-    """A job in this process. `progress` is JSON text that has not been written yet."""
-
-    job: ClaimedJob
-    runner: Runner
-    progress: str | None = None
-    artifacts: list[NewArtifact] = field(default_factory=list)
-    stored_keys: list[str] = field(default_factory=list)
-    # Its end is part of the handler's own transaction, or waits to be written.
-    completed: bool = False
-    ended: bool = False
 
 
 class Executor:
@@ -96,33 +59,27 @@ class Executor:
 
     def __init__(
         self,
-        db: Database,
-        cache: Cache,
-        queue: Queue,
+        services: JobServices,
         *,
-        clock: Clock,
         watch: JobWatch,
         kinds: Kinds,
         settings: JobsSettings,
         caps: Mapping[str, int],
         worker_id: str,
-        services: JobServices,
     ) -> None:
         """`caps`: how many jobs of one user run at a time, by queue."""
-        self.db = db
-        self.cache = cache
-        self.queue = queue
-        self.clock = clock
-        self.store = services.store
-        self.settings = settings
+        self.db = services.db
         self.services = services
+        self.settings = settings
         self._kinds = kinds
         self._worker_id = worker_id
         self._caps = caps
         self._turns = Turns(caps)
         self._outages = OutageLog()
-        self._runs: dict[UUID, _Run] = {}
-        self.completions = CompletionWriter(db, cache, queue, clock=clock, watch=watch, kinds=kinds)
+        self._runs: dict[UUID, Run] = {}
+        self.completions = CompletionWriter(
+            services.db, services.cache, services.queue, clock=services.clock, watch=watch, kinds=kinds
+        )
 
     async def claim(self, ids: Sequence[UUID], _: Runner) -> Claim:
         """Those of `ids` that are this worker's now."""
@@ -163,7 +120,7 @@ class Executor:
         # Each job has a task, and so a context, of its own: every line its handler logs can be found by these two.
         request_id_var.set(str(job.id))
         trace_parent_var.set(job.trace_parent)
-        run = _Run(job, runner)
+        run = Run(job, runner)
         self._runs[job.id] = run
         _pickup_seconds.labels(job.queue).observe(max(0.0, job.waited))
         started = monotonic()
@@ -209,11 +166,9 @@ class Executor:
             except Unavailable:
                 _logger.warning("jobs.heartbeat_postponed", running=len(runs))
 
-    async def complete(self, run: _Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
+    async def complete(self, run: Run, tx: Tx, result: Mapping[str, Any] | None) -> None:
         """Ends the run inside the handler's own transaction."""
-        outcome = Outcome(
-            run.job.id, run.job.run_token, State.SUCCEEDED, result=_to_json(result), progress=run.progress
-        )
+        outcome = Outcome(run.job.id, run.job.run_token, State.SUCCEEDED, result=to_json(result), progress=run.progress)
         await self.completions.complete(tx, run.job.kind, outcome, run.artifacts)
 
         async def committed() -> None:
@@ -221,7 +176,7 @@ class Executor:
 
         tx.after_commit(committed)
 
-    async def _handle(self, run: _Run) -> Outcome | None:  # noqa: PLR0911 - one answer for each way to end
+    async def _handle(self, run: Run) -> Outcome | None:  # noqa: PLR0911 - one answer for each way to end
         job = run.job
         kind = self._kinds.get(job.kind)
         if kind is None:
@@ -234,7 +189,7 @@ class Executor:
         limit = asyncio.timeout(job.timeout_seconds)
         try:
             async with limit:
-                result = await kind.handler(RunContext(self, run), args)
+                result = await kind.handler(RunContext(run, self.services, self.complete), args)
         except asyncio.CancelledError:
             return self._stopped(run)
         except (LeaseLost, SnoozeJob, RetryJob, PermanentJobError) as signal:
@@ -251,9 +206,9 @@ class Executor:
             return self._retry(run, "internal_error", f"An unexpected error occurred ({type(error).__name__}).")
         if run.completed:
             return None
-        return Outcome(job.id, job.run_token, State.SUCCEEDED, result=_to_json(result), progress=run.progress)
+        return Outcome(job.id, job.run_token, State.SUCCEEDED, result=to_json(result), progress=run.progress)
 
-    def _stopped(self, run: _Run) -> Outcome | None:
+    def _stopped(self, run: Run) -> Outcome | None:
         reason = run.runner.reasons.get(run.job.id)
         if run.completed or reason == "lease_lost":
             return None
@@ -262,11 +217,11 @@ class Executor:
             raise asyncio.CancelledError
         task.uncancel()
         if reason == "cancelled":
-            error = _to_json({"code": "cancelled", "message": "The job was cancelled."})
+            error = to_json({"code": "cancelled", "message": "The job was cancelled."})
             return Outcome(run.job.id, run.job.run_token, State.CANCELLED, error=error)
         return self._again(run.job, 0.0, give_back=True)
 
-    def _signalled(self, run: _Run, signal: Exception) -> Outcome | None:
+    def _signalled(self, run: Run, signal: Exception) -> Outcome | None:
         job = run.job
         match signal:
             case LeaseLost():
@@ -280,7 +235,7 @@ class Executor:
             case _:
                 raise TypeError(f"no signal of a handler: {signal!r}")
 
-    async def _postponed(self, run: _Run, cause: str, error: Exception) -> Outcome:
+    async def _postponed(self, run: Run, cause: str, error: Exception) -> Outcome:
         """Something we depend on is away. That costs no attempt, but it does not go on for ever."""
         job = run.job
         if job.postponed is not None and is_statement_timeout(error) and await is_database_prompt(self.db):
@@ -292,21 +247,21 @@ class Executor:
             return self._failed(job, "unavailable", "Something this job needs has been away for days.")
         return Outcome(job.id, job.run_token, State.QUEUED, delay=postponement(age), give_back=True, postponed=True)
 
-    def _retry(self, run: _Run, code: str, message: str, *, delay: float | None = None) -> Outcome:
+    def _retry(self, run: Run, code: str, message: str, *, delay: float | None = None) -> Outcome:
         job = run.job
         if job.attempt >= job.max_attempts:
             return self._failed(job, code, message)
         kind = self._kinds[job.kind]
         if delay is None:
             delay = retry_delay(job.attempt, kind.backoff_base, kind.backoff_cap)
-        error = _to_json({"code": code, "message": message})
+        error = to_json({"code": code, "message": message})
         return Outcome(job.id, job.run_token, State.QUEUED, error=error, delay=delay)
 
     def _again(self, job: ClaimedJob, delay: float, *, give_back: bool) -> Outcome:
         return Outcome(job.id, job.run_token, State.QUEUED, delay=delay, give_back=give_back)
 
     def _failed(self, job: ClaimedJob, code: str, message: str) -> Outcome:
-        error = _to_json({"code": code, "message": message})
+        error = to_json({"code": code, "message": message})
         return Outcome(job.id, job.run_token, State.FAILED, error=error)
 
     async def _read_queues(self, runner: Runner) -> None:
@@ -317,7 +272,7 @@ class Executor:
             return
         runner.wake()
 
-    async def _extend_leases(self, runs: list[_Run]) -> None:
+    async def _extend_leases(self, runs: list[Run]) -> None:
         progress = [run.progress for run in runs]
         async with self.db.statement("jobs.heartbeat") as tx:
             heartbeats = await queries.extend_leases(
@@ -343,7 +298,7 @@ class Executor:
             if heartbeat.cancel_requested:
                 run.runner.cancel(run.job.id, "cancelled")
 
-    async def _discard(self, run: _Run) -> None:
+    async def _discard(self, run: Run) -> None:
         """Deletes the files of a run that did not succeed; what is left after a crash the janitor finds."""
         if not run.stored_keys:
             return
@@ -351,79 +306,6 @@ class Executor:
             # A success whose answer got lost looks like a lost lease, but has published them.
             async with self.db.read("jobs.published_files") as conn:
                 published = set(await list_published_keys(conn, run.stored_keys))
-            await self.store.delete([key for key in run.stored_keys if key not in published])
+            await self.services.store.delete([key for key in run.stored_keys if key not in published])
         except (OSError, Unavailable):
             _logger.warning("jobs.files_orphaned", job_id=str(run.job.id))
-
-
-class RunContext:
-    """What a handler gets (`kernel.queue.JobContext`)."""
-
-    def __init__(self, executor: Executor, run: _Run) -> None:
-        self.job_id = run.job.id
-        self.user_id = run.job.user_id
-        self.attempt = run.job.attempt
-        self.created_at = run.job.created_at
-        self.db = executor.db
-        self.cache = executor.cache
-        self.queue = executor.queue
-        self.clock = executor.clock
-        self.keys = executor.services.keys
-        self.product = executor.services.product
-        self.base_url = executor.services.base_url
-        self._executor = executor
-        self._run = run
-
-    @property
-    def owner(self) -> UserId:
-        if self.user_id is None:
-            raise PermanentJobError("no_owner", "Jobs of this kind belong to a user.")
-        return self.user_id
-
-    def service(self, kind: type[ServiceT]) -> ServiceT:
-        found: ServiceT = self._executor.services.others[kind]
-        return found
-
-    async def send_mail(self, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None) -> None:
-        try:
-            await self._executor.services.mail.send(self, mail, prepare=prepare)
-        except MailRefused as error:
-            # Only administrators see the error of a job without an owner, and may read what the server said.
-            said = f" ({error})" if self.user_id is None else ""
-            raise PermanentJobError(error.code, error.explanation + said) from error
-
-    async def progress(self, done: int, total: int | None = None, message: str | None = None) -> None:
-        self._run.progress = _to_json({"done": done, "total": total, "message": message})
-
-    @asynccontextmanager
-    async def artifact(self, name: str, content_type: str) -> AsyncIterator[StoredFile]:
-        run = self._run
-        async with self._executor.store.create(run.job.id, run.job.run_token, name) as (key, file):
-            run.stored_keys.append(key)
-            yield file
-        _artifact_bytes.inc(file.size)
-        run.artifacts.append(
-            NewArtifact(
-                job_id=run.job.id,
-                name=name,
-                content_type=content_type,
-                size=file.size,
-                sha256=file.hash.digest(),
-                storage_key=key,
-                days=self._executor.settings.artifact_days,
-            )
-        )
-
-    @asynccontextmanager
-    async def transaction(self, label: str) -> AsyncIterator[Tx]:
-        async with self.db.transaction(label) as tx:
-            if not await queries.lock_run(tx, self._run.job.id, self._run.job.run_token):
-                raise LeaseLost
-            yield tx
-
-    async def complete(self, tx: Tx, result: Mapping[str, Any] | None = None) -> None:
-        await self._executor.complete(self._run, tx, result)
-
-
-def _to_json(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()

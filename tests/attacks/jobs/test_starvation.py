@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from app.jobs.records import ClaimedJob, Outcome, State
-from app.jobs.service.execution import Executor, JobServices
+from app.jobs.service.execution import Executor
 from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.relay import Relay
+from app.jobs.service.run_context import JobServices
 from app.jobs.service.storage import ArtifactStore
 from app.jobs.service.turns import Turns
 from app.jobs.service.watching import JobWatch
@@ -102,20 +103,27 @@ def relay_of(producer: Producer, settings: Settings) -> Relay:
 
 def executor_of(producer: Producer, settings: Settings) -> Executor:
     bus, clock, keys = Bus(producer.redis), SystemClock(), Keys("k" * 32)
-    store = ArtifactStore(settings.jobs, settings.data_dir)
     mailer = Mailer(settings.mail, make_transport(settings.mail, settings.data_dir / "mailbox"), clock)
-    services = JobServices(MailOutbox(mailer, keys, settings.mail), store, keys, "Test", "http://test", {})
+    services = JobServices(
+        db=producer.db,
+        cache=Cache(settings.cache, producer.redis, bus, first_life()),
+        queue=producer.queue,
+        clock=clock,
+        mail=MailOutbox(mailer, keys, settings.mail),
+        store=ArtifactStore(settings.jobs, settings.data_dir),
+        keys=keys,
+        product="Test",
+        base_url="http://test",
+        artifact_days=1,
+        others={},
+    )
     return Executor(
-        producer.db,
-        Cache(settings.cache, producer.redis, bus, first_life()),
-        producer.queue,
-        clock=SystemClock(),
+        services,
         watch=JobWatch(bus),
         kinds=kinds_of(Steps()),
         settings=settings.jobs,
         caps={"bulk": CAP},
         worker_id="test",
-        services=services,
     )
 
 
