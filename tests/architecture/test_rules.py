@@ -46,7 +46,7 @@ def test_only_kernel_and_worker_start_tasks() -> None:
 # What opens a transaction without being retried as a whole, and why.
 RETRIED_OTHERWISE = {
     "app/jobs/service/completion.py: _finish": "tries again until the ends are written",
-    "app/jobs/service/execution.py: transaction": "is the caller's block; the job is what runs again",
+    "app/jobs/service/run_context.py: transaction": "is the caller's block; the job is what runs again",
     "app/kernel/webhook_subscribers.py: unit": "is the caller's block; the function with the block is held to the rule",
 }
 
