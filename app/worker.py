@@ -135,6 +135,7 @@ async def open_worker(
         product=settings.name,
         base_url=settings.base_url,
         artifact_days=jobs.artifact_days,
+        user_file_bytes=jobs.user_file_bytes,
         others={type(service): service for service in others},
     )
     kinds = {**IDENTITY_KINDS, **JOB_KINDS, **kinds}

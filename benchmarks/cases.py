@@ -332,6 +332,7 @@ _ANSWERS: dict[str, set[int]] = {
     "POST /v1/invoices/{invoice_id}/email": {202, 409, 429},
     "POST /v1/webhooks/endpoints": {201, 409},
     "DELETE /v1/webhooks/endpoints/{endpoint_id}": {404},
+    "POST /v1/webhooks/endpoints/{endpoint_id}/rotate-secret": {200, 429},
     "POST /v1/webhooks/endpoints/{endpoint_id}/test": {202},
     "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": {404},
     "POST /v1/admin/queues/{queue}/pause": {204},

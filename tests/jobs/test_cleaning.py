@@ -26,10 +26,10 @@ from tests.jobs.kinds import Producer, Steps
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
-async def make_file(worker: Worker, connection: Connection, steps: Steps) -> UUID:
+async def make_file(worker: Worker, connection: Connection, steps: Steps, user: UUID | None = None) -> UUID:
     steps.gate.set()
     async with worker.db.statement("test.enqueue") as tx:
-        job_id = await worker.queue.enqueue(tx, "test.file", {"number": 9}, user_id=UserId(new_id()))
+        job_id = await worker.queue.enqueue(tx, "test.file", {"number": 9}, user_id=UserId(user or new_id()))
 
     async def is_over() -> bool:
         return bool(await connection.fetchval("SELECT state FROM jobs.jobs WHERE id = $1", job_id) == 2)
@@ -72,6 +72,20 @@ async def test_the_oldest_files_of_a_user_end_beyond_a_bound(
     assert await expire_surplus(worker.db, 100) == 0
     assert await expire_artifacts(worker.db, worker.store) == 1
     assert {path.parts[-3] for path in files(worker)} == set(map(str, jobs[1:]))
+
+
+async def test_a_user_beyond_the_bound_gets_room_before_another_file_is_written(
+    worker: Worker, connection: Connection, steps: Steps
+) -> None:
+    user = new_id()
+    oldest, newer = [await make_file(worker, connection, steps, user) for _ in range(2)]
+    other = await make_file(worker, connection, steps)
+    # Together more than the ten GiB that are kept of one user.
+    await connection.execute("UPDATE jobs.artifacts SET size = 6::bigint * 1024 ^ 3")
+    newest = await make_file(worker, connection, steps, user)
+    assert {path.parts[-3] for path in files(worker)} == {str(newer), str(other), str(newest)}
+    rows = await connection.fetch("SELECT job_id FROM jobs.artifacts WHERE deleted_at IS NOT NULL")
+    assert [row["job_id"] for row in rows] == [oldest]
 
 
 async def test_old_jobs_are_deleted_once_their_files_are(worker: Worker, connection: Connection, steps: Steps) -> None:

@@ -40,14 +40,15 @@ FROM (
     WINDOW newest AS (ORDER BY f.created_at DESC, f.storage_key)
 ) AS kept
 WHERE a.storage_key = kept.storage_key AND kept.bytes > $2 AND kept.position > 1
+RETURNING a.storage_key
 """
 
 
-async def expire_surplus(tx: Tx, user_id: UserId, max_bytes: int) -> int:
+async def expire_surplus(tx: Tx, user_id: UserId, max_bytes: int) -> list[str]:
     """Ends the time of a user's files but for the newest that have up to `max_bytes` in all, or for the newest one;
-    answers of how many.
+    answers with their storage keys.
     """
-    return int((await tx.execute(EXPIRE_SURPLUS, user_id, max_bytes)).removeprefix("UPDATE "))
+    return [row["storage_key"] for row in await tx.fetch(EXPIRE_SURPLUS, user_id, max_bytes)]
 
 
 MARK_ARTIFACTS_DELETED = """

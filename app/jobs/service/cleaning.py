@@ -7,6 +7,7 @@ from app.jobs.queries.webhook_deliveries import delete_old_messages
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.clock import Clock
 from app.kernel.database import Database, in_batches, retries_conflicts
+from app.kernel.ids import UserId
 from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
@@ -49,8 +50,23 @@ async def expire_surplus(db: Database, max_bytes: int) -> int:
     total = 0
     for user_id in users:
         async with db.statement("jobs.expire_surplus") as tx:
-            total += await queries.expire_surplus(tx, user_id, max_bytes)
+            total += len(await queries.expire_surplus(tx, user_id, max_bytes))
     return total
+
+
+async def make_room(db: Database, store: ArtifactStore, user_id: UserId, max_bytes: int) -> None:
+    """Deletes a user's files beyond `max_bytes`, the oldest first, before another one is written: many may be made
+    between two cleanings.
+
+    Raises:
+        StoreUnavailable
+    """
+    async with db.statement("jobs.make_room") as tx:
+        surplus = await queries.expire_surplus(tx, user_id, max_bytes)
+    if surplus:
+        gone = await store.delete(surplus)
+        async with db.statement("jobs.expire_artifacts") as tx:
+            await queries.mark_artifacts_deleted(tx, gone)
 
 
 async def prune_jobs(db: Database, retention_days: int) -> int:

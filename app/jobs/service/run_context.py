@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from app.jobs.queries.execution import lock_run
 from app.jobs.records import ClaimedJob, NewArtifact
+from app.jobs.service.cleaning import make_room
 from app.jobs.service.completion import LeaseLost
 from app.jobs.service.mail_outbox import MailOutbox
 from app.jobs.service.storage import ArtifactStore, StoredFile
@@ -27,7 +28,9 @@ _artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files written by 
 
 @dataclass(frozen=True, slots=True)
 class JobServices:
-    """What jobs work with. One per worker; `others` by type. `artifact_days`: for how long files are kept."""
+    """What jobs work with. One per worker; `others` by type. `artifact_days`: for how long files are kept,
+    `user_file_bytes`: how much of one user.
+    """
 
     db: Database
     cache: Cache
@@ -39,6 +42,7 @@ class JobServices:
     product: str
     base_url: str
     artifact_days: int
+    user_file_bytes: int
     others: Mapping[type, Any]
 
 
@@ -104,6 +108,8 @@ class RunContext:
     @asynccontextmanager
     async def artifact(self, name: str, content_type: str) -> AsyncIterator[StoredFile]:
         run = self._run
+        if self.user_id is not None:
+            await make_room(self.db, self._services.store, self.user_id, self._services.user_file_bytes)
         async with self._services.store.create(run.job.id, run.job.run_token, name) as (key, file):
             run.stored_keys.append(key)
             yield file
