@@ -115,6 +115,7 @@ def executor_of(producer: Producer, settings: Settings) -> Executor:
         product="Test",
         base_url="http://test",
         artifact_days=1,
+        user_file_bytes=2**30,
         others={},
     )
     return Executor(
