@@ -303,7 +303,7 @@ def _new_batch(clock: Clock, user_id: UserId, events: Sequence[NewEvent]) -> Eve
 async def list_events(
     db: Database, cursors: Cursors, user_id: UserId, wanted: EventFilter, *, limit: int, cursor: str | None
 ) -> Page[Event]:
-    """One page of a user's events, the newest first; it may be short (`kernel.pagination`).
+    """One page of a user's events, newest first; it may be short (`kernel.pagination`).
 
     Raises:
         InvalidPeriod: it ends before it begins.

@@ -1,4 +1,4 @@
-"""Recording, listing and counting the own events."""
+"""Recording, listing and counting the events of a user."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The own account and the public view of others."""
+"""The account of a user and the public view of others."""
 
 import asyncio
 from typing import Any

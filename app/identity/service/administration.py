@@ -69,7 +69,7 @@ async def read_sessions(
 async def read_security_events(
     db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[SecurityEvent]:
-    """One page of an account's audit trail, the newest first.
+    """One page of an account's audit trail, newest first.
 
     Raises:
         AccountNotFound, InvalidCursor

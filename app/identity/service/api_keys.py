@@ -64,7 +64,7 @@ async def create(
 async def list_own(
     db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[ApiKeyRow]:
-    """A page of the living keys, the newest first.
+    """A page of the living keys, newest first.
 
     Raises:
         InvalidCursor

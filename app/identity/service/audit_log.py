@@ -57,7 +57,7 @@ async def record_operator_act(db: Database, clock: Clock, actor: Actor, action: 
 async def read_security_events(
     db: Database, cursors: Cursors, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[SecurityEvent]:
-    """One page of the trail, the newest first.
+    """One page of the trail, newest first.
 
     Raises:
         InvalidCursor

@@ -27,7 +27,7 @@ _SECONDS_PER_BYTE = 4e-9
 
 
 class Overloaded(Unavailable):
-    """The server works at its capacity. Try again after `Retry-After`."""
+    """The service is at capacity. Try again after `Retry-After`."""
 
     code = "overloaded"
     title = "The service is at capacity"
