@@ -148,17 +148,33 @@ async def rotate_secret(
     return None if row is None else Endpoint(**row)
 
 
+# The theoretical arrival time of GCRA (ITU-T I.371): the row alone counts, for all processes, and nothing is deleted.
+TAKE_CALL = """
+UPDATE jobs.webhook_endpoints AS e SET calls_until = greatest(e.calls_until, now()) + $3::interval
+WHERE e.user_id = $1 AND e.id = $2
+  AND (e.calls_until IS NULL OR e.calls_until <= now() + $3::interval * ($4::integer - 1))
+RETURNING e.id
+"""
+
+
+async def take_call(tx: Tx, user_id: UserId, endpoint_id: UUID, *, every: timedelta, burst: int) -> bool:
+    """Whether the endpoint has a call left, which is then used: one comes back `every` so often, up to `burst`. False
+    also where there is no such endpoint.
+    """
+    return await tx.fetchval(TAKE_CALL, user_id, endpoint_id, every, burst) is not None
+
+
 ENABLE_ENDPOINT = """
 UPDATE jobs.webhook_endpoints
 SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL, failures = 0, open_until = NULL
-WHERE user_id = $1 AND id = $2
+WHERE user_id = $1 AND id = $2 AND disabled_at IS NOT NULL
 RETURNING id, user_id, url, event_types, description, secret, old_secret, old_secret_until, disabled_at,
           disabled_reason, failing_since, failures, open_until, created_at, now() AS read_at
 """
 
 
 async def enable_endpoint(tx: Tx, user_id: UserId, endpoint_id: UUID) -> Endpoint | None:
-    """Also forgives what has failed so far."""
+    """Also forgives what has failed so far. None: the endpoint is not disabled, and keeps its breaker."""
     row = await tx.fetchrow(ENABLE_ENDPOINT, user_id, endpoint_id)
     return None if row is None else Endpoint(**row)
 

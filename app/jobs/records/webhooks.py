@@ -41,6 +41,10 @@ ALL_EVENTS = "*"
 ADMIN_EVENTS = frozenset({"user.registered"})
 
 MAX_ENDPOINTS = 20
+# Tests and enabling of one endpoint, together: so many at once, and one more after each interval. Nothing proves that
+# the receiver belongs to the owner of the endpoint, and each of these may send it a request outside any schedule.
+CALLS_BURST = 10
+CALLS_EVERY = timedelta(seconds=6)
 # Deliveries of one user, to all endpoints together. What goes beyond is stored as failed with this error, and can be
 # sent again on demand.
 MAX_PENDING = 5_000

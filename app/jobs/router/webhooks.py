@@ -177,7 +177,7 @@ async def rotate_secret(
     response_model=DeliveryView,
 )
 async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpoint_id: Id) -> Response:
-    """Send a test event to a webhook endpoint."""
+    """Send a test event to a webhook endpoint. Ten times at once and then every 6 s, `enable` included."""
     delivery = await endpoints.test_endpoint(
         resources.db, resources.queue, resources.clock, principal.user_id, endpoint_id
     )
@@ -188,7 +188,7 @@ async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpo
 async def enable_endpoint(
     principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
-    """Enable a disabled webhook endpoint."""
+    """Enable a disabled webhook endpoint. One that is enabled stays as it is, its pause after failures too."""
     endpoint = await endpoints.enable_endpoint(
         resources.db, resources.clock, resources.webhook_subscribers, actor_of(principal, device), endpoint_id
     )

@@ -13,6 +13,8 @@ from app.jobs.errors import BacklogFull, DeliveryNotFound, EndpointNotFound, Too
 from app.jobs.queries import webhook_deliveries, webhook_endpoints
 from app.jobs.records.webhooks import (
     ADMIN_EVENTS,
+    CALLS_BURST,
+    CALLS_EVERY,
     MAX_ENDPOINTS,
     OLD_SECRET_TTL,
     SECRET_BYTES,
@@ -25,6 +27,7 @@ from app.jobs.service.publishing import WebhookEvent, enqueue_again, message_of,
 from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.errors import TooManyRequests
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
@@ -182,16 +185,32 @@ async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, en
 async def enable_endpoint(
     db: Database, clock: Clock, webhook_subscribers: WebhookSubscribers, actor: Actor, endpoint_id: UUID
 ) -> Endpoint:
-    """Raises TokenRevoked or EndpointNotFound."""
+    """Has deliveries sent again to an endpoint that was disabled. One that is enabled stays as it is, with its breaker.
+
+    Raises:
+        TokenRevoked, EndpointNotFound
+        TooManyRequests: the endpoint was tested or enabled too often.
+    """
     async with db.transaction("jobs.enable_endpoint") as tx:
         await lock_maker(tx, clock, actor)
+        await _take_call(tx, actor.user_id, endpoint_id)
         # Before its events are known: a false alarm ends with the next read of the subscribers.
         _listen(webhook_subscribers, tx, actor.user_id, ADMIN_EVENTS)
-        present = await _lock_present(tx, actor.user_id, endpoint_id, None)
-        found = _found(await webhook_endpoints.enable_endpoint(tx, actor.user_id, endpoint_id))
-        if present.disabled_at is not None:
-            await _record(tx, clock, actor, "webhook_endpoint_enabled", endpoint_id)
-    return found
+        enabled = await webhook_endpoints.enable_endpoint(tx, actor.user_id, endpoint_id)
+        if enabled is None:
+            return _found(await webhook_endpoints.get_endpoint(tx, actor.user_id, endpoint_id))
+        await _record(tx, clock, actor, "webhook_endpoint_enabled", endpoint_id)
+    return enabled
+
+
+async def _take_call(tx: Tx, user_id: UserId, endpoint_id: UUID) -> None:
+    """Counts a test or an enabling of an endpoint. Raises EndpointNotFound or TooManyRequests."""
+    if await webhook_endpoints.take_call(tx, user_id, endpoint_id, every=CALLS_EVERY, burst=CALLS_BURST):
+        return
+    _found(await webhook_endpoints.get_endpoint(tx, user_id, endpoint_id))
+    raise TooManyRequests(
+        "The webhook endpoint was tested or enabled too often.", retry_after=int(CALLS_EVERY.total_seconds())
+    )
 
 
 async def _record(
@@ -215,11 +234,16 @@ async def disable_endpoints(tx: Tx, user_id: UserId) -> None:
 
 @retries_conflicts
 async def test_endpoint(db: Database, queue: Queue, clock: Clock, user_id: UserId, endpoint_id: UUID) -> Delivery:
-    """Sends a test event to this endpoint alone. Raises EndpointNotFound."""
+    """Sends a test event to this endpoint alone.
+
+    Raises:
+        EndpointNotFound
+        TooManyRequests: the endpoint was tested or enabled too often.
+    """
     event = WebhookEvent(new_id(), user_id, "webhook.test", {"endpoint_id": str(endpoint_id)})
     delivery = NewDelivery(new_id(), user_id, endpoint_id, event.id)
     async with db.transaction("jobs.test_endpoint") as tx:
-        _found(await webhook_endpoints.get_endpoint(tx, user_id, endpoint_id))
+        await _take_call(tx, user_id, endpoint_id)
         await send_messages(tx, queue, [message_of(event, clock.now())], [delivery])
         found = await webhook_deliveries.get_delivery(tx, user_id, delivery.id)
     if found is None:

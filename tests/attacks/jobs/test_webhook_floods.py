@@ -8,9 +8,10 @@ import asyncpg
 import pytest
 
 from app.jobs.api import JOB_KINDS
-from app.jobs.records.webhooks import MAX_PENDING
+from app.jobs.records.webhooks import CALLS_BURST, MAX_PENDING
 from app.settings import Settings
 from app.worker import open_worker
+from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.waiting import eventually
 from tests.jobs.receiver import LOCAL, Receiver, register
@@ -82,9 +83,9 @@ async def test_a_delivery_that_is_asked_for_again_and_again_is_one_job(
 async def test_what_waits_for_a_breaker_comes_back_spread(
     person: Person, receiver: Receiver, settings: Settings, connection: Connection
 ) -> None:
-    endpoint = await register(person, receiver.url)
-    await connection.execute(INSERT_PENDING, person.id, UUID(endpoint["id"]), 2000)
-    for _ in range(12):
+    endpoints = [await register(person, receiver.url) for _ in range(2)]
+    await connection.execute(INSERT_PENDING, person.id, UUID(endpoints[0]["id"]), 2000)
+    for endpoint in endpoints * 6:
         await send_test(person, endpoint)
     until = datetime.now(UTC) + timedelta(hours=1)
     await connection.execute("UPDATE jobs.webhook_endpoints SET failures = 12, open_until = $1", until)
@@ -116,3 +117,54 @@ async def test_a_change_that_webhooks_tell_of_costs_more(person: Person, receive
     await register(person, receiver.url)
     before = await left()
     assert before - await left() == 5
+
+
+@LOCAL
+async def test_tests_and_enabling_of_an_endpoint_share_a_few_calls(
+    person: Person, make_person: MakePerson, receiver: Receiver, connection: Connection
+) -> None:
+    endpoint, other = [await register(person, receiver.url) for _ in range(2)]
+    url = f"/v1/webhooks/endpoints/{endpoint['id']}"
+    for number in range(CALLS_BURST):
+        path = "enable" if number % 2 else "test"
+        assert (await person.post(f"{url}/{path}")).is_success
+    before = await connection.fetchrow("SELECT * FROM jobs.webhook_endpoints WHERE id = $1", UUID(endpoint["id"]))
+    for path in ("test", "enable"):
+        answer = await person.post(f"{url}/{path}")
+        problem_of(answer, 429, "too_many_requests")
+        assert answer.headers["retry-after"] == "6"
+    stranger = await make_person()
+    problem_of(await stranger.post(f"{url}/test"), 404, "endpoint_not_found")
+    assert before == await connection.fetchrow(
+        "SELECT * FROM jobs.webhook_endpoints WHERE id = $1", UUID(endpoint["id"])
+    )
+    assert await count_jobs(connection, person) == CALLS_BURST // 2
+    await send_test(person, other)
+    # One interval gives one call back.
+    await connection.execute("UPDATE jobs.webhook_endpoints SET calls_until = calls_until - interval '6 seconds'")
+    await send_test(person, endpoint)
+    problem_of(await person.post(f"{url}/test"), 429, "too_many_requests")
+
+
+@LOCAL
+async def test_an_endpoint_that_is_enabled_keeps_its_breaker(
+    person: Person, receiver: Receiver, connection: Connection
+) -> None:
+    endpoint = await register(person, receiver.url)
+    await connection.execute(
+        "UPDATE jobs.webhook_endpoints SET failures = 12, failing_since = now(), open_until = now() + interval '1 hour'"
+    )
+    select = "SELECT disabled_at, disabled_reason, failing_since, failures, open_until FROM jobs.webhook_endpoints"
+    before = await connection.fetchrow(select)
+    url = f"/v1/webhooks/endpoints/{endpoint['id']}/enable"
+    assert (await person.post(url)).json() == {name: endpoint[name] for name in endpoint if name != "secret"}
+    assert await connection.fetchrow(select) == before
+    entries = "SELECT count(*) FROM identity.security_events WHERE action = 'webhook_endpoint_enabled'"
+    assert await connection.fetchval(entries) == 0
+
+    await connection.execute("UPDATE jobs.webhook_endpoints SET disabled_at = now(), disabled_reason = 'failing'")
+    assert (await person.post(url)).json()["status"] == "active"
+    row = await connection.fetchrow(select)
+    assert row is not None
+    assert tuple(row) == (None, None, None, 0, None)
+    assert await connection.fetchval(entries) == 1
