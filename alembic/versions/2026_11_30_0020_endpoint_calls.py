@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0020_endpoint_calls"
-down_revision = "0018_no_parents"
+down_revision = "0019_records_follow_jobs"
 branch_labels = None
 depends_on = None
 

@@ -309,7 +309,8 @@ CREATE TABLE jobs.webhook_endpoints (
     failing_since timestamp with time zone,
     failures integer DEFAULT 0 NOT NULL,
     open_until timestamp with time zone,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    calls_until timestamp with time zone
 );
 
 CREATE TABLE jobs.webhook_messages (
