@@ -1,4 +1,4 @@
-"""A job returns nothing that its caller may not read by other routes; start, retry and download ask for it."""
+"""A job gives its caller nothing that other routes refuse; start, cancel, retry and download need the same scopes."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -64,6 +64,7 @@ async def check_refused(
             headers=headers | {"Idempotency-Key": str(uuid4())},
             json={"kind": kind, "args": ARGS[kind], "unique_key": "k"},
         ),
+        await client.post(f"/v1/jobs/{job}/cancel", headers=headers),
         await client.post(f"/v1/jobs/{job}/retry", headers=headers),
         await client.get(f"/v1/jobs/{job}/artifacts/file", headers=headers),
     ]

@@ -28,7 +28,7 @@ from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
 from app.jobs.service.sending import Answer, WebhookSender
 from app.kernel.ids import UserId
-from app.kernel.queue import JobArgs, JobContext, PermanentJobError, RetryJob, SnoozeJob, job
+from app.kernel.queue import DataAccess, JobArgs, JobContext, PermanentJobError, RetryJob, SnoozeJob, job
 from app.kernel.sealing import Keys, SealBroken
 from app.kernel.webhook_subscribers import KIND_PUBLISH
 
@@ -44,6 +44,8 @@ _SPREAD_OPEN = 0.1
 # Longer than this it is told to the owner of the endpoint, and costs attempts, as if the receiver were away.
 _LONGEST_OUTAGE = timedelta(days=1)
 _GONE = 410
+# To retry a job is to redeliver, and to cancel it is to keep an event from its receiver.
+_ACCESS = DataAccess(frozenset({"webhooks:manage"}))
 
 
 class DeliverArgs(JobArgs):
@@ -60,7 +62,7 @@ class PublishArgs(JobArgs):
     data: dict[str, Any]
 
 
-@job(KIND_PUBLISH, args=PublishArgs, queue=QUEUE)
+@job(KIND_PUBLISH, args=PublishArgs, queue=QUEUE, access=_ACCESS)
 async def webhook_publish(ctx: JobContext, args: PublishArgs) -> None:
     """Brings an event to the endpoints that want it."""
     now = ctx.clock.now()
@@ -224,7 +226,14 @@ async def _snooze(ctx: JobContext, endpoint: Endpoint, seconds: float, spread: f
     return SnoozeJob(seconds + random.uniform(0, pending * spread))  # noqa: S311 - jitter, not a secret
 
 
-@job(KIND_DELIVER, args=DeliverArgs, queue=QUEUE, max_attempts=MAX_ATTEMPTS, timeout=DELIVERY_TIMEOUT)
+@job(
+    KIND_DELIVER,
+    args=DeliverArgs,
+    queue=QUEUE,
+    access=_ACCESS,
+    max_attempts=MAX_ATTEMPTS,
+    timeout=DELIVERY_TIMEOUT,
+)
 async def webhook_deliver(ctx: JobContext, args: DeliverArgs) -> dict[str, Any] | None:
     """Makes one attempt."""
     return await ctx.service(WebhookDeliverer).deliver(ctx, args)

@@ -44,10 +44,10 @@ def actor_of(principal: Principal, device: Device) -> Actor:
 
 
 def check_kind(principal: Principal, kinds: Mapping[str, JobKind[Any]], name: str) -> None:
-    """Lets a caller start a job of this kind, or have its files. What there is no such kind of is not judged here.
+    """Lets a caller start or cancel a job of this kind, or have its files. An unknown kind is not judged here.
 
     Raises:
-        InsufficientScope, SessionRequired: the job reads what this caller may not read by other routes.
+        InsufficientScope, SessionRequired: the job reads or does what this caller may not by other routes.
     """
     kind = kinds.get(name)
     if kind is not None:

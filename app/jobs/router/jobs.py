@@ -229,9 +229,16 @@ async def watch_job(
     responses=problem_responses(409)
     | {202: {"model": JobView, "description": "The job is running and was asked to stop"}},
 )
-async def cancel_job(principal: JobWriter, resources: ResourcesDep, job_id: Id) -> Response:
-    """Cancel an unfinished job."""
-    job = await submitting.cancel_job(resources.db, resources.queue, resources.cache, job_id, principal.user_id)
+async def cancel_job(principal: JobWriter, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> Response:
+    """Cancel an unfinished job. The token needs the same scopes as for creating it."""
+    job = await submitting.cancel_job(
+        resources.db,
+        resources.queue,
+        resources.cache,
+        job_id,
+        principal.user_id,
+        check=partial(check_kind, principal, runtime.kinds),
+    )
     status = 202 if job.state == State.RUNNING else 200
     return json_response(job_view(job), status=status)
 

@@ -235,14 +235,17 @@ async def list_jobs(
 
 
 @retries_conflicts
-async def cancel_job(db: Database, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId) -> Job:
-    """Ends a queued job at once; asks a running one to stop.
+async def cancel_job(
+    db: Database, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId, *, check: Callable[[str], None]
+) -> Job:
+    """Ends a queued job at once; asks a running one to stop. `check` lets its kind pass; what it raises ends it all.
 
     Raises:
         JobNotFound: no such job of this user.
         JobFinished: it is over.
     """
     async with db.transaction("jobs.cancel") as tx:
+        check((await get_job(tx, job_id, user_id)).kind)
         await cancel(tx, queue, cache, job_id, user_id)
         return await get_job(tx, job_id, user_id)
 

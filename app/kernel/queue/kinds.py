@@ -120,8 +120,8 @@ Handler = Callable[[JobContext, ArgsT], Awaitable[Mapping[str, Any] | None]]
 
 @dataclass(frozen=True, slots=True)
 class DataAccess:
-    """What a caller needs, beside the scopes of jobs, to start a kind of job or to have its files, because these hold
-    what other routes give for such scopes, or to a session alone.
+    """What a caller needs, beside the scopes of jobs, to start or cancel a kind of job or to have its files, because
+    these hold or do what other routes give for such scopes, or to a session alone.
     """
 
     scopes: frozenset[str] = frozenset()
@@ -163,7 +163,8 @@ def job(
 ) -> Callable[[Handler[ArgsT]], JobKind[ArgsT]]:
     """Declares the decorated coroutine function as the handler of kind `name`.
 
-    `public` kinds may be submitted through the API by any user whose token has `access`.
+    `public` kinds may be submitted through the API by any user whose token has `access`. Other kinds need it to be
+    retried and cancelled.
     """
 
     def declare(handler: Handler[ArgsT]) -> JobKind[ArgsT]:
