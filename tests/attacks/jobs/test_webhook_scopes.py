@@ -6,7 +6,7 @@ import pytest
 
 from app.jobs.api import JOB_KINDS
 from app.jobs.queries.relay import rescue_jobs
-from app.jobs.service.relay import MAX_RESCUES
+from app.jobs.records import MAX_RESCUES
 from tests.attacks.test_job_scopes import key_with
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import Person
