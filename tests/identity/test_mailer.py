@@ -181,7 +181,7 @@ async def test_a_server_without_smtputf8_is_told_from_a_refusal(
         ("550 5.1.8 your domain does not exist", MailRefused, "SMTP 550 5.1.8"),
         ("550 5.1.11 something new", MailRefused, "SMTP 550 5.1.11"),
         ("552 5.2.2 full", MailRefused, "SMTP 552 5.2.2"),
-        ("450 4.1.1 try later", MailUnavailable, "SMTP 450"),
+        ("450 4.1.1 try later", MailUnavailable, "SMTP 450 4.1.1"),
     ],
 )
 async def test_only_some_refusals_are_about_the_address(

@@ -98,8 +98,9 @@ async def delete_user_invoices(tx: Tx, user_id: UserId, limit: int) -> int:
 
 
 DELETE_USER_SENDS = """
-DELETE FROM jobs.mail_sends WHERE job_id IN (
-    SELECT s.job_id FROM jobs.mail_sends AS s WHERE s.sender_id = $1 OR s.recipient_hash = ANY($2::bytea[]) LIMIT $3
+DELETE FROM jobs.mail_sends WHERE (job_id, send_at) IN (
+    SELECT s.job_id, s.send_at FROM jobs.mail_sends AS s
+    WHERE s.sender_id = $1 OR s.recipient_hash = ANY($2::bytea[]) LIMIT $3
 )
 """
 

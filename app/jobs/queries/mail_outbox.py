@@ -1,4 +1,4 @@
-"""E-mails that were or will be sent, and addresses that are not written to for a while."""
+"""E-mails that were handed over, and addresses that are not written to for a while."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -6,7 +6,7 @@ from uuid import UUID
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
-# Two workers must not both take the last slot of an hour. The key of a recipient is taken before that of a sender by
+# Two workers must not both send the last message of an hour. The key of a recipient is taken before that of a sender by
 # everybody, so no two wait for each other.
 LOCK_MAIL = """
 SELECT pg_advisory_xact_lock($1::bigint)
@@ -18,38 +18,40 @@ async def lock_mail(tx: Tx, key: int) -> None:
     await tx.execute(LOCK_MAIL, key)
 
 
-# The clock of the moment, not that of the transaction, which may have waited for the lock.
+# The clock of the moment, not that of the transaction, which may have waited for the lock. A sender may hold fewer than
+# are free of what may be sent to a recipient, so that others always find some.
 RESERVE_MAIL = """
 WITH clock AS (SELECT clock_timestamp() AS moment),
-own AS (
-    SELECT m.send_at FROM jobs.mail_sends AS m, clock
-    WHERE m.job_id = $1 AND m.send_at > clock.moment - interval '10 minutes'
+given_back AS (
+    DELETE FROM jobs.mail_sends AS m WHERE $8::boolean AND m.job_id = $1 AND m.is_open
 ),
-free AS (
+counted AS (
+    SELECT m.recipient_hash = $2 AND m.purpose = $3 AS is_to_recipient,
+           COALESCE(m.sender_id = $4::uuid, false) AS is_own, m.send_at
+    FROM jobs.mail_sends AS m, clock
+    WHERE (m.recipient_hash = $2 AND m.purpose = $3 OR m.sender_id = $4::uuid)
+      AND m.send_at > clock.moment - $7::interval AND NOT ($8::boolean AND m.job_id = $1 AND m.is_open)
+),
+sums AS (
+    SELECT count(*) FILTER (WHERE c.is_to_recipient) AS to_recipient,
+           count(*) FILTER (WHERE c.is_to_recipient AND c.is_own) AS own_to_recipient,
+           count(*) FILTER (WHERE c.is_own) AS of_sender,
+           min(c.send_at) FILTER (WHERE c.is_to_recipient) AS first_to_recipient,
+           min(c.send_at) FILTER (WHERE c.is_own) AS first_of_sender
+    FROM counted AS c
+),
+judged AS (
     SELECT GREATEST(
-        clock.moment,
-        (SELECT m.send_at + $7::interval FROM jobs.mail_sends AS m
-         WHERE m.recipient_hash = $2 AND m.purpose = $3 AND m.job_id <> $1
-         ORDER BY m.send_at DESC OFFSET $5 - 1 LIMIT 1),
-        (SELECT m.send_at + $7::interval FROM jobs.mail_sends AS m
-         WHERE m.sender_id = $4 AND m.job_id <> $1
-         ORDER BY m.send_at DESC OFFSET $6 - 1 LIMIT 1)
-    ) AS send_at
-    FROM clock
-),
-slot AS (
-    SELECT COALESCE((SELECT own.send_at FROM own), free.send_at) AS send_at FROM free
+        CASE WHEN s.to_recipient + s.own_to_recipient >= $5 THEN s.first_to_recipient END,
+        CASE WHEN s.of_sender >= $6 THEN s.first_of_sender END
+    ) + $7::interval - clock.moment AS wait
+    FROM sums AS s, clock
 ),
 kept AS (
     INSERT INTO jobs.mail_sends (job_id, recipient_hash, purpose, sender_id, send_at)
-    SELECT $1, $2, $3, $4::uuid, slot.send_at FROM slot, clock WHERE slot.send_at <= clock.moment + $8::interval
-    ON CONFLICT (job_id) DO UPDATE
-       SET recipient_hash = excluded.recipient_hash, purpose = excluded.purpose, sender_id = excluded.sender_id,
-           send_at = excluded.send_at
-    RETURNING job_id
+    SELECT $1, $2, $3, $4, clock.moment FROM judged, clock WHERE judged.wait IS NULL
 )
-SELECT extract(epoch FROM slot.send_at - clock.moment)::float8 AS seconds, EXISTS (SELECT FROM kept) AS is_kept
-FROM slot, clock
+SELECT extract(epoch FROM judged.wait)::float8 FROM judged
 """
 
 
@@ -63,25 +65,33 @@ async def reserve_mail(
     per_recipient: int,
     per_sender: int,
     window: timedelta,
-    horizon: timedelta,
+    is_continued: bool,
 ) -> float | None:
-    """The seconds until the job's message may be sent, 0 or less for at once; None if that is after `horizon`.
+    """Counts one message that is about to be handed over. None, or in how many seconds the limits may allow it.
 
-    The moment is chosen so that no `window` holds more than the limits, and is kept for this job for ten minutes: a
-    message that is tried again soon is not counted twice.
+    No `window` holds more than the limits, and no sender more than half of what the others leave of a recipient's.
+    `is_continued`: a message of the job that the server has not taken before is not counted any more.
     """
-    row = await tx.fetchrow(
-        RESERVE_MAIL, job_id, recipient_hash, purpose, sender_id, per_recipient, per_sender, window, horizon
-    )
-    if row is None:
-        raise LookupError("a reservation answers with one row")
-    seconds: float = row["seconds"]
-    return seconds if row["is_kept"] else None
+    row = (job_id, recipient_hash, purpose, sender_id, per_recipient, per_sender, window, is_continued)
+    seconds: float | None = await tx.fetchval(RESERVE_MAIL, *row)
+    return seconds
+
+
+REOPEN_MAIL = """
+UPDATE jobs.mail_sends SET is_open = true
+WHERE job_id = $1 AND send_at = (SELECT max(m.send_at) FROM jobs.mail_sends AS m WHERE m.job_id = $1)
+"""
+
+
+async def reopen_mail(tx: Tx, job_id: UUID) -> None:
+    """Notes that the server has not taken the last message of the job, whose next run is to count it again."""
+    await tx.execute(REOPEN_MAIL, job_id)
 
 
 DELETE_OLD_MAIL_SENDS = """
-DELETE FROM jobs.mail_sends WHERE job_id IN (
-    SELECT m.job_id FROM jobs.mail_sends AS m WHERE m.send_at < now() - interval '1 day' ORDER BY m.send_at LIMIT $1
+DELETE FROM jobs.mail_sends WHERE (job_id, send_at) IN (
+    SELECT m.job_id, m.send_at FROM jobs.mail_sends AS m
+    WHERE m.send_at < now() - interval '1 day' ORDER BY m.send_at LIMIT $1
 )
 """
 

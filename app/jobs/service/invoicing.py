@@ -22,7 +22,6 @@ from app.kernel.fairness.threads import FairThreads
 from app.kernel.ids import UserId
 from app.kernel.pagination import MAX_PAGE_BYTES, Cursors, Page
 from app.kernel.queue import JobKind, Queue
-from app.kernel.validation.addresses import canonical_email
 
 PDF_NAME = "invoice.pdf"
 KIND_EMAIL = "invoice.email"
@@ -61,15 +60,14 @@ async def email_invoice(
     Raises:
         InvoiceNotFound
         InvoiceNotReady: the PDF has not been made yet.
-        EmailNotVerified: an account whose address is not verified sends only to itself.
+        EmailNotVerified: an account whose address is not verified sends no invoices.
         BacklogFull: too many jobs of the caller are unfinished.
     """
     invoice = await get_invoice(tx, user_id, invoice_id)
     if invoice.status == "pending":
         raise InvoiceNotReady
     account = await get_mail_account(tx, user_id)
-    customer = canonical_email(orjson.loads(invoice.customer)["email"])
-    if account is None or not (account.is_verified or customer == account.email_canonical):
+    if account is None or not account.is_verified:
         raise EmailNotVerified
     row = queue.new_job(
         KIND_EMAIL,

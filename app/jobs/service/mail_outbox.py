@@ -1,11 +1,13 @@
 """E-mail of jobs: whether a message may be sent, when, and what becomes of an address that its server does not know.
 
-All mail goes through `MailOutbox.send`, which looks at the account and takes a slot under the limits in one
-transaction, just before the message is handed over. So a ban or a deletion stops what was queued before it.
+All mail goes through `MailOutbox.send`, which looks at the account and counts the message in one transaction, just
+before it is handed over. So a ban or a deletion stops what was queued before it, and nothing is sent uncounted.
 """
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Collection, Iterable
+import random
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -37,16 +39,20 @@ _logger = get_logger(__name__)
 
 _HASH_PURPOSE = "email-suppressions"
 _WINDOW = timedelta(hours=1)
-# What waits longer than this is not sent; a message that a person waits for is sent at once or not at all.
+# Three days of an outage, and one for the limits.
+_LONGEST_WAIT = timedelta(days=4)
+_SPREAD_SECONDS = 60.0
+# A job that is older than this when the limits allow its message does not send it. A message that a person waits for is
+# sent at once or not at all.
 _HORIZONS: dict[MailPurpose, timedelta] = {
     "verification": timedelta(0),
     "own_verification": timedelta(0),
     "reset": timedelta(0),
     "own_reset": timedelta(0),
     "change": timedelta(0),
-    "notice": timedelta(hours=24),
-    "invoice": timedelta(hours=24),
-    "report": timedelta(hours=24),
+    "notice": _LONGEST_WAIT,
+    "invoice": _LONGEST_WAIT,
+    "report": _LONGEST_WAIT,
 }
 # What a person waits for is tried also where an address is suppressed.
 _AWAITED = frozenset(purpose for purpose, horizon in _HORIZONS.items() if not horizon)
@@ -75,8 +81,8 @@ class MailOutbox:
     async def send(
         self, ctx: JobContext, mail: Mail, *, prepare: Callable[[Tx], Awaitable[bool]] | None = None
     ) -> None:
-        """Hands `mail` over. `prepare` stores what the message announces, in the transaction that takes its slot and
-        only if it may be sent now; if it answers False, nothing is sent.
+        """Hands `mail` over. `prepare` stores what the message announces, in the transaction that counts it and
+        only if it may be sent now; if it answers False, nothing is sent. Once that has begun, a cancel has no effect.
 
         Raises:
             MailWithheld: it must not be sent.
@@ -87,22 +93,31 @@ class MailOutbox:
         """
         address = canonical_email(mail.to)
         address_hash = hash_address(self._keys, address)
-        async with ctx.transaction("jobs.reserve_mail") as tx:
-            is_suppressed = await self._check(tx, mail, address, address_hash)
-            seconds = await self._reserve(tx, ctx, mail, address)
-            if seconds <= 0 and prepare is not None and not await prepare(tx):
-                raise MailWithheld("account_changed")
-        if seconds > 0:
-            raise SnoozeJob(seconds)
+        has_begun = is_suppressed = False
+
+        async def begin() -> None:
+            nonlocal has_begun, is_suppressed
+            has_begun = True
+            async with ctx.transaction("jobs.reserve_mail") as tx:
+                is_suppressed = await self._check(tx, mail, address_hash)
+                seconds = await self._reserve(tx, ctx, mail, address)
+                if seconds is None and prepare is not None and not await prepare(tx):
+                    raise MailWithheld("account_changed")
+            if seconds is not None:
+                raise SnoozeJob(seconds)
+
         try:
-            await self._mailer.send(mail)
+            await _complete(self._mailer.send(mail, begin), lambda: has_begun)
         except AddressRefused as error:
             async with ctx.db.statement("jobs.suppress_email") as tx:
                 await queries.insert_suppression(tx, address_hash, str(error))
             raise
-        except MailServerUnavailable as error:
-            raise MailServerAway from error
         except MailUnavailable as error:
+            if error.took_nothing:
+                async with ctx.db.statement("jobs.reopen_mail") as tx:
+                    await queries.reopen_mail(tx, ctx.job_id)
+            if isinstance(error, MailServerUnavailable):
+                raise MailServerAway from error
             delay = retry_delay(ctx.attempt, _RETRY_BASE, _RETRY_CAP)
             raise RetryJob(delay, "mail_unavailable", "The mail server did not take the message.") from error
         if is_suppressed:
@@ -133,7 +148,7 @@ class MailOutbox:
         async with db.statement("jobs.prune_suppressions") as tx:
             return await queries.delete_old_suppressions(tx, self._settings.suppression_days)
 
-    async def _check(self, tx: Tx, mail: Mail, address: str, address_hash: bytes) -> bool:
+    async def _check(self, tx: Tx, mail: Mail, address_hash: bytes) -> bool:
         """Whether the address is suppressed and is written to all the same.
 
         Raises:
@@ -143,20 +158,21 @@ class MailOutbox:
             account = await get_mail_account(tx, mail.account)
             if account is None or not account.is_active:
                 raise MailWithheld("account_inactive")
-            if mail.purpose == "invoice" and not account.is_verified and address != account.email_canonical:
+            # Not even to its own address, which may be that of a person who knows nothing of the account.
+            if mail.purpose == "invoice" and not account.is_verified:
                 raise MailWithheld("email_not_verified")
         is_suppressed = await queries.get_suppression(tx, address_hash, self._settings.suppression_days) is not None
         if is_suppressed and mail.purpose not in _AWAITED:
             raise MailWithheld("address_suppressed")
         return is_suppressed
 
-    async def _reserve(self, tx: Tx, ctx: JobContext, mail: Mail, address: str) -> float:
-        """The seconds until the limits allow this message; 0 or less for at once.
+    async def _reserve(self, tx: Tx, ctx: JobContext, mail: Mail, address: str) -> float | None:
+        """Counts this message. None, or in how many seconds to look again, because the limits do not allow it.
 
         Raises:
-            MailWithheld: that is too far away.
+            MailWithheld: it has waited for too long, or must not wait.
         """
-        # A slot comes back when the link that took it ends: strangers who use up all of them have sent one that works.
+        # A message counts no longer than its link is good: strangers who use up the limit have sent one that works.
         window = min(_WINDOW, mail.link_lifetime or _WINDOW)
         per_recipient = max(1, int(self._settings.recipient_hourly * (window / _WINDOW)))
         # For one user's words to another person every tag of a mailbox counts; a person may use tags for accounts.
@@ -175,9 +191,13 @@ class MailOutbox:
             per_recipient=per_recipient,
             per_sender=self._settings.sender_hourly,
             window=window,
-            horizon=_HORIZONS[mail.purpose],
+            is_continued=ctx.is_continued,
         )
         if seconds is None:
+            return None
+        # Those that wait for the same moment do not all come back at it.
+        seconds += random.uniform(0, _SPREAD_SECONDS + seconds / 8)  # noqa: S311 - jitter, not a secret
+        if ctx.clock.now() - ctx.created_at + timedelta(seconds=seconds) > _HORIZONS[mail.purpose]:
             _logger.info("mail.withheld_by_limit", purpose=mail.purpose)
             raise MailWithheld("too_many_messages")
         return seconds
@@ -202,6 +222,23 @@ async def lift_suppression(db: Database, keys: Keys, clock: Clock, actor: Actor,
 def hash_address(keys: Keys, address: str) -> bytes:
     """What stands for an address of the form of `canonical_email` in tables."""
     return hmac.digest(keys.derive(_HASH_PURPOSE), address.encode(), sha256)
+
+
+async def _complete(sending: Coroutine[None, None, None], has_begun: Callable[[], bool]) -> None:
+    """Awaits `sending`. A cancel that comes after it has begun is taken back: what a server may have taken is sent, and
+    the job says so. Each step of the dialogue has a time-out.
+    """
+    caller = asyncio.current_task()
+    task = asyncio.ensure_future(sending)
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            if has_begun() and caller is not None:
+                caller.uncancel()
+            else:
+                task.cancel()
+    await task
 
 
 def _lock_key(digest: bytes) -> int:

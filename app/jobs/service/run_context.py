@@ -73,6 +73,7 @@ class RunContext:
         self.user_id = run.job.user_id
         self.attempt = run.job.attempt
         self.created_at = run.job.created_at
+        self.is_continued = run.job.attempt > 1 or run.job.postponed is not None
         self.db = services.db
         self.cache = services.cache
         self.queue = services.queue

@@ -7,7 +7,7 @@ from email import policy
 from email.parser import BytesHeaderParser
 from pathlib import Path
 
-from app.kernel.mail.message import ComposedMail
+from app.kernel.mail.message import Begin, ComposedMail
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.validation.addresses import canonical_email
 
@@ -23,7 +23,8 @@ class MailboxTransport:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def send(self, mail: ComposedMail) -> None:
+    async def send(self, mail: ComposedMail, begin: Begin) -> None:
+        await begin()
         await asyncio.to_thread(self._write, mail)
         # The message is there; a job that failed now would bring it a second time.
         try:

@@ -8,7 +8,15 @@ from prometheus_client import Counter
 
 from app.kernel.clock import Clock
 from app.kernel.mail.dev_mailbox import MailboxTransport
-from app.kernel.mail.message import Mail, MailRefused, MailServerUnavailable, MailTransport, MailUnavailable, compose
+from app.kernel.mail.message import (
+    Begin,
+    Mail,
+    MailRefused,
+    MailServerUnavailable,
+    MailTransport,
+    MailUnavailable,
+    compose,
+)
 from app.kernel.mail.smtp import SmtpTransport
 from app.kernel.settings import MailSettings
 from app.kernel.validation.addresses import parse_sender
@@ -26,8 +34,8 @@ class Mailer:
         self._transport = transport
         self._clock = clock
 
-    async def send(self, mail: Mail) -> None:
-        """Hands `mail` over.
+    async def send(self, mail: Mail, begin: Begin | None = None) -> None:
+        """Hands `mail` over. `begin` is awaited just before; what it raises is raised, and nothing is handed over then.
 
         Raises:
             MailRefused: it will never be taken; AddressRefused: the server knows no such mailbox;
@@ -35,7 +43,7 @@ class Mailer:
             MailUnavailable: it may be taken later.
         """
         try:
-            await self._transport.send(compose(mail, self._sender, self._clock))
+            await self._transport.send(compose(mail, self._sender, self._clock), begin or _nothing)
         except MailRefused:
             _emails_total.labels("refused").inc()
             raise
@@ -68,3 +76,7 @@ async def mail_problem(settings: MailSettings) -> str | None:
 def make_transport(settings: MailSettings, mailbox: Path) -> MailTransport:
     """SMTP where an address is set; the development mailbox otherwise."""
     return SmtpTransport(settings) if settings.smtp_url is not None else MailboxTransport(mailbox)
+
+
+async def _nothing() -> None:
+    """Begins nothing."""

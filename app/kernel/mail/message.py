@@ -6,7 +6,7 @@ headers are therefore written here, each value either as harmless ASCII or encod
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email import policy
@@ -70,11 +70,18 @@ class MailWithheld(Exception):
 
 
 class MailUnavailable(Exception):
-    """The message could not be handed over now; it may be tried again (SMTP 4xx, connection lost)."""
+    """The message could not be handed over now; it may be tried again (SMTP 4xx).
+
+    `took_nothing`: the server has said so; otherwise it may have taken the message, and the answer was lost.
+    """
+
+    def __init__(self, reason: str, *, took_nothing: bool = False) -> None:
+        super().__init__(reason)
+        self.took_nothing = took_nothing
 
 
 class MailServerUnavailable(MailUnavailable):
-    """The same, whatever the message: the server cannot be reached, or refuses this program."""
+    """The same, whatever the message: the server cannot be reached, refuses this program or has trouble of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +129,18 @@ class ComposedMail:
     content: bytes = field(repr=False)
 
 
+# What is done just before a message is handed over.
+Begin = Callable[[], Awaitable[None]]
+
+
 class MailTransport(Protocol):
     """Where messages go."""
 
-    async def send(self, mail: ComposedMail) -> None: ...
+    async def send(self, mail: ComposedMail, begin: Begin) -> None:
+        """Awaits `begin` as soon as nothing is waited for any more, then hands the message over. What `begin` raises is
+        raised, and nothing is handed over then.
+        """
+        ...
 
     async def forget(self, addresses: Collection[str], references: Collection[str]) -> None:
         """Deletes what is kept of messages to these addresses, in the form of `canonical_email`, or of these

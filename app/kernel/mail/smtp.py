@@ -3,8 +3,7 @@
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from time import monotonic
 from urllib.parse import unquote, urlsplit
@@ -14,6 +13,7 @@ import aiosmtplib
 from app.kernel.mail.message import (
     AddressRefused,
     AddressUnsupported,
+    Begin,
     ComposedMail,
     MailRefused,
     MailServerUnavailable,
@@ -24,7 +24,11 @@ from app.kernel.settings import MailSettings
 _IDLE_SECONDS = 30.0
 _PERMANENT = 500
 _MAX_CONNECTIONS = 4
-_ENHANCED_CODE = re.compile(r"5\.\d{1,3}\.\d{1,3}\b", re.ASCII)
+_ENHANCED_CODE = re.compile(r"[45]\.(\d{1,3})\.\d{1,3}\b", re.ASCII)
+# RFC 3463: the mail system itself (a full disk), and its network and routing. RFC 5321: it goes down; no storage left.
+_OWN_SUBJECTS = frozenset({"3", "4"})
+_CLOSING = 421
+_OWN_CODES = frozenset({452})
 # RFC 3463 and RFC 7505: no such mailbox, no such domain, no valid address, moved without a new address, no mail for
 # this domain. A 550 alone also says that a network is on a block list, a mailbox is full or a relay is misconfigured.
 _NO_SUCH_MAILBOX = frozenset({"5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10"})
@@ -54,24 +58,23 @@ class SmtpTransport:
         self._idle: list[_IdleConnection] = []
         self._places = asyncio.Semaphore(_MAX_CONNECTIONS)
 
-    async def send(self, mail: ComposedMail) -> None:
-        # A server with SMTPUTF8 has 8BITMIME too (RFC 6531, section 3.1); without it the message is ASCII.
-        options = ("SMTPUTF8", "BODY=8BITMIME") if mail.needs_smtputf8 else ()
-        try:
-            async with self._connection() as client:
-                await client.sendmail(mail.sender, [mail.recipient], mail.content, mail_options=options)
-        except aiosmtplib.SMTPNotSupported as error:
-            raise AddressUnsupported("the mail server has no SMTPUTF8") from error
-        except aiosmtplib.SMTPSenderRefused as error:
-            # The sender is a setting; this message is as good as any other.
-            raise MailServerUnavailable(f"SMTP {error.code}") from error
-        except aiosmtplib.SMTPRecipientsRefused as error:
-            # There is one recipient.
-            raise _classify(error.recipients[0]) from error
-        except aiosmtplib.SMTPResponseException as error:
-            raise _classify(error) from error
-        except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
-            raise MailUnavailable(type(error).__name__) from error
+    async def send(self, mail: ComposedMail, begin: Begin) -> None:
+        async with self._places:
+            client = await self._take() or await self._connect()
+            try:
+                await begin()
+            except BaseException:
+                self._keep(client)
+                raise
+            try:
+                refusal = await _hand_over(client, mail)
+            except BaseException:
+                # The state of the dialogue is unknown.
+                client.close()
+                raise
+            self._keep(client)
+        if refusal is not None:
+            raise refusal
 
     async def check(self) -> None:
         """Connects and logs in, and sends nothing.
@@ -89,20 +92,8 @@ class SmtpTransport:
         while self._idle:
             self._idle.pop().client.close()
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[aiosmtplib.SMTP]:
-        async with self._places:
-            client = await self._take() or await self._connect()
-            try:
-                yield client
-            except BaseException as error:
-                # After a refusal the dialogue is in step; after anything else its state is unknown.
-                if isinstance(error, aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientsRefused):
-                    self._idle.append(_IdleConnection(client, monotonic()))
-                else:
-                    client.close()
-                raise
-            self._idle.append(_IdleConnection(client, monotonic()))
+    def _keep(self, client: aiosmtplib.SMTP) -> None:
+        self._idle.append(_IdleConnection(client, monotonic()))
 
     async def _take(self) -> aiosmtplib.SMTP | None:
         while self._idle:
@@ -136,12 +127,39 @@ class SmtpTransport:
         return client
 
 
+async def _hand_over(client: aiosmtplib.SMTP, mail: ComposedMail) -> Exception | None:
+    """Answers what to make of a refusal, after which the dialogue is in step.
+
+    Raises:
+        MailServerUnavailable: the dialogue broke off, so that the server may have taken the message or not.
+    """
+    # A server with SMTPUTF8 has 8BITMIME too (RFC 6531, section 3.1); without it the message is ASCII.
+    options = ("SMTPUTF8", "BODY=8BITMIME") if mail.needs_smtputf8 else ()
+    try:
+        await client.sendmail(mail.sender, [mail.recipient], mail.content, mail_options=options)
+    except aiosmtplib.SMTPNotSupported:
+        return AddressUnsupported("the mail server has no SMTPUTF8")
+    except aiosmtplib.SMTPSenderRefused as error:
+        # The sender is a setting; this message is as good as any other.
+        return MailServerUnavailable(f"SMTP {error.code}", took_nothing=True)
+    except aiosmtplib.SMTPRecipientsRefused as error:
+        # There is one recipient.
+        return _classify(error.recipients[0])
+    except aiosmtplib.SMTPResponseException as error:
+        return _classify(error)
+    except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
+        raise MailServerUnavailable(type(error).__name__) from error
+    return None
+
+
 def _classify(response: aiosmtplib.SMTPResponseException) -> Exception:
     """What a reply means. The server's words may repeat the address, so only codes go into logs and job rows."""
     enhanced = _ENHANCED_CODE.match(response.message)
     code = f"SMTP {response.code}" + (f" {enhanced[0]}" if enhanced else "")
     if response.code < _PERMANENT:
-        return MailUnavailable(code)
+        is_own_trouble = enhanced[1] in _OWN_SUBJECTS if enhanced else response.code in _OWN_CODES
+        is_closing = response.code == _CLOSING
+        return (MailServerUnavailable if is_own_trouble or is_closing else MailUnavailable)(code, took_nothing=True)
     if enhanced is not None and enhanced[0] in _NO_SUCH_MAILBOX:
         return AddressRefused(code)
     return MailRefused(code)

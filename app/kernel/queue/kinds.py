@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -62,11 +63,16 @@ ServiceT = TypeVar("ServiceT")
 
 
 class JobContext(Protocol):
-    """What a handler may use while it runs. `product` is its name for people, `base_url` that of links."""
+    """What a handler may use while it runs. `product` is its name for people, `base_url` that of links.
+
+    `is_continued`: an earlier run has tried the same since the job was put in, or started over.
+    """
 
     job_id: UUID
     user_id: UserId | None
     attempt: int
+    created_at: datetime
+    is_continued: bool
     db: Database
     cache: Cache
     queue: Queue
