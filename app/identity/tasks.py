@@ -164,7 +164,8 @@ async def _mail_notice(ctx: JobContext, args: NoticeArgs) -> None:
         mail = _compose(ctx, to, "notice", {"subject": subject, "what": what, "link": link})
         # The one message that still goes out when the account has been closed.
         is_last = args.notice == "account_deleted"
-        await _send(ctx, replace(mail, account=None if is_last else UserId(UUID(args.user_id))))
+        account_id = None if is_last else UserId(UUID(args.user_id))
+        await _send(ctx, replace(mail, topic=args.notice, account=account_id))
 
 
 @job(KIND_PURGE, args=PurgeArgs, max_attempts=20)

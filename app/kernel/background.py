@@ -67,6 +67,21 @@ async def until(stop: asyncio.Event | None, items: AsyncIterator[T]) -> AsyncIte
             await asyncio.wait({following})
 
 
+async def complete_once_begun(work: Coroutine[Any, Any, None], has_begun: Callable[[], bool]) -> None:
+    """Awaits `work`. A cancel that comes once it has begun is taken back, so it must end within a bounded time."""
+    caller = asyncio.current_task()
+    task = asyncio.get_running_loop().create_task(work)
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            if has_begun() and caller is not None:
+                caller.uncancel()
+            else:
+                task.cancel()
+    await task
+
+
 class Background:
     """Tasks of one owner."""
 

@@ -257,7 +257,8 @@ CREATE TABLE jobs.mail_sends (
     recipient_hash bytea NOT NULL,
     purpose text NOT NULL,
     sender_id uuid,
-    send_at timestamp with time zone NOT NULL
+    send_at timestamp with time zone NOT NULL,
+    is_open boolean DEFAULT false NOT NULL
 );
 
 CREATE TABLE jobs.schedules (
@@ -432,7 +433,7 @@ ALTER TABLE ONLY jobs.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (lane);
 
 ALTER TABLE ONLY jobs.mail_sends
-    ADD CONSTRAINT mail_sends_pkey PRIMARY KEY (job_id);
+    ADD CONSTRAINT mail_sends_pkey PRIMARY KEY (job_id, send_at);
 
 ALTER TABLE ONLY jobs.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);

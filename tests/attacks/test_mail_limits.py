@@ -68,7 +68,7 @@ async def outcomes(connection: Connection) -> Counter[str]:
 async def test_an_unproven_account_sends_no_invoice_not_even_to_its_own_address(
     make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
 ) -> None:
-    # Anybody can register with the address of a bystander.
+    # An account can be registered with the address of a bystander.
     person = await make_sender(make_person, connection, proven=False, email="Ada@example.com")
     withheld = await invoice(person, "1")
     to_itself = await invoice(person, "2", "ada@EXAMPLE.com")
@@ -242,6 +242,34 @@ async def test_invoices_leave_room_for_what_a_person_asks_for(
         assert recipients(post_office) == Counter({victim.email: 5})
         await client.post("/v1/auth/password/forgot", json={"email": victim.email})
         await eventually(lambda: recipients(post_office)[victim.email] == 6)
+
+
+async def test_many_notices_of_one_kind_keep_back_no_other(
+    make_person: MakePerson, posting: Settings, post_office: PostOffice, connection: Connection
+) -> None:
+    mail = posting.mail.model_copy(update={"recipient_hourly": 1})
+    victim = await make_sender(make_person, connection, email="victim@example.org")
+
+    async def make_key() -> None:
+        answer = await victim.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["profile:read"]})
+        assert answer.status_code == 201, answer.text
+
+    async with open_worker(posting.model_copy(update={"mail": mail}), JOB_KINDS):
+        await make_key()
+        await eventually(lambda: len(post_office.received) == 1)
+        await until_idle(connection)
+        for _ in range(5):
+            await make_key()
+        body = {"current_password": PASSWORD, "new_password": "another battery staple"}
+        assert (await victim.post("/v1/auth/password/change", json=body)).status_code in {200, 204}
+        await eventually(lambda: len(post_office.received) == 2)
+        await until_idle(connection)
+    subjects = [line for content in post_office.contents for line in content.split(b"\r\n") if b"Subject:" in line]
+    assert subjects == [b"Subject: An API key was created", b"Subject: Your password was changed"]
+    waiting = await connection.fetch("""
+        SELECT args->>'notice' AS notice FROM jobs.jobs WHERE kind = 'identity.mail_notice' AND state = 0
+    """)
+    assert [row["notice"] for row in waiting] == ["api_key_created"]
 
 
 async def test_each_purpose_has_slots_that_come_back_when_its_links_end(

@@ -52,12 +52,17 @@ async def mail_change(tx: Tx, queue: Queue, user_id: UserId, new_email: str, ver
 
 
 async def mail_notice(tx: Tx, queue: Queue, user_id: UserId, notice: Notice, *, email: str | None = None) -> None:
-    """Tells an account's owner what has happened to it, at `email` or at the present address."""
-    await _enqueue(tx, queue, KIND_NOTICE, {"notice": notice, "email": email}, user_id)
+    """Tells an account's owner what has happened to it, at `email` or at the present address.
+
+    One that waits with the same words is enough: many would keep back what comes after them.
+    """
+    unique_key = f"{user_id}:{notice}:{email or ''}"
+    await _enqueue(tx, queue, KIND_NOTICE, {"notice": notice, "email": email}, user_id, unique_key)
 
 
-async def _enqueue(tx: Tx, queue: Queue, kind: str, args: Mapping[str, Any], user_id: UserId | None) -> None:
+async def _enqueue(
+    tx: Tx, queue: Queue, kind: str, args: Mapping[str, Any], user_id: UserId | None, unique_key: str | None = None
+) -> None:
+    args = {**args, "user_id": str(user_id) if user_id else None}
     # Without an owner in the row: such jobs appear in no user's job list.
-    await queue.enqueue(
-        tx, kind, {**args, "user_id": str(user_id) if user_id else None}, user_id=None, queue=QUEUE, priority=1
-    )
+    await queue.enqueue(tx, kind, args, user_id=None, queue=QUEUE, priority=1, unique_key=unique_key)

@@ -4,10 +4,9 @@ All mail goes through `MailOutbox.send`, which looks at the account and counts t
 before it is handed over. So a ban or a deletion stops what was queued before it, and nothing is sent uncounted.
 """
 
-import asyncio
 import hmac
 import random
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -17,6 +16,7 @@ import orjson
 from app.identity.api import Actor, get_mail_account, lock_admin, record_security_event
 from app.jobs.queries import mail_outbox as queries
 from app.jobs.records import retry_delay
+from app.kernel.background import complete_once_begun
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, in_batches, retries_conflicts
 from app.kernel.errors import Unavailable
@@ -107,7 +107,7 @@ class MailOutbox:
                 raise SnoozeJob(seconds)
 
         try:
-            await _complete(self._mailer.send(mail, begin), lambda: has_begun)
+            await complete_once_begun(self._mailer.send(mail, begin), lambda: has_begun)
         except AddressRefused as error:
             async with ctx.db.statement("jobs.suppress_email") as tx:
                 await queries.insert_suppression(tx, address_hash, str(error))
@@ -186,7 +186,7 @@ class MailOutbox:
             tx,
             ctx.job_id,
             recipient_hash=recipient_hash,
-            purpose=mail.purpose,
+            purpose=f"{mail.purpose}:{mail.topic}" if mail.topic else mail.purpose,
             sender_id=sender_id,
             per_recipient=per_recipient,
             per_sender=self._settings.sender_hourly,
@@ -222,23 +222,6 @@ async def lift_suppression(db: Database, keys: Keys, clock: Clock, actor: Actor,
 def hash_address(keys: Keys, address: str) -> bytes:
     """What stands for an address of the form of `canonical_email` in tables."""
     return hmac.digest(keys.derive(_HASH_PURPOSE), address.encode(), sha256)
-
-
-async def _complete(sending: Coroutine[None, None, None], has_begun: Callable[[], bool]) -> None:
-    """Awaits `sending`. A cancel that comes after it has begun is taken back: what a server may have taken is sent, and
-    the job says so. Each step of the dialogue has a time-out.
-    """
-    caller = asyncio.current_task()
-    task = asyncio.ensure_future(sending)
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            if has_begun() and caller is not None:
-                caller.uncancel()
-            else:
-                task.cancel()
-    await task
 
 
 def _lock_key(digest: bytes) -> int:

@@ -103,6 +103,7 @@ class Mail:
     """One message to one address. `reference` makes its Message-ID; a retry must give the same one.
 
     `account` is the one in whose name or about which it is sent; unless that is active, the message is not sent.
+    Messages of a purpose to an address are counted by `topic`: those of one keep back none of another.
     `unsubscribe_url` takes a POST that ends this kind of mail (RFC 8058). `link_lifetime`: of the link that it brings.
     """
 
@@ -114,6 +115,7 @@ class Mail:
     attachments: Sequence[Attachment] = ()
     unsubscribe_url: str | None = None
     purpose: MailPurpose = "notice"
+    topic: str = ""
     account: UserId | None = None
     link_lifetime: timedelta | None = None
 
