@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0019_mail_by_hand_over"
-down_revision = "0018_no_parents"
+revision = "0021_mail_by_hand_over"
+down_revision = "0020_endpoint_calls"
 branch_labels = None
 depends_on = None
 
