@@ -131,7 +131,7 @@ async def warn_of_eviction(resources: Resources) -> None:
 
 
 async def close_resources(resources: Resources) -> None:
-    resources.computing.close()
+    await resources.computing.close()
     await resources.webhook_subscribers.close()
     await resources.incarnation.close()
     await resources.cache.close()

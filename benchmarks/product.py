@@ -171,4 +171,4 @@ async def _password_hash(settings: Settings) -> str:
     try:
         return await hashing.hash(data.PASSWORD)
     finally:
-        hashing.close()
+        await hashing.close()

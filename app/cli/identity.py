@@ -50,7 +50,7 @@ def create_admin(
                 role="admin",
             )
         finally:
-            await asyncio.to_thread(hashing.close)
+            await hashing.close()
             await close_resources(resources)
         return made is not None
 

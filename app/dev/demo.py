@@ -65,7 +65,7 @@ async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
                 furnish=partial(_add_events, resources.clock) if account.role == "user" else None,
             )
     finally:
-        hashing.close()
+        await hashing.close()
         await close_resources(resources)
     return DEMO_ACCOUNTS
 

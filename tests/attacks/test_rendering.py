@@ -42,7 +42,7 @@ class Work:
 async def threads() -> AsyncIterator[FairThreads]:
     made = FairThreads("test", 1, queue=3, per_caller=2, overloaded=RenderingOverloaded)
     yield made
-    await asyncio.to_thread(made.close)
+    await made.close()
 
 
 async def test_one_caller_has_few_turns_and_all_have_a_bound(threads: FairThreads) -> None:

@@ -218,7 +218,7 @@ async def test_callers_beyond_their_share_of_the_threads_run_behind_the_others()
         assert await run("other") == min(19, usual + 5)
         assert await run(None) == min(19, usual + 5)
     finally:
-        threads.close()
+        await threads.close()
 
 
 async def test_what_computes_in_python_is_charged_and_as_important_as_the_loop() -> None:
@@ -234,7 +234,7 @@ async def test_what_computes_in_python_is_charged_and_as_important_as_the_loop()
         assert await threads.run(work) == os.getpriority(os.PRIO_PROCESS, 0)
         assert caller.used >= 0.01
     finally:
-        threads.close()
+        await threads.close()
 
 
 @pytest.mark.parametrize("is_contended", [False, True])

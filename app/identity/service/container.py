@@ -157,7 +157,7 @@ async def run_identity(
         await background.close()
         await identity.feed.close()
         # A hash under way is waited for.
-        await asyncio.to_thread(identity.hashing.close)
+        await identity.hashing.close()
 
 
 async def load_signing_keys(key_ring: KeyRing, db: Database, keys: Keys) -> None:

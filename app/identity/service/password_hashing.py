@@ -67,8 +67,8 @@ class PasswordHashing:
         """Whether `stored` was made with other parameters than those of today."""
         return self._hasher.check_needs_rehash(stored)
 
-    def close(self) -> None:
-        self._threads.close()
+    async def close(self) -> None:
+        await self._threads.close()
 
     def _matches(self, stored: str, password: str) -> bool:
         try:

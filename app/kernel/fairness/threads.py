@@ -95,10 +95,10 @@ class FairThreads:
             if request is not None and self._holds_interpreter:
                 request.used += perf_counter() - started
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Waits for what runs."""
         for threads in (self._first, self._second):
-            threads.pool.shutdown(wait=True, cancel_futures=True)
+            await asyncio.to_thread(threads.pool.shutdown, wait=True, cancel_futures=True)
 
     def _threads_for(self, caller: Hashable) -> "_Threads":
         now = perf_counter()
