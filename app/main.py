@@ -226,7 +226,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         app.state.jobs = JobsRuntime.create(
             settings.jobs, settings.data_dir, resources.bus, resources.db, dict(JOB_KINDS), settings.name
         )
-        stack.push_async_callback(asyncio.to_thread, app.state.jobs.rendering.close)
+        stack.push_async_callback(app.state.jobs.rendering.close)
         await open_resources(resources)
         await resources.webhook_subscribers.start()
         await stack.enter_async_context(run_identity(identity, resources.db, resources.keys, resources.incarnation))
