@@ -229,7 +229,7 @@ class Executor:
             case SnoozeJob():
                 return self._again(job, signal.seconds, give_back=True)
             case RetryJob():
-                return self._retry(run, signal.code, str(signal), delay=signal.seconds)
+                return self._retry(run, signal.code, str(signal), delay=signal.seconds, least_age=signal.least_age)
             case PermanentJobError():
                 return self._failed(job, signal.code, str(signal))
             case _:
@@ -247,15 +247,18 @@ class Executor:
             return self._failed(job, "unavailable", "Something this job needs has been away for days.")
         return Outcome(job.id, job.run_token, State.QUEUED, delay=postponement(age), give_back=True, postponed=True)
 
-    def _retry(self, run: Run, code: str, message: str, *, delay: float | None = None) -> Outcome:
+    def _retry(
+        self, run: Run, code: str, message: str, *, delay: float | None = None, least_age: float = 0.0
+    ) -> Outcome:
         job = run.job
-        if job.attempt >= job.max_attempts:
+        is_last = job.attempt >= job.max_attempts
+        if is_last and (self.services.clock.now() - job.created_at).total_seconds() >= least_age:
             return self._failed(job, code, message)
         kind = self._kinds[job.kind]
         if delay is None:
             delay = retry_delay(job.attempt, kind.backoff_base, kind.backoff_cap)
         error = to_json({"code": code, "message": message})
-        return Outcome(job.id, job.run_token, State.QUEUED, error=error, delay=delay)
+        return Outcome(job.id, job.run_token, State.QUEUED, error=error, delay=delay, give_back=is_last)
 
     def _again(self, job: ClaimedJob, delay: float, *, give_back: bool) -> Outcome:
         return Outcome(job.id, job.run_token, State.QUEUED, delay=delay, give_back=give_back)

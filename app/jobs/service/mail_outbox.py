@@ -15,7 +15,7 @@ import orjson
 
 from app.identity.api import Actor, get_mail_account, lock_admin, record_security_event
 from app.jobs.queries import mail_outbox as queries
-from app.jobs.records import retry_delay
+from app.jobs.records import POSTPONED_AT_MOST, retry_delay
 from app.kernel.background import complete_once_begun
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, in_batches, retries_conflicts
@@ -58,7 +58,7 @@ _HORIZONS: dict[MailPurpose, timedelta] = {
 _AWAITED = frozenset(purpose for purpose, horizon in _HORIZONS.items() if not horizon)
 # Only what a user has sent to an address of their choice counts for them: invoices must not use up a reset.
 _OF_SENDERS: frozenset[MailPurpose] = frozenset({"change", "invoice", "report"})
-# A server that lists unknown senders takes a message after some minutes.
+# A server that lists unknown senders takes a message after some minutes, a full mailbox after days (RFC 5321, 4.5.4.1).
 _RETRY_BASE = 30.0
 _RETRY_CAP = 3600.0
 
@@ -119,7 +119,8 @@ class MailOutbox:
             if isinstance(error, MailServerUnavailable):
                 raise MailServerAway from error
             delay = retry_delay(ctx.attempt, _RETRY_BASE, _RETRY_CAP)
-            raise RetryJob(delay, "mail_unavailable", "The mail server did not take the message.") from error
+            message = "The mail server did not take the message."
+            raise RetryJob(delay, "mail_unavailable", message, least_age=POSTPONED_AT_MOST) from error
         if is_suppressed:
             async with ctx.db.statement("jobs.allow_email") as tx:
                 await queries.delete_suppression(tx, address_hash)

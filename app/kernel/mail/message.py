@@ -38,6 +38,9 @@ _URI = re.compile(r"https?://[!-;=?-~]+")
 MailPurpose = Literal["verification", "own_verification", "reset", "own_reset", "change", "notice", "invoice", "report"]
 
 
+_BULK: frozenset[MailPurpose] = frozenset({"invoice", "report"})
+
+
 class MailRefused(Exception):
     """This message will never be taken: the address is bad, or the content is refused (SMTP 5xx).
 
@@ -122,13 +125,18 @@ class Mail:
 
 @dataclass(frozen=True, slots=True)
 class ComposedMail:
-    """The envelope, and the message as it goes over the wire (RFC 5322, lines end in CRLF)."""
+    """The envelope, and the message as it goes over the wire (RFC 5322, lines end in CRLF).
+
+    `account`: whose it is, or whom it is about. `is_bulk`: a user has had it made, and may have had many.
+    """
 
     sender: str
     recipient: str
     needs_smtputf8: bool
     reference: str
     content: bytes = field(repr=False)
+    account: UserId | None = None
+    is_bulk: bool = False
 
 
 # What is done just before a message is handed over.
@@ -181,7 +189,15 @@ def compose(mail: Mail, sender: Sender, clock: Clock) -> ComposedMail:
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
     _check(head, headers, to, mail.subject)
     content = head + _body(mail).as_bytes()
-    return ComposedMail(sender.address.wire, to.wire, to.needs_smtputf8, mail.reference, content)
+    return ComposedMail(
+        sender.address.wire,
+        to.wire,
+        to.needs_smtputf8,
+        mail.reference,
+        content,
+        account=mail.account,
+        is_bulk=mail.purpose in _BULK,
+    )
 
 
 def _body(mail: Mail) -> EmailMessage:

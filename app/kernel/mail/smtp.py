@@ -3,13 +3,15 @@
 import asyncio
 import re
 import ssl
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
+from app.kernel.fairness.slots import FairSlots
 from app.kernel.mail.message import (
     AddressRefused,
     AddressUnsupported,
@@ -24,6 +26,8 @@ from app.kernel.settings import MailSettings
 _IDLE_SECONDS = 30.0
 _PERMANENT = 500
 _MAX_CONNECTIONS = 4
+# A job that waits for one holds a slot of its worker.
+_WAIT_SECONDS = 60.0
 _ENHANCED_CODE = re.compile(r"[45]\.(\d{1,3})\.\d{1,3}\b", re.ASCII)
 # RFC 3463: the mail system itself (a full disk), and its network and routing. RFC 5321: it goes down; no storage left.
 _OWN_SUBJECTS = frozenset({"3", "4"})
@@ -56,10 +60,11 @@ class SmtpTransport:
         self._password = unquote(parts.password) if parts.password else None
         self._timeout = settings.timeout
         self._idle: list[_IdleConnection] = []
-        self._places = asyncio.Semaphore(_MAX_CONNECTIONS)
+        # What a user has made many of leaves one to what a person waits for.
+        self._connections = FairSlots(_MAX_CONNECTIONS, max_writes=_MAX_CONNECTIONS - 1)
 
     async def send(self, mail: ComposedMail, begin: Begin) -> None:
-        async with self._places:
+        async with self._slot(mail):
             client = await self._take() or await self._connect()
             try:
                 await begin()
@@ -91,6 +96,25 @@ class SmtpTransport:
     async def close(self) -> None:
         while self._idle:
             self._idle.pop().client.close()
+
+    @asynccontextmanager
+    async def _slot(self, mail: ComposedMail) -> AsyncIterator[None]:
+        """Accounts take turns; what the program tells an account does not wait for that account's invoices."""
+        caller = (mail.account, mail.is_bulk)
+        if not self._connections.try_acquire(caller, writes=mail.is_bulk):
+            slot = self._connections.wait(caller, writes=mail.is_bulk)
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS):
+                    await slot
+            except BaseException as error:
+                self._connections.withdraw(caller, slot, writes=mail.is_bulk)
+                if isinstance(error, TimeoutError):
+                    raise MailServerUnavailable("all connections are in use") from None
+                raise
+        try:
+            yield
+        finally:
+            self._connections.release(caller, writes=mail.is_bulk)
 
     def _keep(self, client: aiosmtplib.SMTP) -> None:
         self._idle.append(_IdleConnection(client, monotonic()))

@@ -45,12 +45,16 @@ class SnoozeJob(Exception):
 
 
 class RetryJob(Exception):
-    """The attempt failed; the next one comes after `seconds` instead of after the kind's own delay."""
+    """The attempt failed; the next one comes after `seconds` instead of after the kind's own delay.
 
-    def __init__(self, seconds: float, code: str, message: str) -> None:
+    The last attempt is repeated until the job is `least_age` seconds old.
+    """
+
+    def __init__(self, seconds: float, code: str, message: str, *, least_age: float = 0.0) -> None:
         super().__init__(message)
         self.seconds = seconds
         self.code = code
+        self.least_age = least_age
 
 
 class ArtifactWriter(Protocol):
