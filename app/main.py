@@ -38,6 +38,7 @@ from app.kernel.auth import declared_permission
 from app.kernel.background import Background
 from app.kernel.fairness.pacing import Paced
 from app.kernel.fairness.time_shares import TimeShares
+from app.kernel.fairness.turns import OneAtATime
 from app.kernel.headers.codings import is_compressible
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
 from app.kernel.middleware.admission import Admission
@@ -221,6 +222,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(close_resources, resources)
         app.state.events = users.event_group_commit(resources.db)
         stack.push_async_callback(app.state.events.close)
+        app.state.summaries = OneAtATime()
         app.state.submissions = submission_group_commit(resources.db, resources.queue, resources.cache)
         stack.push_async_callback(app.state.submissions.close)
         app.state.jobs = JobsRuntime.create(

@@ -33,3 +33,12 @@ class InvalidExtra(Unprocessable):
 class InvalidPeriod(Unprocessable):
     def __init__(self, detail: str) -> None:
         super().__init__(detail, errors=[FieldError("query:since", detail, "invalid_period")])
+
+
+class TooManyEvents(InvalidPeriod):
+    """More events were stored since the period began than a request reads."""
+
+    def __init__(self, max_events: int) -> None:
+        super().__init__(
+            f"More than {max_events:,} events were stored since then. Choose a later start, or create a report."
+        )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 
 from app.kernel.auth import Principal, Require
-from app.kernel.database import Tx
+from app.kernel.database import StatementTimeout, Tx
 from app.kernel.database.versions import Versions
 from app.kernel.http import (
     Id,
@@ -20,10 +20,11 @@ from app.kernel.http import (
 from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
-from app.kernel.rate_limits import charge
+from app.kernel.rate_limits import charge, charge_done
 from app.kernel.resources import Resources, ResourcesDep
 from app.users import service
-from app.users.records import EventFilter
+from app.users.errors import TooManyEvents
+from app.users.records import MAX_SUMMARY_EVENTS, EventFilter
 from app.users.schemas import (
     EventPage,
     EventQuery,
@@ -45,6 +46,9 @@ router = Router(prefix="/v1", tags=["users"])
 
 # Units of the caller's quota for one of many in a request.
 _COST_OF_ITEM = 0.05
+# For each event that a summary reads: a unit is half a millisecond of a process, which is what 300 take the database.
+_COST_OF_READ_EVENT = 0.01
+_COST_OF_COUNTED_EVENT = 0.001
 # For a change of which webhooks tell: an event is a job, and another job for each endpoint that wants it.
 _COST_OF_EVENT = 5.0
 
@@ -136,17 +140,27 @@ async def list_events(
 
 @router.get("/users/me/events/summary", response_model=SummaryAnswer)
 async def summarise_events(
-    principal: EventReader, resources: ResourcesDep, query: Annotated[SummaryQuery, Query()]
+    request: Request, principal: EventReader, resources: ResourcesDep, query: Annotated[SummaryQuery, Query()]
 ) -> Response:
-    """Count your events by kind and time bucket."""
-    summary = await service.summarise_events(
-        resources.db,
-        resources.clock,
-        principal.user_id,
-        bucket=query.bucket,
-        since=query.since,
-        until=query.until,
-    )
+    """Count your events by kind and time bucket. Costs one unit of your quota for each hundred events that it reads."""
+    async with request.app.state.summaries.turn(principal.user_id):
+        try:
+            summary = await service.summarise_events(
+                resources.db,
+                resources.clock,
+                principal.user_id,
+                bucket=query.bucket,
+                since=query.since,
+                until=query.until,
+                max_events=MAX_SUMMARY_EVENTS,
+            )
+        except StatementTimeout:
+            charge_done(request.scope, MAX_SUMMARY_EVENTS * _COST_OF_READ_EVENT)
+            raise
+        except TooManyEvents:
+            charge_done(request.scope, MAX_SUMMARY_EVENTS * _COST_OF_COUNTED_EVENT)
+            raise
+        charge_done(request.scope, summary.events_read * _COST_OF_READ_EVENT)
     content: dict[str, Any] = {
         "bucket": summary.bucket,
         "since": summary.since,

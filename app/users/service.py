@@ -18,7 +18,7 @@ from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.validation.field_codes import field_code
 from app.kernel.webhook_subscribers import WebhookSubscribers
-from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, UserNotFound, VersionMismatch
+from app.users.errors import InvalidEvent, InvalidExtra, InvalidPeriod, TooManyEvents, UserNotFound, VersionMismatch
 from app.users.queries import events as event_queries
 from app.users.queries import preferences as preference_queries
 from app.users.queries import profiles as profile_queries
@@ -332,11 +332,13 @@ async def summarise_events(
     bucket: Bucket,
     since: datetime | None,
     until: datetime | None,
+    max_events: int | None = None,
 ) -> EventSummary:
     """Counts per bucket and kind of the events with `since <= occurred_at < until`, by default up to the latest.
 
     Raises:
         InvalidPeriod: it is empty or too long for the width of the buckets.
+        TooManyEvents: more than `max_events` have been stored since it began.
     """
     until = until or clock.now() + CLOCK_SKEW
     since = since or until - DEFAULT_PERIODS[bucket]
@@ -346,6 +348,12 @@ async def summarise_events(
         raise InvalidPeriod(f"By {bucket}, a period has at most {LONGEST_PERIODS[bucket].days} days.")
     buckets = (until - since) // BUCKET_WIDTHS[bucket] + 2
     max_kinds = max(MIN_SUMMARY_KINDS, MAX_SUMMARY_ITEMS // buckets)
-    async with db.read("users.summarise_events", sees=[events_tag(user_id)]) as conn:
-        items, others = await event_queries.get_event_counts(conn, user_id, bucket, since, until, max_kinds)
-    return EventSummary(bucket, since, until, items, others)
+    # Of a report nothing waits for the answer: it may take longer, apart from the pool of the requests.
+    connection = db.snapshot if max_events is None else db.read
+    async with connection("users.summarise_events", sees=[events_tag(user_id)]) as conn:
+        items, others, events = await event_queries.get_event_counts(
+            conn, user_id, bucket, since, until, max_kinds=max_kinds, max_events=max_events
+        )
+    if max_events is not None and events > max_events:
+        raise TooManyEvents(max_events)
+    return EventSummary(bucket, since, until, items, others, events)

@@ -222,3 +222,13 @@ def charge(scope: MutableMapping[str, Any], cost: float) -> None:
     if bucket is not None and cost > scope["paid"]:
         bucket.charge(cost - scope["paid"])
         scope["paid"] = cost
+
+
+def charge_done(scope: MutableMapping[str, Any], cost: float) -> None:
+    """Charges the caller of a request `cost` units for work that is done, what the request has paid for already
+    included. It is never refused; the requests that follow wait until it is paid.
+    """
+    bucket: QuotaBucket | None = scope.get("quota")
+    if bucket is not None and cost > scope["paid"]:
+        bucket.tokens -= cost - scope["paid"]
+        scope["paid"] = cost

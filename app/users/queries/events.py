@@ -88,8 +88,19 @@ async def get_scan_end(
 # Sorted instead of joined, for which Postgres would compare each count with each listed kind. Of very many kinds the
 # groups are kept on disk, and only the sums of what is not listed leave the database. Postgres writes the JSON, because
 # ten thousand records would hold the event loop for 20 ms.
+#
+# What would be read is counted before, in the index alone, up to `$6`; beyond that nothing else is read.
 GET_EVENT_COUNTS = """
-    SELECT COALESCE(
+    WITH stored AS MATERIALIZED (
+        SELECT count(*) AS events
+        FROM (
+            SELECT 1 FROM users.events
+            WHERE user_id = $1 AND created_at >= $3::timestamptz - interval '1 day'
+            LIMIT $6::integer + 1
+        ) AS counted
+    )
+    SELECT (SELECT events FROM stored) AS events,
+           COALESCE(
                json_agg(json_build_object('starts_at', s.starts_at, 'kind', s.kind, 'count', s.count)
                         ORDER BY s.period, s.kind) FILTER (WHERE s.kind IS NOT NULL),
                '[]') AS items,
@@ -110,6 +121,7 @@ GET_EVENT_COUNTS = """
                     FROM users.events
                     WHERE user_id = $1 AND occurred_at >= $3 AND occurred_at < $4
                       AND created_at >= $3::timestamptz - interval '1 day'
+                      AND COALESCE((SELECT events FROM stored) <= $6, true)
                     GROUP BY period, kind
                 ) AS c
             ) AS t
@@ -120,14 +132,22 @@ GET_EVENT_COUNTS = """
 
 
 async def get_event_counts(
-    conn: ReadConn, user_id: UserId, bucket: Bucket, since: datetime, until: datetime, max_kinds: int
-) -> tuple[str, str]:
+    conn: ReadConn,
+    user_id: UserId,
+    bucket: Bucket,
+    since: datetime,
+    until: datetime,
+    *,
+    max_kinds: int,
+    max_events: int | None,
+) -> tuple[str, str, int]:
     """Two JSON arrays (`EventSummary`): the counts of the `max_kinds` most frequent kinds of the period, and those of
-    all other kinds together; empty buckets are left out.
+    all other kinds together; empty buckets are left out. And how many events have been stored since the period began:
+    these are read, unless they are more than `max_events`, when the answer is empty and the number is one more.
     """
-    row = await conn.fetchrow(GET_EVENT_COUNTS, user_id, bucket, since, until, max_kinds)
+    row = await conn.fetchrow(GET_EVENT_COUNTS, user_id, bucket, since, until, max_kinds, max_events)
     assert row is not None  # noqa: S101 - an aggregate without groups has one row.
-    return row["items"], row["others"]
+    return row["items"], row["others"], row["events"]
 
 
 GET_EVENT_TOTAL = """
