@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,19 +38,6 @@ pytest_plugins = [
     "tests.fixtures.post_office",
 ]
 
-# Tests of these read the source or run other programs, and what invented requests reach, other tests reach as well.
-# Measuring which lines of the program run would take as long again as what they do.
-_TESTS = Path(__file__).parent
-_NOT_MEASURED = (
-    "architecture/",
-    "benchmarks/",
-    "clients/",
-    "contract/test_fuzzing.py",
-    "dev/",
-    "faults/",
-    "test_install.py",
-)
-
 # Each process of the program takes seconds of computing to start, and each pair of servers in a room of its own one.
 _STARTS_PROCESSES = frozenset({"processes", "server_room"})
 
@@ -64,7 +50,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             item.add_marker("slow")
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker("database")
-        if item.path.relative_to(_TESTS).as_posix().startswith(_NOT_MEASURED):
-            item.add_marker("no_cover")
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
