@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from app.dev.embedded import EmbeddedValkey
-from app.kernel.rate_limits import QuotaBucket, QuotaExceeded, RateLimits
+from app.kernel.rate_limits import Policy, QuotaBucket, QuotaExceeded, RateLimits
+from app.kernel.rate_limits.buckets import LeaseGrant
 from app.kernel.redis.gateway import RedisGateway
 from app.kernel.settings import LimitsSettings
 from tests.faults.signals import frozen
@@ -351,3 +352,13 @@ async def test_requests_without_redis(person: Person, valkey: EmbeddedValkey) ->
     finally:
         await asyncio.to_thread(valkey.start)
     assert statuses == [200, 200, 429, 429]
+
+
+@pytest.mark.parametrize("tokens", [-9999.05, -0.5, 0.95])
+def test_a_refusal_holds_for_what_was_asked_whatever_fraction_is_left(tokens: float) -> None:
+    bucket = QuotaBucket(Policy("caller", 5000, 60), "key")
+    bucket.tokens, bucket.needed = tokens, 5.0
+    order = bucket.order()
+    bucket.receive(order, LeaseGrant(units=0.0, remaining=3.0, wait=60.0))
+    assert bucket.is_refused(5.0)
+    assert not bucket.is_refused(4.0)

@@ -80,6 +80,7 @@ class QuotaBucket:
         "_asked",
         "_headers",
         "_is_fresh",
+        "_needed_then",
         "_owed",
         "_reviewed",
         "_shared",
@@ -108,6 +109,7 @@ class QuotaBucket:
         self.refused_cost = 0.0
         # The waiters: the largest need, the sum of the needs, and what tells them that there is an answer.
         self.needed = 0.0
+        self._needed_then = 0.0
         self.queued = 0.0
         self.answered: Event | None = None
         # For the reviews: when the next is due, and whether there is anything to give back.
@@ -149,6 +151,7 @@ class QuotaBucket:
         rate = used / max(now - self._since, _SHORTEST_MEASURE)
         want = max(rate * _LEASE_SECONDS, policy.credit, 1.0)
         want = min(want, policy.quota * _LARGEST_LEASE_SHARE) + self.queued
+        self._needed_then = self.needed
         # Whole units: two fractions would serve no request.
         need = max(0, ceil(self.needed - self.tokens)) if self.needed else 0
         self.needed = self.queued = 0.0
@@ -180,8 +183,9 @@ class QuotaBucket:
         self.low = self.tokens * _LOW_SHARE if grant.units >= order.want else 0.0
         if grant.units < order.need:
             self.refused_until = monotonic() + max(grant.wait, _SHORTEST_REFUSAL)
-            # The store gives no less than one.
-            self.refused_cost = order.need + self.tokens if order.need > 1 else 0.0
+            # The store gives no less than one. Not what the whole units come to, which is more than was asked for if a
+            # fraction of one is left: the request would not count as refused, and ask again at once, over and over.
+            self.refused_cost = self._needed_then if order.need > 1 else 0.0
 
     def is_refused(self, cost: float) -> bool:
         """Whether the store is known to have too little for `cost`."""
