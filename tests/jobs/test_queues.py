@@ -125,33 +125,24 @@ async def test_the_cap_holds_without_redis_too(
     steps.gate.set()
 
 
-async def test_a_paused_queue_starts_nothing(worker: Worker, connection: Connection, steps: Steps) -> None:
-    await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
-    await worker.queue.control("queues")
-    await eventually(lambda: worker.runner.paused == {"default"})
-    await enqueue(worker, "test.noop", 3, None)
-    (urgent,) = await enqueue(worker, "test.noop", 1, None, queue="critical")
-    await all_done(connection, 1)
-    await asyncio.sleep(0.3)
-    assert steps.started == [urgent]
-    await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
-    await worker.queue.control("queues")
-    await all_done(connection, 4)
-
-
-@pytest.mark.parametrize("redis_is_there", [True, False])
-async def test_a_pause_holds_before_workers_hear_of_it(
-    worker: Worker, connection: Connection, steps: Steps, valkey: EmbeddedValkey, *, redis_is_there: bool
+@pytest.mark.parametrize("news", ["heard", "not heard", "no redis"])
+async def test_a_paused_queue_starts_nothing(
+    worker: Worker, connection: Connection, steps: Steps, valkey: EmbeddedValkey, news: str
 ) -> None:
-    if not redis_is_there:
+    if news == "no redis":
         valkey.stop()
     await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('default', now())")
+    if news == "heard":
+        await worker.queue.control("queues")
+        await eventually(lambda: worker.runner.paused == {"default"})
     await enqueue(worker, "test.noop", 3, None)
     (urgent,) = await enqueue(worker, "test.noop", 1, None, queue="critical")
     await all_done(connection, 1)
     await asyncio.sleep(0.3)
     assert steps.started == [urgent]
     await connection.execute("UPDATE jobs.lanes SET paused_at = NULL")
+    if news == "heard":
+        await worker.queue.control("queues")
     await all_done(connection, 4)
 
 
