@@ -109,8 +109,8 @@ class StepTimer:
         return self._seconds + (perf_counter() - self._began if self._began else 0.0)
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        # An iterator with `throw` and `close` is all that `await` needs; a generator would be one call more each step.
-        return self  # type: ignore[return-value]
+        # A generator would be one call more for each step.
+        return self  # type: ignore[return-value]  # `await` needs no more than an iterator with `throw` and `close`
 
     def __next__(self) -> Any:
         self._began = began = perf_counter()
