@@ -4,183 +4,30 @@ Every installation here runs without HOME, with umask 077, in the C locale, and 
 in its name. A proxy that does not answer makes it fail if it asks another index than that of pip's configuration.
 """
 
-import base64
-import hashlib
-import io
 import os
 import runpy
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tarfile
 import tempfile
-import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.package_index import BACKEND, REQUIREMENTS, UV, Index, Project, served_index
 from tests.fixtures.waiting import scaled
-
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements"
-UV = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-# Builds a wheel that says which version of it did so.
-BACKEND = """
-import zipfile
-from pathlib import Path
-
-def build_wheel(directory, config_settings=None, metadata_directory=None):
-    name = "built-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(Path(directory) / name, "w") as wheel:
-        wheel.writestr("built.py", "BACKEND = '{version}'")
-        wheel.writestr("built-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: built\\nVersion: 1.0\\n")
-        wheel.writestr("built-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-        wheel.writestr("built-1.0.dist-info/RECORD", "")
-    return name
-"""
-
-
-class Index:
-    """A package index in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = ""
-
-    def add(self, name: str, content: bytes) -> str:
-        """Publish a file; the line of a lock that pins it."""
-        package, version = name.removesuffix(".tar.gz").split("-")[:2]
-        page = self.folder / "simple" / package / "index.html"
-        page.parent.mkdir(parents=True, exist_ok=True)
-        (page.parent / name).write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        with page.open("a", encoding="utf-8") as file:
-            file.write(f'<a href="{name}#sha256={digest}">{name}</a><br>\n')
-        return f"{package}=={version} --hash=sha256:{digest}\n"
-
-    def add_wheel(
-        self, name: str, version: str, *requires: str, module: str = "", script: str = "", platform: str = "any"
-    ) -> str:
-        info = f"{name}-{version}.dist-info"
-        files = {
-            f"{name}.py": module or f"VERSION = '{version}'",
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nProvides-Extra: extra\n"
-            + "".join(f"Requires-Dist: {requirement}\n" for requirement in requires),
-            f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-{platform}\n",
-        }
-        if script:
-            files[f"{name}-{version}.data/scripts/{name}"] = script
-        digests = {
-            path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-            for path, text in files.items()
-        }
-        record = "".join(f"{path},sha256={digests[path]},{len(text.encode())}\n" for path, text in files.items())
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as wheel:
-            for path, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
-                entry = zipfile.ZipInfo(path, (2026, 1, 1, 0, 0, 0))
-                entry.external_attr = (stat.S_IFREG | (0o755 if "/scripts/" in path else 0o644)) << 16
-                wheel.writestr(entry, text)
-        return self.add(f"{name}-{version}-py3-none-{platform}.whl", buffer.getvalue())
-
-    def add_source(self) -> str:
-        """A package without a wheel, which `maker` builds."""
-        files = {
-            "built-1.0/pyproject.toml": '[build-system]\nrequires = ["maker"]\nbuild-backend = "maker"\n',
-            "built-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: built\nVersion: 1.0\n",
-        }
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            for path, text in files.items():
-                entry = tarfile.TarInfo(path)
-                entry.size = len(text)
-                archive.addfile(entry, io.BytesIO(text.encode()))
-        return self.add("built-1.0.tar.gz", buffer.getvalue())
-
-
-class Project:
-    """A folder with the real install.py, and with locks of its own."""
-
-    def __init__(self, folder: Path, pip_conf: Path) -> None:
-        self.folder = folder
-        self.venv = folder / ".venv"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
-        for name in ("HOME", "VIRTUAL_ENV", "PYTHONPATH", "NO_PROXY", "no_proxy"):
-            kept.pop(name, None)
-        nowhere = "http://127.0.0.1:9"
-        self.environment = {
-            **kept,
-            "PIP_CONFIG_FILE": str(pip_conf),
-            "XDG_CACHE_HOME": str(folder.parent / "cache"),
-            "LC_ALL": "C",
-            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), nowhere),
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            # Without the uv of this machine, if there is one.
-            "PATH": "/usr/bin:/bin",
-        }
-        (folder / "requirements").mkdir(parents=True)
-        shutil.copy(REQUIREMENTS / "install.py", folder / "requirements")
-
-    def lock(self, name: str, *lines: str) -> None:
-        (self.folder / "requirements" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
-
-    def install(self, name: str = "run") -> "subprocess.CompletedProcess[str]":
-        base: str = sys._base_executable  # type: ignore[attr-defined]
-        return subprocess.run(
-            [base, self.folder / "requirements" / "install.py", name],
-            env=self.environment,
-            umask=0o077,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
-
-    def files(self) -> dict[str, str]:
-        """What is installed: paths with their digests, without bytecode and without the installers."""
-        (packages,) = self.venv.glob("lib/python*/site-packages")
-        return {
-            str(path.relative_to(packages)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in packages.rglob("*")
-            if path.is_file()
-            and "__pycache__" not in path.parts
-            and path.relative_to(packages).parts[0].partition("-")[0] not in {"uv.py", "uv", "pip", "setuptools"}
-            # Contains the time of the download.
-            and path.name != "uv_cache.json"
-        }
-
-    def modules(self) -> list[str]:
-        return sorted(path.removesuffix(".py") for path in self.files() if "/" not in path and path.endswith(".py"))
-
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments, directory=str(tmp_path / "index"))  # type: ignore[arg-type]
-
-        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - the name in the base class
-
-    (tmp_path / "index").mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    found = Index(tmp_path / "index")
-    found.url = f"http://127.0.0.1:{server.server_port}/simple"
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served_index(tmp_path / "index") as served:
+        yield served
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from app.kernel.server.response_cycle import _SHARED_BYTES, _write_whole
 from tests.fixtures.waiting import scaled
-from tests.kernel.test_protocol import Served, request, wait_until
+from tests.kernel.protocol_server import Served, request, wait_until
 
 MEBIBYTE = 1024 * 1024
 

@@ -1,139 +1,13 @@
 """What a client may do with a connection, by raw sockets against the protocol with a small application behind it."""
 
-import asyncio
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from time import monotonic
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
-import uvloop
-from uvicorn.server import ServerState
 
-from app.kernel.server.process import Config
-from app.kernel.server.protocol import GuardedProtocol
-from app.kernel.settings import ConnectionSettings
 from tests.fixtures.waiting import scaled
-
-HOST = b"Host: onehop.example\r\n"
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the method, path, and body of the request; `/big` with more than any buffer takes, `/early`
-    without waiting for a body, `/stream` in three parts without a length, of which `/broken` lacks the last one.
-    """
-    body = b""
-    more = scope["path"] != "/early"
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body += message["body"]
-        more = message["more_body"]
-    if scope["path"] == "/slow":
-        await asyncio.sleep(0.3)
-    assert [value for name, value in scope["headers"] if name == b"host"] in ([b"onehop.example"], [])
-    if scope["path"] in {"/stream", "/broken"}:
-        # A proxied answer may name the coding of another connection.
-        coding = [(b"transfer-encoding", b"chunked")] if scope["query_string"] else []
-        await send({"type": "http.response.start", "status": 200, "headers": coding})
-        for part in (b"one,", b"two,"):
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        if scope["path"] == "/broken":
-            raise RuntimeError("the rest is missing")
-        await send({"type": "http.response.body", "body": b"three"})
-        return
-    text = f"{scope['method']} {scope['path']} ".encode() + body
-    if scope["path"] == "/big":
-        text = bytes(32 * 1024 * 1024)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
-    await send({"type": "http.response.body", "body": text})
-
-
-class Served:
-    """A listening protocol in a loop of its own."""
-
-    def __init__(self, application: Any = echo, **limits: Any) -> None:
-        self._config = Config(
-            "unused:unused", connections=ConnectionSettings(**limits), grace=1, interface="asgi3", log_config=None
-        )
-        self._config.loaded, self._config.loaded_app, self._config.ws_protocol_class = True, application, None
-        self._ready = threading.Event()
-        self._stop: Callable[[], Any] = lambda: None
-        self.state = ServerState()
-        self.port = 0
-
-    def connections(self) -> list[Any]:
-        """The protocols of all open connections, whose loop is in another thread."""
-        return list(self.state.connections)
-
-    @contextmanager
-    def running(self) -> Iterator["Served"]:
-        thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
-        thread.start()
-        assert self._ready.wait(scaled(5))
-        try:
-            yield self
-        finally:
-            self._stop()
-            thread.join()
-
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        stopped = asyncio.Event()
-        self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
-        listener = await loop.create_server(lambda: GuardedProtocol(self._config, self.state, {}), "127.0.0.1", 0)
-        self.port = listener.sockets[0].getsockname()[1]
-        self._ready.set()
-        await stopped.wait()
-        listener.close()
-        for connection in tuple(self.state.connections):
-            connection.transport.abort()
-        await asyncio.sleep(0)
-
-    def connect(self) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port))
-        connection.settimeout(5)
-        return connection
-
-    def exchange(self, *parts: bytes) -> bytes:
-        """All that comes back until the server closes, or has been silent for a moment after the last part."""
-        with self.connect() as connection:
-            for part in parts:
-                connection.sendall(part)
-                if len(parts) > 1:
-                    threading.Event().wait(0.02)
-            return read(connection)
-
-
-def read(connection: socket.socket, *, first: float = scaled(5), silence: float = 0.24) -> bytes:
-    connection.settimeout(first)
-    received = b""
-    # One of the silences may be that of a machine that stood still.
-    silences = 0
-    while silences < 3:
-        try:
-            # The first part of an answer may take its time on a busy machine.
-            chunk = connection.recv(65536)
-        except TimeoutError:
-            silences += 1
-        else:
-            if not chunk:
-                return received
-            received += chunk
-            silences = 0
-        connection.settimeout(silence / 3)
-    return received + b"(open)"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + scaled(20)
-    while not condition():
-        assert monotonic() < deadline
-        threading.Event().wait(0.005)
+from tests.kernel.protocol_server import CHUNKED, HOST, POST, Served, answers, echo, read, refused, request
 
 
 @pytest.fixture(scope="module")
@@ -142,30 +16,6 @@ def served() -> Iterator[Served]:
         yield running
 
 
-def refused(answer: bytes, status: int, code: str) -> None:
-    """The answer is one problem, whole, and the connection is closed behind it."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.lower().split(b"\r\n")
-    assert lines[0].startswith(b"http/1.1 %d " % status), answer[:300]
-    assert b"connection: close" in lines
-    assert b"content-type: application/problem+json" in lines
-    problem = orjson.loads(body)
-    assert (problem["status"], problem["code"]) == (status, code)
-    assert f"x-request-id: {problem['request_id']}".encode() in lines
-    assert len(body) == int(next(line for line in lines if line.startswith(b"content-length"))[16:])
-
-
-def request(line: bytes = b"GET /a", *fields: bytes, body: bytes = b"", host: bytes = HOST) -> bytes:
-    return line + b" HTTP/1.1\r\n" + host + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
-
-
-def answers(received: bytes) -> list[bytes]:
-    """The bodies of successful answers, in their order."""
-    return [part.split(b"\r\n\r\n", 1)[1] for part in received.split(b"HTTP/1.1 200 OK\r\n")[1:]]
-
-
-POST = b"POST /a"
-CHUNKED = b"Transfer-Encoding: chunked"
 INVALID = {
     "length and coding": request(POST, b"Content-Length: 5", CHUNKED, body=b"0\r\n\r\n"),
     "coding and length": request(POST, CHUNKED, b"Content-Length: 5", body=b"0\r\n\r\n"),
@@ -348,49 +198,6 @@ def test_pipelining_is_bounded(served: Served) -> None:
     assert received.count(b"connection: close") == 1
 
 
-@pytest.fixture(scope="module")
-def impatient() -> Iterator[Served]:
-    """With times that a test can wait for."""
-    limits = {"head_timeout": 0.6, "body_timeout": 0.9, "write_timeout": 0.6, "idle_timeout": 1.2, "min_rate": 1000}
-    with Served(**limits).running() as running:
-        yield running
-
-
-def test_clients_that_take_too_long(impatient: Served) -> None:
-    """All at once, because each one takes its time."""
-    silent = impatient.connect()
-    half_a_head = impatient.connect()
-    half_a_head.sendall(b"GET /a HTTP/1.1\r\nHo")
-    dribbling = impatient.connect()
-    half_a_body = impatient.connect()
-    half_a_body.sendall(request(POST, b"Content-Length: 100000", body=b"a" * 5000))
-    slow_body = impatient.connect()
-    slow_body.sendall(request(POST, b"Content-Length: 100000", body=b"a"))
-    unread = impatient.connect()
-    unread.sendall(request(b"GET /big"))
-    idle = impatient.connect()
-    idle.sendall(request())
-    ended = threading.Thread(target=dribble, args=(dribbling, b"GET /a HTTP/1.1\r\nX: " + b"a" * 1000))
-    ended.start()
-    # A client that has sent nothing gets no response.
-    timeout = scaled(20)
-    assert read(silent, first=timeout) == b""
-    assert answers(read(idle, first=timeout, silence=timeout)) == [b"GET /a "]
-    for connection in (half_a_head, dribbling, slow_body, half_a_body):
-        refused(read(connection, first=timeout, silence=timeout), 408, "request_timeout")
-        connection.close()
-    # It was cut off: the answer ends before its end.
-    wait_until(lambda: not impatient.state.connections)
-    received = 0
-    with suppress(ConnectionResetError):
-        while chunk := unread.recv(1 << 20):
-            received += len(chunk)
-    assert received < 32 * 1024 * 1024
-    ended.join()
-    for connection in (silent, unread, idle):
-        connection.close()
-
-
 class _AuthorizationServer:
     oauth_paths = frozenset({"/token"})
 
@@ -423,72 +230,3 @@ def test_what_the_server_refuses_of_oauth_has_the_form_of_oauth() -> None:
             oauth_refused(served.exchange(*parts), 400, "invalid_request")
         oauth_refused(read(slow, first=scaled(20)), 408, "request_timeout")
         refused(served.exchange(request(b"POST /tokens?" + b"x" * 9000)), 414, "target_too_long")
-
-
-def test_a_body_behind_its_answer() -> None:
-    with Served(body_timeout=0.6).running() as served, served.connect() as whole, served.connect() as endless:
-        for connection in (whole, endless):
-            connection.sendall(request(b"POST /early", b"Content-Length: 4", body=b"a"))
-            assert connection.recv(1000).endswith(b"\r\n\r\nPOST /early ")
-        whole.sendall(b"bcd")
-        assert read(endless, silence=5) == b""
-        # A client that has sent all of it is not asked for more bytes.
-        threading.Event().wait(0.6)
-        whole.sendall(request())
-        assert answers(read(whole)) == [b"GET /a (open)"]
-
-
-def dribble(connection: socket.socket, text: bytes) -> None:
-    """Byte by byte, until the other side has had enough."""
-    for place in range(len(text)):
-        try:
-            connection.send(text[place : place + 1])
-        except OSError:
-            return
-        threading.Event().wait(0.05)
-
-
-def test_a_slow_reader_that_reads_gets_all(impatient: Served) -> None:
-    # A client that stands still for longer than the time-out is cut off: a machine may do so once.
-    assert any(read_slowly(impatient) > 32 * 1024 * 1024 for _ in range(3))
-
-
-def read_slowly(served: Served) -> int:
-    """How many bytes of the large answer came."""
-    received = 0
-    with served.connect() as connection, suppress(ConnectionResetError):
-        connection.sendall(request(b"GET /big"))
-        while chunk := connection.recv(256 * 1024):
-            received += len(chunk)
-            if received > 32 * 1024 * 1024:
-                break
-            threading.Event().wait(0.008)
-    return received
-
-
-def test_who_is_idle_makes_room() -> None:
-    with Served(max_connections=5).running() as served:
-        idle = [served.connect() for _ in range(4)]
-        for connection in idle:
-            connection.sendall(request())
-            assert connection.recv(1000)
-        busy = served.connect()
-        busy.sendall(request(POST, b"Content-Length: 1"))
-        late = served.connect()
-        late.sendall(request())
-        assert late.recv(1000).startswith(b"HTTP/1.1 200 OK")
-        closed = [connection for connection in idle if read(connection, first=0.1) == b""]
-        assert len(closed) == 1
-        for connection in idle:
-            if connection not in closed:
-                connection.sendall(request(POST, b"Content-Length: 1"))
-        late.sendall(request(POST, b"Content-Length: 1"))
-        # All of them are being worked on.
-        wait_until(
-            lambda: [one.cycle is None or one.cycle.response_complete for one in served.connections()] == [False] * 5
-        )
-        refused(served.exchange(request()), 503, "too_many_connections")
-        busy.sendall(b"a")
-        assert answers(read(busy)) == [b"POST /a a(open)"]
-        for connection in (*idle, busy, late):
-            connection.close()
