@@ -2,6 +2,7 @@
 
 A job is ended by its owner, by an administrator, by a ban, by its last attempt or by its rescue. One rule in the
 database holds for all of them; its condition is looked at in the row, so that other jobs cost next to nothing.
+What has waited for a job that was over before is mended by starting that job over, or by a new delivery.
 """
 
 from alembic import op

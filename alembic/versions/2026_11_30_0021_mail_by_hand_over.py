@@ -10,7 +10,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("ALTER TABLE jobs.mail_sends ADD COLUMN IF NOT EXISTS is_open boolean NOT NULL DEFAULT false")
-    # What an older release has reserved for messages that still wait.
+    # What the code before reserved for messages that still wait.
     op.execute("DELETE FROM jobs.mail_sends WHERE send_at > now()")
     op.execute("""
         -- No release has the table.

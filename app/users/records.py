@@ -111,7 +111,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class PublicUser:
-    """Get the public profile of a user."""
+    """What others see of a user."""
 
     id: UserId
     display_name: str | None

@@ -46,7 +46,8 @@ router = Router(prefix="/v1", tags=["users"])
 
 # Units of the caller's quota for one of many in a request.
 _COST_OF_ITEM = 0.05
-# For each event that a summary reads: a unit is half a millisecond of a process, which is what 300 take the database.
+# For each event that a summary reads. A unit is half a millisecond of a process, in which the database reads 300, but
+# alone; beside others it has a third of that time.
 _COST_OF_READ_EVENT = 0.01
 _COST_OF_COUNTED_EVENT = 0.001
 # For a change of which webhooks tell: an event is a job, and another job for each endpoint that wants it.

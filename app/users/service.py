@@ -348,9 +348,7 @@ async def summarise_events(
         raise InvalidPeriod(f"By {bucket}, a period has at most {LONGEST_PERIODS[bucket].days} days.")
     buckets = (until - since) // BUCKET_WIDTHS[bucket] + 2
     max_kinds = max(MIN_SUMMARY_KINDS, MAX_SUMMARY_ITEMS // buckets)
-    # Of a report nothing waits for the answer: it may take longer, apart from the pool of the requests.
-    connection = db.snapshot if max_events is None else db.read
-    async with connection("users.summarise_events", sees=[events_tag(user_id)]) as conn:
+    async with db.read("users.summarise_events", sees=[events_tag(user_id)]) as conn:
         items, others, events = await event_queries.get_event_counts(
             conn, user_id, bucket, since, until, max_kinds=max_kinds, max_events=max_events
         )

@@ -503,6 +503,8 @@ CREATE INDEX artifacts_expires_idx ON jobs.artifacts USING btree (expires_at) WH
 
 CREATE UNIQUE INDEX artifacts_storage_key_key ON jobs.artifacts USING btree (storage_key);
 
+CREATE INDEX artifacts_user_idx ON jobs.artifacts USING btree (user_id, created_at DESC) WHERE (deleted_at IS NULL);
+
 CREATE INDEX jobs_dispatched_idx ON jobs.jobs USING btree (lane, dispatched_at) WHERE ((state = 0) AND (dispatched_at IS NOT NULL));
 
 CREATE INDEX jobs_finished_idx ON jobs.jobs USING btree (finished_at) WHERE (state >= 2);

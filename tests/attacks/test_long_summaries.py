@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import orjson
 import pytest
 from fastapi import FastAPI
 
@@ -62,8 +63,7 @@ async def test_a_request_reads_a_bounded_number_of_events_and_a_report_all(
     summary = await summarise_events(
         resources.db, resources.clock, UserId(person.id), bucket="day", since=until - timedelta(days=20), until=until
     )
-    assert summary.events_read == 101
-    assert '"count" : 100' in summary.items
+    assert [item["count"] for item in orjson.loads(summary.items)] == [100, 1]
 
 
 async def left(person: Person) -> int:

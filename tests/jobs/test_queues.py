@@ -205,7 +205,7 @@ async def test_a_full_queue_refuses_with_an_estimate(
     person: Person, running_app: Lifespan, connection: Connection
 ) -> None:
     resources = running_app._application.state.resources
-    board = running_app._application.state.jobs.board
+    backlogs = running_app._application.state.jobs.backlogs
     export = {"kind": "export.events", "args": {"format": "csv"}}
 
     async def report(waiting: int, finished: int) -> None:
@@ -213,7 +213,7 @@ async def test_a_full_queue_refuses_with_an_estimate(
         await publish_backlogs(resources.bus, [depth])
 
         def is_heard() -> bool:
-            told = board._reports.get("bulk")
+            told = backlogs._reports.get("bulk")
             return told is not None and (told.waiting, told.rate) == (waiting, finished / 60)
 
         await eventually(is_heard)

@@ -1,10 +1,14 @@
 """What a job was to make follows its job: an invoice or a delivery never waits for a job that is over."""
 
+from email import message_from_bytes, policy
 from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
 
+from app.jobs.api import JOB_KINDS
+from app.settings import Settings
+from app.worker import open_worker
 from tests.fixtures.people import Person
 from tests.jobs.receiver import LOCAL, Receiver, register
 from tests.jobs.test_invoices import INVOICE
@@ -34,6 +38,24 @@ async def test_an_invoice_whose_job_is_cancelled_has_failed_until_it_is_started_
     assert await _status(person, invoice) == "failed"
     assert (await person.post(f"/v1/jobs/{job}/retry")).status_code == 202
     assert await _status(person, invoice) == "pending"
+
+
+async def test_the_mail_of_an_invoice_whose_job_made_no_file_carries_one(
+    person: Person, connection: Connection, settings: Settings
+) -> None:
+    await connection.execute("UPDATE identity.accounts SET email_verified_at = now()")
+    await connection.execute("DELETE FROM jobs.jobs")
+    invoice, job = await _invoice(person)
+    assert (await person.post(f"/v1/jobs/{job}/cancel")).status_code == 200
+    url = f"/v1/invoices/{invoice}"
+    async with open_worker(settings, JOB_KINDS):
+        asked = await person.post(f"{url}/email")
+        assert asked.status_code == 202
+        mailed = (await person.get(asked.headers["location"], headers={"Prefer": "wait=25"})).json()
+    assert mailed["result"] == {"invoice_id": invoice, "email": {"state": "sent"}}
+    (kept,) = (settings.data_dir / "mailbox").glob("*.eml")
+    (attachment,) = message_from_bytes(kept.read_bytes(), policy=policy.default).iter_attachments()
+    assert attachment.get_content() == (await person.get(f"{url}/pdf")).content
 
 
 @LOCAL

@@ -62,14 +62,14 @@ class TokenAuthenticator:
         db: Database,
         *,
         issuer: Callable[[], str],
-        remembered: int,
+        cache_size: int,
     ) -> None:
         self._key_ring = key_ring
         self._feed = feed
         self._clock = clock
         self._db = db
         self._issuer = issuer
-        self._remembered = remembered
+        self._cache_size = cache_size
         # By the whole header: by its signature alone, a changed payload would be taken for the genuine one. Of the many
         # spellings of one header, with other capitals or spaces, only the usual one is kept.
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
@@ -151,14 +151,14 @@ class TokenAuthenticator:
         return _Verified(principal, min(ends_at, looks_again_at), None, key.id, owner.version)
 
     def _remember(self, header: bytes, verified: _Verified) -> None:
-        if self._remembered == 0:
+        if self._cache_size == 0:
             return
         self._verified[header] = verified
         headers = self._headers_of.setdefault(verified.principal.user_id, {})
         headers[header] = None
         if len(headers) > MAX_REMEMBERED_OF_USER:
             self._forget(next(iter(headers)))
-        if len(self._verified) > self._remembered:
+        if len(self._verified) > self._cache_size:
             self._forget(next(iter(self._verified)))
 
     def _forget(self, header: bytes) -> _Verified | None:

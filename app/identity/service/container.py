@@ -113,7 +113,7 @@ def make_identity(
         feed=feed,
         ends=SessionEndPublisher(db, resources.webhook_subscribers),
         authenticator=TokenAuthenticator(
-            key_ring, feed, clock, db, issuer=base_url, remembered=settings.token_cache_size
+            key_ring, feed, clock, db, issuer=base_url, cache_size=settings.token_cache_size
         ),
         throttle=Throttle(resources.limits_redis, keys, clock, network_limit=settings.network_failures or quota),
         devices=Devices(keys),

@@ -43,8 +43,8 @@ async def export_events(ctx: JobContext, args: ExportEventsArgs) -> Mapping[str,
     A kind begins with a letter and properties with a brace, so no cell of the CSV can be taken for a formula.
     """
     user_id = ctx.owner
-    # A replica may end a long read; the next attempt does not depend on one.
-    sees = [events_tag(user_id)] if ctx.attempt == 1 else []
+    # A replica may end a long read, which is an outage and no attempt; the next run does not depend on one.
+    sees = [] if ctx.is_continued else [events_tag(user_id)]
     async with ctx.db.snapshot("jobs.export_events", sees=sees) as conn:
         total = await count_events(conn, user_id, args.since, args.until)
 

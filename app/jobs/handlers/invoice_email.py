@@ -1,23 +1,31 @@
 """The kind `invoice.email`: the second link of an invoice's chain, and the announcement that ends it."""
 
+import asyncio
 from typing import Any
 
 import orjson
 
+from app.jobs.errors import InvoiceNotReady
 from app.jobs.handlers.email_send import MAIL_TEMPLATES
 from app.jobs.handlers.invoice_pdf import InvoiceArgs
 from app.jobs.queries.invoices import set_invoice_status
 from app.jobs.records.invoices import Invoice, format_minor
-from app.jobs.service.invoicing import KIND_EMAIL, get_pdf
+from app.jobs.service.invoicing import KIND_EMAIL, read_pdf
 from app.jobs.service.publishing import publish_event
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.mail import Attachment, Mail, MailWithheld
-from app.kernel.queue import JobContext, PermanentJobError, job
+from app.kernel.queue import JobContext, PermanentJobError, SnoozeJob, job
+
+_NOT_READY_SECONDS = 60.0
 
 
 @job(KIND_EMAIL, args=InvoiceArgs)
 async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> dict[str, Any] | None:
-    invoice, artifact = await get_pdf(ctx.db, ctx.owner, args.invoice_id)
+    try:
+        invoice, artifact, made = await read_pdf(ctx.db, asyncio.to_thread, ctx.owner, args.invoice_id)
+    except InvoiceNotReady:
+        # The job that makes it was started over; it asks for this e-mail at its end.
+        raise SnoozeJob(_NOT_READY_SECONDS) from None
     customer = orjson.loads(invoice.customer)
     subject, text, html = MAIL_TEMPLATES.render(
         "invoice_mail",
@@ -28,7 +36,7 @@ async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> dict[str, Any] | 
             "currency": invoice.currency,
         },
     )
-    content = await ctx.service(ArtifactStore).read_all(artifact.storage_key)
+    content = made if made is not None else await ctx.service(ArtifactStore).read_all(artifact.storage_key)
     pdf = Attachment("invoice.pdf", artifact.content_type, content)
     mail = Mail(
         *(customer["email"], subject, text, html, str(ctx.job_id)),

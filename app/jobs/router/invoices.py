@@ -52,7 +52,7 @@ async def issue_invoice(
             created_at=resources.clock.now(),
         )
         invoice, submitted = await invoicing.issue_invoice(
-            tx, resources.queue, resources.cache, runtime.board, runtime.kinds["invoice.pdf"], new
+            tx, resources.queue, resources.cache, runtime.backlogs, runtime.kinds["invoice.pdf"], new
         )
         content = {"invoice": _view(invoice), "job": job_view(submitted.job)}
         return json_response(content, status=202, headers={"Location": f"/v1/invoices/{invoice.id}"})
@@ -88,7 +88,7 @@ async def download_invoice(
 ) -> Response:
     """Download an invoice as a PDF."""
     invoice, artifact, content = await invoicing.read_pdf(
-        resources.db, runtime.rendering, principal.user_id, invoice_id
+        resources.db, runtime.rendering.run, principal.user_id, invoice_id
     )
     name = f"invoice-{invoice.number}.pdf"
     return await file_response(request, runtime, principal.user_id, artifact, name, content=content)
@@ -108,7 +108,7 @@ async def email_invoice(
 
     async def send(tx: Tx) -> Response:
         submitted = await invoicing.email_invoice(
-            tx, resources.queue, resources.cache, runtime.board, principal.user_id, invoice_id
+            tx, resources.queue, resources.cache, runtime.backlogs, principal.user_id, invoice_id
         )
         content = job_view(submitted.job)
         return json_response(content, status=202, headers={"Location": f"/v1/jobs/{submitted.job.id}"})

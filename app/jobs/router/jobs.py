@@ -92,7 +92,7 @@ async def submit_job(
             request.app.state.submissions,
             resources.queue,
             runtime.kinds,
-            runtime.board,
+            runtime.backlogs,
             user_id=principal.user_id,
             submission=submission,
         )
@@ -106,7 +106,7 @@ async def submit_job(
             resources.queue,
             resources.cache,
             runtime.kinds,
-            runtime.board,
+            runtime.backlogs,
             user_id=principal.user_id,
             submission=submission,
         )
@@ -254,7 +254,7 @@ async def retry_job(
         resources.db,
         resources.queue,
         resources.cache,
-        runtime.board,
+        runtime.backlogs,
         clock=resources.clock,
         actor=actor_of(principal, device),
         job_id=job_id,

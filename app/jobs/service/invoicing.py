@@ -1,8 +1,9 @@
 """Invoices: stored with their chain in one transaction; made, sent and announced by jobs, one after the other."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import orjson
@@ -18,7 +19,6 @@ from app.jobs.service.documents import Document, typeset
 from app.jobs.service.submitting import Submitted, parse_args, submit_row
 from app.kernel.cache import Cache
 from app.kernel.database import Database, ReadConn, Tx
-from app.kernel.fairness.threads import FairThreads
 from app.kernel.ids import UserId
 from app.kernel.pagination import MAX_PAGE_BYTES, Cursors, Page
 from app.kernel.queue import JobKind, Queue
@@ -28,9 +28,12 @@ KIND_EMAIL = "invoice.email"
 _KIND_PDF = "invoice.pdf"
 _QUEUE_OF_EMAIL = "default"
 
+# Runs a computation beside the event loop.
+RunInThread: TypeAlias = Callable[[Callable[[], bytes]], Awaitable[bytes]]
+
 
 async def issue_invoice(
-    tx: Tx, queue: Queue, cache: Cache, board: QueueBacklogs, kind: JobKind[Any], invoice: NewInvoice
+    tx: Tx, queue: Queue, cache: Cache, backlogs: QueueBacklogs, kind: JobKind[Any], invoice: NewInvoice
 ) -> tuple[Invoice, Submitted]:
     """Stores the invoice together with the job that begins its chain.
 
@@ -46,14 +49,14 @@ async def issue_invoice(
         priority=kind.priority,
         max_attempts=kind.max_attempts,
         timeout_s=kind.timeout,
-        allowance=board.allow(kind.queue),
+        allowance=backlogs.allow(kind.queue),
     )
     stored = await queries.insert_invoice(tx, invoice, row.id)
-    return stored, await submit_row(tx, queue, cache, board, row)
+    return stored, await submit_row(tx, queue, cache, backlogs, row)
 
 
 async def email_invoice(
-    tx: Tx, queue: Queue, cache: Cache, board: QueueBacklogs, user_id: UserId, invoice_id: UUID
+    tx: Tx, queue: Queue, cache: Cache, backlogs: QueueBacklogs, user_id: UserId, invoice_id: UUID
 ) -> Submitted:
     """Has the e-mail with the invoice sent, or sent again; the job under way, if there is one.
 
@@ -75,9 +78,9 @@ async def email_invoice(
         user_id=user_id,
         unique_key=str(invoice.id),
         queue=_QUEUE_OF_EMAIL,
-        allowance=board.allow(_QUEUE_OF_EMAIL),
+        allowance=backlogs.allow(_QUEUE_OF_EMAIL),
     )
-    return await submit_row(tx, queue, cache, board, row)
+    return await submit_row(tx, queue, cache, backlogs, row)
 
 
 async def read_invoice(db: Database, user_id: UserId, invoice_id: UUID) -> Invoice:
@@ -128,15 +131,14 @@ async def get_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invo
 
 
 async def read_pdf(
-    db: Database, rendering: FairThreads, user_id: UserId, invoice_id: UUID
+    db: Database, run: RunInThread, user_id: UserId, invoice_id: UUID
 ) -> tuple[Invoice, Artifact, bytes | None]:
-    """The invoice and its file. Once that is deleted, its bytes too, made anew: the same invoice gives the same ones.
+    """The invoice and its file; where there is none any more, or its job ended without one, its bytes too, which `run`
+    makes anew: the same invoice gives the same ones.
 
     Raises:
         InvoiceNotFound
-        InvoiceNotReady: it has not been made yet.
-        RenderingOverloaded: too many files are being made, of all callers or of this one.
-        ClientGone: the client went away before it began.
+        InvoiceNotReady: it has not been made yet. And what `run` raises.
     """
     try:
         return *await get_pdf(db, user_id, invoice_id), None
@@ -144,7 +146,7 @@ async def read_pdf(
         invoice = await read_invoice(db, user_id, invoice_id)
         if invoice.status == "pending":
             raise
-    pdf = await rendering.run(partial(render_invoice, invoice))
+    pdf = await run(partial(render_invoice, invoice))
     digest = sha256(pdf).digest()
     return invoice, Artifact(_KIND_PDF, PDF_NAME, "application/pdf", len(pdf), digest, "", is_expired=False), pdf
 

@@ -7,6 +7,7 @@ before it is handed over. So a ban or a deletion stops what was queued before it
 import hmac
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -122,8 +123,10 @@ class MailOutbox:
             message = "The mail server did not take the message."
             raise RetryJob(delay, "mail_unavailable", message, least_age=POSTPONED_AT_MOST) from error
         if is_suppressed:
-            async with ctx.db.statement("jobs.allow_email") as tx:
-                await queries.delete_suppression(tx, address_hash)
+            # The message is out: were this to fail the job, it would go out once more. The next one lifts it too.
+            with suppress(Unavailable):
+                async with ctx.db.statement("jobs.allow_email") as tx:
+                    await queries.delete_suppression(tx, address_hash)
 
     async def forget(self, addresses: Collection[str], jobs: Collection[UUID]) -> None:
         """Deletes what is kept of messages to these addresses, in the form of `canonical_email`, or of these jobs."""

@@ -1,4 +1,4 @@
-"""What a handler gets while its job runs (`kernel.queue.JobContext`)."""
+"""The context of a running job, and what all of them share."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager

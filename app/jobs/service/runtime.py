@@ -32,7 +32,7 @@ class JobsRuntime:
 
     store: ArtifactStore
     watch: JobWatch
-    board: QueueBacklogs
+    backlogs: QueueBacklogs
     sender: WebhookSender
     kinds: dict[str, JobKind[Any]]
     seller: Seller

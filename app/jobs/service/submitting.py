@@ -93,7 +93,7 @@ async def submit(
     queue: Queue,
     cache: Cache,
     kinds: Kinds,
-    board: QueueBacklogs,
+    backlogs: QueueBacklogs,
     *,
     user_id: UserId,
     submission: Submission,
@@ -103,14 +103,14 @@ async def submit(
     Raises:
         UnknownKind, InvalidArgs, BacklogFull: nothing was written.
     """
-    return await submit_row(tx, queue, cache, board, _new_row(queue, kinds, board, user_id, submission))
+    return await submit_row(tx, queue, cache, backlogs, _new_row(queue, kinds, backlogs, user_id, submission))
 
 
 async def submit_with_others(
     group: GroupCommit[NewJob, Submitted | None],
     queue: Queue,
     kinds: Kinds,
-    board: QueueBacklogs,
+    backlogs: QueueBacklogs,
     *,
     user_id: UserId,
     submission: Submission,
@@ -120,8 +120,8 @@ async def submit_with_others(
     Raises:
         UnknownKind, InvalidArgs, BacklogFull: nothing was written.
     """
-    row = _new_row(queue, kinds, board, user_id, submission)
-    return _accepted(await group.submit(row), board, row)
+    row = _new_row(queue, kinds, backlogs, user_id, submission)
+    return _accepted(await group.submit(row), backlogs, row)
 
 
 def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCommit[NewJob, Submitted | None]:
@@ -135,12 +135,12 @@ def submission_group_commit(db: Database, queue: Queue, cache: Cache) -> GroupCo
     return GroupCommit(write, weight=lambda _: 1, owner=lambda row: row.user_id)
 
 
-def _new_row(queue: Queue, kinds: Kinds, board: QueueBacklogs, user_id: UserId, submission: Submission) -> NewJob:
+def _new_row(queue: Queue, kinds: Kinds, backlogs: QueueBacklogs, user_id: UserId, submission: Submission) -> NewJob:
     kind = kinds.get(submission.kind)
     if kind is None or not kind.public:
         raise UnknownKind(errors=[FieldError("#/kind", "There is no such kind.", "unknown_kind")])
     stored = parse_args(kind, submission.args)
-    allowance = board.allow(kind.queue)
+    allowance = backlogs.allow(kind.queue)
     return queue.new_job(
         kind.name,
         stored,
@@ -155,15 +155,15 @@ def _new_row(queue: Queue, kinds: Kinds, board: QueueBacklogs, user_id: UserId, 
     )
 
 
-async def submit_row(tx: Tx, queue: Queue, cache: Cache, board: QueueBacklogs, row: NewJob) -> Submitted:
+async def submit_row(tx: Tx, queue: Queue, cache: Cache, backlogs: QueueBacklogs, row: NewJob) -> Submitted:
     """Adds a row, and tells what became of it. Raises BacklogFull: its user has too much in its queue."""
     (submitted,) = await _submit_rows(tx, queue, cache, [row])
-    return _accepted(submitted, board, row)
+    return _accepted(submitted, backlogs, row)
 
 
-def _accepted(submitted: Submitted | None, board: QueueBacklogs, row: NewJob) -> Submitted:
+def _accepted(submitted: Submitted | None, backlogs: QueueBacklogs, row: NewJob) -> Submitted:
     if submitted is None:
-        raise board.refusal(row.queue)
+        raise backlogs.refusal(row.queue)
     return submitted
 
 
@@ -255,7 +255,7 @@ async def retry_job(
     db: Database,
     queue: Queue,
     cache: Cache,
-    board: QueueBacklogs,
+    backlogs: QueueBacklogs,
     *,
     clock: Clock,
     actor: Actor,
@@ -275,7 +275,7 @@ async def retry_job(
         action = AUDITED_KINDS.get(kind)
         if action is not None:
             await lock_maker(tx, clock, actor)
-        await requeue(tx, queue, cache, job_id, actor.user_id, board)
+        await requeue(tx, queue, cache, job_id, actor.user_id, backlogs)
         if action is not None:
             await record_security_event(tx, clock, actor, action)
         return await get_job(tx, job_id, actor.user_id)
@@ -292,32 +292,32 @@ async def cancel(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: User
 
 
 async def requeue(
-    tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None, board: QueueBacklogs | None
+    tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: UserId | None, backlogs: QueueBacklogs | None
 ) -> None:
-    """Starts a failed or cancelled job over; for an administrator `user_id` and `board` are None, and nothing is
+    """Starts a failed or cancelled job over; for an administrator `user_id` and `backlogs` are None, and nothing is
     counted. Raises as `retry_job` does.
     """
     try:
-        changed = await queries.requeue_job(tx, job_id, user_id, board.user_backlog if board else None)
+        changed = await queries.requeue_job(tx, job_id, user_id, backlogs.user_backlog if backlogs else None)
     except ConstraintViolated as violation:
         if violation.constraint == _UNIQUE_KEY_CONSTRAINT:
             raise UniqueKeyInUse from violation
         raise
     if changed is None:
-        raise await _why_not_retried(tx, job_id, user_id, board)
+        raise await _why_not_retried(tx, job_id, user_id, backlogs)
     announce(tx, cache, changed)
     queue.redispatch(tx, ref_of(changed))
 
 
 async def _why_not_retried(
-    tx: Tx, job_id: UUID, user_id: UserId | None, board: QueueBacklogs | None
+    tx: Tx, job_id: UUID, user_id: UserId | None, backlogs: QueueBacklogs | None
 ) -> JobNotFound | JobNotRetryable | BacklogFull:
     found = await queries.get_state(tx, job_id, user_id)
     if found is None:
         return JobNotFound()
     queue, state = found
-    if board is not None and state in (State.FAILED, State.CANCELLED):
-        return board.refusal(queue)
+    if backlogs is not None and state in (State.FAILED, State.CANCELLED):
+        return backlogs.refusal(queue)
     return JobNotRetryable()
 
 

@@ -95,7 +95,7 @@ GET_EVENT_COUNTS = """
         SELECT count(*) AS events
         FROM (
             SELECT 1 FROM users.events
-            WHERE user_id = $1 AND created_at >= $3::timestamptz - interval '1 day'
+            WHERE user_id = $1 AND created_at >= $3::timestamptz - interval '1 day' AND $6::integer IS NOT NULL
             LIMIT $6::integer + 1
         ) AS counted
     )

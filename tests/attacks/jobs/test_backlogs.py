@@ -101,11 +101,11 @@ async def test_in_a_full_queue_users_with_nothing_waiting_are_accepted(
     person: Person, make_person: MakePerson, running_app: Lifespan
 ) -> None:
     resources = running_app._application.state.resources
-    board = running_app._application.state.jobs.board
+    backlogs = running_app._application.state.jobs.backlogs
 
     async def report(waiting: int) -> None:
         await publish_backlogs(resources.bus, [QueueDepth("bulk", False, waiting, 9e9, 3, 60)])
-        await eventually(lambda: "bulk" in board._reports and board._reports["bulk"].waiting == waiting)
+        await eventually(lambda: "bulk" in backlogs._reports and backlogs._reports["bulk"].waiting == waiting)
 
     other, third = await make_person(), await make_person()
     await report(8)
