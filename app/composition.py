@@ -94,7 +94,14 @@ def make_resources(settings: Settings, *, application_name: str, clock: Clock | 
         http=_with_operator_networks(settings),
         webhook_subscribers=webhook_subscribers,
         incarnation=incarnation,
-        computing=FairThreads("computing", 1, queue=_MAX_COMPUTATIONS, overloaded=Unavailable, holds_interpreter=True),
+        computing=FairThreads(
+            "computing",
+            1,
+            queue=_MAX_COMPUTATIONS,
+            per_caller=_MAX_COMPUTATIONS // 4,
+            overloaded=Unavailable,
+            holds_interpreter=True,
+        ),
     )
 
 

@@ -35,7 +35,10 @@ class IdentitySettings(Section):
         50, ge=1, le=1000, description="Most of one account; a new one ends the longest unused one."
     )
     hash_threads: Annotated[int | None, Unit("threads")] = Field(
-        None, ge=1, le=64, description="Password hashes at one time. Unset: one for each core of this process."
+        None,
+        ge=1,
+        le=64,
+        description="Password hashes at one time, and as many of callers beyond their share. Unset: one for each core.",
     )
     hash_queue: Hashes = Field(32, ge=0, le=10_000, description="Password hashes that may wait for a thread.")
     hash_memory_kib: Annotated[int, Unit("KiB")] = Field(

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,14 +24,25 @@ def listening_address() -> tuple[str, int] | None:
     A server that other programs start, such as a bare `uvicorn`, tells its application neither.
     """
     for entry in Path("/dev/fd").iterdir():
-        # No socket, or closed meanwhile.
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as candidate:
-            is_tcp = candidate.family in {socket.AF_INET, socket.AF_INET6} and candidate.type == socket.SOCK_STREAM
-            # A reloader has bound it and hands it on; it listens once the application has started.
-            if is_tcp and (_has(candidate, socket.SO_ACCEPTCONN) or _is_bound_by_server(candidate)):
-                host, port = candidate.getsockname()[:2]
-                return host, port
+        descriptor = int(entry.name)
+        # Closed meanwhile.
+        with suppress(OSError):
+            # Asked before it is duplicated: what is no socket would leave the duplicate open.
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(descriptor)) as candidate:
+                if (address := _listening_address_of(candidate)) is not None:
+                    return address
     return None
+
+
+def _listening_address_of(candidate: socket.socket) -> tuple[str, int] | None:
+    is_tcp = candidate.family in {socket.AF_INET, socket.AF_INET6} and candidate.type == socket.SOCK_STREAM
+    # A reloader has bound it and hands it on; it listens once the application has started.
+    if not is_tcp or not (_has(candidate, socket.SO_ACCEPTCONN) or _is_bound_by_server(candidate)):
+        return None
+    host, port = candidate.getsockname()[:2]
+    return host, port
 
 
 def _is_bound_by_server(candidate: socket.socket) -> bool:

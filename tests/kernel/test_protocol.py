@@ -230,3 +230,9 @@ def test_what_the_server_refuses_of_oauth_has_the_form_of_oauth() -> None:
             oauth_refused(served.exchange(*parts), 400, "invalid_request")
         oauth_refused(read(slow, first=scaled(20)), 408, "request_timeout")
         refused(served.exchange(request(b"POST /tokens?" + b"x" * 9000)), 414, "target_too_long")
+        # What comes behind an answer is no request of its path.
+        with served.connect() as connection:
+            connection.sendall(request(b"POST /token"))
+            assert connection.recv(1000).endswith(b"\r\n\r\nPOST /token ")
+            connection.sendall(b"\0")
+            refused(read(connection), 400, "invalid_message")

@@ -77,13 +77,28 @@ def test_requests_that_begin_at_one_moment_are_charged_what_is_usual() -> None:
 
 def test_a_debt_is_bounded_and_who_has_none_is_forgotten() -> None:
     shares = TimeShares(share=0.25, burst=0.1)
-    shares.end("one", 1000.0, 0.0)
-    shares.end("two", 0.001, 0.0)
+    shares.charge("one", 1000.0, 0.0)
+    shares.charge("two", 0.001, 0.0)
     assert shares.delay("one", 0.0) == pytest.approx(1.0)
     shares.forget(0.5)
     assert shares._uses.keys() == {"one"}
     shares.forget(2.0)
     assert not shares._uses
+    shares.begin("one", 3.0)
+    shares.forget(4.0)
+    assert shares._uses.keys() == {"one"}
+
+
+def test_requests_of_a_new_caller_that_begin_at_one_moment_pay_at_their_ends() -> None:
+    shares = TimeShares(share=0.25, burst=0.1)
+    for _ in range(50):
+        shares.begin("one", 0.0)
+    for _ in range(50):
+        shares.end("one", 0.01, 0.0)
+    # Half a second, of which a tenth is free.
+    assert shares.delay("one", 0.0) == pytest.approx(min(1.0, (0.5 - 0.1) / 0.25))
+    assert shares._uses["one"].begun == 0
+    assert shares._uses["one"].charged == pytest.approx(0.0)
 
 
 class _Steps:
@@ -176,6 +191,26 @@ async def test_a_caller_beyond_its_share_waits_for_it_only_while_others_come() -
     assert (limiter.used, request_class.used, limiter.held, limiter._parked) == (0, 0, {}, {})
 
 
+async def test_a_slot_that_no_caller_held_goes_to_the_request_that_waits_for_its_share() -> None:
+    shares = TimeShares()
+    shares._contended_until = float("inf")
+    limiter = Limiter("test", FixedLimit(9), queue_size=0, max_wait=0, max_parked=10, shares=shares)
+    request_class = RequestClass("test", limiter)
+    limiter.held["one"] = 9
+    for _ in range(9):
+        assert limiter.try_acquire(request_class)
+    async with in_time():
+        waiting = asyncio.create_task(limiter.assign(request_class, "one"))
+        await asyncio.sleep(0)
+        limiter.held["one"] = 3
+        assert limiter.try_acquire(request_class)
+        # Its request was refused before its caller was known.
+        limiter.release(request_class)
+        await asyncio.sleep(0)
+        assert waiting.done()
+        assert await waiting
+
+
 async def test_a_group_commit_is_charged_to_its_callers_by_weight() -> None:
     async def write(items: list[str]) -> list[str]:
         # A lease of the database adds what it has held to the caller at hand.
@@ -210,13 +245,25 @@ async def test_callers_beyond_their_share_of_the_threads_run_behind_the_others()
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         assert await run("greedy") == min(19, usual + 5)
         # Alone it is as before, whatever it has used.
-        threads._shares.end("greedy", 1000.0, perf_counter())
+        threads._shares.charge("greedy", 1000.0, perf_counter())
         assert await run("greedy") == min(19, usual + 5)
         threads._shares._contended_until = float("inf")
-        threads._shares.end("greedy", 1000.0, perf_counter())
+        threads._shares.charge("greedy", 1000.0, perf_counter())
         assert await run("greedy") == min(19, usual + 15)
         assert await run("other") == min(19, usual + 5)
         assert await run(None) == min(19, usual + 5)
+    finally:
+        await threads.close()
+
+
+async def test_a_short_computation_pays_for_no_long_one() -> None:
+    threads = FairThreads("test", 1, queue=9, overloaded=Unavailable)
+    caller_var.set(Caller("one"))
+    try:
+        for seconds in (0.05, 0.05, 0.0):
+            await threads.run(lambda seconds=seconds: _compute(seconds))  # type: ignore[misc]  # no type for a default
+            await asyncio.sleep(0)
+        assert threads._shares._uses["one"].paid_at >= perf_counter() + 0.5
     finally:
         await threads.close()
 
@@ -251,7 +298,7 @@ async def test_a_stream_goes_on_at_its_callers_share_while_others_come(is_conten
     scope = {"payer": (limiter, "one")}
     began = perf_counter()
     sizes = []
-    async for chunk in pace_stream(scope, chunks(), is_computed=False):
+    async for chunk in pace_stream(scope, chunks(), is_compressed=False):
         sizes.append(len(chunk))
         if is_contended:
             # 50,000 bytes count 0.2 ms, for which a hundredth of the time pays in 20 ms.
@@ -259,4 +306,4 @@ async def test_a_stream_goes_on_at_its_callers_share_while_others_come(is_conten
     assert sizes == [50_000] * 3
     assert shares._uses["one"].paid_at >= began + 0.06
     # A stream that belongs to no caller is not slowed down.
-    assert [len(chunk) async for chunk in pace_stream({}, chunks(), is_computed=True)] == sizes
+    assert [len(chunk) async for chunk in pace_stream({}, chunks(), is_compressed=True)] == sizes

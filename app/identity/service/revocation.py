@@ -93,7 +93,7 @@ class RevocationFeed:
     def start(self) -> None:
         self._background.repeat(self._poll, name="identity.revocations", every=self._poll_seconds)
         self._beat_at = monotonic()
-        self._extend_leases()
+        self._notice_lateness()
 
     async def close(self) -> None:
         if self._next_beat is not None:
@@ -244,10 +244,10 @@ class RevocationFeed:
         """From here on, only a read that has yet to begin tells what was missed."""
         self._epoch += 1
 
-    def _extend_leases(self) -> None:
+    def _notice_lateness(self) -> None:
         # A timer runs before the tasks that waiting requests become, so a late one is noticed before they are served.
         now = monotonic()
         if now - self._beat_at > _LONGEST_BEAT:
             self._begin_epoch()
         self._beat_at = now
-        self._next_beat = asyncio.get_running_loop().call_later(_BEAT_SECONDS, self._extend_leases)
+        self._next_beat = asyncio.get_running_loop().call_later(_BEAT_SECONDS, self._notice_lateness)

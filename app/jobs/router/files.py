@@ -88,9 +88,9 @@ async def file_response(
     except BaseException:
         runtime.downloads.give_back(user_id)
         raise
+    body = pace_stream(request.scope, body, is_compressed=is_compressed)
     if is_compressed:
         body = compress_stream(body)
-    body = pace_stream(request.scope, body, is_computed=is_compressed)
     status = 206 if "Content-Range" in headers else 200
     return _Download(body, status, headers, artifact.content_type, count=runtime.downloads, user_id=user_id)
 

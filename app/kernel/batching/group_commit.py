@@ -111,6 +111,7 @@ class GroupCommit(Generic[T, R]):
             _release(group)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
+            _charge(group, timer.seconds() + together.used)
             if len(group) == 1 or isinstance(error, Unavailable):
                 _fail(group, error)
                 return

@@ -130,7 +130,7 @@ class FairThreads:
         self._leave(caller)
         if caller is not None and not self._holds_interpreter:
             now = perf_counter()
-            self._shares.end(caller, now - started, now)
+            self._shares.charge(caller, now - started, now)
             self._shares.forget(now)
 
     def _enter(self, caller: Hashable) -> None:

@@ -16,13 +16,17 @@ _SMOOTHING = 0.2
 
 
 class _Use:
-    """`paid_at` is when all that the caller used is paid for by its share; `usual` is what a request of it takes."""
+    """`paid_at` is when all that the caller used is paid for by its share; `usual` is what a request of it takes.
+    `charged` is what the `begun` requests that have not ended were charged.
+    """
 
-    __slots__ = ("paid_at", "usual")
+    __slots__ = ("begun", "charged", "paid_at", "usual")
 
     def __init__(self) -> None:
         self.paid_at = 0.0
         self.usual = 0.0
+        self.begun = 0
+        self.charged = 0.0
 
 
 class TimeShares:
@@ -60,33 +64,40 @@ class TimeShares:
 
     def begin(self, caller: Hashable, now: float) -> None:
         """Charges a request that begins."""
-        use = self._uses.get(caller)
-        if use is None:
-            use = self._uses[caller] = _Use()
-        use.paid_at = max(use.paid_at, now) + use.usual / self._share
+        use = self._use_of(caller)
+        use.begun += 1
+        use.charged += use.usual
+        self._pay(use, use.usual, now)
 
     def end(self, caller: Hashable, seconds: float, now: float) -> None:
-        """Charges a request that has begun what it took: `seconds` of the event loop."""
-        use = self._uses.get(caller)
-        if use is None:
-            use = self._uses[caller] = _Use()
-        self._pay(use, seconds - use.usual, now)
+        """Charges a request that has begun what it took: `seconds` of the event loop, less what it was charged then.
+
+        Of requests under way each counts as charged the same, as they come to the same in all.
+        """
+        use = self._use_of(caller)
+        charged = use.charged / use.begun
+        use.begun -= 1
+        use.charged -= charged
+        self._pay(use, seconds - charged, now)
         use.usual += (seconds - use.usual) * _SMOOTHING
 
     def charge(self, caller: Hashable, seconds: float, now: float) -> None:
         """Charges what belongs to no request that begins or ends."""
+        self._pay(self._use_of(caller), seconds, now)
+
+    def _use_of(self, caller: Hashable) -> _Use:
         use = self._uses.get(caller)
         if use is None:
             use = self._uses[caller] = _Use()
-        self._pay(use, seconds, now)
+        return use
 
     def _pay(self, use: _Use, seconds: float, now: float) -> None:
         paid_at = max(use.paid_at, now) + seconds / self._share
         use.paid_at = min(paid_at, now + self._burst + _MAX_DEBT_SECONDS)
 
     def forget(self, now: float) -> None:
-        """Drops the callers that have paid for everything."""
-        for caller in [caller for caller, use in self._uses.items() if use.paid_at <= now]:
+        """Drops the callers that have paid for everything, and have no request under way."""
+        for caller in [caller for caller, use in self._uses.items() if use.paid_at <= now and not use.begun]:
             del self._uses[caller]
 
 

@@ -181,7 +181,8 @@ class Checks:
         if_match = headers.get(b"if-match")
         if if_match is not None and if_match.strip() != b"*":
             raise PreconditionFailed("This call does not depend on a state that If-Match could name.")
-        if excludes_any(headers.get(b"if-none-match", b"")) and _has_representation(scope, self._path):
+        if_none_match = headers.get(b"if-none-match")
+        if if_none_match is not None and excludes_any(if_none_match) and _has_representation(scope, self._path):
             raise PreconditionFailed("The resource is there, which `If-None-Match: *` says it must not be.")
 
     def check_read(self, scope: Scope) -> None:

@@ -182,7 +182,7 @@ class Limiter:
         self._max_own_wait = max(max_wait, OWN_WAIT_SECONDS)
         self._max_parked = queue_size if max_parked is None else max_parked
         self._on_full = on_full
-        # Places by caller, as far as callers are known.
+        # Slots by caller, as far as callers are known.
         self.held: dict[Hashable, int] = {}
         self._shares = TimeShares() if shares is None else shares
         # Requests that gave up the slot they had, by caller, first come, first served.
@@ -292,7 +292,16 @@ class Limiter:
             self._admit_parked()
 
     def _admit_parked(self) -> None:
-        """Gives the slots that no other caller waits for to those that gave one up."""
+        """Gives the slots that no other caller waits for to those that gave one up, and looks again in time."""
+        soonest = self._start_parked()
+        if self._parked_timer is not None:
+            self._parked_timer.cancel()
+            self._parked_timer = None
+        if self._parked:
+            self._parked_timer = asyncio.get_running_loop().call_later(soonest, self._admit_parked)
+
+    def _start_parked(self) -> float:
+        """In how many seconds the next one has paid, at the latest when it gives up."""
         now = perf_counter()
         is_contended = self._shares.is_contended(now)
         soonest = self._max_own_wait
@@ -307,15 +316,11 @@ class Limiter:
                     soonest = min(soonest, delay)
                     break
                 if not (self.has_free_slot and self.try_acquire(request_class)):
-                    return
+                    return soonest
                 parked.popleft()
                 self._begin(caller, now)
                 slot.set_result(None)
-        if self._parked_timer is not None:
-            self._parked_timer.cancel()
-            self._parked_timer = None
-        if self._parked:
-            self._parked_timer = asyncio.get_running_loop().call_later(soonest, self._admit_parked)
+        return soonest
 
     def can_queue(self, request_class: RequestClass) -> bool:
         """Whether a request may wait in the queue; if not, it counts as rejected."""
@@ -355,13 +360,15 @@ class Limiter:
             request_class.waited_seconds.observe(perf_counter() - now)
 
     def release(self, request_class: RequestClass) -> None:
-        """Releases a slot; the next request in the queue gets it."""
+        """Releases a slot; the next request in the queue gets it, or one that gave its slot up."""
         self.used -= 1
         request_class.used -= 1
         for other in self.classes:
             if other.waiting:
                 self._admit_waiting()
                 return
+        if self._parked:
+            self._admit_parked()
 
     def observe(self, kind: Hashable, seconds: float, now: float) -> None:
         """Tells the limit how long a request took."""

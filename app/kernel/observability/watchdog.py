@@ -86,9 +86,9 @@ class _Watchdog:
 
     def _next_beat(self) -> None:
         self._due = monotonic() + _BEAT_SECONDS
-        self._timer = self._loop.call_later(_BEAT_SECONDS, self._extend_leases)
+        self._timer = self._loop.call_later(_BEAT_SECONDS, self._observe_lag)
 
-    def _extend_leases(self) -> None:
+    def _observe_lag(self) -> None:
         _lag.observe(max(0.0, monotonic() - self._due))
         self._next_beat()
 

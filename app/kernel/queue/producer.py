@@ -78,7 +78,7 @@ class InsertJobs(Protocol):
 
 
 class Queue:
-    """The one door to background work.
+    """The only way to background work.
 
     Redis keeps at most `window` ids a shard. Rows beyond it, and all rows while Redis is away, stay in
     Postgres only, until the worker's relay brings them over.

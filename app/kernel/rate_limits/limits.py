@@ -108,9 +108,9 @@ class RateLimits:
             bucket.is_returned = False
             self._schedule(bucket, _REVIEW_SECONDS)
         self._ordering[bucket] = None
-        self._start_exchange()
+        self._start_sync()
 
-    def _start_exchange(self) -> None:
+    def _start_sync(self) -> None:
         if self._sync is None or self._sync.done():
             self._sync = self._background.spawn(self._sync_leases())
 
@@ -158,7 +158,7 @@ class RateLimits:
                 if due == bucket.due:
                     self._review(bucket)
             if self._returning:
-                self._start_exchange()
+                self._start_sync()
 
     def _review(self, bucket: QuotaBucket) -> None:
         """Returns idle units and drops buckets whose quota is full."""

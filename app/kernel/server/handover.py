@@ -57,16 +57,16 @@ def offered(server_socket: socket.socket, host: str, port: int, on_taken: Callab
 
 
 def _offer(server_socket: socket.socket, name: str, on_taken: Callable[[], None], stopped: threading.Event) -> None:
-    with socket.socket(socket.AF_UNIX) as door:
-        while not _is_bound(door, name):
+    with socket.socket(socket.AF_UNIX) as listener:
+        while not _is_bound(listener, name):
             # The one that we took over from, or one that serves the same port by other means, still has the name.
             if stopped.wait(_RETRY_SECONDS):
                 return
-        door.listen(1)
-        door.settimeout(_RETRY_SECONDS)
+        listener.listen(1)
+        listener.settimeout(_RETRY_SECONDS)
         while not stopped.is_set():
             with suppress(OSError):
-                connection, _ = door.accept()
+                connection, _ = listener.accept()
                 with connection:
                     if _is_own_user(connection) and _is_serving(connection, server_socket):
                         break
@@ -74,9 +74,9 @@ def _offer(server_socket: socket.socket, name: str, on_taken: Callable[[], None]
         on_taken()
 
 
-def _is_bound(door: socket.socket, name: str) -> bool:
+def _is_bound(listener: socket.socket, name: str) -> bool:
     try:
-        door.bind(name)
+        listener.bind(name)
     except OSError:
         return False
     return True

@@ -358,13 +358,16 @@ class GuardedProtocol(TimedProtocol):
             if cycle.response_started:
                 cycle.cut_off()
             else:
+                answer = self._refusal_in_form(error)
                 cycle.response_complete = True
-                self._half_close(self._refusal_in_form(error))
+                self._half_close(answer)
         elif cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
     def _refusal_in_form(self, error: AppError) -> bytes:
-        """In the form that the errors of the path have, as far as that has been read."""
+        """In the form that the errors of its path have, as far as a request has come and is not answered."""
+        if self._headed is self.scope and (self.cycle is None or self.cycle.response_complete):
+            return refusal(error, self.server_state.default_headers, is_oauth=False)
         path = unquote(self.url.partition(b"?")[0].decode("latin-1"))
         return refusal(error, self.server_state.default_headers, is_oauth=path in self._oauth_paths)
 
