@@ -16,11 +16,12 @@ from app.dev.embedded.privileges import become
 from app.dev.welcome import welcome
 from app.kernel.background import Background
 from app.kernel.listening import listening_address
+from app.kernel.observability.exits import end_misconfigured
 from app.kernel.observability.gc_tuning import collect_rarely_until_exit
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.schema.revision import SchemaState, schema_of
-from app.kernel.settings import Section
+from app.kernel.settings import Section, SettingsError
 from app.settings import Settings, served_base_url
 
 _logger = get_logger(__name__)
@@ -81,6 +82,9 @@ async def _company(settings: Settings, environment: dict[str, str], *, shows_wel
             if shows_welcome:
                 log_ins = [account.log_in for account in await seed(settings)]
                 output.write(welcome(settings.name, base, log_ins, has_mailbox=settings.has_mailbox).encode())
+        except SettingsError as error:
+            # The application may find the same a moment later.
+            end_misconfigured(error)
         except Exception:
             _logger.exception("development.start_failed")
 

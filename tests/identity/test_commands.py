@@ -1,6 +1,9 @@
 """`python -m app users …` and `python -m app keys …`, as an operator runs them."""
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -11,6 +14,7 @@ from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.shell import Shell
 from tests.fixtures.terminal import Terminal
+from tests.fixtures.waiting import scaled
 
 # What the access log of the program in this process writes would stand between the lines of a command.
 pytestmark = pytest.mark.settings(APP_LOG_ACCESS="false")
@@ -103,6 +107,36 @@ async def test_no_process_waits_for_what_another_secret_has_sealed(
     assert "were sealed with another secret" in logged
     for unwanted in ("Traceback", "jobs.worker_ready", "Application startup complete", "admin@example.com"):
         assert unwanted not in logged
+
+
+DEMO_DATA_FIRST = """
+import asyncio
+from app.dev.standalone import _company
+from app.settings import load_settings
+
+async def main():
+    async with _company(load_settings(), {}, shows_welcome=True):
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_what_first_notices_another_secret_says_it_in_one_sentence(person: Person, environment: dict[str, str]) -> None:
+    """A bare `uvicorn` adds the demo data beside the application, which may not have asked for its keys by then."""
+    ended = subprocess.run(
+        (sys.executable, "-c", DEMO_DATA_FIRST),
+        env=os.environ | environment | {"APP_SECRET_KEY": ANOTHER_SECRET},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=scaled(60),
+    )
+    logged = ended.stdout + ended.stderr
+    assert ended.returncode == 78, logged
+    assert "were sealed with another secret" in logged
+    assert "Traceback" not in logged
 
 
 @pytest.mark.slow
