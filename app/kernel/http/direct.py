@@ -193,7 +193,7 @@ class _Step:
         self._query = dependant.query_params
         self._headers = dependant.header_params
         self._body = dependant.body_params[0] if dependant.body_params else None
-        self._no_query, errors = request_params_to_args(self._query, QueryParams(""))
+        self._no_query, errors = request_params_to_args(self._query, QueryParams("")) if self._query else ({}, [])
         self._is_query_needed = bool(errors)
         self.takes_body = self._body is not None
         self._is_plain = not (self._path or self._query or self._headers or self._body)
@@ -314,7 +314,7 @@ def _leading_strict_routes(routes: Iterable[Any]) -> Iterator[StrictRoute]:
 
 def _steps_of(route: APIRoute) -> list[_Step]:
     """The dependencies, each once and before what needs it, and last the handler."""
-    answer = inspect.signature(route.endpoint).return_annotation
+    answer = route.endpoint.__annotations__.get("return")
     if not (isinstance(answer, type) and issubclass(answer, Response)):
         raise _NotKnown
     if len(route.dependant.body_params) > 1 or route._embed_body_fields:  # noqa: SLF001 - FastAPI has no other word
@@ -340,16 +340,11 @@ def _has_extras(dependant: Dependant) -> bool:
         not dependant.use_cache
         or dependant.concurrency is not None
         or bool(dependant.cookie_params)
-        or any(
-            name is not None
-            for name in (
-                dependant.websocket_param_name,
-                dependant.http_connection_param_name,
-                dependant.response_param_name,
-                dependant.background_tasks_param_name,
-                dependant.security_scopes_param_name,
-            )
-        )
+        or dependant.websocket_param_name is not None
+        or dependant.http_connection_param_name is not None
+        or dependant.response_param_name is not None
+        or dependant.background_tasks_param_name is not None
+        or dependant.security_scopes_param_name is not None
         or any(
             isinstance(field.field_info, Form) or not isinstance(field.field_info, Body)
             for field in dependant.body_params
