@@ -21,7 +21,7 @@ from app.core import router as core
 from app.core.health import check_health
 from app.core.pages import DOCS_ASSETS
 from app.dev.standalone import embedded_environment
-from app.identity.api import make_identity, run_identity
+from app.identity.api import IdentityServices, make_identity, run_identity
 from app.identity.router import OAUTH_PATHS
 from app.identity.router import ROUTERS as IDENTITY_ROUTERS
 from app.jobs.api import (
@@ -219,6 +219,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         app.state.resources = resources
         app.state.identity = identity
         app.state.authenticator = identity.authenticator
+        app.state.session_cookie = identity.session_cookie
         stack.push_async_callback(close_resources, resources)
         app.state.events = users.event_group_commit(resources.db)
         stack.push_async_callback(app.state.events.close)
@@ -286,15 +287,16 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         cached_cost=settings.limits.cached_cost,
     )
     shares = TimeShares()
-    stack = Authentication(stack, app.state.identity.authenticator, networks)
+    identity: IdentityServices = app.state.identity
+    stack = Authentication(stack, identity.authenticator, identity.session_cookie, networks)
     stack = admission = Admission(
         stack,
         settings.http,
         cached_paths=cached_paths,
-        is_cached=LocalAnswers(app.state.identity.authenticator, resources.cache, cached_reads).has,
+        is_cached=LocalAnswers(identity.authenticator, identity.session_cookie, resources.cache, cached_reads).has,
         shares=shares,
         log_ins=_log_ins(app),
-        max_log_ins=app.state.identity.hashing.slots,
+        max_log_ins=identity.hashing.slots,
     )
     stack = context = RequestContext(
         stack, settings.http, access_log, _templates(app), admission, oauth_paths=OAUTH_PATHS
@@ -312,7 +314,8 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
     app.refusal = context.refusal
     app.fast_path = FastPath(
         context,
-        app.state.identity.authenticator,
+        identity.authenticator,
+        identity.session_cookie,
         limits,
         resources.cache,
         shares,

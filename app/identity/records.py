@@ -100,6 +100,15 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """When and how the user of a session logged in (RFC 8176 names), and when it ends unless it is used."""
+
+    authenticated_at: datetime
+    methods: list[str]
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class SessionsEnd:
     """The end of one session, or of all but `except_id`. `is_noted`: with an audit entry of `reason`.
 
@@ -139,6 +148,15 @@ class Rotation:
     rotation_key: bytes | None
     alive: bool
     status: AccountStatus
+    role: Role
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOwner:
+    """What a request with a session cookie needs to know."""
+
+    expires_at: datetime
     role: Role
     version: int
 

@@ -24,6 +24,7 @@ from typing_extensions import TypeAliasType
 
 from app.kernel.errors import Forbidden, Unauthenticated
 from app.kernel.headers.request_headers import headers_of
+from app.kernel.headers.session_cookie import SessionCookie
 from app.kernel.ids import UserId
 from app.kernel.rate_limits import charge
 
@@ -116,18 +117,19 @@ class SessionRequired(Forbidden):
 
 
 class Authenticator(Protocol):
-    """Turns a bearer token into a `Principal`; plugged in by the composition root."""
+    """Turns a credential (`SessionCookie.credential_of`) into a `Principal`; plugged in by the composition root."""
 
-    def cached_principal(self, header: bytes) -> Principal | None:
-        """The caller behind an `Authorization` header that was verified before and is still good; no I/O."""
+    def cached_principal(self, credential: bytes) -> Principal | None:
+        """The caller behind a credential that was verified before and is still good; no I/O."""
         ...
 
-    async def authenticate(self, token: str, *, is_remembered: bool = False) -> Principal:
-        """The caller of a token not seen before. `is_remembered`: `cached_principal` knows it from now on, in the usual
-        spelling of its header.
+    async def authenticate(self, credential: bytes) -> Principal:
+        """The caller behind a credential not seen before, which `cached_principal` knows from now on; an
+        `Authorization` header in its usual spelling.
 
         Raises:
-            InvalidToken: the token is not good.
+            Unauthenticated: it is of a scheme that is none of ours.
+            InvalidToken: it is not good.
             Unavailable: that cannot be found out at the moment.
         """
         ...
@@ -158,13 +160,14 @@ async def authenticate_again(request: Request) -> None:
     """For an answer that took long, or goes on for long: the caller may have logged out meanwhile.
 
     Raises:
-        InvalidToken: the caller's token is not good any more.
+        InvalidToken: the caller's credential is not good any more.
         Unavailable: that cannot be found out at the moment.
     """
     authenticator: Authenticator = request.app.state.authenticator
-    header = headers_of(request.scope)[b"authorization"]
-    if authenticator.cached_principal(header) is None:
-        await authenticator.authenticate(bearer_token(header) or "", is_remembered=True)
+    cookie: SessionCookie = request.app.state.session_cookie
+    credential = cookie.credential_of(headers_of(request.scope))
+    if credential is None or authenticator.cached_principal(credential) is None:
+        await authenticator.authenticate(credential or b"")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ ROWS: dict[str, Row] = {
     "POST /v1/auth/password/reset": Row(PUBLIC),
     "POST /v1/auth/introspect": Row(SIGNED_IN, form={"token": "x"}),
     "POST /v1/auth/logout-all": Row(SESSION),
+    "GET /v1/auth/session": Row(SIGNED_IN),
     "GET /v1/auth/sessions": Row(SESSION),
     "DELETE /v1/auth/sessions/{session_id}": Row(SESSION, 204),
     "GET /v1/auth/security-events": Row(SESSION),

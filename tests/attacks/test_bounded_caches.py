@@ -91,7 +91,7 @@ async def test_tokens_of_one_user_are_few(app: FastAPI, person: Person, monkeypa
         assert (await person.client.get("/v1/users/me", headers=headers)).status_code == 200
         assert (await person.get("/v1/users/me")).status_code == 200
     assert len(authenticator._verified) == 3
-    assert [set(headers) for headers in authenticator._headers_of.values()] == [set(authenticator._verified)]
+    assert [set(of_user) for of_user in authenticator._credentials_of.values()] == [set(authenticator._verified)]
 
 
 @pytest.mark.settings(APP_HTTP_TRUSTED_PROXIES="127.0.0.1")

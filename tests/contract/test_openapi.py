@@ -87,7 +87,9 @@ def test_every_error_is_a_problem_or_of_oauth(document: dict[str, Any]) -> None:
         for status, response in operation["responses"].items():
             if int(status) >= 400 and not response.get("$ref", "").startswith("#/components/responses/"):
                 others.append((method, path, status))
-    oauth = [("POST", path, status) for path in sorted(OAUTH_PATHS) for status in ("400", "408", "429", "503", "504")]
+    oauth = [
+        ("POST", path, status) for path in sorted(OAUTH_PATHS) for status in ("400", "403", "408", "429", "503", "504")
+    ]
     assert sorted(others) == sorted([("GET", "/readyz", "503"), ("POST", "/v1/auth/introspect", "401"), *oauth])
     for name, response in document["components"]["responses"].items():
         (content,) = response["content"].values()

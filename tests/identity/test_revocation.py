@@ -40,10 +40,13 @@ class Cluster:
     connection: Connection
     restart: Callable[[], Awaitable[str]]
 
-    async def statuses(self, token: object, *, path: str = "/v1/users/me") -> Counter[int]:
+    async def statuses(
+        self, token: object = None, *, cookie: str | None = None, path: str = "/v1/users/me"
+    ) -> Counter[int]:
         """Of as many requests over connections of their own, so that they spread over the processes."""
         limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
-        headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
+        credential = {"Authorization": f"Bearer {token}"} if cookie is None else {"Cookie": cookie}
+        headers = {**credential, "Connection": "close"}
         async with http_client(self.url, limits=limits, timeout=scaled(20)) as client:
             answers = await asyncio.gather(*(client.get(path, headers=headers) for _ in range(REQUESTS)))
         return Counter(answer.status_code for answer in answers)
@@ -56,6 +59,13 @@ class Cluster:
         person = await register(self.client)
         assert await self.statuses(person.tokens["access_token"]) == {200: REQUESTS}
         return person
+
+    async def cookie_of(self, person: Person) -> str:
+        """The cookie of a new session."""
+        body = {"email": person.email, "password": person.password, "transport": "cookie"}
+        answer = await self.client.post("/v1/auth/login", json=body)
+        self.client.cookies.clear()
+        return str(answer.headers["set-cookie"].partition(";")[0])
 
     async def again(self, person: Person, **fields: str) -> Person:
         body = {"email": person.email, "password": person.password} | fields
@@ -151,8 +161,15 @@ async def test_after_the_answer_no_process_accepts_the_token(cluster: Cluster, c
     assert await cluster.statuses(key) == {200: REQUESTS}
     assert (await _own_key(cluster, person, admin)).status_code == 204
     assert await cluster.statuses(key) == {401: REQUESTS}
+    ended, left = [await cluster.cookie_of(person) for _ in range(2)]
+    assert await cluster.statuses(cookie=ended) == {200: REQUESTS}
+    page = {"Cookie": ended, "Sec-Fetch-Site": "same-origin"}
+    assert (await cluster.client.post("/v1/auth/logout", headers=page)).status_code == 204
+    assert await cluster.statuses(cookie=ended) == {401: REQUESTS}
 
     cluster.url = await cluster.restart()
+    assert await cluster.statuses(cookie=ended) == {401: REQUESTS}
+    assert await cluster.statuses(cookie=left) == {200: REQUESTS}
     for name, token in (dead | {"end of a key": key}).items():
         assert await cluster.statuses(token) == {401: REQUESTS}, name
     assert await cluster.statuses(person.tokens["access_token"]) == {200: REQUESTS}

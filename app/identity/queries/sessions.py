@@ -3,7 +3,16 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import NewSession, OpenedSession, Revocation, Rotation, Session, SessionsEnd
+from app.identity.records import (
+    NewSession,
+    OpenedSession,
+    Revocation,
+    Rotation,
+    Session,
+    SessionOwner,
+    SessionsEnd,
+    SessionStatus,
+)
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -170,6 +179,39 @@ SELECT session.generation, session.rotated_at, session.rotation_key,
 async def get_rotation(conn: ReadConn, user_id: UserId, session_id: UUID, now: datetime) -> Rotation | None:
     row = await conn.fetchrow(GET_ROTATION, user_id, session_id, now)
     return Rotation(**row) if row else None
+
+
+# Asked for once per cookie, process and ten minutes, so this is where the last use is noted.
+USE_SESSION = """
+UPDATE identity.sessions AS session
+   SET last_used_at = $3, idle_expires_at = LEAST($4, session.expires_at)
+  FROM identity.accounts AS account
+ WHERE session.user_id = $1 AND session.id = $2
+   AND session.revoked_at IS NULL AND session.idle_expires_at > $3 AND session.expires_at > $3
+   AND account.user_id = session.user_id AND account.status = 'active'
+RETURNING session.idle_expires_at AS expires_at, account.role, account.version
+"""
+
+
+async def use_session(
+    tx: Tx, user_id: UserId, session_id: UUID, now: datetime, idle_expires_at: datetime
+) -> SessionOwner | None:
+    """None: the session has ended."""
+    row = await tx.fetchrow(USE_SESSION, user_id, session_id, now, idle_expires_at)
+    return SessionOwner(**row) if row else None
+
+
+GET_SESSION_STATUS = """
+SELECT authenticated_at, methods, LEAST(idle_expires_at, expires_at) AS expires_at
+  FROM identity.sessions
+ WHERE user_id = $1 AND id = $2 AND revoked_at IS NULL
+"""
+
+
+async def get_session_status(conn: ReadConn, user_id: UserId, session_id: UUID) -> SessionStatus | None:
+    """None: the session has ended."""
+    row = await conn.fetchrow(GET_SESSION_STATUS, user_id, session_id)
+    return SessionStatus(**row) if row else None
 
 
 LIST_SESSIONS = """

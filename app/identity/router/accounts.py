@@ -2,7 +2,15 @@
 
 from fastapi import Request, Response
 
-from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
+from app.identity.router.dependencies import (
+    DeviceDep,
+    IdentityDep,
+    actor_of,
+    check_transport,
+    set_device_cookie,
+    signed_in_response,
+    tokens_response,
+)
 from app.identity.schemas.accounts import (
     AcceptedView,
     ChangedView,
@@ -16,7 +24,7 @@ from app.identity.schemas.accounts import (
     ResetPasswordBody,
     VerifiedView,
 )
-from app.identity.schemas.sessions import SignedInView, TokensView
+from app.identity.schemas.sessions import CookieView, SignedInView, TokensView
 from app.identity.service import account_status, addresses, passwords, registration
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
@@ -37,13 +45,16 @@ _ACCEPTED = {"status": "accepted"}
     responses=problem_responses(403, 409)
     | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
 )
-async def register(body: RegisterBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep) -> Response:
+async def register(
+    body: RegisterBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+) -> Response:
     """Create an account. If addresses need no verification first, its first session is opened too."""
+    check_transport(request, identity, body.transport)
     wanted = registration.Registration(body.email, body.password, body.display_name, body.locale, body.timezone)
     signed_in = await registration.register(resources.db, identity, wanted, device)
     if signed_in is None:
         return json_response(_ACCEPTED, status=202)
-    return json_response(signed_in.view(), status=201)
+    return signed_in_response(identity, signed_in, body.transport, status=201)
 
 
 @router.post(
@@ -138,19 +149,21 @@ async def reset_password(
 
 @router.post(
     "/password/change",
-    response_model=TokensView,
+    response_model=TokensView | CookieView,
 )
 async def change_password(
     body: ChangePasswordBody,
+    request: Request,
     principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
     """Change your password. All sessions end; the response opens a new one."""
+    check_transport(request, identity, body.transport)
     actor = actor_of(principal, device)
     tokens = await passwords.change(resources.db, identity, actor, body.current_password, body.new_password)
-    return json_response(tokens.view())
+    return tokens_response(identity, tokens, body.transport)
 
 
 @own_account.delete(

@@ -1,14 +1,19 @@
 """What the routes of this module share."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from app.identity.records import Actor, Device
+from app.identity.records import Actor, Device, SignedIn, Tokens
+from app.identity.schemas.fields import Transport
 from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
+from app.identity.service.tokens import RefreshToken
 from app.kernel.auth import Principal
 from app.kernel.headers.client_address import client_address, user_agent
+from app.kernel.headers.request_headers import headers_of
+from app.kernel.http import json_response
 from app.kernel.resources import ResourcesDep
 
 
@@ -30,6 +35,51 @@ def actor_of(principal: Principal, device: Device) -> Actor:
     return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
 
 
+def check_transport(request: Request, identity: IdentityServices, transport: Transport) -> None:
+    """To be called before a session is opened or changed whose credential travels by `transport`.
+
+    Raises:
+        CsrfRejected: another site would have the browser take a session cookie.
+    """
+    if transport == "cookie":
+        identity.session_cookie.check_opening(headers_of(request.scope))
+
+
+def signed_in_response(
+    identity: IdentityServices, signed_in: SignedIn, transport: Transport, *, status: int = 200
+) -> Response:
+    """The user, with the tokens in the body or the session in the cookie."""
+    if transport == "bearer":
+        return json_response(signed_in.view(), status=status)
+    response = json_response({"user": signed_in.user.view()}, status=status)
+    _set_session_cookie(response, identity, _session_of(identity, signed_in.tokens))
+    return response
+
+
+def tokens_response(identity: IdentityServices, tokens: Tokens, transport: Transport) -> Response:
+    """The tokens, in the body or as the session cookie."""
+    if transport == "bearer":
+        return json_response(tokens.view())
+    return cookie_response(identity, _session_of(identity, tokens), tokens.scope)
+
+
+def cookie_response(identity: IdentityServices, session: RefreshToken, scope: str) -> Response:
+    """Sets the cookie of a session that is good for `scope`."""
+    response = json_response({"expires_in": identity.settings.refresh_idle_ttl, "scope": scope})
+    _set_session_cookie(response, identity, session)
+    return response
+
+
+def _session_of(identity: IdentityServices, tokens: Tokens) -> RefreshToken:
+    return replace(identity.refresh_tokens.decode(tokens.refresh_token), generation=0)
+
+
+def _set_session_cookie(response: Response, identity: IdentityServices, session: RefreshToken) -> None:
+    identity.session_cookie.set(
+        response, identity.cookies.encode(session), seconds=identity.settings.refresh_absolute_ttl
+    )
+
+
 def set_device_cookie(response: Response, cookie: str, identity: IdentityServices) -> None:
     """Makes the client's device a known one."""
     response.set_cookie(
@@ -37,7 +87,7 @@ def set_device_cookie(response: Response, cookie: str, identity: IdentityService
         cookie,
         max_age=COOKIE_SECONDS,
         path="/v1/auth",
-        secure=identity.issuer.issuer.startswith("https:"),
+        secure=identity.session_cookie.is_secure,
         httponly=True,
         samesite="lax",
     )

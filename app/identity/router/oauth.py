@@ -30,6 +30,7 @@ _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
     status: {"model": OAuthErrorView, "description": description}
     for status, description in (
         (400, "An error of RFC 6749, section 5.2"),
+        (403, "A session cookie came from a foreign page"),
         (408, "The request did not come in time"),
         (429, "The quota is used up; `Retry-After` says for how long"),
         (503, "Service unavailable"),

@@ -6,8 +6,20 @@ from typing import Annotated
 from fastapi import Header, Request, Response
 
 from app.identity.records import Session
-from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, set_device_cookie
+from app.identity.router.dependencies import (
+    DeviceDep,
+    IdentityDep,
+    actor_of,
+    check_transport,
+    cookie_response,
+    set_device_cookie,
+    signed_in_response,
+    tokens_response,
+)
+from app.identity.schemas.fields import Transport
 from app.identity.schemas.sessions import (
+    CallerView,
+    CookieView,
     LoginBody,
     LogoutAllBody,
     LogoutBody,
@@ -22,8 +34,9 @@ from app.identity.schemas.sessions import (
 )
 from app.identity.service import audit_log, login, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
-from app.kernel.auth import HashingPublic, Public, SessionPrincipal, bearer_token
+from app.kernel.auth import CurrentPrincipal, HashingPublic, Public, SessionPrincipal, bearer_token
 from app.kernel.headers.request_headers import headers_of
+from app.kernel.headers.session_cookie import value_in
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
 from app.kernel.resources import ResourcesDep
 
@@ -40,6 +53,7 @@ async def log_in(
     body: LoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Open a session with an e-mail address and a password, or get the token for the second factor."""
+    check_transport(request, identity, body.transport)
     outcome = await login.log_in(
         resources.db,
         identity,
@@ -51,14 +65,14 @@ async def log_in(
         return json_response(
             {"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": ["totp", "recovery_code"]}
         )
-    return _signed_in(outcome, identity)
+    return _signed_in(outcome, identity, body.transport)
 
 
 @router.post(
     "/mfa/verify",
     response_model=SignedInView,
     dependencies=[Public],
-    responses=problem_responses(401),
+    responses=problem_responses(401, 403),
 )
 async def verify_second_factor(
     body: VerifySecondFactorBody,
@@ -68,6 +82,7 @@ async def verify_second_factor(
     device: DeviceDep,
 ) -> Response:
     """Finish a log-in with a code of the authenticator app or a recovery code."""
+    check_transport(request, identity, body.transport)
     outcome = await login.verify_second_factor(
         resources.db,
         identity,
@@ -76,33 +91,45 @@ async def verify_second_factor(
         device=device,
         device_cookie=request.cookies.get(COOKIE_NAME),
     )
-    return _signed_in(outcome, identity)
+    return _signed_in(outcome, identity, body.transport)
 
 
-def _signed_in(outcome: login.LoggedIn, identity: IdentityDep) -> Response:
-    response = json_response(outcome.signed_in.view())
+def _signed_in(outcome: login.LoggedIn, identity: IdentityDep, transport: Transport) -> Response:
+    response = signed_in_response(identity, outcome.signed_in, transport)
     set_device_cookie(response, outcome.device_cookie, identity)
     return response
 
 
 @router.post(
     "/refresh",
-    response_model=TokensView,
+    response_model=TokensView | CookieView,
     dependencies=[Public],
-    responses=problem_responses(401),
+    responses=problem_responses(401, 403),
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def refresh(
     body: RefreshBody,
+    request: Request,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)] = None,
 ) -> Response:
-    """Exchange a refresh token for a new pair of tokens. A refresh token works once."""
-    request = token_refresh.RefreshRequest(body.refresh_token, idempotency_key, device)
-    tokens = await token_refresh.refresh(resources.db, resources.redis, identity, request)
-    return json_response(tokens.view())
+    """Exchange a refresh token for a new pair of tokens, or for a session cookie. A refresh token works once.
+
+    A cookie needs no refresh: its session goes on while it is used. Without a refresh token the cookie is set anew.
+    """
+    check_transport(request, identity, body.transport)
+    if body.refresh_token is None:
+        session = await sessions.extend_cookie_session(identity, _credential(request, identity))
+        return cookie_response(identity, session.token, session.scope)
+    wanted = token_refresh.RefreshRequest(body.refresh_token, idempotency_key, device)
+    tokens = await token_refresh.refresh(resources.db, resources.redis, identity, wanted)
+    return tokens_response(identity, tokens, body.transport)
+
+
+def _credential(request: Request, identity: IdentityDep) -> bytes:
+    return identity.session_cookie.credential_of(headers_of(request.scope)) or b""
 
 
 @router.post("/logout", status_code=204, dependencies=[Public], openapi_extra=takes_token())
@@ -113,15 +140,21 @@ async def log_out(
     device: DeviceDep,
     body: LogoutBody | None = None,
 ) -> Response:
-    """End the session of the access token, the refresh token, or both. The call is idempotent."""
+    """End the session of the access token or cookie, of the refresh token, or both. The call is idempotent."""
+    credential = _credential(request, identity)
+    cookie = value_in(credential)
     await sessions.log_out(
         resources.db,
         identity,
         device,
-        access_token=bearer_token(headers_of(request.scope).get(b"authorization")),
+        access_token=bearer_token(credential),
+        cookie=cookie,
         refresh_token=body.refresh_token if body else None,
     )
-    return Response(status_code=204)
+    response = Response(status_code=204)
+    if cookie is not None:
+        identity.session_cookie.clear(response)
+    return response
 
 
 @router.post("/logout-all", response_model=RevokedView)
@@ -137,6 +170,25 @@ async def log_out_all(
         resources.db, identity, actor_of(principal, device), keep_current=body.keep_current if body else False
     )
     return json_response({"revoked": revoked})
+
+
+@router.get("/session", response_model=CallerView)
+async def get_session(principal: CurrentPrincipal, resources: ResourcesDep) -> Response:
+    """Get what your credential says of you, and when and how you logged in."""
+    status = None
+    if principal.session_id is not None:
+        status = await sessions.read_session_status(resources.db, principal.user_id, principal.session_id)
+    return json_response(
+        {
+            "user_id": principal.user_id,
+            "session_id": principal.session_id,
+            "roles": sorted(principal.roles),
+            "scopes": sorted(principal.scopes),
+            "expires_at": status.expires_at if status else None,
+            "authenticated_at": status.authenticated_at if status else None,
+            "methods": status.methods if status else [],
+        }
+    )
 
 
 @router.get("/sessions", response_model=SessionList)

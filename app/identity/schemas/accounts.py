@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.identity.schemas.fields import CURRENT_PASSWORD_HELP, NEW_PASSWORD_HELP, OneTimeTokenText, SentPassword
+from app.identity.schemas.fields import (
+    CURRENT_PASSWORD_HELP,
+    NEW_PASSWORD_HELP,
+    TRANSPORT_HELP,
+    OneTimeTokenText,
+    SentPassword,
+    Transport,
+)
 from app.kernel.http import Email, Schema, Timestamp, example
 from app.users.api import DisplayName, Locale, Timezone
 
@@ -22,6 +29,7 @@ class RegisterBody(
     display_name: DisplayName | None = Field(None, description="Name that other users see, at most 100 characters.")
     locale: Locale = Field("en", description="Language tag (BCP 47), for instance `pt-BR`.")
     timezone: Timezone = Field("UTC", description="Time zone of the IANA database.")
+    transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
 class AcceptedView(Schema):
@@ -62,6 +70,7 @@ class ChangePasswordBody(
 
     current_password: SentPassword = Field(description=CURRENT_PASSWORD_HELP)
     new_password: SentPassword = Field(description=NEW_PASSWORD_HELP)
+    transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
 class ChangeEmailBody(

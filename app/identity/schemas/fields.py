@@ -1,9 +1,14 @@
 """What several of the requests and answers have."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
+from typing_extensions import TypeAliasType
 
+Transport = TypeAliasType("Transport", Literal["bearer", "cookie"])
+TRANSPORT_HELP = (
+    "How the session's credentials travel: `bearer` has tokens in the response, `cookie` sets a session cookie instead."
+)
 MAX_SENT_PASSWORD = 1024
 # Log-in says no more of a malformed address than of an unknown one.
 AnyEmail = Annotated[str, Field(min_length=1, max_length=254, examples=["ada@example.com"])]

@@ -2,10 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import MISSING, Field
 from typing_extensions import TypeAliasType
 
-from app.identity.schemas.fields import CODE_HELP, EXAMPLE_TOKENS, PASSWORD_HELP, AnyEmail, Code, SentPassword
+from app.identity.schemas.fields import (
+    CODE_HELP,
+    EXAMPLE_TOKENS,
+    PASSWORD_HELP,
+    TRANSPORT_HELP,
+    AnyEmail,
+    Code,
+    SentPassword,
+    Transport,
+)
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, NextCursor, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleLine
 from app.users.api import EXAMPLE_USER, UserAnswer
@@ -29,12 +38,16 @@ class LoginBody(
     device_name: DeviceName | None = Field(
         None, description="Name of the device for the list of sessions, at most 100 characters."
     )
+    transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
 class RefreshBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
-    """A refresh token to exchange."""
+    """A refresh token to exchange. Without one, the session of the request's cookie is extended."""
 
-    refresh_token: RefreshTokenText = Field(description=_REFRESH_TOKEN)
+    refresh_token: RefreshTokenText | None = Field(
+        None, description=f"{_REFRESH_TOKEN} Absent or null: the session is that of the cookie."
+    )
+    transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
 class LogoutBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
@@ -59,11 +72,43 @@ class TokensView(Schema, json_schema_extra=example(EXAMPLE_TOKENS)):
     scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
+class CookieView(Schema, json_schema_extra=example({"expires_in": 1_209_600, "scope": EXAMPLE_TOKENS["scope"]})):
+    """What a session is good for whose credential travels in a cookie."""
+
+    expires_in: int = Field(description="Seconds until the session ends unless it is used.")
+    scope: str = Field(description="Scopes of the session, separated by spaces.")
+
+
 class SignedInView(Schema, json_schema_extra=example({"user": EXAMPLE_USER, "tokens": EXAMPLE_TOKENS})):
     """A user and the tokens of a new session."""
 
     user: UserAnswer
-    tokens: TokensView
+    tokens: TokensView | MISSING = Field(MISSING, description="Absent where the session travels in a cookie.")
+
+
+class CallerView(
+    Schema,
+    json_schema_extra=example(
+        {
+            "user_id": EXAMPLE_ID,
+            "session_id": EXAMPLE_ID,
+            "roles": ["user"],
+            "scopes": ["events:read", "events:write", "profile:read"],
+            "expires_at": EXAMPLE_TIME,
+            "authenticated_at": EXAMPLE_TIME,
+            "methods": ["pwd", "otp"],
+        }
+    ),
+):
+    """The caller of a request."""
+
+    user_id: Id = Field(description="Id of the user.")
+    session_id: Id | None = Field(description="Id of the session; null: the caller has none, as with an API key.")
+    roles: list[str] = Field(description="Roles of the user.")
+    scopes: list[str] = Field(description="What the credential may be used for.")
+    expires_at: Timestamp | None = Field(description="When the session ends unless it is used; null: no session.")
+    authenticated_at: Timestamp | None = Field(description="When the user logged in; null: no session.")
+    methods: list[str] = Field(description="How the user logged in, by the names of RFC 8176 and `recovery`.")
 
 
 class SessionView(Schema):
@@ -128,6 +173,7 @@ class VerifySecondFactorBody(
         description="`mfa_token` of the first step."
     )
     code: Code = Field(description=CODE_HELP)
+    transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
 class SecurityEventView(Schema):

@@ -1,26 +1,31 @@
-"""From a bearer token to the caller: verified once per process, remembered, and checked against revocations every
-time.
+"""From a bearer token or a session cookie to the caller: verified once per process, remembered, and checked against
+revocations every time.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
 from prometheus_client import Counter
 
 from app.identity.queries.api_keys import use_api_key
+from app.identity.queries.sessions import use_session
 from app.identity.records import roles_of
 from app.identity.service.revocation import RevocationFeed
-from app.identity.service.tokens import Claims, KeyRing, MalformedToken, decode_api_key, is_api_key
-from app.kernel.auth import SCOPES_OF_ROLE, InvalidToken, Principal
+from app.identity.service.tokens import Claims, KeyRing, MalformedToken, RefreshTokens, decode_api_key, is_api_key
+from app.kernel.auth import SCOPES_OF_ROLE, InvalidToken, Principal, bearer_token
 from app.kernel.clock import Clock
 from app.kernel.database import Database
+from app.kernel.errors import Unauthenticated
+from app.kernel.headers.session_cookie import value_in
 from app.kernel.ids import UserId
 
 AUDIENCE = "onehop"
-# How long a process trusts what it has read of an API key; revocations do not wait for it.
-API_KEY_SECONDS = 600
+# How long a process trusts what it has read of an API key or a session; revocations do not wait for it.
+TRUSTED_SECONDS = 600
 # Tokens that a process keeps of one user, who gets a new one with each refresh; the oldest go first.
 MAX_REMEMBERED_OF_USER = 128
 
@@ -61,48 +66,77 @@ class TokenAuthenticator:
         clock: Clock,
         db: Database,
         *,
+        cookies: RefreshTokens,
         issuer: Callable[[], str],
         cache_size: int,
+        session_idle_seconds: int,
     ) -> None:
         self._key_ring = key_ring
+        self._cookies = cookies
+        self._session_idle = timedelta(seconds=session_idle_seconds)
         self._feed = feed
         self._clock = clock
         self._db = db
         self._issuer = issuer
         self._cache_size = cache_size
-        # By the whole header: by its signature alone, a changed payload would be taken for the genuine one. Of the many
-        # spellings of one header, with other capitals or spaces, only the usual one is kept.
+        # By the whole credential: by its signature alone, a changed payload would be taken for the genuine one. Of the
+        # many spellings of one header, with other capitals or spaces, only the usual one is kept.
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
-        self._headers_of: dict[UserId, dict[bytes, None]] = {}
+        self._credentials_of: dict[UserId, dict[bytes, None]] = {}
 
     def forget_all(self) -> None:
         """Each token is verified anew when it comes again."""
         self._verified.clear()
-        self._headers_of.clear()
+        self._credentials_of.clear()
 
-    def cached_principal(self, header: bytes) -> Principal | None:
+    def cached_principal(self, credential: bytes) -> Principal | None:
         """See `Authenticator`."""
-        verified = self._verified.get(header)
+        verified = self._verified.get(credential)
         if verified is None or not self._feed.is_complete or self._is_dead(verified):
             return None
         return verified.principal
 
-    async def authenticate(self, token: str, *, is_remembered: bool = False) -> Principal:
+    async def authenticate(self, credential: bytes) -> Principal:
         """See `Authenticator`."""
+        value = value_in(credential)
+        token = bearer_token(credential) if value is None else None
+        if token is not None:
+            credential = b"Bearer " + token.encode("latin-1", "replace")
+            verify = partial(self._verify, token)
+        elif value is not None:
+            verify = partial(self._verify_cookie, value)
+        else:
+            # Another scheme is none of our credentials, so that no error code is told (RFC 6750, section 3.1).
+            raise Unauthenticated("Only bearer tokens are accepted.")
+        verified = await self._trusted(verify, self._forget(credential))
+        self._remember(credential, verified)
+        return verified.principal
+
+    async def verify_anew(self, credential: bytes) -> Principal:
+        """As `authenticate`, and as if the credential had not been seen before."""
+        self._forget(credential)
+        return await self.authenticate(credential)
+
+    async def inspect(self, token: str) -> Principal:
+        """The caller that a bearer token would be taken for, which is not remembered.
+
+        Raises:
+            InvalidToken, Unavailable
+        """
+        return (await self._trusted(partial(self._verify, token), None)).principal
+
+    async def _trusted(self, verify: Callable[[], Awaitable[_Verified]], verified: _Verified | None) -> _Verified:
+        """What `verify` finds, unless it was `verified` before and is still good."""
         if not self._feed.is_complete:
             await self._feed.refresh()
-        header = b"Bearer " + token.encode("latin-1", "replace")
-        verified = self._forget(header) if is_remembered else None
         if verified is None or self._is_dead(verified):
-            # What is remembered of an API key ends long before the key, and with its owner's role of then.
-            verified = await self._verify(token)
+            # What is remembered of an API key or a cookie ends long before it, and with its owner's role of then.
+            verified = await verify()
         if self._clock.timestamp() >= verified.expires_at:
             raise TokenExpired
         if self._is_dead(verified):
             raise TokenRevoked
-        if is_remembered:
-            self._remember(header, verified)
-        return verified.principal
+        return verified
 
     def _is_dead(self, verified: _Verified) -> bool:
         return self._clock.timestamp() >= verified.expires_at or self._feed.is_revoked(
@@ -137,7 +171,7 @@ class TokenAuthenticator:
             _verifications_total.labels("bad_api_key").inc()
             raise InvalidToken
         _verifications_total.labels("api_key").inc()
-        looks_again_at = self._clock.timestamp() + API_KEY_SECONDS
+        looks_again_at = self._clock.timestamp() + TRUSTED_SECONDS
         # A key can do no more than its owner can today.
         principal = Principal(
             user_id=key.user_id,
@@ -150,26 +184,51 @@ class TokenAuthenticator:
         ends_at = owner.expires_at.timestamp() if owner.expires_at else looks_again_at
         return _Verified(principal, min(ends_at, looks_again_at), None, key.id, owner.version)
 
-    def _remember(self, header: bytes, verified: _Verified) -> None:
+    async def _verify_cookie(self, value: str) -> _Verified:
+        try:
+            cookie = self._cookies.decode(value)
+        except MalformedToken as error:
+            raise InvalidToken from error
+        now = self._clock.now()
+        async with self._db.statement("identity.use_session") as tx:
+            owner = await use_session(tx, cookie.user_id, cookie.session_id, now, now + self._session_idle)
+        if owner is None:
+            _verifications_total.labels("ended_session").inc()
+            raise TokenRevoked
+        _verifications_total.labels("session").inc()
+        scopes = SCOPES_OF_ROLE[owner.role]
+        principal = Principal(
+            user_id=cookie.user_id,
+            session_id=cookie.session_id,
+            scopes=scopes if cookie.scopes is None else scopes & cookie.scopes,
+            roles=frozenset(roles_of(owner.role)),
+            token_id=str(cookie.session_id),
+            is_narrowed=cookie.scopes is not None,
+        )
+        looks_again_at = now.timestamp() + TRUSTED_SECONDS
+        ends_at = min(owner.expires_at.timestamp(), looks_again_at)
+        return _Verified(principal, ends_at, cookie.session_id, None, owner.version)
+
+    def _remember(self, credential: bytes, verified: _Verified) -> None:
         if self._cache_size == 0:
             return
-        self._verified[header] = verified
-        headers = self._headers_of.setdefault(verified.principal.user_id, {})
-        headers[header] = None
-        if len(headers) > MAX_REMEMBERED_OF_USER:
-            self._forget(next(iter(headers)))
+        self._verified[credential] = verified
+        credentials = self._credentials_of.setdefault(verified.principal.user_id, {})
+        credentials[credential] = None
+        if len(credentials) > MAX_REMEMBERED_OF_USER:
+            self._forget(next(iter(credentials)))
         if len(self._verified) > self._cache_size:
             self._forget(next(iter(self._verified)))
 
-    def _forget(self, header: bytes) -> _Verified | None:
-        """The entry of `header`, which is no longer kept."""
-        verified = self._verified.pop(header, None)
+    def _forget(self, credential: bytes) -> _Verified | None:
+        """The entry of `credential`, which is no longer kept."""
+        verified = self._verified.pop(credential, None)
         if verified is not None:
             user_id = verified.principal.user_id
-            headers = self._headers_of[user_id]
-            del headers[header]
-            if not headers:
-                del self._headers_of[user_id]
+            credentials = self._credentials_of[user_id]
+            del credentials[credential]
+            if not credentials:
+                del self._credentials_of[user_id]
         return verified
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from app.identity.queries.signing_keys import insert_first_signing_key, list_signing_keys
-from app.identity.service.authentication import API_KEY_SECONDS, TokenAuthenticator
+from app.identity.service.authentication import TRUSTED_SECONDS, TokenAuthenticator
 from app.identity.service.cleanup import clean_up, seconds_until_cleanup
 from app.identity.service.devices import Devices
 from app.identity.service.key_rotation import SEALED_BY_ANOTHER, check_secret
@@ -18,7 +18,7 @@ from app.identity.service.redis_clock import RedisClock
 from app.identity.service.revocation import RevocationFeed
 from app.identity.service.session_ends import SessionEndPublisher
 from app.identity.service.token_issuer import TokenIssuer
-from app.identity.service.tokens import KeyRing, RefreshTokens, new_signing_key
+from app.identity.service.tokens import COOKIE_PREFIX, KeyRing, RefreshTokens, new_signing_key
 from app.identity.settings import IdentitySettings
 from app.kernel.background import Background, is_set_within
 from app.kernel.clock import Clock
@@ -26,6 +26,7 @@ from app.kernel.database import Database, Tx
 from app.kernel.database.failures import outside_cause
 from app.kernel.database.incarnation import Incarnation
 from app.kernel.errors import Unavailable
+from app.kernel.headers.session_cookie import SessionCookie
 from app.kernel.ids import UserId
 from app.kernel.observability.exits import end_misconfigured
 from app.kernel.observability.telemetry import get_logger
@@ -58,6 +59,9 @@ class IdentityServices:
     hashing: PasswordHashing
     key_ring: KeyRing
     refresh_tokens: RefreshTokens
+    # What the session cookie says, and how it travels.
+    cookies: RefreshTokens
+    session_cookie: SessionCookie
     redis_clock: RedisClock
     issuer: TokenIssuer
     feed: RevocationFeed
@@ -75,7 +79,7 @@ class IdentityServices:
 
     def revocations_end(self) -> datetime:
         """When nothing that a process may remember of a token or key of now is trusted any more."""
-        seconds = max(self.issuer.lifetime, API_KEY_SECONDS) + _REVOCATION_MARGIN
+        seconds = max(self.issuer.lifetime, TRUSTED_SECONDS) + _REVOCATION_MARGIN
         return self.feed.database_now() + timedelta(seconds=seconds)
 
 
@@ -98,6 +102,7 @@ def make_identity(
     quota = _PRODUCTION_QUOTA if is_production else _DEVELOPMENT_QUOTA
     key_ring = KeyRing(keys, resources.incarnation)
     refresh_tokens = RefreshTokens(keys, resources.incarnation)
+    cookies = RefreshTokens(keys, resources.incarnation, prefix=COOKIE_PREFIX, purpose="session-cookie")
     feed = RevocationFeed(db, bus, clock, poll_seconds=settings.revocation_poll)
     return IdentityServices(
         settings=settings,
@@ -108,12 +113,21 @@ def make_identity(
         hashing=PasswordHashing(settings),
         key_ring=key_ring,
         refresh_tokens=refresh_tokens,
+        cookies=cookies,
+        session_cookie=SessionCookie(base_url, resources.http),
         redis_clock=RedisClock(resources.redis),
         issuer=TokenIssuer(key_ring, refresh_tokens, base_url=base_url, lifetime=settings.access_token_ttl),
         feed=feed,
         ends=SessionEndPublisher(db, resources.webhook_subscribers),
         authenticator=TokenAuthenticator(
-            key_ring, feed, clock, db, issuer=base_url, cache_size=settings.token_cache_size
+            key_ring,
+            feed,
+            clock,
+            db,
+            cookies=cookies,
+            issuer=base_url,
+            cache_size=settings.token_cache_size,
+            session_idle_seconds=settings.refresh_idle_ttl,
         ),
         throttle=Throttle(resources.limits_redis, keys, clock, network_limit=settings.network_failures or quota),
         devices=Devices(keys),

@@ -9,7 +9,7 @@ from app.identity.service.api_keys import end_api_keys
 from app.identity.service.authentication import AUDIENCE
 from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_session
-from app.identity.service.tokens import MalformedToken, is_api_key
+from app.identity.service.tokens import REFRESH_PREFIX, MalformedToken, is_api_key
 from app.kernel.auth import InvalidToken, Principal
 from app.kernel.database import Database
 from app.kernel.ids import UserId
@@ -19,10 +19,10 @@ _INACTIVE: dict[str, Any] = {"active": False}
 
 async def introspect(db: Database, identity: IdentityServices, caller: Principal, token: str) -> dict[str, Any]:
     """What a token is good for; nothing but `active: false` of a token that has ended or belongs to another user."""
-    found = await _introspect_refresh(db, identity, token) if token.startswith("rt_") else None
+    found = await _introspect_refresh(db, identity, token) if token.startswith(REFRESH_PREFIX) else None
     if found is None:
         try:
-            principal = await identity.authenticator.authenticate(token)
+            principal = await identity.authenticator.inspect(token)
         except InvalidToken:
             return _INACTIVE
         found = {
@@ -46,7 +46,7 @@ async def revoke(db: Database, identity: IdentityServices, token: str, device: D
         await _revoke_api_key(db, identity, token, device)
         return
     try:
-        if token.startswith("rt_"):
+        if token.startswith(REFRESH_PREFIX):
             refresh_token = identity.refresh_tokens.decode(token)
             user_id, session_id = refresh_token.user_id, refresh_token.session_id
         else:
@@ -71,7 +71,7 @@ async def _introspect_refresh(db: Database, identity: IdentityServices, token: s
 
 async def _revoke_api_key(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
     try:
-        principal = await identity.authenticator.authenticate(token)
+        principal = await identity.authenticator.inspect(token)
     except InvalidToken:
         return
     async with db.statement("identity.revoke_api_key") as tx:

@@ -1,11 +1,18 @@
 """Opening, listing and ending sessions."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from app.identity.errors import InvalidCredentials, SessionNotFound
-from app.identity.queries.sessions import end_surplus_sessions, insert_session, list_sessions, revoke_sessions
+from app.identity.errors import InvalidCredentials, InvalidRefreshToken, SessionNotFound
+from app.identity.queries.sessions import (
+    end_surplus_sessions,
+    get_session_status,
+    insert_session,
+    list_sessions,
+    revoke_sessions,
+)
 from app.identity.records import (
     Account,
     Actor,
@@ -14,14 +21,18 @@ from app.identity.records import (
     Revocation,
     Session,
     SessionsEnd,
+    SessionStatus,
     Tokens,
     session_end,
 )
+from app.identity.service.authentication import TokenRevoked
 from app.identity.service.container import IdentityServices
 from app.identity.service.session_ends import SESSION_REVOKED
 from app.identity.service.token_issuer import TokenScope
-from app.identity.service.tokens import MalformedToken
+from app.identity.service.tokens import MalformedToken, RefreshToken
+from app.kernel.auth import InvalidToken
 from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.headers.session_cookie import value_in
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import Cursors, Page
 
@@ -162,6 +173,19 @@ async def end_sessions(
     return len(ended)
 
 
+async def read_session_status(db: Database, user_id: UserId, session_id: UUID) -> SessionStatus:
+    """Of a session of the caller.
+
+    Raises:
+        TokenRevoked: it has ended meanwhile.
+    """
+    async with db.read("identity.session") as conn:
+        status = await get_session_status(conn, user_id, session_id)
+    if status is None:
+        raise TokenRevoked
+    return status
+
+
 async def list_own_sessions(
     db: Database, cursors: Cursors, identity: IdentityServices, user_id: UserId, *, limit: int, cursor: str | None
 ) -> Page[Session]:
@@ -206,16 +230,39 @@ async def end_own_session(db: Database, identity: IdentityServices, actor: Actor
         raise SessionNotFound
 
 
+@dataclass(frozen=True, slots=True)
+class CookieSession:
+    """What the cookie of a living session says, and the scopes that it has now."""
+
+    token: RefreshToken
+    scope: str
+
+
+async def extend_cookie_session(identity: IdentityServices, credential: bytes) -> CookieSession:
+    """Looks at the session of a cookie once more, which counts as a use.
+
+    Raises:
+        InvalidRefreshToken: `credential` is not the cookie of a living session.
+    """
+    try:
+        token = identity.cookies.decode(value_in(credential) or "")
+        principal = await identity.authenticator.verify_anew(credential)
+    except (MalformedToken, InvalidToken) as error:
+        raise InvalidRefreshToken from error
+    return CookieSession(token, " ".join(sorted(principal.scopes)))
+
+
 async def log_out(
     db: Database,
     identity: IdentityServices,
     device: Device,
     *,
     access_token: str | None,
+    cookie: str | None,
     refresh_token: str | None,
 ) -> None:
-    """Ends the session of either token, expired ones included. Says nothing when there is none to end."""
-    for user_id, session_id in _sessions_of(identity, access_token, refresh_token):
+    """Ends the sessions of what was brought, expired or not. Says nothing when there is none to end."""
+    for user_id, session_id in _sessions_of(identity, access_token, cookie, refresh_token):
         await end_session(db, identity, user_id, device, session_id, unit="identity.log_out", reason="logged_out")
 
 
@@ -258,19 +305,16 @@ async def end_other_sessions(db: Database, identity: IdentityServices, actor: Ac
 
 
 def _sessions_of(
-    identity: IdentityServices, access_token: str | None, refresh_token: str | None
+    identity: IdentityServices, access_token: str | None, cookie: str | None, refresh_token: str | None
 ) -> set[tuple[UserId, UUID]]:
     found: set[tuple[UserId, UUID]] = set()
-    try:
+    with suppress(MalformedToken):
         if access_token is not None:
             claims = identity.key_ring.verify(access_token)
             found.add((UserId(claims.sub), claims.sid))
-    except MalformedToken:
-        pass
-    try:
-        if refresh_token is not None:
-            token = identity.refresh_tokens.decode(refresh_token)
-            found.add((token.user_id, token.session_id))
-    except MalformedToken:
-        pass
+    for text, tokens in ((cookie, identity.cookies), (refresh_token, identity.refresh_tokens)):
+        with suppress(MalformedToken):
+            if text is not None:
+                token = tokens.decode(text)
+                found.add((token.user_id, token.session_id))
     return found

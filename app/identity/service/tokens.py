@@ -28,7 +28,8 @@ from app.kernel.ids import UserId
 from app.kernel.sealing import Keys
 
 ALGORITHM = "EdDSA"
-_REFRESH_PREFIX = "rt_"
+REFRESH_PREFIX = "rt_"
+COOKIE_PREFIX = "sc_"
 _API_KEY_PREFIX = "ak_"
 _VERSION = b"\x01"
 # Of a refresh token with scopes behind its generation.
@@ -179,7 +180,10 @@ def new_signing_key(keys: Keys, state: SigningKeyState) -> SigningKeyRow:
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """What a refresh token says. `scopes`: what was granted, if less than all that the account's role may do."""
+    """What a refresh token says, or a session cookie, which stays the same for all generations: it says 0.
+
+    `scopes`: what was granted, if less than all that the account's role may do.
+    """
 
     user_id: UserId
     session_id: UUID
@@ -188,11 +192,16 @@ class RefreshToken:
 
 
 class RefreshTokens:
-    """Makes and reads refresh tokens. Their key is not in the database."""
+    """Makes and reads refresh tokens, and with `prefix` and `purpose` of their own the values of session cookies. Their
+    key is not in the database.
+    """
 
-    def __init__(self, keys: Keys, incarnation: Incarnation) -> None:
-        self._key = keys.derive("refresh-token")
+    def __init__(
+        self, keys: Keys, incarnation: Incarnation, *, prefix: str = REFRESH_PREFIX, purpose: str = "refresh-token"
+    ) -> None:
+        self._key = keys.derive(purpose)
         self._incarnation = incarnation
+        self._prefix = prefix
 
     def encode(self, token: RefreshToken) -> str:
         body = token.user_id.bytes + token.session_id.bytes + token.generation.to_bytes(4)
@@ -200,7 +209,7 @@ class RefreshTokens:
             body = _VERSION + body
         else:
             body = _NARROWED_VERSION + body + " ".join(sorted(token.scopes)).encode()
-        return _REFRESH_PREFIX + _segment(body + self._mac(body)).decode()
+        return self._prefix + _segment(body + self._mac(body)).decode()
 
     def decode(self, text: str) -> RefreshToken:
         """What `text` says, found genuine without asking the database.
@@ -211,10 +220,10 @@ class RefreshTokens:
         """
         if not self._incarnation.is_known:
             raise Unavailable
-        if not text.startswith(_REFRESH_PREFIX) or len(text) > _MAX_TOKEN_LENGTH:
+        if not text.startswith(self._prefix) or len(text) > _MAX_TOKEN_LENGTH:
             raise MalformedToken
         try:
-            raw = _decode_segment(text.removeprefix(_REFRESH_PREFIX).encode("ascii"))
+            raw = _decode_segment(text.removeprefix(self._prefix).encode("ascii"))
         except ValueError as error:
             raise MalformedToken from error
         body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]

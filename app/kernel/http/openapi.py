@@ -293,7 +293,7 @@ def _complete(operation: dict[str, Any], route: APIRoute) -> set[int]:
     operation.setdefault("security", [])
     if HTTPStatus.BAD_REQUEST in described:
         # OAuth has one status for whatever is wrong with a request.
-        statuses -= FAULTS_OF_REQUEST
+        statuses -= FAULTS_OF_REQUEST | {HTTPStatus.FORBIDDEN}
         responses.pop("422", None)
     for number in statuses:
         responses[str(number)] = {"$ref": f"#/components/responses/{_response_name(number)}"}
@@ -340,6 +340,9 @@ def _derived_statuses(operation: Mapping[str, Any], route: APIRoute) -> Iterable
         yield 401
         if permission.scopes or permission.role or permission.needs_session:
             yield 403
+    if "GET" not in (route.methods or ()):
+        # A browser may send a session cookie from a foreign page.
+        yield 403
     if "requestBody" in operation:
         yield 415
     if route.param_convertors:

@@ -1,10 +1,11 @@
-"""Puts the caller into the ASGI scope. A token seen before costs a dictionary look-up and no I/O."""
+"""Puts the caller into the ASGI scope. A credential seen before costs a dictionary look-up and no I/O."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.kernel.auth import Authenticator, bearer_token
-from app.kernel.errors import AppError, Unauthenticated
+from app.kernel.auth import Authenticator
+from app.kernel.errors import AppError
 from app.kernel.headers.request_headers import headers_of
+from app.kernel.headers.session_cookie import SessionCookie
 from app.kernel.middleware.admission import acquire_slot, assign_slot, change_caller
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
 
@@ -12,19 +13,28 @@ from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
 class Authentication:
     """Sets `scope["principal"]`, or `scope["authentication_error"]` for the route to raise if it is not public.
 
-    To look at a token not seen before costs a signature or a statement, so it needs some quota of its network.
+    An `Authorization` header hides the session cookie. To look at a credential not seen before costs a signature or a
+    statement, so it needs some quota of its network.
     """
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator, networks: NetworkQuota) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, cookie: SessionCookie, networks: NetworkQuota
+    ) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._cookie = cookie
         self._networks = networks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            header = headers_of(scope).get(b"authorization")
-            if header is not None:
-                principal = self._authenticator.cached_principal(header)
+            fields = headers_of(scope)
+            credential = fields.get(b"authorization")
+            if credential is None and b"cookie" in fields:
+                # Also for what needs no caller: a foreign page must not log a browser out.
+                self._cookie.check(scope["method"], fields)
+                credential = self._cookie.credential_of(fields)
+            if credential is not None:
+                principal = self._authenticator.cached_principal(credential)
                 if principal is not None:
                     scope["principal"] = principal
                 elif scope["path"] in UNLIMITED:
@@ -34,7 +44,7 @@ class Authentication:
                     # Looking a token up costs more than most requests.
                     await acquire_slot(scope)
                     await assign_slot(scope)
-                    await self._authenticate(scope, header)
+                    await self._authenticate(scope, credential)
                     try:
                         await self._app(scope, receive, send)
                     finally:
@@ -45,14 +55,9 @@ class Authentication:
                     return
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope, header: bytes) -> None:
-        token = bearer_token(header)
-        if token is None:
-            # Another scheme is none of our credentials, so that no error code is told (RFC 6750, section 3.1).
-            scope["authentication_error"] = Unauthenticated("Only bearer tokens are accepted.")
-            return
+    async def _authenticate(self, scope: Scope, credential: bytes) -> None:
         try:
-            scope["principal"] = await self._authenticator.authenticate(token, is_remembered=True)
+            scope["principal"] = await self._authenticator.authenticate(credential)
         except AppError as error:
             scope["authentication_error"] = error
         else:

@@ -21,6 +21,7 @@ async function main(): Promise<void> {
   const registered = await register({ body: { email, password: "correct horse battery staple", display_name: "Ada" } });
   assert(registered.data !== undefined && "tokens" in registered.data);
   const { user, tokens } = registered.data;
+  assert(tokens !== undefined);
   assert.deepEqual([user.email, user.display_name], [email, "Ada"]);
 
   client.setConfig({ auth: () => tokens.access_token });

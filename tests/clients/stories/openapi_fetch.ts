@@ -13,6 +13,7 @@ async function main(): Promise<void> {
   });
   assert(registered.data !== undefined && "tokens" in registered.data);
   const { user, tokens } = registered.data;
+  assert(tokens !== undefined);
   assert.deepEqual([user.email, user.display_name], [email, "Ada"]);
 
   const api = createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${tokens.access_token}` } });

@@ -34,6 +34,7 @@ with ApiClient(configuration) as client:
         RegisterBody(email=email, password="correct horse battery staple", display_name="Ada")
     )
     assert (signed_in.user.email, signed_in.user.display_name) == (email, "Ada")
+    assert signed_in.tokens is not None
     configuration.access_token = signed_in.tokens.access_token
     overview = CoreApi(client).get_overview()
     assert (overview.user.id, overview.recent_events) == (signed_in.user.id, [])

@@ -27,6 +27,7 @@ from onehop_client.models import (
     SubmitExportEvents,
     SummaryAnswer,
 )
+from onehop_client.types import Unset
 
 base = sys.argv[1]
 email = f"{uuid4().hex}@example.com"
@@ -35,6 +36,7 @@ signed_in = register.sync(client=Client(base), body=body)
 assert isinstance(signed_in, SignedInView)
 assert (signed_in.user.email, signed_in.user.display_name) == (email, "Ada")
 
+assert not isinstance(signed_in.tokens, Unset)
 client = AuthenticatedClient(base, token=signed_in.tokens.access_token, timeout=Timeout(60))
 overview = get_overview.sync(client=client)
 assert isinstance(overview, OverviewView)

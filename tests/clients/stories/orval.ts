@@ -19,6 +19,7 @@ async function main(): Promise<void> {
   const registered = await register({ email, password: "correct horse battery staple", display_name: "Ada" });
   assert(registered.status === 201);
   const { user, tokens } = registered.data;
+  assert(tokens !== undefined);
   assert.deepEqual([user.email, user.display_name], [email, "Ada"]);
 
   const headers = { Authorization: `Bearer ${tokens.access_token}` };

@@ -21,6 +21,7 @@ async function main(): Promise<void> {
   const registered = await api.v1.register({ email, password: "correct horse battery staple", display_name: "Ada" });
   assert(registered.data !== null && "tokens" in registered.data);
   const { user, tokens } = registered.data;
+  assert(tokens !== undefined);
   assert.deepEqual([user.email, user.display_name], [email, "Ada"]);
 
   api.setSecurityData(tokens.access_token);

@@ -36,6 +36,7 @@ async function main(): Promise<void> {
   const { user, tokens } = await identity.register({
     registerBody: { email, password: "correct horse battery staple", displayName: "Ada" },
   });
+  assert(tokens !== undefined);
   assert.deepEqual([user.email, user.displayName], [email, "Ada"]);
   // For OAuth this generator sends the text as it is.
   accessToken = `Bearer ${tokens.accessToken}`;
