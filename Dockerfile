@@ -24,7 +24,8 @@ ENV PATH=/opt/onehop/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOST=0.0.0.0 \
     PORT=8000 \
-    APP_DATA_DIR=/var/lib/onehop
+    APP_DATA_DIR=/var/lib/onehop \
+    APP_COMMIT=${REVISION}
 RUN groupadd --system --gid 10001 onehop \
     && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin onehop \
     && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/onehop

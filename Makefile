@@ -19,7 +19,7 @@ CHAOS_SECONDS ?= 300
 # Many tests wait for servers and processes, so more of them than cores run at a time.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help run dev clients serve worker migrate seed doctor env-example openapi test quick browser fuzz check format lint types imports migrations-lint \
+.PHONY: help run dev clients serve worker migrate seed doctor env-example metrics-table openapi test quick browser fuzz check format lint types imports migrations-lint \
 	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev install-clients \
 	install-postgres image image-digest sbom sign release-notes release
 
@@ -71,6 +71,9 @@ doctor: install ## Check settings, servers, schema and disk, and say what is wro
 
 env-example: install ## Write .env.example anew from the settings
 	@$(VENV)/python -m app config --env-example > .env.example.new && mv .env.example.new .env.example
+
+metrics-table: install ## Write docs/metrics.md anew
+	@$(VENV)/python -m app metrics > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 
 openapi: install ## Write docs/openapi.json anew
 	@$(VENV)/python -m app openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json

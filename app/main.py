@@ -52,6 +52,7 @@ from app.kernel.middleware.response_cache import CachedRead, ResponseCache
 from app.kernel.middleware.security_headers import SecurityHeadersLayer
 from app.kernel.middleware.upgrade import answer_without_upgrade
 from app.kernel.observability.access_log import AccessLog
+from app.kernel.observability.build import announce_build
 from app.kernel.observability.exits import end_misconfigured
 from app.kernel.observability.gc_tuning import rare_collections
 from app.kernel.observability.log_writer import output
@@ -201,6 +202,7 @@ def create_app(settings: Settings) -> Onehop:
 @asynccontextmanager
 async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
     configure_logging(settings.log, production=settings.is_production)
+    announce_build(__version__, settings.commit)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, output.flush)
         settings = await stack.enter_async_context(embedded_environment(settings))

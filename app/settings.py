@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path(".data"), description="Directory of the embedded servers, the artifacts and the development secret."
     )
+    commit: Annotated[str, VisibleLine(64)] = Field(
+        "unknown",
+        description="Commit that the program was built of, shown by the metric onehop_build_info; the image sets it.",
+    )
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     cache: CacheSettings = CacheSettings()

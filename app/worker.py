@@ -11,6 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from app import __version__
 from app.composition import close_resources, drop_copies, make_resources, open_database
 from app.identity.api import IDENTITY_KINDS, AccountPurge, confirm_secret
 from app.jobs.api import (
@@ -35,6 +36,7 @@ from app.jobs.api import (
 from app.kernel.clock import Clock
 from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
+from app.kernel.observability.build import announce_build
 from app.kernel.observability.gc_tuning import rare_collections
 from app.kernel.observability.probes import probes_served
 from app.kernel.observability.telemetry import configure_logging, get_logger
@@ -81,6 +83,7 @@ class Worker:
 async def run(settings: Settings, kinds: Mapping[str, JobKind[Any]] = JOB_KINDS) -> None:
     """Works until SIGTERM or SIGINT; then short jobs end, long ones are handed back without a used attempt."""
     configure_logging(settings.log, production=settings.is_production)
+    announce_build(__version__, settings.commit)
     if settings.is_production and settings.jobs.seller_name is None:
         _logger.warning("jobs.seller_unset", seller=settings.name, action="Set APP_JOBS_SELLER_NAME.")
     stop = asyncio.Event()

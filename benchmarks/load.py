@@ -117,7 +117,7 @@ async def settled(service: Service) -> None:
     """Waits until no request holds a slot any more: those whose client has gone may still be worked on."""
     for _ in range(200):
         metrics = (await ask(service.port, request("GET", "/metrics")))[1].decode()
-        inside = [line for line in metrics.splitlines() if line.startswith("app_admission_inflight{")]
+        inside = [line for line in metrics.splitlines() if line.startswith("onehop_admission_inflight{")]
         # The gauge follows once a second.
         await asyncio.sleep(1.1)
         if inside and all(line.endswith(" 0.0") for line in inside):

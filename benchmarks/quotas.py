@@ -32,7 +32,7 @@ _PROCESSES = 4
 _WINDOW = 60
 # One unit, no I/O: as many of them as possible.
 _PATH = "/v1/webhooks/event-types"
-_EXCHANGES = re.compile(r"^app_rate_limit_exchanges_total\{.*\} (\S+)$", re.MULTILINE)
+_EXCHANGES = re.compile(r"^onehop_rate_limit_exchanges_total\{.*\} (\S+)$", re.MULTILINE)
 _OTHERS = 30
 _MOST = 1.2
 

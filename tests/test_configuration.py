@@ -10,6 +10,7 @@ import pytest
 from dotenv import dotenv_values
 
 from app.cli import configuration
+from app.cli.metrics import metrics_page
 from app.settings import Settings, load_settings
 from tests.fixtures.application import ROOT
 
@@ -57,6 +58,10 @@ def test_every_number_has_a_unit(field: configuration.SettingField) -> None:
 
 def test_the_example_on_file_is_what_the_settings_make() -> None:
     assert (ROOT / ".env.example").read_text(encoding="utf-8") == configuration.env_example(), "run `make env-example`"
+
+
+def test_the_table_of_metrics_is_what_the_code_counts() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == metrics_page(), "run `make metrics-table`"
 
 
 def test_the_example_uncommented_is_the_default_of_everything(tmp_path: Path) -> None:

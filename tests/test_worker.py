@@ -263,8 +263,8 @@ async def test_a_worker_serves_its_metrics_when_asked_to(
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain; version=")
         lines = answer.text.splitlines()
-        assert 'app_jobs_finished_total{kind="test.noop",outcome="succeeded"} 3.0' in lines
-        assert 'app_jobs_pickup_seconds_count{queue="default"} 3.0' in lines
+        assert 'onehop_jobs_finished_total{kind="test.noop",outcome="succeeded"} 3.0' in lines
+        assert 'onehop_jobs_pickup_seconds_count{queue="default"} 3.0' in lines
         # httpx asks for gzip by itself.
         plain = await client.get("/metrics", headers={"Accept-Encoding": "gzip;q=0"})
         codings = [(found.headers.get("content-encoding"), found.headers["vary"]) for found in (answer, plain)]

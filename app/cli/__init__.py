@@ -300,6 +300,14 @@ def openapi() -> None:
 
 
 @cli.command()
+def metrics() -> None:
+    """Print the table of all metrics that docs/metrics.md shows."""
+    from app.cli.metrics import metrics_page
+
+    typer.echo(metrics_page(), nl=False)
+
+
+@cli.command()
 def config(
     *,
     changed: Annotated[bool, typer.Option("--changed", help="Only settings that differ from their default.")] = False,

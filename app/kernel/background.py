@@ -10,7 +10,7 @@ from app.kernel.errors import Unavailable
 from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
-_failures = Counter("app_background_failures", "Failed rounds of repeated work.", ["work"])
+_failures = Counter("onehop_background_failures", "Failed rounds of repeated work.", ["work"])
 
 T = TypeVar("T")
 _CANCEL_AGAIN_SECONDS = 0.5

@@ -37,7 +37,7 @@ READS = 60
 WRITES = 15
 # After a write another process may answer for so long from memory.
 _LAG_SECONDS = 2.0
-_USE = re.compile(r'^app_cache_requests_total\{result="(hit|bypass)",tier="remote"\} (\S+)$', re.MULTILINE)
+_USE = re.compile(r'^onehop_cache_requests_total\{result="(hit|bypass)",tier="remote"\} (\S+)$', re.MULTILINE)
 
 
 @dataclass

@@ -32,7 +32,7 @@ WRITES = 10
 SECONDS = 2.0
 ROUNDS = 5
 # Answers that came neither out of memory nor out of Redis, so that the database was asked.
-_READ = re.compile(r'^app_cache_requests_total\{result="(?:miss|bypass)".*\} (\S+)$', re.MULTILINE)
+_READ = re.compile(r'^onehop_cache_requests_total\{result="(?:miss|bypass)".*\} (\S+)$', re.MULTILINE)
 FAULTS = {"no fault": (), "emptied": ("FLUSHALL",), "emptied, messages cut": ("FLUSHALL", "CLIENT KILL TYPE pubsub")}
 
 

@@ -156,7 +156,7 @@ class Faults:
                     await asyncio.sleep(3)
                 seen = await load
                 _, text = await ask(self._port, request("GET", "/metrics"))
-            served = _metric(text.decode(), 'app_database_replica_reads_total{outcome="replica"}')
+            served = _metric(text.decode(), 'onehop_database_replica_reads_total{outcome="replica"}')
             failed = seen.statuses.total() - seen.statuses[200] + seen.unsent
             note = f"of {seen.statuses.total():,} {dict(seen.statuses)}, {served:,.0f} of them sent to the replica"
             self._verdicts.at_most("replica killed and frozen: reads that failed", failed, 0, note)

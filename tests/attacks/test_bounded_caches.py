@@ -138,5 +138,7 @@ async def test_hosts_are_remembered_as_long_as_a_name_may_be() -> None:
 
 def _series() -> int:
     """Label sets of requests."""
-    (metric,) = (metric for metric in REGISTRY.collect() if metric.name == "http_server_request_duration_seconds")
+    (metric,) = (
+        metric for metric in REGISTRY.collect() if metric.name == "onehop_http_server_request_duration_seconds"
+    )
     return sum(1 for sample in metric.samples if sample.name.endswith("_count"))

@@ -197,4 +197,4 @@ def test_a_mistake_of_ours_stays_one() -> None:
 
 
 def _refusals(sqlstate: str) -> float:
-    return REGISTRY.get_sample_value("app_database_refusals_total", {"sqlstate": sqlstate}) or 0.0
+    return REGISTRY.get_sample_value("onehop_database_refusals_total", {"sqlstate": sqlstate}) or 0.0

@@ -212,7 +212,7 @@ def test_dev_with_several_processes(dev: Callable[..., Running], environment: di
         assert running.call("/v1/overview", token=token)[0] == 200
     assert list((Path(environment["APP_DATA_DIR"]) / "run" / "metrics").iterdir())
     with urllib.request.urlopen(running.base + "/metrics", timeout=scaled(10)) as answer:  # noqa: S310 - our own address.
-        assert b"http_server_request_duration_seconds_count" in answer.read()
+        assert b"onehop_http_server_request_duration_seconds_count" in answer.read()
     # A process that dies is replaced, by uvicorn, without an end of the others.
     api = next(process for process in processes(environment) if " serve" in arguments_of(process))
     victim = next(child for child in api.children() if "spawn_main" in arguments_of(child))

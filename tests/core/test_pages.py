@@ -1,5 +1,6 @@
 """Health, metrics, and the pages for people."""
 
+import platform
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
+from app import __version__
 from app.core.schemas import ProblemCatalogue, ReadyView
 from app.dev.embedded import EmbeddedValkey
 from app.main import create_app
@@ -174,9 +176,30 @@ async def test_metrics_name_routes_and_not_addresses(client: httpx.AsyncClient) 
     assert {"/v1/users/{user_id}", "unmatched"} <= routes
     assert not any("0198f000" in route or "nowhere" in route for route in routes)
     for name in (
-        "app_database_statements_total",
-        "app_database_pool_connections",
-        "app_cache_requests_total",
-        "app_redis_calls_total",
+        "onehop_database_statements_total",
+        "onehop_database_pool_connections",
+        "onehop_cache_requests_total",
+        "onehop_redis_calls_total",
     ):
         assert f"# TYPE {name.removesuffix('_total') if name not in answer.text else name}" in answer.text, name
+
+
+async def test_metrics_are_the_products_or_of_python_and_the_process(client: httpx.AsyncClient) -> None:
+    samples = re.findall(r"^(\w+)(?:\{| )", (await client.get("/metrics")).text, re.MULTILINE)
+    assert {name.split("_")[0] for name in samples} == {"onehop", "python", "process"}
+    # One for each series would double what is stored of each counter.
+    assert [name for name in samples if name.endswith("_created")] == []
+
+
+async def test_times_are_told_from_a_tenth_of_a_millisecond(client: httpx.AsyncClient) -> None:
+    await client.get("/livez")
+    pattern = r'^onehop_http_server_request_duration_seconds_bucket\{[^}]*http_route="/livez"[^}]*le="([^"]+)"'
+    bounds = re.findall(pattern, (await client.get("/metrics")).text, re.MULTILINE)
+    assert bounds[:5] == ["0.0001", "0.00025", "0.0005", "0.001", "0.0025"]
+
+
+@pytest.mark.settings(APP_COMMIT="4f1d2c3")
+async def test_the_build_is_told(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    labels = f'commit="4f1d2c3",python="{platform.python_version()}",version="{__version__}"'
+    assert f"onehop_build_info{{{labels}}} 1.0" in text

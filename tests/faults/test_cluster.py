@@ -47,7 +47,7 @@ async def overview_of(person: Person, client: httpx.AsyncClient) -> str | None:
 
 async def remote_hits(client: httpx.AsyncClient) -> float:
     text = (await client.get("/metrics")).text
-    start = 'app_cache_requests_total{result="hit",tier="remote"}'
+    start = 'onehop_cache_requests_total{result="hit",tier="remote"}'
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(start))
 
 

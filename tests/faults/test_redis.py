@@ -174,7 +174,7 @@ async def cache_misses(client: httpx.AsyncClient) -> float:
     return sum(
         float(line.rpartition(" ")[2])
         for line in text.splitlines()
-        if line.startswith("app_cache_requests_total") and 'result="miss"' in line
+        if line.startswith("onehop_cache_requests_total") and 'result="miss"' in line
     )
 
 

@@ -165,12 +165,13 @@ async def test_metrics_of_two_processes_are_added_up(live_server: LiveServer) ->
         async with http_client(base, timeout=scaled(20)) as client:
             assert (await client.get("/livez")).status_code == 200
     pattern = re.compile(
-        r'^http_server_request_duration_seconds_count\{([^}]*route="/livez"[^}]*)\} (\S+)$', re.MULTILINE
+        r'^onehop_http_server_request_duration_seconds_count\{([^}]*route="/livez"[^}]*)\} (\S+)$', re.MULTILINE
     )
 
     async def count() -> float:
         async with http_client(base, timeout=scaled(20)) as client:
             text = (await client.get("/metrics")).text
+        assert text.count("\nonehop_build_info{") == 1
         ((labels, count),) = pattern.findall(text)
         assert 'http_request_method="GET"' in labels
         return float(count)

@@ -92,7 +92,7 @@ async def fill(client: httpx.AsyncClient, held: Held, count: int, method: str = 
 async def rejections(client: httpx.AsyncClient) -> Counter[str]:
     """How many reads were refused so far, by reason."""
     metrics = (await client.get("/metrics")).text
-    found = re.findall(r'^app_admission_rejected_total{class="read",reason="(\w+)"} (.+)$', metrics, re.MULTILINE)
+    found = re.findall(r'^onehop_admission_rejected_total{class="read",reason="(\w+)"} (.+)$', metrics, re.MULTILINE)
     return Counter({reason: int(float(count)) for reason, count in found})
 
 
@@ -111,7 +111,7 @@ async def test_admission(client: httpx.AsyncClient, held: Held) -> None:
     assert (await client.get("/livez")).status_code == 200
     assert (await client.get("/readyz")).status_code == 200
     metrics = (await client.get("/metrics")).text
-    assert 'app_admission_limit{pool="work"}' in metrics
+    assert 'onehop_admission_limit{pool="work"}' in metrics
     # A request that waits shortly enough gets the slot, once the last refusal is some time ago.
     await asyncio.sleep(0.3)
     third = asyncio.create_task(client.get("/test/sleep/0"))
@@ -154,7 +154,7 @@ async def test_a_refusal_looks_the_same_however_early_it_comes(client: httpx.Asy
 
 async def refused(client: httpx.AsyncClient, name: str, reason: str, least: float) -> bool:
     metrics = (await client.get("/metrics")).text
-    found = re.search(rf'app_admission_rejected_total{{class="{name}",reason="{reason}"}} ([\d.]+)', metrics)
+    found = re.search(rf'onehop_admission_rejected_total{{class="{name}",reason="{reason}"}} ([\d.]+)', metrics)
     return found is not None and float(found[1]) >= least
 
 
@@ -199,7 +199,7 @@ async def test_what_might_be_in_memory_and_is_not_is_refused_as_early(client: ht
 async def measured(client: httpx.AsyncClient) -> float:
     """How many refusals went through the layers."""
     metrics = (await client.get("/metrics")).text
-    pattern = r'http_server_request_duration_seconds_count\{.*http_response_status_code="503".*\} ([\d.]+)'
+    pattern = r'onehop_http_server_request_duration_seconds_count\{.*http_response_status_code="503".*\} ([\d.]+)'
     return sum(float(count) for count in re.findall(pattern, metrics))
 
 

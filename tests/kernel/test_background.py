@@ -70,7 +70,7 @@ async def test_repeated_work_goes_on_after_failures_which_are_counted() -> None:
             await done.wait()
     finally:
         await background.close()
-    failures = REGISTRY.get_sample_value("app_background_failures_total", {"work": "test.failing"})
+    failures = REGISTRY.get_sample_value("onehop_background_failures_total", {"work": "test.failing"})
     assert failures == 1
 
 

@@ -149,7 +149,7 @@ async def test_a_read_ends_with_its_client_and_a_write_goes_on(settings: Setting
         await eventually(nothing_is_left)
         metrics = await metrics_of(running)
     labels = 'http_request_method="GET",http_response_status_code="499",http_route="/slow/sleep"'
-    assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
+    assert f"onehop_http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
 
 
 @pytest.mark.settings(APP_DATABASE_LOCK_TIMEOUT="20")
@@ -204,7 +204,7 @@ async def test_a_composed_read_ends_with_its_client_unless_others_wait_for_it(
     finally:
         await locker.close()
     labels = 'http_request_method="GET",http_response_status_code="499",http_route="/v1/overview"'
-    assert f"http_server_request_duration_seconds_count{{{labels}}} 2.0" in await metrics_of(running_app)
+    assert f"onehop_http_server_request_duration_seconds_count{{{labels}}} 2.0" in await metrics_of(running_app)
 
 
 async def test_a_log_in_whose_client_has_gone_is_not_hashed(
@@ -213,7 +213,7 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     hashing = app.state.identity.hashing._threads
     threads = hashing._first.pool._max_workers
     assert all(hashing._first.turns.try_acquire(None) for _ in range(threads))
-    hashed = REGISTRY.get_sample_value("app_identity_password_hash_seconds_count")
+    hashed = REGISTRY.get_sample_value("onehop_identity_password_hash_seconds_count")
     credentials = {"email": person.email, "password": PASSWORD}
     gone = asyncio.Event()
     body = json.dumps(credentials | {"password": "not it at all"}).encode()
@@ -227,10 +227,10 @@ async def test_a_log_in_whose_client_has_gone_is_not_hashed(
     finally:
         for _ in range(threads):
             hashing._first.turns.release(None)
-    assert REGISTRY.get_sample_value("app_identity_password_hash_seconds_count") == hashed
+    assert REGISTRY.get_sample_value("onehop_identity_password_hash_seconds_count") == hashed
     assert await connection.fetchval("SELECT count(*) FROM identity.security_events WHERE action = 'login_failed'") == 0
     labels = 'http_request_method="POST",http_response_status_code="499",http_route="/v1/auth/login"'
-    assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in await metrics_of(running_app)
+    assert f"onehop_http_server_request_duration_seconds_count{{{labels}}} 1.0" in await metrics_of(running_app)
     # A client that stays is served as ever.
     assert (await client.post("/v1/auth/login", json=credentials)).status_code == 200
 

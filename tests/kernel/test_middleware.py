@@ -251,7 +251,7 @@ async def test_a_client_that_goes_away_while_it_sends(settings: Settings, capfd:
         await send_raw(running, "/test/echo", receive)
         metrics = await get_metrics(running)
     labels = 'http_request_method="POST",http_response_status_code="499",http_route="/test/echo"'
-    assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
+    assert f"onehop_http_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
     output = capfd.readouterr().out
     assert " 499 " in output
     # It is no fault of ours.

@@ -12,8 +12,8 @@ from tests.fixtures.waiting import eventually
 
 def lag_count(above: str) -> float:
     """How many beats were later than the bucket `above`."""
-    total = REGISTRY.get_sample_value("event_loop_lag_seconds_count") or 0
-    return total - (REGISTRY.get_sample_value("event_loop_lag_seconds_bucket", {"le": above}) or 0)
+    total = REGISTRY.get_sample_value("onehop_event_loop_lag_seconds_count") or 0
+    return total - (REGISTRY.get_sample_value("onehop_event_loop_lag_seconds_bucket", {"le": above}) or 0)
 
 
 def stand_still(seconds: float) -> None:

@@ -30,7 +30,7 @@ TRUSTED_SECONDS = 600
 MAX_REMEMBERED_OF_USER = 128
 
 _verifications_total = Counter(
-    "app_identity_token_verifications", "Access token verifications outside the cache, by outcome.", ["outcome"]
+    "onehop_identity_token_verifications", "Access token verifications outside the cache, by outcome.", ["outcome"]
 )
 
 

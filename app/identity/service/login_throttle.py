@@ -40,7 +40,7 @@ from app.kernel.ids import UserId
 from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
 from app.kernel.sealing import Keys
 
-_attempts_total = Counter("app_identity_attempts", "Attempts to prove an identity.", ["outcome"])
+_attempts_total = Counter("onehop_identity_attempts", "Attempts to prove an identity.", ["outcome"])
 _DAY = 86_400
 _IPV4_PREFIX = 24
 # A /24 or /48 may be one office or a whole town: it has the quota of so many addresses.

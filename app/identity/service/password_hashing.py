@@ -14,9 +14,9 @@ from app.kernel.fairness.threads import FairThreads, available_cores
 
 T = TypeVar("T")
 
-_hash_seconds = Histogram("app_identity_password_hash_seconds", "Time of a password hash in its thread, in seconds.")
+_hash_seconds = Histogram("onehop_identity_password_hash_seconds", "Time of a password hash in its thread, in seconds.")
 _hash_waiting = Gauge(
-    "app_identity_password_hashes", "Password hashes waiting or running.", multiprocess_mode="livesum"
+    "onehop_identity_password_hashes", "Password hashes waiting or running.", multiprocess_mode="livesum"
 )
 
 

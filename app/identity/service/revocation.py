@@ -50,10 +50,10 @@ _LONGEST_BEAT = 1.0
 
 _logger = get_logger(__name__)
 _acknowledged_seconds = Histogram(
-    "app_identity_revocation_seconds", "Time until all processes acknowledged a revocation, in seconds."
+    "onehop_identity_revocation_seconds", "Time until all processes acknowledged a revocation, in seconds."
 )
 _unacknowledged_total = Counter(
-    "app_identity_revocations_unacknowledged", "Revocations that were delivered by the poll only."
+    "onehop_identity_revocations_unacknowledged", "Revocations that were delivered by the poll only."
 )
 
 

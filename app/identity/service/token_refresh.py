@@ -39,7 +39,7 @@ _UNKNOWN_OUTCOME_TTL_MS = 600_000
 # request from a replay.
 _UNANSWERED_FOR = timedelta(seconds=2)
 
-_refreshes_total = Counter("app_identity_refreshes", "Refresh requests.", ["outcome"])
+_refreshes_total = Counter("onehop_identity_refreshes", "Refresh requests.", ["outcome"])
 
 _MAX_QUIET_PERIODS = 10
 

@@ -32,7 +32,7 @@ from app.kernel.queue import DataAccess, JobArgs, JobContext, PermanentJobError,
 from app.kernel.sealing import Keys, SealBroken
 from app.kernel.webhook_subscribers import KIND_PUBLISH
 
-_attempts_total = Metric("app_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
+_attempts_total = Metric("onehop_jobs_webhook_attempts", "Webhook requests.", ["outcome"])
 _MAX_IN_FLIGHT = 4
 # Of the 30 slots of the queue.
 MOST_DELIVERIES_OF_A_USER = 10

@@ -27,8 +27,8 @@ from app.kernel.queue import JobRef, Queue
 
 _logger = get_logger(__name__)
 
-_finished_total = Counter("app_jobs_finished", "Finished runs of jobs, by outcome.", ["kind", "outcome"])
-_retries_total = Counter("app_jobs_retries", "Failed runs of jobs that will be retried.", ["kind"])
+_finished_total = Counter("onehop_jobs_finished", "Finished runs of jobs, by outcome.", ["kind", "outcome"])
+_retries_total = Counter("onehop_jobs_retries", "Failed runs of jobs that will be retried.", ["kind"])
 
 _DATABASE_RETRY_SECONDS = 0.5
 _ANNOUNCE_SECONDS = 0.02

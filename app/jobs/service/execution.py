@@ -35,19 +35,19 @@ from app.kernel.queue.slots import Claim, Runner
 _logger = get_logger(__name__)
 
 _pickup_seconds = Histogram(
-    "app_jobs_pickup_seconds",
+    "onehop_jobs_pickup_seconds",
     "Delay from when a job was due to the start of its handler, in seconds.",
     ["queue"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600, 3600),
 )
 _run_seconds = Histogram(
-    "app_jobs_run_seconds",
+    "onehop_jobs_run_seconds",
     "Duration of job handlers in seconds.",
     ["kind"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-_slots = Gauge("app_jobs_worker_slots", "Worker slots, by state.", ["state"], multiprocess_mode="livesum")
+_slots = Gauge("onehop_jobs_worker_slots", "Worker slots, by state.", ["state"], multiprocess_mode="livesum")
 
 _UNKNOWN_KIND_SECONDS = 30.0
 _PROGRESS_SECONDS = 0.5

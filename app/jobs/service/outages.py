@@ -15,7 +15,7 @@ from app.kernel.redis.gateway import RedisUnavailable
 
 _logger = get_logger(__name__)
 
-_postponed_total = Counter("app_jobs_postponed", "Runs postponed by an outage of a dependency.", ["kind", "cause"])
+_postponed_total = Counter("onehop_jobs_postponed", "Runs postponed by an outage of a dependency.", ["kind", "cause"])
 
 # What the system says of a disk, of the network of this machine, or of the limits of this process, whichever job it is.
 _SYSTEM_ERRORS = frozenset(

@@ -33,19 +33,27 @@ from app.kernel.redis.gateway import RedisUnavailable
 
 _logger = get_logger(__name__)
 
-_redispatched_total = Counter("app_jobs_redispatched", "Job ids dispatched again by the relay, by reason.", ["reason"])
-_rescued_total = Counter("app_jobs_rescued", "Jobs rescued from workers with an expired lease.")
-_depth = Gauge("app_jobs_depth_jobs", "Runnable and running jobs.", ["queue", "state"], multiprocess_mode="mostrecent")
+_redispatched_total = Counter(
+    "onehop_jobs_redispatched", "Job ids dispatched again by the relay, by reason.", ["reason"]
+)
+_rescued_total = Counter("onehop_jobs_rescued", "Jobs rescued from workers with an expired lease.")
+_depth = Gauge(
+    "onehop_jobs_depth_jobs", "Runnable and running jobs.", ["queue", "state"], multiprocess_mode="mostrecent"
+)
 _oldest = Gauge(
-    "app_jobs_oldest_runnable_seconds",
+    "onehop_jobs_oldest_runnable_seconds",
     "Age of the oldest runnable job in seconds.",
     ["queue"],
     multiprocess_mode="mostrecent",
 )
 _open_breakers = Gauge(
-    "app_jobs_webhook_open_breakers", "Webhook endpoints with an open circuit breaker.", multiprocess_mode="mostrecent"
+    "onehop_jobs_webhook_open_breakers",
+    "Webhook endpoints with an open circuit breaker.",
+    multiprocess_mode="mostrecent",
 )
-_leads = Gauge("app_jobs_relay_leader_processes", "1 in the process that leads the relay.", multiprocess_mode="livesum")
+_leads = Gauge(
+    "onehop_jobs_relay_leader_processes", "1 in the process that leads the relay.", multiprocess_mode="livesum"
+)
 
 _TICK_SECONDS = 0.5
 _MOVING_SECONDS = 0.02

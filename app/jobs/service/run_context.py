@@ -23,7 +23,7 @@ from app.kernel.queue import PermanentJobError, Queue, ServiceT
 from app.kernel.queue.slots import Runner
 from app.kernel.sealing import Keys
 
-_artifact_bytes = Counter("app_jobs_artifact_bytes", "Bytes of files written by jobs.")
+_artifact_bytes = Counter("onehop_jobs_artifact_bytes", "Bytes of files written by jobs.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from app.kernel.fairness.time_shares import StepTimer
 T = TypeVar("T")
 R = TypeVar("R")
 
-_group_size = Histogram("app_group_commit_size", "Writes per group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+_group_size = Histogram("onehop_group_commit_size", "Writes per group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
 
 
 class _Waiting(NamedTuple, Generic[T, R]):

@@ -16,7 +16,9 @@ V = TypeVar("V")
 # where the database is busy, many statements in place of one would make it worse.
 _SLOW_SECONDS = 1.0
 
-_batch_size = Histogram("app_point_read_batch_size", "Keys per batch of point reads.", buckets=(1, 2, 4, 8, 16, 32, 64))
+_batch_size = Histogram(
+    "onehop_point_read_batch_size", "Keys per batch of point reads.", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
 
 
 class PointReads:

@@ -33,7 +33,7 @@ _MAX_RENEWALS = 16
 _RENEWAL_SECONDS = 10.0
 
 _logger = get_logger(__name__)
-_requests_total = Counter("app_cache_requests", "Cache look-ups.", ["tier", "result"])
+_requests_total = Counter("onehop_cache_requests", "Cache look-ups.", ["tier", "result"])
 _local_hit = _requests_total.labels("local", "hit")
 _remote_hit = _requests_total.labels("remote", "hit")
 _miss = _requests_total.labels("remote", "miss")

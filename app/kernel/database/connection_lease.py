@@ -17,13 +17,13 @@ _logger = get_logger(__name__)
 # What a second of a connection counts of the event loop's time: a caller that uses nothing else has one of them.
 _PART_OF_LOOP = 0.2
 _unit_seconds = Histogram(
-    "app_database_unit_seconds",
+    "onehop_database_unit_seconds",
     "Time that a unit of work held its connection, in seconds.",
     ["unit"],
     buckets=DURATION_BUCKETS,
 )
 _acquire_seconds = Histogram(
-    "app_database_acquire_seconds", "Time waited for a connection of the pool, in seconds.", buckets=DURATION_BUCKETS
+    "onehop_database_acquire_seconds", "Time waited for a connection of the pool, in seconds.", buckets=DURATION_BUCKETS
 )
 # What a replica says, or does not say, for reasons of its own. (40001 is also how it ends a statement that keeps it
 # from replaying.)

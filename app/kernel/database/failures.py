@@ -14,7 +14,7 @@ ConstraintKind = Literal["unique", "foreign_key", "check", "not_null", "exclusio
 
 _logger = get_logger(__name__)
 _refusals_total = Counter(
-    "app_database_refusals", "Statements and log-ins refused by PostgreSQL, by SQLSTATE.", ["sqlstate"]
+    "onehop_database_refusals", "Statements and log-ins refused by PostgreSQL, by SQLSTATE.", ["sqlstate"]
 )
 # What PostgreSQL cannot do for reasons that no request can change, by the beginning of its SQLSTATE, and what an
 # operator does about it. The longest beginning that fits counts. A mistake in our SQL (class 42 otherwise) is not here.

@@ -20,9 +20,9 @@ from app.kernel.observability.telemetry import get_logger
 from app.kernel.settings import DatabaseSettings
 
 _logger = get_logger(__name__)
-_statements_total = Counter("app_database_statements", "SQL statements, by unit of work.", ["unit"])
+_statements_total = Counter("onehop_database_statements", "SQL statements, by unit of work.", ["unit"])
 _pool_connections = Gauge(
-    "app_database_pool_connections", "Connections of the pool.", ["state"], multiprocess_mode="livesum"
+    "onehop_database_pool_connections", "Connections of the pool.", ["state"], multiprocess_mode="livesum"
 )
 _EXPIRY_SECONDS = 0.1
 # As SET LOCAL. Between two pieces the consumer needs the time: a slow file store, for instance.

@@ -27,15 +27,15 @@ from app.kernel.observability.telemetry import get_logger
 from app.kernel.settings import DatabaseSettings
 
 _logger = get_logger(__name__)
-_reads_total = Counter("app_database_replica_reads", "Reads offered to replicas, by outcome.", ["outcome"])
+_reads_total = Counter("onehop_database_replica_reads", "Reads offered to replicas, by outcome.", ["outcome"])
 _lag_seconds = Gauge(
-    "app_database_replica_lag_seconds",
+    "onehop_database_replica_lag_seconds",
     "Replay lag of a replica in seconds.",
     ["replica"],
     multiprocess_mode="max",
 )
 _usable = Gauge(
-    "app_database_replica_usable", "1 while a replica receives reads.", ["replica"], multiprocess_mode="min"
+    "onehop_database_replica_usable", "1 while a replica receives reads.", ["replica"], multiprocess_mode="min"
 )
 
 UNKNOWN_POSITION = "f" * 24

@@ -19,7 +19,7 @@ from app.kernel.observability.telemetry import get_logger
 
 _logger = get_logger(__name__)
 _stalled = Gauge(
-    "app_database_commits_stalled",
+    "onehop_database_commits_stalled",
     "1 while writes are refused because commits wait for a standby.",
     multiprocess_mode="livemax",
 )

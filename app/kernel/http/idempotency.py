@@ -33,7 +33,7 @@ _RETRY_SECONDS = 3600
 _REPLAYED_HEADERS = ("location", "etag", "content-type")
 _SERVER_ERROR = 500
 
-_outcomes_total = Counter("app_idempotency_requests", "Requests with an Idempotency-Key.", ["outcome"])
+_outcomes_total = Counter("onehop_idempotency_requests", "Requests with an Idempotency-Key.", ["outcome"])
 
 
 class InvalidIdempotencyKey(BadRequest):

@@ -21,7 +21,7 @@ from app.kernel.mail.smtp import SmtpTransport
 from app.kernel.settings import MailSettings
 from app.kernel.validation.addresses import parse_sender
 
-_emails_total = Counter("app_mail_messages", "E-mails handed over, by outcome.", ["outcome"])
+_emails_total = Counter("onehop_mail_messages", "E-mails handed over, by outcome.", ["outcome"])
 
 
 class Mailer:

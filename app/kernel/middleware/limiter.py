@@ -11,12 +11,12 @@ from prometheus_client import Counter, Gauge, Histogram
 from app.kernel.fairness.callers import OWN_WAIT_SECONDS
 from app.kernel.fairness.time_shares import TimeShares
 
-_limit = Gauge("app_admission_limit", "Current limit of concurrent requests.", ["pool"], multiprocess_mode="livesum")
-_in_flight = Gauge("app_admission_inflight", "Requests in flight, by class.", ["class"], multiprocess_mode="livesum")
+_limit = Gauge("onehop_admission_limit", "Current limit of concurrent requests.", ["pool"], multiprocess_mode="livesum")
+_in_flight = Gauge("onehop_admission_inflight", "Requests in flight, by class.", ["class"], multiprocess_mode="livesum")
 _queue_seconds = Histogram(
-    "app_admission_queue_seconds", "Time waited for admission, including rejected requests, in seconds.", ["class"]
+    "onehop_admission_queue_seconds", "Time waited for admission, including rejected requests, in seconds.", ["class"]
 )
-_rejected = Counter("app_admission_rejected", "Rejected requests, by reason.", ["class", "reason"])
+_rejected = Counter("onehop_admission_rejected", "Rejected requests, by reason.", ["class", "reason"])
 
 # Latency above this multiple of the baseline means too much concurrency.
 _TOLERANCE = 1.25

@@ -35,13 +35,13 @@ _CLIENT_CLOSED_REQUEST = 499
 _SERVER_ERROR = 500
 
 _duration = Histogram(
-    "http_server_request_duration_seconds",
+    "onehop_http_server_request_duration_seconds",
     "Time from the first byte read of a request to the last byte written of its response, in seconds.",
     ["http_request_method", "http_route", "http_response_status_code"],
     buckets=DURATION_BUCKETS,
 )
-_active = Gauge("http_server_active_requests", "Requests in flight.", multiprocess_mode="livesum")
-_disconnects = Counter("http_server_client_disconnects", "Clients that disconnected before their response.")
+_active = Gauge("onehop_http_server_active_requests", "Requests in flight.", multiprocess_mode="livesum")
+_disconnects = Counter("onehop_http_server_client_disconnects", "Clients that disconnected before their response.")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # The target of `OPTIONS *`; other methods do not get here with it.
 _WHOLE_SERVER = "*"

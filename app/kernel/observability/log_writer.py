@@ -15,7 +15,7 @@ _MAX_WAITING_LINES = 50_000
 _LOOK_SECONDS = 0.005
 _LAST_WORDS_SECONDS = 2.0
 
-_dropped_total = Counter("app_log_dropped_lines", "Log lines dropped because standard output was blocked.")
+_dropped_total = Counter("onehop_log_dropped_lines", "Log lines dropped because standard output was blocked.")
 
 
 class Output:

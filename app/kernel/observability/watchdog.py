@@ -22,7 +22,7 @@ EXIT_STUCK = 70
 
 _logger = get_logger(__name__)
 _lag = Histogram(
-    "event_loop_lag_seconds",
+    "onehop_event_loop_lag_seconds",
     "Delay of an event loop timer in seconds.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0),
 )

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 logger = get_logger(__name__)
 
-ENQUEUED = Counter("app_jobs_enqueued", "Job rows written.", ["kind"])
+ENQUEUED = Counter("onehop_jobs_enqueued", "Job rows written.", ["kind"])
 
 EPOCH_KEY = "jobs:epoch"
 WAKEUP_CHANNEL = "jobs:wakeup"

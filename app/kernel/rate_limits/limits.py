@@ -14,9 +14,9 @@ from app.kernel.rate_limits.stores import LocalStore, RedisStore
 from app.kernel.redis.gateway import RedisGateway, RedisUnavailable
 from app.kernel.settings import LimitsSettings
 
-_refused = Counter("app_rate_limit_refused", "Requests refused by an exhausted quota.", ["policy"])
-_syncs = Counter("app_rate_limit_exchanges", "Batched lease requests for quota units.", ["store"])
-_buckets = Gauge("app_rate_limit_buckets", "Quota buckets held by the process.", multiprocess_mode="livesum")
+_refused = Counter("onehop_rate_limit_refused", "Requests refused by an exhausted quota.", ["policy"])
+_syncs = Counter("onehop_rate_limit_exchanges", "Batched lease requests for quota units.", ["store"])
+_buckets = Gauge("onehop_rate_limit_buckets", "Quota buckets held by the process.", multiprocess_mode="livesum")
 _syncs_redis = _syncs.labels("redis")
 _syncs_local = _syncs.labels("local")
 

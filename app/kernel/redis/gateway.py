@@ -29,8 +29,8 @@ T = TypeVar("T")
 LOST_ERRORS = (RedisError, OSError, TimeoutError, RuntimeError, AttributeError)
 _MEMORY_SECONDS = 2.0
 
-_calls_total = Counter("app_redis_calls", "Round trips to Redis.", ["outcome"])
-_breaker_open = Gauge("app_redis_breaker_open", "1 while the circuit breaker is open.", multiprocess_mode="livemax")
+_calls_total = Counter("onehop_redis_calls", "Round trips to Redis.", ["outcome"])
+_breaker_open = Gauge("onehop_redis_breaker_open", "1 while the circuit breaker is open.", multiprocess_mode="livemax")
 _calls_ok = _calls_total.labels("ok")
 _calls_failed = _calls_total.labels("failed")
 _calls_refused = _calls_total.labels("refused")

@@ -44,8 +44,8 @@ _KNOWN_HOSTS = 1000
 # A name of DNS and a port; what is longer is looked at each time.
 _MAX_KNOWN_HOST = 262
 
-_connections = Gauge("http_server_connections", "Open connections.", multiprocess_mode="livesum")
-ended = Counter("http_server_ended_connections", "Connections ended by the server, by reason.", ["reason"])
+_connections = Gauge("onehop_http_server_connections", "Open connections.", multiprocess_mode="livesum")
+ended = Counter("onehop_http_server_ended_connections", "Connections ended by the server, by reason.", ["reason"])
 
 
 class Connection(Protocol):

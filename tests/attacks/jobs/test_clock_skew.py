@@ -48,7 +48,7 @@ def shift(app: Lifespan, seconds: float) -> None:
 
 
 def brought_by_the_relay() -> float:
-    return lost_ids() + (REGISTRY.get_sample_value("app_jobs_redispatched_total", {"reason": "due"}) or 0.0)
+    return lost_ids() + (REGISTRY.get_sample_value("onehop_jobs_redispatched_total", {"reason": "due"}) or 0.0)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

@@ -122,7 +122,7 @@ async def test_an_outage_of_ours_costs_no_attempt(settings: Settings, connection
     outage = Outage()
     outage.error = OUTAGES[cause]
     labels = {"kind": "test.needing", "cause": cause}
-    before = REGISTRY.get_sample_value("app_jobs_postponed_total", labels) or 0.0
+    before = REGISTRY.get_sample_value("onehop_jobs_postponed_total", labels) or 0.0
     async with open_worker(settings, needing(outage)) as worker:
         await put(worker, "test.needing", max_attempts=1)
 
@@ -142,7 +142,7 @@ async def test_an_outage_of_ours_costs_no_attempt(settings: Settings, connection
     row = await connection.fetchrow(LIST_JOBS)
     assert row is not None
     assert tuple(row) == (2, 1, None, False)
-    assert REGISTRY.get_sample_value("app_jobs_postponed_total", labels) == before + 6
+    assert REGISTRY.get_sample_value("onehop_jobs_postponed_total", labels) == before + 6
     assert await connection.fetchval("SELECT count(*) FROM jobs.attempts") == 0
 
 

@@ -129,7 +129,7 @@ def executor_of(producer: Producer, settings: Settings) -> Executor:
 
 
 def lost_ids() -> float:
-    return REGISTRY.get_sample_value("app_jobs_redispatched_total", {"reason": "lost"}) or 0.0
+    return REGISTRY.get_sample_value("onehop_jobs_redispatched_total", {"reason": "lost"}) or 0.0
 
 
 async def test_jobs_of_the_future_do_not_keep_due_ones_of_others_waiting(

@@ -1,0 +1,40 @@
+"""The table of all metrics in `docs/metrics.md`, made of the code that counts them."""
+
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY
+from prometheus_client.metrics import MetricWrapperBase
+
+_INTRODUCTION = """\
+# Metrics
+
+`GET /metrics` of the API and, with `APP_JOBS_METRICS_PORT`, of each worker. A counter's name ends in `_total`, times
+are in seconds, sizes in bytes. With several API processes behind one port the answer sums them up. prometheus_client
+adds those of Python and of the process (`python_…`, `process_…`) where one process answers for itself.
+
+Written by `make metrics-table`.
+
+| Metric | Kind | Labels | Meaning |
+|---|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """The whole text of `docs/metrics.md`."""
+    # They are defined where they are counted, so all of the program has to be there.
+    import app.main
+    import app.worker  # noqa: F401 - see above
+
+    return _INTRODUCTION + "".join(
+        f"| `{name}` | {kind} | {labels} | {meaning} |\n" for name, kind, labels, meaning in sorted(_metrics())
+    )
+
+
+def _metrics() -> Iterator[tuple[str, str, str, str]]:
+    for collector in set(REGISTRY._collector_to_names):  # noqa: SLF001 - it lists them nowhere else
+        if not isinstance(collector, MetricWrapperBase):
+            continue
+        (metric,) = collector.describe()
+        suffix = "_total" if metric.type == "counter" else ""
+        labels = ", ".join(f"`{name}`" for name in collector._labelnames)  # noqa: SLF001 - nor their labels
+        yield f"{metric.name}{suffix}", metric.type, labels, metric.documentation
