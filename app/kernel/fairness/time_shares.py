@@ -106,18 +106,25 @@ class StepTimer:
     two steps costs nothing.
     """
 
-    __slots__ = ("_began", "_next", "_seconds", "_steps")
+    __slots__ = ("_began", "_next", "_seconds", "_steps", "_taken")
 
     def __init__(self, work: Awaitable[Any]) -> None:
         self._steps = work.__await__()
         self._next = self._steps.__next__
         self._seconds = 0.0
+        self._taken = 0.0
         # When the step at hand began; 0: there is none.
         self._began = 0.0
 
     def seconds(self) -> float:
         """So far, the step at hand included."""
         return self._seconds + (perf_counter() - self._began if self._began else 0.0)
+
+    def take(self) -> float:
+        """Since the last call of this; the step at hand included."""
+        seconds = self.seconds()
+        taken, self._taken = self._taken, seconds
+        return seconds - taken
 
     def __await__(self) -> Generator[Any, Any, Any]:
         # A generator would be one call more for each step.

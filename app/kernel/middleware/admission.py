@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.auth import Principal
 from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
+from app.kernel.fairness.count import FairCount
 from app.kernel.fairness.time_shares import StepTimer, TimeShares
 from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.settings import HttpSettings
@@ -21,6 +22,8 @@ _LOWEST_LIMIT = 16
 _FIRST_LIMIT = 32
 # Seconds.
 MAX_RETRY_AFTER = 3
+# Where a request counts that waits for its body, and as whose.
+UploadCount = tuple[FairCount, Hashable]
 _READS = frozenset({"GET", "HEAD"})
 # What reading a stored file and sending it takes, in the event loop, the threads of the store and the system together.
 _SECONDS_PER_BYTE = 4e-9
@@ -206,6 +209,32 @@ def change_caller(scope: Scope) -> None:
         scope["slot"].limiter.unassign(caller.key, caller.used)
 
 
+def pause_slot(scope: Scope) -> UploadCount | None:
+    """Takes the slot away from a request whose client has yet to send the rest of its body: waiting for a client is no
+    work, and must keep no other from it. `acquire_slot` then waits for another slot.
+
+    Answers where the request counts as an upload from now on, until it is given back; None: it has no slot.
+
+    Raises:
+        Overloaded: the caller has as many uploads under way as one may.
+    """
+    request_class: RequestClass | None = scope.get("slot")
+    if request_class is None:
+        return None
+    limiter = request_class.limiter
+    caller: Caller | None = scope.get("caller")
+    key = None if caller is None else caller.key
+    if not limiter.uploads.take(key):
+        raise Overloaded(retry_after=random.randint(1, MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret
+    del scope["slot"]
+    limiter.release(request_class)
+    if caller is not None:
+        del scope["caller"]
+        limiter.unassign(key, scope["step_timer"].take() + caller.used)
+    scope["wanted_class"] = request_class
+    return limiter.uploads, key
+
+
 def release_slot(scope: Scope) -> None:
     """Gives the slot back, if the request has one. From now on the request only sends or waits."""
     request_class: RequestClass | None = scope.pop("slot", None)
@@ -219,7 +248,7 @@ def release_slot(scope: Scope) -> None:
         request_class.limiter.observe(scope.get("endpoint") or scope.get("route_template"), seconds, now)
         request_class.limiter.release(request_class)
         if caller is not None:
-            request_class.limiter.unassign(caller.key, scope["step_timer"].seconds() + caller.used)
+            request_class.limiter.unassign(caller.key, scope["step_timer"].take() + caller.used)
             scope["payer"] = request_class.limiter, caller.key
     elif (request_class := scope.pop("queued", None)) is not None:
         request_class.promised -= 1

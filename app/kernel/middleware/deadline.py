@@ -9,12 +9,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.fairness.disconnects import watched_var
-from app.kernel.middleware.admission import release_slot
+from app.kernel.middleware.admission import Overloaded, UploadCount, acquire_slot, pause_slot, release_slot
 from app.kernel.observability.watchdog import debugger_seen_at
 from app.kernel.settings import HttpSettings
 
 # Most reads are done by then, so that it costs them nothing to be watched.
 _WATCHED_AFTER_SECONDS = 0.05
+# The body of most requests is there by then. To wait longer would let clients that send nothing hold all slots, and to
+# wait for less would have every request compete twice whose head and body come in two packets.
+_SLOT_KEPT_SECONDS = 0.05
 # Of the server these are at most 64 KiB each.
 _MOST_KEPT = 16
 
@@ -57,8 +60,8 @@ class TimedRequest:
     A read whose client goes is given up, unless `on_gone` says otherwise.
     """
 
-    __slots__ = ("_cancelling", "_ends", "_is_gone", "_is_read", "_is_received", "_kept", "_loop", "_reason",
-                 "_receive", "_scope", "_seconds", "_send", "_task", "_timer", "_watch", "on_gone")  # fmt: skip
+    __slots__ = ("_cancelling", "_ends", "_is_gone", "_is_read", "_is_received", "_kept", "_loop", "_pauses_at",
+                 "_reason", "_receive", "_scope", "_seconds", "_send", "_task", "_timer", "_upload", "_watch", "on_gone")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, scope: Scope, receive: Receive, send: Send, seconds: float
@@ -77,6 +80,9 @@ class TimedRequest:
         self._reason: type[Exception] | None = None
         self._is_gone = False
         self._is_received = False
+        # When the request gives its slot up if its body has not come, and where it counts since it has.
+        self._pauses_at = 0.0
+        self._upload: UploadCount | None = None
         self.on_gone: Callable[[], object] | None = None
         self._is_read = scope["method"] == "GET"
         self._seconds = seconds
@@ -98,11 +104,43 @@ class TimedRequest:
         if self._watch is not None:
             # Two that wait for messages would take them from each other.
             self._watch.cancel()
-        message = await self._receive()
+        return await (self._receive() if self._is_received else self._receive_body())
+
+    async def _receive_body(self) -> Message:
+        """The next part of the body. A slot that was given up for it is there again before the whole is passed on.
+
+        Raises:
+            Overloaded: there is no slot for it any more.
+        """
+        pause = None
+        if self._upload is None:
+            self._pauses_at = self._pauses_at or self._loop.time() + _SLOT_KEPT_SECONDS
+            pause = self._loop.call_at(self._pauses_at, self._pause)
+        try:
+            message = await self._receive()
+        finally:
+            if pause is not None:
+                pause.cancel()
         self._is_received = not message.get("more_body", False)
+        if self._upload is not None and self._is_received:
+            self._end_upload()
+            if message["type"] == "http.request":
+                await acquire_slot(self._scope)
         return message
 
+    def _pause(self) -> None:
+        try:
+            self._upload = pause_slot(self._scope)
+        except Overloaded:
+            self.give_up(Overloaded)
+
+    def _end_upload(self) -> None:
+        if self._upload is not None:
+            (uploads, caller), self._upload = self._upload, None
+            uploads.give_back(caller)
+
     def stop_clock(self) -> None:
+        self._end_upload()
         self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()

@@ -9,6 +9,7 @@ from time import perf_counter
 from prometheus_client import Counter, Gauge, Histogram
 
 from app.kernel.fairness.callers import OWN_WAIT_SECONDS
+from app.kernel.fairness.count import FairCount
 from app.kernel.fairness.time_shares import TimeShares
 
 _limit = Gauge("onehop_admission_limit", "Current limit of concurrent requests.", ["pool"], multiprocess_mode="livesum")
@@ -42,6 +43,9 @@ _TRIAL_EVERY_SECONDS = 1.0
 _TRIAL_QUEUE_SIZE = 16
 # While all slots are taken, a caller may hold half of them, or so many; unless no other has come lately.
 _MIN_SLOTS_OF_CALLER = 4
+# Requests that have given their slots up until their bodies have come, each with up to a mebibyte of it.
+_MOST_UPLOADS = 512
+_MOST_UPLOADS_OF_CALLER = 128
 # A stream that waits for its caller's share looks this often whether the others have gone.
 _PACE_SECONDS = 0.25
 
@@ -184,6 +188,8 @@ class Limiter:
         self._on_full = on_full
         # Slots by caller, as far as callers are known.
         self.held: dict[Hashable, int] = {}
+        # Requests without a slot whose bodies are on their way.
+        self.uploads = FairCount(_MOST_UPLOADS, most_of_one=_MOST_UPLOADS_OF_CALLER)
         self._shares = TimeShares() if shares is None else shares
         # Requests that gave up the slot they had, by caller, first come, first served.
         self._parked: dict[Hashable, deque[tuple[asyncio.Future[None], RequestClass]]] = {}

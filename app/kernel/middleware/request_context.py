@@ -222,6 +222,8 @@ class _ResponseTracker:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            # A client that does not read its answer must not hold what others need to get theirs.
+            release_slot(self._scope)
             self.status = message["status"]
             # Not in place: the list may be that of a cached answer.
             quota: QuotaBucket | None = self._scope.get("quota")
