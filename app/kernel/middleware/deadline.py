@@ -61,7 +61,8 @@ class TimedRequest:
     """
 
     __slots__ = ("_cancelling", "_ends", "_is_gone", "_is_read", "_is_received", "_kept", "_loop", "_pauses_at",
-                 "_reason", "_receive", "_scope", "_seconds", "_send", "_task", "_timer", "_upload", "_watch", "on_gone")  # fmt: skip
+                 "_reason", "_receive", "_scope", "_seconds", "_send", "_task", "_timer", "_upload", "_watch",
+                 "on_gone")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, scope: Scope, receive: Receive, send: Send, seconds: float
