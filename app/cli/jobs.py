@@ -55,11 +55,12 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
 ) -> None:
     """The newest jobs of everybody."""
-    from app.jobs.api import STATE_FILTERS, list_all_jobs
+    from app.jobs.api import STATE_FILTERS, JobFilter, list_all_jobs
 
     if state is not None and state not in STATE_FILTERS:
         fail(f"There is no such state; take one of {', '.join(STATE_FILTERS)}.")
-    page = _with_resources(lambda own: list_all_jobs(own.db, own.cursors, state=state, limit=limit, cursor=None))
+    wanted = JobFilter(state=state)
+    page = _with_resources(lambda own: list_all_jobs(own.db, own.cursors, wanted, limit=limit, cursor=None))
     for job in page.items:
         say(_line(job))
 

@@ -15,6 +15,7 @@ from app.jobs.records import (
     api_state,
     queue_shares,
 )
+from app.jobs.records.administration import JobFilter
 from app.jobs.schemas.webhook_events import WEBHOOK_EVENTS
 from app.jobs.service.administration import (
     cancel_any_job,
@@ -57,6 +58,7 @@ __all__ = [
     "ArtifactStore",
     "Eraser",
     "Executor",
+    "JobFilter",
     "JobOverview",
     "JobServices",
     "JobState",

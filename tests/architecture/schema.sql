@@ -261,6 +261,14 @@ CREATE TABLE jobs.mail_sends (
     is_open boolean DEFAULT false NOT NULL
 );
 
+CREATE TABLE jobs.positions (
+    job_id uuid NOT NULL,
+    last_id uuid,
+    done bigint NOT NULL,
+    skipped bigint NOT NULL,
+    total bigint NOT NULL
+);
+
 CREATE TABLE jobs.schedules (
     name text NOT NULL,
     kind text NOT NULL,
@@ -270,6 +278,8 @@ CREATE TABLE jobs.schedules (
     catch_up text NOT NULL,
     next_run_at timestamp with time zone NOT NULL,
     last_run_at timestamp with time zone,
+    paused_at timestamp with time zone,
+    last_job_id uuid,
     CONSTRAINT schedules_catch_up_check CHECK ((catch_up = ANY (ARRAY['none'::text, 'one'::text, 'all'::text])))
 );
 
@@ -320,6 +330,16 @@ CREATE TABLE jobs.webhook_messages (
     event_type text NOT NULL,
     payload text NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE jobs.workers (
+    worker_id text NOT NULL,
+    version text NOT NULL,
+    queues text[] NOT NULL,
+    slots bigint NOT NULL,
+    running bigint NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    heartbeat_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE TABLE kernel.idempotency_keys (
@@ -435,6 +455,9 @@ ALTER TABLE ONLY jobs.lanes
 ALTER TABLE ONLY jobs.mail_sends
     ADD CONSTRAINT mail_sends_pkey PRIMARY KEY (job_id, send_at);
 
+ALTER TABLE ONLY jobs.positions
+    ADD CONSTRAINT positions_pkey PRIMARY KEY (job_id);
+
 ALTER TABLE ONLY jobs.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 
@@ -452,6 +475,9 @@ ALTER TABLE ONLY jobs.webhook_endpoints
 
 ALTER TABLE ONLY jobs.webhook_messages
     ADD CONSTRAINT webhook_messages_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY jobs.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
 
 ALTER TABLE ONLY kernel.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (caller, operation, key);
@@ -507,6 +533,8 @@ CREATE INDEX artifacts_user_idx ON jobs.artifacts USING btree (user_id, created_
 
 CREATE INDEX jobs_dispatched_idx ON jobs.jobs USING btree (lane, dispatched_at) WHERE ((state = 0) AND (dispatched_at IS NOT NULL));
 
+CREATE INDEX jobs_error_idx ON jobs.jobs USING btree (((error ->> 'code'::text)), id) WHERE (error IS NOT NULL);
+
 CREATE INDEX jobs_finished_idx ON jobs.jobs USING btree (finished_at) WHERE (state >= 2);
 
 CREATE INDEX jobs_lease_idx ON jobs.jobs USING btree (lease_until) WHERE (state = 1);
@@ -514,6 +542,8 @@ CREATE INDEX jobs_lease_idx ON jobs.jobs USING btree (lease_until) WHERE (state 
 CREATE INDEX jobs_living_idx ON jobs.jobs USING btree (user_id, lane, state, run_at) WHERE (state < 2);
 
 CREATE INDEX jobs_scheduled_idx ON jobs.jobs USING btree (lane, run_at) WHERE ((state = 0) AND (dispatched_at IS NULL) AND (NOT is_due));
+
+CREATE INDEX jobs_search_idx ON jobs.jobs USING btree (lane, kind, state, id);
 
 CREATE INDEX jobs_state_idx ON jobs.jobs USING btree (user_id, state, id);
 
@@ -546,6 +576,9 @@ ALTER TABLE ONLY jobs.artifacts
 
 ALTER TABLE ONLY jobs.attempts
     ADD CONSTRAINT attempts_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY jobs.positions
+    ADD CONSTRAINT positions_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY users.preferences
     ADD CONSTRAINT preferences_user_id_fkey FOREIGN KEY (user_id) REFERENCES users.users(id) ON DELETE CASCADE;

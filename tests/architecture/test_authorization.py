@@ -132,6 +132,8 @@ ROWS: dict[str, Row] = {
     "POST /v1/admin/queues/{queue}/pause": Row(ADMIN, 204),
     "POST /v1/admin/queues/{queue}/resume": Row(ADMIN, 204),
     "GET /v1/admin/jobs": Row(ADMIN),
+    "GET /v1/admin/jobs/{job_id}": Row(ADMIN),
+    "POST /v1/admin/jobs/{job_id}/cancel": Row(ADMIN, 409),
     "POST /v1/admin/jobs/{job_id}/retry": Row(ADMIN, 202),
     "POST /v1/admin/mail/suppressions/lift": Row(ADMIN, 200, {"email": "gone@example.com"}),
 }

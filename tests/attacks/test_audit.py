@@ -61,6 +61,8 @@ ENTRIES: dict[str, str] = {
     "POST /v1/admin/queues/{queue}/pause": "queue_paused",
     "POST /v1/admin/queues/{queue}/resume": "queue_resumed",
     "GET /v1/admin/jobs": "admin_read",
+    "GET /v1/admin/jobs/{job_id}": "admin_read",
+    "POST /v1/admin/jobs/{job_id}/cancel": "job_cancelled_by_admin",
     "POST /v1/admin/jobs/{job_id}/retry": "job_retried_by_admin",
     "POST /v1/admin/mail/suppressions/lift": "mail_suppression_lifted",
 }
@@ -191,11 +193,23 @@ async def _enable(scene: Scene, person: Person) -> httpx.Response:
     return await person.post(f"/v1/webhooks/endpoints/{endpoint}/enable")
 
 
-async def _retry(scene: Scene, person: Person) -> httpx.Response:
+async def _job(person: Person) -> str:
+    """A job that waits until tomorrow."""
     run_at = (datetime.now(UTC) + timedelta(days=1)).isoformat()
-    job = (await _made(person, "/v1/jobs", {"kind": "export.events", "args": {"format": "csv"}, "run_at": run_at}))[
-        "id"
-    ]
+    body = {"kind": "export.events", "args": {"format": "csv"}, "run_at": run_at}
+    return str((await _made(person, "/v1/jobs", body))["id"])
+
+
+async def _get_job(scene: Scene, person: Person) -> httpx.Response:
+    return await scene.admin.get(f"/v1/admin/jobs/{await _job(person)}")
+
+
+async def _cancel(scene: Scene, person: Person) -> httpx.Response:
+    return await scene.admin.post(f"/v1/admin/jobs/{await _job(person)}/cancel")
+
+
+async def _retry(scene: Scene, person: Person) -> httpx.Response:
+    job = await _job(person)
     assert (await person.post(f"/v1/jobs/{job}/cancel")).is_success
     return await scene.admin.post(f"/v1/admin/jobs/{job}/retry")
 
@@ -256,6 +270,8 @@ CALLS: dict[str, Call] = {
     "POST /v1/admin/queues/{queue}/pause": lambda s, _: s.admin.post("/v1/admin/queues/bulk/pause"),
     "POST /v1/admin/queues/{queue}/resume": lambda s, _: s.admin.post("/v1/admin/queues/bulk/resume"),
     "GET /v1/admin/jobs": lambda s, _: s.admin.get("/v1/admin/jobs"),
+    "GET /v1/admin/jobs/{job_id}": _get_job,
+    "POST /v1/admin/jobs/{job_id}/cancel": _cancel,
     "POST /v1/admin/jobs/{job_id}/retry": _retry,
     "POST /v1/admin/mail/suppressions/lift": lambda s, p: s.admin.post(
         "/v1/admin/mail/suppressions/lift", json={"email": p.email}

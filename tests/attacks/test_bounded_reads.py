@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from app.identity.queries import security_events
-from app.jobs.queries import administration, invoices, submitting, webhook_deliveries
+from app.jobs.queries import invoices, searching, submitting, webhook_deliveries
 from app.jobs.records import COUNTED_AT_MOST
 from app.kernel.pagination import MAX_PAGE_BYTES, MAX_SCANNED
 from app.users.queries import events
@@ -17,16 +17,17 @@ from tests.fixtures.servers import Connection
 
 OWNER = UUID(int=7)
 ENDPOINT = UUID(int=8)
+LOWEST, HIGHEST = UUID(int=0), UUID(int=2**128 - 1)
 ROWS = 3 * MAX_SCANNED
 LIMIT = 101
 
 # The first rows of each table differ from all later ones, so that a filter finds them last.
 FILL_JOBS = """
-INSERT INTO jobs.jobs (id, user_id, kind, lane, args, state, finished_at, run_at)
+INSERT INTO jobs.jobs (id, user_id, kind, lane, args, state, finished_at, run_at, error)
 SELECT ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, $1,
        CASE WHEN n <= 3 THEN 'test.rare' ELSE 'test.common' END, 'default', '{}',
        CASE WHEN n <= 3 THEN 3 WHEN n % 2 = 0 THEN 2 ELSE 0 END, CASE WHEN n <= 3 OR n % 2 = 0 THEN now() END,
-       now() + interval '1 day'
+       now() + interval '1 day', CASE WHEN n <= 3 THEN '{"code": "rare", "message": "x"}'::jsonb END
 FROM generate_series(1, $2::integer) AS n
 """
 FILL_DELIVERIES = """
@@ -99,6 +100,13 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
     end = id_of(ROWS - MAX_SCANNED + 1)
     end_of_state = id_of(ROWS - 2 * MAX_SCANNED + 1)
     moment = await connection.fetchval("SELECT created_at FROM users.events WHERE id = $1", end)
+
+    async def search(*, before: UUID = HIGHEST, lowest: UUID = LOWEST, **given: object) -> float:
+        names = ("states", "queue", "kind", "user_id", "error", "attempted", "future", "since", "until")
+        values = [given.get(name) for name in names]
+        scanned = LIMIT if lowest == LOWEST else MAX_SCANNED
+        return await rows_read(connection, searching.SEARCH_JOBS, before, lowest, *values, LIMIT, scanned)
+
     found = {
         "overview": await rows_read(connection, submitting.LIST_OVERVIEWS, f"{{{OWNER}}}", COUNTED_AT_MOST),
         "jobs behind a cursor": await rows_read(connection, submitting.LIST_JOBS, OWNER, last, None, None, LIMIT),
@@ -119,11 +127,16 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
         "end of the page of retrying jobs": await rows_read(
             connection, submitting.GET_SCAN_END_IN_STATE, OWNER, None, MAX_SCANNED - 1, 0
         ),
-        "all users' failed jobs": await rows_read(
-            connection, administration.LIST_ALL_JOBS, None, 3, None, None, LIMIT, end
-        ),
+        "all users' jobs behind a cursor": await search(before=last),
+        "all users' failed jobs": await search(states="{3}"),
+        "all users' retrying jobs": await search(states="{0}", attempted=True, lowest=end_of_state),
+        "all users' jobs of a rare kind": await search(kind="test.rare"),
+        "all users' jobs of a kind no job is of": await search(kind="test.none"),
+        "all users' failed jobs of a queue": await search(states="{3}", queue="default"),
+        "a user's jobs of a kind": await search(user_id=OWNER, kind="test.rare", lowest=end),
+        "all users' jobs with an error": await search(error="rare"),
         "end of all users' page": await rows_read(
-            connection, administration.GET_SCAN_END_OF_ALL, None, MAX_SCANNED - 1
+            connection, searching.GET_SEARCH_END, HIGHEST, LOWEST, "{0}", None, None, None, None, MAX_SCANNED - 1
         ),
         "invoices behind a cursor": await rows_read(
             connection, invoices.PAGE_OF_INVOICES, OWNER, last, LIMIT, MAX_PAGE_BYTES
@@ -158,7 +171,9 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
         ),
     }
     # Two walks up to the limit of the counts, of which the second is one for each state, and the newest five jobs.
+    # A search for jobs of all users also reads the names of the queues and kinds, and the rows that it answers.
     bounds = dict.fromkeys(found, MAX_SCANNED) | {"overview": 5 * COUNTED_AT_MOST + 6}
+    bounds |= {name: MAX_SCANNED + LIMIT + 10 for name in found if name.startswith(("all users'", "end of all users'"))}
     assert {name: rows for name, rows in found.items() if rows > bounds[name]} == {}
 
 

@@ -1,16 +1,31 @@
 """`/v1/admin/queues` and `/v1/admin/jobs`."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
+from uuid import uuid4
 
 import asyncpg
 import httpx
+import orjson
 import pytest
 
+from tests.fixtures.application import Lifespan
 from tests.fixtures.people import MakePerson, Person
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 EXPORT = {"kind": "export.events", "args": {"format": "csv"}}
+# What a row has that says nothing else; its id has the same time.
+DEFAULTS = {
+    "priority": 2,
+    "version": 1,
+    "attempt": 0,
+    "max_attempts": 8,
+    "rescues": 0,
+    "timeout_seconds": 300,
+    "run_at": "2024-06-09T00:00:00Z",
+    "created_at": "2024-06-10T02:35:18Z",
+    "is_due": True,
+}
 
 
 @pytest.fixture
@@ -30,6 +45,8 @@ async def admin(client: httpx.AsyncClient, make_person: MakePerson, connection: 
         ("POST", "queues/bulk/pause"),
         ("POST", "queues/bulk/resume"),
         ("GET", "jobs"),
+        ("GET", "jobs/01a202c6-fe5c-7173-acaa-39c71dc7ae71"),
+        ("POST", "jobs/01a202c6-fe5c-7173-acaa-39c71dc7ae71/cancel"),
         ("POST", "jobs/01a202c6-fe5c-7173-acaa-39c71dc7ae71/retry"),
     ],
 )
@@ -79,3 +96,175 @@ async def test_everybodys_jobs_are_listed_and_retried(
     answer = await admin.post(f"/v1/admin/jobs/{ids[0]}/retry")
     assert (answer.status_code, answer.json()["state"], answer.json()["attempt"]) == (202, "queued", 0)
     assert (await admin.post(f"/v1/admin/jobs/{ids[0]}/retry")).status_code == 409
+
+
+async def put_in(connection: Connection, number: int, **columns: Any) -> str:
+    """A job with an id that grows with `number`; answers it."""
+    values = {"kind": "test.noop", "lane": "default", "args": "{}", "state": 0} | columns
+    values["id"] = f"01900000-0000-7000-8000-{number:012x}"
+    if values["state"] >= 2:
+        values["finished_at"] = "2026-01-01T00:00:00Z"
+    values = DEFAULTS | values
+    names = ", ".join(values)
+    await connection.execute(
+        f"INSERT INTO jobs.jobs ({names}) SELECT {names} FROM jsonb_populate_record(NULL::jobs.jobs, $1) AS r",  # noqa: S608 - names of columns
+        orjson.dumps(values).decode(),
+    )
+    return str(values["id"])
+
+
+@pytest.fixture
+async def many(admin: Person, person: Person, connection: Connection) -> list[str]:
+    """Ids of jobs that each differ from the others in what the list is filtered by."""
+    failed = {"code": "timeout", "message": "x"}
+    rows: list[dict[str, Any]] = [
+        {"state": 2},
+        {"state": 3, "error": failed, "kind": "test.rare"},
+        {"state": 3, "error": {"code": "other", "message": "x"}, "lane": "bulk"},
+        {"state": 0, "attempt": 1, "error": failed},
+        {"state": 0, "run_at": "2100-01-01T00:00:00Z", "user_id": str(person.id)},
+        {"state": 3, "error": failed, "user_id": str(person.id), "lane": "bulk"},
+        {"state": 4, "kind": "test.rare"},
+        {"state": 1, "run_token": str(uuid4())},
+        {"state": 0},
+    ]
+    await connection.execute("DELETE FROM jobs.jobs")
+    return [await put_in(connection, number, **row) for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", [8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("state=failed", [5, 2, 1]),
+        ("state=cancelled", [6]),
+        ("state=running", [7]),
+        ("state=queued", [8]),
+        ("state=scheduled", [4]),
+        ("state=retrying", [3]),
+        ("state=succeeded", [0]),
+        ("kind=test.rare", [6, 1]),
+        ("kind=test.none", []),
+        ("queue=bulk", [5, 2]),
+        ("queue=bulk&state=failed&kind=test.noop", [5, 2]),
+        ("user_id={person}", [5, 4]),
+        ("user_id={person}&state=failed", [5]),
+        ("user_id={person}&queue=bulk", [5]),
+        ("user_id={person}&error=other", []),
+        ("error=timeout", [5, 3, 1]),
+        ("error=timeout&state=failed", [5, 1]),
+        ("error=timeout&queue=bulk", [5]),
+        ("since=2024-06-10T00:00:00Z", [8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("since=2024-06-11T00:00:00Z", []),
+        ("until=2024-06-11T00:00:00Z&state=failed", [5, 2, 1]),
+        ("until=2024-06-10T00:00:00Z&kind=test.rare", []),
+        ("since=0001-01-02T00:00:00Z&until=9999-12-31T00:00:00Z&error=other", [2]),
+    ],
+)
+async def test_jobs_are_found_by_each_filter(
+    admin: Person, person: Person, many: list[str], query: str, found: list[int]
+) -> None:
+    path = f"/v1/admin/jobs?{query.format(person=person.id)}"
+    answer = await admin.get(path)
+    assert answer.status_code == 200, answer.text
+    page = answer.json()
+    assert [many.index(job["id"]) for job in page["items"]] == found
+    # Page by page it is the same, however short the pages are.
+    walked: list[int] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await admin.get(f"{path}&limit=1" + (f"&cursor={cursor}" if cursor else ""))).json()
+        walked += [many.index(job["id"]) for job in page["items"]]
+        cursor = page["next_cursor"]
+    assert walked == found
+
+
+async def test_a_list_is_two_statements_and_its_entry_in_the_trail(
+    admin: Person, running_app: Lifespan, many: list[str]
+) -> None:
+    db = running_app._application.state.resources.db
+    answers = {
+        "/v1/admin/jobs?state=retrying&until=2100-01-01T00:00:00Z": ["jobs.list_all", "jobs.list_all"],
+        f"/v1/admin/jobs/{many[0]}": ["jobs.detail"],
+    }
+    for path, labels in answers.items():
+        with db.recorder() as statements:
+            assert (await admin.get(path)).status_code == 200
+        # The program reads for itself in between.
+        of_request = [statement.label for statement in statements if statement.label != "identity.revocations"]
+        assert of_request == [*labels, "identity.admin_read"]
+
+
+async def test_a_job_is_shown_with_its_arguments_runs_and_files(
+    admin: Person, person: Person, connection: Connection
+) -> None:
+    args = {"to": "ada@example.com", "subject": "Hi", "text": "https://example.com/?token=x", "later": "release"}
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    job_id = await put_in(
+        connection,
+        1,
+        kind="email.send",
+        args=args,
+        state=2,
+        user_id=str(person.id),
+        attempt=2,
+        worker_id="host:2",
+        started_at="2026-01-01T00:00:02Z",
+        result={"sent": True},
+        trace_parent=trace,
+    )
+    await connection.execute(
+        """
+        INSERT INTO jobs.attempts (job_id, n, started_at, ended_at, outcome, error, worker_id)
+        VALUES ($1::text::uuid, 1, '2026-01-01T00:00:00Z', '2026-01-01T00:00:01Z', 'retried',
+                '{"code": "timeout", "message": "x"}', 'host:1')
+        """,
+        job_id,
+    )
+    job = (await admin.get(f"/v1/admin/jobs/{job_id}")).json()
+    assert (job["queue"], job["user_id"], job["state"]) == ("default", str(person.id), "succeeded")
+    assert job["args"] == {
+        "to": "ada@example.com",
+        "subject": "Hi",
+        # The first is declared secret, and of the second this release knows nothing.
+        "text": "[redacted]",
+        "later": "[redacted]",
+    }
+    assert job["attempts"] == [
+        {
+            "n": 1,
+            "started_at": "2026-01-01T00:00:00.000000Z",
+            "finished_at": "2026-01-01T00:00:01.000000Z",
+            "worker": "host:1",
+            "error": {"code": "timeout", "message": "x"},
+        },
+        {
+            "n": 2,
+            "started_at": "2026-01-01T00:00:02.000000Z",
+            "finished_at": "2026-01-01T00:00:00.000000Z",
+            "worker": "host:2",
+            "error": None,
+        },
+    ]
+    assert (job["result"], job["artifacts"]) == ({"sent": True}, [])
+    assert job["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    strange = await put_in(connection, 2, kind="later.release", args={"password": "x"})
+    assert (await admin.get(f"/v1/admin/jobs/{strange}")).json()["args"] == {"password": "[redacted]"}
+    assert (await admin.get(f"/v1/admin/jobs/{uuid4()}")).json()["code"] == "job_not_found"
+
+
+async def test_jobs_of_users_are_cancelled(admin: Person, person: Person, connection: Connection) -> None:
+    waiting = await put_in(connection, 1, user_id=str(person.id))
+    running = await put_in(connection, 2, user_id=str(person.id), state=1, run_token=str(uuid4()))
+    answers = [await admin.post(f"/v1/admin/jobs/{job_id}/cancel") for job_id in (waiting, running)]
+    assert [(answer.status_code, answer.json()["state"]) for answer in answers] == [
+        (200, "cancelled"),
+        (202, "running"),
+    ]
+    answer = await admin.post(f"/v1/admin/jobs/{waiting}/cancel")
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_finished")
+    events = (await person.get("/v1/auth/security-events")).json()["items"]
+    assert [event["data"] for event in events if event["action"] == "job_cancelled_by_admin"] == [
+        {"job_id": running},
+        {"job_id": waiting},
+    ]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from app.kernel.mail import Mail, MailWithheld, Templates
-from app.kernel.queue import JobArgs, JobContext, job
+from app.kernel.queue import SECRET, JobArgs, JobContext, job
 
 KIND_SEND = "email.send"
 
@@ -17,11 +17,12 @@ class SendEmailArgs(JobArgs):
     """Either `subject`, `text` and `html`, or the name of a `template` of this module and its `data`."""
 
     to: Annotated[str, Field(min_length=3, max_length=320)]
+    # What is sent may hold a link that only its reader is to follow.
     subject: str | None = None
-    text: str | None = None
-    html: str | None = None
+    text: Annotated[str | None, SECRET] = None
+    html: Annotated[str | None, SECRET] = None
     template: Annotated[str, Field(pattern=r"^[a-z_]+$")] | None = None
-    data: dict[str, Any] | None = None
+    data: Annotated[dict[str, Any] | None, SECRET] = None
 
     @model_validator(mode="after")
     def _one_form(self) -> "SendEmailArgs":

@@ -3,12 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.jobs.records import (
-    AdminJob,
-    FailedAttempt,
-    StateFilter,
-    Transition,
-)
+from app.jobs.records import AdminJob, FailedAttempt, Transition
+from app.jobs.records.administration import JobDetail
 from app.kernel.database import ReadConn, Tx
 
 SET_QUEUE_PAUSED = """
@@ -19,49 +15,6 @@ ON CONFLICT (lane) DO UPDATE SET paused_at = CASE WHEN $2::boolean THEN coalesce
 
 async def set_queue_paused(tx: Tx, queue: str, *, paused: bool) -> None:
     await tx.execute(SET_QUEUE_PAUSED, queue, paused)
-
-
-LIST_ALL_JOBS = """
-SELECT j.id, j.user_id, j.kind, j.lane AS queue, j.state, j.attempt, j.max_attempts, j.rescues,
-       j.run_at <= now() AS is_due, j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
-FROM jobs.jobs AS j
-WHERE j.id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-  AND j.id >= coalesce($6::uuid, '00000000-0000-0000-0000-000000000000')
-  AND ($2::smallint IS NULL OR j.state = $2)
-  AND ($3::boolean IS NULL OR (j.attempt > 0) = $3)
-  AND ($4::boolean IS NULL OR (j.run_at > now()) = $4)
-ORDER BY j.id DESC
-LIMIT $5
-"""
-
-
-async def list_all_jobs(
-    conn: ReadConn, *, before: UUID | None, state: StateFilter | None, limit: int, scan_end: UUID | None = None
-) -> list[AdminJob]:
-    """Everybody's jobs, newest first, down to `scan_end`."""
-    rows = await conn.fetch(
-        LIST_ALL_JOBS,
-        before,
-        None if state is None else state.state,
-        None if state is None else state.attempted,
-        None if state is None else state.future,
-        limit,
-        scan_end,
-    )
-    return [AdminJob(**row) for row in rows]
-
-
-GET_SCAN_END_OF_ALL = """
-SELECT j.id FROM jobs.jobs AS j
-WHERE j.id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-ORDER BY j.id DESC OFFSET $2 LIMIT 1
-"""
-
-
-async def get_scan_end(conn: ReadConn, *, before: UUID | None, count: int) -> UUID | None:
-    """The last of the next `count` jobs; None: there are fewer."""
-    found: UUID | None = await conn.fetchval(GET_SCAN_END_OF_ALL, before, count - 1)
-    return found
 
 
 GET_ANY_JOB = """
@@ -75,6 +28,42 @@ WHERE j.id = $1
 async def get_any_job(conn: ReadConn, job_id: UUID) -> AdminJob | None:
     row = await conn.fetchrow(GET_ANY_JOB, job_id)
     return None if row is None else AdminJob(**row)
+
+
+# Beside the failed runs, the one that goes on, has succeeded or was cancelled, which only the job itself tells.
+GET_JOB_DETAIL = """
+SELECT j.id, j.user_id, j.kind, j.lane AS queue, j.state, j.attempt, j.max_attempts, j.rescues,
+       j.run_at <= now() AS is_due, j.worker_id, j.args, j.progress, j.result, j.error,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('n', r.n, 'worker', r.worker_id, 'error', r.error,
+                                                     'started_at', to_char(r.started_at AT TIME ZONE 'UTC',
+                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                                                     'finished_at', to_char(r.ended_at AT TIME ZONE 'UTC',
+                                                                            'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+                                  ORDER BY r.n), '[]')
+        FROM ((SELECT a.n, a.started_at, a.ended_at, a.worker_id, a.error FROM jobs.attempts AS a
+               WHERE a.job_id = j.id ORDER BY a.n DESC LIMIT $2)
+              UNION ALL
+              SELECT coalesce(max(a.n), 0) + 1, j.started_at, j.finished_at, j.worker_id,
+                     CASE WHEN j.state = 4 THEN j.error END
+              FROM jobs.attempts AS a WHERE a.job_id = j.id
+              HAVING j.state IN (1, 2, 4) AND j.attempt > 0
+                     AND j.started_at > coalesce(max(a.started_at), '-infinity')) AS r) AS attempts,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
+                                                     'sha256', encode(a.sha256, 'hex'),
+                                                     'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
+                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+                                  ORDER BY a.name), '[]')
+        FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
+       j.trace_parent, j.run_at, j.created_at, j.started_at, j.finished_at
+FROM jobs.jobs AS j
+WHERE j.id = $1
+"""
+
+
+async def get_job_detail(conn: ReadConn, job_id: UUID, attempts: int) -> JobDetail | None:
+    """A job with the newest of its runs, at most one more than `attempts`."""
+    row = await conn.fetchrow(GET_JOB_DETAIL, job_id, attempts)
+    return None if row is None else JobDetail(**row)
 
 
 LIST_ATTEMPTS = """

@@ -116,7 +116,7 @@ WITH outcome AS (
         is_due = l.delay = 0,
         finished_at = CASE WHEN l.state >= 2 THEN now() END,
         dispatched_at = CASE WHEN l.state = 0 AND l.delay = 0 THEN now() END,
-        run_token = NULL, worker_id = NULL, lease_until = NULL
+        run_token = NULL, lease_until = NULL
     FROM locked AS l
     WHERE j.id = l.id
     RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent

@@ -31,7 +31,7 @@ SET rescues = j.rescues + 1, version = j.version + 1,
     error = expired.error,
     finished_at = CASE WHEN j.cancel_requested_at IS NOT NULL OR j.rescues + 1 >= $1 OR j.attempt >= j.max_attempts
                        THEN now() END,
-    run_at = now(), is_due = true, dispatched_at = now(), run_token = NULL, worker_id = NULL, lease_until = NULL
+    run_at = now(), is_due = true, dispatched_at = now(), run_token = NULL, lease_until = NULL
 FROM expired
 WHERE j.id = expired.id
 RETURNING j.id, j.user_id, j.kind, j.lane AS queue, j.priority, j.state, j.version, j.trace_parent

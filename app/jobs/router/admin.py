@@ -2,12 +2,15 @@
 
 from typing import Annotated, Any
 
+import orjson
 from fastapi import Query, Response
 
-from app.identity.api import record_admin_read
-from app.jobs.records import AdminJob, QueueDepth, api_state
-from app.jobs.router.access import Admin, DeviceDep, actor_of, fragment
+from app.identity.api import IDENTITY_KINDS, record_admin_read
+from app.jobs.records import AdminJob, QueueDepth, State, api_state
+from app.jobs.records.administration import JobDetail, JobFilter
+from app.jobs.router.access import Admin, DeviceDep, Runtime, actor_of, fragment
 from app.jobs.schemas.admin import (
+    AdminJobDetail,
     AdminJobList,
     AdminJobPage,
     AdminJobView,
@@ -16,7 +19,10 @@ from app.jobs.schemas.admin import (
     SuppressionLifted,
 )
 from app.jobs.service import administration, mail_outbox
+from app.jobs.service.submitting import Kinds
 from app.kernel.http import Id, PageQueryDep, Router, json_response, path_name, problem_responses
+from app.kernel.ids import UserId
+from app.kernel.queue import REDACTED
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin", tags=["admin"])
@@ -59,10 +65,34 @@ async def list_all_jobs(
 ) -> Response:
     """List the jobs of all users, newest first."""
     page = await administration.list_all_jobs(
-        resources.db, resources.cursors, state=query.state, limit=query.limit, cursor=query.cursor
+        resources.db, resources.cursors, _filter_of(query), limit=query.limit, cursor=query.cursor
     )
     await record_admin_read(resources.db, resources.clock, actor_of(principal, device), "jobs")
     return json_response({"items": [_admin_view(job) for job in page.items], "next_cursor": page.next_cursor})
+
+
+@router.get("/jobs/{job_id}", response_model=AdminJobDetail)
+async def get_any_job(
+    principal: Admin, resources: ResourcesDep, runtime: Runtime, device: DeviceDep, job_id: Id
+) -> Response:
+    """Get a job of any user, with its arguments, runs and files."""
+    job = await administration.get_job_detail(resources.db, job_id)
+    await record_admin_read(resources.db, resources.clock, actor_of(principal, device), "job", job.user_id)
+    return json_response(_detail_view(job, IDENTITY_KINDS | runtime.kinds))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=AdminJobView,
+    responses=problem_responses(409)
+    | {202: {"model": AdminJobView, "description": "The job is running and was asked to stop"}},
+)
+async def cancel_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:
+    """Cancel an unfinished job of any user."""
+    job = await administration.cancel_any_job(
+        resources.db, resources.queue, resources.cache, resources.clock, actor_of(principal, device), job_id
+    )
+    return json_response(_admin_view(job), status=202 if job.state == State.RUNNING else 200)
 
 
 @router.post(
@@ -100,7 +130,7 @@ def _queue_view(queue: QueueDepth) -> dict[str, Any]:
     }
 
 
-def _admin_view(job: AdminJob) -> dict[str, Any]:
+def _admin_view(job: AdminJob | JobDetail) -> dict[str, Any]:
     return {
         "id": job.id,
         "user_id": job.user_id,
@@ -116,3 +146,31 @@ def _admin_view(job: AdminJob) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
     }
+
+
+def _detail_view(job: JobDetail, kinds: Kinds) -> dict[str, Any]:
+    kind = kinds.get(job.kind)
+    args = orjson.loads(job.args)
+    view = _admin_view(job)
+    return view | {
+        # A kind of a newer release may have secrets of which this one does not know.
+        "args": dict.fromkeys(args, REDACTED) if kind is None else kind.args.redact(args),
+        "progress": fragment(job.progress),
+        "result": fragment(job.result),
+        "attempts": fragment(job.attempts),
+        "artifacts": fragment(job.artifacts),
+        "trace_id": job.trace_parent.split("-")[1] if job.trace_parent else None,
+        "run_at": job.run_at,
+    }
+
+
+def _filter_of(query: AdminJobList) -> JobFilter:
+    return JobFilter(
+        state=query.state,
+        kind=query.kind,
+        queue=query.queue,
+        user_id=UserId(query.user_id) if query.user_id else None,
+        error=query.error,
+        since=query.since,
+        until=query.until,
+    )

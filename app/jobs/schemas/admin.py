@@ -1,13 +1,44 @@
 """Queues, jobs of every user, and mail, for administrators."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from pydantic import Field
 
 from app.jobs.records import JobState
-from app.jobs.schemas.jobs import JobError
-from app.kernel.http import CreatedAt, Email, NextCursor, PageQuery, Schema, example
+from app.jobs.schemas.jobs import EXAMPLE_JOB, ArtifactLink, JobError, Progress
+from app.kernel.http import (
+    EXAMPLE_ID,
+    EXAMPLE_TIME,
+    CreatedAt,
+    Email,
+    Id,
+    NextCursor,
+    PageQuery,
+    Schema,
+    Timestamp,
+    example,
+)
+
+EXAMPLE_ADMIN_JOB = EXAMPLE_JOB | {
+    "user_id": EXAMPLE_ID,
+    "queue": "bulk",
+    "rescues": 0,
+    "worker_id": "host:17",
+    "args": {"format": "csv"},
+    "attempts": [
+        {
+            "n": 1,
+            "started_at": EXAMPLE_TIME,
+            "finished_at": EXAMPLE_TIME,
+            "worker": "host:17",
+            "error": None,
+        }
+    ],
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+    "run_at": EXAMPLE_TIME,
+}
 
 
 class QueueView(Schema):
@@ -29,9 +60,15 @@ class QueueList(Schema):
 
 
 class AdminJobList(PageQuery):
-    """Filter of the list of every user's jobs."""
+    """Filters of the list of every user's jobs: `since <= created_at < until`."""
 
     state: JobState | None = Field(None, description="Only jobs in this state.")
+    kind: str | None = Field(None, min_length=1, max_length=64, description="Only jobs of this kind.")
+    queue: str | None = Field(None, min_length=1, max_length=64, description="Only jobs of this queue.")
+    user_id: Id | None = Field(None, description="Only jobs of this user.")
+    error: str | None = Field(None, min_length=1, max_length=200, description="Only jobs with this code in `error`.")
+    since: Timestamp | None = Field(None, description="Only jobs created from this time on.")
+    until: Timestamp | None = Field(None, description="Only jobs created before this time.")
 
 
 class AdminJobView(Schema):
@@ -50,6 +87,30 @@ class AdminJobView(Schema):
     created_at: CreatedAt
     started_at: datetime | None = Field(description="When the current or last attempt started; null: none has.")
     finished_at: datetime | None = Field(description="When the job reached a final state; null: not yet.")
+
+
+class AdminJobAttempt(Schema):
+    """A run of a job."""
+
+    n: int = Field(description="Number of the run, counted from 1 over all retries of the job.")
+    started_at: datetime = Field(description="When the run started.")
+    finished_at: datetime | None = Field(description="When the run ended; null: it goes on.")
+    worker: str | None = Field(description="The worker; null: unknown.")
+    error: JobError | None = Field(description="Why the run failed; null: it has not.")
+
+
+class AdminJobDetail(AdminJobView, json_schema_extra=example(EXAMPLE_ADMIN_JOB)):
+    """A job with its arguments, runs and files, as an administrator sees it."""
+
+    args: dict[str, Any] = Field(
+        description="The arguments by the kind of job; the value of a secret field is `[redacted]`."
+    )
+    progress: Progress | None = Field(description="Progress of the job; null: not reported.")
+    result: dict[str, Any] | None = Field(description="Set once the job has succeeded.")
+    attempts: list[AdminJobAttempt] = Field(description="The newest runs, oldest first.")
+    artifacts: list[ArtifactLink] = Field(description="Files of the job, once it has succeeded.")
+    trace_id: str | None = Field(description="Trace of the request that created the job; null: unknown.")
+    run_at: datetime = Field(description="Not before this time the job starts, or has started.")
 
 
 class AdminJobPage(Schema):

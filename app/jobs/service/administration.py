@@ -9,7 +9,9 @@ from app.identity.api import Actor, lock_admin, record_security_event
 from app.jobs.errors import JobNotFound, QueueNotFound
 from app.jobs.queries import administration as queries
 from app.jobs.queries.relay import list_queue_depths
-from app.jobs.records import QUEUES, STATE_FILTERS, AdminJob, FailedAttempt, JobState, QueueDepth
+from app.jobs.queries.searching import get_search_end, search_jobs
+from app.jobs.records import QUEUES, AdminJob, FailedAttempt, QueueDepth
+from app.jobs.records.administration import JobDetail, JobFilter
 from app.jobs.service.backlogs import COUNTED
 from app.jobs.service.submitting import announce, cancel, ref_of, requeue
 from app.kernel.cache import Cache
@@ -17,6 +19,9 @@ from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 from app.kernel.queue import Queue
+
+# Of a job that was started over again and again.
+_SHOWN_ATTEMPTS = 100
 
 
 async def list_queues(db: Database) -> list[QueueDepth]:
@@ -44,19 +49,32 @@ async def pause_queue(db: Database, queue: Queue, clock: Clock, actor: Actor, na
 
 
 async def list_all_jobs(
-    db: Database, cursors: Cursors, *, state: JobState | None, limit: int, cursor: str | None
+    db: Database, cursors: Cursors, wanted: JobFilter, *, limit: int, cursor: str | None
 ) -> Page[AdminJob]:
-    """A page of everybody's jobs, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
-    before = cursors.decode("jobs.all", state, cursor, tuple[UUID])[0] if cursor is not None else None
-    wanted = STATE_FILTERS[state] if state is not None else None
+    """A page of the jobs of all users, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
+    scope = str(wanted)
+    before = cursors.decode("jobs.all", scope, cursor, tuple[UUID])[0] if cursor is not None else None
+    states = None if wanted.state_filter is None else [wanted.state_filter.state]
     scan_end: UUID | None = None
     async with db.read("jobs.list_all") as conn:
-        if wanted is not None:
-            scan_end = await queries.get_scan_end(conn, before=before, count=MAX_SCANNED)
-        found = await queries.list_all_jobs(conn, before=before, state=wanted, limit=limit + 1, scan_end=scan_end)
+        if not wanted.is_exact:
+            scan_end = await get_search_end(conn, wanted, states=states, before=before, count=MAX_SCANNED)
+        scanned = None if wanted.is_exact else MAX_SCANNED
+        found = await search_jobs(
+            conn, wanted, states=states, before=before, limit=limit + 1, scan_end=scan_end, scanned=scanned
+        )
     return cursors.paginate(
-        "jobs.all", state, found, lambda job: (job.id,), limit=limit, scan_end=(scan_end,) if scan_end else None
+        "jobs.all", scope, found, lambda job: (job.id,), limit=limit, scan_end=(scan_end,) if scan_end else None
     )
+
+
+async def get_job_detail(db: Database, job_id: UUID) -> JobDetail:
+    """A job of any user, with its arguments, runs and files. Raises JobNotFound."""
+    async with db.read("jobs.detail") as conn:
+        job = await queries.get_job_detail(conn, job_id, _SHOWN_ATTEMPTS)
+    if job is None:
+        raise JobNotFound
+    return job
 
 
 async def get_any_job(db: Database, job_id: UUID) -> AdminJob:

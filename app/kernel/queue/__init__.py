@@ -6,6 +6,8 @@ importer of arq beside `app.worker`; it is not imported here, so that an API pro
 
 from app.kernel.queue.contracts import Allowance, Enqueued, JobRef, NewJob
 from app.kernel.queue.kinds import (
+    REDACTED,
+    SECRET,
     ArtifactWriter,
     DataAccess,
     JobArgs,
@@ -23,6 +25,8 @@ from app.kernel.queue.producer import CONTROL_CHANNEL, EPOCH_KEY, InsertJobs, Qu
 __all__ = [
     "CONTROL_CHANNEL",
     "EPOCH_KEY",
+    "REDACTED",
+    "SECRET",
     "Allowance",
     "ArtifactWriter",
     "DataAccess",

@@ -22,10 +22,28 @@ from app.kernel.sealing import Keys
 Moment = Annotated[AwareDatetime, AfterValidator(in_utc)]
 
 
+REDACTED = "[redacted]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    """The type of `SECRET`."""
+
+
+# Marks a field of arguments whose value administrators are not shown: `text: Annotated[str, SECRET]`.
+SECRET = _Secret()
+
+
 class JobArgs(BaseModel):
     """Base of every kind's arguments. A worker ignores fields it does not know."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @classmethod
+    def redact(cls, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Stored arguments as administrators see them: without the values of fields that are secret or unknown."""
+        shown = {name for name, field in cls.model_fields.items() if SECRET not in field.metadata}
+        return {name: value if name in shown else REDACTED for name, value in args.items()}
 
 
 class PermanentJobError(Exception):

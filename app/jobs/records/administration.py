@@ -1,0 +1,104 @@
+"""What administrators ask for and see: jobs of all users, and what is done with many of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from typing_extensions import TypeAliasType
+
+from app.jobs.records import STATE_FILTERS, JobState, State, StateFilter
+from app.kernel.ids import UserId
+
+BulkAction = TypeAliasType("BulkAction", Literal["retry", "cancel", "delete"])
+
+# The states in which an action finds something to do.
+STATES_OF_ACTION: dict[BulkAction, frozenset[State]] = {
+    "retry": frozenset({State.FAILED, State.CANCELLED}),
+    "cancel": frozenset({State.QUEUED, State.RUNNING}),
+    "delete": frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED}),
+}
+# Seconds. An id has the time at which its host made it; `created_at` is when its transaction began in the database.
+_ID_SLACK = 10.0
+_LOWEST, _HIGHEST = UUID(int=0), UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs are meant; None does not matter. `error` is a code; `since` and `until` are about `created_at`."""
+
+    state: JobState | None = None
+    kind: str | None = None
+    queue: str | None = None
+    user_id: UserId | None = None
+    error: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def state_filter(self) -> StateFilter | None:
+        return None if self.state is None else STATE_FILTERS[self.state]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an index finds exactly the jobs that are meant; otherwise a search also reads others."""
+        is_narrow = self.state_filter is not None and self.state_filter.is_narrower
+        if is_narrow or self.since is not None or self.until is not None:
+            return False
+        if self.user_id is not None:
+            return (self.kind, self.queue, self.error) == (None, None, None)
+        return self.error is None or (self.state, self.kind, self.queue) == (None, None, None)
+
+    @property
+    def lowest_id(self) -> UUID:
+        """No job that is meant has a lower one."""
+        return _LOWEST if self.since is None else _id_at(self.since, -_ID_SLACK)
+
+    @property
+    def end_id(self) -> UUID:
+        """Every job that is meant has a lower one."""
+        return _HIGHEST if self.until is None else _id_at(self.until, _ID_SLACK)
+
+
+def _id_at(moment: datetime, shift: float) -> UUID:
+    return UUID(int=max(0, round((moment.timestamp() + shift) * 1000)) << 80)
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetail:
+    """A job as an administrator sees it by itself. `attempts` and `artifacts` are JSON arrays in the API's shape."""
+
+    id: UUID
+    user_id: UserId | None
+    kind: str
+    queue: str
+    state: int
+    attempt: int
+    max_attempts: int
+    rescues: int
+    is_due: bool
+    worker_id: str | None
+    args: str
+    progress: str | None
+    result: str | None
+    error: str | None
+    attempts: str
+    artifacts: str
+    trace_parent: str | None
+    run_at: datetime
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a job that works through many rows has come: behind `last_id`, None before the first.
+
+    `done` and `skipped` count what it has changed and what it found changed meanwhile, of about `total`.
+    """
+
+    last_id: UUID | None
+    done: int
+    skipped: int
+    total: int
