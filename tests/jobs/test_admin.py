@@ -100,7 +100,7 @@ async def test_everybodys_jobs_are_listed_and_retried(
 
 async def put_in(connection: Connection, number: int, **columns: Any) -> str:
     """A job with an id that grows with `number`; answers it."""
-    values = {"kind": "test.noop", "lane": "default", "args": "{}", "state": 0} | columns
+    values: dict[str, Any] = {"kind": "test.noop", "lane": "default", "args": "{}", "state": 0} | columns
     values["id"] = f"01900000-0000-7000-8000-{number:012x}"
     if values["state"] >= 2:
         values["finished_at"] = "2026-01-01T00:00:00Z"
