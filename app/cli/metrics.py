@@ -1,9 +1,13 @@
 """The table of all metrics in `docs/metrics.md`, made of the code that counts them."""
 
 from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import walk_packages
 
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
+
+import app
 
 _INTRODUCTION = """\
 # Metrics
@@ -22,9 +26,9 @@ Written by `make metrics-table`.
 def metrics_page() -> str:
     """The whole text of `docs/metrics.md`."""
     # They are defined where they are counted, so all of the program has to be there.
-    import app.main
-    import app.worker  # noqa: F401 - see above
-
+    for module in walk_packages(app.__path__, "app."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
     return _INTRODUCTION + "".join(
         f"| `{name}` | {kind} | {labels} | {meaning} |\n" for name, kind, labels, meaning in sorted(_metrics())
     )
