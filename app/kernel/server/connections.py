@@ -9,6 +9,8 @@ import heapq
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
+from itertools import chain, islice
+from time import perf_counter
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,7 @@ from prometheus_client import Counter, Gauge
 from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
+from app.kernel.headers.client_address import network_of
 from app.kernel.ids import new_id
 from app.kernel.oauth_errors import MEDIA_TYPE as OAUTH_MEDIA_TYPE
 from app.kernel.oauth_errors import oauth_error
@@ -41,6 +44,9 @@ _SECURITY = {
 # RFC 3986, section 3.2.2, without user information.
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _KNOWN_HOSTS = 1000
+# A client may take connections of one that has more than so many times as many; of one that has hardly more, the two
+# would take the same ones from each other for ever.
+_TOO_MANY_TIMES = 2
 # A name of DNS and a port; what is longer is looked at each time.
 _MAX_KNOWN_HOST = 262
 
@@ -64,6 +70,11 @@ class Connection(Protocol):
         """Address of its client."""
         ...
 
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether it is open, and no request of it is being worked on."""
+        ...
+
     def check_timeouts(self, now: float) -> None: ...
     def end(self, reason: str) -> None: ...
     def abort(self) -> None: ...
@@ -78,6 +89,9 @@ class ConnectionManager:
         self.limits = limits
         self.is_draining = False
         self._connections = connections
+        # By the network of their clients.
+        self._of_networks: dict[str, set[Connection]] = {}
+        self._looks_at_idle_from = 0.0
         self._loop = loop
         self._hosts: set[bytes] = set()
         self._round: list[Connection] = []
@@ -128,17 +142,58 @@ class ConnectionManager:
             if sizes:
                 heapq.heappush(clients, (kept + unsent, number, sizes))
 
+    def add(self, connection: Connection) -> None:
+        self._of_networks.setdefault(network_of(connection.host), set()).add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """The opposite of `add`."""
+        network = network_of(connection.host)
+        connections = self._of_networks[network]
+        connections.discard(connection)
+        if not connections:
+            del self._of_networks[network]
+
     def make_room(self, newest: Connection) -> bool:
-        """Whether there is room for the `newest` one, if need be after ending those that have been idle longest."""
+        """Whether there is room for the `newest` one, if need be after ending some that wait for a client which has many
+        more, else those that have been idle longest.
+        """
         excess = len(self._connections) - self.limits.max_connections
         if excess <= 0:
             return True
-        idle = [item for item in self._connections if item is not newest and item.idle_since is not None]
         # Some at a time, because looking through all of them costs as much as many requests.
         number = excess + self.limits.max_connections // 50
+        return self._end_of_largest(newest, number) or self._end_longest_idle(newest, number) >= excess
+
+    def _end_of_largest(self, newest: Connection, number: int) -> bool:
+        """Ends up to `number` connections of the client that has most, but leaves it as many as the newest one's has.
+        Whether there were any.
+        """
+        own = len(self._of_networks[network_of(newest.host)])
+        largest = max(self._of_networks.values(), key=len)
+        if len(largest) <= own * _TOO_MANY_TIMES:
+            return False
+        waiting = (connection for connection in largest if connection.waits_for_client)
+        found = list(islice(waiting, min(number, len(largest) - own)))
+        for connection in found:
+            connection.end("evicted")
+        return bool(found)
+
+    def _end_longest_idle(self, newest: Connection, number: int) -> int:
+        """Of clients that have no fewer than the newest one's; how many there were. Where there are none, looking for
+        them takes a tenth of the time at most.
+        """
+        began = perf_counter()
+        if began < self._looks_at_idle_from:
+            return 0
+        own = len(self._of_networks[network_of(newest.host)])
+        networks = (connections for connections in self._of_networks.values() if len(connections) >= own)
+        idle = [item for item in chain(*networks) if item is not newest and item.idle_since is not None]
         for connection in heapq.nsmallest(number, idle, key=lambda item: item.idle_since or 0.0):
             connection.end("evicted")
-        return len(idle) >= excess
+        if not idle:
+            ended_at = perf_counter()
+            self._looks_at_idle_from = ended_at + 9 * (ended_at - began)
+        return len(idle)
 
     def is_over_hard_cap(self) -> bool:
         """Whether even those that are being told of it are too many."""

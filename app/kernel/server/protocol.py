@@ -83,12 +83,15 @@ class GuardedProtocol(TimedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        if not self._manager.make_room(self):
-            self._refuse(TooManyConnections())
+        self._manager.add(self)
+        if self._manager.make_room(self):
+            return
+        self._refuse(TooManyConnections())
         if self._manager.is_over_hard_cap():
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._manager.remove(self)
         self.pipeline.clear()
         active = self._active
         if active is not None and active is not self.cycle:

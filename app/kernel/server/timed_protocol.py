@@ -63,6 +63,11 @@ class TimedProtocol(HttpToolsProtocol):
         return self._since if self._seen_scope is self.scope else self.loop.time()
 
     @property
+    def waits_for_client(self) -> bool:
+        """Whether it is open, and no request of it is being worked on."""
+        return self._state() is not _State.ANSWERING and not self.transport.is_closing()
+
+    @property
     def unsent(self) -> int:
         """Bytes of answers that the client lets wait; 0 where they are few."""
         return self.transport.get_write_buffer_size() if self.flow.write_paused else 0

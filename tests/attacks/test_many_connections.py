@@ -1,0 +1,64 @@
+"""A client that opens as many connections as the server takes keeps no other from one."""
+
+import socket
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+
+from tests.fixtures.waiting import scaled
+from tests.kernel.protocol_server import Served, read, refused, request, wait_until
+
+MOST = 20
+POST = b"POST /a"
+
+
+def connect(stack: ExitStack, served: Served, host: str, first: bytes = b"") -> socket.socket:
+    connection = stack.enter_context(
+        socket.create_connection(("127.0.0.1", served.port), timeout=scaled(20), source_address=(host, 0))
+    )
+    connection.sendall(first)
+    return connection
+
+
+def open_of(served: Served) -> Counter[str | None]:
+    """Connections by client, but for those that are about to end."""
+    return Counter(connection.host for connection in served.connections() if connection.waits_for_client)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"G", request(POST, b"Content-Length: 9"), request(POST, b"Content-Length: 9") + b"a"],
+    ids=["nothing", "head", "no body", "body"],
+)
+def test_others_find_a_connection(first: bytes) -> None:
+    with Served(max_connections=MOST).running() as served, ExitStack() as stack:
+        known = connect(stack, served, "127.0.0.4", request())
+        assert known.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        for _ in range(MOST - 1):
+            connect(stack, served, "127.0.0.2", first)
+        wait_until(lambda: open_of(served) == {"127.0.0.2": MOST - 1, "127.0.0.4": 1})
+        # What comes beyond takes a connection from nobody else, however long others are idle.
+        for _ in range(3):
+            beyond = connect(stack, served, "127.0.0.2", request())
+            if first:
+                refused(read(beyond), 503, "too_many_connections")
+            else:
+                assert beyond.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        for number in range(1, 4):
+            other = connect(stack, served, "127.0.0.3", request())
+            assert other.recv(1000).startswith(b"HTTP/1.1 200 OK")
+            wait_until(lambda: open_of(served)["127.0.0.3"] == number)  # noqa: B023 - at once
+        known.sendall(request())
+        assert known.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        wait_until(lambda: open_of(served).total() <= MOST)
+
+
+def test_clients_with_about_as_many_take_none_from_each_other() -> None:
+    with Served(max_connections=MOST).running() as served, ExitStack() as stack:
+        for host, number in (("127.0.0.2", 12), ("127.0.0.3", 8)):
+            for _ in range(number):
+                connect(stack, served, host, b"G")
+        wait_until(lambda: open_of(served) == {"127.0.0.2": 12, "127.0.0.3": 8})
+        for host in ("127.0.0.2", "127.0.0.3"):
+            refused(read(connect(stack, served, host, request())), 503, "too_many_connections")
