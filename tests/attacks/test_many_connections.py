@@ -38,7 +38,7 @@ def test_others_find_a_connection(first: bytes) -> None:
         for _ in range(MOST - 1):
             connect(stack, served, "127.0.0.2", first)
         wait_until(lambda: open_of(served) == {"127.0.0.2": MOST - 1, "127.0.0.4": 1})
-        # What comes beyond takes a connection from nobody else, however long others are idle.
+        # What comes beyond takes a connection from no other client, however long others are idle.
         for _ in range(3):
             beyond = connect(stack, served, "127.0.0.2", request())
             if first:

@@ -154,7 +154,7 @@ class ConnectionManager:
             del self._of_networks[network]
 
     def make_room(self, newest: Connection) -> bool:
-        """Whether there is room for the `newest` one, if need be after ending some that wait for a client which has many
+        """Whether there is room for the `newest` one, if need be after ending some that wait for a client with many
         more, else those that have been idle longest.
         """
         excess = len(self._connections) - self.limits.max_connections
