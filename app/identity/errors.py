@@ -118,7 +118,7 @@ class InvalidMfaToken(Unauthenticated):
 
 
 class InvalidCode(Unauthenticated):
-    """The code of the authenticator or the recovery code is wrong, or has been used before."""
+    """The code of the authenticator, of an e-mail, or for recovery is wrong or too old, or has been used before."""
 
     code = "invalid_code"
     title = "Wrong or used code"

@@ -14,7 +14,7 @@ from app.users.api import User
 
 AccountStatus = TypeAliasType("AccountStatus", Literal["active", "banned", "deleted"])
 SigningKeyState = Literal["next", "active", "retired"]
-TokenPurpose = Literal["verify_email", "reset_password", "change_email"]
+TokenPurpose = Literal["verify_email", "reset_password", "change_email", "log_in"]
 RevocationKind = Literal["session", "account", "api_key"]
 
 

@@ -4,6 +4,7 @@ Tokens are made here, by the worker that sends them, so that no job row and no q
 again makes another token, which takes the place of the one before.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,8 +19,10 @@ from app.identity.queries.accounts import anonymise_account, get_account, get_ac
 from app.identity.queries.one_time_tokens import replace_one_time_token
 from app.identity.records import Account, TokenPurpose
 from app.identity.service.addresses import EmailChange
+from app.identity.service.email_codes import CODE_LIFETIME, hash_login_code
 from app.identity.service.emails import (
     KIND_CHANGE,
+    KIND_CODE,
     KIND_NOTICE,
     KIND_PURGE,
     KIND_REGISTERED,
@@ -43,6 +46,7 @@ _logger = get_logger(__name__)
 _TEMPLATES = Templates(Path(__file__).parent / "templates")
 _HOUR = 3600
 _MINUTE = 60
+_CODE_DIGITS = 6
 _NOTICES: dict[Notice, tuple[str, str]] = {
     "password_changed": ("Your password was changed", "the password of your {product} account was changed."),
     "email_changed": (
@@ -144,6 +148,20 @@ async def _mail_reset(ctx: JobContext, args: AddressArgs) -> None:
         await _send_link(ctx, account, account.email, "reset_password", purpose)
 
 
+@job(KIND_CODE, args=AddressArgs, queue=QUEUE)
+async def _mail_code(ctx: JobContext, args: AddressArgs) -> None:
+    account = await _by_email(ctx, args.email)
+    if account is None or account.status != "active":
+        return
+    code = f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}}"
+    token_hash = hash_login_code(ctx.keys, account.user_id, code)
+    minutes = int(CODE_LIFETIME.total_seconds()) // _MINUTE
+    purpose: MailPurpose = "own_code" if args.is_asked_by_owner(account) else "code"
+    mail = _compose(ctx, account.email, "log_in", {"code": code, "minutes": minutes})
+    mail = replace(mail, purpose=purpose, account=account.user_id)
+    await _send(ctx, mail, prepare=_storing(ctx, account, "log_in", token_hash, CODE_LIFETIME))
+
+
 @job(KIND_CHANGE, args=ChangeArgs, queue=QUEUE)
 async def _mail_change(ctx: JobContext, args: ChangeArgs) -> None:
     account = await _by_id(ctx, args.user_id)
@@ -202,24 +220,37 @@ async def _send_link(
     settings = ctx.service(IdentitySettings)
     seconds = settings.reset_password_ttl if is_reset else settings.verify_email_ttl
     token, token_hash = new_one_time_token()
+    url = f"{ctx.base_url}/{link.replace('_', '-')}?{urlencode({'token': token})}"
+    mail = _compose(ctx, to, link, {"link": url, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
+    mail = replace(mail, purpose=purpose, account=account.user_id, link_lifetime=timedelta(seconds=seconds))
+    store = _storing(ctx, account, link, token_hash, timedelta(seconds=seconds), payload)
+    await _send(ctx, mail, prepare=store)
+
+
+def _storing(
+    ctx: JobContext,
+    account: Account,
+    purpose: TokenPurpose,
+    token_hash: bytes,
+    lifetime: timedelta,
+    payload: str = "{}",
+) -> Callable[[Tx], Awaitable[bool]]:
+    """Stores what a message holds, where it is counted."""
 
     async def store(tx: Tx) -> bool:
         now = ctx.clock.now()
         return await replace_one_time_token(
             tx,
             user_id=account.user_id,
-            purpose=link,
+            purpose=purpose,
             token_hash=token_hash,
             payload=payload,
             now=now,
-            expires_at=now + timedelta(seconds=seconds),
+            expires_at=now + lifetime,
             version=account.version,
         )
 
-    url = f"{ctx.base_url}/{link.replace('_', '-')}?{urlencode({'token': token})}"
-    mail = _compose(ctx, to, link, {"link": url, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
-    mail = replace(mail, purpose=purpose, account=account.user_id, link_lifetime=timedelta(seconds=seconds))
-    await _send(ctx, mail, prepare=store)
+    return store
 
 
 def _compose(ctx: JobContext, to: str, template: str, data: dict[str, object]) -> Mail:
@@ -248,5 +279,5 @@ async def _by_id(ctx: JobContext, user_id: str) -> Account | None:
         return await get_account(conn, UUID(user_id))
 
 
-_KINDS: tuple[JobKind[Any], ...] = (_mail_registered, _mail_reset, _mail_change, _mail_notice, _purge)
+_KINDS: tuple[JobKind[Any], ...] = (_mail_registered, _mail_reset, _mail_code, _mail_change, _mail_notice, _purge)
 IDENTITY_KINDS = {kind.name: kind for kind in _KINDS}

@@ -74,7 +74,9 @@ CREATE TABLE identity.one_time_tokens (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     expires_at timestamp with time zone NOT NULL,
     version bigint DEFAULT 0 NOT NULL,
-    CONSTRAINT one_time_tokens_purpose_check CHECK ((purpose = ANY (ARRAY['verify_email'::text, 'reset_password'::text, 'change_email'::text])))
+    failures smallint DEFAULT 0 NOT NULL,
+    known_failures smallint DEFAULT 0 NOT NULL,
+    CONSTRAINT one_time_tokens_purpose_check CHECK ((purpose = ANY (ARRAY['verify_email'::text, 'reset_password'::text, 'change_email'::text, 'log_in'::text])))
 );
 
 CREATE TABLE identity.recovery_codes (

@@ -60,6 +60,8 @@ ROWS: dict[str, Row] = {
     "POST /v1/auth/register": Row(PUBLIC),
     "POST /v1/auth/login": Row(PUBLIC),
     "POST /v1/auth/mfa/verify": Row(PUBLIC),
+    "POST /v1/auth/code": Row(PUBLIC),
+    "POST /v1/auth/code/login": Row(PUBLIC),
     "POST /v1/auth/refresh": Row(PUBLIC),
     "POST /v1/auth/logout": Row(PUBLIC),
     "POST /v1/auth/token": Row(PUBLIC),

@@ -27,6 +27,7 @@ ENTRIES: dict[str, str] = {
     "POST /v1/auth/register": "registered",
     "POST /v1/auth/login": "logged_in",
     "POST /v1/auth/mfa/verify": "logged_in",
+    "POST /v1/auth/code/login": "logged_in",
     "POST /v1/auth/token": "logged_in",
     "POST /v1/auth/logout": "logged_out",
     "POST /v1/auth/revoke": "token_revoked",
@@ -71,6 +72,7 @@ WITHOUT: dict[str, str] = {
     "POST /v1/auth/refresh": "goes on with a session; its row says when and from where",
     "POST /v1/auth/introspect": "reads",
     "POST /v1/auth/email/resend": "is answered alike for every address; the proof is the entry",
+    "POST /v1/auth/code": "is answered alike for every address; the log-in is the entry",
     "POST /v1/auth/password/forgot": "is answered alike for every address; the reset is the entry",
     "PATCH /v1/users/me": "a profile is no right",
     "PUT /v1/users/me/preferences": "preferences are no right",
@@ -142,6 +144,12 @@ async def _mfa_verify(scene: Scene, person: Person) -> httpx.Response:
     login = await scene.client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
     body = {"mfa_token": login.json()["mfa_token"], "code": codes[0]}
     return await scene.client.post("/v1/auth/mfa/verify", json=body)
+
+
+async def _code_login(scene: Scene, person: Person) -> httpx.Response:
+    await scene.client.post("/v1/auth/code", json={"email": person.email})
+    letter = await scene.mailbox.letter(person.email, "Your code to log in")
+    return await scene.client.post("/v1/auth/code/login", json={"email": person.email, "code": letter.code})
 
 
 async def _email_change(scene: Scene, person: Person) -> httpx.Response:
@@ -230,6 +238,7 @@ CALLS: dict[str, Call] = {
     "POST /v1/auth/register": _register,
     "POST /v1/auth/login": lambda s, p: s.client.post("/v1/auth/login", json={"email": p.email, "password": PASSWORD}),
     "POST /v1/auth/mfa/verify": _mfa_verify,
+    "POST /v1/auth/code/login": _code_login,
     "POST /v1/auth/token": lambda s, p: s.client.post(
         "/v1/auth/token", data={"grant_type": "password", "username": p.email, "password": PASSWORD}
     ),

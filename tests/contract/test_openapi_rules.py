@@ -38,6 +38,7 @@ OF_PYTHON = {
 # Jobs of these kinds belong to no user.
 OF_THE_SERVICE = {
     "identity.mail_change",
+    "identity.mail_code",
     "identity.mail_notice",
     "identity.mail_registered",
     "identity.mail_reset",

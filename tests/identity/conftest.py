@@ -42,6 +42,12 @@ class Letter:
         (link,) = re.findall(r"https?://\S+", self.text)
         return str(parse_qs(urlsplit(link).query)["token"][0])
 
+    @property
+    def code(self) -> str:
+        """The six digits that stand in a line of their own."""
+        (code,) = re.findall(r"^(\d{6})\r?$", self.text, re.MULTILINE)
+        return str(code)
+
 
 class Mailbox:
     """The development mailbox."""

@@ -1,4 +1,4 @@
-"""Tokens sent by e-mail. One per account and purpose; a new one takes the place of the old.
+"""Tokens and codes sent by e-mail. One per account and purpose; a new one takes the place of the old.
 
 Each is good for the account's version that it was made at, and no longer.
 """
@@ -20,7 +20,7 @@ INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, payload, cre
 SELECT user_id, $2, $3, $4, $5, $6, version FROM account
 ON CONFLICT (user_id, purpose) DO UPDATE
    SET token_hash = excluded.token_hash, payload = excluded.payload, created_at = excluded.created_at,
-       expires_at = excluded.expires_at, version = excluded.version
+       expires_at = excluded.expires_at, version = excluded.version, failures = 0, known_failures = 0
 """
 
 
@@ -38,6 +38,28 @@ async def replace_one_time_token(
     """False if the account is not at `version` any more. `payload` is JSON text."""
     tag = await tx.execute(REPLACE_ONE_TIME_TOKEN, user_id, purpose, token_hash, payload, now, expires_at, version)
     return tag == "INSERT 0 1"
+
+
+# Counted before it is compared, so that parallel tries cannot overrun. It does not wait for the disk, which would tell
+# an account with a code from any other by time.
+TRY_LOGIN_CODE = """
+UPDATE identity.one_time_tokens AS token
+   SET failures = failures + ($3::boolean IS FALSE)::integer, known_failures = known_failures + $3::integer
+  FROM identity.accounts AS account, (SELECT set_config('synchronous_commit', 'off', true)) AS quick
+ WHERE token.user_id = $1 AND token.purpose = 'log_in' AND token.expires_at > $2
+   AND CASE WHEN $3 THEN known_failures ELSE failures END < 5
+   AND account.user_id = token.user_id AND account.version = token.version AND account.status = 'active'
+RETURNING token.token_hash
+"""
+
+
+async def try_login_code(tx: Tx, user_id: UserId, now: datetime, *, is_known: bool) -> bytes | None:
+    """The hash of the account's code, of which one try is used up; None: there is none, or no try is left.
+
+    `is_known`: the try comes from a device that the account knows, whose tries are counted apart.
+    """
+    found: bytes | None = await tx.fetchval(TRY_LOGIN_CODE, user_id, now, is_known)
+    return found
 
 
 # Deleting is using: of two requests with the same token, one gets the row. The account is locked first, as everywhere.

@@ -1,9 +1,10 @@
 """The identity routes, by what they are about."""
 
-from app.identity.router import accounts, admin, api_keys, oauth, second_factor, sessions
+from app.identity.router import accounts, admin, api_keys, email_codes, oauth, second_factor, sessions
 
 ROUTERS = (
     sessions.router,
+    email_codes.router,
     oauth.router,
     oauth.well_known,
     accounts.router,

@@ -9,6 +9,7 @@ from app.identity.records import Actor, Device, SignedIn, Tokens
 from app.identity.schemas.fields import Transport
 from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
+from app.identity.service.login import LoggedIn, SecondFactorNeeded
 from app.identity.service.tokens import RefreshToken
 from app.kernel.auth import Principal
 from app.kernel.headers.client_address import client_address, user_agent
@@ -53,6 +54,19 @@ def signed_in_response(
         return json_response(signed_in.view(), status=status)
     response = json_response({"user": signed_in.user.view()}, status=status)
     _set_session_cookie(response, identity, _session_of(identity, signed_in.tokens))
+    return response
+
+
+def login_response(
+    identity: IdentityServices, outcome: LoggedIn | SecondFactorNeeded, transport: Transport
+) -> Response:
+    """The session and the device's cookie, or what the second factor needs."""
+    if isinstance(outcome, SecondFactorNeeded):
+        return json_response(
+            {"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": ["totp", "recovery_code"]}
+        )
+    response = signed_in_response(identity, outcome.signed_in, transport)
+    set_device_cookie(response, outcome.device_cookie, identity)
     return response
 
 

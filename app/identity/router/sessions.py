@@ -12,11 +12,9 @@ from app.identity.router.dependencies import (
     actor_of,
     check_transport,
     cookie_response,
-    set_device_cookie,
-    signed_in_response,
+    login_response,
     tokens_response,
 )
-from app.identity.schemas.fields import Transport
 from app.identity.schemas.sessions import (
     CallerView,
     CookieView,
@@ -61,11 +59,7 @@ async def log_in(
             body.email, body.password, replace(device, name=body.device_name), request.cookies.get(COOKIE_NAME)
         ),
     )
-    if isinstance(outcome, login.SecondFactorNeeded):
-        return json_response(
-            {"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": ["totp", "recovery_code"]}
-        )
-    return _signed_in(outcome, identity, body.transport)
+    return login_response(identity, outcome, body.transport)
 
 
 @router.post(
@@ -91,13 +85,7 @@ async def verify_second_factor(
         device=device,
         device_cookie=request.cookies.get(COOKIE_NAME),
     )
-    return _signed_in(outcome, identity, body.transport)
-
-
-def _signed_in(outcome: login.LoggedIn, identity: IdentityDep, transport: Transport) -> Response:
-    response = signed_in_response(identity, outcome.signed_in, transport)
-    set_device_cookie(response, outcome.device_cookie, identity)
-    return response
+    return login_response(identity, outcome, body.transport)
 
 
 @router.post(

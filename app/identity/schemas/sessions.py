@@ -108,7 +108,7 @@ class CallerView(
     scopes: list[str] = Field(description="What the credential may be used for.")
     expires_at: Timestamp | None = Field(description="When the session ends unless it is used; null: no session.")
     authenticated_at: Timestamp | None = Field(description="When the user logged in; null: no session.")
-    methods: list[str] = Field(description="How the user logged in, by the names of RFC 8176 and `recovery`.")
+    methods: list[str] = Field(description="How the user logged in, by the names of RFC 8176, `email` and `recovery`.")
 
 
 class SessionView(Schema):
@@ -157,7 +157,7 @@ class RevokedView(Schema):
 
 
 class SecondFactorNeededView(Schema):
-    """The password was right; the log-in goes on at `/v1/auth/mfa/verify`."""
+    """The first factor was proven; the log-in goes on at `/v1/auth/mfa/verify`."""
 
     mfa_required: Literal[True] = Field(description="Always true.")
     mfa_token: str = Field(description="Send it with the code; it lives ten minutes.")

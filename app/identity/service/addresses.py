@@ -5,7 +5,7 @@ import msgspec
 from app.identity.errors import InvalidOneTimeToken
 from app.identity.queries.accounts import set_email, set_email_verified
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
-from app.identity.records import Account, Actor, Device
+from app.identity.records import Account, Actor, Device, OneTimeToken
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller
 from app.identity.service.container import IdentityServices
@@ -39,15 +39,22 @@ async def verify(db: Database, identity: IdentityServices, token: str, device: D
         used = await use_one_time_token(tx, hash_one_time_token(token), "verify_email", now)
         if used is None:
             raise InvalidOneTimeToken
-        if used.email_verified_at is None:
-            version = await set_email_verified(tx, used.user_id, now, used.version)
-            if version is None:
-                raise InvalidOneTimeToken
-            await users.set_email(tx, used.user_id, used.email, verified=True)
-            await _publish_change(tx, identity, used.user_id, "email_verified")
-            await end_credentials(tx, identity, used.user_id, version, device, reason="email_verified")
+        if used.email_verified_at is None and await prove_address(tx, identity, used, device) is None:
+            raise InvalidOneTimeToken
         await record_security_event(tx, identity.clock, Actor(used.user_id, None, device), "email_verified")
     return used.user_id
+
+
+async def prove_address(tx: Tx, identity: IdentityServices, used: OneTimeToken, device: Device) -> int | None:
+    """Marks an address as verified for the first time, and ends every credential made before. The answer is the
+    account's new version; None: it has left that of the token.
+    """
+    version = await set_email_verified(tx, used.user_id, identity.clock.now(), used.version)
+    if version is not None:
+        await users.set_email(tx, used.user_id, used.email, verified=True)
+        await _publish_change(tx, identity, used.user_id, "email_verified")
+        await end_credentials(tx, identity, used.user_id, version, device, reason="email_verified")
+    return version
 
 
 async def resend(

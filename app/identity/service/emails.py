@@ -10,6 +10,7 @@ from app.kernel.queue import Queue
 QUEUE = "critical"
 KIND_REGISTERED = "identity.mail_registered"
 KIND_RESET = "identity.mail_reset"
+KIND_CODE = "identity.mail_code"
 KIND_CHANGE = "identity.mail_change"
 KIND_NOTICE = "identity.mail_notice"
 KIND_PURGE = "users.purge"
@@ -40,6 +41,11 @@ async def mail_registered(tx: Tx, queue: Queue, email: str, *, known_version: in
 async def mail_reset(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
     """How to set a new password, if `email` has an account. `known_version` as above."""
     await _enqueue(tx, queue, KIND_RESET, _asked(email, known_version), None)
+
+
+async def mail_code(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
+    """A code to log in with, if `email` has an account. `known_version` as above."""
+    await _enqueue(tx, queue, KIND_CODE, _asked(email, known_version), None)
 
 
 def _asked(email: str, known_version: int | None) -> dict[str, Any]:

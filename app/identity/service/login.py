@@ -55,10 +55,17 @@ class LoggedIn:
     signed_in: SignedIn
     device_cookie: str
 
+    @classmethod
+    def of(cls, identity: IdentityServices, account: Account, user: users.User, opened: Opened) -> "LoggedIn":
+        """A session that was `opened` after all the factors of `account` were proven."""
+        epoch = account.factor_epoch if account.totp_enabled else 0
+        cookie = identity.devices.issue(canonical_email(account.email), account.version, factor_epoch=epoch)
+        return cls(SignedIn(user, opened.tokens), cookie)
+
 
 @dataclass(frozen=True, slots=True)
 class SecondFactorNeeded:
-    """The password was right. `mfa_token` and a code together open the session, within ten minutes."""
+    """The first factor was proven. `mfa_token` and a code together open the session, within ten minutes."""
 
     mfa_token: str
 
@@ -66,8 +73,8 @@ class SecondFactorNeeded:
 class _Pending(msgspec.Struct, frozen=True, array_like=True):
     """What an `mfa_token` says, sealed.
 
-    `version`: the account as it was when the password was right. `session_id`: the session that it opens; as no session
-    is opened twice, the token works once.
+    `version`: the account as it was when the first factor was proven, by `methods`. `session_id`: the session that it
+    opens; as no session is opened twice, the token works once.
     """
 
     user_id: str
@@ -76,6 +83,7 @@ class _Pending(msgspec.Struct, frozen=True, array_like=True):
     device_name: str | None
     session_id: str
     email_canonical: str
+    methods: tuple[str, ...]
 
 
 async def log_in(db: Database, identity: IdentityServices, credentials: Credentials) -> LoggedIn | SecondFactorNeeded:
@@ -101,14 +109,14 @@ async def log_in(db: Database, identity: IdentityServices, credentials: Credenti
             buckets = [*buckets, *owed]
         is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or not is_right:
-        await _record_failure(db, identity, canonical, credentials.device)
+        await record_failed_login(db, identity, canonical, credentials.device)
         raise InvalidCredentials
     await identity.throttle.release(buckets)
     _check_may_log_in(identity, account)
     if credentials.scopes is not None and not credentials.scopes <= SCOPES_OF_ROLE[account.role]:
         raise ScopeExceeded
     if account.totp_enabled:
-        return SecondFactorNeeded(_seal(identity, account, credentials.device))
+        return SecondFactorNeeded(seal_first_factor(identity, account, credentials.device, ("pwd",)))
     new_hash = await _outgrown(identity, account, candidate)
     return await _open(db, identity, account, credentials, new_hash=new_hash)
 
@@ -140,7 +148,7 @@ async def verify_second_factor(
     try:
         async with identity.throttle.attempt(buckets):
             proof = await second_factor.check_code(db, identity, user_id, code)
-            outcome = await _open_with_proof(db, identity, account, named, UUID(pending.session_id), proof)
+            outcome = await _open_with_proof(db, identity, account, named, pending, proof)
     except InvalidCode:
         async with db.statement("identity.wrong_code") as tx:
             await record_security_event(tx, identity.clock, Actor(user_id, None, device), "second_factor_failed")
@@ -158,11 +166,11 @@ async def _open_with_proof(
     identity: IdentityServices,
     account: Account,
     device: Device,
-    session_id: UUID,
+    pending: _Pending,
     proof: second_factor.Proof,
 ) -> LoggedIn:
     """A code is spent for the session that it opens, and for nothing else."""
-    user = await _user_of(db, account)
+    user = await user_of(db, account)
     async with db.transaction("identity.second_factor") as tx:
         try:
             opened = await open_session(
@@ -171,15 +179,15 @@ async def _open_with_proof(
                 account,
                 device,
                 action="logged_in",
-                methods=("pwd", proof.method),
-                session_id=session_id,
+                methods=(*pending.methods, proof.method),
+                session_id=UUID(pending.session_id),
             )
         except InvalidCredentials as error:
             raise InvalidMfaToken from error
         await second_factor.spend(tx, identity, account.user_id, proof)
         if opened.is_crowded:
             await end_surplus(tx, identity, account.user_id)
-    return _logged_in(identity, account, user, opened)
+    return LoggedIn.of(identity, account, user, opened)
 
 
 async def _warn(db: Database, identity: IdentityServices, actor: Actor) -> None:
@@ -215,7 +223,7 @@ async def _open(
     *,
     new_hash: str | None,
 ) -> LoggedIn:
-    user = await _user_of(db, account)
+    user = await user_of(db, account)
     async with db.statement("identity.open_session") as tx:
         opened = await open_session(
             tx,
@@ -230,21 +238,20 @@ async def _open(
     if opened.is_crowded:
         async with db.statement("identity.end_surplus_sessions") as tx:
             await end_surplus(tx, identity, account.user_id)
-    return _logged_in(identity, account, user, opened)
+    return LoggedIn.of(identity, account, user, opened)
 
 
-async def _user_of(db: Database, account: Account) -> users.User:
+async def user_of(db: Database, account: Account) -> users.User:
+    """The profile for the answer.
+
+    Raises:
+        InvalidCredentials: the account is being closed.
+    """
     async with db.read("identity.login_user") as conn:
         user = await users.get_user(conn, account.user_id)
     if user is None:
         raise InvalidCredentials
     return user
-
-
-def _logged_in(identity: IdentityServices, account: Account, user: users.User, opened: Opened) -> LoggedIn:
-    epoch = account.factor_epoch if account.totp_enabled else 0
-    cookie = identity.devices.issue(canonical_email(account.email), account.version, factor_epoch=epoch)
-    return LoggedIn(SignedIn(user, opened.tokens), cookie)
 
 
 async def _outgrown(identity: IdentityServices, account: Account, password: str) -> str | None:
@@ -254,12 +261,14 @@ async def _outgrown(identity: IdentityServices, account: Account, password: str)
     return await identity.hashing.hash(password)
 
 
-async def _record_failure(db: Database, identity: IdentityServices, canonical: str, device: Device) -> None:
+async def record_failed_login(db: Database, identity: IdentityServices, canonical: str, device: Device) -> None:
+    """Leaves an entry in the trail of the account with this address, if there is one."""
     async with db.statement("identity.failed_login") as tx:
         await insert_failed_login(tx, canonical, new_id(), device.ip, device.user_agent, identity.clock.now())
 
 
-def _seal(identity: IdentityServices, account: Account, device: Device) -> str:
+def seal_first_factor(identity: IdentityServices, account: Account, device: Device, methods: tuple[str, ...]) -> str:
+    """The `mfa_token` of a log-in whose first factor was proven by `methods`."""
     expires_at = (identity.clock.now() + _MFA_LIFETIME).timestamp()
     pending = _Pending(
         str(account.user_id),
@@ -268,6 +277,7 @@ def _seal(identity: IdentityServices, account: Account, device: Device) -> str:
         device.name,
         str(new_id()),
         canonical_email(account.email),
+        methods,
     )
     return identity.keys.encrypt(_MFA_PURPOSE, msgspec.msgpack.encode(pending)).hex()
 

@@ -11,6 +11,8 @@ Buckets, by the HMAC of what they are about, alike for known and unknown address
 - current password: five, then pauses, of one session, so that the thief of a token brakes no other session;
 - TOTP code, of a known device, or of an account and a network: five, then pauses; a hundred in 30 days, which all known
   devices of an account share, and a hundred that all strangers share;
+- code sent by e-mail: a hundred in 30 days for an address, which all known devices share, and a hundred that all
+  strangers share, besides the quota of a client's network; each code allows five tries of either by itself;
 - recovery code, likewise: twenty, then pauses of 1, 2, 4, 8, 10 s, because 120 bits cannot be guessed;
 - mail: ten requests an hour of a purpose, an address and a network for e-mail; the rest is dropped in silence. What is
   sent is counted where it is sent.
@@ -179,6 +181,21 @@ class Throttle:
         return [
             self._bucket(kind, str(user_id), _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=is_personal)
             for kind in ("totp-all", "totp-known")
+        ]
+
+    def email_code_buckets(self, email_canonical: str, ip: str | None, *, is_known: bool) -> list[AttemptBucket]:
+        """For a log-in by a code that was sent to an address. `is_known`: the device has shown a genuine cookie."""
+        strangers, known = self._month_buckets_of_email_codes(email_canonical, is_personal=False)
+        return [known] if is_known else [strangers, *self._shared_buckets("log-in", ip, self._network_limit)]
+
+    def month_buckets_of_email_codes(self, email_canonical: str) -> list[AttemptBucket]:
+        """What a new password opens again."""
+        return self._month_buckets_of_email_codes(email_canonical, is_personal=True)
+
+    def _month_buckets_of_email_codes(self, email_canonical: str, *, is_personal: bool) -> list[AttemptBucket]:
+        return [
+            self._bucket(kind, email_canonical, _CODES_A_MONTH, 30 * _DAY, 0, 0, is_personal=is_personal)
+            for kind in ("email-code-all", "email-code-known")
         ]
 
     def registration_buckets(self, ip: str | None, limit: int) -> list[AttemptBucket]:

@@ -19,7 +19,7 @@ class MailWish:
 
 async def ask_for_mail(
     identity: IdentityServices,
-    purpose: Literal["verification", "reset"],
+    purpose: Literal["verification", "reset", "code"],
     email: str,
     device: Device,
     device_cookie: str | None,

@@ -57,7 +57,13 @@ async def reset(db: Database, identity: IdentityServices, token: str, new_passwo
 async def _open_brakes(identity: IdentityServices, user_id: UserId, email_canonical: str) -> None:
     """What was guessed is worth nothing against a new password."""
     throttle = identity.throttle
-    await throttle.release([*throttle.account_bucket(email_canonical), *throttle.month_buckets(user_id)])
+    await throttle.release(
+        [
+            *throttle.account_bucket(email_canonical),
+            *throttle.month_buckets(user_id),
+            *throttle.month_buckets_of_email_codes(email_canonical),
+        ]
+    )
 
 
 @retries_conflicts

@@ -50,6 +50,8 @@ _HORIZONS: dict[MailPurpose, timedelta] = {
     "own_verification": timedelta(0),
     "reset": timedelta(0),
     "own_reset": timedelta(0),
+    "code": timedelta(0),
+    "own_code": timedelta(0),
     "change": timedelta(0),
     "notice": _LONGEST_WAIT,
     "invoice": _LONGEST_WAIT,

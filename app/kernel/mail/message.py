@@ -31,11 +31,22 @@ _MAX_PLAIN = 60
 _URI = re.compile(r"https?://[!-;=?-~]+")
 
 
-# verification, reset and change: a link that a person waits for, whose address it need not be, and the
+# verification, reset, code and change: a link or a code that a person waits for, whose address it need not be, and the
 # same asked for on a device that the account knows (own_…); notice: of something that has happened to an account;
 # invoice: words of one person to another; report: at intervals, because its reader has turned it on. Each purpose has
 # limits of its own, so that what strangers ask for uses up nothing that the owner needs.
-MailPurpose = Literal["verification", "own_verification", "reset", "own_reset", "change", "notice", "invoice", "report"]
+MailPurpose = Literal[
+    "verification",
+    "own_verification",
+    "reset",
+    "own_reset",
+    "code",
+    "own_code",
+    "change",
+    "notice",
+    "invoice",
+    "report",
+]
 
 
 _BULK: frozenset[MailPurpose] = frozenset({"invoice", "report"})
