@@ -19,6 +19,7 @@ import orjson
 
 from app.jobs.errors import UrlBlocked
 from app.jobs.records.webhooks import sign
+from app.jobs.service.bounded_responses import BoundedConnector
 from app.jobs.service.outages import outage_of
 from app.jobs.service.reachability import NetworkUnavailable, Reachability
 from app.jobs.service.resolving import Resolver, owner_var
@@ -207,7 +208,7 @@ class WebhookSender:
         return outage_of(cause) is not None
 
     def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
+        connector = BoundedConnector(
             socket_factory=self._make_socket, resolver=self._resolver, use_dns_cache=False, limit=100
         )
         self._session = aiohttp.ClientSession(
