@@ -58,5 +58,5 @@ class BoundedConnector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        factory: partial[ResponseHandler] = partial(BoundedResponseHandler, loop=self._loop)
-        self._factory = factory
+        handler: type[ResponseHandler] = BoundedResponseHandler
+        self._factory = partial(handler, loop=self._loop)
