@@ -14,7 +14,6 @@ from app.jobs import api as jobs
 from app.kernel.auth import Principal, Public, Require
 from app.kernel.errors import NotFound
 from app.kernel.fairness.pacing import Paced
-from app.kernel.headers.client_address import client_address, hides_client, is_within, user_agent
 from app.kernel.headers.codings import accepts_gzip
 from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import (
@@ -29,6 +28,7 @@ from app.kernel.http import (
 )
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, RenderedMetrics
+from app.kernel.request.client_address import client_address, hides_client, is_within, user_agent
 from app.kernel.resources import Resources, ResourcesDep
 from app.users import api as users
 

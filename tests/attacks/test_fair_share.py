@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 
 from app.kernel.batching.group_commit import GroupCommit
+from app.kernel.fairness.limiter import FixedLimit, Limiter, RequestClass
 from app.kernel.fairness.time_shares import TimeShares
-from app.kernel.middleware.limiter import FixedLimit, Limiter, RequestClass
 from app.users import service
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import MakePerson

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.kernel.fairness.callers import Caller
+from app.kernel.fairness.limiter import FixedLimit, Limiter, RequestClass
 from app.kernel.fairness.time_shares import StepTimer
 from app.kernel.middleware.admission import Admission, Overloaded, pause_slot
-from app.kernel.middleware.limiter import FixedLimit, Limiter, RequestClass
 from tests.attacks.conftest import RawClient
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import Person

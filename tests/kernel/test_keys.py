@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from app.kernel.clock import SystemClock
-from app.kernel.headers.client_address import client_address, network_of, site_of, user_agent
 from app.kernel.ids import new_id
+from app.kernel.request.client_address import client_address, network_of, site_of, user_agent
 from app.kernel.sealing import Keys, SealBroken
 from app.kernel.settings import HttpSettings
 from tests.fixtures.clocks import ManualClock

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import pytest
 
-from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
+from app.kernel.fairness.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from tests.fixtures.waiting import eventually, in_time
 
 
@@ -144,13 +144,13 @@ async def test_first_come_first_served_and_no_seats_once_somebody_was_refused(mo
     assert not limiter.can_queue(request_class)
     limiter.release(request_class)
     assert (limiter.used, request_class.used) == (0, 0)
-    monkeypatch.setattr("app.kernel.middleware.limiter.perf_counter", lambda: perf_counter() + 0.25)
+    monkeypatch.setattr("app.kernel.fairness.limiter.perf_counter", lambda: perf_counter() + 0.25)
     assert limiter.can_queue(request_class)
 
 
 async def test_a_few_try_whether_the_overload_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("app.kernel.middleware.limiter.perf_counter", lambda: now)
+    monkeypatch.setattr("app.kernel.fairness.limiter.perf_counter", lambda: now)
     limiter = make_limiter(1, queue_size=20)
     request_class = RequestClass("read", limiter)
     assert limiter.try_acquire(request_class)
@@ -233,7 +233,7 @@ async def test_a_disconnect_in_the_moment_of_a_refusal_leaves_the_others_their_r
     assert limiter.try_acquire(request_class)
     gone, *stay = await line_up(limiter, request_class, "abc", [])
     gone.cancel()
-    monkeypatch.setattr("app.kernel.middleware.limiter.perf_counter", lambda: perf_counter() + 5.0)
+    monkeypatch.setattr("app.kernel.fairness.limiter.perf_counter", lambda: perf_counter() + 5.0)
     limiter._expire()
     assert await asyncio.gather(*stay) == [False, False]
     await asyncio.gather(gone, return_exceptions=True)

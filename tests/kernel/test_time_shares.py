@@ -12,10 +12,10 @@ import pytest
 from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
+from app.kernel.fairness.limiter import FixedLimit, Limiter, RequestClass
 from app.kernel.fairness.threads import FairThreads
 from app.kernel.fairness.time_shares import StepTimer, TimeShares
 from app.kernel.middleware.admission import pace_stream
-from app.kernel.middleware.limiter import FixedLimit, Limiter, RequestClass
 from tests.fixtures.waiting import eventually, in_time
 
 

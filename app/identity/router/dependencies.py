@@ -12,9 +12,9 @@ from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
 from app.identity.service.login import LoggedIn, SecondFactorNeeded
 from app.identity.service.tokens import RefreshToken
 from app.kernel.auth import Principal
-from app.kernel.headers.client_address import client_address, user_agent
 from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import json_response
+from app.kernel.request.client_address import client_address, user_agent
 from app.kernel.resources import ResourcesDep
 
 

@@ -37,9 +37,9 @@ from app.identity.errors import TooManyAttempts
 from app.kernel.clock import Clock
 from app.kernel.errors import Unavailable
 from app.kernel.fairness.disconnects import ClientGone
-from app.kernel.headers.client_address import network_of, site_of
 from app.kernel.ids import UserId
 from app.kernel.redis.gateway import RedisGateway, RedisUnavailable, Script
+from app.kernel.request.client_address import network_of, site_of
 from app.kernel.sealing import Keys
 
 _attempts_total = Counter("onehop_identity_attempts", "Attempts to prove an identity.", ["outcome"])

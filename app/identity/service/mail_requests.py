@@ -5,7 +5,7 @@ from typing import Literal
 
 from app.identity.records import Device
 from app.identity.service.container import IdentityServices
-from app.kernel.headers.client_address import network_of
+from app.kernel.request.client_address import network_of
 from app.kernel.validation.addresses import canonical_email
 
 

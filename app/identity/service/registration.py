@@ -11,8 +11,8 @@ from app.identity.service.emails import mail_registered
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.sessions import open_session
 from app.kernel.database import Database, Tx, retries_conflicts
-from app.kernel.headers.client_address import network_of
 from app.kernel.ids import UserId, new_id
+from app.kernel.request.client_address import network_of
 from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
 

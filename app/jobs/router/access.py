@@ -8,9 +8,9 @@ from fastapi import Depends, Request
 from app.identity.api import Actor, Device
 from app.jobs.service.runtime import JobsRuntime
 from app.kernel.auth import Permission, Principal, Require, RequireRole
-from app.kernel.headers.client_address import client_address, user_agent
 from app.kernel.http import json_fragment
 from app.kernel.queue import JobKind
+from app.kernel.request.client_address import client_address, user_agent
 from app.kernel.resources import ResourcesDep
 
 JobReader = Annotated[Principal, Require("jobs:read")]

@@ -10,8 +10,8 @@ from app.kernel.auth import Principal
 from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
 from app.kernel.fairness.count import FairCount
+from app.kernel.fairness.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.fairness.time_shares import StepTimer, TimeShares
-from app.kernel.middleware.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.settings import HttpSettings
 
 # These tell whether the process lives and what it does, so they must answer when nothing else can.

@@ -5,12 +5,12 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Principal
-from app.kernel.headers.client_address import client_address, network_of
 from app.kernel.http.prepared_problem import PreparedProblem
 from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.telemetry import request_id_var
 from app.kernel.rate_limits import QuotaBucket, QuotaExceeded, RateLimits
+from app.kernel.request.client_address import client_address, network_of
 from app.kernel.settings import HttpSettings
 
 # An operator's probes must not compete with other clients of their network.

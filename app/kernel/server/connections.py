@@ -19,10 +19,10 @@ from prometheus_client import Counter, Gauge
 from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
-from app.kernel.headers.client_address import network_of
 from app.kernel.ids import new_id
 from app.kernel.oauth_errors import MEDIA_TYPE as OAUTH_MEDIA_TYPE
 from app.kernel.oauth_errors import oauth_error
+from app.kernel.request.client_address import network_of
 from app.kernel.server.known_requests import KnownRequests
 from app.kernel.server.refusal_queue import RefusalQueue
 from app.kernel.settings import ConnectionSettings

@@ -1,0 +1,1 @@
+"""What is known of one request: its head, its client and its caller."""
