@@ -11,11 +11,10 @@ from app.core.health import Health, NotReady, health_response
 from app.core.schemas import AliveView, OverviewView, ProblemCatalogue, ReadyView
 from app.identity.api import Device
 from app.jobs import api as jobs
-from app.kernel.auth import Principal, Public, Require
+from app.kernel.auth import Public, Require
 from app.kernel.errors import NotFound
 from app.kernel.fairness.pacing import Paced
 from app.kernel.headers.codings import accepts_gzip
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import (
     PROBLEM_MEDIA_TYPE,
     Router,
@@ -29,6 +28,8 @@ from app.kernel.http import (
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, RenderedMetrics
 from app.kernel.request.client_address import client_address, hides_client, is_within, user_agent
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestState, RequestStateDep
 from app.kernel.resources import Resources, ResourcesDep
 from app.users import api as users
 
@@ -103,9 +104,9 @@ async def get_livez() -> Response:
 
 
 @router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=_NOT_READY)
-async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
+async def get_readyz(request: Request, state: RequestStateDep, resources: ResourcesDep) -> Response:
     """Check that the process can serve requests. Without Redis it is ready but degraded."""
-    _check_operator(request, resources)
+    _check_operator(state, resources)
     draining = getattr(request.state, "draining", None)
     if draining is not None and draining.is_set():
         raise NotReady("The process is about to end.")
@@ -119,27 +120,27 @@ async def get_readyz(request: Request, resources: ResourcesDep) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def get_metrics(request: Request, resources: ResourcesDep) -> Response:
+async def get_metrics(request: Request, state: RequestStateDep, resources: ResourcesDep) -> Response:
     """Get the metrics of all API processes in the Prometheus text format."""
-    _check_operator(request, resources)
+    _check_operator(state, resources)
     metrics: Paced[RenderedMetrics] = request.app.state.metrics
     rendered = await metrics.get()
     headers = {"Content-Type": CONTENT_TYPE_METRICS, "Cache-Control": "no-store", "Vary": "Accept-Encoding"}
-    if rendered.compressed is None or not accepts_gzip(headers_of(request.scope).get(b"accept-encoding")):
+    if rendered.compressed is None or not accepts_gzip(state.headers.get(b"accept-encoding")):
         return Response(rendered.text, headers=headers)
     return Response(rendered.compressed, headers=headers | {"Content-Encoding": "gzip"})
 
 
-def _check_operator(request: Request, resources: Resources) -> None:
+def _check_operator(state: RequestState, resources: Resources) -> None:
     """Raises NotFound for a client outside of the operator's networks, and where an unknown proxy hides which client
     asks. A local socket has no address.
     """
     networks = resources.http.operator_networks
     if networks is None:
         return
-    address = client_address(request.scope, resources.http)
+    address = client_address(state, resources.http)
     is_outside = address is not None and not is_within(address, networks)
-    if is_outside or hides_client(request.scope, resources.http):
+    if is_outside or hides_client(state, resources.http):
         raise NotFound
 
 
@@ -195,9 +196,9 @@ async def open_unsubscribe_link() -> Response:
 
 
 @links_router.post("/unsubscribe", dependencies=[Public], response_class=HTMLResponse)
-async def unsubscribe(request: Request, resources: ResourcesDep) -> Response:
+async def unsubscribe(request: Request, state: RequestStateDep, resources: ResourcesDep) -> Response:
     """Whatever the body says: that of a mail provider is `List-Unsubscribe=One-Click` (RFC 8058)."""
-    device = Device(client_address(request.scope, resources.http), user_agent(request))
+    device = Device(client_address(state, resources.http), user_agent(state))
     token = request.query_params.get("token", "")
     try:
         await jobs.unsubscribe(resources.db, resources.clock, resources.keys, token, device)

@@ -1,7 +1,7 @@
 """The caller of a request, and its permissions.
 
-The authentication middleware puts an `Authentication` into the ASGI scope without asking any other system; a route
-declares what it needs by a typed alias, and a route that declares nothing stops the application from starting:
+The authentication middleware puts it into the `RequestState` without asking any other system; a route declares what it
+needs by a typed alias, and a route that declares nothing stops the application from starting:
 
     async def get_me(principal: CurrentPrincipal) -> ...                                  # any authenticated caller
     async def change_password(principal: SessionPrincipal) -> ...                         # not an API key
@@ -12,10 +12,9 @@ declares what it needs by a typed alias, and a route that declares nothing stops
 It declares what it costs there too, where that is more than one unit: `Require("jobs:write", cost=5)`.
 """
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
-from uuid import UUID
 
 from fastapi import Depends, Request, Security
 from fastapi.dependencies.models import Dependant
@@ -23,10 +22,9 @@ from fastapi.security import OAuth2PasswordBearer
 from typing_extensions import TypeAliasType
 
 from app.kernel.errors import Forbidden, Unauthenticated
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.headers.session_cookie import SessionCookie
-from app.kernel.ids import UserId
-from app.kernel.rate_limits import charge
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestState, state_of
 
 SCOPES = {
     "profile:read": "Read your profile and preferences",
@@ -44,38 +42,6 @@ BEARER_SCHEME = "BearerToken"
 _BEARER = b"bearer "
 _USER_SCOPES = frozenset(SCOPES) - {"admin"}
 SCOPES_OF_ROLE: dict[str, frozenset[str]] = {"user": _USER_SCOPES, "admin": frozenset(SCOPES)}
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """The caller. `token_id` is the access token's `jti` or the API key's id."""
-
-    user_id: UserId
-    session_id: UUID | None
-    scopes: frozenset[str]
-    roles: frozenset[str]
-    token_id: str
-    kind: Literal["user", "api_key"] = "user"
-    # A client has asked for a token that may do less than its user.
-    is_narrowed: bool = False
-    # The user's id as it begins the keys of the response cache; made once per token instead of once per request.
-    cache_key: str = field(init=False, repr=False)
-    # An API key has a quota of its own, so that a program gone wild does not lock its user out.
-    quota_key: str = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cache_key", self.user_id.hex)
-        quota_key = f"limits:user:{self.user_id.hex}" if self.kind == "user" else f"limits:key:{self.token_id}"
-        object.__setattr__(self, "quota_key", quota_key)
-
-    @property
-    def api_key_id(self) -> UUID | None:
-        """The id of the API key that the caller uses; None for a session."""
-        return UUID(self.token_id) if self.kind == "api_key" else None
-
-    @property
-    def is_admin(self) -> bool:
-        return "admin" in self.roles
 
 
 class InvalidToken(Unauthenticated):
@@ -142,18 +108,17 @@ def bearer_token(header: bytes | None) -> str | None:
     return header[len(_BEARER) :].strip().decode("latin-1")
 
 
-def principal_of(request: Mapping[str, Any]) -> Principal:
-    """The caller of `request`, which may also be its ASGI scope.
+def principal_of(state: RequestState) -> Principal:
+    """The caller of a request.
 
     Raises:
         Unauthenticated: no credentials were sent.
         InvalidToken, Unavailable: what the authenticator said of them.
     """
-    principal: Principal | None = request.get("principal")
-    if principal is not None:
-        return principal
+    if state.principal is not None:
+        return state.principal
     # Not by way of a variable: the error's traceback would refer to it, and it to the error.
-    raise request.get("authentication_error") or Unauthenticated
+    raise state.authentication_error or Unauthenticated
 
 
 async def authenticate_again(request: Request) -> None:
@@ -165,7 +130,7 @@ async def authenticate_again(request: Request) -> None:
     """
     authenticator: Authenticator = request.app.state.authenticator
     cookie: SessionCookie = request.app.state.session_cookie
-    credential = cookie.credential_of(headers_of(request.scope))
+    credential = cookie.credential_of(state_of(request.scope).headers)
     if credential is None or authenticator.cached_principal(credential) is None:
         await authenticator.authenticate(credential or b"")
 
@@ -182,7 +147,7 @@ class Permission:
     # Admission has places of their own for those.
     hashes_password: bool = False
 
-    def check(self, scope: MutableMapping[str, Any]) -> None:
+    def check(self, state: RequestState) -> None:
         """Lets the request pass.
 
         Raises:
@@ -191,10 +156,10 @@ class Permission:
             QuotaExceeded: the caller may not do this so often.
         """
         if self.is_public:
-            charge(scope, self.cost)
+            state.charge(self.cost)
             return
-        principal = principal_of(scope)
-        charge(scope, self.cost)
+        principal = principal_of(state)
+        state.charge(self.cost)
         self.check_principal(principal)
 
     def check_principal(self, principal: Principal) -> None:
@@ -230,7 +195,7 @@ class _Demand(OAuth2PasswordBearer):
         self.permission = permission
 
     async def __call__(self, request: Request) -> Principal:  # type: ignore[override]  # FastAPI asks for no base type
-        return principal_of(request)
+        return principal_of(state_of(request.scope))
 
 
 class _PublicDemand:

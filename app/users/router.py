@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
-from app.kernel.auth import Principal, Require
+from app.kernel.auth import Require
 from app.kernel.database import StatementTimeout, Tx
 from app.kernel.database.versions import Versions
 from app.kernel.http import (
@@ -20,7 +20,8 @@ from app.kernel.http import (
 from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
-from app.kernel.rate_limits import charge, charge_done
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestState, RequestStateDep
 from app.kernel.resources import Resources, ResourcesDep
 from app.users import service
 from app.users.errors import TooManyEvents
@@ -72,12 +73,14 @@ async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
     responses=problem_responses(404, 412),
     openapi_extra=reads_headers("IfMatch"),
 )
-async def update_me(request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch) -> Response:
+async def update_me(
+    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch
+) -> Response:
     """Change your account with a JSON merge patch."""
     if resources.webhook_subscribers.has(principal.user_id):
-        charge(request.scope, _COST_OF_EVENT)
+        state.charge(_COST_OF_EVENT)
     changes = patch.model_dump(exclude_unset=True)
-    versions = _versions(request, resources, principal.user_id)
+    versions = _versions(state, resources, principal.user_id)
     user = await service.change_profile(
         resources.db, resources.webhook_subscribers, principal.user_id, changes, versions
     )
@@ -98,11 +101,11 @@ async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> 
     openapi_extra=reads_headers("IfMatch"),
 )
 async def replace_preferences(
-    request: Request, principal: ProfileWriter, resources: ResourcesDep, body: PreferencesPut
+    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, body: PreferencesPut
 ) -> Response:
     """Replace all of your preferences."""
     values = body.model_dump(exclude={"extra"}) | {"extra": json_fragment(body.extra)}
-    versions = _versions(request, resources, principal.user_id)
+    versions = _versions(state, resources, principal.user_id)
     preferences = await service.replace_preferences(resources.db, principal.user_id, values, versions)
     return json_response(preferences.view(), etag=_etag(resources, principal.user_id, preferences.version))
 
@@ -114,11 +117,11 @@ async def replace_preferences(
     openapi_extra=reads_headers("IfMatch"),
 )
 async def update_preferences(
-    request: Request, principal: ProfileWriter, resources: ResourcesDep, patch: PreferencesPatch
+    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, patch: PreferencesPatch
 ) -> Response:
     """Change your preferences with a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
-    versions = _versions(request, resources, principal.user_id)
+    versions = _versions(state, resources, principal.user_id)
     preferences = await service.change_preferences(resources.db, principal.user_id, changes, versions)
     return json_response(preferences.view(), etag=_etag(resources, principal.user_id, preferences.version))
 
@@ -141,7 +144,11 @@ async def list_events(
 
 @router.get("/users/me/events/summary", response_model=SummaryAnswer)
 async def summarise_events(
-    request: Request, principal: EventReader, resources: ResourcesDep, query: Annotated[SummaryQuery, Query()]
+    request: Request,
+    state: RequestStateDep,
+    principal: EventReader,
+    resources: ResourcesDep,
+    query: Annotated[SummaryQuery, Query()],
 ) -> Response:
     """Count your events by kind and time bucket. Costs one unit of your quota for each hundred events that it reads."""
     async with request.app.state.summaries.turn(principal.user_id):
@@ -156,12 +163,12 @@ async def summarise_events(
                 max_events=MAX_SUMMARY_EVENTS,
             )
         except StatementTimeout:
-            charge_done(request.scope, MAX_SUMMARY_EVENTS * _COST_OF_READ_EVENT)
+            state.charge_done(MAX_SUMMARY_EVENTS * _COST_OF_READ_EVENT)
             raise
         except TooManyEvents:
-            charge_done(request.scope, MAX_SUMMARY_EVENTS * _COST_OF_COUNTED_EVENT)
+            state.charge_done(MAX_SUMMARY_EVENTS * _COST_OF_COUNTED_EVENT)
             raise
-        charge_done(request.scope, summary.events_read * _COST_OF_READ_EVENT)
+        state.charge_done(summary.events_read * _COST_OF_READ_EVENT)
     content: dict[str, Any] = {
         "bucket": summary.bucket,
         "since": summary.since,
@@ -174,9 +181,11 @@ async def summarise_events(
 
 
 @router.post("/users/lookup", response_model=LookupAnswer)
-async def look_up_users(request: Request, _: ProfileReader, resources: ResourcesDep, body: LookupRequest) -> Response:
+async def look_up_users(
+    state: RequestStateDep, _: ProfileReader, resources: ResourcesDep, body: LookupRequest
+) -> Response:
     """Get the public profiles of up to 100 users."""
-    charge(request.scope, 1 + len(body.ids) * _COST_OF_ITEM)
+    state.charge(1 + len(body.ids) * _COST_OF_ITEM)
     items, missing = await service.look_up_users(resources.db, body.ids)
     return json_response({"items": json_fragment(items), "missing": json_fragment(missing)})
 
@@ -195,12 +204,12 @@ async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Re
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def record_events(
-    request: Request, principal: EventWriter, resources: ResourcesDep, body: EventsRequest
+    request: Request, state: RequestStateDep, principal: EventWriter, resources: ResourcesDep, body: EventsRequest
 ) -> Response:
     """Record one event or many. They are durable when the response arrives."""
     events = body.new_events()
-    charge(request.scope, 1 + (len(events) - 1) * _COST_OF_ITEM)
-    if "idempotency-key" not in request.headers:
+    state.charge(1 + (len(events) - 1) * _COST_OF_ITEM)
+    if b"idempotency-key" not in state.headers:
         ids = await service.ingest_events(request.app.state.events, resources.clock, principal.user_id, events)
         return json_response({"accepted": len(ids), "ids": ids}, status=201)
 
@@ -222,8 +231,8 @@ def _etag(resources: Resources, user_id: UserId, version: int) -> str:
     return version_etag(user_id.hex, version, resources.incarnation.mark)
 
 
-def _versions(request: Request, resources: Resources, user_id: UserId) -> Versions:
-    return Preconditions.of(request.scope).versions(user_id.hex, resources.incarnation.mark)
+def _versions(state: RequestState, resources: Resources, user_id: UserId) -> Versions:
+    return Preconditions.of(state).versions(user_id.hex, resources.incarnation.mark)
 
 
 _PROFILE = frozenset({"profile:read"})

@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 
 from app.identity.service import authentication
 from app.kernel.cache.cached_response import MAX_BYTES, MAX_VARIANT_BYTES, MAX_VARIANTS
-from app.kernel.headers import client_address as client_module
 from app.kernel.headers import codings
+from app.kernel.request import client_address as client_module
 from app.kernel.server.connections import ConnectionManager
 from app.kernel.settings import ConnectionSettings
 from tests.fixtures.people import Person

@@ -6,7 +6,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.kernel.headers.request_headers import SINGLETONS, headers_of
+from app.kernel.headers.request_headers import SINGLETONS
+from app.kernel.request.state import state_of
 from tests.attacks.conftest import RawClient
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person
@@ -148,11 +149,11 @@ async def test_two_origins_are_refused_and_none_is_allowed(raw: RawClient) -> No
 def test_the_framework_sees_what_the_layers_see() -> None:
     fields = [(b"cookie", b"a=1"), (b"accept", b"a/b"), (b"cookie", b"b=2"), (b"accept", b"c/d"), (b"x-one", b"1")]
     scope: dict[str, Any] = {"headers": fields}
-    found = headers_of(scope)
-    assert found == {b"cookie": b"a=1; b=2", b"accept": b"a/b, c/d", b"x-one": b"1"}
-    assert dict(scope["headers"]) == found
+    state = state_of(scope)
+    assert state.headers == {b"cookie": b"a=1; b=2", b"accept": b"a/b, c/d", b"x-one": b"1"}
+    assert dict(scope["headers"]) == state.headers
     assert len(scope["headers"]) == 3
-    assert headers_of(scope) is found
+    assert state_of(scope) is state
 
 
 async def test_no_route_reads_a_field_with_a_parser_of_its_own(app: FastAPI) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from app.kernel.fairness.callers import Caller
 from app.kernel.fairness.limiter import FixedLimit, Limiter, RequestClass
-from app.kernel.fairness.time_shares import StepTimer
-from app.kernel.middleware.admission import Admission, Overloaded, pause_slot
+from app.kernel.fairness.ticket import AdmissionStage, AdmissionTicket, Overloaded
+from app.kernel.middleware.admission import Admission
 from tests.attacks.conftest import RawClient
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import Person
@@ -87,24 +86,19 @@ async def test_one_caller_has_a_part_of_the_uploads() -> None:
     limiter = Limiter("test", FixedLimit(600), queue_size=0, max_wait=0)
     request_class = RequestClass("test", limiter)
 
-    async def nothing() -> None: ...
-
-    async def upload(caller: str) -> dict[str, Any]:
-        assert limiter.try_acquire(request_class)
-        assert await limiter.assign(request_class, caller)
-        work = nothing()
-        scope = {"slot": request_class, "caller": Caller(caller), "step_timer": StepTimer(work)}
-        work.close()
-        return scope
+    async def upload(caller: str) -> AdmissionTicket:
+        ticket = AdmissionTicket(request_class)
+        await ticket.acquire(caller)
+        return ticket
 
     for _ in range(102):
-        assert pause_slot(await upload("greedy")) == (limiter.uploads, "greedy")
+        assert (await upload("greedy")).pause() == (limiter.uploads, "greedy")
     refused = await upload("greedy")
     with pytest.raises(Overloaded):
-        pause_slot(refused)
+        refused.pause()
     # It keeps its slot, which the end of the request gives back.
-    assert refused["slot"] is request_class
-    assert pause_slot(await upload("other")) == (limiter.uploads, "other")
+    assert refused.stage is AdmissionStage.ADMITTED
+    assert (await upload("other")).pause() == (limiter.uploads, "other")
     assert (limiter.used, limiter.held) == (1, {"greedy": 1})
 
 

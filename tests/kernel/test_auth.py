@@ -6,8 +6,9 @@ import httpx
 import pytest
 from fastapi import APIRouter, Response
 
-from app.kernel.auth import SCOPES, SCOPES_OF_ROLE, CurrentPrincipal, Principal, Public, Require, RequireRole
+from app.kernel.auth import SCOPES, SCOPES_OF_ROLE, CurrentPrincipal, Public, Require, RequireRole
 from app.kernel.http import Router, json_response
+from app.kernel.request.principal import Principal
 from app.main import create_app
 from app.settings import Settings
 from tests.fixtures.answers import problem_of

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.kernel.auth import Principal, Public, Require, RequireRole
+from app.kernel.auth import Public, Require, RequireRole
 from app.kernel.errors import Conflict, FieldError, OAuthError, TooManyRequests, Unavailable, Unprocessable
 from app.kernel.fairness.threads import FairThreads
 from app.kernel.http import (
@@ -32,6 +32,8 @@ from app.kernel.http import (
     json_response,
 )
 from app.kernel.ids import UserId
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import state_of
 from app.main import Onehop, create_app
 from app.settings import Settings, load_settings
 from tests.kernel.conftest import client_of as application_client
@@ -178,10 +180,10 @@ class Callers:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = scope["found_headers"] = dict(scope["headers"])
-        caller = found.get(b"x-caller")
+        state = state_of(scope)
+        caller = state.headers.get(b"x-caller")
         if caller is not None:
-            scope["principal"] = PERSON if caller == b"person" else READER
+            state.principal = PERSON if caller == b"person" else READER
         await self._app(scope, receive, send)
 
 

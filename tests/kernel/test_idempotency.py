@@ -10,12 +10,13 @@ import httpx
 import pytest
 from fastapi import Request, Response
 
-from app.kernel.auth import Principal, Require
+from app.kernel.auth import Require
 from app.kernel.database import Tx
 from app.kernel.errors import Conflict
 from app.kernel.http import Router, Schema, json_response
 from app.kernel.http.idempotency import delete_expired_keys, idempotent
 from app.kernel.ids import new_id
+from app.kernel.request.principal import Principal
 from app.kernel.resources import ResourcesDep
 from app.main import create_app
 from app.settings import Settings

@@ -6,11 +6,11 @@ from time import time
 
 import pytest
 from pydantic import ValidationError
-from starlette.requests import Request
 
 from app.kernel.clock import SystemClock
 from app.kernel.ids import new_id
 from app.kernel.request.client_address import client_address, network_of, site_of, user_agent
+from app.kernel.request.state import RequestState, state_of
 from app.kernel.sealing import Keys, SealBroken
 from app.kernel.settings import HttpSettings
 from tests.fixtures.clocks import ManualClock
@@ -71,10 +71,10 @@ def test_clocks() -> None:
     assert clock.timestamp() == clock.now().timestamp()
 
 
-def request_from(peer: str | None, *forwarded: str, **headers: str) -> Request:
+def request_from(peer: str | None, *forwarded: str, **headers: str) -> RequestState:
     raw = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     raw += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "headers": raw, "client": (peer, 1) if peer else None})
+    return state_of({"type": "http", "headers": raw, "client": (peer, 1) if peer else None})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def request_from(peer: str | None, *forwarded: str, **headers: str) -> Request:
     ],
 )
 def test_client_address(peer: str | None, forwarded: list[str], trusted: tuple[str, ...], address: str | None) -> None:
-    assert client_address(request_from(peer, *forwarded).scope, HttpSettings(trusted_proxies=trusted)) == address
+    assert client_address(request_from(peer, *forwarded), HttpSettings(trusted_proxies=trusted)) == address
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_client_address(peer: str | None, forwarded: list[str], trusted: tuple[s
 )
 def test_client_address_by_the_standard_header(forwarded: str, address: str | None) -> None:
     settings = HttpSettings(trusted_proxies=("10.0.0.0/8",), forwarded_header="forwarded")
-    assert client_address(request_from("10.0.0.1", "6.6.6.6", forwarded=forwarded).scope, settings) == address
+    assert client_address(request_from("10.0.0.1", "6.6.6.6", forwarded=forwarded), settings) == address
 
 
 def test_only_the_header_that_the_proxies_set_counts() -> None:
     settings = HttpSettings(trusted_proxies=("10.0.0.0/8",))
     request = request_from("10.0.0.1", "198.51.100.1", forwarded="for=6.6.6.6")
-    assert client_address(request.scope, settings) == "198.51.100.1"
-    assert client_address(request_from("10.0.0.1", forwarded="for=6.6.6.6").scope, settings) == "10.0.0.1"
+    assert client_address(request, settings) == "198.51.100.1"
+    assert client_address(request_from("10.0.0.1", forwarded="for=6.6.6.6"), settings) == "10.0.0.1"
 
 
 def test_proxies_are_networks() -> None:

@@ -7,7 +7,8 @@ from time import perf_counter
 import pytest
 
 from app.kernel.fairness.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
-from tests.fixtures.waiting import eventually, in_time
+from app.kernel.fairness.ticket import AdmissionTicket
+from tests.fixtures.waiting import eventually, in_time, scaled
 
 
 class Clocked:
@@ -270,3 +271,19 @@ async def test_a_promised_seat_is_taken() -> None:
     request_class.promised += 1
     assert [limiter.can_queue(request_class) for _ in range(3)] == [False] * 3
     assert request_class.queue_full == 3
+
+
+async def test_a_request_that_is_cancelled_while_it_waits_for_its_share_has_no_slot_to_give_back() -> None:
+    limiter = Limiter("test", FixedLimit(1), queue_size=0, max_wait=scaled(10), max_parked=4)
+    request_class = RequestClass("test", limiter)
+    limiter._shares._contended_until = float("inf")
+    limiter.held["one"] = 4
+    ticket = AdmissionTicket(request_class)
+    waiting = asyncio.create_task(ticket.acquire("one"))
+    await asyncio.sleep(0)
+    assert (limiter.used, list(limiter._parked)) == (0, ["one"])
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    ticket.release("test")
+    assert (limiter.used, request_class.used, limiter._parked) == (0, 0, {})

@@ -21,6 +21,7 @@ from app.kernel.middleware.request_context import RequestContext
 from app.kernel.observability.access_log import AccessLog
 from app.kernel.observability.log_writer import Output
 from app.kernel.observability.telemetry import trace_parent_var
+from app.kernel.request.state import RequestStateDep
 from app.kernel.settings import HttpSettings
 from app.main import create_app
 from app.settings import Settings, load_settings
@@ -40,9 +41,9 @@ async def trace() -> Response:
 
 
 @router.get("/patient/{seconds}", dependencies=[Public])
-async def sleep_patiently(request: Request, seconds: float) -> Response:
+async def sleep_patiently(state: RequestStateDep, seconds: float) -> Response:
     """Honours `Prefer: wait`."""
-    extend_deadline(asked_to_wait(request.scope))
+    extend_deadline(asked_to_wait(state))
     await asyncio.sleep(seconds)
     return Response()
 
@@ -373,7 +374,7 @@ def test_log_drops_lines_rather_than_grow(
     monkeypatch.setattr("app.kernel.observability.access_log.output", stuck)
     log = AccessLog(json_lines=True)
     for _ in range(5):
-        log.write("GET", "/x", 200, 0.001, {})
+        log.write("GET", "/x", 200, 0.001, None, None)
     stuck._write_waiting()
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["request", "request", "log lines dropped"]
@@ -415,7 +416,7 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
             endless,
             HttpSettings(),
             cached_paths=(),
-            is_cached=lambda _: False,
+            is_cached=lambda _state, _scope: False,
             shares=TimeShares(),
             log_ins=(),
             max_log_ins=1,

@@ -5,6 +5,7 @@ import pytest
 from app.kernel.database.versions import ANY_VERSION, NO_VERSION, Versions
 from app.kernel.errors import PreconditionFailed
 from app.kernel.http import Preconditions, etag_of, matches_any, version_etag
+from app.kernel.request.state import state_of
 
 
 def test_entity_tags_of_parts() -> None:
@@ -16,7 +17,7 @@ def test_entity_tags_of_parts() -> None:
 
 def conditions(**headers: str) -> Preconditions:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Preconditions.of({"type": "http", "headers": raw})
+    return Preconditions.of(state_of({"type": "http", "headers": raw}))
 
 
 def test_versions_that_may_be_changed() -> None:

@@ -14,8 +14,8 @@ from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
 from app.kernel.fairness.limiter import FixedLimit, Limiter, RequestClass
 from app.kernel.fairness.threads import FairThreads
+from app.kernel.fairness.ticket import AdmissionTicket
 from app.kernel.fairness.time_shares import StepTimer, TimeShares
-from app.kernel.middleware.admission import pace_stream
 from tests.fixtures.waiting import eventually, in_time
 
 
@@ -295,10 +295,13 @@ async def test_a_stream_goes_on_at_its_callers_share_while_others_come(is_conten
         for _ in range(3):
             yield bytes(50_000)
 
-    scope = {"payer": (limiter, "one")}
+    request_class = RequestClass("test", limiter)
+    ticket = AdmissionTicket(request_class)
+    await ticket.acquire("one")
+    ticket.release("test")
     began = perf_counter()
     sizes = []
-    async for chunk in pace_stream(scope, chunks(), is_compressed=False):
+    async for chunk in ticket.pace(chunks(), is_compressed=False):
         sizes.append(len(chunk))
         if is_contended:
             # 50,000 bytes count 0.2 ms, for which a hundredth of the time pays in 20 ms.
@@ -306,4 +309,5 @@ async def test_a_stream_goes_on_at_its_callers_share_while_others_come(is_conten
     assert sizes == [50_000] * 3
     assert shares._uses["one"].paid_at >= began + 0.06
     # A stream that belongs to no caller is not slowed down.
-    assert [len(chunk) async for chunk in pace_stream({}, chunks(), is_compressed=True)] == sizes
+    of_none = AdmissionTicket(request_class)
+    assert [len(chunk) async for chunk in of_none.pace(chunks(), is_compressed=True)] == sizes

@@ -29,6 +29,7 @@ from app.identity.service import account_status, addresses, passwords, registrat
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
 from app.kernel.http import Preconditions, Router, json_response, problem_responses, reads_headers
+from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -174,7 +175,7 @@ async def change_password(
     openapi_extra=reads_headers("IfMatch"),
 )
 async def delete_me(
-    request: Request,
+    state: RequestStateDep,
     body: CurrentPasswordBody,
     principal: HashingPrincipal,
     resources: ResourcesDep,
@@ -183,6 +184,6 @@ async def delete_me(
 ) -> Response:
     """Close your account. Sessions and API keys end at once; the data are deleted at `purge_at`."""
     actor = actor_of(principal, device)
-    versions = Preconditions.of(request.scope).versions(principal.user_id.hex, resources.incarnation.mark)
+    versions = Preconditions.of(state).versions(principal.user_id.hex, resources.incarnation.mark)
     purge_at = await account_status.delete_own(resources.db, identity, actor, body.current_password, versions)
     return json_response({"purge_at": purge_at}, status=202)

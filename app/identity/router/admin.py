@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query, Request, Response
+from fastapi import Query, Response
 
 from app.identity.records import Actor, AdminAccount
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
@@ -12,7 +12,7 @@ from app.identity.schemas.admin import AdminAccountPage, AdminAccountPatch, Admi
 from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
 from app.identity.service import account_status, administration
 from app.identity.service.audit_log import record_admin_read
-from app.kernel.auth import Principal, RequireRole
+from app.kernel.auth import RequireRole
 from app.kernel.http import (
     Id,
     PageQueryDep,
@@ -25,6 +25,8 @@ from app.kernel.http import (
     reads_headers,
 )
 from app.kernel.ids import UserId
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin/users", tags=["admin"])
@@ -61,7 +63,7 @@ async def get_account(user_id: Id, principal: Admin, resources: ResourcesDep, de
 )
 async def update_account(
     *,
-    request: Request,
+    state: RequestStateDep,
     user_id: Id,
     body: AdminAccountPatch,
     principal: Admin,
@@ -71,7 +73,7 @@ async def update_account(
 ) -> Response:
     """Change the role of an account. Its older access tokens stop working at once."""
     admin = actor_of(principal, device)
-    conditions = Preconditions.of(request.scope)
+    conditions = Preconditions.of(state)
 
     def check(account: AdminAccount) -> None:
         conditions.check(_account_etag(account))

@@ -11,10 +11,10 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
 from app.identity.service.login import LoggedIn, SecondFactorNeeded
 from app.identity.service.tokens import RefreshToken
-from app.kernel.auth import Principal
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import json_response
 from app.kernel.request.client_address import client_address, user_agent
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestStateDep, state_of
 from app.kernel.resources import ResourcesDep
 
 
@@ -23,8 +23,8 @@ async def _identity(request: Request) -> IdentityServices:
     return identity
 
 
-async def _device(request: Request, resources: ResourcesDep) -> Device:
-    return Device(client_address(request.scope, resources.http), user_agent(request))
+async def _device(state: RequestStateDep, resources: ResourcesDep) -> Device:
+    return Device(client_address(state, resources.http), user_agent(state))
 
 
 IdentityDep = Annotated[IdentityServices, Depends(_identity)]
@@ -43,7 +43,7 @@ def check_transport(request: Request, identity: IdentityServices, transport: Tra
         CsrfRejected: another site would have the browser take a session cookie.
     """
     if transport == "cookie":
-        identity.session_cookie.check_opening(headers_of(request.scope))
+        identity.session_cookie.check_opening(state_of(request.scope).headers)
 
 
 def signed_in_response(

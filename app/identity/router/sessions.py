@@ -33,9 +33,9 @@ from app.identity.schemas.sessions import (
 from app.identity.service import audit_log, login, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import CurrentPrincipal, HashingPublic, Public, SessionPrincipal, bearer_token
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.headers.session_cookie import value_in
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
+from app.kernel.request.state import state_of
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -117,7 +117,7 @@ async def refresh(
 
 
 def _credential(request: Request, identity: IdentityDep) -> bytes:
-    return identity.session_cookie.credential_of(headers_of(request.scope)) or b""
+    return identity.session_cookie.credential_of(state_of(request.scope).headers) or b""
 
 
 @router.post("/logout", status_code=204, dependencies=[Public], openapi_extra=takes_token())

@@ -16,12 +16,13 @@ from app.identity.queries.sessions import use_session
 from app.identity.records import roles_of
 from app.identity.service.revocation import RevocationFeed
 from app.identity.service.tokens import Claims, KeyRing, MalformedToken, RefreshTokens, decode_api_key, is_api_key
-from app.kernel.auth import SCOPES_OF_ROLE, InvalidToken, Principal, bearer_token
+from app.kernel.auth import SCOPES_OF_ROLE, InvalidToken, bearer_token
 from app.kernel.clock import Clock
 from app.kernel.database import Database
 from app.kernel.errors import Unauthenticated
 from app.kernel.headers.session_cookie import value_in
 from app.kernel.ids import UserId
+from app.kernel.request.principal import Principal
 
 AUDIENCE = "onehop"
 # How long a process trusts what it has read of an API key or a session; revocations do not wait for it.

@@ -10,9 +10,10 @@ from app.identity.service.authentication import AUDIENCE
 from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_session
 from app.identity.service.tokens import REFRESH_PREFIX, MalformedToken, is_api_key
-from app.kernel.auth import InvalidToken, Principal
+from app.kernel.auth import InvalidToken
 from app.kernel.database import Database
 from app.kernel.ids import UserId
+from app.kernel.request.principal import Principal
 
 _INACTIVE: dict[str, Any] = {"active": False}
 

@@ -7,10 +7,12 @@ from fastapi import Depends, Request
 
 from app.identity.api import Actor, Device
 from app.jobs.service.runtime import JobsRuntime
-from app.kernel.auth import Permission, Principal, Require, RequireRole
+from app.kernel.auth import Permission, Require, RequireRole
 from app.kernel.http import json_fragment
 from app.kernel.queue import JobKind
 from app.kernel.request.client_address import client_address, user_agent
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 JobReader = Annotated[Principal, Require("jobs:read")]
@@ -31,8 +33,8 @@ async def _runtime(request: Request) -> JobsRuntime:
 Runtime = Annotated[JobsRuntime, Depends(_runtime)]
 
 
-async def _device(request: Request, resources: ResourcesDep) -> Device:
-    return Device(client_address(request.scope, resources.http), user_agent(request))
+async def _device(state: RequestStateDep, resources: ResourcesDep) -> Device:
+    return Device(client_address(state, resources.http), user_agent(state))
 
 
 DeviceDep = Annotated[Device, Depends(_device)]

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -16,10 +16,9 @@ from app.jobs.service.runtime import JobsRuntime
 from app.kernel.errors import PreconditionFailed, RangeNotSatisfiable
 from app.kernel.fairness.count import FairCount
 from app.kernel.headers.codings import SMALLEST, accepts_gzip, compress_stream, gzip_etag, is_compressible
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import matches_any, matches_strongly
 from app.kernel.ids import UserId
-from app.kernel.middleware.admission import pace_stream, release_slot
+from app.kernel.request.state import RequestState
 
 _RANGE = re.compile(rb"bytes=([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _CACHE_CONTROL = "private, no-cache"
@@ -39,7 +38,7 @@ def file_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
 
 
 async def file_response(
-    request: Request,
+    state: RequestState,
     runtime: JobsRuntime,
     user_id: UserId,
     artifact: Artifact,
@@ -55,7 +54,7 @@ async def file_response(
         ArtifactExpired: its object is gone.
         RangeNotSatisfiable: the part asked for lies outside of it.
     """
-    found = headers_of(request.scope)
+    found = state.headers
     etag = f'"{artifact.sha256.hex()}"'.encode()
     if not matches_strongly(found.get(b"if-match", b"*"), etag):
         raise PreconditionFailed
@@ -83,12 +82,12 @@ async def file_response(
             body: AsyncIterable[bytes] = _once(content[start:end])
         else:
             # A store that is slow must not keep others from their slots.
-            release_slot(request.scope)
+            state.release_slot()
             body = await open_artifact(runtime.store, artifact, start, end)
     except BaseException:
         runtime.downloads.give_back(user_id)
         raise
-    body = pace_stream(request.scope, body, is_compressed=is_compressed)
+    body = state.paced(body, is_compressed=is_compressed)
     if is_compressed:
         body = compress_stream(body)
     status = 206 if "Content-Range" in headers else 200

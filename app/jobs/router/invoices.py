@@ -17,6 +17,7 @@ from app.kernel.database import Tx
 from app.kernel.http import Id, PageQuery, Router, json_response, located, problem_responses, reads_headers
 from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import new_id
+from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/invoices", tags=["invoices"])
@@ -84,14 +85,14 @@ async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id:
     openapi_extra=reads_headers("IfNoneMatch", "Range", "IfRange"),
 )
 async def download_invoice(
-    request: Request, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
+    state: RequestStateDep, principal: FileReader, resources: ResourcesDep, runtime: Runtime, invoice_id: Id
 ) -> Response:
     """Download an invoice as a PDF."""
     invoice, artifact, content = await invoicing.read_pdf(
         resources.db, runtime.rendering.run, principal.user_id, invoice_id
     )
     name = f"invoice-{invoice.number}.pdf"
-    return await file_response(request, runtime, principal.user_id, artifact, name, content=content)
+    return await file_response(state, runtime, principal.user_id, artifact, name, content=content)
 
 
 @router.post(

@@ -32,7 +32,7 @@ from app.jobs.schemas.jobs import (
     SubmitJob,
 )
 from app.jobs.service import artifacts, submitting, watching
-from app.kernel.auth import InvalidToken, Principal, authenticate_again
+from app.kernel.auth import InvalidToken, authenticate_again, principal_of
 from app.kernel.background import until
 from app.kernel.database import Tx
 from app.kernel.fairness.disconnects import extend_deadline
@@ -49,7 +49,7 @@ from app.kernel.http import (
     reads_headers,
 )
 from app.kernel.http.idempotency import idempotent
-from app.kernel.middleware.admission import release_slot
+from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
@@ -145,14 +145,19 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
 
 @router.get("/{job_id}", response_model=JobView, openapi_extra=reads_headers("Prefer"))
 async def get_job(
-    request: Request, principal: JobReader, resources: ResourcesDep, runtime: Runtime, job_id: Id
+    request: Request,
+    state: RequestStateDep,
+    principal: JobReader,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    job_id: Id,
 ) -> Response:
     """Get one of your jobs."""
-    seconds = asked_to_wait(request.scope)
+    seconds = asked_to_wait(state)
     # A preference may be passed over (RFC 7240, section 2): where there is no room, the answer comes at once.
     if seconds and runtime.watch.may_wait(principal.user_id):
         # Waiting is no work, and must not keep others from it.
-        release_slot(request.scope)
+        state.release_slot()
         extend_deadline(seconds)
         job = await watching.wait_for_job(
             resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
@@ -195,6 +200,7 @@ async def _watchable(
 )
 async def watch_job(
     request: Request,
+    state: RequestStateDep,
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Annotated[UUID, Depends(_watchable)],
@@ -207,7 +213,7 @@ async def watch_job(
     Every event carries the complete value, and a stream starts with a snapshot, so nothing is lost between two
     connections. Reconnecting with the id of the `done` event gets 204.
     """
-    principal: Principal = request.scope["principal"]
+    principal = principal_of(state)
     seen: Job | None = None
     draining = _draining(request)
     following = watching.follow_job(
@@ -271,7 +277,7 @@ async def retry_job(
     openapi_extra=reads_headers("IfNoneMatch", "Range", "IfRange"),
 )
 async def download_artifact(
-    request: Request,
+    state: RequestStateDep,
     principal: FileReader,
     resources: ResourcesDep,
     runtime: Runtime,
@@ -281,7 +287,7 @@ async def download_artifact(
     """Download a file of a job."""
     artifact = await artifacts.get_artifact(resources.db, job_id, principal.user_id, name)
     check_kind(principal, runtime.kinds, artifact.kind)
-    return await file_response(request, runtime, principal.user_id, artifact, artifact.name)
+    return await file_response(state, runtime, principal.user_id, artifact, artifact.name)
 
 
 def job_view(job: Job) -> dict[str, Any]:

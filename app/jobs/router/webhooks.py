@@ -34,6 +34,7 @@ from app.kernel.http import (
     reads_headers,
 )
 from app.kernel.http.idempotency import idempotent
+from app.kernel.request.state import RequestState, RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/webhooks", tags=["webhooks"])
@@ -114,7 +115,7 @@ async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpo
 )
 async def update_endpoint(
     *,
-    request: Request,
+    state: RequestStateDep,
     principal: WebhookManager,
     resources: ResourcesDep,
     runtime: Runtime,
@@ -136,7 +137,7 @@ async def update_endpoint(
             description=patch.description,
             has_description="description" in patch.model_fields_set,
         ),
-        check=_check_of(request),
+        check=_check_of(state),
     )
     return json_response(_view(endpoint), etag=_etag(endpoint).decode())
 
@@ -148,11 +149,11 @@ async def update_endpoint(
     openapi_extra=reads_headers("IfMatch"),
 )
 async def delete_endpoint(
-    request: Request, principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
+    state: RequestStateDep, principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
     """Delete a webhook endpoint."""
     await endpoints.delete_endpoint(
-        resources.db, resources.clock, actor_of(principal, device), endpoint_id, check=_check_of(request)
+        resources.db, resources.clock, actor_of(principal, device), endpoint_id, check=_check_of(state)
     )
     return Response(status_code=204)
 
@@ -242,8 +243,8 @@ def _etag(endpoint: Endpoint) -> bytes:
     return body_etag(dump_json(_view(endpoint)))
 
 
-def _check_of(request: Request) -> endpoints.EndpointCheck | None:
-    conditions = Preconditions.of(request.scope)
+def _check_of(state: RequestState) -> endpoints.EndpointCheck | None:
+    conditions = Preconditions.of(state)
     return (lambda endpoint: conditions.check(_etag(endpoint))) if conditions else None
 
 

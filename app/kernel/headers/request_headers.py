@@ -5,12 +5,11 @@ that holds a single value there is no such reading: two layers that took another
 work for two users. Such a request is refused.
 """
 
-from collections.abc import Iterable, MutableMapping
-from typing import Any, cast
+from collections.abc import Sequence
 
 from app.kernel.errors import BadRequest, FieldError
 
-Fields = Iterable[tuple[bytes, bytes]]
+Fields = Sequence[tuple[bytes, bytes]]
 
 # Fields that hold one value. `traceparent` is none of them, because a request with two of them begins a new trace
 # (W3C Trace Context): joined by a comma they are no valid one.
@@ -60,64 +59,31 @@ class RepeatedHeader(BadRequest):
         super().__init__(f"Send {name} once.", errors=[error])
 
 
-def headers_of(scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
-    """The fields of an ASGI request by name, in lower case; lines of one field are joined.
-
-    From the first call on `scope["headers"]` has one line for each field too, for Starlette and FastAPI. A field that
-    must not be repeated, and is, is left out, and `check_headers` raises. So is a cookie that is none.
+def read_headers(fields: Fields) -> tuple[dict[bytes, bytes], bytes | None]:
+    """The fields of a request by name, in lower case; lines of one field are joined. The second is the name of a field
+    that came more than once and must not, which is left out of the first. So is a cookie that is none.
     """
-    found: dict[bytes, bytes] | None = scope.get("found_headers")
-    if found is None:
-        fields = scope["headers"]
-        found = dict(fields)
-        if len(found) != len(fields):
-            found = _join(scope, fields)
-        if b"\\" in found.get(b"cookie", b""):
-            _drop_escaped_cookies(scope, found)
-        scope["found_headers"] = found
-    return found
+    headers = {name: value for name, value in fields}  # noqa: C416 - takes two thirds of the time of `dict(fields)`
+    repeated = None
+    if len(headers) != len(fields):
+        headers, repeated = _join(fields)
+    if b"\\" in headers.get(b"cookie", b""):
+        # No value of a cookie may hold a backslash (RFC 6265, section 4.1.1), and up to Python 3.11.9 `http.cookies`
+        # takes seconds for 30 kB of them (CVE-2024-7592).
+        headers[b"cookie"] = b";".join(pair for pair in headers[b"cookie"].split(b";") if b"\\" not in pair)
+    return headers, repeated
 
 
-def ignore_header(scope: MutableMapping[str, Any], name: bytes) -> None:
-    """From now on the request has no such field for any layer, route or framework."""
-    if headers_of(scope).pop(name, None) is not None:
-        scope["headers"] = list(headers_of(scope).items())
-
-
-def has_repeated_header(scope: MutableMapping[str, Any]) -> bool:
-    """Whether `check_headers` raises; to be asked after `headers_of`."""
-    return "repeated_header" in scope
-
-
-def check_headers(scope: MutableMapping[str, Any]) -> None:
-    """To be called after `headers_of`.
-
-    Raises:
-        RepeatedHeader: a field that holds one value came more than once.
-    """
-    name = scope.get("repeated_header")
-    if name is not None:
-        raise RepeatedHeader(cast("bytes", name).decode("latin-1").title())
-
-
-def _drop_escaped_cookies(scope: MutableMapping[str, Any], found: dict[bytes, bytes]) -> None:
-    """No value of a cookie may hold a backslash (RFC 6265, section 4.1.1), and up to Python 3.11.9 `http.cookies` takes
-    seconds for 30 kB of them (CVE-2024-7592).
-    """
-    found[b"cookie"] = b";".join(pair for pair in found[b"cookie"].split(b";") if b"\\" not in pair)
-    scope["headers"] = list(found.items())
-
-
-def _join(scope: MutableMapping[str, Any], fields: Fields) -> dict[bytes, bytes]:
+def _join(fields: Fields) -> tuple[dict[bytes, bytes], bytes | None]:
     lines: dict[bytes, list[bytes]] = {}
     for name, value in fields:
         lines.setdefault(name, []).append(value)
-    found: dict[bytes, bytes] = {}
+    repeated = None
+    headers: dict[bytes, bytes] = {}
     for name, values in lines.items():
         if len(values) > 1 and name in SINGLETONS:
-            scope["repeated_header"] = name
+            repeated = name
         else:
             # Cookies have a separator of their own (RFC 6265, section 4.2.1).
-            found[name] = (b"; " if name == b"cookie" else b", ").join(values)
-    scope["headers"] = list(found.items())
-    return found
+            headers[name] = (b"; " if name == b"cookie" else b", ").join(values)
+    return headers, repeated

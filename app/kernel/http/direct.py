@@ -28,6 +28,7 @@ from app.kernel.fairness.threads import FairThreads
 from app.kernel.headers.response_head import send_whole
 from app.kernel.http.problems import answer_to, problem_response
 from app.kernel.http.routing import StrictRoute
+from app.kernel.request.state import RequestState, state_of
 
 _GROUP_NAME = re.compile(r"\?P<\w+>")
 # So much takes at most about a millisecond and a half to parse. In a thread it takes no longer, but the event loop gets
@@ -122,12 +123,13 @@ class DirectRoute:
             return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["endpoint"] = self._endpoint
-        scope["route_template"] = self.template
+        state = state_of(scope)
+        state.endpoint = scope["endpoint"] = self._endpoint
+        state.route = self.template
         body = _Body(receive, self._max_body_bytes)
         request = Request(scope, body.receive, send)
         try:
-            response = await self._answer(request, body)
+            response = await self._answer(state, request, body)
         except (AppError, HTTPException) as error:
             response = answer_to(scope["app"], request, error)
         if response is None:
@@ -138,9 +140,9 @@ class DirectRoute:
         else:
             await response(scope, body.receive, send)
 
-    async def _answer(self, request: Request, body: "_Body") -> Response | None:
+    async def _answer(self, state: RequestState, request: Request, body: "_Body") -> Response | None:
         """None: there is something that FastAPI has to look at."""
-        self._checks.pass_or_raise(request.scope)
+        self._checks.pass_or_raise(state, request.scope)
         value = None
         is_long = False
         if self._has_body:
@@ -149,13 +151,13 @@ class DirectRoute:
                 return None
             # Starlette looks here when the handler asks for the body once more.
             request._body = raw  # noqa: SLF001 - see above
-            self._checks.check_read(request.scope)
+            self._checks.check_read(state)
             is_long = len(raw) > _LONG_BODY
             if is_long:
                 value = await self._threads.run(partial(self._checks.parse, raw))
             else:
                 value = self._checks.parse(raw)
-            request.scope["parsed_json"] = value
+            state.parsed_json = value
         # All that can be invalid comes first, because FastAPI must not call a dependency for a second time.
         calls = []
         for step in self._steps:

@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from starlette.types import Scope
-
 from app.kernel.database.versions import ANY_VERSION, NO_VERSION, Versions
 from app.kernel.errors import PreconditionFailed
 from app.kernel.headers.codings import gzip_etag
-from app.kernel.headers.request_headers import headers_of
+from app.kernel.request.state import RequestState
 
 _ETAG_BYTES = 12
 _ANY = b"*"
@@ -73,9 +71,8 @@ class Preconditions:
     if_none_match: bytes | None
 
     @classmethod
-    def of(cls, scope: Scope) -> "Preconditions":
-        found = headers_of(scope)
-        return cls(found.get(b"if-match"), found.get(b"if-none-match"))
+    def of(cls, state: RequestState) -> "Preconditions":
+        return cls(state.headers.get(b"if-match"), state.headers.get(b"if-none-match"))
 
     def __bool__(self) -> bool:
         """Whether there is anything to look at before the change."""

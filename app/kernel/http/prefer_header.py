@@ -2,18 +2,16 @@
 
 import re
 
-from starlette.types import Scope
-
-from app.kernel.headers.request_headers import headers_of
+from app.kernel.request.state import RequestState
 
 _MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(rb"(?:^|[,;\s])wait\s*=\s*(\d{1,9})(?=$|[,;\s])", re.IGNORECASE)
 _QUALITY = re.compile(r"q\s*=\s*([01](?:\.\d{0,3})?)", re.ASCII)
 
 
-def asked_to_wait(scope: Scope) -> int:
+def asked_to_wait(state: RequestState) -> int:
     """The seconds of `Prefer: wait=N`, at most 30; 0 without one, or in words that make no sense."""
-    prefer = headers_of(scope).get(b"prefer")
+    prefer = state.headers.get(b"prefer")
     found = _WAIT.search(prefer) if prefer is not None else None
     return min(int(found[1]), _MAX_WAIT_SECONDS) if found else 0
 

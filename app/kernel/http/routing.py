@@ -23,12 +23,12 @@ from app.kernel.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.http.body_limits import BodyLimits, KnownFields, check_values, model_in
 from app.kernel.http.encoding import check_text
 from app.kernel.http.json_input import parse_json
 from app.kernel.http.openapi import reads_headers
 from app.kernel.http.preconditions import excludes_any
+from app.kernel.request.state import RequestState, state_of
 
 _JSON = "application/json"
 _MERGE_PATCH = "application/merge-patch+json"
@@ -61,7 +61,7 @@ class _ParsedRequest(Request):
     """A request whose JSON body has been parsed by `parse_json` already."""
 
     async def json(self) -> Any:
-        return self.state.parsed_json
+        return state_of(self.scope).parsed_json
 
 
 class StrictRoute(APIRoute):
@@ -76,22 +76,24 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         checks = self.checks = Checks(self)
+        endpoint = self.endpoint
 
         async def handle_strictly(request: Request) -> Response:
-            scope = request.scope
-            checks.pass_or_raise(scope)
+            state = state_of(request.scope)
+            state.endpoint = endpoint
+            checks.pass_or_raise(state, request.scope)
             if checks.body is None:
                 return await handle(request)
             raw = request._body = await _read(request, checks.limits.max_bytes)  # noqa: SLF001 - Starlette looks here first
             if raw:
-                checks.check_read(scope)
+                checks.check_read(state)
             if checks.body == "form":
                 _check_form(raw)
             if checks.body == "form" or not raw:
                 return await handle(request)
-            # The one who looked at it first has parsed it (`kernel.http.direct`).
-            request.state.parsed_json = scope.pop("parsed_json") if "parsed_json" in scope else checks.parse(raw)
-            parsed = _ParsedRequest(scope, request.receive)
+            if state.parsed_json is None:
+                state.parsed_json = checks.parse(raw)
+            parsed = _ParsedRequest(request.scope, request.receive)
             parsed._body = raw  # noqa: SLF001 - FastAPI reads the body again, which Starlette keeps here
             return await handle(parsed)
 
@@ -158,26 +160,25 @@ class Checks:
             self._known.check(value)
         return value
 
-    def pass_or_raise(self, scope: Scope) -> None:
+    def pass_or_raise(self, state: RequestState, scope: Scope) -> None:
         """Returns if the caller may call the route with an address and a body of this form; else raises an AppError."""
-        self._permission.check(scope)
+        self._permission.check(state)
         if self._is_stateless:
-            self._check_preconditions(scope)
+            self._check_preconditions(state.headers, scope)
         if self._has_path_parameters:
             check_text(scope.get("raw_path") or b"", "path")
         if scope["query_string"] and not self._takes_any_query:
             _check_query(scope["query_string"], self._query_names)
         if self.body is not None:
-            headers = headers_of(scope)
+            headers = state.headers
             length = headers.get(b"content-length", b"0")
             if length != b"0":
                 self._check_content(headers, self.body)
                 if length.isdigit() and int(length) > self.limits.max_bytes:
                     raise PayloadTooLarge
 
-    def _check_preconditions(self, scope: Scope) -> None:
+    def _check_preconditions(self, headers: Mapping[bytes, bytes], scope: Scope) -> None:
         """Of what is only called there is no state that a tag could name; `*` asks for no more than its being there."""
-        headers = headers_of(scope)
         if_match = headers.get(b"if-match")
         if if_match is not None and if_match.strip() != b"*":
             raise PreconditionFailed("This call does not depend on a state that If-Match could name.")
@@ -185,13 +186,12 @@ class Checks:
         if if_none_match is not None and excludes_any(if_none_match) and _has_representation(scope, self._path):
             raise PreconditionFailed("The resource is there, which `If-None-Match: *` says it must not be.")
 
-    def check_read(self, scope: Scope) -> None:
+    def check_read(self, state: RequestState) -> None:
         """Returns if a body that was read, and is not empty, has the route's form. Where its length was announced,
         that has been found before it was read; where nothing comes, there is no form to refuse (RFC 9110, section 8.3).
         """
-        headers = headers_of(scope)
-        if self.body is not None and b"content-length" not in headers:
-            self._check_content(headers, self.body)
+        if self.body is not None and b"content-length" not in state.headers:
+            self._check_content(state.headers, self.body)
 
     def _check_content(self, headers: Mapping[bytes, bytes], body: Literal["json", "form"]) -> None:
         # Names of codings have no case (RFC 9110, section 8.4.1), and an empty list names none.

@@ -1,17 +1,16 @@
-"""Puts the caller into the ASGI scope. A credential seen before costs a dictionary look-up and no I/O."""
+"""Finds the caller of a request. A credential seen before costs a dictionary look-up and no I/O."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.auth import Authenticator
 from app.kernel.errors import AppError
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.headers.session_cookie import SessionCookie
-from app.kernel.middleware.admission import acquire_slot, assign_slot, change_caller
 from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
+from app.kernel.request.state import RequestState, state_of
 
 
 class Authentication:
-    """Sets `scope["principal"]`, or `scope["authentication_error"]` for the route to raise if it is not public.
+    """Sets `RequestState.principal`, or `authentication_error` for the route to raise if it is not public.
 
     An `Authorization` header hides the session cookie. To look at a credential not seen before costs a signature or a
     statement, so it needs some quota of its network.
@@ -27,7 +26,8 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            fields = headers_of(scope)
+            state = state_of(scope)
+            fields = state.headers
             credential = fields.get(b"authorization")
             if credential is None and b"cookie" in fields:
                 # Also for what needs no caller: a foreign page must not log a browser out.
@@ -36,30 +36,31 @@ class Authentication:
             if credential is not None:
                 principal = self._authenticator.cached_principal(credential)
                 if principal is not None:
-                    scope["principal"] = principal
+                    state.principal = principal
                 elif scope["path"] in UNLIMITED:
                     # These paths need no caller, so that no quota stands before them.
                     pass
-                elif await self._networks.admit(scope, send):
+                elif await self._networks.admit(state, send):
                     # Looking a token up costs more than most requests.
-                    await acquire_slot(scope)
-                    await assign_slot(scope)
-                    await self._authenticate(scope, credential)
+                    await state.acquire_slot()
+                    await state.assign_slot()
+                    await self._authenticate(state, credential)
                     try:
                         await self._app(scope, receive, send)
                     finally:
-                        # Its traceback refers to the scope: a reference cycle that would hold the whole request.
-                        scope.pop("authentication_error", None)
+                        # Its traceback refers to the state: a reference cycle that would hold the whole request.
+                        state.authentication_error = None
                     return
                 else:
                     return
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope, credential: bytes) -> None:
+    async def _authenticate(self, state: RequestState, credential: bytes) -> None:
         try:
-            scope["principal"] = await self._authenticator.authenticate(credential)
+            state.principal = await self._authenticator.authenticate(credential)
         except AppError as error:
-            scope["authentication_error"] = error
+            state.authentication_error = error
         else:
-            self._networks.give_back(scope)
-            change_caller(scope)
+            self._networks.give_back(state)
+            if state.admission is not None:
+                state.admission.change_caller()

@@ -6,10 +6,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.errors import BadRequest
-from app.kernel.headers.request_headers import has_repeated_header, headers_of
 from app.kernel.http import problem_response
 from app.kernel.ids import new_id
 from app.kernel.observability.telemetry import request_id_var
+from app.kernel.request.state import state_of
 from app.kernel.settings import HttpSettings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -68,12 +68,10 @@ class Cors(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers_of(scope)
-            if has_repeated_header(scope):
-                # Of two origins none can be believed; the layer behind refuses the request.
-                await self.app(scope, receive, send)
-                return
+        if scope["type"] == "http" and state_of(scope).repeated_header is not None:
+            # Of two origins none can be believed; the layer behind refuses the request.
+            await self.app(scope, receive, send)
+            return
         await super().__call__(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:

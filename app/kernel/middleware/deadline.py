@@ -9,8 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import DeadlineExceeded
 from app.kernel.fairness.disconnects import watched_var
-from app.kernel.middleware.admission import Overloaded, UploadCount, acquire_slot, pause_slot, release_slot
+from app.kernel.fairness.ticket import Overloaded, UploadCount
 from app.kernel.observability.watchdog import debugger_seen_at
+from app.kernel.request.state import state_of
 from app.kernel.settings import HttpSettings
 
 # Most reads are done by then, so that it costs them nothing to be watched.
@@ -61,13 +62,13 @@ class TimedRequest:
     """
 
     __slots__ = ("_cancelling", "_ends", "_is_gone", "_is_read", "_is_received", "_kept", "_loop", "_pauses_at",
-                 "_reason", "_receive", "_scope", "_seconds", "_send", "_task", "_timer", "_upload", "_watch",
+                 "_reason", "_receive", "_seconds", "_send", "_state", "_task", "_timer", "_upload", "_watch",
                  "on_gone")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, scope: Scope, receive: Receive, send: Send, seconds: float
     ) -> None:
-        self._scope = scope
+        self._state = state_of(scope)
         self._receive = receive
         self._send = send
         self._loop = loop
@@ -96,7 +97,7 @@ class TimedRequest:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.stop_clock()
-            release_slot(self._scope)
+            self._state.release_slot()
         await self._send(message)
 
     async def receive(self) -> Message:
@@ -126,12 +127,12 @@ class TimedRequest:
         if self._upload is not None and self._is_received:
             self._end_upload()
             if message["type"] == "http.request":
-                await acquire_slot(self._scope)
+                await self._state.acquire_slot()
         return message
 
     def _pause(self) -> None:
         try:
-            self._upload = pause_slot(self._scope)
+            self._upload = self._state.pause_slot()
         except Overloaded:
             self.give_up(Overloaded)
 

@@ -13,11 +13,11 @@ from starlette.types import Scope
 from app.kernel.auth import Authenticator
 from app.kernel.cache import Cache
 from app.kernel.fairness.time_shares import TimeShares
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.headers.session_cookie import SessionCookie
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import SELECTING_FIELDS, CachedRead, chosen, key_of
 from app.kernel.rate_limits import RateLimits
+from app.kernel.request.state import RequestState
 
 # What goes over the wire but for the server's own headers: the head without its last line end, and the body.
 Finished = tuple[bytes, bytes]
@@ -104,7 +104,7 @@ class FastPath:
         start = b"%bx-request-id: %b\r\n%b: %b\r\n%b: %b\r\n" % (
             head.rendered, request_id, policy, shown, quota, left
         )  # fmt: skip
-        self._context.record("GET", read.path, status, perf_counter() - started, {"principal": principal})
+        self._context.record("GET", read.path, status, perf_counter() - started, principal)
         return start, body
 
 
@@ -119,11 +119,11 @@ class LocalAnswers:
         self._get_local = cache.get_local
         self._reads = {read.path: read for read in reads}
 
-    def has(self, scope: Scope) -> bool:
+    def has(self, state: RequestState, scope: Scope) -> bool:
         """Whether the answer is there, and its caller's token was seen before."""
         read = self._reads.get(scope["path"])
         if read is None:
             return False
-        credential = self._credential_of(headers_of(scope))
+        credential = self._credential_of(state.headers)
         principal = self._cached_principal(credential) if credential is not None else None
         return principal is not None and self._get_local(key_of(principal, read, scope)) is not None

@@ -4,13 +4,12 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.kernel.auth import Principal
 from app.kernel.http.prepared_problem import PreparedProblem
-from app.kernel.middleware.admission import assign_slot
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.telemetry import request_id_var
 from app.kernel.rate_limits import QuotaBucket, QuotaExceeded, RateLimits
 from app.kernel.request.client_address import client_address, network_of
+from app.kernel.request.state import RequestState, state_of
 from app.kernel.settings import HttpSettings
 
 # An operator's probes must not compete with other clients of their network.
@@ -25,28 +24,29 @@ class NetworkQuota:
         self._settings = settings
         self._refusal = _refusal(settings)
 
-    async def admit(self, scope: Scope, send: Send) -> bool:
+    async def admit(self, state: RequestState, send: Send) -> bool:
         """Charges a unit to the network; False: the request has been answered with 429."""
-        network = network_of(client_address(scope, self._settings))
+        network = network_of(client_address(state, self._settings))
         key = f"limits:network:{network}"
         bucket = self._limits.buckets.get(key) or self._limits.open(self._limits.network, key)
-        scope["network"] = network
-        scope["quota"] = bucket
-        scope["paid"] = 1.0
+        state.network = network
+        state.quota = bucket
+        state.paid = 1.0
         if await self._limits.spend(bucket, 1.0):
             return True
         await _refuse(self._refusal, bucket, send)
         return False
 
-    def give_back(self, scope: Scope) -> None:
+    def give_back(self, state: RequestState) -> None:
         """The caller is known now, and its quota is charged instead."""
-        bucket: QuotaBucket = scope.pop("quota")
-        bucket.tokens += scope.pop("paid")
+        if state.quota is not None:
+            state.quota.tokens += state.paid
+            state.quota = None
 
 
 class RateLimit:
     """Stands behind the authentication, and in front of the response cache: an answer from memory is charged too, but
-    only `cached_cost`. What a request costs beyond one unit is charged where its route is known (`charge`).
+    only `cached_cost`. What a request costs beyond one unit is charged where its route is known.
     """
 
     def __init__(
@@ -67,26 +67,27 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            principal: Principal | None = scope.get("principal")
+            state = state_of(scope)
+            principal = state.principal
             if principal is not None:
-                await assign_slot(scope)
+                await state.assign_slot()
                 cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
                 limits = self._limits
                 bucket = limits.buckets.get(principal.quota_key)
                 if bucket is None:
                     bucket = limits.open(limits.caller, principal.quota_key)
                 tokens = bucket.tokens - cost
-                scope["quota"] = bucket
-                scope["paid"] = cost
+                state.quota = bucket
+                state.paid = cost
                 if tokens >= bucket.low:
                     bucket.tokens = tokens
                 elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
                     await _refuse(self._refusal, bucket, send)
                     return
-            elif "quota" not in scope and scope["path"] not in UNLIMITED:
-                if not await self._networks.admit(scope, send):
+            elif state.quota is None and scope["path"] not in UNLIMITED:
+                if not await self._networks.admit(state, send):
                     return
-                await assign_slot(scope)
+                await state.assign_slot()
         await self._app(scope, receive, send)
 
 

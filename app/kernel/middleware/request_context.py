@@ -17,15 +17,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, PayloadTooLarge
-from app.kernel.headers.request_headers import check_headers, headers_of, ignore_header
+from app.kernel.fairness.ticket import MAX_RETRY_AFTER, Overloaded
 from app.kernel.http import check_path, problem_response
 from app.kernel.http.prepared_problem import PreparedProblem
-from app.kernel.middleware.admission import MAX_RETRY_AFTER, Admission, Overloaded, release_slot
+from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
 from app.kernel.observability.telemetry import DURATION_BUCKETS, get_logger, request_id_var, trace_parent_var
-from app.kernel.rate_limits import QuotaBucket
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import RequestState, ignore_header, state_of
 from app.kernel.settings import HttpSettings
 
 _logger = get_logger(__name__)
@@ -85,7 +86,7 @@ class RequestContext:
     def refusal(self, scope: Scope) -> bytes | None:
         """What to send over the connection at once, if there is no slot for a request that the server has read."""
         if self._admission.is_saturated and scope["path"] not in self._oauth_paths and self._admission.refuses(scope):
-            request_id = self._request_id(headers_of(scope).get(b"x-request-id")).encode()
+            request_id = self._request_id(state_of(scope).headers.get(b"x-request-id")).encode()
             return self._refusal.raw(request_id, next(self._retry_after))
         return None
 
@@ -98,28 +99,29 @@ class RequestContext:
             send = oauth.send
         if self._admission.is_saturated and self._admission.refuses(scope):
             # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
-            refused_id = self._request_id(headers_of(scope).get(b"x-request-id")).encode()
+            refused_id = self._request_id(state_of(scope).headers.get(b"x-request-id")).encode()
             await self._refusal.send(refused_id, next(self._retry_after), send, (b"x-request-id", refused_id))
             return
         started = perf_counter()
-        found = headers_of(scope)
-        request_id = self.identify(found)
+        state = state_of(scope)
+        request_id = self.identify(state.headers)
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
             # It is defined for GET alone (RFC 9110, section 14.2).
             ignore_header(scope, b"range")
-        tracker = _ResponseTracker(scope, send, (b"x-request-id", request_id), is_head=is_head)
+        tracker = _ResponseTracker(state, send, (b"x-request-id", request_id), is_head=is_head)
         self._active += 1
         try:
-            await self._answer(scope, receive, tracker, found)
+            await self._answer(state, scope, receive, tracker)
         finally:
             self._active -= 1
-            release_slot(scope)
-            route = scope.get("route_template") or self._routes.get(scope.get("endpoint"), UNMATCHED)
+            state.release_slot()
+            route = state.route or self._routes.get(scope.get("endpoint"), UNMATCHED)
             method = "HEAD" if is_head else scope["method"]
             status = oauth.status if oauth is not None and oauth.status else tracker.status
-            self.record(method, route, status, perf_counter() - started, scope)
+            path = scope["path"] if route == UNMATCHED else None
+            self.record(method, route, status, perf_counter() - started, state.principal, path)
 
     def identify(self, found: Mapping[bytes, bytes]) -> bytes:
         """The request's id, which from now on stands in its log lines, as does the trace it belongs to."""
@@ -130,13 +132,11 @@ class RequestContext:
         trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
         return request_id.encode()
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, tracker: "_ResponseTracker", found: dict[bytes, bytes]
-    ) -> None:
+    async def _answer(self, state: RequestState, scope: Scope, receive: Receive, tracker: "_ResponseTracker") -> None:
         try:
-            check_headers(scope)
+            state.check_headers()
             check_path(scope.get("raw_path") or b"")
-            length = found.get(b"content-length")
+            length = state.headers.get(b"content-length")
             if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
                 # Refused before a byte of it is read. The server reads over the rest: were the connection closed,
                 # the client would often see a reset before the answer.
@@ -182,7 +182,7 @@ class RequestContext:
 
     async def _answer_for_server(self, scope: Scope, receive: Receive, tracker: "_ResponseTracker") -> None:
         """What the server as a whole can do (RFC 9110, section 9.3.7)."""
-        scope["route_template"] = _WHOLE_SERVER
+        state_of(scope).route = _WHOLE_SERVER
         answer = Response(status_code=204, headers={"Allow": ", ".join(sorted(_METHODS)), "Cache-Control": "no-store"})
         await answer(scope, receive, self._security.wrap(tracker.send))
 
@@ -197,24 +197,32 @@ class RequestContext:
             return given.decode()
         return f"{self._prefix}-{next(self._numbers):x}"
 
-    def record(self, method: str, route: str, status: int, seconds: float, scope: Scope) -> None:
-        """Counts a request that is over, and writes its line."""
+    def record(
+        self,
+        method: str,
+        route: str,
+        status: int,
+        seconds: float,
+        principal: Principal | None,
+        path: str | None = None,
+    ) -> None:
+        """Counts a request that is over, and writes its line. `path` is that of a request without a route."""
         key = (method if method in _METHODS else "OTHER", route, status)
         observe = self._observers.get(key)
         if observe is None:
             observe = self._observers[key] = _duration.labels(key[0], route, str(status)).observe
         observe(seconds)
         if self._access_log is not None:
-            self._access_log.write(method, route, status, seconds, scope)
+            self._access_log.write(method, route, status, seconds, principal, path)
 
 
 class _ResponseTracker:
     """One answer on its way out. The answer to HEAD ends with its head."""
 
-    __slots__ = ("_request_id", "_scope", "_send", "answered", "status")
+    __slots__ = ("_request_id", "_send", "_state", "answered", "status")
 
-    def __init__(self, scope: Scope, send: Send, request_id: tuple[bytes, bytes], *, is_head: bool) -> None:
-        self._scope = scope
+    def __init__(self, state: RequestState, send: Send, request_id: tuple[bytes, bytes], *, is_head: bool) -> None:
+        self._state = state
         self._send = send
         self._request_id = request_id
         self.answered = asyncio.Event() if is_head else None
@@ -223,10 +231,10 @@ class _ResponseTracker:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             # A client that does not read its answer must not hold what others need to get theirs.
-            release_slot(self._scope)
+            self._state.release_slot()
             self.status = message["status"]
             # Not in place: the list may be that of a cached answer.
-            quota: QuotaBucket | None = self._scope.get("quota")
+            quota = self._state.quota
             if quota is None:
                 message["headers"] = [*message["headers"], self._request_id]
             else:

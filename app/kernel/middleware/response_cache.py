@@ -13,18 +13,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.kernel.auth import Principal
 from app.kernel.cache import CachedAnswer
 from app.kernel.errors import PreconditionFailed
 from app.kernel.headers.codings import LARGEST_AT_ONCE, gzip_etag
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.headers.response_head import PreparedHead, send_whole
 from app.kernel.http import body_etag, matches_any, matches_strongly, problem_response
 from app.kernel.ids import UserId
-from app.kernel.middleware.admission import acquire_slot
 from app.kernel.middleware.deadline import TimedRequest
 from app.kernel.middleware.security_headers import SecurityHeaders
-from app.kernel.rate_limits import charge
+from app.kernel.request.principal import Principal
+from app.kernel.request.state import state_of
 from app.kernel.resources import Resources
 
 # What `chosen` looks at.
@@ -80,24 +78,26 @@ class ResponseCache:
             await self._app(scope, receive, send if scope["type"] != "http" else _Uncached(send).send)
             return
         read = self._reads.get(scope["path"])
-        principal: Principal | None = scope.get("principal")
+        state = state_of(scope)
+        principal = state.principal
         if read is None or principal is None or not read.scopes <= principal.scopes:
-            await acquire_slot(scope)
+            await state.acquire_slot()
             await self._app(scope, receive, _Conditional(self, scope, send).send)
             return
         key = key_of(principal, read, scope)
         answer = self._cache.get_local(key)
         if answer is None:
-            await acquire_slot(scope)
+            await state.acquire_slot()
             await self._answer_miss(scope, receive, send, read, principal, key)
         else:
-            scope["route_template"] = read.path
+            state.route = read.path
             await self.send_answer(answer, scope, send)
 
     async def _answer_miss(
         self, scope: Scope, receive: Receive, send: Send, read: CachedRead, principal: Principal, key: str
     ) -> None:
-        charge(scope, 1.0)
+        state = state_of(scope)
+        state.charge(1.0)
         capture = _Capture(self, scope, send)
         timed = TimedRequest(self._loop, scope, receive, send, self._resources.http.request_timeout)
         if not self._cache.is_under_way(key):
@@ -105,7 +105,7 @@ class ResponseCache:
         fill: Callable[[], Awaitable[CachedAnswer | None]]
         handler = None if scope["query_string"] else read.handler
         if handler is not None:
-            scope["route_template"] = read.path
+            state.route = read.path
             fill = partial(self._ask_handler, handler, principal)
         else:
             fill = partial(self._ask_framework, scope, timed, capture)
@@ -123,7 +123,7 @@ class ResponseCache:
             # It knows the request: a circle that only the collector would find.
             timed.on_gone = None
         if answer is not None:
-            scope["route_template"] = read.path
+            state.route = read.path
             await self.send_answer(answer, scope, send)
         elif not capture.is_used:
             await self._app(scope, timed.receive, _Conditional(self, scope, send).send)
@@ -140,7 +140,7 @@ class ResponseCache:
 
     async def send_answer(self, answer: CachedAnswer, scope: Scope, send: Send) -> None:
         """Sends what of a finished answer its request wants, by the order of RFC 9110, section 13.2.2."""
-        found = headers_of(scope)
+        found = state_of(scope).headers
         if_match = found.get(b"if-match")
         if if_match is not None and not matches_strongly(if_match, answer.etag):
             await problem_response(PreconditionFailed())(scope, _nothing, self._security.wrap(send))

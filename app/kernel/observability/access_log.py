@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 from time import time
-from typing import Any
+from typing import Protocol
 from urllib.parse import quote
+from uuid import UUID
 
 import orjson
 
@@ -16,18 +17,25 @@ UNMATCHED = "unmatched"
 _LONGEST_PATH = 200
 
 
+class _Caller(Protocol):
+    """A request's caller, as far as the log tells."""
+
+    @property
+    def user_id(self) -> UUID: ...
+
+
 class AccessLog:
     """Makes the lines and leaves them to `output`."""
 
     def __init__(self, *, json_lines: bool) -> None:
         self._json_lines = json_lines
 
-    def write(self, method: str, route: str, status: int, seconds: float, scope: Any) -> None:
-        """Adds the line of one request; `seconds` is how long it took."""
+    def write(
+        self, method: str, route: str, status: int, seconds: float, caller: _Caller | None, path: str | None
+    ) -> None:
+        """Adds the line of one request; `seconds` is how long it took, and `path` is told of one without a route."""
         milliseconds = round(seconds * 1000, 2)
-        path = logged_path(scope["path"]) if route == UNMATCHED else None
         if self._json_lines:
-            principal = scope.get("principal")
             event = {
                 "ts": datetime.fromtimestamp(time(), UTC),
                 "level": "info",
@@ -38,13 +46,13 @@ class AccessLog:
                 "route": route,
                 "status": status,
                 "ms": milliseconds,
-                "user_id": principal.user_id if principal else None,
+                "user_id": caller.user_id if caller else None,
             }
             if path is not None:
-                event["path"] = path
+                event["path"] = logged_path(path)
             line = orjson.dumps(event)
         else:
-            where = route if path is None else f"{route} {path}"
+            where = route if path is None else f"{route} {logged_path(path)}"
             line = f"{method:6} {status} {milliseconds:8.2f} ms  {where}  {request_id_var.get()}".encode()
         output.write(line)
 

@@ -6,7 +6,7 @@ all processes share one quota, hardly any request waits, and none does for more 
 process grants its own share.
 """
 
-from app.kernel.rate_limits.buckets import Policy, QuotaBucket, QuotaExceeded, charge, charge_done
+from app.kernel.rate_limits.buckets import Policy, QuotaBucket, QuotaExceeded
 from app.kernel.rate_limits.limits import RateLimits
 
-__all__ = ["Policy", "QuotaBucket", "QuotaExceeded", "RateLimits", "charge", "charge_done"]
+__all__ = ["Policy", "QuotaBucket", "QuotaExceeded", "RateLimits"]

@@ -1,11 +1,9 @@
 """What one process knows of one caller's quota."""
 
 from asyncio import Event
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from math import ceil
 from time import monotonic
-from typing import Any
 
 from app.kernel.errors import TooManyRequests
 
@@ -214,25 +212,3 @@ class QuotaBucket:
         if self.tokens < cost and self.is_refused(cost):
             raise QuotaExceeded(retry_after=self.seconds_refused())
         self.tokens -= cost
-
-
-def charge(scope: MutableMapping[str, Any], cost: float) -> None:
-    """Charges the caller of a request `cost` units, what the request has paid for already included.
-
-    Raises:
-        QuotaExceeded: the quota is known to be used up.
-    """
-    bucket: QuotaBucket | None = scope.get("quota")
-    if bucket is not None and cost > scope["paid"]:
-        bucket.charge(cost - scope["paid"])
-        scope["paid"] = cost
-
-
-def charge_done(scope: MutableMapping[str, Any], cost: float) -> None:
-    """Charges the caller of a request `cost` units for work that is done, what the request has paid for already
-    included. It is never refused; the requests that follow wait until it is paid.
-    """
-    bucket: QuotaBucket | None = scope.get("quota")
-    if bucket is not None and cost > scope["paid"]:
-        bucket.tokens -= cost - scope["paid"]
-        scope["paid"] = cost

@@ -4,10 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from fastapi import Request
-from starlette.types import Scope
-
-from app.kernel.headers.request_headers import headers_of
+from app.kernel.request.state import RequestState
 from app.kernel.settings import HttpSettings
 
 _MAX_USER_AGENT = 512
@@ -21,32 +18,30 @@ _MAX_FORWARDED = 512
 _PROXY_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via")
 
 
-def client_address(scope: Scope, settings: HttpSettings) -> str | None:
+def client_address(state: RequestState, settings: HttpSettings) -> str | None:
     """The client's IP address; IPv4 in its own form also where it came mapped into IPv6.
 
     `X-Forwarded-For`, or `Forwarded` (RFC 7239) where that is what the proxies set, counts only from the right, and
     only as far as each hop is one of `trusted_proxies`; what a client writes into it itself is never believed.
     """
-    client = scope.get("client")
-    peer: str | None = client[0] if client else None
+    peer = state.peer
     if peer is None or not settings.trusted_proxies:
         return _normal(peer)
     name = settings.forwarded_header.encode()
-    forwarded = headers_of(scope).get(name, b"")[-_MAX_FORWARDED:]
+    forwarded = state.headers.get(name, b"")[-_MAX_FORWARDED:]
     return _walk(peer, forwarded, settings.trusted_proxies, is_standard=name == b"forwarded")
 
 
-def hides_client(scope: Scope, settings: HttpSettings) -> bool:
+def hides_client(state: RequestState, settings: HttpSettings) -> bool:
     """Whether a request came through a proxy that is not trusted, or that does not name the client: the address that is
     left then is the proxy's, which says nothing of the client.
     """
-    headers = headers_of(scope)
+    headers = state.headers
     if not any(name in headers for name in _PROXY_HEADERS):
         return False
-    client = scope.get("client")
-    peer = _normal(client[0]) if client else None
+    peer = _normal(state.peer)
     is_trusted = peer is not None and is_within(peer, settings.trusted_proxies)
-    is_named = settings.forwarded_header.encode() in headers and client_address(scope, settings) is not None
+    is_named = settings.forwarded_header.encode() in headers and client_address(state, settings) is not None
     return not (is_trusted and is_named)
 
 
@@ -63,10 +58,9 @@ def site_of(address: str | None) -> str:
     return network_of(address, ipv4_prefix=_IPV4_SITE_PREFIX, ipv6_prefix=_IPV6_SITE_PREFIX)
 
 
-def user_agent(request: Request) -> str | None:
+def user_agent(state: RequestState) -> str | None:
     """The `User-Agent`, shortened to 512 characters."""
-    value = request.headers.get("user-agent")
-    return value[:_MAX_USER_AGENT] if value else None
+    return state.headers.get(b"user-agent", b"").decode("latin-1")[:_MAX_USER_AGENT] or None
 
 
 @lru_cache(maxsize=_CACHED)

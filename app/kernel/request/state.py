@@ -1,0 +1,148 @@
+"""What the layers learn of one request, in one object that every layer, dependency and route asks.
+
+async def record_events(state: RequestStateDep, ...) -> Response:
+state.charge(5)
+"""
+
+from collections.abc import AsyncIterable, Callable, Hashable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.types import Scope
+
+from app.kernel.errors import AppError
+from app.kernel.fairness.ticket import AdmissionTicket, UploadCount
+from app.kernel.headers.request_headers import RepeatedHeader, read_headers
+from app.kernel.rate_limits import QuotaBucket
+from app.kernel.request.principal import Principal
+
+_KEY = "onehop.request"
+
+
+class RequestState:
+    """One request from its head on; `state_of` makes it once.
+
+    `headers` are its fields by name, in lower case, as `read_headers` has them, and `peer` is the address at the other
+    end of the connection. `network` is that of a client without a valid token, and `paid` what was charged to `quota`.
+    `route` is the path template of what answers, and `endpoint` the function that does, once they are known.
+    """
+
+    __slots__ = (
+        "admission",
+        "authentication_error",
+        "endpoint",
+        "headers",
+        "network",
+        "paid",
+        "parsed_json",
+        "peer",
+        "principal",
+        "quota",
+        "repeated_header",
+        "route",
+    )
+
+    def __init__(self, headers: dict[bytes, bytes], repeated_header: bytes | None, peer: str | None) -> None:
+        self.headers = headers
+        self.repeated_header = repeated_header
+        self.peer = peer
+        self.principal: Principal | None = None
+        # For the route to raise, if it is not public.
+        self.authentication_error: AppError | None = None
+        self.network: str | None = None
+        self.quota: QuotaBucket | None = None
+        self.paid = 0.0
+        # None where every request is admitted.
+        self.admission: AdmissionTicket | None = None
+        self.route: str | None = None
+        self.endpoint: Callable[..., Any] | None = None
+        # The body, for what looks at it after `kernel.http.direct`.
+        self.parsed_json: Any = None
+
+    def check_headers(self) -> None:
+        """Raises RepeatedHeader if a field that holds one value came more than once."""
+        if self.repeated_header is not None:
+            raise RepeatedHeader(self.repeated_header.decode("latin-1").title())
+
+    def charge(self, cost: float) -> None:
+        """Charges the caller `cost` units, what the request has paid for already included.
+
+        Raises:
+            QuotaExceeded: the quota is known to be used up.
+        """
+        if self.quota is not None and cost > self.paid:
+            self.quota.charge(cost - self.paid)
+            self.paid = cost
+
+    def charge_done(self, cost: float) -> None:
+        """Charges the caller `cost` units for work that is done, what the request has paid for already included. It is
+        never refused; the requests that follow wait until it is paid.
+        """
+        if self.quota is not None and cost > self.paid:
+            self.quota.tokens -= cost - self.paid
+            self.paid = cost
+
+    async def acquire_slot(self) -> None:
+        """Waits for a slot, if the request goes on without one so far.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self.admission is not None:
+            await self.admission.acquire(self._caller())
+
+    async def assign_slot(self) -> None:
+        """Counts the slot as its caller's, once both are known.
+
+        Raises:
+            Overloaded: the caller has half of the slots, and others want some.
+        """
+        if self.admission is not None:
+            await self.admission.assign(self._caller())
+
+    def release_slot(self) -> None:
+        """Gives the slot back, if the request has one. From now on the request only sends or waits."""
+        if self.admission is not None:
+            self.admission.release(self.route if self.endpoint is None else self.endpoint)
+
+    def pause_slot(self) -> UploadCount | None:
+        """Takes the slot away until the rest of the body has come (`AdmissionTicket.pause`)."""
+        return None if self.admission is None else self.admission.pause()
+
+    def paced(self, chunks: AsyncIterable[bytes], *, is_compressed: bool) -> AsyncIterable[bytes]:
+        """The chunks of a stored file, no faster than its caller's share of the time allows."""
+        return chunks if self.admission is None else self.admission.pace(chunks, is_compressed=is_compressed)
+
+    def _caller(self) -> Hashable | None:
+        """The user, or the network of a client that has not proved to be one; None: not known yet."""
+        return self.principal.user_id if self.principal is not None else self.network
+
+
+def state_of(scope: Scope) -> RequestState:
+    """The state of a request, from its ASGI scope.
+
+    From the first call on `scope["headers"]` has a line for each of `RequestState.headers`, for Starlette and FastAPI.
+    """
+    state: RequestState | None = scope.get(_KEY)
+    if state is None:
+        fields = scope["headers"]
+        headers, repeated = read_headers(fields)
+        if len(headers) != len(fields) or b"cookie" in headers:
+            scope["headers"] = list(headers.items())
+        client = scope.get("client")
+        state = scope[_KEY] = RequestState(headers, repeated, client[0] if client else None)
+    return state
+
+
+def ignore_header(scope: Scope, name: bytes) -> None:
+    """From now on the request has no such field for any layer, route or framework."""
+    headers = state_of(scope).headers
+    if headers.pop(name, None) is not None:
+        scope["headers"] = list(headers.items())
+
+
+async def _state(request: Request) -> RequestState:
+    return state_of(request.scope)
+
+
+RequestStateDep = Annotated[RequestState, Depends(_state)]
