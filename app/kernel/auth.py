@@ -215,9 +215,9 @@ def Require(*scopes: str, cost: float = 1.0) -> Any:  # noqa: N802 - reads as a 
     return Security(_Demand(Permission(scopes=frozenset(scopes), cost=cost)), scopes=list(scopes))
 
 
-def RequireRole(role: Literal["admin"]) -> Any:  # noqa: N802 - as above
+def RequireRole(role: Literal["admin"], *, cost: float = 1.0) -> Any:  # noqa: N802 - as above
     """Demands an authenticated caller with `role`, and a credential that carries the scope of the same name."""
-    return Security(_Demand(Permission(scopes=frozenset({role}), role=role)), scopes=[role])
+    return Security(_Demand(Permission(scopes=frozenset({role}), role=role, cost=cost)), scopes=[role])
 
 
 CurrentPrincipal = Annotated[Principal, Require()]

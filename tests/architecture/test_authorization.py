@@ -136,6 +136,7 @@ ROWS: dict[str, Row] = {
     "GET /v1/admin/jobs": Row(ADMIN),
     "GET /v1/admin/jobs/{job_id}": Row(ADMIN),
     "POST /v1/admin/jobs/{job_id}/cancel": Row(ADMIN, 409),
+    "POST /v1/admin/jobs/bulk": Row(ADMIN, 202, {"action": "retry", "filter": {"state": "failed"}}),
     "POST /v1/admin/jobs/{job_id}/retry": Row(ADMIN, 202),
     "POST /v1/admin/mail/suppressions/lift": Row(ADMIN, 200, {"email": "gone@example.com"}),
 }

@@ -64,9 +64,12 @@ ENTRIES: dict[str, str] = {
     "GET /v1/admin/jobs": "admin_read",
     "GET /v1/admin/jobs/{job_id}": "admin_read",
     "POST /v1/admin/jobs/{job_id}/cancel": "job_cancelled_by_admin",
+    "POST /v1/admin/jobs/bulk": "jobs_changed_in_bulk",
     "POST /v1/admin/jobs/{job_id}/retry": "job_retried_by_admin",
     "POST /v1/admin/mail/suppressions/lift": "mail_suppression_lifted",
 }
+# Of these the trail of the administrator tells, and of the others that of the user.
+OF_THE_ADMIN = {"admin_read", "queue_paused", "queue_resumed", "mail_suppression_lifted", "jobs_changed_in_bulk"}
 WITHOUT: dict[str, str] = {
     "POST /unsubscribe": "has one, if it turns something off; tests/jobs/test_weekly_report.py looks at it",
     "POST /v1/auth/refresh": "goes on with a session; its row says when and from where",
@@ -281,6 +284,9 @@ CALLS: dict[str, Call] = {
     "GET /v1/admin/jobs": lambda s, _: s.admin.get("/v1/admin/jobs"),
     "GET /v1/admin/jobs/{job_id}": _get_job,
     "POST /v1/admin/jobs/{job_id}/cancel": _cancel,
+    "POST /v1/admin/jobs/bulk": lambda s, _: s.admin.post(
+        "/v1/admin/jobs/bulk", json={"action": "cancel", "filter": {"kind": "test.none"}}
+    ),
     "POST /v1/admin/jobs/{job_id}/retry": _retry,
     "POST /v1/admin/mail/suppressions/lift": lambda s, p: s.admin.post(
         "/v1/admin/mail/suppressions/lift", json={"email": p.email}
@@ -317,7 +323,7 @@ async def test_every_such_call_leaves_its_entry(
         )
         found = [row for row in rows if row["action"] == action and row["actor_id"] and row["ip"] == "127.0.0.1"]
         whose = {row["user_id"] for row in found}
-        is_admins = action in {"admin_read", "queue_paused", "queue_resumed", "mail_suppression_lifted"}
+        is_admins = action in OF_THE_ADMIN
         expected = admin.id if is_admins else person.id
         if (route != "POST /v1/auth/register" and expected not in whose) or not found:
             missing[route] = [row["action"] for row in rows]

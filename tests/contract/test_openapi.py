@@ -137,6 +137,7 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
         "DELETE /v1/webhooks/endpoints/{endpoint_id}",
     }
     assert readers("IdempotencyKey") == {
+        "POST /v1/admin/jobs/bulk",
         "POST /v1/auth/api-keys",
         "POST /v1/auth/refresh",
         "POST /v1/events",

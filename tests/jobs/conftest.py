@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from aiohttp import web
 
@@ -33,6 +34,18 @@ async def proven(person: Person, connection: "asyncpg.Connection[asyncpg.Record]
     """A user without any job whose address is verified, and whose invoices are therefore sent to others."""
     await connection.execute("UPDATE identity.accounts SET email_verified_at = now() WHERE user_id = $1", person.id)
     return person
+
+
+@pytest.fixture
+async def admin(
+    client: httpx.AsyncClient, make_person: MakePerson, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> Person:
+    """A user who was made an administrator and has logged in again since."""
+    person = await make_person()
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
+    answer = await client.post("/v1/auth/login", json={"email": person.email, "password": person.password})
+    assert answer.status_code == 200, answer.text
+    return Person(client, person.id, person.email, person.password, answer.json()["tokens"])
 
 
 @pytest.fixture

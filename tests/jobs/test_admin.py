@@ -4,38 +4,15 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 import asyncpg
-import httpx
-import orjson
 import pytest
 
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import MakePerson, Person
+from tests.jobs.rows import put_in
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 EXPORT = {"kind": "export.events", "args": {"format": "csv"}}
-# What a row has that says nothing else; its id has the same time.
-DEFAULTS = {
-    "priority": 2,
-    "version": 1,
-    "attempt": 0,
-    "max_attempts": 8,
-    "rescues": 0,
-    "timeout_seconds": 300,
-    "run_at": "2024-06-09T00:00:00Z",
-    "created_at": "2024-06-10T02:35:18Z",
-    "is_due": True,
-}
-
-
-@pytest.fixture
-async def admin(client: httpx.AsyncClient, make_person: MakePerson, connection: Connection) -> Person:
-    """A user who was made an administrator and has logged in again since."""
-    person = await make_person()
-    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-    answer = await client.post("/v1/auth/login", json={"email": person.email, "password": person.password})
-    assert answer.status_code == 200, answer.text
-    return Person(client, person.id, person.email, person.password, answer.json()["tokens"])
 
 
 @pytest.mark.parametrize(
@@ -96,21 +73,6 @@ async def test_everybodys_jobs_are_listed_and_retried(
     answer = await admin.post(f"/v1/admin/jobs/{ids[0]}/retry")
     assert (answer.status_code, answer.json()["state"], answer.json()["attempt"]) == (202, "queued", 0)
     assert (await admin.post(f"/v1/admin/jobs/{ids[0]}/retry")).status_code == 409
-
-
-async def put_in(connection: Connection, number: int, **columns: Any) -> str:
-    """A job with an id that grows with `number`; answers it."""
-    values: dict[str, Any] = {"kind": "test.noop", "lane": "default", "args": "{}", "state": 0} | columns
-    values["id"] = f"01900000-0000-7000-8000-{number:012x}"
-    if values["state"] >= 2:
-        values["finished_at"] = "2026-01-01T00:00:00Z"
-    values = DEFAULTS | values
-    names = ", ".join(values)
-    await connection.execute(
-        f"INSERT INTO jobs.jobs ({names}) SELECT {names} FROM jsonb_populate_record(NULL::jobs.jobs, $1) AS r",  # noqa: S608 - names of columns
-        orjson.dumps(values).decode(),
-    )
-    return str(values["id"])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from app.jobs.handlers.bulk import bulk
 from app.jobs.handlers.clean import KIND_CLEAN, clean
 from app.jobs.handlers.email_send import email_send
 from app.jobs.handlers.export_account import export_account
@@ -15,6 +16,7 @@ from app.jobs.service.scheduling import Schedule
 from app.kernel.queue import JobKind
 
 _KINDS: tuple[JobKind[Any], ...] = (
+    bulk,
     clean,
     email_send,
     export_account,

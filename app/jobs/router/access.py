@@ -23,6 +23,7 @@ FileReader = Annotated[Principal, Require("jobs:read", cost=2)]
 WebhookCaller = Annotated[Principal, Require("webhooks:manage", cost=5)]
 WebhookManager = Annotated[Principal, Require("webhooks:manage")]
 Admin = Annotated[Principal, RequireRole("admin")]
+AdminStarter = Annotated[Principal, RequireRole("admin", cost=5)]
 
 
 async def _runtime(request: Request) -> JobsRuntime:

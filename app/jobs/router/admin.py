@@ -3,24 +3,39 @@
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 
 from app.identity.api import IDENTITY_KINDS, record_admin_read
 from app.jobs.records import AdminJob, QueueDepth, State, api_state
 from app.jobs.records.administration import JobDetail, JobFilter
-from app.jobs.router.access import Admin, DeviceDep, Runtime, actor_of, fragment
+from app.jobs.router.access import Admin, AdminStarter, DeviceDep, Runtime, actor_of, fragment
 from app.jobs.schemas.admin import (
     AdminJobDetail,
+    AdminJobFilter,
     AdminJobList,
     AdminJobPage,
     AdminJobView,
+    BulkJobsAccepted,
+    BulkJobsCount,
+    BulkJobsRequest,
     QueueList,
     SuppressedAddress,
     SuppressionLifted,
 )
-from app.jobs.service import administration, mail_outbox
+from app.jobs.service import administration, bulk, mail_outbox
 from app.jobs.service.submitting import Kinds
-from app.kernel.http import Id, PageQueryDep, Router, json_response, path_name, problem_responses
+from app.kernel.database import Tx
+from app.kernel.http import (
+    Id,
+    PageQueryDep,
+    Router,
+    json_response,
+    located,
+    path_name,
+    problem_responses,
+    reads_headers,
+)
+from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.queue import REDACTED
 from app.kernel.resources import ResourcesDep
@@ -109,6 +124,32 @@ async def retry_any_job(principal: Admin, resources: ResourcesDep, device: Devic
     return json_response(_admin_view(job), status=202)
 
 
+@router.post(
+    "/jobs/bulk",
+    status_code=202,
+    response_model=BulkJobsAccepted,
+    responses=located(202)
+    | {200: {"model": BulkJobsCount, "description": "How many jobs would be changed: the answer to `dry_run`"}},
+    openapi_extra=reads_headers("IdempotencyKey"),
+)
+async def change_jobs(
+    request: Request, principal: AdminStarter, resources: ResourcesDep, device: DeviceDep, body: BulkJobsRequest
+) -> Response:
+    """Retry, cancel or delete all jobs that fit a filter, or count them. A job does it, which is one of yours."""
+    wanted = _filter_of(body.filter)
+    actor = actor_of(principal, device)
+    if body.dry_run:
+        matched = await bulk.count_bulk(resources.db, body.action, wanted)
+        await record_admin_read(resources.db, resources.clock, actor, "jobs")
+        return json_response({"matched": matched})
+
+    async def submit(tx: Tx) -> Response:
+        job = await bulk.submit_bulk(tx, resources.queue, resources.clock, actor, body.action, wanted)
+        return json_response({"job": _admin_view(job)}, status=202, headers={"Location": f"/v1/admin/jobs/{job.id}"})
+
+    return await idempotent(request, resources, principal.user_id, operation="jobs.bulk", effect=submit)
+
+
 @router.post("/mail/suppressions/lift", response_model=SuppressionLifted)
 async def lift_mail_suppression(
     principal: Admin, resources: ResourcesDep, device: DeviceDep, body: SuppressedAddress
@@ -164,7 +205,7 @@ def _detail_view(job: JobDetail, kinds: Kinds) -> dict[str, Any]:
     }
 
 
-def _filter_of(query: AdminJobList) -> JobFilter:
+def _filter_of(query: AdminJobList | AdminJobFilter) -> JobFilter:
     return JobFilter(
         state=query.state,
         kind=query.kind,

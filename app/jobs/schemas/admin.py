@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.jobs.records import JobState
+from app.jobs.records.administration import BulkAction
 from app.jobs.schemas.jobs import EXAMPLE_JOB, ArtifactLink, JobError, Progress
 from app.kernel.http import (
     EXAMPLE_ID,
@@ -118,6 +119,49 @@ class AdminJobPage(Schema):
 
     items: list[AdminJobView] = Field(description="Jobs, newest first.")
     next_cursor: NextCursor
+
+
+class AdminJobFilter(Schema, json_schema_extra=example({"state": "failed", "kind": "export.events"})):
+    """Conditions that a job has to fit, all of them; at least one."""
+
+    state: JobState | None = Field(None, description="In this state.")
+    kind: str | None = Field(None, min_length=1, max_length=64, description="Of this kind.")
+    queue: str | None = Field(None, min_length=1, max_length=64, description="Of this queue.")
+    user_id: Id | None = Field(None, description="Of this user.")
+    error: str | None = Field(None, min_length=1, max_length=200, description="With this code in `error`.")
+    since: Timestamp | None = Field(None, description="Created from this time on.")
+    until: Timestamp | None = Field(None, description="Created before this time.")
+
+    @model_validator(mode="after")
+    def _is_some(self) -> "AdminJobFilter":
+        if all(value is None for _, value in self):
+            raise ValueError("name at least one condition")
+        return self
+
+
+class BulkJobsRequest(
+    Schema, json_schema_extra=example({"action": "retry", "filter": {"state": "failed"}, "dry_run": True})
+):
+    """A change of all jobs that fit a filter when the request is made."""
+
+    action: BulkAction = Field(
+        description="`retry` starts failed and cancelled jobs over, `cancel` ends unfinished ones, `delete` deletes "
+        "finished ones with their files; other jobs that fit stay as they are."
+    )
+    filter: AdminJobFilter = Field(description="Which jobs.")
+    dry_run: bool = Field(default=False, description="Whether only to count the jobs.")
+
+
+class BulkJobsCount(Schema, json_schema_extra=example({"matched": 10_000})):
+    """The answer to a dry run."""
+
+    matched: int = Field(description="Jobs that would be changed now; 100,000 stands for any larger number.")
+
+
+class BulkJobsAccepted(Schema):
+    """The job that changes the others."""
+
+    job: AdminJobView = Field(description="The job; its `progress` counts, and its `result` tells the outcome.")
 
 
 class SuppressedAddress(Schema, json_schema_extra=example({"email": "ada@example.com"})):

@@ -99,3 +99,13 @@ class InvoiceEmailResult(Schema):
 
     invoice_id: UUID = Field(description="Id of the invoice.")
     email: InvoiceEmailOutcome = Field(description="The outcome of the e-mail.")
+
+
+class BulkResult(Schema):
+    """How many jobs a bulk change was about."""
+
+    done: int = Field(description="How many jobs were changed.")
+    skipped: int = Field(
+        description="How many jobs were left as they are, because they had left the state meanwhile or an unfinished "
+        "job has their unique key."
+    )

@@ -11,6 +11,7 @@ from typing_extensions import TypeAliasType
 
 from app.jobs.records import JobState
 from app.jobs.schemas.job_kinds import (
+    BulkResult,
     ExportAccountArgs,
     ExportAccountResult,
     ExportEventsArgs,
@@ -186,6 +187,13 @@ class InvoiceEmailJob(_Job):
     result: InvoiceEmailResult | None = Field(description="Set once the job has succeeded.")
 
 
+class BulkJob(_Job):
+    """A change of all jobs that fit a filter, as an administrator has asked for it."""
+
+    kind: Literal["jobs.bulk"] = Field(description="The kind of job.")
+    result: BulkResult | None = Field(description="Set once the job has succeeded.")
+
+
 class SystemJob(_Job):
     """A job that the service has enqueued by itself, such as the delivery of a webhook."""
 
@@ -196,7 +204,7 @@ class SystemJob(_Job):
 JobView = TypeAliasType(
     "JobView",
     Annotated[
-        ExportEventsJob | ExportAccountJob | ReportActivityJob | InvoicePdfJob | InvoiceEmailJob | SystemJob,
+        ExportEventsJob | ExportAccountJob | ReportActivityJob | InvoicePdfJob | InvoiceEmailJob | BulkJob | SystemJob,
         Field(discriminator="kind", description="A job, as its owner sees it; `result` by its `kind`."),
     ],
 )
