@@ -81,17 +81,18 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
 
 
 class AddressArgs(JobArgs):
-    """About an address, whether or not it has an account. `known_version`: of the account, when the device became known
-    that asks; None for a stranger.
+    """About an address, whether or not it has an account. `known_user_id` and `known_version`: the account that the
+    device which asks is known to, and its version; None for a stranger.
     """
 
     email: str
     user_id: str | None = None
+    known_user_id: str | None = None
     known_version: int | None = None
 
     def is_asked_by_owner(self, account: Account) -> bool:
         """Whether the device is still known."""
-        return self.known_version == account.version
+        return (self.known_user_id, self.known_version) == (str(account.user_id), account.version)
 
 
 class ChangeArgs(JobArgs):

@@ -68,7 +68,7 @@ async def resend(
     wish = await ask_for_mail(identity, "verification", email, device, device_cookie)
     if wish.is_granted:
         async with db.statement("identity.resend_verification") as tx:
-            await mail_registered(tx, identity.queue, email, known_version=wish.known_version)
+            await mail_registered(tx, identity.queue, email, known=wish.known)
 
 
 async def request_change(

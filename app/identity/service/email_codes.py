@@ -59,7 +59,7 @@ async def request_code(
     wish = await ask_for_mail(identity, "code", email, device, device_cookie)
     if wish.is_granted:
         async with db.statement("identity.request_code") as tx:
-            await mail_code(tx, identity.queue, email, known_version=wish.known_version)
+            await mail_code(tx, identity.queue, email, known=wish.known)
 
 
 async def log_in_by_code(
@@ -80,11 +80,12 @@ async def log_in_by_code(
     async with identity.throttle.attempt(buckets):
         async with db.read("identity.login") as conn:
             account = await get_account_by_email(conn, canonical)
-        is_known = known is not None and account is not None and account.version == known.version
+        is_known = known is not None and account is not None and known.is_of(account)
         if known is not None and not is_known:
-            owed = identity.throttle.email_code_buckets(canonical, device.ip, is_known=False)
-            await identity.throttle.reserve(owed)
-            buckets = [*buckets, *owed]
+            # What all known devices of the account share is not for a stranger to use up.
+            await identity.throttle.release(buckets)
+            buckets = identity.throttle.email_code_buckets(canonical, device.ip, is_known=False)
+            await identity.throttle.reserve(buckets)
         user_id = account.user_id if account else _NOT_AN_ACCOUNT
         code_hash = hash_login_code(identity.keys, user_id, as_shown(credentials.code))
         async with db.statement("identity.try_code") as tx:

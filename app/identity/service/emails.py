@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from app.identity.service.devices import KnownDevice
 from app.kernel.database import Tx
 from app.kernel.ids import UserId
 from app.kernel.queue import Queue
@@ -30,26 +31,28 @@ Notice = Literal[
 ]
 
 
-async def mail_registered(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
+async def mail_registered(tx: Tx, queue: Queue, email: str, *, known: KnownDevice | None = None) -> None:
     """To the address that was registered: how to verify it, or that there is an account already.
 
-    `known_version`: of the account, when the device became known that asks; None for a stranger.
+    `known`: the device that asks; None for a stranger.
     """
-    await _enqueue(tx, queue, KIND_REGISTERED, _asked(email, known_version), None)
+    await _enqueue(tx, queue, KIND_REGISTERED, _asked(email, known), None)
 
 
-async def mail_reset(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
-    """How to set a new password, if `email` has an account. `known_version` as above."""
-    await _enqueue(tx, queue, KIND_RESET, _asked(email, known_version), None)
+async def mail_reset(tx: Tx, queue: Queue, email: str, *, known: KnownDevice | None = None) -> None:
+    """How to set a new password, if `email` has an account. `known` as above."""
+    await _enqueue(tx, queue, KIND_RESET, _asked(email, known), None)
 
 
-async def mail_code(tx: Tx, queue: Queue, email: str, *, known_version: int | None = None) -> None:
-    """A code to log in with, if `email` has an account. `known_version` as above."""
-    await _enqueue(tx, queue, KIND_CODE, _asked(email, known_version), None)
+async def mail_code(tx: Tx, queue: Queue, email: str, *, known: KnownDevice | None = None) -> None:
+    """A code to log in with, if `email` has an account. `known` as above."""
+    await _enqueue(tx, queue, KIND_CODE, _asked(email, known), None)
 
 
-def _asked(email: str, known_version: int | None) -> dict[str, Any]:
-    return {"email": email} if known_version is None else {"email": email, "known_version": known_version}
+def _asked(email: str, known: KnownDevice | None) -> dict[str, Any]:
+    if known is None:
+        return {"email": email}
+    return {"email": email, "known_user_id": str(known.user_id), "known_version": known.version}
 
 
 async def mail_change(tx: Tx, queue: Queue, user_id: UserId, new_email: str, version: int) -> None:

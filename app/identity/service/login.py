@@ -59,7 +59,9 @@ class LoggedIn:
     def of(cls, identity: IdentityServices, account: Account, user: users.User, opened: Opened) -> "LoggedIn":
         """A session that was `opened` after all the factors of `account` were proven."""
         epoch = account.factor_epoch if account.totp_enabled else 0
-        cookie = identity.devices.issue(canonical_email(account.email), account.version, factor_epoch=epoch)
+        cookie = identity.devices.issue(
+            canonical_email(account.email), account.user_id, account.version, factor_epoch=epoch
+        )
         return cls(SignedIn(user, opened.tokens), cookie)
 
 
@@ -103,7 +105,7 @@ async def log_in(db: Database, identity: IdentityServices, credentials: Credenti
     async with identity.throttle.attempt(buckets):
         async with db.read("identity.login") as conn:
             account = await get_account_by_email(conn, canonical)
-        if known is not None and (account is None or account.version != known.version):
+        if known is not None and (account is None or not known.is_of(account)):
             owed = identity.throttle.stranger_buckets(canonical, ip)
             await identity.throttle.reserve(owed)
             buckets = [*buckets, *owed]
@@ -140,7 +142,7 @@ async def verify_second_factor(
         raise InvalidMfaToken
     known = identity.devices.recognise(device_cookie, pending.email_canonical)
     # With the password alone a client can collect any number of cookies that have not passed the factor.
-    has_passed = known is not None and (known.version, known.factor_epoch) == (account.version, account.factor_epoch)
+    has_passed = known is not None and known.is_of(account) and known.factor_epoch == account.factor_epoch
     buckets = identity.throttle.code_buckets(
         user_id, device.ip, known.id if known and has_passed else None, is_totp=second_factor.is_totp(code)
     )

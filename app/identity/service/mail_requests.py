@@ -5,16 +5,17 @@ from typing import Literal
 
 from app.identity.records import Device
 from app.identity.service.container import IdentityServices
+from app.identity.service.devices import KnownDevice
 from app.kernel.request.client_address import network_of
 from app.kernel.validation.addresses import canonical_email
 
 
 @dataclass(frozen=True, slots=True)
 class MailWish:
-    """Whether the request is passed on, and the version of the account at which its device became known, if it did."""
+    """Whether the request is passed on, and its device, if that has shown a genuine cookie."""
 
     is_granted: bool
-    known_version: int | None
+    known: KnownDevice | None
 
 
 async def ask_for_mail(
@@ -36,4 +37,4 @@ async def ask_for_mail(
         await throttle.reserve(throttle.registration_buckets(device.ip, identity.registrations_per_network))
     source = known.id if known else network_of(device.ip)
     is_granted = await throttle.may_ask_for_mail(purpose, canonical, source)
-    return MailWish(is_granted, known.version if known else None)
+    return MailWish(is_granted, known)

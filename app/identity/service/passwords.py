@@ -33,7 +33,7 @@ async def forget(
     wish = await ask_for_mail(identity, "reset", email, device, device_cookie)
     if wish.is_granted:
         async with db.statement("identity.forgot_password") as tx:
-            await mail_reset(tx, identity.queue, email, known_version=wish.known_version)
+            await mail_reset(tx, identity.queue, email, known=wish.known)
 
 
 async def reset(db: Database, identity: IdentityServices, token: str, new_password: str, device: Device) -> str:
@@ -51,7 +51,7 @@ async def reset(db: Database, identity: IdentityServices, token: str, new_passwo
     used, version = await _reset(db, identity, token, password, password_hash, device)
     canonical = canonical_email(used.email)
     await _open_brakes(identity, used.user_id, canonical)
-    return identity.devices.issue(canonical, version, factor_epoch=0)
+    return identity.devices.issue(canonical, used.user_id, version, factor_epoch=0)
 
 
 async def _open_brakes(identity: IdentityServices, user_id: UserId, email_canonical: str) -> None:
