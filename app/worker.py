@@ -30,6 +30,8 @@ from app.jobs.api import (
     WorkerHealth,
     delete_abandoned_folders,
     queue_shares,
+    report_end,
+    report_for_ever,
     use_fonts,
     user_caps,
 )
@@ -182,6 +184,7 @@ async def open_worker(
         executor.completions.announce_for_ever,
         partial(executor.maintain, runner),
         relay.run,
+        partial(report_for_ever, db, runner, worker_id, __version__, every=jobs.heartbeat),
         partial(confirm_secret, db, resources.keys),
         *(partial(consume, server, queue, runner, executor) for server in range(len(queue.urls))),
     ]
@@ -192,6 +195,7 @@ async def open_worker(
         await _stop(loops)
         # A worker that drained has none left. Others would go on with what is closed below, and open it again.
         await _stop(runner.tasks.values())
+        await report_end(db, worker_id)
         await mailer.close()
         await sender.close()
         await close_resources(resources)

@@ -87,6 +87,13 @@ class QueueNotFound(NotFound):
     title = "Queue not found"
 
 
+class ScheduleNotFound(NotFound):
+    """No schedule has this name."""
+
+    code = "schedule_not_found"
+    title = "Schedule not found"
+
+
 class InvoiceNotFound(NotFound):
     """The caller has no invoice with this id."""
 

@@ -133,6 +133,11 @@ ROWS: dict[str, Row] = {
     "GET /v1/admin/queues": Row(ADMIN),
     "POST /v1/admin/queues/{queue}/pause": Row(ADMIN, 204),
     "POST /v1/admin/queues/{queue}/resume": Row(ADMIN, 204),
+    "GET /v1/admin/schedules": Row(ADMIN),
+    "POST /v1/admin/schedules/{name}/pause": Row(ADMIN, 404),
+    "POST /v1/admin/schedules/{name}/resume": Row(ADMIN, 404),
+    "POST /v1/admin/schedules/{name}/run": Row(ADMIN, 404),
+    "GET /v1/admin/workers": Row(ADMIN),
     "GET /v1/admin/jobs": Row(ADMIN),
     "GET /v1/admin/jobs/{job_id}": Row(ADMIN),
     "POST /v1/admin/jobs/{job_id}/cancel": Row(ADMIN, 409),
@@ -296,7 +301,11 @@ async def test_the_right_caller_gets_through(
         caller = await (make_admin if who == "admin" else make_person)()
         owner = await make_person() if row.who == ADMIN else caller
         names_something = any(name in route for name in OWNED)
-        parts = await belongings(owner) if names_something else {"{user_id}": str(owner.id), "{queue}": "bulk"}
+        parts = (
+            await belongings(owner)
+            if names_something
+            else {"{user_id}": str(owner.id), "{queue}": "bulk", "{name}": "x"}
+        )
         answer = await call(client, route, parts, str(caller.tokens["access_token"]))
         if answer.status_code != row.answer:
             wrong[route] = (answer.status_code, answer.text)

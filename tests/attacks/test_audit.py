@@ -61,6 +61,9 @@ ENTRIES: dict[str, str] = {
     "GET /v1/admin/users/{user_id}/security-events": "admin_read",
     "POST /v1/admin/queues/{queue}/pause": "queue_paused",
     "POST /v1/admin/queues/{queue}/resume": "queue_resumed",
+    "POST /v1/admin/schedules/{name}/pause": "schedule_paused",
+    "POST /v1/admin/schedules/{name}/resume": "schedule_resumed",
+    "POST /v1/admin/schedules/{name}/run": "schedule_run",
     "GET /v1/admin/jobs": "admin_read",
     "GET /v1/admin/jobs/{job_id}": "admin_read",
     "POST /v1/admin/jobs/{job_id}/cancel": "job_cancelled_by_admin",
@@ -69,7 +72,10 @@ ENTRIES: dict[str, str] = {
     "POST /v1/admin/mail/suppressions/lift": "mail_suppression_lifted",
 }
 # Of these the trail of the administrator tells, and of the others that of the user.
-OF_THE_ADMIN = {"admin_read", "queue_paused", "queue_resumed", "mail_suppression_lifted", "jobs_changed_in_bulk"}
+OF_THE_ADMIN = {
+    *("admin_read", "queue_paused", "queue_resumed", "mail_suppression_lifted", "jobs_changed_in_bulk"),
+    *("schedule_paused", "schedule_resumed", "schedule_run"),
+}
 WITHOUT: dict[str, str] = {
     "POST /unsubscribe": "has one, if it turns something off; tests/jobs/test_weekly_report.py looks at it",
     "POST /v1/auth/refresh": "goes on with a session; its row says when and from where",
@@ -89,6 +95,8 @@ WITHOUT: dict[str, str] = {
     "POST /v1/webhooks/endpoints/{endpoint_id}/test": "the delivery is on file",
     "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": "the delivery is on file",
     "GET /v1/admin/queues": "numbers without persons",
+    "GET /v1/admin/schedules": "of the program alone",
+    "GET /v1/admin/workers": "of the program alone",
 }
 
 
@@ -281,6 +289,9 @@ CALLS: dict[str, Call] = {
     "GET /v1/admin/users/{user_id}/security-events": _as_admin("GET", "/security-events"),
     "POST /v1/admin/queues/{queue}/pause": lambda s, _: s.admin.post("/v1/admin/queues/bulk/pause"),
     "POST /v1/admin/queues/{queue}/resume": lambda s, _: s.admin.post("/v1/admin/queues/bulk/resume"),
+    "POST /v1/admin/schedules/{name}/pause": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/pause"),
+    "POST /v1/admin/schedules/{name}/resume": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/resume"),
+    "POST /v1/admin/schedules/{name}/run": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/run"),
     "GET /v1/admin/jobs": lambda s, _: s.admin.get("/v1/admin/jobs"),
     "GET /v1/admin/jobs/{job_id}": _get_job,
     "POST /v1/admin/jobs/{job_id}/cancel": _cancel,

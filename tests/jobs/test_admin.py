@@ -22,6 +22,8 @@ EXPORT = {"kind": "export.events", "args": {"format": "csv"}}
         ("POST", "queues/bulk/pause"),
         ("POST", "queues/bulk/resume"),
         ("GET", "jobs"),
+        ("GET", "schedules"),
+        ("GET", "workers"),
         ("GET", "jobs/01a202c6-fe5c-7173-acaa-39c71dc7ae71"),
         ("POST", "jobs/01a202c6-fe5c-7173-acaa-39c71dc7ae71/cancel"),
         ("POST", "jobs/01a202c6-fe5c-7173-acaa-39c71dc7ae71/retry"),
@@ -33,13 +35,19 @@ async def test_only_administrators_may(person: Person, connection: Connection, m
     assert await connection.fetchval("SELECT count(*) FROM jobs.lanes") == 0
 
 
-async def test_queues_are_listed_paused_and_resumed(admin: Person, person: Person) -> None:
+async def test_queues_are_listed_paused_and_resumed(admin: Person, person: Person, connection: Connection) -> None:
     await person.post("/v1/jobs", json=EXPORT)
     queues = {queue["queue"]: queue for queue in (await admin.get("/v1/admin/queues")).json()["items"]}
     assert list(queues) == ["bulk", "critical", "default", "pdf", "webhooks"]
     assert (queues["bulk"]["waiting"], queues["bulk"]["running"], queues["bulk"]["paused"]) == (1, 0, False)
     assert queues["bulk"]["oldest_seconds"] >= 0
     assert queues["pdf"]["oldest_seconds"] is None
+    await put_in(connection, 1, state=3, lane="pdf")
+    await put_in(connection, 2, state=2, lane="pdf")
+    await connection.execute("UPDATE jobs.jobs SET finished_at = now() WHERE state >= 2")
+    queues = {queue["queue"]: queue for queue in (await admin.get("/v1/admin/queues")).json()["items"]}
+    assert (queues["pdf"]["finished_last_minute"], queues["pdf"]["failed_last_minute"]) == (2, 1)
+    assert (queues["bulk"]["finished_last_minute"], queues["bulk"]["failed_last_minute"]) == (0, 0)
     for _ in range(2):
         assert (await admin.post("/v1/admin/queues/bulk/pause")).status_code == 204
     paused = [queue["queue"] for queue in (await admin.get("/v1/admin/queues")).json()["items"] if queue["paused"]]

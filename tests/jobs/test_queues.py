@@ -209,7 +209,7 @@ async def test_a_full_queue_refuses_with_an_estimate(
     export = {"kind": "export.events", "args": {"format": "csv"}}
 
     async def report(waiting: int, finished: int) -> None:
-        depth = QueueDepth("bulk", False, waiting, 1.0, 3, finished)
+        depth = QueueDepth("bulk", False, waiting, 1.0, 3, finished, 0)
         await publish_backlogs(resources.bus, [depth])
 
         def is_heard() -> bool:

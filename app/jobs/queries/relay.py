@@ -257,7 +257,7 @@ WITH RECURSIVE found AS (
 ), known AS (
     SELECT unnest($1::text[]) AS lane UNION SELECT lane FROM found WHERE lane <> '' UNION SELECT lane FROM running
 ), newest AS (
-    SELECT lane, finished_at FROM jobs.jobs
+    SELECT lane, state, finished_at FROM jobs.jobs
     WHERE state >= 2 AND finished_at > now() - interval '1 minute'
     ORDER BY finished_at DESC LIMIT $2
 ), span AS (
@@ -265,13 +265,16 @@ WITH RECURSIVE found AS (
                 ELSE greatest(extract(epoch FROM now() - min(finished_at)), 0.001) END AS seconds
     FROM newest
 ), finished AS (
-    SELECT n.lane, (count(*) * 60 / min(s.seconds))::bigint AS finished FROM newest AS n CROSS JOIN span AS s
+    SELECT n.lane, (count(*) * 60 / min(s.seconds))::bigint AS finished,
+           (count(*) FILTER (WHERE n.state = 3) * 60 / min(s.seconds))::bigint AS failed
+    FROM newest AS n CROSS JOIN span AS s
     GROUP BY n.lane
 )
 SELECT k.lane AS queue, p.paused_at IS NOT NULL AS paused, w.waiting,
        CASE WHEN w.oldest IS NOT NULL THEN greatest(0, extract(epoch FROM now() - w.oldest)) END::float8
            AS oldest_seconds,
-       coalesce(r.running, 0) AS running, coalesce(f.finished, 0) AS finished
+       coalesce(r.running, 0) AS running, coalesce(f.finished, 0) AS finished,
+       coalesce(f.failed, 0) AS failed
 FROM known AS k
 CROSS JOIN LATERAL (
     SELECT count(*) AS waiting, min(c.run_at) AS oldest FROM (

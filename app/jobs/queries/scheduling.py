@@ -10,6 +10,7 @@ from app.jobs.records import (
     DueSchedule,
     ScheduleRow,
 )
+from app.jobs.records.administration import ScheduleStatus
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -51,7 +52,7 @@ async def delete_other_schedules(tx: Tx, names: Sequence[str]) -> None:
 
 LOCK_DUE_SCHEDULES = """
 SELECT s.name, s.kind, s.args, s.cron, s.timezone, s.catch_up, s.next_run_at FROM jobs.schedules AS s
-WHERE s.next_run_at <= $1
+WHERE s.next_run_at <= $1 AND s.paused_at IS NULL
 ORDER BY s.name
 FOR UPDATE SKIP LOCKED
 """
@@ -63,12 +64,68 @@ async def lock_due_schedules(tx: Tx, now: datetime) -> list[DueSchedule]:
 
 
 SET_NEXT_RUN = """
-UPDATE jobs.schedules SET last_run_at = next_run_at, next_run_at = $2 WHERE name = $1
+UPDATE jobs.schedules
+SET last_run_at = next_run_at, next_run_at = $2, last_job_id = coalesce($3, last_job_id) WHERE name = $1
 """
 
 
-async def set_next_run(tx: Tx, name: str, next_run_at: datetime) -> None:
-    await tx.execute(SET_NEXT_RUN, name, next_run_at)
+async def set_next_run(tx: Tx, name: str, next_run_at: datetime, job_id: UUID | None) -> None:
+    """Moves a schedule to its next time; `job_id` is the job of the newest time that has come, None: it was missed."""
+    await tx.execute(SET_NEXT_RUN, name, next_run_at, job_id)
+
+
+LIST_SCHEDULES = """
+SELECT s.name, s.kind, s.cron, s.timezone, s.paused_at, s.next_run_at, s.last_run_at, s.last_job_id,
+       j.state AS job_state, j.attempt AS job_attempt, j.run_at <= now() AS job_is_due, j.finished_at AS job_finished_at
+FROM jobs.schedules AS s LEFT JOIN jobs.jobs AS j ON j.id = s.last_job_id
+ORDER BY s.name
+"""
+
+
+async def list_schedules(conn: ReadConn) -> list[ScheduleStatus]:
+    """All schedules, by name, with the job of the newest run of each."""
+    return [ScheduleStatus(**row) for row in await conn.fetch(LIST_SCHEDULES)]
+
+
+LOCK_SCHEDULE = """
+SELECT s.name, s.kind, s.args, s.cron, s.timezone, s.catch_up, s.next_run_at FROM jobs.schedules AS s
+WHERE s.name = $1
+FOR UPDATE
+"""
+
+
+async def lock_schedule(tx: Tx, name: str) -> DueSchedule | None:
+    """A schedule as it stays until the transaction ends."""
+    row = await tx.fetchrow(LOCK_SCHEDULE, name)
+    return None if row is None else DueSchedule(**row)
+
+
+PAUSE_SCHEDULE = """
+UPDATE jobs.schedules SET paused_at = coalesce(paused_at, now()) WHERE name = $1
+"""
+
+
+async def pause_schedule(tx: Tx, name: str) -> None:
+    await tx.execute(PAUSE_SCHEDULE, name)
+
+
+RESUME_SCHEDULE = """
+UPDATE jobs.schedules SET paused_at = NULL, next_run_at = $2 WHERE name = $1 AND paused_at IS NOT NULL
+"""
+
+
+async def resume_schedule(tx: Tx, name: str, next_run_at: datetime) -> None:
+    """One that is not paused keeps its next time."""
+    await tx.execute(RESUME_SCHEDULE, name, next_run_at)
+
+
+SET_LAST_RUN = """
+UPDATE jobs.schedules SET last_run_at = $2, last_job_id = $3 WHERE name = $1
+"""
+
+
+async def set_last_run(tx: Tx, name: str, last_run_at: datetime, job_id: UUID) -> None:
+    await tx.execute(SET_LAST_RUN, name, last_run_at, job_id)
 
 
 IS_JOB_OF_SCHEDULE = """

@@ -291,7 +291,7 @@ class DispatchedJob:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How much of a queue waits, how much runs, and how much ended in the last minute.
+    """How much of a queue waits, how much runs, and how much ended in the last minute, `failed` among it.
 
     `oldest_seconds` is the age of the oldest job that waits, None if none does.
     """
@@ -302,6 +302,7 @@ class QueueDepth:
     oldest_seconds: float | None
     running: int
     finished: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)

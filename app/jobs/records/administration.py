@@ -102,3 +102,34 @@ class Position:
     done: int
     skipped: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleStatus:
+    """A schedule with its newest run; what is about the run's job is None where that is not there any more."""
+
+    name: str
+    kind: str
+    cron: str
+    timezone: str
+    paused_at: datetime | None
+    next_run_at: datetime
+    last_run_at: datetime | None
+    last_job_id: UUID | None
+    job_state: int | None
+    job_attempt: int | None
+    job_is_due: bool | None
+    job_finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker process as it has last reported itself."""
+
+    worker_id: str
+    version: str
+    queues: list[str]
+    slots: int
+    running: int
+    started_at: datetime
+    heartbeat_at: datetime

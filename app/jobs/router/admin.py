@@ -7,22 +7,24 @@ from fastapi import Query, Request, Response
 
 from app.identity.api import IDENTITY_KINDS, record_admin_read
 from app.jobs.records import AdminJob, QueueDepth, State, api_state
-from app.jobs.records.administration import JobDetail, JobFilter
+from app.jobs.records.administration import JobDetail, JobFilter, ScheduleStatus, WorkerStatus
 from app.jobs.router.access import Admin, AdminStarter, DeviceDep, Runtime, actor_of, fragment
 from app.jobs.schemas.admin import (
+    AdminJobAccepted,
     AdminJobDetail,
     AdminJobFilter,
     AdminJobList,
     AdminJobPage,
     AdminJobView,
-    BulkJobsAccepted,
     BulkJobsCount,
     BulkJobsRequest,
     QueueList,
+    SchedulePage,
     SuppressedAddress,
     SuppressionLifted,
+    WorkerPage,
 )
-from app.jobs.service import administration, bulk, mail_outbox
+from app.jobs.service import administration, bulk, mail_outbox, presence, scheduling
 from app.jobs.service.submitting import Kinds
 from app.kernel.database import Tx
 from app.kernel.http import (
@@ -41,6 +43,8 @@ from app.kernel.queue import REDACTED
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin", tags=["admin"])
+
+_SCHEDULE = path_name("Name of the schedule.")
 
 
 @router.get("/queues", response_model=QueueList)
@@ -72,6 +76,65 @@ async def resume_queue(
     admin = actor_of(principal, device)
     await administration.pause_queue(resources.db, resources.queue, resources.clock, admin, queue, paused=False)
     return Response(status_code=204)
+
+
+@router.get("/schedules", response_model=SchedulePage)
+async def list_schedules(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
+    """List the schedules with their next and newest runs."""
+    schedules = await scheduling.list_schedules(resources.db)
+    found = resources.cursors.paginate_in_memory(
+        "schedules", "", schedules, lambda schedule: (schedule.name,), tuple[str], limit=page.limit, cursor=page.cursor
+    )
+    return json_response(
+        {"items": [_schedule_view(schedule) for schedule in found.items], "next_cursor": found.next_cursor}
+    )
+
+
+@router.post("/schedules/{name}/pause", status_code=204)
+async def pause_schedule(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, name: Annotated[str, _SCHEDULE]
+) -> Response:
+    """Pause a schedule: run it on demand only."""
+    admin = actor_of(principal, device)
+    await scheduling.pause_schedule(resources.db, resources.clock, admin, name, paused=True)
+    return Response(status_code=204)
+
+
+@router.post("/schedules/{name}/resume", status_code=204)
+async def resume_schedule(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, name: Annotated[str, _SCHEDULE]
+) -> Response:
+    """Resume a paused schedule from its next time on."""
+    admin = actor_of(principal, device)
+    await scheduling.pause_schedule(resources.db, resources.clock, admin, name, paused=False)
+    return Response(status_code=204)
+
+
+@router.post("/schedules/{name}/run", status_code=202, response_model=AdminJobAccepted, responses=located(202))
+async def run_schedule(
+    principal: AdminStarter,
+    resources: ResourcesDep,
+    runtime: Runtime,
+    device: DeviceDep,
+    name: Annotated[str, _SCHEDULE],
+) -> Response:
+    """Run a schedule now, also a paused one. While a run on demand is unfinished, this answers with its job."""
+    job = await scheduling.run_schedule_now(
+        *(resources.db, resources.queue, resources.clock, IDENTITY_KINDS | runtime.kinds),
+        *(actor_of(principal, device), name),
+    )
+    return json_response({"job": _admin_view(job)}, status=202, headers={"Location": f"/v1/admin/jobs/{job.id}"})
+
+
+@router.get("/workers", response_model=WorkerPage)
+async def list_workers(_: Admin, resources: ResourcesDep, page: PageQueryDep) -> Response:
+    """List the worker processes."""
+    found = resources.cursors.paginate_in_memory(
+        *("workers", "", await presence.list_workers(resources.db), lambda worker: (worker.worker_id,), tuple[str]),
+        limit=page.limit,
+        cursor=page.cursor,
+    )
+    return json_response({"items": [_worker_view(worker) for worker in found.items], "next_cursor": found.next_cursor})
 
 
 @router.get("/jobs", response_model=AdminJobPage)
@@ -127,7 +190,7 @@ async def retry_any_job(principal: Admin, resources: ResourcesDep, device: Devic
 @router.post(
     "/jobs/bulk",
     status_code=202,
-    response_model=BulkJobsAccepted,
+    response_model=AdminJobAccepted,
     responses=located(202)
     | {200: {"model": BulkJobsCount, "description": "How many jobs would be changed: the answer to `dry_run`"}},
     openapi_extra=reads_headers("IdempotencyKey"),
@@ -167,7 +230,41 @@ def _queue_view(queue: QueueDepth) -> dict[str, Any]:
         "waiting": queue.waiting,
         "running": queue.running,
         "finished_last_minute": queue.finished,
+        "failed_last_minute": queue.failed,
         "oldest_seconds": queue.oldest_seconds,
+    }
+
+
+def _schedule_view(schedule: ScheduleStatus) -> dict[str, Any]:
+    state = schedule.job_state
+    last_run = {
+        "at": schedule.last_run_at,
+        "job_id": schedule.last_job_id,
+        "state": None
+        if state is None
+        else api_state(state, schedule.job_attempt or 0, is_due=bool(schedule.job_is_due)),
+        "finished_at": schedule.job_finished_at,
+    }
+    return {
+        "name": schedule.name,
+        "kind": schedule.kind,
+        "cron": schedule.cron,
+        "timezone": schedule.timezone,
+        "paused": schedule.paused_at is not None,
+        "next_run_at": schedule.next_run_at if schedule.paused_at is None else None,
+        "last_run": last_run if schedule.last_run_at else None,
+    }
+
+
+def _worker_view(worker: WorkerStatus) -> dict[str, Any]:
+    return {
+        "id": worker.worker_id,
+        "version": worker.version,
+        "queues": worker.queues,
+        "slots": worker.slots,
+        "running": worker.running,
+        "started_at": worker.started_at,
+        "last_heartbeat_at": worker.heartbeat_at,
     }
 
 

@@ -50,6 +50,7 @@ class QueueView(Schema):
     waiting: int = Field(description="Jobs that could run and wait for a worker; 100,000 stands for any larger number.")
     running: int = Field(description="Jobs that run.")
     finished_last_minute: int = Field(description="Jobs that reached a final state within the last minute.")
+    failed_last_minute: int = Field(description="Those among them that failed.")
     oldest_seconds: float | None = Field(description="Age of the oldest waiting job in seconds; null: none waits.")
 
 
@@ -158,10 +159,85 @@ class BulkJobsCount(Schema, json_schema_extra=example({"matched": 10_000})):
     matched: int = Field(description="Jobs that would be changed now; 100,000 stands for any larger number.")
 
 
-class BulkJobsAccepted(Schema):
-    """The job that changes the others."""
+class AdminJobAccepted(Schema):
+    """A job that does what was asked for."""
 
     job: AdminJobView = Field(description="The job; its `progress` counts, and its `result` tells the outcome.")
+
+
+class ScheduleRun(Schema):
+    """The newest run of a schedule, by the clock or on demand."""
+
+    at: datetime = Field(description="The time that the run stands for.")
+    job_id: UUID | None = Field(description="The job; null: it was put in by an older release.")
+    state: JobState | None = Field(description="Where the job is; null: it was deleted.")
+    finished_at: datetime | None = Field(description="When the job ended; null: not yet, or it was deleted.")
+
+
+class ScheduleView(
+    Schema,
+    json_schema_extra=example(
+        {
+            "name": "report.weekly",
+            "kind": "report.weekly",
+            "cron": "0 6 * * MON",
+            "timezone": "UTC",
+            "paused": False,
+            "next_run_at": EXAMPLE_TIME,
+            "last_run": {"at": EXAMPLE_TIME, "job_id": EXAMPLE_ID, "state": "succeeded", "finished_at": EXAMPLE_TIME},
+        }
+    ),
+):
+    """Jobs that come by the clock."""
+
+    name: str = Field(description="Name of the schedule.")
+    kind: str = Field(description="The kind of its jobs.")
+    cron: str = Field(description="When it runs: minute, hour, day of month, month, day of week.")
+    timezone: str = Field(description="Time zone of these times.")
+    paused: bool = Field(description="Whether it runs on demand only.")
+    next_run_at: datetime | None = Field(description="When it runs next; null: it is paused.")
+    last_run: ScheduleRun | None = Field(description="The newest run; null: none yet.")
+
+
+class SchedulePage(Schema):
+    """A page of schedules."""
+
+    items: list[ScheduleView] = Field(description="Schedules, by name.")
+    next_cursor: NextCursor
+
+
+class WorkerView(
+    Schema,
+    json_schema_extra=example(
+        {
+            "id": "host:17",
+            "version": "1.0.0",
+            "queues": ["bulk", "default"],
+            "slots": 50,
+            "running": 3,
+            "started_at": EXAMPLE_TIME,
+            "last_heartbeat_at": EXAMPLE_TIME,
+        }
+    ),
+):
+    """A worker process."""
+
+    id: str = Field(description="Host and process id.")
+    version: str = Field(description="Version of the program.")
+    queues: list[str] = Field(description="Queues that it serves.")
+    slots: int = Field(description="Jobs that it runs at a time at most.")
+    running: int = Field(description="Jobs that it ran at its last heartbeat.")
+    started_at: datetime = Field(description="When it started.")
+    last_heartbeat_at: datetime = Field(
+        description="When it last said that it is there; one that was killed stays in the list for a day."
+    )
+
+
+class WorkerPage(Schema):
+    """A page of workers."""
+
+    items: list[WorkerView] = Field(description="Workers, by id.")
+    next_cursor: NextCursor
 
 
 class SuppressedAddress(Schema, json_schema_extra=example({"email": "ada@example.com"})):

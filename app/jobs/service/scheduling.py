@@ -10,14 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import orjson
 from cronsim import CronSim
 
+from app.identity.api import Actor, lock_admin, record_security_event
+from app.jobs.errors import JobNotFound, ScheduleNotFound
 from app.jobs.queries import scheduling as queries
-from app.jobs.records import DueSchedule, ScheduleRow
+from app.jobs.queries.administration import get_any_job
+from app.jobs.queries.relay import get_time
+from app.jobs.records import AdminJob, DueSchedule, ScheduleRow
+from app.jobs.records.administration import ScheduleStatus
 from app.jobs.service.submitting import Kinds
-from app.kernel.database import Database, retries_conflicts
+from app.kernel.clock import Clock
+from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.observability.telemetry import get_logger
 from app.kernel.queue import Queue
 
@@ -84,19 +92,83 @@ async def run_schedules(db: Database, queue: Queue, now: datetime, kinds: Kinds)
             if kind is None:
                 _logger.error("jobs.schedule_kind_unknown", schedule=schedule.name, kind=schedule.kind)
             times = await asyncio.to_thread(due_times, schedule, now) if kind is not None else []
+            job_id = None
             for time in times:
-                await queue.enqueue(
-                    tx,
-                    schedule.kind,
-                    {**schedule.parsed_args(), "scheduled_at": time.isoformat()},
-                    user_id=None,
-                    queue=kind.queue if kind is not None else "default",
-                    unique_key=f"{schedule.name}@{time.isoformat()}",
-                )
+                unique_key = f"{schedule.name}@{time.isoformat()}"
+                job_id = await _enqueue(tx, queue, schedule, kind.queue if kind is not None else "", time, unique_key)
             made += len(times)
             following = await asyncio.to_thread(next_time, schedule.cron, schedule.timezone, now)
-            await queries.set_next_run(tx, schedule.name, following)
+            await queries.set_next_run(tx, schedule.name, following, job_id)
     return made
+
+
+async def list_schedules(db: Database) -> list[ScheduleStatus]:
+    """All schedules, by name, with their next and newest runs."""
+    async with db.read("jobs.schedules") as conn:
+        return await queries.list_schedules(conn)
+
+
+@retries_conflicts
+async def pause_schedule(db: Database, clock: Clock, actor: Actor, name: str, *, paused: bool) -> None:
+    """Keeps all workers from running a schedule by the clock, or lets them again from its next time on: what passed
+    meanwhile is not caught up. The actor's trail tells.
+
+    Raises:
+        TokenRevoked, RoleRequired: the actor is no administrator any more.
+        ScheduleNotFound
+    """
+    async with db.transaction("jobs.pause_schedule") as tx:
+        await lock_admin(tx, clock, actor)
+        schedule = await _lock_schedule(tx, name)
+        if paused:
+            await queries.pause_schedule(tx, name)
+        else:
+            now = await get_time(tx)
+            following = await asyncio.to_thread(next_time, schedule.cron, schedule.timezone, now)
+            await queries.resume_schedule(tx, name, following)
+        action = "schedule_paused" if paused else "schedule_resumed"
+        await record_security_event(tx, clock, actor, action, data=orjson.dumps({"schedule": name}).decode())
+
+
+@retries_conflicts
+async def run_schedule_now(db: Database, queue: Queue, clock: Clock, kinds: Kinds, actor: Actor, name: str) -> AdminJob:
+    """Puts in a job of a schedule that stands for this moment, or finds the one that was put in so and is unfinished.
+    The actor's trail tells.
+
+    Raises:
+        TokenRevoked, RoleRequired: the actor is no administrator any more.
+        ScheduleNotFound: also where this release has no such kind of job.
+    """
+    async with db.transaction("jobs.run_schedule") as tx:
+        await lock_admin(tx, clock, actor)
+        schedule = await _lock_schedule(tx, name)
+        kind = kinds.get(schedule.kind)
+        if kind is None:
+            raise ScheduleNotFound
+        now = await get_time(tx)
+        job_id = await _enqueue(tx, queue, schedule, kind.queue, now, f"{name}@demand")
+        await queries.set_last_run(tx, name, now, job_id)
+        data = orjson.dumps({"schedule": name, "job_id": str(job_id)}).decode()
+        await record_security_event(tx, clock, actor, "schedule_run", data=data)
+        job = await get_any_job(tx, job_id)
+    if job is None:
+        raise JobNotFound
+    return job
+
+
+async def _lock_schedule(tx: Tx, name: str) -> DueSchedule:
+    schedule = await queries.lock_schedule(tx, name)
+    if schedule is None:
+        raise ScheduleNotFound
+    return schedule
+
+
+async def _enqueue(
+    tx: Tx, queue: Queue, schedule: DueSchedule, queue_name: str, time: datetime, unique_key: str
+) -> UUID:
+    """The id of the job that stands for `time`."""
+    args = {**schedule.parsed_args(), "scheduled_at": time.isoformat()}
+    return await queue.enqueue(tx, schedule.kind, args, user_id=None, queue=queue_name, unique_key=unique_key)
 
 
 def _row_of(schedule: Schedule, now: datetime) -> ScheduleRow:

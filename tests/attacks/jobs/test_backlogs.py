@@ -104,7 +104,7 @@ async def test_in_a_full_queue_users_with_nothing_waiting_are_accepted(
     backlogs = running_app._application.state.jobs.backlogs
 
     async def report(waiting: int) -> None:
-        await publish_backlogs(resources.bus, [QueueDepth("bulk", False, waiting, 9e9, 3, 60)])
+        await publish_backlogs(resources.bus, [QueueDepth("bulk", False, waiting, 9e9, 3, 60, 0)])
         await eventually(lambda: "bulk" in backlogs._reports and backlogs._reports["bulk"].waiting == waiting)
 
     other, third = await make_person(), await make_person()
