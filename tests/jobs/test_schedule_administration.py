@@ -39,7 +39,11 @@ async def test_a_schedule_is_shown_with_its_next_and_newest_run(
     schedule = await shown(admin)
     first = (start() + timedelta(minutes=30)).isoformat(timespec="microseconds").replace("+00:00", "Z")
     assert {name: schedule[name] for name in ("name", "kind", "cron", "timezone", "paused", "last_run")} == {
-        "name": "hourly", "kind": "test.noop", "cron": "0 * * * *", "timezone": "UTC", "paused": False,
+        "name": "hourly",
+        "kind": "test.noop",
+        "cron": "0 * * * *",
+        "timezone": "UTC",
+        "paused": False,
         "last_run": None,
     }
     assert datetime.fromisoformat(schedule["next_run_at"]) == datetime.fromisoformat(first)
