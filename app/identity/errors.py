@@ -152,6 +152,22 @@ class TooManyApiKeys(Conflict):
     title = "API key limit reached"
 
 
+class InvalidClient(Unauthenticated):
+    """No service account has this id and secret. The answer is the same for known and unknown ids."""
+
+    # Answered in OAuth's form.
+    in_api = False
+    code = "invalid_client"
+    title = "Unknown client or wrong secret"
+
+
+class ServiceAccountNotFound(NotFound):
+    """No service account has this id, or it has been deleted."""
+
+    code = "service_account_not_found"
+    title = "Service account not found"
+
+
 class AccountNotFound(NotFound):
     """No account has this id."""
 

@@ -295,6 +295,56 @@ class ApiKeyOwner:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """The account of a program, as administrators see it."""
+
+    user_id: UserId
+    name: str
+    scopes: list[str]
+    old_secret_expires_at: datetime | None
+    created_at: datetime
+
+    def view(self) -> dict[str, object]:
+        return {
+            "id": self.user_id,
+            "client_id": str(self.user_id),
+            "name": self.name,
+            "scopes": self.scopes,
+            "old_secret_expires_at": self.old_secret_expires_at,
+            "created_at": self.created_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceClient:
+    """What the issue of a token to a program needs to know."""
+
+    user_id: UserId
+    scopes: list[str]
+    secret_hash: bytes
+    old_secret_hash: bytes | None
+    old_secret_expires_at: datetime | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """An answer of the token endpoint without a refresh token (RFC 6749, section 4.4.3)."""
+
+    access_token: str
+    expires_in: int
+    scope: str
+
+    def view(self) -> dict[str, object]:
+        return {
+            "access_token": self.access_token,
+            "token_type": "Bearer",
+            "expires_in": self.expires_in,
+            "scope": self.scope,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class TotpFactor:
     """A TOTP seed, sealed. `last_step` is the newest time step whose code was used."""
 

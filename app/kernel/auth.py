@@ -36,11 +36,15 @@ SCOPES = {
     "webhooks:manage": "Manage your webhook endpoints",
     "admin": "Administer all accounts",
 }
+INTROSPECT = "introspect"
+# Those that no user's token has.
+SERVICE_SCOPES = {INTROSPECT: "Introspect any token"}
 Role = TypeAliasType("Role", Literal["user", "admin"])
 # Its name in the API document.
 BEARER_SCHEME = "BearerToken"
 _BEARER = b"bearer "
 _USER_SCOPES = frozenset(SCOPES) - {"admin"}
+SCOPES_OF_SERVICES = _USER_SCOPES | SERVICE_SCOPES.keys()
 SCOPES_OF_ROLE: dict[str, frozenset[str]] = {"user": _USER_SCOPES, "admin": frozenset(SCOPES)}
 
 

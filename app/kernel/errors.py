@@ -263,6 +263,15 @@ class OAuthError(AppError):
         self.oauth_code = oauth_code
 
 
+class OAuthClientRefused(OAuthError):
+    """A client that is not known, or has not proven to be itself."""
+
+    status = 401
+
+    def __init__(self, description: str) -> None:
+        super().__init__("invalid_client", description, headers={"WWW-Authenticate": 'Basic realm="onehop"'})
+
+
 class DeadlineExceeded(_Retryable):
     """The request took longer than the server allows. It may have had its effect: repeat it with the same
     `Idempotency-Key`.

@@ -116,6 +116,17 @@ CREATE TABLE identity.security_events (
     created_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE identity.service_accounts (
+    user_id uuid NOT NULL,
+    name text NOT NULL,
+    scopes text[] NOT NULL,
+    secret_hash bytea NOT NULL,
+    old_secret_hash bytea,
+    old_secret_expires_at timestamp with time zone,
+    created_by uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
 CREATE TABLE identity.sessions (
     user_id uuid NOT NULL,
     id uuid NOT NULL,
@@ -420,6 +431,9 @@ ALTER TABLE ONLY identity.revocations
 
 ALTER TABLE ONLY identity.security_events
     ADD CONSTRAINT security_events_pkey PRIMARY KEY (user_id, id);
+
+ALTER TABLE ONLY identity.service_accounts
+    ADD CONSTRAINT service_accounts_pkey PRIMARY KEY (user_id);
 
 ALTER TABLE ONLY identity.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (user_id, id);

@@ -130,6 +130,10 @@ ROWS: dict[str, Row] = {
     "GET /v1/admin/users/{user_id}/sessions": Row(ADMIN),
     "DELETE /v1/admin/users/{user_id}/sessions": Row(ADMIN),
     "GET /v1/admin/users/{user_id}/security-events": Row(ADMIN),
+    "POST /v1/admin/service-accounts": Row(ADMIN, 201, {"name": "billing", "scopes": ["introspect"]}),
+    "GET /v1/admin/service-accounts": Row(ADMIN),
+    "DELETE /v1/admin/service-accounts/{service_account_id}": Row(ADMIN, 404),
+    "POST /v1/admin/service-accounts/{service_account_id}/rotate-secret": Row(ADMIN, 404),
     "GET /v1/admin/queues": Row(ADMIN),
     "POST /v1/admin/queues/{queue}/pause": Row(ADMIN, 204),
     "POST /v1/admin/queues/{queue}/resume": Row(ADMIN, 204),
@@ -146,6 +150,7 @@ ROWS: dict[str, Row] = {
     "POST /v1/admin/mail/suppressions/lift": Row(ADMIN, 200, {"email": "gone@example.com"}),
 }
 PROTECTED = {route: row for route, row in ROWS.items() if row.who != PUBLIC}
+NAMED_BY_NOTHING = {"{queue}": "bulk", "{name}": "x", "{service_account_id}": NO_SUCH_JOB}
 OWNED = ("{session_id}", "{key_id}", "{job_id}", "{invoice_id}", "{endpoint_id}", "{delivery_id}")
 
 
@@ -184,8 +189,8 @@ async def belongings(owner: Person) -> dict[str, str]:
         "{delivery_id}": (await owner.get("/v1/webhooks/deliveries")).json()["items"][0]["id"],
         "{user_id}": str(owner.id),
         "{name}": "x",
-        "{queue}": "bulk",
         "{code}": "x",
+        **NAMED_BY_NOTHING,
     }
 
 
@@ -301,11 +306,7 @@ async def test_the_right_caller_gets_through(
         caller = await (make_admin if who == "admin" else make_person)()
         owner = await make_person() if row.who == ADMIN else caller
         names_something = any(name in route for name in OWNED)
-        parts = (
-            await belongings(owner)
-            if names_something
-            else {"{user_id}": str(owner.id), "{queue}": "bulk", "{name}": "x"}
-        )
+        parts = await belongings(owner) if names_something else NAMED_BY_NOTHING | {"{user_id}": str(owner.id)}
         answer = await call(client, route, parts, str(caller.tokens["access_token"]))
         if answer.status_code != row.answer:
             wrong[route] = (answer.status_code, answer.text)

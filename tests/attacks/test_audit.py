@@ -23,6 +23,7 @@ from tests.identity.conftest import LogIn, Mailbox
 from tests.jobs.receiver import LOCAL
 
 NEW = "a new horse 2026"
+PROGRAM = {"name": "billing", "scopes": ["introspect"]}
 ENTRIES: dict[str, str] = {
     "POST /v1/auth/register": "registered",
     "POST /v1/auth/login": "logged_in",
@@ -59,6 +60,10 @@ ENTRIES: dict[str, str] = {
     "GET /v1/admin/users/{user_id}/sessions": "admin_read",
     "DELETE /v1/admin/users/{user_id}/sessions": "revoked_by_admin",
     "GET /v1/admin/users/{user_id}/security-events": "admin_read",
+    "POST /v1/admin/service-accounts": "service_account_created",
+    "GET /v1/admin/service-accounts": "admin_read",
+    "DELETE /v1/admin/service-accounts/{service_account_id}": "service_account_deleted",
+    "POST /v1/admin/service-accounts/{service_account_id}/rotate-secret": "client_secret_rotated",
     "POST /v1/admin/queues/{queue}/pause": "queue_paused",
     "POST /v1/admin/queues/{queue}/resume": "queue_resumed",
     "POST /v1/admin/schedules/{name}/pause": "schedule_paused",
@@ -74,6 +79,7 @@ ENTRIES: dict[str, str] = {
 # Of these the trail of the administrator tells, and of the others that of the user.
 OF_THE_ADMIN = {
     *("admin_read", "queue_paused", "queue_resumed", "mail_suppression_lifted", "jobs_changed_in_bulk"),
+    *("service_account_created", "service_account_deleted", "client_secret_rotated"),
     *("schedule_paused", "schedule_resumed", "schedule_run"),
 }
 WITHOUT: dict[str, str] = {
@@ -287,6 +293,12 @@ CALLS: dict[str, Call] = {
     "GET /v1/admin/users/{user_id}/sessions": _as_admin("GET", "/sessions"),
     "DELETE /v1/admin/users/{user_id}/sessions": _as_admin("DELETE", "/sessions"),
     "GET /v1/admin/users/{user_id}/security-events": _as_admin("GET", "/security-events"),
+    "POST /v1/admin/service-accounts": lambda s, _: s.admin.post("/v1/admin/service-accounts", json=PROGRAM),
+    "GET /v1/admin/service-accounts": lambda s, _: s.admin.get("/v1/admin/service-accounts"),
+    "DELETE /v1/admin/service-accounts/{service_account_id}": lambda s, _: _on_program(s, "DELETE", ""),
+    "POST /v1/admin/service-accounts/{service_account_id}/rotate-secret": lambda s, _: _on_program(
+        s, "POST", "/rotate-secret"
+    ),
     "POST /v1/admin/queues/{queue}/pause": lambda s, _: s.admin.post("/v1/admin/queues/bulk/pause"),
     "POST /v1/admin/queues/{queue}/resume": lambda s, _: s.admin.post("/v1/admin/queues/bulk/resume"),
     "POST /v1/admin/schedules/{name}/pause": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/pause"),
@@ -303,6 +315,11 @@ CALLS: dict[str, Call] = {
         "/v1/admin/mail/suppressions/lift", json={"email": p.email}
     ),
 }
+
+
+async def _on_program(scene: Scene, method: str, path: str) -> httpx.Response:
+    made = await _made(scene.admin, "/v1/admin/service-accounts", PROGRAM)
+    return await scene.admin.request(method, f"/v1/admin/service-accounts/{made['id']}{path}")
 
 
 async def _delete_key(person: Person) -> httpx.Response:

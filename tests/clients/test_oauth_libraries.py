@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from requests.adapters import BaseAdapter
 from requests_oauthlib import OAuth2Session
 
 from tests.fixtures.people import PASSWORD, Person
+from tests.fixtures.servers import Connection
 
 BASE = "https://api.example.com"
 TOKEN_URL = f"{BASE}/v1/auth/token"
@@ -57,6 +59,34 @@ async def test_the_metadata_is_what_rfc_8414_asks_for(client: httpx.AsyncClient)
     found = await get_json(client, get_well_known_url(BASE, external=True))
     AuthorizationServerMetadata(found).validate()
     assert found["token_endpoint"] == TOKEN_URL
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
+async def test_authlib_as_a_program(
+    client: httpx.AsyncClient, person: Person, connection: Connection, method: str
+) -> None:
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
+    login = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    admin = replace(person, tokens=login.json()["tokens"])
+    program = {"name": "billing", "scopes": ["introspect", "events:write"]}
+    made = (await admin.post("/v1/admin/service-accounts", json=program)).json()
+    adapter = _ToApplication(client)
+
+    def use() -> tuple[dict[str, Any], str]:
+        session = AuthlibSession(
+            made["client_id"], made["client_secret"], token_endpoint_auth_method=method, scope="introspect"
+        )
+        session.mount("https://", adapter)
+        token = session.fetch_token(TOKEN_URL, grant_type="client_credentials")
+        wrong = AuthlibSession(made["client_id"], "cs_wrong", token_endpoint_auth_method=method)
+        wrong.mount("https://", adapter)
+        with pytest.raises(AuthlibError) as caught:
+            wrong.fetch_token(TOKEN_URL, grant_type="client_credentials")
+        return token, caught.value.error
+
+    token, error = await asyncio.to_thread(use)
+    assert (token["token_type"], token["scope"], error) == ("Bearer", "introspect", "invalid_client")
+    assert "refresh_token" not in token
 
 
 async def test_authlib(client: httpx.AsyncClient, person: Person) -> None:

@@ -90,7 +90,8 @@ def test_every_error_is_a_problem_or_of_oauth(document: dict[str, Any]) -> None:
     oauth = [
         ("POST", path, status) for path in sorted(OAUTH_PATHS) for status in ("400", "403", "408", "429", "503", "504")
     ]
-    assert sorted(others) == sorted([("GET", "/readyz", "503"), ("POST", "/v1/auth/introspect", "401"), *oauth])
+    oauth += [("POST", path, "401") for path in ("/v1/auth/introspect", "/v1/auth/token")]
+    assert sorted(others) == sorted([("GET", "/readyz", "503"), *oauth])
     for name, response in document["components"]["responses"].items():
         (content,) = response["content"].values()
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"}, name
@@ -138,6 +139,7 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
     }
     assert readers("IdempotencyKey") == {
         "POST /v1/admin/jobs/bulk",
+        "POST /v1/admin/service-accounts",
         "POST /v1/auth/api-keys",
         "POST /v1/auth/refresh",
         "POST /v1/events",

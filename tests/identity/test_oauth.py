@@ -55,7 +55,7 @@ async def test_authorize_of_the_documentation_works(app: FastAPI, client: httpx.
         ({}, "invalid_request"),
         ({"grant_type": "password", "username": "x"}, "invalid_request"),
         ({"grant_type": "refresh_token"}, "invalid_request"),
-        ({"grant_type": "client_credentials"}, "unsupported_grant_type"),
+        ({"grant_type": "authorization_code"}, "unsupported_grant_type"),
         ({"grant_type": "password", "username": "unknown@example.com", "password": "x"}, "invalid_grant"),
         (
             {"grant_type": "password", "username": "\ud800".encode("utf-8", "surrogatepass"), "password": "x"},

@@ -95,7 +95,8 @@ async def insert_account_if_new(
 
 
 # The first lock of each unit that changes what may act for an account, so that such units run one after the other, each
-# statement behind it sees what the one before has done, and a caller whose session or key has ended changes nothing.
+# statement behind it sees what the one before has done, and a caller whose session or key has ended changes nothing. A
+# caller with neither is a program, whose account must be there.
 LOCK_CALLER = """
 WITH account AS MATERIALIZED (
     SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled, factor_epoch
@@ -112,10 +113,14 @@ WITH account AS MATERIALIZED (
      WHERE user_id IN (SELECT user_id FROM account) AND id = $3
        AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $4)
        FOR SHARE
+), program AS (
+    SELECT user_id FROM identity.service_accounts
+     WHERE user_id IN (SELECT user_id FROM account) AND $2::uuid IS NULL AND $3::uuid IS NULL
+       FOR SHARE
 )
 SELECT user_id, email, email_verified_at, password_hash, status, role, version, totp_enabled, factor_epoch
   FROM account
- WHERE EXISTS (SELECT FROM session) OR EXISTS (SELECT FROM key)
+ WHERE EXISTS (SELECT FROM session) OR EXISTS (SELECT FROM key) OR EXISTS (SELECT FROM program)
 """
 
 
@@ -198,6 +203,15 @@ SELECT user_id FROM identity.accounts WHERE role = 'admin' AND status = 'active'
 
 async def lock_admins(tx: Tx) -> list[UUID]:
     return [row["user_id"] for row in await tx.fetch(LOCK_ADMINS)]
+
+
+BUMP_VERSION = "UPDATE identity.accounts SET version = version + 1 WHERE user_id = $1 RETURNING version"
+
+
+async def bump_version(tx: Tx, user_id: UserId) -> int:
+    """The new version of an account that is there."""
+    version: int = await tx.fetchval(BUMP_VERSION, user_id)
+    return version
 
 
 SET_ROLE = """
@@ -285,6 +299,8 @@ WITH account AS (
     DELETE FROM identity.one_time_tokens WHERE user_id IN (SELECT user_id FROM account)
 ), keys AS (
     DELETE FROM identity.api_keys WHERE user_id IN (SELECT user_id FROM account)
+), services AS (
+    DELETE FROM identity.service_accounts WHERE user_id IN (SELECT user_id FROM account)
 ), trail AS (
     UPDATE identity.security_events SET ip = NULL, user_agent = NULL, data = '{}'
      WHERE user_id IN (SELECT user_id FROM account)

@@ -1,6 +1,6 @@
 """The identity routes, by what they are about."""
 
-from app.identity.router import accounts, admin, api_keys, email_codes, oauth, second_factor, sessions
+from app.identity.router import accounts, admin, api_keys, email_codes, oauth, second_factor, service_accounts, sessions
 
 ROUTERS = (
     sessions.router,
@@ -12,6 +12,7 @@ ROUTERS = (
     api_keys.router,
     second_factor.router,
     admin.router,
+    service_accounts.router,
 )
 
 # Where errors have OAuth's form.

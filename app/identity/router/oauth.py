@@ -1,25 +1,35 @@
 """What OAuth 2 clients expect: token, introspection, revocation, keys and discovery."""
 
+from base64 import b64decode
 from typing import Annotated, Any
+from urllib.parse import unquote_plus
 
 from fastapi import Form, Request, Response
 
-from app.identity.errors import AccountBanned, EmailNotVerified, InvalidCredentials, InvalidRefreshToken, ScopeExceeded
-from app.identity.records import Tokens
+from app.identity.errors import (
+    AccountBanned,
+    EmailNotVerified,
+    InvalidClient,
+    InvalidCredentials,
+    InvalidRefreshToken,
+    ScopeExceeded,
+)
+from app.identity.records import AccessToken, Tokens
 from app.identity.router.dependencies import DeviceDep, IdentityDep
 from app.identity.schemas.oauth import (
     DiscoveryView,
     IntrospectionView,
+    IssuedTokensView,
     JwksView,
     OAuthErrorView,
     TokenForm,
     TokenOnlyForm,
 )
-from app.identity.schemas.sessions import TokensView
-from app.identity.service import introspection, login, token_refresh
+from app.identity.service import introspection, login, service_accounts, token_refresh
 from app.identity.service.devices import COOKIE_NAME
-from app.kernel.auth import SCOPES, CurrentPrincipal, HashingPublic, Public
-from app.kernel.errors import OAuthError
+from app.kernel.auth import SCOPES, SERVICE_SCOPES, CurrentPrincipal, HashingPublic, Public
+from app.kernel.errors import OAuthClientRefused, OAuthError
+from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import Router, StrictRoute, json_response
 from app.kernel.resources import ResourcesDep
 
@@ -40,13 +50,17 @@ _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
 _BEARER_ERROR: dict[int | str, dict[str, Any]] = {
     401: {"model": OAuthErrorView, "description": "The caller's own access token is missing or not valid"}
 }
+_CLIENT_ERROR: dict[int | str, dict[str, Any]] = {
+    401: {"model": OAuthErrorView, "description": "`invalid_client`: no service account has this id and secret"}
+}
+_ALL_SCOPES = sorted(SCOPES.keys() | SERVICE_SCOPES.keys())
 
 
 @router.post(
     "/token",
-    response_model=TokensView,
+    response_model=IssuedTokensView,
     dependencies=[HashingPublic],
-    responses=_OAUTH_ERROR,
+    responses=_OAUTH_ERROR | _CLIENT_ERROR,
 )
 async def issue_token(
     form: Annotated[TokenForm, Form()],
@@ -55,11 +69,14 @@ async def issue_token(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Issue tokens (RFC 6749), for first-party clients and the Authorize button of this documentation. `scope`
-    narrows what the tokens are good for.
+    """Issue tokens (RFC 6749), for first-party clients, service accounts, and the Authorize button of this
+    documentation. `scope` narrows what the tokens are good for.
     """
     scopes = _scopes(form.scope)
-    if form.grant_type == "refresh_token" and form.refresh_token:
+    tokens: Tokens | AccessToken
+    if form.grant_type == "client_credentials":
+        tokens = await _by_client(resources, identity, request, form, scopes)
+    elif form.grant_type == "refresh_token" and form.refresh_token:
         key = request.headers.get("idempotency-key")
         asked = token_refresh.RefreshRequest(form.refresh_token, key, device, scopes)
         tokens = await _by_refresh_token(resources, identity, asked)
@@ -70,16 +87,51 @@ async def issue_token(
     elif form.grant_type in ("password", "refresh_token", ""):
         raise OAuthError("invalid_request", "A parameter of this grant is missing.")
     else:
-        raise OAuthError("unsupported_grant_type", "Use password or refresh_token.")
+        raise OAuthError("unsupported_grant_type", "Use password, refresh_token or client_credentials.")
     return json_response(tokens.view(), headers={"Pragma": "no-cache"})
 
 
 def _scopes(text: str) -> frozenset[str] | None:
     """None: nothing was asked for. Raises OAuthError."""
     scopes = frozenset(text.split())
-    if not scopes <= SCOPES.keys():
-        raise OAuthError("invalid_scope", f"The scopes are: {' '.join(sorted(SCOPES))}.")
+    if not scopes <= SCOPES.keys() | SERVICE_SCOPES.keys():
+        raise OAuthError("invalid_scope", f"The scopes are: {' '.join(_ALL_SCOPES)}.")
     return scopes or None
+
+
+async def _by_client(
+    resources: ResourcesDep, identity: IdentityDep, request: Request, form: TokenForm, scopes: frozenset[str] | None
+) -> AccessToken:
+    """By HTTP Basic or by the form (RFC 6749, section 2.3.1)."""
+    basic = _basic_credentials(headers_of(request.scope).get(b"authorization"))
+    if basic is not None and form.client_secret:
+        raise OAuthError("invalid_request", "Authenticate in one way, not in two.")
+    client_id, secret = basic or (form.client_id, form.client_secret)
+    if not (client_id and secret):
+        raise OAuthClientRefused("The client has to authenticate.")
+    try:
+        credentials = service_accounts.ClientCredentials(client_id, secret, scopes)
+        return await service_accounts.issue_to_client(resources.db, identity, credentials)
+    except InvalidClient as error:
+        raise OAuthClientRefused(error.title) from error
+    except ScopeExceeded as error:
+        raise OAuthError("invalid_scope", error.title) from error
+
+
+def _basic_credentials(header: bytes | None) -> tuple[str, str] | None:
+    """Id and secret, each form-encoded before they were joined; None: another scheme, or none.
+
+    Raises:
+        OAuthClientRefused: the header is not well-formed.
+    """
+    if header is None or header[:6].lower() != b"basic ":
+        return None
+    try:
+        text = b64decode(header[6:].strip(), validate=True).decode("ascii")
+    except ValueError as error:
+        raise OAuthClientRefused("The Authorization header is not well-formed.") from error
+    client_id, _, secret = text.partition(":")
+    return unquote_plus(client_id), unquote_plus(secret)
 
 
 async def _by_refresh_token(
@@ -116,7 +168,7 @@ async def introspect(
     resources: ResourcesDep,
     identity: IdentityDep,
 ) -> Response:
-    """Introspect one of your tokens (RFC 7662). Administrators can introspect any token."""
+    """Introspect one of your tokens (RFC 7662). Administrators and the scope `introspect` can introspect any token."""
     if not form.token:
         raise OAuthError("invalid_request", "The token is missing.")
     return json_response(await introspection.introspect(resources.db, identity, principal, form.token))
@@ -163,12 +215,12 @@ def _discovery(identity: IdentityDep) -> dict[str, object]:
         "token_endpoint": f"{issuer}/v1/auth/token",
         "introspection_endpoint": f"{issuer}/v1/auth/introspect",
         "revocation_endpoint": f"{issuer}/v1/auth/revoke",
-        "grant_types_supported": ["password", "refresh_token"],
+        "grant_types_supported": ["password", "refresh_token", "client_credentials"],
         # Required, though there is no authorization endpoint: the registered value for an answer without tokens.
         "response_types_supported": ["none"],
-        "token_endpoint_auth_methods_supported": ["none"],
+        "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
         "revocation_endpoint_auth_methods_supported": ["none"],
         # The caller's own access token, as section 2 allows beside the ways of clients.
         "introspection_endpoint_auth_methods_supported": ["Bearer"],
-        "scopes_supported": sorted(SCOPES),
+        "scopes_supported": _ALL_SCOPES,
     }

@@ -1,10 +1,11 @@
 """The endpoints of OAuth, and the public keys."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import MISSING, BaseModel, Field
 
 from app.identity.schemas.api_keys import Scope
+from app.identity.schemas.fields import EXAMPLE_TOKENS
 from app.kernel.http import Schema, example
 
 
@@ -45,17 +46,19 @@ class TokenForm(
     )
     | {"required": ["grant_type"]},
 ):
-    """RFC 6749, sections 4.3 and 6. Unknown parameters are ignored, as section 3.2 demands."""
+    """RFC 6749, sections 4.3, 4.4 and 6. Unknown parameters are ignored, as section 3.2 demands."""
 
-    grant_type: FormText = _required("`password` or `refresh_token`.")
+    grant_type: FormText = _required("`password`, `refresh_token` or `client_credentials`.")
     username: FormText = Field("", description="Address of the account, for `password`.")
     password: FormText = Field("", description="Password of the account, for `password`.")
     refresh_token: FormText = Field("", description="Refresh token, for `refresh_token`.")
     scope: FormText = Field(
         "", description="Scopes that the tokens are to have, separated by spaces; empty: all that may be had."
     )
-    client_id: FormText = Field("", description="Ignored: clients do not register.")
-    client_secret: FormText = Field("", description="Ignored: clients do not register.")
+    client_id: FormText = Field(
+        "", description="Id of the service account, for `client_credentials` without HTTP Basic; ignored otherwise."
+    )
+    client_secret: FormText = Field("", description="Secret of the service account, as above.")
 
 
 class TokenOnlyForm(
@@ -68,6 +71,18 @@ class TokenOnlyForm(
 
     token: FormText = _required("The token, of any type.")
     token_type_hint: FormText = Field("", description="Ignored: the token shows its type.")
+
+
+class IssuedTokensView(BaseModel, json_schema_extra=example(EXAMPLE_TOKENS)):
+    """Tokens (RFC 6749, section 5.1)."""
+
+    access_token: str = Field(description="JWT (RFC 9068) to send as `Authorization: Bearer`.")
+    token_type: str = Field(description="Always `Bearer`.")
+    expires_in: int = Field(description="Lifetime of the access token in seconds.")
+    refresh_token: str | MISSING = Field(
+        MISSING, description="Refresh token, which works once; absent for `client_credentials`."
+    )
+    scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
 class IntrospectionView(BaseModel):
@@ -111,4 +126,4 @@ class DiscoveryView(Schema):
     introspection_endpoint_auth_methods_supported: list[str] = Field(
         description="How callers of introspection authenticate."
     )
-    scopes_supported: list[Scope] = Field(description="Scopes that tokens may have.")
+    scopes_supported: list[Scope | Literal["introspect"]] = Field(description="Scopes that tokens may have.")

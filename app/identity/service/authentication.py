@@ -237,6 +237,7 @@ def _principal_of(claims: Claims) -> Principal:
     return Principal(
         user_id=UserId(claims.sub),
         session_id=claims.sid,
+        kind="user" if claims.sid is not None else "service",
         scopes=frozenset(claims.scope.split()),
         roles=frozenset(claims.roles),
         token_id=str(claims.jti),

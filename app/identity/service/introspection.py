@@ -10,7 +10,7 @@ from app.identity.service.authentication import AUDIENCE
 from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_session
 from app.identity.service.tokens import REFRESH_PREFIX, MalformedToken, is_api_key
-from app.kernel.auth import InvalidToken
+from app.kernel.auth import INTROSPECT, InvalidToken
 from app.kernel.database import Database
 from app.kernel.ids import UserId
 from app.kernel.request.principal import Principal
@@ -38,7 +38,7 @@ async def introspect(db: Database, identity: IdentityServices, caller: Principal
             found |= {"iss": claims.iss, "aud": AUDIENCE, "iat": claims.iat, "exp": claims.exp}
             found |= {"client_id": claims.client_id} if claims.client_id else {}
     is_own = found.get("sub") == str(caller.user_id)
-    return found if is_own or caller.is_admin else _INACTIVE
+    return found if is_own or caller.is_admin or INTROSPECT in caller.scopes else _INACTIVE
 
 
 async def revoke(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
@@ -52,6 +52,9 @@ async def revoke(db: Database, identity: IdentityServices, token: str, device: D
             user_id, session_id = refresh_token.user_id, refresh_token.session_id
         else:
             claims = identity.key_ring.verify(token)
+            if claims.sid is None:
+                # Of a program: it ends by itself, or with the account.
+                return
             user_id, session_id = UserId(claims.sub), claims.sid
     except MalformedToken:
         return

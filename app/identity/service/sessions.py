@@ -311,7 +311,8 @@ def _sessions_of(
     with suppress(MalformedToken):
         if access_token is not None:
             claims = identity.key_ring.verify(access_token)
-            found.add((UserId(claims.sub), claims.sid))
+            if claims.sid is not None:
+                found.add((UserId(claims.sub), claims.sid))
     for text, tokens in ((cookie, identity.cookies), (refresh_token, identity.refresh_tokens)):
         with suppress(MalformedToken):
             if text is not None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from app.identity.records import Tokens, roles_of
+from app.identity.records import AccessToken, ServiceClient, Tokens, roles_of
 from app.identity.service.authentication import AUDIENCE
 from app.identity.service.tokens import Claims, KeyRing, RefreshToken, RefreshTokens, epoch_seconds
 from app.kernel.auth import SCOPES_OF_ROLE, Role
@@ -100,3 +100,28 @@ class TokenIssuer:
         )
         refresh_token = self._refresh_tokens.encode(RefreshToken(user_id, session_id, generation, scope.granted))
         return Tokens(self._key_ring.sign(claims), refresh_token, self.lifetime, text)
+
+    def issue_to_client(self, client: ServiceClient, scopes: frozenset[str], *, issued_at: datetime) -> AccessToken:
+        """An access token for a program, which belongs to no session and has no role.
+
+        Raises:
+            Unavailable: the signing key could not be loaded yet.
+        """
+        if not self._key_ring.can_sign:
+            raise Unavailable("The signing key is not loaded yet.")
+        issued = epoch_seconds(issued_at)
+        text = " ".join(sorted(scopes))
+        claims = Claims(
+            iss=self.issuer,
+            aud=AUDIENCE,
+            sub=client.user_id,
+            jti=uuid4(),
+            iat=issued,
+            exp=issued + self.lifetime,
+            scope=text,
+            roles=(),
+            ver=client.version,
+            inc=self._key_ring.incarnation,
+            client_id=str(client.user_id),
+        )
+        return AccessToken(self._key_ring.sign(claims), self.lifetime, text)

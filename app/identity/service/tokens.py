@@ -42,7 +42,7 @@ _MAX_TOKEN_LENGTH = 4096
 _PURPOSE_SIGNING = "signing-key"
 
 
-class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The claims of an access token. `iat` and `exp` are seconds of the epoch; `ver` is the account's version, `inc`
     the database's incarnation.
     """
@@ -50,7 +50,8 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     iss: str
     aud: str
     sub: UUID
-    sid: UUID
+    # Missing in tokens of programs, which have no session.
+    sid: UUID | None = None
     jti: UUID
     iat: int
     exp: int
@@ -146,6 +147,9 @@ class KeyRing:
             claims = msgspec.json.decode(_decode_segment(payload), type=Claims)
         except (KeyError, ValueError, InvalidSignature, msgspec.MsgspecError) as error:
             raise MalformedToken from error
+        if claims.sid is None and claims.client_id != str(claims.sub):
+            # Only a program has no session.
+            raise MalformedToken
         if claims.inc != self.incarnation:
             # Of an account or a session that a restored backup may not know.
             raise MalformedToken

@@ -16,7 +16,7 @@ class Principal:
     scopes: frozenset[str]
     roles: frozenset[str]
     token_id: str
-    kind: Literal["user", "api_key"] = "user"
+    kind: Literal["user", "api_key", "service"] = "user"
     # A client has asked for a token that may do less than its user.
     is_narrowed: bool = False
     # The user's id as it begins the keys of the response cache; made once per token instead of once per request.
@@ -26,7 +26,7 @@ class Principal:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_key", self.user_id.hex)
-        quota_key = f"limits:user:{self.user_id.hex}" if self.kind == "user" else f"limits:key:{self.token_id}"
+        quota_key = f"limits:key:{self.token_id}" if self.kind == "api_key" else f"limits:user:{self.user_id.hex}"
         object.__setattr__(self, "quota_key", quota_key)
 
     @property
