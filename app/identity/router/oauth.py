@@ -29,8 +29,8 @@ from app.identity.service import introspection, login, service_accounts, token_r
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import SCOPES, SERVICE_SCOPES, CurrentPrincipal, HashingPublic, Public
 from app.kernel.errors import OAuthClientRefused, OAuthError
-from app.kernel.headers.request_headers import headers_of
 from app.kernel.http import Router, StrictRoute, json_response
+from app.kernel.request.state import state_of
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -103,7 +103,7 @@ async def _by_client(
     resources: ResourcesDep, identity: IdentityDep, request: Request, form: TokenForm, scopes: frozenset[str] | None
 ) -> AccessToken:
     """By HTTP Basic or by the form (RFC 6749, section 2.3.1)."""
-    basic = _basic_credentials(headers_of(request.scope).get(b"authorization"))
+    basic = _basic_credentials(state_of(request.scope).headers.get(b"authorization"))
     if basic is not None and form.client_secret:
         raise OAuthError("invalid_request", "Authenticate in one way, not in two.")
     client_id, secret = basic or (form.client_id, form.client_secret)

@@ -13,11 +13,12 @@ from app.identity.schemas.service_accounts import (
 )
 from app.identity.service import service_accounts
 from app.identity.service.audit_log import record_admin_read
-from app.kernel.auth import Principal, RequireRole
+from app.kernel.auth import RequireRole
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQueryDep, Router, json_response, reads_headers
 from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
+from app.kernel.request.principal import Principal
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin/service-accounts", tags=["admin"])
