@@ -7,7 +7,7 @@ few ranges. `jobs_error_idx` holds only jobs that have failed a run and not succ
 from alembic import op
 
 revision = "0024_job_administration"
-down_revision = "0022_files_by_user"
+down_revision = "0023_invoices_follow_their_email"
 branch_labels = None
 depends_on = None
 

@@ -20,6 +20,11 @@ CREATE FUNCTION jobs.record_follows_job() RETURNS trigger
                 UPDATE jobs.invoices SET status = CASE WHEN is_over THEN 'failed' ELSE 'pending' END
                 WHERE user_id = NEW.user_id AND id = CAST(NEW.args ->> 'invoice_id' AS uuid)
                   AND status = CASE WHEN is_over THEN 'pending' ELSE 'failed' END;
+            ELSIF NEW.kind = 'invoice.email' THEN
+                UPDATE jobs.invoices SET status = CASE WHEN is_over THEN 'failed' ELSE 'issued' END
+                WHERE user_id = NEW.user_id AND id = CAST(NEW.args ->> 'invoice_id' AS uuid)
+                  AND CASE WHEN is_over THEN NEW.state = 3 AND status IN ('issued', 'sent') ELSE status = 'failed'
+                      END;
             ELSE
                 UPDATE jobs.webhook_deliveries
                 SET state = CASE WHEN is_over THEN 'failed' ELSE 'pending' END, next_at = NULL,
@@ -585,7 +590,7 @@ CREATE INDEX idempotency_keys_expires_at_idx ON kernel.idempotency_keys USING bt
 
 CREATE INDEX idx_events_user_created ON users.events USING btree (user_id, created_at DESC, id DESC, kind);
 
-CREATE TRIGGER jobs_record_follows AFTER UPDATE OF state ON jobs.jobs FOR EACH ROW WHEN (((new.kind = ANY (ARRAY['invoice.pdf'::text, 'webhook.deliver'::text])) AND (((old.state < 2) AND (new.state > 2)) OR ((old.state > 2) AND (new.state = 0))))) EXECUTE FUNCTION jobs.record_follows_job();
+CREATE TRIGGER jobs_record_follows AFTER UPDATE OF state ON jobs.jobs FOR EACH ROW WHEN (((new.kind = ANY (ARRAY['invoice.email'::text, 'invoice.pdf'::text, 'webhook.deliver'::text])) AND (((old.state < 2) AND (new.state > 2)) OR ((old.state > 2) AND (new.state = 0))))) EXECUTE FUNCTION jobs.record_follows_job();
 
 ALTER TABLE ONLY jobs.artifacts
     ADD CONSTRAINT artifacts_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;

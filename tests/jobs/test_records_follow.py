@@ -7,8 +7,11 @@ import asyncpg
 import pytest
 
 from app.jobs.api import JOB_KINDS
+from app.kernel.mail.dev_mailbox import MailboxTransport
+from app.kernel.mail.message import MailUnavailable
 from app.settings import Settings
 from app.worker import open_worker
+from tests.fixtures.answers import problem_of
 from tests.fixtures.people import Person
 from tests.jobs.receiver import LOCAL, Receiver, register
 from tests.jobs.test_invoices import INVOICE
@@ -96,3 +99,63 @@ async def test_what_is_made_already_stays(person: Person, connection: Connection
     await connection.execute("UPDATE jobs.invoices SET status = 'sent'")
     assert (await person.post(f"/v1/jobs/{job}/cancel")).status_code == 200
     assert await _status(person, invoice) == "sent"
+
+
+@pytest.mark.parametrize(("state", "status"), [(3, "failed"), (4, "issued")])
+async def test_however_the_mail_of_an_invoice_fails_the_invoice_has_failed_until_it_is_started_over(
+    proven: Person, connection: Connection, state: int, status: str
+) -> None:
+    """Also where no handler could say so: out of attempts, with its worker lost, after days of an outage."""
+    invoice, _ = await _invoice(proven)
+    await connection.execute("UPDATE jobs.invoices SET status = 'issued'")
+    job = (await proven.post(f"/v1/invoices/{invoice}/email")).json()["id"]
+    await connection.execute("UPDATE jobs.jobs SET state = $2, finished_at = now() WHERE id = $1", job, state)
+    assert await _status(proven, invoice) == status
+    assert (await proven.post(f"/v1/jobs/{job}/retry")).status_code == 202
+    assert await _status(proven, invoice) == "issued"
+
+
+async def test_mail_that_the_server_does_not_take_in_time_fails_its_invoice(
+    proven: Person, connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_full(*_: object) -> None:
+        raise MailUnavailable("SMTP 450", took_nothing=True)
+
+    monkeypatch.setattr(MailboxTransport, "send", is_full)
+    invoice, _ = await _invoice(proven)
+    await connection.execute("UPDATE jobs.invoices SET status = 'issued'")
+    job = (await proven.post(f"/v1/invoices/{invoice}/email")).json()["id"]
+    await connection.execute(
+        "UPDATE jobs.jobs SET attempt = max_attempts - 1, created_at = now() - interval '10 days' WHERE id = $1", job
+    )
+    async with open_worker(settings, JOB_KINDS):
+        ended = (await proven.get(f"/v1/jobs/{job}", headers={"Prefer": "wait=25"})).json()
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "mail_unavailable")
+    assert await _status(proven, invoice) == "failed"
+
+
+@LOCAL
+async def test_a_delivery_has_one_job_as_long_as_that_is_unfinished(
+    person: Person, receiver: Receiver, connection: Connection
+) -> None:
+    endpoint = await register(person, receiver.url)
+    delivery = (await person.post(f"/v1/webhooks/endpoints/{endpoint['id']}/test")).json()
+
+    async def jobs() -> list[tuple[Any, ...]]:
+        rows = await connection.fetch(
+            "SELECT state, attempt, run_at <= now() FROM jobs.jobs WHERE user_id = $1", person.id
+        )
+        return [tuple(row) for row in rows]
+
+    # It waits for its third attempt, hours ahead.
+    await connection.execute(
+        "UPDATE jobs.jobs SET attempt = 2, run_at = now() + interval '5 hours', is_due = false, dispatched_at = NULL"
+    )
+    assert (await person.post(f"/v1/webhooks/deliveries/{delivery['id']}/redeliver")).status_code == 202
+    assert await jobs() == [(0, 0, True)]
+    # And one that has failed is not started over beside another.
+    await connection.execute("UPDATE jobs.jobs SET state = 3, finished_at = now()")
+    assert (await person.post(f"/v1/webhooks/deliveries/{delivery['id']}/redeliver")).status_code == 202
+    failed = await connection.fetchval("SELECT id FROM jobs.jobs WHERE state = 3")
+    problem_of(await person.post(f"/v1/jobs/{failed}/retry"), 409, "unique_key_in_use")
+    assert sorted(await jobs()) == [(0, 0, True), (3, 0, True)]

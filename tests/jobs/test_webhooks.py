@@ -102,17 +102,19 @@ async def test_what_was_redelivered_is_not_tried_again(
         tested = await person.post(f"/v1/webhooks/endpoints/{endpoint['id']}/test")
 
         async def is_waiting() -> bool:
-            return bool(await connection.fetchval("SELECT next_at IS NOT NULL FROM jobs.webhook_deliveries"))
+            # The delivery is noted a moment before its job is put back.
+            query = "SELECT count(*) = 1 FROM jobs.jobs WHERE kind = 'webhook.deliver' AND state = 0 AND attempt = 1"
+            return bool(await connection.fetchval(query))
 
         await eventually(is_waiting)
         await person.post(f"/v1/webhooks/deliveries/{tested.json()['id']}/redeliver")
         await settled(person)
-        await try_again_now(connection)
+        (job,) = await connection.fetch("SELECT id FROM jobs.jobs WHERE kind = 'webhook.deliver'")
 
-        async def are_over() -> bool:
-            return bool(await connection.fetchval("SELECT count(*) = 2 FROM jobs.jobs WHERE state = 2"))
+        async def is_over() -> bool:
+            return bool(await connection.fetchval("SELECT state = 2 FROM jobs.jobs WHERE id = $1", job["id"]))
 
-        await eventually(are_over)
+        await eventually(is_over)
     assert len(receiver.requests) == 2
 
 

@@ -14,7 +14,7 @@ from app.jobs.service.invoicing import KIND_EMAIL, read_pdf
 from app.jobs.service.publishing import publish_event
 from app.jobs.service.storage import ArtifactStore
 from app.kernel.mail import Attachment, Mail, MailWithheld
-from app.kernel.queue import JobContext, PermanentJobError, SnoozeJob, job
+from app.kernel.queue import JobContext, SnoozeJob, job
 
 _NOT_READY_SECONDS = 60.0
 
@@ -52,10 +52,6 @@ async def invoice_email(ctx: JobContext, args: InvoiceArgs) -> dict[str, Any] | 
         outcome = {"state": "withheld", "reason": withheld.reason}
         if withheld.reason == "account_inactive":
             return {"invoice_id": str(invoice.id), "email": outcome}
-    except PermanentJobError:
-        async with ctx.transaction("jobs.invoice_refused") as tx:
-            await set_invoice_status(tx, ctx.owner, invoice.id, "failed")
-        raise
     async with ctx.transaction("jobs.invoice_sent") as tx:
         if outcome["state"] == "sent":
             await set_invoice_status(tx, ctx.owner, invoice.id, "sent")

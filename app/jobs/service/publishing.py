@@ -124,13 +124,16 @@ async def enqueue_again(tx: Tx, queue: Queue, user_id: UserId, delivery_id: UUID
 
 
 async def enqueue_deliveries(tx: Tx, queue: Queue, deliveries: Sequence[tuple[UserId, UUID, str | None]]) -> None:
-    """A job for each delivery, given as its user, its id and the trace it continues."""
+    """A job for each delivery, given as its user, its id and the trace it continues. As long as one is unfinished, no
+    other is made (`enqueue_again`): two would send the message twice, and end its delivery in different ways.
+    """
     rows = [
         queue.new_job(
             KIND_DELIVER,
             {"delivery_id": str(delivery_id)},
             user_id=user_id,
             queue=QUEUE,
+            unique_key=str(delivery_id),
             max_attempts=MAX_ATTEMPTS,
             timeout_s=DELIVERY_TIMEOUT,
             trace_parent=trace_parent,
