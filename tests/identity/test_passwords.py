@@ -1,6 +1,7 @@
 """Forgotten, reset and changed passwords, and changed addresses: what ends with them, and which address is told."""
 
 import asyncio
+import unicodedata
 from collections import Counter
 
 import httpx
@@ -8,6 +9,7 @@ import pyotp
 import pytest
 
 from app.identity.schemas.sessions import TokensView
+from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
@@ -247,3 +249,12 @@ async def test_a_taken_address_is_not_told_to_who_wants_it(person: Person, make_
         for email in (other.email, "free@example.com")
     ]
     assert without_request_id(answers[0]) == without_request_id(answers[1])
+
+
+def test_a_password_is_one_however_it_is_typed_and_never_takes_long() -> None:
+    longest = "\u1f82" * MAX_PASSWORD_LENGTH
+    assert len(unicodedata.normalize("NFD", longest)) == 4 * MAX_PASSWORD_LENGTH
+    assert normalise_password(unicodedata.normalize("NFD", longest)) == longest
+    # To put marks in their order would take a time that grows with the square of their number.
+    assert len(normalise_password("a" * 10_000)) == 4 * (MAX_PASSWORD_LENGTH + 1)
+    assert len(normalise_password(unicodedata.normalize("NFD", longest + "\u1f82"))) == MAX_PASSWORD_LENGTH + 1

@@ -85,11 +85,14 @@ def parse_sender(text: str) -> Sender:
 
 def canonical_email(text: str) -> str:
     """The form in which addresses are compared: case, composition of letters and the spelling of the domain make no
-    other mailbox. What is no address is folded all the same, and equals no stored one.
+    other mailbox. What is no address is folded all the same unless it is too long, and equals no stored one.
     """
     stripped = text.strip()
+    if len(stripped) > MAX_EMAIL_LENGTH:
+        # To fold n marks takes a time that grows with n².
+        return stripped
     # Most addresses have one spelling only, and log-in need not pay for the others.
-    if len(stripped) <= MAX_EMAIL_LENGTH and (not stripped.isascii() or _A_LABEL.search(stripped)):
+    if not stripped.isascii() or _A_LABEL.search(stripped):
         with suppress(ValueError):
             stripped = parse_email(stripped).text
     return _fold(stripped)
