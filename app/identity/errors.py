@@ -175,6 +175,13 @@ class AccountNotFound(NotFound):
     title = "Account not found"
 
 
+class ImpersonationRefused(Forbidden):
+    """The account is that of an administrator or of a program, for which no administrator can act."""
+
+    code = "impersonation_refused"
+    title = "Account cannot be impersonated"
+
+
 class LastAdmin(Conflict):
     """Give another account the role `admin` first."""
 

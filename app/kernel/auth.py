@@ -178,6 +178,8 @@ class Permission:
             raise RoleRequired(f"This needs the role {self.role}.")
         if self.needs_session and principal.kind != "user":
             raise SessionRequired
+        if self.needs_session and principal.actor_id is not None:
+            raise SessionRequired("An administrator who acts for a user does not manage the user's credentials.")
         if self.needs_session and principal.is_narrowed:
             raise SessionRequired("This needs a token whose scope was not narrowed.")
 
@@ -219,9 +221,12 @@ def Require(*scopes: str, cost: float = 1.0) -> Any:  # noqa: N802 - reads as a 
     return Security(_Demand(Permission(scopes=frozenset(scopes), cost=cost)), scopes=list(scopes))
 
 
-def RequireRole(role: Literal["admin"], *, cost: float = 1.0) -> Any:  # noqa: N802 - as above
-    """Demands an authenticated caller with `role`, and a credential that carries the scope of the same name."""
-    return Security(_Demand(Permission(scopes=frozenset({role}), role=role, cost=cost)), scopes=[role])
+def RequireRole(role: Literal["admin"], *, cost: float = 1.0, needs_session: bool = False) -> Any:  # noqa: N802 - as above
+    """Demands an authenticated caller with `role`, and a credential that carries the scope of the same name; with
+    `needs_session` not an API key.
+    """
+    permission = Permission(scopes=frozenset({role}), role=role, cost=cost, needs_session=needs_session)
+    return Security(_Demand(permission), scopes=[role])
 
 
 CurrentPrincipal = Annotated[Principal, Require()]

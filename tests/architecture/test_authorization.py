@@ -127,6 +127,7 @@ ROWS: dict[str, Row] = {
     "PATCH /v1/admin/users/{user_id}": Row(ADMIN, 200, {"role": "admin"}),
     "POST /v1/admin/users/{user_id}/ban": Row(ADMIN, 204),
     "POST /v1/admin/users/{user_id}/unban": Row(ADMIN, 204),
+    "POST /v1/admin/users/{user_id}/impersonate": Row(ADMIN, 200, {"reason": "x"}),
     "GET /v1/admin/users/{user_id}/sessions": Row(ADMIN),
     "DELETE /v1/admin/users/{user_id}/sessions": Row(ADMIN),
     "GET /v1/admin/users/{user_id}/security-events": Row(ADMIN),

@@ -92,6 +92,28 @@ async def insert_session(
     return OpenedSession(**row) if row else OpenedSession(is_opened=False, ended=[], is_crowded=False)
 
 
+INSERT_IMPERSONATION = """
+INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
+                               idle_expires_at, expires_at, methods, ip, user_agent, device_name)
+VALUES ($1, $2, $3, $3, $3, $3, $4, $4, $5, $6, $7, $8)
+"""
+
+
+async def insert_impersonation(tx: Tx, session: NewSession) -> None:
+    """Opens a session for another than its user, whom it neither logs in nor costs another session."""
+    await tx.execute(
+        INSERT_IMPERSONATION,
+        session.user_id,
+        session.id,
+        session.created_at,
+        session.expires_at,
+        list(session.methods),
+        session.device.ip,
+        session.device.user_agent,
+        session.device.name,
+    )
+
+
 END_SURPLUS_SESSIONS = """
 WITH surplus AS (
     UPDATE identity.sessions

@@ -8,10 +8,19 @@ from fastapi import Query, Response
 from app.identity.records import Actor, AdminAccount
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.router.sessions import session_view
-from app.identity.schemas.admin import AdminAccountPage, AdminAccountPatch, AdminAccountQuery, AdminAccountView, BanBody
+from app.identity.schemas.admin import (
+    AdminAccountPage,
+    AdminAccountPatch,
+    AdminAccountQuery,
+    AdminAccountView,
+    BanBody,
+    ImpersonateBody,
+    ImpersonationView,
+)
 from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
 from app.identity.service import account_status, administration
 from app.identity.service.audit_log import record_admin_read
+from app.identity.service.impersonation import impersonate
 from app.kernel.auth import RequireRole
 from app.kernel.http import (
     Id,
@@ -32,6 +41,7 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/admin/users", tags=["admin"])
 
 Admin = Annotated[Principal, RequireRole("admin")]
+AdminSession = Annotated[Principal, RequireRole("admin", needs_session=True)]
 
 
 @router.get("", response_model=AdminAccountPage)
@@ -107,6 +117,23 @@ async def unban_account(
     """Lift the ban of an account."""
     await account_status.unban(resources.db, identity, actor_of(principal, device), UserId(user_id))
     return Response(status_code=204)
+
+
+@router.post("/{user_id}/impersonate", response_model=ImpersonationView)
+async def impersonate_user(
+    user_id: Id,
+    body: ImpersonateBody,
+    principal: AdminSession,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
+) -> Response:
+    """Get an access token to act for a user for 30 minutes, who is not an administrator. Both trails tell of it.
+
+    It manages no credentials and no webhook endpoints, and ends with your own session.
+    """
+    token = await impersonate(resources.db, identity, actor_of(principal, device), UserId(user_id), body.reason)
+    return json_response(token.view(), headers={"Cache-Control": "no-store"})
 
 
 @router.get("/{user_id}/sessions", response_model=SessionList)

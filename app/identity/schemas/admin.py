@@ -5,9 +5,14 @@ from typing import Annotated
 from pydantic import Field
 
 from app.identity.records import AccountStatus
+from app.identity.schemas.fields import EXAMPLE_TOKENS
 from app.kernel.auth import Role
 from app.kernel.http import CreatedAt, EmailText, Id, NextCursor, PageQuery, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleText
+
+_EXAMPLE_IMPERSONATION = {name: EXAMPLE_TOKENS[name] for name in ("access_token", "token_type", "scope")} | {
+    "expires_in": 1800
+}
 
 
 class AdminAccountView(Schema):
@@ -46,6 +51,21 @@ class AdminAccountPatch(Schema, json_schema_extra=example({"role": "admin"})):
     """A JSON merge patch (RFC 7396) of an account."""
 
     role: Role = Field(description="Role that the account is to have.")
+
+
+class ImpersonateBody(Schema, json_schema_extra=example({"reason": "Ticket 4711: the export is empty"})):
+    """Why an administrator acts for a user."""
+
+    reason: Annotated[str, VisibleText(500)] = Field(description="Reason, for the audit trail, 1 to 500 characters.")
+
+
+class ImpersonationView(Schema, json_schema_extra=example(_EXAMPLE_IMPERSONATION)):
+    """An access token to act for a user."""
+
+    access_token: str = Field(description="JWT (RFC 9068) whose `act` names the administrator.")
+    token_type: str = Field(description="Always `Bearer`.")
+    expires_in: int = Field(description="Lifetime of the access token in seconds.")
+    scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
 class BanBody(Schema, json_schema_extra=example({"reason": "Spam"})):

@@ -85,6 +85,12 @@ class IssuedTokensView(BaseModel, json_schema_extra=example(EXAMPLE_TOKENS)):
     scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
+class ActingPartyView(BaseModel):
+    """An administrator that acts for a user (RFC 8693, section 4.1)."""
+
+    sub: str = Field(description="Id of the administrator.")
+
+
 class IntrospectionView(BaseModel):
     """RFC 7662, section 2.2."""
 
@@ -98,6 +104,7 @@ class IntrospectionView(BaseModel):
     exp: int | MISSING = Field(MISSING, description="When it expires, in seconds since 1970.")
     token_type: str | MISSING = Field(MISSING, description="`Bearer`, or `refresh_token`.")
     client_id: str | MISSING = Field(MISSING, description="The client that the token was issued to.")
+    act: ActingPartyView | MISSING = Field(MISSING, description="The administrator that acts for the user.")
 
 
 class OAuthErrorView(Schema):

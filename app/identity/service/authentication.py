@@ -15,7 +15,15 @@ from app.identity.queries.api_keys import use_api_key
 from app.identity.queries.sessions import use_session
 from app.identity.records import roles_of
 from app.identity.service.revocation import RevocationFeed
-from app.identity.service.tokens import Claims, KeyRing, MalformedToken, RefreshTokens, decode_api_key, is_api_key
+from app.identity.service.tokens import (
+    ActingParty,
+    Claims,
+    KeyRing,
+    MalformedToken,
+    RefreshTokens,
+    decode_api_key,
+    is_api_key,
+)
 from app.kernel.auth import SCOPES_OF_ROLE, InvalidToken, bearer_token
 from app.kernel.clock import Clock
 from app.kernel.database import Database
@@ -55,6 +63,7 @@ class _Verified(NamedTuple):
     session_id: UUID | None
     api_key_id: UUID | None
     version: int
+    actor: ActingParty | None = None
 
 
 class TokenAuthenticator:
@@ -140,11 +149,16 @@ class TokenAuthenticator:
         return verified
 
     def _is_dead(self, verified: _Verified) -> bool:
-        return self._clock.timestamp() >= verified.expires_at or self._feed.is_revoked(
+        if self._clock.timestamp() >= verified.expires_at or self._feed.is_revoked(
             session_id=verified.session_id,
             api_key_id=verified.api_key_id,
             user_id=verified.principal.user_id,
             version=verified.version,
+        ):
+            return True
+        actor = verified.actor
+        return actor is not None and self._feed.is_revoked(
+            session_id=actor.sid, api_key_id=None, user_id=actor.sub, version=actor.ver
         )
 
     async def _verify(self, token: str) -> _Verified:
@@ -159,7 +173,7 @@ class TokenAuthenticator:
             _verifications_total.labels("foreign").inc()
             raise InvalidToken
         _verifications_total.labels("good").inc()
-        return _Verified(_principal_of(claims), claims.exp, claims.sid, None, claims.ver)
+        return _Verified(_principal_of(claims), claims.exp, claims.sid, None, claims.ver, claims.act)
 
     async def _verify_api_key(self, token: str) -> _Verified:
         try:
@@ -242,4 +256,5 @@ def _principal_of(claims: Claims) -> Principal:
         roles=frozenset(claims.roles),
         token_id=str(claims.jti),
         is_narrowed=claims.narrowed,
+        actor_id=UserId(claims.act.sub) if claims.act else None,
     )

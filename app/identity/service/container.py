@@ -38,6 +38,8 @@ from app.kernel.webhook_subscribers import WebhookSubscribers
 
 # Revocations outlive everything they refuse, clocks that differ included.
 _REVOCATION_MARGIN = 60
+# That of an administrator who acts for a user.
+LONGEST_TOKEN_SECONDS = 1800
 _RELOAD_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 _PRODUCTION_QUOTA = 100
@@ -79,7 +81,7 @@ class IdentityServices:
 
     def revocations_end(self) -> datetime:
         """When nothing that a process may remember of a token or key of now is trusted any more."""
-        seconds = max(self.issuer.lifetime, TRUSTED_SECONDS) + _REVOCATION_MARGIN
+        seconds = max(self.issuer.lifetime, TRUSTED_SECONDS, LONGEST_TOKEN_SECONDS) + _REVOCATION_MARGIN
         return self.feed.database_now() + timedelta(seconds=seconds)
 
 

@@ -37,6 +37,7 @@ async def introspect(db: Database, identity: IdentityServices, caller: Principal
             claims = identity.key_ring.verify(token)
             found |= {"iss": claims.iss, "aud": AUDIENCE, "iat": claims.iat, "exp": claims.exp}
             found |= {"client_id": claims.client_id} if claims.client_id else {}
+            found |= {"act": {"sub": str(claims.act.sub)}} if claims.act else {}
     is_own = found.get("sub") == str(caller.user_id)
     return found if is_own or caller.is_admin or INTROSPECT in caller.scopes else _INACTIVE
 

@@ -262,8 +262,17 @@ async def log_out(
     refresh_token: str | None,
 ) -> None:
     """Ends the sessions of what was brought, expired or not. Says nothing when there is none to end."""
-    for user_id, session_id in _sessions_of(identity, access_token, cookie, refresh_token):
-        await end_session(db, identity, user_id, device, session_id, unit="identity.log_out", reason="logged_out")
+    for user_id, session_id, actor_id in _sessions_of(identity, access_token, cookie, refresh_token):
+        await end_session(
+            db,
+            identity,
+            user_id,
+            device,
+            session_id,
+            unit="identity.log_out",
+            reason="logged_out",
+            actor_id=actor_id,
+        )
 
 
 @retries_conflicts
@@ -276,11 +285,14 @@ async def end_session(
     *,
     unit: str,
     reason: str,
+    actor_id: UUID | None = None,
 ) -> None:
-    """Ends the session of a token that the caller holds. On return the token is dead in every process."""
+    """Ends the session of a token that the caller holds, its user or `actor_id`. On return the token is dead in every
+    process.
+    """
     async with identity.webhook_subscribers.unit(db, user_id, unit) as tx:
         ended = await end_sessions(
-            tx, identity, user_id, device, reason=reason, actor_id=user_id, session_id=session_id
+            tx, identity, user_id, device, reason=reason, actor_id=actor_id or user_id, session_id=session_id
         )
         if not ended:
             # Another request has just ended it, and need not have told everybody yet; or the session is over, and its
@@ -306,16 +318,17 @@ async def end_other_sessions(db: Database, identity: IdentityServices, actor: Ac
 
 def _sessions_of(
     identity: IdentityServices, access_token: str | None, cookie: str | None, refresh_token: str | None
-) -> set[tuple[UserId, UUID]]:
-    found: set[tuple[UserId, UUID]] = set()
+) -> set[tuple[UserId, UUID, UUID | None]]:
+    """User and session of each, and the administrator that acts in it."""
+    found: set[tuple[UserId, UUID, UUID | None]] = set()
     with suppress(MalformedToken):
         if access_token is not None:
             claims = identity.key_ring.verify(access_token)
             if claims.sid is not None:
-                found.add((UserId(claims.sub), claims.sid))
+                found.add((UserId(claims.sub), claims.sid, claims.act.sub if claims.act else None))
     for text, tokens in ((cookie, identity.cookies), (refresh_token, identity.refresh_tokens)):
         with suppress(MalformedToken):
             if text is not None:
                 token = tokens.decode(text)
-                found.add((token.user_id, token.session_id))
+                found.add((token.user_id, token.session_id, None))
     return found

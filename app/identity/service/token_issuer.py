@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from app.identity.records import AccessToken, ServiceClient, Tokens, roles_of
+from app.identity.records import AccessToken, NewSession, ServiceClient, Tokens, roles_of
 from app.identity.service.authentication import AUDIENCE
-from app.identity.service.tokens import Claims, KeyRing, RefreshToken, RefreshTokens, epoch_seconds
+from app.identity.service.tokens import ActingParty, Claims, KeyRing, RefreshToken, RefreshTokens, epoch_seconds
 from app.kernel.auth import SCOPES_OF_ROLE, Role
 from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
@@ -125,3 +125,32 @@ class TokenIssuer:
             client_id=str(client.user_id),
         )
         return AccessToken(self._key_ring.sign(claims), self.lifetime, text)
+
+    def issue_for_actor(
+        self, session: NewSession, actor: ActingParty, scopes: frozenset[str], *, version: int, lifetime: int
+    ) -> AccessToken:
+        """An access token of a user's session for `actor`, good for `lifetime` seconds.
+
+        Raises:
+            Unavailable: the signing key could not be loaded yet.
+        """
+        if not self._key_ring.can_sign:
+            raise Unavailable("The signing key is not loaded yet.")
+        issued = epoch_seconds(session.created_at)
+        text = " ".join(sorted(scopes))
+        claims = Claims(
+            iss=self.issuer,
+            aud=AUDIENCE,
+            sub=session.user_id,
+            sid=session.id,
+            jti=uuid4(),
+            iat=issued,
+            exp=issued + lifetime,
+            scope=text,
+            roles=roles_of("user"),
+            ver=version,
+            inc=self._key_ring.incarnation,
+            client_id=CLIENT_ID,
+            act=actor,
+        )
+        return AccessToken(self._key_ring.sign(claims), lifetime, text)

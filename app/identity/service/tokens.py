@@ -42,6 +42,16 @@ _MAX_TOKEN_LENGTH = 4096
 _PURPOSE_SIGNING = "signing-key"
 
 
+class ActingParty(msgspec.Struct, frozen=True):
+    """An administrator that acts for the subject of a token (RFC 8693, section 4.1), by which session, and the version
+    of its account.
+    """
+
+    sub: UUID
+    sid: UUID
+    ver: int
+
+
 class Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The claims of an access token. `iat` and `exp` are seconds of the epoch; `ver` is the account's version, `inc`
     the database's incarnation.
@@ -64,6 +74,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     client_id: str = ""
     # For less than the whole scope of the account's role.
     narrowed: bool = False
+    act: ActingParty | None = None
 
 
 class MalformedToken(Exception):

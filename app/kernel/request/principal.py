@@ -19,6 +19,8 @@ class Principal:
     kind: Literal["user", "api_key", "service"] = "user"
     # A client has asked for a token that may do less than its user.
     is_narrowed: bool = False
+    # The administrator that acts for the user.
+    actor_id: UserId | None = None
     # The user's id as it begins the keys of the response cache; made once per token instead of once per request.
     cache_key: str = field(init=False, repr=False)
     # An API key has a quota of its own, so that a program gone wild does not lock its user out.

@@ -1,0 +1,176 @@
+"""An administrator who acts for a user: what that gives, what it never gives, and what ends it."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import orjson
+import pytest
+
+from tests.fixtures.answers import problem_of
+from tests.fixtures.application import Budget, stored
+from tests.fixtures.clocks import ManualClock
+from tests.fixtures.people import PASSWORD, MakePerson, Person
+from tests.fixtures.servers import Connection
+from tests.identity.conftest import LogIn
+from tests.identity.test_tokens import decode
+
+
+async def act_for(admin: Person, user: Person) -> dict[str, str]:
+    """The headers of a request by `admin` for `user`."""
+    answer = await admin.post(f"/v1/admin/users/{user.id}/impersonate", json={"reason": "Ticket 4711"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    assert set(answer.json()) == {"access_token", "token_type", "expires_in", "scope"}
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+async def test_the_administrator_sees_what_the_user_sees(
+    app: Any, client: httpx.AsyncClient, admin: Person, person: Person, connection: Connection, budget: Budget
+) -> None:
+    headers = await act_for(admin, person)
+    claims = decode(headers["Authorization"].split(".")[1])
+    own = decode(str(admin.tokens["access_token"]).split(".")[1])
+    assert claims["act"] == {"sub": str(admin.id), "sid": own["sid"], "ver": own["ver"]}
+    assert (claims["sub"], claims["roles"], claims["exp"] - claims["iat"]) == (str(person.id), ["user"], 1800)
+    assert claims["scope"].split() == sorted(set(str(person.tokens["scope"]).split()) - {"webhooks:manage"})
+    assert (await client.get("/v1/users/me", headers=headers)).json()["email"] == person.email
+    await stored(app)
+    with budget(0):
+        assert (await client.get("/v1/users/me", headers=headers)).status_code == 200
+    session = (await client.get("/v1/auth/session", headers=headers)).json()
+    assert (session["session_id"], session["methods"]) == (claims["sid"], ["impersonation"])
+    rows = await connection.fetch(
+        "SELECT user_id, actor_id, data FROM identity.security_events WHERE action = 'impersonated'"
+    )
+    assert {(row["user_id"], row["actor_id"]) for row in rows} == {(admin.id, admin.id), (person.id, admin.id)}
+    for row in rows:
+        assert orjson.loads(row["data"]) == {
+            "reason": "Ticket 4711",
+            "user_id": str(person.id),
+            "session_id": claims["sid"],
+        }
+    told = await admin.post("/v1/auth/introspect", data={"token": headers["Authorization"][7:]})
+    assert told.json()["act"] == {"sub": str(admin.id)}
+    assert await connection.fetchval("SELECT last_login_at FROM identity.accounts WHERE user_id = $1", person.id)
+
+
+async def test_nothing_about_credentials(client: httpx.AsyncClient, admin: Person, person: Person) -> None:
+    headers = await act_for(admin, person)
+    password = {"current_password": PASSWORD}
+    calls: list[tuple[str, str, Any]] = [
+        ("GET", "/v1/auth/sessions", None),
+        ("GET", "/v1/auth/security-events", None),
+        ("POST", "/v1/auth/logout-all", None),
+        ("POST", "/v1/auth/password/change", password | {"new_password": "a new horse 2026"}),
+        ("POST", "/v1/auth/email/change", password | {"new_email": "new@example.com"}),
+        ("POST", "/v1/auth/api-keys", {"name": "k", "scopes": ["profile:read"]}),
+        ("GET", "/v1/auth/api-keys", None),
+        ("GET", "/v1/auth/mfa", None),
+        ("POST", "/v1/auth/mfa/totp", None),
+        ("DELETE", "/v1/users/me", password),
+    ]
+    for method, path, body in calls:
+        answer = await client.request(method, path, json=body, headers=headers)
+        problem_of(answer, 403, "session_required")
+    export = {"kind": "export.account", "args": {}}
+    hook = {"url": "https://93.184.216.34/hook", "event_types": ["*"]}
+    for path, body in (
+        ("/v1/jobs", export),
+        ("/v1/webhooks/endpoints", hook),
+        (f"/v1/admin/users/{person.id}/impersonate", {"reason": "x"}),
+    ):
+        problem_of(await client.post(path, json=body, headers=headers), 403, "insufficient_scope")
+    # It is no refresh token, and no cookie comes of it.
+    token = {"refresh_token": headers["Authorization"][7:], "transport": "cookie"}
+    problem_of(await client.post("/v1/auth/refresh", json=token), 401, "invalid_refresh_token")
+
+
+async def test_who_cannot_be_impersonated(
+    client: httpx.AsyncClient, admin: Person, make_person: MakePerson, connection: Connection
+) -> None:
+    other, banned = await make_person(), await make_person()
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", other.id)
+    assert (await admin.post(f"/v1/admin/users/{banned.id}/ban")).status_code == 204
+    program = (await admin.post("/v1/admin/service-accounts", json={"name": "p", "scopes": ["introspect"]})).json()
+    body = {"reason": "x"}
+    for user_id, status, code in (
+        (other.id, 403, "impersonation_refused"),
+        (admin.id, 403, "impersonation_refused"),
+        (program["id"], 403, "impersonation_refused"),
+        (banned.id, 403, "account_banned"),
+        (uuid4(), 404, "account_not_found"),
+    ):
+        problem_of(await admin.post(f"/v1/admin/users/{user_id}/impersonate", json=body), status, code)
+    key = (await admin.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["admin"]})).json()["key"]
+    answer = await client.post(
+        f"/v1/admin/users/{banned.id}/impersonate", json=body, headers={"Authorization": f"Bearer {key}"}
+    )
+    problem_of(answer, 403, "session_required")
+    for reason in ("", " ", None):
+        answer = await admin.post(f"/v1/admin/users/{banned.id}/impersonate", json={"reason": reason})
+        assert answer.status_code == 422
+    assert await connection.fetchval("SELECT count(*) FROM identity.sessions WHERE methods = '{impersonation}'") == 0
+
+
+async def _log_out(admin: Person, person: Person, boss: Person) -> httpx.Response:
+    return await admin.post("/v1/auth/logout")
+
+
+async def _demote(admin: Person, person: Person, boss: Person) -> httpx.Response:
+    return await boss.patch(f"/v1/admin/users/{admin.id}", json={"role": "user"})
+
+
+async def _ban(admin: Person, person: Person, boss: Person) -> httpx.Response:
+    return await boss.post(f"/v1/admin/users/{admin.id}/ban")
+
+
+async def _promote(admin: Person, person: Person, boss: Person) -> httpx.Response:
+    return await boss.patch(f"/v1/admin/users/{person.id}", json={"role": "admin"})
+
+
+async def _end(admin: Person, person: Person, boss: Person) -> httpx.Response:
+    sessions = (await person.get("/v1/auth/sessions")).json()["items"]
+    (foreign,) = [session for session in sessions if session["device_name"] == "impersonation"]
+    return await person.delete(f"/v1/auth/sessions/{foreign['id']}")
+
+
+@pytest.mark.parametrize("end", [_log_out, _demote, _ban, _promote, _end])
+async def test_it_ends_at_once_with_either_side(
+    client: httpx.AsyncClient,
+    admin: Person,
+    person: Person,
+    make_person: MakePerson,
+    log_in: LogIn,
+    connection: Connection,
+    end: Any,
+) -> None:
+    boss = await make_person()
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", boss.id)
+    boss = await log_in(boss)
+    headers = await act_for(admin, person)
+    assert (await client.get("/v1/users/me", headers=headers)).status_code == 200
+    assert (await end(admin, person, boss)).is_success
+    problem_of(await client.get("/v1/users/me", headers=headers), 401, "token_revoked")
+
+
+async def test_it_ends_after_half_an_hour(
+    clock: ManualClock, client: httpx.AsyncClient, admin: Person, person: Person, log_in: LogIn
+) -> None:
+    headers = await act_for(admin, person)
+    clock.advance(1798)
+    assert (await client.get("/v1/users/me", headers=headers)).status_code == 200
+    clock.advance(3)
+    problem_of(await client.get("/v1/users/me", headers=headers), 401, "token_expired")
+
+
+async def test_the_end_of_a_session_is_the_administrator_s_act(
+    client: httpx.AsyncClient, admin: Person, person: Person, connection: Connection
+) -> None:
+    headers = await act_for(admin, person)
+    assert (await client.post("/v1/auth/logout", headers=headers)).status_code == 204
+    row = await connection.fetchrow("SELECT * FROM identity.security_events WHERE action = 'logged_out'")
+    assert row is not None
+    sid = decode(headers["Authorization"].split(".")[1])["sid"]
+    assert (row["user_id"], row["actor_id"], row["session_id"]) == (person.id, admin.id, UUID(sid))
+    assert (await person.get("/v1/users/me")).status_code == 200
