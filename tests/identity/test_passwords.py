@@ -8,6 +8,7 @@ import httpx
 import pyotp
 import pytest
 
+from app.identity.api import IdentityServices
 from app.identity.schemas.sessions import TokensView
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from tests.fixtures.answers import body_of, problem_of
@@ -258,3 +259,18 @@ def test_a_password_is_one_however_it_is_typed_and_never_takes_long() -> None:
     # To put marks in their order would take a time that grows with the square of their number.
     assert len(normalise_password("a" * 10_000)) == 4 * (MAX_PASSWORD_LENGTH + 1)
     assert len(normalise_password(unicodedata.normalize("NFD", longest + "\u1f82"))) == MAX_PASSWORD_LENGTH + 1
+
+
+async def test_a_reset_without_a_token_costs_no_hash(
+    client: httpx.AsyncClient, person: Person, mailbox: Mailbox, identity: IdentityServices
+) -> None:
+    before = identity.hashing.count
+    for token in ("x" * 43, "", person.tokens["refresh_token"]):
+        answer = await client.post("/v1/auth/password/reset", json={"token": token, "new_password": NEW})
+        assert answer.status_code in (400, 422)
+    assert identity.hashing.count == before
+    token = await reset_token(client, mailbox, person.email)
+    for status in (204, 400):
+        answer = await client.post("/v1/auth/password/reset", json={"token": token, "new_password": NEW})
+        assert answer.status_code == status
+    assert identity.hashing.count == before + 1

@@ -6,7 +6,7 @@ Each is good for the account's version that it was made at, and no longer.
 from datetime import datetime
 
 from app.identity.records import OneTimeToken, TokenPurpose
-from app.kernel.database import Tx
+from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
 # The lock makes this wait for a change of the account that is under way, and then find its new version.
@@ -60,6 +60,16 @@ async def try_login_code(tx: Tx, user_id: UserId, now: datetime, *, is_known: bo
     """
     found: bytes | None = await tx.fetchval(TRY_LOGIN_CODE, user_id, now, is_known)
     return found
+
+
+HAS_ONE_TIME_TOKEN = """
+SELECT 1 FROM identity.one_time_tokens WHERE token_hash = $1 AND purpose = $2 AND expires_at > $3
+"""
+
+
+async def has_one_time_token(conn: ReadConn, token_hash: bytes, purpose: TokenPurpose, now: datetime) -> bool:
+    """Whether there is such a token; only its use tells whether it is good."""
+    return await conn.fetchval(HAS_ONE_TIME_TOKEN, token_hash, purpose, now) is not None
 
 
 # Deleting is using: of two requests with the same token, one gets the row. The account is locked first, as everywhere.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from app.identity.errors import InvalidCurrentPassword, InvalidOneTimeToken
 from app.identity.queries.accounts import set_email_verified, set_password
-from app.identity.queries.one_time_tokens import delete_one_time_tokens, use_one_time_token
+from app.identity.queries.one_time_tokens import delete_one_time_tokens, has_one_time_token, use_one_time_token
 from app.identity.records import Account, Actor, Device, OneTimeToken, Tokens
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller
@@ -47,6 +47,10 @@ async def reset(db: Database, identity: IdentityServices, token: str, new_passwo
     """
     password = normalise_password(new_password)
     check_password(password, pointer="#/new_password")
+    # A hash is the dearest thing that a client without any proof could ask for.
+    async with db.read("identity.reset_token") as conn:
+        if not await has_one_time_token(conn, hash_one_time_token(token), "reset_password", identity.clock.now()):
+            raise InvalidOneTimeToken
     password_hash = await identity.hashing.hash(password)
     used, version = await _reset(db, identity, token, password, password_hash, device)
     canonical = canonical_email(used.email)
