@@ -1,7 +1,7 @@
 """The API application: modules, middleware order and life cycle. Only wiring."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -45,7 +45,7 @@ from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
 from app.kernel.middleware.deadline import Deadline
-from app.kernel.middleware.fast_path import FastPath, Finished, LocalAnswers, LocalRead
+from app.kernel.middleware.edge import Edge
 from app.kernel.middleware.rate_limit import NetworkQuota, RateLimit
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.middleware.response_cache import CachedRead, ResponseCache
@@ -97,24 +97,12 @@ CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
 class Onehop(FastAPI):
     """FastAPI behind our own layers: most requests are answered before the framework and its telemetry run."""
 
+    # What gets the requests, as long as the application runs.
     entry: ASGIApp | None = None
-    # The server asks it before it makes a task of a request; None: go on.
-    refusal: Callable[[Scope], bytes | None] | None = None
-    fast_path: FastPath | None = None
+    # The server asks it before it makes a task of a request; None where another layer stands in front of it.
+    edge: Edge | None = None
     # The server asks for those whose errors have OAuth's form.
     oauth_paths = OAUTH_PATHS
-
-    def refusal_of(self, scope: Scope) -> bytes | None:
-        """The finished answer to a request that there is no place for."""
-        return self.refusal(scope) if self.refusal is not None else None
-
-    def recognize(self, scope: Scope) -> LocalRead | None:
-        """What a request without a body asks for, if its answer may be in memory."""
-        return self.fast_path.recognize(scope) if self.fast_path is not None else None
-
-    def answer(self, request: LocalRead) -> Finished | None:
-        """The finished answer, if it is in memory now."""
-        return self.fast_path.answer(request) if self.fast_path is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -260,7 +248,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
             with rare_collections():
                 yield
         finally:
-            app.entry = app.refusal = app.fast_path = None
+            app.entry = app.edge = None
 
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
@@ -295,14 +283,11 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         stack,
         settings.http,
         cached_paths=cached_paths,
-        is_cached=LocalAnswers(identity.authenticator, identity.session_cookie, resources.cache, cached_reads).has,
         shares=shares,
         log_ins=_log_ins(app),
         max_log_ins=identity.hashing.slots,
     )
-    stack = context = RequestContext(
-        stack, settings.http, access_log, _templates(app), admission, oauth_paths=OAUTH_PATHS
-    )
+    stack = context = RequestContext(stack, settings.http, access_log, _templates(app), oauth_paths=OAUTH_PATHS)
     app.state.samplers = (
         context.sample,
         admission.sample,
@@ -310,21 +295,23 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         resources.cache.sample,
         resources.db.observe_pool,
     )
-    if settings.http.cors_origins:
-        return Cors(stack, settings.http)
-    # Behind the other layer it would lack what a browser needs to read it.
-    app.refusal = context.refusal
-    app.fast_path = FastPath(
+    edge = Edge(
+        stack,
         context,
+        admission,
         identity.authenticator,
         identity.session_cookie,
         limits,
-        resources.cache,
-        shares,
+        resources=resources,
         reads=cached_reads,
         cost=settings.limits.cached_cost,
+        oauth_paths=OAUTH_PATHS,
     )
-    return stack
+    if settings.http.cors_origins:
+        # Without this layer an answer would lack what a browser needs to read it.
+        return Cors(edge, settings.http)
+    app.edge = edge
+    return edge
 
 
 async def _render_metrics(app: FastAPI) -> RenderedMetrics:

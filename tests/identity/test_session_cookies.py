@@ -16,7 +16,7 @@ from tests.fixtures.application import Budget, stored
 from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
-from tests.kernel.test_fast_path import answer_of, parsed
+from tests.kernel.test_edge import answer_of, parsed
 
 OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
 ORIGIN = "http://127.0.0.1:8000"
@@ -129,9 +129,8 @@ async def test_a_cookie_seen_before_costs_no_statement(
     assert finished is not None
     assert {answer.content for answer in answers} == {parsed(finished)[2]} == {first.content}
     # What is known of the request itself is found again by its bytes.
-    request = app.recognize(scope)
-    assert request is not None
-    assert request.repeatable() is not None
+    assert app.edge is not None
+    assert app.edge.repeatable(scope) is not None
     with budget(1) as seen:
         assert (await client.get("/v1/auth/mfa", headers=headers)).status_code == 200
     assert [statement.label for statement in seen] == ["identity.totp"]

@@ -374,7 +374,7 @@ def test_log_drops_lines_rather_than_grow(
     monkeypatch.setattr("app.kernel.observability.access_log.output", stuck)
     log = AccessLog(json_lines=True)
     for _ in range(5):
-        log.write("GET", "/x", 200, 0.001, None, None)
+        log.write("GET", "/x", 200, 0.001, None, request_id="r")
     stuck._write_waiting()
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["request", "request", "log lines dropped"]
@@ -416,12 +416,11 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
             endless,
             HttpSettings(),
             cached_paths=(),
-            is_cached=lambda _state, _scope: False,
             shares=TimeShares(),
             log_ins=(),
             max_log_ins=1,
         )
-        await RequestContext(admission, HttpSettings(), None, {}, admission)(scope, receive, send)
+        await RequestContext(admission, HttpSettings(), None, {})(scope, receive, send)
         await ended.wait()
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert (b"x-stream", b"1") in sent[0]["headers"]

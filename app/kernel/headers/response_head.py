@@ -13,6 +13,8 @@ from itertools import starmap
 
 from starlette.types import Message, Send
 
+# A response but for the server's own headers: its head without the last line end, and its body.
+Finished = tuple[bytes, bytes]
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 

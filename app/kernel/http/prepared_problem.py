@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import NamedTuple
 
 import orjson
 from starlette.types import Send
@@ -43,3 +44,20 @@ class PreparedProblem:
         ]
         await send({"type": "http.response.start", "status": self._status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+class Refused(NamedTuple):
+    """A request that finds neither a slot nor room in the queue. Nothing else is done for it, not even a line in the
+    log: there may be ten thousand a second.
+    """
+
+    problem: PreparedProblem
+    request_id: bytes
+    retry_after: int
+
+    def raw(self) -> bytes:
+        """The whole response as it goes over the wire."""
+        return self.problem.raw(self.request_id, self.retry_after)
+
+    async def send(self, send: Send) -> None:
+        await self.problem.send(self.request_id, self.retry_after, send, (b"x-request-id", self.request_id))

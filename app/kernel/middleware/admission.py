@@ -1,6 +1,6 @@
 """Lets in as many requests as can be worked on, lets a few wait shortly, and refuses the rest early and cheaply."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,9 +24,8 @@ class Admission:
     """Reads and writes have slots by what latency allows, log-ins as many as there are hashes at one time. A request
     that waits for something outside of this process gives its slot back (`RequestState.release_slot`).
 
-    `cached_paths` are the paths whose answers may come from memory, and `is_cached` tells of a request whether its
-    answer does: that is given even when all slots are taken, since refusing would cost as much. Only what is not found
-    there needs a slot. `log_ins` are methods and paths of requests that hash a password.
+    `cached_paths` are the paths of answers that may be in memory; only what is not found there needs a slot. `log_ins`
+    are methods and paths of requests that hash a password.
     """
 
     def __init__(
@@ -35,13 +34,12 @@ class Admission:
         settings: HttpSettings,
         *,
         cached_paths: Collection[str],
-        is_cached: Callable[[RequestState, Scope], bool],
         shares: TimeShares,
         log_ins: Collection[tuple[str, str]],
         max_log_ins: int,
     ) -> None:
         self._app = app
-        # Whether a request lately found no slot; only then is it worth asking `refuses` first.
+        # Whether a request lately found no slot; only then is it worth asking `admits` first.
         self.is_saturated = False
         highest = settings.max_in_flight
         limit = AdaptiveLimit(lowest=min(_LOWEST_LIMIT, highest), start=min(_FIRST_LIMIT, highest), highest=highest)
@@ -71,34 +69,23 @@ class Admission:
             ),
         )
         self._limiters = (work, self._log_ins.limiter)
-        self._shares = shares
+        self.shares = shares
         self._cached_paths = frozenset(cached_paths)
-        self._is_cached = is_cached
         self._log_in_routes = frozenset(log_ins)
 
     def sample(self) -> None:
         """Brings the metrics up to date."""
         for limiter in self._limiters:
             limiter.sample()
-        self._shares.forget(perf_counter())
+        self.shares.forget(perf_counter())
         self.is_saturated = not all(limiter.has_free_slot for limiter in self._limiters)
 
-    def refuses(self, scope: Scope) -> bool:
-        """Whether a request finds neither a slot nor room in the queue; it may be asked before anything is done for it.
-
-        If not, it has one of both from now on, until its slot is released.
-        """
-        state = state_of(scope)
-        path = scope["path"]
-        if state.admission is not None or path in _ALWAYS_ADMITTED:
-            return False
-        if path in self._cached_paths and scope["method"] in _READS and self._is_cached(state, scope):
-            return False
-        ticket = AdmissionTicket(self._class_of(scope))
-        if not ticket.try_enter():
+    def admits(self, state: RequestState, scope: Scope) -> bool:
+        """Gives a request a slot, or else room in the queue, before anything is done for it; False: neither."""
+        if scope["path"] in _ALWAYS_ADMITTED:
             return True
-        state.admission = ticket
-        return False
+        ticket = state.admission = AdmissionTicket(self._class_of(scope))
+        return ticket.try_enter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ADMITTED:
@@ -113,7 +100,7 @@ class Admission:
                 await state.acquire_slot()
         elif ticket.stage is AdmissionStage.QUEUED:
             await state.acquire_slot()
-        # The outermost layer releases the slot, because the server may have taken it (`refuses`).
+        # The outermost layer releases the slot, because the server may have taken it (`admits`).
         timer = ticket.timer = StepTimer(self._app(scope, receive, send))
         await timer
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from itertools import count, cycle
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -17,10 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError, PayloadTooLarge
-from app.kernel.fairness.ticket import MAX_RETRY_AFTER, Overloaded
 from app.kernel.http import check_path, problem_response
-from app.kernel.http.prepared_problem import PreparedProblem
-from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.oauth_errors import OAuthErrors
 from app.kernel.middleware.security_headers import SecurityHeaders
 from app.kernel.observability.access_log import UNMATCHED, AccessLog, logged_path
@@ -59,19 +56,14 @@ class RequestContext:
         settings: HttpSettings,
         access_log: AccessLog | None,
         routes: Mapping[Any, str],
-        admission: Admission,
         *,
         oauth_paths: Collection[str] = (),
     ) -> None:
         self._app = app
-        self._admission = admission
         self._oauth_paths = frozenset(oauth_paths)
         self._timeout = settings.request_timeout
         self._max_body_bytes = settings.max_body_bytes
         self._security = SecurityHeaders(settings)
-        self._refusal = PreparedProblem(Overloaded(), self._security.added_to(()))
-        # Refused clients come back at different times.
-        self._retry_after = cycle(range(1, MAX_RETRY_AFTER + 1))
         self._access_log = access_log
         self._routes = routes
         self._prefix = os.urandom(6).hex()
@@ -83,13 +75,6 @@ class RequestContext:
         """Sets the gauges."""
         _active.set(self._active)
 
-    def refusal(self, scope: Scope) -> bytes | None:
-        """What to send over the connection at once, if there is no slot for a request that the server has read."""
-        if self._admission.is_saturated and scope["path"] not in self._oauth_paths and self._admission.refuses(scope):
-            request_id = self._request_id(state_of(scope).headers.get(b"x-request-id")).encode()
-            return self._refusal.raw(request_id, next(self._retry_after))
-        return None
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -97,20 +82,17 @@ class RequestContext:
         oauth = OAuthErrors(send) if scope["path"] in self._oauth_paths else None
         if oauth is not None:
             send = oauth.send
-        if self._admission.is_saturated and self._admission.refuses(scope):
-            # Nothing else is done for it, not even a line in the log: there may be ten thousand a second.
-            refused_id = self._request_id(state_of(scope).headers.get(b"x-request-id")).encode()
-            await self._refusal.send(refused_id, next(self._retry_after), send, (b"x-request-id", refused_id))
-            return
         started = perf_counter()
         state = state_of(scope)
-        request_id = self.identify(state.headers)
+        request_id = self.new_id(state.headers)
+        request_id_var.set(request_id)
+        trace_parent_var.set(trace_parent_of(state.headers))
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
             # It is defined for GET alone (RFC 9110, section 14.2).
             ignore_header(scope, b"range")
-        tracker = _ResponseTracker(state, send, (b"x-request-id", request_id), is_head=is_head)
+        tracker = _ResponseTracker(state, send, (b"x-request-id", request_id.encode()), is_head=is_head)
         self._active += 1
         try:
             await self._answer(state, scope, receive, tracker)
@@ -121,16 +103,16 @@ class RequestContext:
             method = "HEAD" if is_head else scope["method"]
             status = oauth.status if oauth is not None and oauth.status else tracker.status
             path = scope["path"] if route == UNMATCHED else None
-            self.record(method, route, status, perf_counter() - started, state.principal, path)
+            seconds = perf_counter() - started
+            trace = trace_parent_var.get()
+            self.record(method, route, status, seconds, state.principal, request_id=request_id, trace=trace, path=path)
 
-    def identify(self, found: Mapping[bytes, bytes]) -> bytes:
-        """The request's id, which from now on stands in its log lines, as does the trace it belongs to."""
-        request_id = self._request_id(found.get(b"x-request-id"))
-        request_id_var.set(request_id)
-        trace_parent = found.get(b"traceparent")
-        is_traced = trace_parent is not None and _TRACE_PARENT.fullmatch(trace_parent)
-        trace_parent_var.set(trace_parent.decode() if trace_parent and is_traced else None)
-        return request_id.encode()
+    def new_id(self, headers: Mapping[bytes, bytes]) -> str:
+        """The id of a request: the one that the client gave, or a new one."""
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given.decode()
+        return f"{self._prefix}-{next(self._numbers):x}"
 
     async def _answer(self, state: RequestState, scope: Scope, receive: Receive, tracker: "_ResponseTracker") -> None:
         try:
@@ -192,11 +174,6 @@ class RequestContext:
         """A problem of a layer outside the one that adds the security headers."""
         await problem_response(error)(scope, receive, self._security.wrap(tracker.send))
 
-    def _request_id(self, given: bytes | None) -> str:
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            return given.decode()
-        return f"{self._prefix}-{next(self._numbers):x}"
-
     def record(
         self,
         method: str,
@@ -204,6 +181,9 @@ class RequestContext:
         status: int,
         seconds: float,
         principal: Principal | None,
+        *,
+        request_id: str,
+        trace: str | None,
         path: str | None = None,
     ) -> None:
         """Counts a request that is over, and writes its line. `path` is that of a request without a route."""
@@ -213,7 +193,16 @@ class RequestContext:
             observe = self._observers[key] = _duration.labels(key[0], route, str(status)).observe
         observe(seconds)
         if self._access_log is not None:
-            self._access_log.write(method, route, status, seconds, principal, path)
+            user_id = principal.user_id if principal is not None else None
+            self._access_log.write(
+                method, route, status, seconds, user_id, request_id=request_id, trace=trace, path=path
+            )
+
+
+def trace_parent_of(headers: Mapping[bytes, bytes]) -> str | None:
+    """The trace that the request belongs to, as `traceparent` has it (W3C Trace Context)."""
+    given = headers.get(b"traceparent")
+    return given.decode() if given is not None and _TRACE_PARENT.fullmatch(given) else None
 
 
 class _ResponseTracker:

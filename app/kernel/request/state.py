@@ -32,6 +32,7 @@ class RequestState:
         "authentication_error",
         "endpoint",
         "headers",
+        "is_decided",
         "network",
         "paid",
         "parsed_json",
@@ -46,6 +47,8 @@ class RequestState:
         self.headers = headers
         self.repeated_header = repeated_header
         self.peer = peer
+        # The edge has been asked already (`Edge.decide`).
+        self.is_decided = False
         self.principal: Principal | None = None
         # For the route to raise, if it is not public.
         self.authentication_error: AppError | None = None
@@ -126,8 +129,10 @@ def state_of(scope: Scope) -> RequestState:
     state: RequestState | None = scope.get(_KEY)
     if state is None:
         fields = scope["headers"]
-        headers, repeated = read_headers(fields)
+        headers = {name: value for name, value in fields}  # noqa: C416 - takes two thirds of the time of `dict(fields)`
+        repeated = None
         if len(headers) != len(fields) or b"cookie" in headers:
+            headers, repeated = read_headers(fields)
             scope["headers"] = list(headers.items())
         client = scope.get("client")
         state = scope[_KEY] = RequestState(headers, repeated, client[0] if client else None)

@@ -1,6 +1,9 @@
 """Requests that came before, by the bytes of their heads: a client that polls sends the same ones each time."""
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from app.kernel.headers.response_head import Finished
+from app.kernel.http.prepared_problem import Refused
 
 LONGEST_KNOWN_HEAD = 2048
 """In bytes. What is longer is parsed each time."""
@@ -10,10 +13,20 @@ _MAX_REQUESTS_OF_TOKEN = 64
 
 
 class KnownRequest(Protocol):
-    """What the application recognized in a request."""
+    """What the edge of the application recognized in a request."""
 
     @property
     def token(self) -> bytes: ...
+
+
+class Edge(Protocol):
+    """What decides about a request before it gets a task (`kernel.middleware.edge`)."""
+
+    def decide(self, scope: Any) -> Finished | Refused | None: ...
+
+    def repeatable(self, scope: Any) -> KnownRequest | None: ...
+
+    def answer(self, request: Any) -> Finished | None: ...
 
 
 class KnownRequests:

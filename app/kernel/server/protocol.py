@@ -5,7 +5,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,12 +20,13 @@ from app.kernel.errors import (
     TargetTooLong,
     TooManyConnections,
 )
+from app.kernel.http.prepared_problem import Refused
 from app.kernel.server.connections import (
     LINGER_BYTES,
     ended,
     refusal,
 )
-from app.kernel.server.known_requests import LONGEST_KNOWN_HEAD
+from app.kernel.server.known_requests import LONGEST_KNOWN_HEAD, Edge
 from app.kernel.server.request_validation import WHOLE_SERVER, fault_of_head
 from app.kernel.server.response_cycle import ResponseCycle, write_finished
 from app.kernel.server.timed_protocol import TimedProtocol
@@ -51,16 +52,13 @@ class GuardedProtocol(TimedProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # An application may have a finished answer for what it has no place for (`Onehop.refusal_of`).
-        self._refusal_of: Callable[[Any], bytes | None] | None = getattr(self.app, "refusal_of", None)
-        # ... and one, as head and body, for a request that it recognizes (`Onehop.recognize`, `Onehop.answer`).
-        self._recognize: Callable[[Any], Any] = getattr(self.app, "recognize", _recognize_nothing)
-        self._answer: Callable[[Any], tuple[bytes, bytes] | None] = getattr(self.app, "answer", _recognize_nothing)
+        # An application may decide about a request before it gets a task.
+        self._edge: Edge | None = getattr(self.app, "edge", None)
         self._known_requests = self._manager.known_requests
-        # The request that was answered last before ASGI; None after another one.
-        self._recognized: Any = None
+        # Whether the last request was answered before ASGI.
+        self._is_answered_early = False
         self._heads = 0
-        # ... and paths whose errors have OAuth's form (`Onehop.oauth_paths`).
+        # It may have paths whose errors have OAuth's form, too.
         self._oauth_paths: Collection[str] = getattr(self.app, "oauth_paths", ())
         # uvicorn sets it only when a request begins.
         self.url = b""
@@ -126,15 +124,20 @@ class GuardedProtocol(TimedProtocol):
             self._note_unfinished_head()
         elif self._is_chunked:
             self._note_framing()
-        elif may_be_known and self._recognized is not None and self._heads == heads + 1:
+        elif may_be_known and self._is_answered_early and self._heads == heads + 1:
             self._remember(data)
 
     def _remember(self, data: bytes) -> None:
         """Knows `data` from now on if it is one whole head and not a byte more, and its request may come again."""
         cycle = self.cycle
-        if cycle is None or not cycle.keep_alive or data.find(_END_OF_HEAD) != len(data) - len(_END_OF_HEAD):
+        if (
+            cycle is None
+            or self._edge is None
+            or not cycle.keep_alive
+            or data.find(_END_OF_HEAD) != len(data) - len(_END_OF_HEAD)
+        ):
             return
-        request = self._recognized.repeatable()
+        request = self._edge.repeatable(cycle.scope)
         if request is not None:
             self._known_requests.add(data, request)
 
@@ -144,11 +147,11 @@ class GuardedProtocol(TimedProtocol):
         The first request of a connection is always parsed, because the sweep tells a new connection by the lack of one.
         """
         request = self._known_requests.get(head)
-        if request is None or self.cycle is None:
+        if request is None or self.cycle is None or self._edge is None:
             return False
         if self.flow.write_paused or self._manager.is_draining or self.transport.is_closing():
             return False
-        answer = self._answer(request)
+        answer = self._edge.answer(request)
         if answer is None:
             return False
         start, body = answer
@@ -223,7 +226,7 @@ class GuardedProtocol(TimedProtocol):
             raise self._refusal
         self._head_bytes = 0
         self._heads += 1
-        self._recognized = None
+        self._is_answered_early = False
         self._headed = scope
         self.headers = _TRAILERS
         scope["method"] = method.decode("ascii")
@@ -236,8 +239,7 @@ class GuardedProtocol(TimedProtocol):
             raw_path, query = url.path or b"/", url.query or b""
         path = raw_path.decode("ascii")
         scope["raw_path"] = raw_path
-        is_encoded = "%" in path
-        scope["path"] = unquote(path) if is_encoded else path
+        scope["path"] = unquote(path) if "%" in path else path
         scope["query_string"] = query
         waiting = self._active
         self.cycle = cycle = ResponseCycle(
@@ -257,32 +259,24 @@ class GuardedProtocol(TimedProtocol):
             cycle.is_head = True
         if waiting is None or waiting.response_complete:
             self._active = cycle
-            if self._is_answered(cycle, is_special=is_encoded or bool(codings)):
-                return
-            refusal = self._refusal_of(scope) if self._refusal_of is not None else None
-            if refusal is None:
-                self._start_asgi_task(cycle, self.app)
-            else:
-                self._manager.refusal_queue.put(cycle, refusal)
+            self._begin(cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
-    def _is_answered(self, cycle: ResponseCycle, *, is_special: bool) -> bool:
-        """Whether the application remembered an answer, which has been sent then. A request with a body, or with a path
-        that the layers may refuse, is special.
-        """
-        if is_special or self.expect_100_continue or self.flow.write_paused:
-            return False
-        request = self._recognize(cycle.scope)
-        answer = self._answer(request) if request is not None else None
-        if answer is None:
-            return False
-        self._recognized = request
-        # The parser is about to tell that nothing follows.
-        cycle.more_body = False
-        cycle.send_finished(*answer)
-        return True
+    def _begin(self, cycle: ResponseCycle) -> None:
+        """Answers at once as far as the application's edge can, or else starts the application."""
+        # What cannot be written now would wait in memory.
+        decision = self._edge.decide(cycle.scope) if self._edge is not None and not self.flow.write_paused else None
+        if decision is None:
+            self._start_asgi_task(cycle, self.app)
+        elif isinstance(decision, Refused):
+            self._manager.refusal_queue.put(cycle, decision.raw())
+        else:
+            self._is_answered_early = True
+            # The parser is about to tell that nothing follows.
+            cycle.more_body = False
+            cycle.send_finished(*decision)
 
     def _excess(self) -> AppError | None:
         """What of the head is too much."""
@@ -384,7 +378,3 @@ class GuardedProtocol(TimedProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
-
-
-def _recognize_nothing(_scope: Any) -> None:
-    """For an application that has no answers in memory."""
