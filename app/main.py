@@ -1,16 +1,18 @@
 """The API application: modules, middleware order and life cycle. Only wiring."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import State
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import __version__
 from app.composition import CACHED_PATHS, close_resources, make_resources, open_resources, warn_of_eviction
 from app.core import router as core
-from app.core.health import check_health
+from app.core.health import Health, check_health
 from app.core.pages import DOCS_ASSETS
 from app.dev.standalone import embedded_environment
 from app.identity.api import IdentityServices, make_identity, run_identity
@@ -28,14 +30,16 @@ from app.jobs.api import (
     JOB_KINDS,
     WEBHOOK_EVENTS,
     JobsRuntime,
+    Submitted,
     disable_endpoints,
     resume_user,
     submission_group_commit,
     suspend_user,
 )
 from app.jobs.router import ROUTERS as JOBS_ROUTERS
-from app.kernel.auth import declared_permission
+from app.kernel.auth import Authenticator, declared_permission
 from app.kernel.background import Background
+from app.kernel.batching.group_commit import GroupCommit
 from app.kernel.fairness.pacing import Paced
 from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.fairness.turns import OneAtATime
@@ -57,6 +61,7 @@ from app.kernel.observability.exits import end_misconfigured
 from app.kernel.observability.gc_tuning import rare_collections
 from app.kernel.observability.log_writer import output
 from app.kernel.observability.telemetry import RenderedMetrics, configure_logging, get_logger, render_metrics
+from app.kernel.queue import NewJob
 from app.kernel.rate_limits import RateLimits
 from app.kernel.resources import Resources
 from app.settings import Settings, SettingsError, load_settings, served_base_url
@@ -94,9 +99,32 @@ ROUTERS = (
 CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
 
 
+class Application(State):
+    """What routes and their dependencies find in `request.app.state`. The lifespan fills it in."""
+
+    resources: Resources
+    identity: IdentityServices
+    # That of `identity`, for the kernel.
+    authenticator: Authenticator
+    jobs: JobsRuntime
+    submissions: GroupCommit[NewJob, Submitted | None]
+    events: GroupCommit[users.EventBatch, list[UUID]]
+    summaries: OneAtATime
+    limits: RateLimits
+    health: Paced[Health]
+    metrics: Paced[RenderedMetrics]
+    # Bring gauges up to date.
+    samplers: tuple[Callable[[], None], ...]
+    has_docs: bool
+    # The document as it is sent, made when it is first asked for.
+    openapi_json: bytes | None
+    mailbox: Path | None
+
+
 class Onehop(FastAPI):
     """FastAPI behind our own layers: most requests are answered before the framework and its telemetry run."""
 
+    state: Application
     # What gets the requests, as long as the application runs.
     entry: ASGIApp | None = None
     # The server asks it before it makes a task of a request; None where another layer stands in front of it.
@@ -169,8 +197,8 @@ def create_app(settings: Settings) -> Onehop:
         max_body_size=settings.http.max_body_bytes,
         lifespan=lambda app: _lifespan(app, settings),
     )
+    app.state = Application()
     app.state.has_docs = has_docs
-    # The document as it is sent, made when it is first asked for.
     app.state.openapi_json = None
     app.state.mailbox = settings.data_dir / "mailbox" if settings.has_mailbox else None
     for router in (
@@ -209,7 +237,6 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         app.state.resources = resources
         app.state.identity = identity
         app.state.authenticator = identity.authenticator
-        app.state.session_cookie = identity.session_cookie
         stack.push_async_callback(close_resources, resources)
         app.state.events = users.event_group_commit(resources.db)
         stack.push_async_callback(app.state.events.close)
@@ -252,8 +279,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
 
 
 def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> ASGIApp:
-    resources: Resources = app.state.resources
-    limits: RateLimits = app.state.limits
+    resources, limits, identity = app.state.resources, app.state.limits, app.state.identity
     cached_reads: tuple[CachedRead, ...] = CACHED_READS if settings.cache.enabled else ()
     if app.is_observed:
         # A miss goes through the framework then, as all that is not answered from memory.
@@ -277,7 +303,6 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         cached_cost=settings.limits.cached_cost,
     )
     shares = TimeShares()
-    identity: IdentityServices = app.state.identity
     stack = Authentication(stack, identity.authenticator, identity.session_cookie, networks)
     stack = admission = Admission(
         stack,
@@ -314,14 +339,14 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
     return edge
 
 
-async def _render_metrics(app: FastAPI) -> RenderedMetrics:
+async def _render_metrics(app: Onehop) -> RenderedMetrics:
     for sample in app.state.samplers:
         sample()
     # It reads files: of this process, and of the others.
     return await asyncio.to_thread(render_metrics)
 
 
-async def _sample(app: FastAPI) -> None:
+async def _sample(app: Onehop) -> None:
     """Gauges follow once a second instead of with each request. One that fails keeps none of the others back."""
     for sample in app.state.samplers:
         try:

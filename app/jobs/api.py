@@ -40,7 +40,7 @@ from app.jobs.service.runtime import JobsRuntime
 from app.jobs.service.scratch import delete_abandoned_folders
 from app.jobs.service.sending import WebhookSender
 from app.jobs.service.storage import ArtifactStore, store_problem
-from app.jobs.service.submitting import submission_group_commit
+from app.jobs.service.submitting import Submitted, submission_group_commit
 from app.jobs.service.suspending import resume_user, suspend_user
 from app.jobs.service.turns import Turns, user_caps
 from app.jobs.service.unsubscribing import unsubscribe
@@ -67,6 +67,7 @@ __all__ = [
     "JobsRuntime",
     "MailOutbox",
     "Relay",
+    "Submitted",
     "Turns",
     "UnsubscribeLinkExpired",
     "UnsubscribeLinkInvalid",

@@ -22,7 +22,6 @@ from fastapi.security import OAuth2PasswordBearer
 from typing_extensions import TypeAliasType
 
 from app.kernel.errors import Forbidden, Unauthenticated
-from app.kernel.headers.session_cookie import SessionCookie
 from app.kernel.request.principal import Principal
 from app.kernel.request.state import RequestState, state_of
 
@@ -133,8 +132,7 @@ async def authenticate_again(request: Request) -> None:
         Unavailable: that cannot be found out at the moment.
     """
     authenticator: Authenticator = request.app.state.authenticator
-    cookie: SessionCookie = request.app.state.session_cookie
-    credential = cookie.credential_of(state_of(request.scope).headers)
+    credential = state_of(request.scope).credential
     if credential is None or authenticator.cached_principal(credential) is None:
         await authenticator.authenticate(credential or b"")
 

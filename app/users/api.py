@@ -8,6 +8,7 @@ from app.users.queries.profiles import get_user
 from app.users.records import (
     DisplayName,
     Event,
+    EventBatch,
     EventSummary,
     Locale,
     NewEvent,
@@ -47,6 +48,7 @@ __all__ = [
     "DisplayName",
     "Event",
     "EventAnswer",
+    "EventBatch",
     "EventSummary",
     "Locale",
     "NewEvent",

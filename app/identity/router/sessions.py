@@ -109,15 +109,11 @@ async def refresh(
     """
     check_transport(request, identity, body.transport)
     if body.refresh_token is None:
-        session = await sessions.extend_cookie_session(identity, _credential(request, identity))
+        session = await sessions.extend_cookie_session(identity, state_of(request.scope).credential or b"")
         return cookie_response(identity, session.token, session.scope)
     wanted = token_refresh.RefreshRequest(body.refresh_token, idempotency_key, device)
     tokens = await token_refresh.refresh(resources.db, resources.redis, identity, wanted)
     return tokens_response(identity, tokens, body.transport)
-
-
-def _credential(request: Request, identity: IdentityDep) -> bytes:
-    return identity.session_cookie.credential_of(state_of(request.scope).headers) or b""
 
 
 @router.post("/logout", status_code=204, dependencies=[Public], openapi_extra=takes_token())
@@ -129,7 +125,7 @@ async def log_out(
     body: LogoutBody | None = None,
 ) -> Response:
     """End the session of the access token or cookie, of the refresh token, or both. The call is idempotent."""
-    credential = _credential(request, identity)
+    credential = state_of(request.scope).credential or b""
     cookie = value_in(credential)
     await sessions.log_out(
         resources.db,

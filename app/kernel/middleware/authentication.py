@@ -27,14 +27,11 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             state = state_of(scope)
-            fields = state.headers
-            credential = fields.get(b"authorization")
-            if credential is None and b"cookie" in fields:
+            if b"cookie" in state.headers:
                 # Also for what needs no caller: a foreign page must not log a browser out.
-                self._cookie.check(scope["method"], fields)
-                credential = self._cookie.credential_of(fields)
-            if credential is not None:
-                principal = self._authenticator.cached_principal(credential)
+                self._cookie.check(scope["method"], state.headers)
+            if state.credential is not None:
+                principal = self._authenticator.cached_principal(state.credential)
                 if principal is not None:
                     state.principal = principal
                 elif scope["path"] in UNLIMITED:
@@ -44,7 +41,7 @@ class Authentication:
                     # Looking a token up costs more than most requests.
                     await state.acquire_slot()
                     await state.assign_slot()
-                    await self._authenticate(state, credential)
+                    await self._authenticate(state, state.credential)
                     try:
                         await self._app(scope, receive, send)
                     finally:

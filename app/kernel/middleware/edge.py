@@ -28,7 +28,7 @@ from app.kernel.resources import Resources
 class LocalRead:
     """What a request for a cached answer says of itself. Whether it gets one is asked each time.
 
-    `token` is its credential (`SessionCookie.credential_of`).
+    `token` is its credential (`RequestState.credential`).
     """
 
     read: CachedRead
@@ -91,6 +91,7 @@ class Edge:
         """
         state = state_of(scope)
         state.is_decided = True
+        state.credential = self._credential_of(state.headers)
         request = self._recognize(state, scope)
         if request is not None:
             finished = self.answer(request)
@@ -161,7 +162,7 @@ class Edge:
         ):
             return None
         fields = state.headers
-        token = self._credential_of(fields)
+        token = state.credential
         if (
             token is None
             or state.repeated_header is not None
@@ -181,8 +182,7 @@ class Edge:
         read = self._reads.get(scope["path"])
         if read is None or scope["method"] not in {"GET", "HEAD"}:
             return False
-        credential = self._credential_of(state.headers)
-        principal = self._cached_principal(credential) if credential is not None else None
+        principal = self._cached_principal(state.credential) if state.credential is not None else None
         return principal is not None and self._get_local(key_of(principal, read, scope)) is not None
 
 

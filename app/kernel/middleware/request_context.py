@@ -61,7 +61,6 @@ class RequestContext:
     ) -> None:
         self._app = app
         self._oauth_paths = frozenset(oauth_paths)
-        self._timeout = settings.request_timeout
         self._max_body_bytes = settings.max_body_bytes
         self._security = SecurityHeaders(settings)
         self._access_log = access_log

@@ -30,6 +30,7 @@ class RequestState:
     __slots__ = (
         "admission",
         "authentication_error",
+        "credential",
         "endpoint",
         "headers",
         "is_decided",
@@ -49,6 +50,8 @@ class RequestState:
         self.peer = peer
         # The edge has been asked already (`Edge.decide`).
         self.is_decided = False
+        # What the request names its caller by (`SessionCookie.credential_of`).
+        self.credential: bytes | None = None
         self.principal: Principal | None = None
         # For the route to raise, if it is not public.
         self.authentication_error: AppError | None = None
