@@ -45,8 +45,8 @@ _LARGEST_DRIFT = 5.0
 _OVERLAP = 30.0
 _FROM_THE_BEGINNING = 1e9
 # A process that stood still for longer, as a paused container does, may wake up with requests before news.
-_BEAT_SECONDS = 0.25
-_LONGEST_BEAT = 1.0
+_LATENESS_CHECK_SECONDS = 0.25
+_MAX_LATENESS_CHECK_GAP = 1.0
 
 _logger = get_logger(__name__)
 _acknowledged_seconds = Histogram(
@@ -78,7 +78,7 @@ class RevocationFeed:
         self._read_at: float | None = None
         # What Postgres told in that read, and how far this machine's clock was then.
         self._told: tuple[datetime, float] | None = None
-        self._beat_at = monotonic()
+        self._lateness_checked_at = monotonic()
         self._epoch = 0
         self._complete_epoch = -1
         self._reading: asyncio.Task[None] | None = None
@@ -86,18 +86,18 @@ class RevocationFeed:
         self._reads_done = 0
         self._background = Background()
         self._forgot_at = monotonic()
-        self._next_beat: asyncio.TimerHandle | None = None
+        self._lateness_timer: asyncio.TimerHandle | None = None
         bus.subscribe(_CHANNEL, self._on_announcement, on_up=self._begin_epoch)
         bus.subscribe(_ACK_CHANNEL, self._on_ack)
 
     def start(self) -> None:
         self._background.repeat(self._poll, name="identity.revocations", every=self._poll_seconds)
-        self._beat_at = monotonic()
-        self._notice_lateness()
+        self._lateness_checked_at = monotonic()
+        self._check_lateness()
 
     async def close(self) -> None:
-        if self._next_beat is not None:
-            self._next_beat.cancel()
+        if self._lateness_timer is not None:
+            self._lateness_timer.cancel()
         await self._background.close()
 
     @property
@@ -244,10 +244,10 @@ class RevocationFeed:
         """From here on, only a read that has yet to begin tells what was missed."""
         self._epoch += 1
 
-    def _notice_lateness(self) -> None:
+    def _check_lateness(self) -> None:
         # A timer runs before the tasks that waiting requests become, so a late one is noticed before they are served.
         now = monotonic()
-        if now - self._beat_at > _LONGEST_BEAT:
+        if now - self._lateness_checked_at > _MAX_LATENESS_CHECK_GAP:
             self._begin_epoch()
-        self._beat_at = now
-        self._next_beat = asyncio.get_running_loop().call_later(_BEAT_SECONDS, self._notice_lateness)
+        self._lateness_checked_at = now
+        self._lateness_timer = asyncio.get_running_loop().call_later(_LATENESS_CHECK_SECONDS, self._check_lateness)

@@ -26,7 +26,7 @@ from app.jobs.service.endpoints import SEAL_PURPOSE
 from app.jobs.service.publishing import DELIVERY_TIMEOUT, KIND_DELIVER, QUEUE, publish_admin_event, publish_event
 from app.jobs.service.reachability import NamesUnavailable, NetworkUnavailable
 from app.jobs.service.resolving import LookupsBusy
-from app.jobs.service.sending import Answer, WebhookSender
+from app.jobs.service.sending import WebhookResponse, WebhookSender
 from app.kernel.ids import UserId
 from app.kernel.queue import DataAccess, JobArgs, JobContext, PermanentJobError, RetryJob, SnoozeJob, job
 from app.kernel.sealing import Keys, SealBroken
@@ -107,13 +107,13 @@ class WebhookDeliverer:
         except (NamesUnavailable, NetworkUnavailable) as error:
             if endpoint.read_at - delivery.created_at < _LONGEST_OUTAGE:
                 raise
-            answer = Answer(None, error.code, None, 0, None)
+            answer = WebhookResponse(None, error.code, None, 0, None)
         except SealBroken:
             # Sealed before APP_SECRET_KEY changed; another attempt could not sign the message either.
             await self._give_up(ctx, user_id, delivery.id, "secret_unreadable")
             return None
         _attempts_total.labels(answer.error or f"{answer.status}"[:1] + "xx").inc()
-        return await self._settle(ctx, endpoint, delivery, answer)
+        return await self._record_outcome(ctx, endpoint, delivery, answer)
 
     def _is_busy(self, endpoint: Endpoint) -> bool:
         """Whether there are as many requests to an endpoint, or to all of its user, as may be under way."""
@@ -147,7 +147,7 @@ class WebhookDeliverer:
         if not is_probe:
             raise await _snooze(ctx, endpoint, BREAKER_SHORTEST.total_seconds(), _SPREAD_OPEN)
 
-    async def _send(self, endpoint: Endpoint, message: Message) -> Answer:
+    async def _send(self, endpoint: Endpoint, message: Message) -> WebhookResponse:
         # Receivers refuse what is minutes old, or from the future; the clocks of workers differ.
         now = endpoint.read_at
         secrets = [self._keys.decrypt(SEAL_PURPOSE, endpoint.secret, context=endpoint.id.bytes)]
@@ -165,8 +165,8 @@ class WebhookDeliverer:
             owner=endpoint.user_id,
         )
 
-    async def _settle(
-        self, ctx: JobContext, endpoint: Endpoint, delivery: Delivery, answer: Answer
+    async def _record_outcome(
+        self, ctx: JobContext, endpoint: Endpoint, delivery: Delivery, answer: WebhookResponse
     ) -> dict[str, Any] | None:
         user_id = endpoint.user_id
         if answer.is_success:
@@ -200,11 +200,17 @@ class WebhookDeliverer:
 
     async def _give_up(self, ctx: JobContext, user_id: UserId, delivery_id: UUID, error: str) -> None:
         async with ctx.transaction("jobs.webhook_dropped") as tx:
-            await self._record(tx, user_id, delivery_id, Answer(None, error, None, 0, None), "failed", None)
+            await self._record(tx, user_id, delivery_id, WebhookResponse(None, error, None, 0, None), "failed", None)
             await ctx.complete(tx)
 
     async def _record(
-        self, tx: Any, user_id: UserId, delivery_id: UUID, answer: Answer, state: str, again_in: timedelta | None
+        self,
+        tx: Any,
+        user_id: UserId,
+        delivery_id: UUID,
+        answer: WebhookResponse,
+        state: str,
+        again_in: timedelta | None,
     ) -> None:
         await webhook_deliveries.record_attempt(
             tx,

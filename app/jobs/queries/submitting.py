@@ -24,7 +24,7 @@ from app.kernel.queue import Allowance, NewJob
 # claim will do: an API host whose clock is ahead would hand out jobs that no worker may start yet.
 #
 # What a user has in a queue is counted once for all of the user's rows, through an index of unfinished jobs and never
-# beyond the allowance: `n.place` is the row's number among those of `n.owner`, which may have so many more.
+# beyond the allowance: `n.owner_rank` is the row's number among those of `n.owner`, which may have so many more.
 # Transactions do not see each other's rows, so that a user may exceed the allowance by as many as commit at a moment.
 # A row whose unique key is taken adds nothing, and passes.
 #
@@ -41,9 +41,9 @@ FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[]), (SELECT $3::text[]), (SELE
             (SELECT $10::timestamptz[]), (SELECT $11::text[]), (SELECT $12::boolean[]), (SELECT $13::integer[]),
             (SELECT $14::integer[]))
      AS n(id, user_id, kind, lane, priority, args, unique_key, max_attempts, timeout_seconds, run_at, trace_parent,
-          dispatch, owner, place)
+          dispatch, owner, owner_rank)
 WHERE n.owner IS NULL
-   OR n.place <= (
+   OR n.owner_rank <= (
        ARRAY(
            SELECT (SELECT CASE WHEN min(b.run_at) FILTER (WHERE b.state = 0)
                                     <= now() - make_interval(secs => o.longest_wait)
@@ -67,7 +67,7 @@ RETURNING j.id, (j.xmax = 0) AS created, j.dispatched_at IS NOT NULL AS dispatch
 
 async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None]:
     """Writes the rows; answers in their order, with None for those beyond their allowance."""
-    allowances, owners, places = _allowances_of(rows)
+    allowances, owners, ranks = _allowances_of(rows)
     records = await tx.fetch(
         INSERT_JOBS,
         [row.id for row in rows],
@@ -83,7 +83,7 @@ async def insert_jobs(tx: Tx, rows: Sequence[NewJob]) -> list[InsertedJob | None
         [row.trace_parent for row in rows],
         [row.dispatch for row in rows],
         owners,
-        places,
+        ranks,
         [user_id for user_id, _ in allowances],
         [queue for _, queue in allowances],
         [allowance.jobs for allowance in allowances.values()],
@@ -113,11 +113,11 @@ def _allowances_of(
     allowances: dict[tuple[UserId | None, str], Allowance] = {}
     seen: dict[tuple[UserId | None, str], list[int]] = {}
     owners: list[int | None] = []
-    places: list[int | None] = []
+    ranks: list[int | None] = []
     for row in rows:
         if row.allowance is None:
             owners.append(None)
-            places.append(None)
+            ranks.append(None)
             continue
         owner = (row.user_id, row.queue)
         if owner not in seen:
@@ -126,8 +126,8 @@ def _allowances_of(
         number_and_count = seen[owner]
         number_and_count[1] += 1
         owners.append(number_and_count[0])
-        places.append(number_and_count[1])
-    return allowances, owners, places
+        ranks.append(number_and_count[1])
+    return allowances, owners, ranks
 
 
 def _is_of(record: Row, row: NewJob) -> bool:

@@ -80,7 +80,7 @@ async def create_endpoint(
     await lock_maker(tx, clock, actor)
     endpoint_id = new_id()
     secret = secrets.token_bytes(SECRET_BYTES)
-    _listen(webhook_subscribers, tx, user_id, event_types)
+    _add_subscriber(webhook_subscribers, tx, user_id, event_types)
     endpoint = await webhook_endpoints.insert_endpoint(
         tx,
         endpoint_id=endpoint_id,
@@ -133,7 +133,7 @@ async def change_endpoint(
     async with db.transaction("jobs.change_endpoint") as tx:
         await lock_maker(tx, clock, actor)
         present = await _lock_present(tx, actor.user_id, endpoint_id, check)
-        _listen(webhook_subscribers, tx, actor.user_id, event_types or ())
+        _add_subscriber(webhook_subscribers, tx, actor.user_id, event_types or ())
         endpoint = await webhook_endpoints.update_endpoint(
             tx,
             actor.user_id,
@@ -195,7 +195,7 @@ async def enable_endpoint(
         await lock_maker(tx, clock, actor)
         await _take_call(tx, actor.user_id, endpoint_id)
         # Before its events are known: a false alarm ends with the next read of the subscribers.
-        _listen(webhook_subscribers, tx, actor.user_id, ADMIN_EVENTS)
+        _add_subscriber(webhook_subscribers, tx, actor.user_id, ADMIN_EVENTS)
         enabled = await webhook_endpoints.enable_endpoint(tx, actor.user_id, endpoint_id)
         if enabled is None:
             return _found(await webhook_endpoints.get_endpoint(tx, actor.user_id, endpoint_id))
@@ -317,7 +317,9 @@ def _found(endpoint: Endpoint | None) -> Endpoint:
     return endpoint
 
 
-def _listen(webhook_subscribers: WebhookSubscribers, tx: Tx, user_id: UserId, event_types: Collection[str]) -> None:
+def _add_subscriber(
+    webhook_subscribers: WebhookSubscribers, tx: Tx, user_id: UserId, event_types: Collection[str]
+) -> None:
     webhook_subscribers.add(tx, user_id)
     if not ADMIN_EVENTS.isdisjoint(event_types):
         webhook_subscribers.add(tx, None)

@@ -75,7 +75,7 @@ class AddressBlocked(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WebhookResponse:
     """What became of a request; `status` None: there was no answer. `retry_after` is in seconds."""
 
     status: int | None
@@ -145,7 +145,7 @@ class WebhookSender:
         secrets: list[bytes],
         *,
         owner: UserId | None = None,
-    ) -> Answer:
+    ) -> WebhookResponse:
         """Posts a signed message to an endpoint of `owner`; never raises for what the other side does.
 
         Raises:
@@ -156,7 +156,7 @@ class WebhookSender:
         address = _numeric(host)
         if address is not None and is_blocked(address, self._allowed):
             # The HTTP client takes some forms of a number for no address at all.
-            return Answer(None, "address_blocked", None, 0, None)
+            return WebhookResponse(None, "address_blocked", None, 0, None)
         owner_var.set(owner)
         session = self._session or self._open()
         headers = {
@@ -189,7 +189,7 @@ class WebhookSender:
             error, status = "timeout", None
         except (aiohttp.ClientError, ValueError, OSError):
             error = "protocol_error"
-        return Answer(status, error, text, round((monotonic() - started) * 1000), wait)
+        return WebhookResponse(status, error, text, round((monotonic() - started) * 1000), wait)
 
     async def close(self) -> None:
         if self._session is not None:

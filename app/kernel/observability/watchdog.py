@@ -26,11 +26,11 @@ _lag = Histogram(
     "Delay of an event loop timer in seconds.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0),
 )
-_BEAT_SECONDS = 0.1
+_LAG_SAMPLE_SECONDS = 0.1
 # A quarter of a second is felt by every caller.
 _TOLD_AFTER_SECONDS = 0.25
 # Between two looks no more than this counts: where more has passed, the whole process was stopped, not the loop alone.
-_LONGEST_LOOK_SECONDS = 2 * _BEAT_SECONDS
+_LONGEST_LOOK_SECONDS = 2 * _LAG_SAMPLE_SECONDS
 _LAST_WORDS_SECONDS = 1.0
 _STACK_FRAMES = 30
 # One of these modules is on the stack of a thread that a debugger has stopped: the standard library's, on which those
@@ -76,7 +76,7 @@ class _Watchdog:
         self._thread = threading.Thread(target=self._look, name="loop-watchdog", daemon=True)
 
     def start(self) -> None:
-        self._next_beat()
+        self._schedule_sample()
         self._thread.start()
 
     def stop(self) -> None:
@@ -84,22 +84,22 @@ class _Watchdog:
             self._timer.cancel()
         self._stopped.set()
 
-    def _next_beat(self) -> None:
-        self._due = monotonic() + _BEAT_SECONDS
-        self._timer = self._loop.call_later(_BEAT_SECONDS, self._observe_lag)
+    def _schedule_sample(self) -> None:
+        self._due = monotonic() + _LAG_SAMPLE_SECONDS
+        self._timer = self._loop.call_later(_LAG_SAMPLE_SECONDS, self._observe_lag)
 
     def _observe_lag(self) -> None:
         _lag.observe(max(0.0, monotonic() - self._due))
-        self._next_beat()
+        self._schedule_sample()
 
     def _look(self) -> None:
         due, late, is_told = 0.0, 0.0, False
         looked_at = monotonic()
-        while not self._stopped.wait(_BEAT_SECONDS):
+        while not self._stopped.wait(_LAG_SAMPLE_SECONDS):
             before, looked_at = looked_at, monotonic()
             if self._due != due:
                 # The beat that is expected now may take as long as this.
-                due, late, is_told = self._due, -_BEAT_SECONDS, False
+                due, late, is_told = self._due, -_LAG_SAMPLE_SECONDS, False
                 continue
             if is_in_debugger(self._loop_thread):
                 _last_stop.seen_at = looked_at

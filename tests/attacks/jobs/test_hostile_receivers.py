@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from app.jobs.service.bounded_responses import MAX_INFORMATIONAL, BoundedResponseHandler
-from app.jobs.service.sending import Answer, WebhookSender
+from app.jobs.service.sending import WebhookResponse, WebhookSender
 from app.jobs.settings import JobsSettings
 from app.kernel.ids import UserId
 from tests.fixtures.waiting import scaled
@@ -41,7 +41,7 @@ async def sender() -> AsyncIterator[WebhookSender]:
     await sender.close()
 
 
-async def send(sender: WebhookSender, url: str) -> Answer:
+async def send(sender: WebhookSender, url: str) -> WebhookResponse:
     return await sender.send(url, "id", 1, b"{}", [bytes(32)], owner=UserId(uuid4()))
 
 
