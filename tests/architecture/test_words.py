@@ -34,7 +34,7 @@ RETIRED = {
     "recall": "cached_principal",
     "lies_in_memory": "is_cached",
     "remembered_cost": "cached_cost",
-    "Remembered": "FastPath",
+    "Remembered": "Edge",
     "Outbox": "RefusalQueue",
     "bell": "wakeup",
     "bells": "wakeups",

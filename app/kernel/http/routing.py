@@ -1,6 +1,6 @@
 """Routes that refuse what is not wanted before the framework looks at it."""
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from email.message import Message
 from typing import Any, Literal
 from urllib.parse import unquote_plus
@@ -12,6 +12,7 @@ from fastapi.params import Path as PathParam
 from fastapi.params import Query as QueryParam
 from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from app.kernel.auth import declared_permission
@@ -129,8 +130,10 @@ class Checks:
         self._takes_any_query = not route.path.startswith(_API)
         self._has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
         self._path = route.path
+        # Whether the resource can be read; asked for once the application has all of its routes.
+        self._is_readable: bool | None = None
         # A guard that the client has set must not be dropped in silence (RFC 9110, section 13.1).
-        self._is_stateless = "GET" not in (route.methods or ()) and _IF_MATCH not in (
+        self._refuses_tags = "GET" not in (route.methods or ()) and _IF_MATCH not in (
             (route.openapi_extra or {}).get("parameters", ())
         )
         self._accepting = _ACCEPTING.get(next(iter(route.methods or ())), "Accept")
@@ -163,7 +166,7 @@ class Checks:
     def pass_or_raise(self, state: RequestState, scope: Scope) -> None:
         """Returns if the caller may call the route with an address and a body of this form; else raises an AppError."""
         self._permission.check(state)
-        if self._is_stateless:
+        if self._refuses_tags:
             self._check_preconditions(state.headers, scope)
         if self._has_path_parameters:
             check_text(scope.get("raw_path") or b"", "path")
@@ -183,8 +186,11 @@ class Checks:
         if if_match is not None and if_match.strip() != b"*":
             raise PreconditionFailed("This call does not depend on a state that If-Match could name.")
         if_none_match = headers.get(b"if-none-match")
-        if if_none_match is not None and excludes_any(if_none_match) and _has_representation(scope, self._path):
-            raise PreconditionFailed("The resource is there, which `If-None-Match: *` says it must not be.")
+        if if_none_match is not None and excludes_any(if_none_match):
+            if self._is_readable is None:
+                self._is_readable = _is_readable(scope["app"].routes, self._path)
+            if self._is_readable:
+                raise PreconditionFailed("The resource is there, which `If-None-Match: *` says it must not be.")
 
     def check_read(self, state: RequestState) -> None:
         """Returns if a body that was read, and is not empty, has the route's form. Where its length was announced,
@@ -233,11 +239,10 @@ class Router(APIRouter):
         )
 
 
-def _has_representation(scope: Scope, path: str) -> bool:
+def _is_readable(routes: Iterable[BaseRoute], path: str) -> bool:
     """Whether a resource with this template is one that can be read."""
     return any(
-        isinstance(route, APIRoute) and route.path == path and "GET" in (route.methods or ())
-        for route in scope["app"].routes
+        isinstance(route, APIRoute) and route.path == path and "GET" in (route.methods or ()) for route in routes
     )
 
 
