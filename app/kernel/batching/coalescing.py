@@ -7,8 +7,9 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from app.kernel.background import Background
+from app.kernel.batching.waiting import Waiting, fail_all, release_all
 from app.kernel.errors import Unavailable
-from app.kernel.fairness.callers import Caller, caller_var
+from app.kernel.fairness.callers import caller_var
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -16,8 +17,6 @@ V = TypeVar("V")
 # A key that was part of a batch which took too long is asked for alone for so long, unless that is answered quickly.
 _ALONE_SECONDS = 10.0
 _MAX_ALONE = 1024
-
-_Waiting = tuple[K, asyncio.Future[V | None], Caller | None]
 
 
 class TooSlow(Exception):
@@ -50,7 +49,7 @@ class Coalescer(Generic[K, V]):
         self._max_running = max_running
         self._shared_failures = (Unavailable, shared_failure)
         self._slow_seconds = slow_seconds
-        self._waiting: deque[_Waiting[K, V]] = deque()
+        self._waiting: deque[Waiting[K, V | None]] = deque()
         # Until when a key is asked for alone, the oldest first.
         self._alone: OrderedDict[K, float] = OrderedDict()
         self._running = 0
@@ -64,7 +63,7 @@ class Coalescer(Generic[K, V]):
         if self._alone and self._goes_alone(key):
             return await self._ask_alone(key)
         answer: asyncio.Future[V | None] = self._loop.create_future()
-        self._waiting.append((key, answer, caller_var.get()))
+        self._waiting.append(Waiting(key, answer, caller_var.get()))
         self._schedule()
         try:
             return await answer
@@ -83,18 +82,18 @@ class Coalescer(Generic[K, V]):
 
     def _send(self) -> None:
         self._is_scheduled = False
-        batch: list[_Waiting[K, V]] = []
+        batch: list[Waiting[K, V | None]] = []
         while self._waiting and len(batch) < self._max_batch:
             waiting = self._waiting.popleft()
             # A caller that has gone away meanwhile needs no answer.
-            if not waiting[1].done():
+            if not waiting.done.done():
                 batch.append(waiting)
         if batch:
             self._running += 1
             self._background.spawn(self._answer(batch))
         self._schedule()
 
-    async def _answer(self, batch: "list[_Waiting[K, V]]") -> None:
+    async def _answer(self, batch: list[Waiting[K, V | None]]) -> None:
         # The task was begun by one request, but asks for all of them.
         caller_var.set(None)
         try:
@@ -104,19 +103,19 @@ class Coalescer(Generic[K, V]):
             batch.clear()
         finally:
             self._running -= 1
-            _release(batch)
+            release_all(batch)
             self._schedule()
 
-    async def _answer_batch(self, batch: "list[_Waiting[K, V]]") -> None:
+    async def _answer_batch(self, batch: list[Waiting[K, V | None]]) -> None:
         """Raises TooSlow where there are several keys."""
-        keys = list(dict.fromkeys(key for key, _, _ in batch))
+        keys = list(dict.fromkeys(waiting.item for waiting in batch))
         try:
             found = await self._ask(keys)
         except Exception as error:  # whatever it is, its caller gets it
             if len(keys) > 1 and isinstance(error, TooSlow):
                 raise
             if len(batch) == 1 or isinstance(error, self._shared_failures):
-                _fail(batch, error)
+                fail_all(batch, error)
                 return
         else:
             _fulfil(batch, found)
@@ -124,12 +123,12 @@ class Coalescer(Generic[K, V]):
         for index in range(len(batch)):
             await self._answer_batch(batch[index : index + 1])
 
-    def _split(self, batch: "Sequence[_Waiting[K, V]]") -> None:
+    def _split(self, batch: Sequence[Waiting[K, V | None]]) -> None:
         """Asks for each key of the batch alone. The batches that wait do not wait for this."""
         until = monotonic() + _ALONE_SECONDS
-        by_key: dict[K, list[_Waiting[K, V]]] = {}
+        by_key: dict[K, list[Waiting[K, V | None]]] = {}
         for waiting in batch:
-            by_key.setdefault(waiting[0], []).append(waiting)
+            by_key.setdefault(waiting.item, []).append(waiting)
         for key, callers in by_key.items():
             self._alone[key] = until
             self._alone.move_to_end(key)
@@ -137,16 +136,16 @@ class Coalescer(Generic[K, V]):
         while len(self._alone) > _MAX_ALONE:
             self._alone.popitem(last=False)
 
-    async def _answer_key(self, key: K, callers: "list[_Waiting[K, V]]") -> None:
-        caller_var.set(callers[0][2])
+    async def _answer_key(self, key: K, callers: list[Waiting[K, V | None]]) -> None:
+        caller_var.set(callers[0].caller)
         try:
             found = await self._ask_alone(key)
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
-            _fail(callers, error)
+            fail_all(callers, error)
         else:
             _fulfil(callers, {} if found is None else {key: found})
         finally:
-            _release(callers)
+            release_all(callers)
 
     async def _ask_alone(self, key: K) -> V | None:
         started = monotonic()
@@ -165,25 +164,6 @@ class Coalescer(Generic[K, V]):
         return True
 
 
-def _fulfil(batch: "Sequence[_Waiting[K, V]]", found: Mapping[K, V]) -> None:
-    for key, answer, _ in batch:
-        if not answer.done():
-            answer.set_result(found.get(key))
-
-
-def _fail(batch: "list[_Waiting[K, V]]", error: Exception) -> None:
-    for _, answer, _ in batch:
-        if not answer.done():
-            answer.set_exception(error)
-    _release(batch)
-
-
-def _release(batch: "list[_Waiting[K, V]]") -> None:
-    """Cancels the answers that were cut off at the end of the process, and empties the batch.
-
-    The traceback of an error refers to the batch, and the answers of the batch to the error: a reference cycle.
-    """
-    for _, answer, _ in batch:
-        if not answer.done():
-            answer.cancel()
-    batch.clear()
+def _fulfil(batch: Sequence[Waiting[K, V | None]], found: Mapping[K, V]) -> None:
+    for waiting in batch:
+        waiting.resolve(found.get(waiting.item))

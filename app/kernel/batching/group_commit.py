@@ -3,11 +3,12 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client import Histogram
 
 from app.kernel.background import Background
+from app.kernel.batching.waiting import Waiting, fail_all, release_all
 from app.kernel.errors import Unavailable
 from app.kernel.fairness.callers import Caller, caller_var
 from app.kernel.fairness.time_shares import StepTimer
@@ -16,15 +17,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _group_size = Histogram("onehop_group_commit_size", "Writes per group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128))
-
-
-class _Waiting(NamedTuple, Generic[T, R]):
-    """`part` is the item's weight."""
-
-    item: T
-    done: asyncio.Future[R]
-    caller: Caller | None
-    part: int
 
 
 class GroupCommit(Generic[T, R]):
@@ -50,7 +42,7 @@ class GroupCommit(Generic[T, R]):
         self._max_weight = max_weight
         self._owner = owner
         # By owner, the next one first.
-        self._waiting: OrderedDict[Hashable, deque[_Waiting[T, R]]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, deque[Waiting[T, R]]] = OrderedDict()
         self._background = Background()
         self._is_writing = False
         # Up to Python 3.11 each question for the running loop is a system call.
@@ -63,7 +55,7 @@ class GroupCommit(Generic[T, R]):
         items = self._waiting.get(owner)
         if items is None:
             items = self._waiting[owner] = deque()
-        items.append(_Waiting(item, done, caller_var.get(), self._weight(item)))
+        items.append(Waiting(item, done, caller_var.get(), self._weight(item)))
         if not self._is_writing:
             self._is_writing = True
             # Not at once: what the same turn of the loop still brings belongs to the group.
@@ -84,12 +76,12 @@ class GroupCommit(Generic[T, R]):
         finally:
             self._is_writing = False
 
-    def _next_group(self) -> list[_Waiting[T, R]]:
-        group: list[_Waiting[T, R]] = []
+    def _next_group(self) -> list[Waiting[T, R]]:
+        group: list[Waiting[T, R]] = []
         left = self._max_weight
         while self._waiting:
             owner, items = next(iter(self._waiting.items()))
-            left -= items[0].part
+            left -= items[0].weight
             if group and left < 0:
                 break
             group.append(items.popleft())
@@ -99,7 +91,7 @@ class GroupCommit(Generic[T, R]):
                 del self._waiting[owner]
         return group
 
-    async def _write_group(self, group: list[_Waiting[T, R]]) -> None:
+    async def _write_group(self, group: list[Waiting[T, R]]) -> None:
         _group_size.observe(len(group))
         # The task was begun by one request, but writes for all of them.
         together = Caller(None)
@@ -108,52 +100,28 @@ class GroupCommit(Generic[T, R]):
         try:
             results = await timer
         except asyncio.CancelledError:
-            _release(group)
+            release_all(group)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
             _charge(group, timer.seconds() + together.used)
             if len(group) == 1 or isinstance(error, Unavailable):
-                _fail(group, error)
+                fail_all(group, error)
                 return
         else:
             _charge(group, timer.seconds() + together.used)
-            _answer(group, results)
+            for waiting, result in zip(group, results, strict=True):
+                waiting.resolve(result)
             return
         middle = len(group) // 2
         try:
             await self._write_group(group[:middle])
             await self._write_group(group[middle:])
         finally:
-            _release(group)
+            release_all(group)
 
 
-def _charge(group: Sequence[_Waiting[T, R]], seconds: float) -> None:
-    seconds_of_one = seconds / max(1, sum(waiting.part for waiting in group))
+def _charge(group: Sequence[Waiting[T, R]], seconds: float) -> None:
+    seconds_of_one = seconds / max(1, sum(waiting.weight for waiting in group))
     for waiting in group:
         if waiting.caller is not None:
-            waiting.caller.used += waiting.part * seconds_of_one
-
-
-def _answer(group: Sequence[_Waiting[T, R]], results: Sequence[R]) -> None:
-    for waiting, result in zip(group, results, strict=True):
-        # Its caller may have gone away.
-        if not waiting.done.done():
-            waiting.done.set_result(result)
-
-
-def _fail(group: list[_Waiting[T, R]], error: Exception) -> None:
-    for waiting in group:
-        if not waiting.done.done():
-            waiting.done.set_exception(error)
-    _release(group)
-
-
-def _release(group: list[_Waiting[T, R]]) -> None:
-    """Cancels what was cut off at the end of the process, and empties the group.
-
-    The traceback of an error refers to the group, and the futures of the group to the error: a reference cycle.
-    """
-    for waiting in group:
-        if not waiting.done.done():
-            waiting.done.cancel()
-    group.clear()
+            waiting.caller.used += waiting.weight * seconds_of_one
