@@ -69,7 +69,7 @@ class DirectRoutes:
             self._patterns[method] = _Patterns((route, made[id(route)]) for route in routes if route.param_convertors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope.get("root_path"):
+        if scope.get("root_path"):
             await self._framework(scope, receive, send)
             return
         route, parameters = self.find(scope["method"], scope["path"])

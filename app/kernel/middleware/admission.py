@@ -88,7 +88,7 @@ class Admission:
         return ticket.try_enter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _ALWAYS_ADMITTED:
+        if scope["path"] in _ALWAYS_ADMITTED:
             await self._app(scope, receive, send)
             return
         state = state_of(scope)

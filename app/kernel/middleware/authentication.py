@@ -25,31 +25,21 @@ class Authentication:
         self._networks = networks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            state = state_of(scope)
-            if b"cookie" in state.headers:
-                # Also for what needs no caller: a foreign page must not log a browser out.
-                self._cookie.check(scope["method"], state.headers)
-            if state.credential is not None:
-                principal = self._authenticator.cached_principal(state.credential)
-                if principal is not None:
-                    state.principal = principal
-                elif scope["path"] in UNLIMITED:
-                    # These paths need no caller, so that no quota stands before them.
-                    pass
-                elif await self._networks.admit(state, send):
-                    # Looking a token up costs more than most requests.
-                    await state.acquire_slot()
-                    await state.assign_slot()
-                    await self._authenticate(state, state.credential)
-                    try:
-                        await self._app(scope, receive, send)
-                    finally:
-                        # Its traceback refers to the state: a reference cycle that would hold the whole request.
-                        state.authentication_error = None
+        state = state_of(scope)
+        if b"cookie" in state.headers:
+            # Also for what needs no caller: a foreign page must not log a browser out.
+            self._cookie.check(scope["method"], state.headers)
+        credential = state.credential
+        if credential is not None:
+            state.principal = self._authenticator.cached_principal(credential)
+            # Paths without a quota need no caller.
+            if state.principal is None and scope["path"] not in UNLIMITED:
+                if not await self._networks.admit(state, send):
                     return
-                else:
-                    return
+                # Looking a credential up costs more than most requests.
+                await state.acquire_slot()
+                await state.assign_slot()
+                await self._authenticate(state, credential)
         await self._app(scope, receive, send)
 
     async def _authenticate(self, state: RequestState, credential: bytes) -> None:

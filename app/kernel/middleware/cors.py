@@ -68,7 +68,7 @@ class Cors(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and state_of(scope).repeated_header is not None:
+        if state_of(scope).repeated_header is not None:
             # Of two origins none can be believed; the layer behind refuses the request.
             await self.app(scope, receive, send)
             return

@@ -39,9 +39,6 @@ class Deadline:
         self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         timed = TimedRequest(self._loop, scope, receive, send, self._seconds)
         watched_var.set(timed)
         try:

@@ -37,8 +37,8 @@ class LocalRead:
 
 
 class Edge:
-    """The ASGI application in front of `layers`. What it decides by itself, it decides in the order of the layers and
-    with the same objects; it changes nothing for a request that it hands on.
+    """The ASGI application in front of `layers`, for HTTP alone. What it decides by itself, it decides in the order of
+    the layers and with the same objects; it changes nothing for a request that it hands on.
 
     It answers what `reads` declare, each for `cost` units of the quota. Requests for `oauth_paths` are refused by the
     layers, in OAuth's form.
@@ -74,7 +74,7 @@ class Edge:
         self._retry_after = cycle(range(1, MAX_RETRY_AFTER + 1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not state_of(scope).is_decided:
+        if not state_of(scope).is_decided:
             decision = self.decide(scope)
             if isinstance(decision, Refused):
                 await decision.send(send)

@@ -66,28 +66,27 @@ class RateLimit:
         self._costs = dict.fromkeys(cached_paths, cached_cost)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            state = state_of(scope)
-            principal = state.principal
-            if principal is not None:
-                await state.assign_slot()
-                cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
-                limits = self._limits
-                bucket = limits.buckets.get(principal.quota_key)
-                if bucket is None:
-                    bucket = limits.open(limits.caller, principal.quota_key)
-                tokens = bucket.tokens - cost
-                state.quota = bucket
-                state.paid = cost
-                if tokens >= bucket.low:
-                    bucket.tokens = tokens
-                elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
-                    await _refuse(self._refusal, bucket, send)
-                    return
-            elif state.quota is None and scope["path"] not in UNLIMITED:
-                if not await self._networks.admit(state, send):
-                    return
-                await state.assign_slot()
+        state = state_of(scope)
+        principal = state.principal
+        if principal is not None:
+            await state.assign_slot()
+            cost = self._costs.get(scope["path"], 1.0) if scope["method"] == "GET" else 1.0
+            limits = self._limits
+            bucket = limits.buckets.get(principal.quota_key)
+            if bucket is None:
+                bucket = limits.open(limits.caller, principal.quota_key)
+            tokens = bucket.tokens - cost
+            state.quota = bucket
+            state.paid = cost
+            if tokens >= bucket.low:
+                bucket.tokens = tokens
+            elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
+                await _refuse(self._refusal, bucket, send)
+                return
+        elif state.quota is None and scope["path"] not in UNLIMITED:
+            if not await self._networks.admit(state, send):
+                return
+            await state.assign_slot()
         await self._app(scope, receive, send)
 
 

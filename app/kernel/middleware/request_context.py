@@ -75,9 +75,6 @@ class RequestContext:
         _active.set(self._active)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         oauth = OAuthErrors(send) if scope["path"] in self._oauth_paths else None
         if oauth is not None:
             send = oauth.send
@@ -98,6 +95,8 @@ class RequestContext:
         finally:
             self._active -= 1
             state.release_slot()
+            # Its traceback refers to the state: a reference cycle that would hold the whole request.
+            state.authentication_error = None
             route = state.route or self._routes.get(scope.get("endpoint"), UNMATCHED)
             method = "HEAD" if is_head else scope["method"]
             status = oauth.status if oauth is not None and oauth.status else tracker.status

@@ -74,8 +74,8 @@ class ResponseCache:
         self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET":
-            await self._app(scope, receive, send if scope["type"] != "http" else _Uncached(send).send)
+        if scope["method"] != "GET":
+            await self._app(scope, receive, _Uncached(send).send)
             return
         read = self._reads.get(scope["path"])
         state = state_of(scope)
