@@ -19,7 +19,7 @@ class KnownRequest(Protocol):
     def token(self) -> bytes: ...
 
 
-class Edge(Protocol):
+class RequestDecider(Protocol):
     """What decides about a request before it gets a task (`kernel.middleware.edge`)."""
 
     def decide(self, scope: Any) -> Finished | Refused | None: ...

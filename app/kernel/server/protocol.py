@@ -26,7 +26,7 @@ from app.kernel.server.connections import (
     ended,
     refusal,
 )
-from app.kernel.server.known_requests import LONGEST_KNOWN_HEAD, Edge
+from app.kernel.server.known_requests import LONGEST_KNOWN_HEAD, RequestDecider
 from app.kernel.server.request_validation import WHOLE_SERVER, fault_of_head
 from app.kernel.server.response_cycle import ResponseCycle, write_finished
 from app.kernel.server.timed_protocol import TimedProtocol
@@ -53,7 +53,7 @@ class GuardedProtocol(TimedProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         # An application may decide about a request before it gets a task.
-        self._edge: Edge | None = getattr(self.app, "edge", None)
+        self._edge: RequestDecider | None = getattr(self.app, "edge", None)
         self._known_requests = self._manager.known_requests
         # Whether the last request was answered before ASGI.
         self._is_answered_early = False
