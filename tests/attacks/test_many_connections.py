@@ -62,3 +62,20 @@ def test_clients_with_about_as_many_take_none_from_each_other() -> None:
         wait_until(lambda: open_of(served) == {"127.0.0.2": 12, "127.0.0.3": 8})
         for host in ("127.0.0.2", "127.0.0.3"):
             refused(read(connect(stack, served, host, request())), 503, "too_many_connections")
+
+
+def test_idle_ones_of_the_largest_client_end_first() -> None:
+    with Served(max_connections=MOST).running() as served, ExitStack() as stack:
+        busy = [connect(stack, served, "127.0.0.2", request(POST, b"Content-Length: 1")) for _ in range(MOST - 2)]
+        idle = [connect(stack, served, "127.0.0.2", request()) for _ in range(2)]
+        for connection in idle:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        wait_until(lambda: open_of(served) == {"127.0.0.2": MOST})
+        for number in (1, 2):
+            other = connect(stack, served, "127.0.0.3", request())
+            assert other.recv(1000).startswith(b"HTTP/1.1 200 OK")
+            wait_until(lambda: open_of(served)["127.0.0.3"] == number)  # noqa: B023 - at once
+        assert [connection.recv(1000) for connection in idle] == [b"", b""]
+        for connection in busy:
+            connection.sendall(b"a")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")

@@ -9,7 +9,7 @@ import heapq
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
-from itertools import chain, islice
+from itertools import chain
 from time import perf_counter
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -173,7 +173,8 @@ class ConnectionManager:
         if len(largest) <= own * _TOO_MANY_TIMES:
             return False
         waiting = (connection for connection in largest if connection.waits_for_client)
-        found = list(islice(waiting, min(number, len(largest) - own)))
+        # A proxy is a client too: what it sends should be cut off only where nothing of it is idle.
+        found = heapq.nsmallest(min(number, len(largest) - own), waiting, key=_idle_longest_first)
         for connection in found:
             connection.end("evicted")
         return bool(found)
@@ -208,6 +209,11 @@ class ConnectionManager:
         if len(self._hosts) < _KNOWN_HOSTS and len(host) <= _MAX_KNOWN_HOST:
             self._hosts.add(host)
         return True
+
+
+def _idle_longest_first(connection: Connection) -> tuple[bool, float]:
+    idle_since = connection.idle_since
+    return idle_since is None, idle_since or 0.0
 
 
 _managers: WeakKeyDictionary[ServerState, ConnectionManager] = WeakKeyDictionary()
