@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0027_login_codes"
-down_revision = "0024_job_administration"
+down_revision = "0025_webhook_history"
 branch_labels = None
 depends_on = None
 

@@ -394,6 +394,34 @@ class SecurityEvent:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class TrailEntry:
+    """One entry of the audit trail of any account. `data` is JSON text."""
+
+    user_id: UserId
+    id: UUID
+    action: str
+    actor_id: UUID | None
+    session_id: UUID | None
+    ip: str | None
+    user_agent: str | None
+    data: str
+    created_at: datetime
+
+    def view(self) -> dict[str, object]:
+        return {
+            "user_id": self.user_id,
+            "id": self.id,
+            "action": self.action,
+            "actor_id": self.actor_id,
+            "session_id": self.session_id,
+            "ip": self.ip,
+            "user_agent": self.user_agent,
+            "data": orjson.Fragment(self.data),
+            "created_at": self.created_at,
+        }
+
+
 def roles_of(role: Role) -> tuple[str, ...]:
     """What the token's `roles` say of an account with `role`."""
     return ("user",) if role == "user" else ("user", "admin")

@@ -129,6 +129,13 @@ class DeliveryNotFound(NotFound):
     title = "Delivery not found"
 
 
+class ReplayInProgress(Conflict):
+    """The job of an earlier replay of this endpoint is unfinished. Wait for it, or cancel it."""
+
+    code = "replay_in_progress"
+    title = "Replay in progress"
+
+
 class UrlBlocked(Unprocessable):
     """The address is private, local, without TLS where that is required, or does not resolve."""
 

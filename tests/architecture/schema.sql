@@ -307,6 +307,15 @@ CREATE TABLE jobs.suspended_users (
     since timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE jobs.webhook_attempts (
+    user_id uuid NOT NULL,
+    delivery_id uuid NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    status bigint,
+    ms bigint NOT NULL,
+    error text
+);
+
 CREATE TABLE jobs.webhook_deliveries (
     user_id uuid NOT NULL,
     id uuid NOT NULL,
@@ -485,6 +494,9 @@ ALTER TABLE ONLY jobs.schedules
 ALTER TABLE ONLY jobs.suspended_users
     ADD CONSTRAINT suspended_users_pkey PRIMARY KEY (user_id);
 
+ALTER TABLE ONLY jobs.webhook_attempts
+    ADD CONSTRAINT webhook_attempts_pkey PRIMARY KEY (user_id, delivery_id, at);
+
 ALTER TABLE ONLY jobs.webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_message_key UNIQUE (user_id, message_id, endpoint_id);
 
@@ -584,6 +596,8 @@ CREATE INDEX webhook_deliveries_endpoint_idx ON jobs.webhook_deliveries USING bt
 
 CREATE INDEX webhook_deliveries_pending_idx ON jobs.webhook_deliveries USING btree (user_id, endpoint_id) WHERE (state = 'pending'::text);
 
+CREATE INDEX webhook_deliveries_state_idx ON jobs.webhook_deliveries USING btree (state, id);
+
 CREATE INDEX webhook_messages_created_at_idx ON jobs.webhook_messages USING btree (created_at);
 
 CREATE INDEX idempotency_keys_expires_at_idx ON kernel.idempotency_keys USING btree (expires_at);
@@ -600,6 +614,9 @@ ALTER TABLE ONLY jobs.attempts
 
 ALTER TABLE ONLY jobs.positions
     ADD CONSTRAINT positions_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs.jobs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY jobs.webhook_attempts
+    ADD CONSTRAINT webhook_attempts_delivery_fkey FOREIGN KEY (user_id, delivery_id) REFERENCES jobs.webhook_deliveries(user_id, id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY users.preferences
     ADD CONSTRAINT preferences_user_id_fkey FOREIGN KEY (user_id) REFERENCES users.users(id) ON DELETE CASCADE;

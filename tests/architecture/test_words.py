@@ -119,6 +119,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("tests/jobs/test_admin.py", "lane"): _COLUMN,
     ("tests/jobs/test_bulk.py", "lane"): _COLUMN,
     ("tests/jobs/test_bulk.py", "lanes"): _COLUMN,
+    ("tests/jobs/test_deliveries.py", "lane"): _COLUMN,
+    ("tests/jobs/test_deliveries.py", "lanes"): _COLUMN,
     ("tests/jobs/test_admin.py", "lanes"): _COLUMN,
     ("tests/jobs/test_api.py", "lane"): _COLUMN,
     ("tests/jobs/test_cleaning.py", "lane"): _COLUMN,

@@ -67,6 +67,9 @@ ENTRIES: dict[str, str] = {
     "POST /v1/admin/service-accounts/{service_account_id}/rotate-secret": "client_secret_rotated",
     "POST /v1/admin/queues/{queue}/pause": "queue_paused",
     "POST /v1/admin/queues/{queue}/resume": "queue_resumed",
+    "GET /v1/admin/security-events": "admin_read",
+    "GET /v1/admin/webhooks/deliveries": "admin_read",
+    "POST /v1/admin/webhooks/deliveries/{delivery_id}/redeliver": "webhook_redelivered_by_admin",
     "POST /v1/admin/schedules/{name}/pause": "schedule_paused",
     "POST /v1/admin/schedules/{name}/resume": "schedule_resumed",
     "POST /v1/admin/schedules/{name}/run": "schedule_run",
@@ -101,6 +104,7 @@ WITHOUT: dict[str, str] = {
     "POST /v1/invoices/{invoice_id}/email": "the job is on file",
     "POST /v1/webhooks/endpoints/{endpoint_id}/test": "the delivery is on file",
     "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": "the delivery is on file",
+    "POST /v1/webhooks/endpoints/{endpoint_id}/replay": "the job is on file",
     "GET /v1/admin/queues": "numbers without persons",
     "GET /v1/admin/schedules": "of the program alone",
     "GET /v1/admin/workers": "of the program alone",
@@ -240,6 +244,12 @@ async def _retry(scene: Scene, person: Person) -> httpx.Response:
     return await scene.admin.post(f"/v1/admin/jobs/{job}/retry")
 
 
+async def _redeliver(scene: Scene, person: Person) -> httpx.Response:
+    assert (await _on_endpoint(person, "POST", "/test")).status_code == 202
+    (delivery,) = (await person.get("/v1/webhooks/deliveries")).json()["items"]
+    return await scene.admin.post(f"/v1/admin/webhooks/deliveries/{delivery['id']}/redeliver")
+
+
 async def _register(scene: Scene, person: Person) -> httpx.Response:
     body = {"email": f"another-{person.email}", "password": PASSWORD}
     return await scene.client.post("/v1/auth/register", json=body)
@@ -303,6 +313,9 @@ CALLS: dict[str, Call] = {
     ),
     "POST /v1/admin/queues/{queue}/pause": lambda s, _: s.admin.post("/v1/admin/queues/bulk/pause"),
     "POST /v1/admin/queues/{queue}/resume": lambda s, _: s.admin.post("/v1/admin/queues/bulk/resume"),
+    "GET /v1/admin/security-events": lambda s, _: s.admin.get("/v1/admin/security-events"),
+    "GET /v1/admin/webhooks/deliveries": lambda s, _: s.admin.get("/v1/admin/webhooks/deliveries"),
+    "POST /v1/admin/webhooks/deliveries/{delivery_id}/redeliver": _redeliver,
     "POST /v1/admin/schedules/{name}/pause": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/pause"),
     "POST /v1/admin/schedules/{name}/resume": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/resume"),
     "POST /v1/admin/schedules/{name}/run": lambda s, _: s.admin.post("/v1/admin/schedules/jobs.clean/run"),

@@ -58,7 +58,8 @@ FROM generate_series(1, $2::integer) AS n
 """
 FILL_SECURITY_EVENTS = """
 INSERT INTO identity.security_events (user_id, id, action, created_at)
-SELECT $1, ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'login', now()
+SELECT $1, ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'login',
+       now() - make_interval(secs => $2 - n)
 FROM generate_series(1, $2::integer) AS n
 """
 
@@ -101,6 +102,8 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
     end_of_state = id_of(ROWS - 2 * MAX_SCANNED + 1)
     moment = await connection.fetchval("SELECT created_at FROM users.events WHERE id = $1", end)
 
+    moment_of_entry = await connection.fetchval("SELECT created_at FROM identity.security_events WHERE id = $1", end)
+
     async def search(*, before: UUID = HIGHEST, lowest: UUID = LOWEST, **given: object) -> float:
         names = ("states", "queue", "kind", "user_id", "error", "attempted", "future", "since", "until")
         values = [given.get(name) for name in names]
@@ -137,6 +140,19 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
         "all users' jobs with an error": await search(error="rare"),
         "end of all users' page": await rows_read(
             connection, searching.GET_SEARCH_END, HIGHEST, LOWEST, "{0}", None, None, None, None, MAX_SCANNED - 1
+        ),
+        "all users' failed deliveries": await rows_read(
+            connection, webhook_deliveries.LIST_ALL_DELIVERIES, "{failed}", None, LIMIT
+        ),
+        "all users' deliveries behind a cursor": await rows_read(
+            connection, webhook_deliveries.LIST_ALL_DELIVERIES, "{pending,delivered,failed}", last, LIMIT
+        ),
+        "all users' entries of a rare kind": await rows_read(
+            *(connection, security_events.LIST_ALL_SECURITY_EVENTS),
+            *("9999-01-01", HIGHEST, moment_of_entry, end, "banned", LIMIT),
+        ),
+        "end of all users' entries": await rows_read(
+            connection, security_events.GET_SECURITY_EVENTS_END, "9999-01-01", HIGHEST, MAX_SCANNED - 1
         ),
         "invoices behind a cursor": await rows_read(
             connection, invoices.PAGE_OF_INVOICES, OWNER, last, LIMIT, MAX_PAGE_BYTES

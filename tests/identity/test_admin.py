@@ -233,3 +233,44 @@ async def test_the_purge_leaves_nothing_of_the_person(
     assert await connection.fetchval("SELECT array_agg(user_id) FROM jobs.webhook_endpoints") == [stays.id]
     assert (await stays.get("/v1/users/me")).json()["bio"] == "Countess of Lovelace"
     assert len((await stays.get("/v1/users/me/events")).json()["items"]) == 1
+
+
+async def test_entries_of_all_trails_are_found(
+    admin: Person, person: Person, connection: Connection, client: httpx.AsyncClient
+) -> None:
+    await connection.execute("DELETE FROM identity.security_events")
+    await connection.execute(
+        """
+        INSERT INTO identity.security_events (user_id, id, action, created_at)
+        SELECT CASE WHEN n % 2 = 0 THEN $1::uuid ELSE $2::uuid END,
+               ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
+               CASE WHEN n <= 2 THEN 'banned' ELSE 'logged_in' END, '2026-01-01'::timestamptz + make_interval(mins => n)
+        FROM generate_series(0, 4500) AS n
+        """,
+        *(person.id, admin.id),
+    )
+
+    async def listed(query: str, most: int = 1000) -> list[int]:
+        numbers: list[int] = []
+        cursor: str | None = ""
+        while cursor is not None and len(numbers) < most:
+            path = f"/v1/admin/security-events?limit=100&{query}" + (f"&cursor={cursor}" if cursor else "")
+            page = (await admin.get(path)).json()
+            # The administrator's own reading is noted too.
+            items = [item for item in page["items"] if item["action"] != "admin_read"]
+            assert all(
+                item["user_id"] == str((person if int(item["id"][-4:], 16) % 2 == 0 else admin).id) for item in items
+            )
+            numbers += [int(item["id"][-4:], 16) for item in items]
+            cursor = page["next_cursor"]
+        return numbers
+
+    assert (await listed("", 150))[:150] == list(range(4500, 4350, -1))
+    assert await listed("type=banned") == [2, 1, 0]
+    assert await listed(f"type=banned&user_id={person.id}") == [2, 0]
+    assert await listed(f"user_id={person.id}&since=2026-01-04T00:00:00Z") == [4500 - 2 * n for n in range(91)]
+    assert await listed("since=2026-01-04T02:58:00Z") == [4500, 4499, 4498]
+    assert await listed("since=2026-01-04T02:58:00Z&type=banned") == []
+    problem_of(await person.get("/v1/admin/security-events"), 403, "insufficient_scope")
+    for wrong in ("type=", "since=x", "user_id=1", "cursor=x"):
+        assert (await admin.get(f"/v1/admin/security-events?{wrong}")).status_code in (400, 422)

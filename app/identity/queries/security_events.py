@@ -3,9 +3,11 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import NewSecurityEvent, SecurityEvent
+from app.identity.records import NewSecurityEvent, SecurityEvent, TrailEntry
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
+
+_LOWEST = UUID(int=0)
 
 INSERT_SECURITY_EVENT = """
 INSERT INTO identity.security_events (user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at)
@@ -111,3 +113,61 @@ SELECT id, action, actor_id, session_id, ip, user_agent, data, created_at
 
 async def list_security_events(conn: ReadConn, user_id: UserId, before: UUID | None, limit: int) -> list[SecurityEvent]:
     return [SecurityEvent(**row) for row in await conn.fetch(LIST_SECURITY_EVENTS, user_id, before, limit)]
+
+
+# Entries of all users are read in the order of their times, of which an index knows; those of one user by their ids.
+LIST_ALL_SECURITY_EVENTS = """
+SELECT user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at
+  FROM identity.security_events
+ WHERE (created_at, id) < ($1, $2) AND (created_at, id) >= ($3, $4) AND ($5::text IS NULL OR action = $5)
+ ORDER BY created_at DESC, id DESC
+ LIMIT $6
+"""
+LIST_SECURITY_EVENTS_OF = """
+SELECT user_id, id, action, actor_id, session_id, ip, user_agent, data, created_at
+  FROM identity.security_events
+ WHERE user_id = $1 AND id < $2 AND id >= $3 AND ($4::text IS NULL OR action = $4) AND created_at >= $5
+ ORDER BY id DESC
+ LIMIT $6
+"""
+
+
+async def list_all_security_events(
+    conn: ReadConn,
+    *,
+    user_id: UserId | None,
+    action: str | None,
+    since: datetime,
+    before: tuple[datetime, UUID],
+    scan_end: tuple[datetime, UUID] | None,
+    limit: int,
+) -> list[TrailEntry]:
+    """Entries of all trails, or of that of a user, newest first, down to `scan_end`."""
+    if user_id is None:
+        lowest = max((since, _LOWEST), scan_end or (since, _LOWEST))
+        rows = await conn.fetch(LIST_ALL_SECURITY_EVENTS, *before, *lowest, action, limit)
+    else:
+        lowest_id = scan_end[1] if scan_end else _LOWEST
+        rows = await conn.fetch(LIST_SECURITY_EVENTS_OF, user_id, before[1], lowest_id, action, since, limit)
+    return [TrailEntry(**row) for row in rows]
+
+
+GET_SECURITY_EVENTS_END = """
+SELECT created_at, id FROM identity.security_events WHERE (created_at, id) < ($1, $2)
+ ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1
+"""
+GET_SECURITY_EVENTS_END_OF = """
+SELECT created_at, id FROM identity.security_events WHERE user_id = $1 AND id < $2
+ ORDER BY id DESC OFFSET $3 LIMIT 1
+"""
+
+
+async def get_security_events_end(
+    conn: ReadConn, *, user_id: UserId | None, before: tuple[datetime, UUID], count: int
+) -> tuple[datetime, UUID] | None:
+    """The last of the next `count` entries of all trails, or of that of a user; None: there are fewer."""
+    if user_id is None:
+        row = await conn.fetchrow(GET_SECURITY_EVENTS_END, *before, count - 1)
+    else:
+        row = await conn.fetchrow(GET_SECURITY_EVENTS_END_OF, user_id, before[1], count - 1)
+    return None if row is None else (row["created_at"], row["id"])

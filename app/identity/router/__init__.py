@@ -12,6 +12,7 @@ ROUTERS = (
     api_keys.router,
     second_factor.router,
     admin.router,
+    admin.all_trails,
     service_accounts.router,
 )
 

@@ -16,9 +16,11 @@ from app.identity.schemas.admin import (
     BanBody,
     ImpersonateBody,
     ImpersonationView,
+    TrailPage,
+    TrailQuery,
 )
 from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
-from app.identity.service import account_status, administration
+from app.identity.service import account_status, administration, audit_log
 from app.identity.service.audit_log import record_admin_read
 from app.identity.service.impersonation import impersonate
 from app.kernel.auth import RequireRole
@@ -39,6 +41,7 @@ from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin/users", tags=["admin"])
+all_trails = Router(prefix="/v1/admin", tags=["admin"])
 
 Admin = Annotated[Principal, RequireRole("admin")]
 AdminSession = Annotated[Principal, RequireRole("admin", needs_session=True)]
@@ -177,6 +180,25 @@ async def list_account_security_events(
     )
     await _note_read(resources, principal, device, "security_events", user_id)
     return json_response({"items": [event.view() for event in found.items], "next_cursor": found.next_cursor})
+
+
+@all_trails.get("/security-events", response_model=TrailPage)
+async def search_security_events(
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[TrailQuery, Query()]
+) -> Response:
+    """List the security events of all accounts, newest first."""
+    user_id = UserId(query.user_id) if query.user_id else None
+    found = await audit_log.search_security_events(
+        resources.db,
+        resources.cursors,
+        user_id=user_id,
+        action=query.type,
+        since=query.since,
+        limit=query.limit,
+        cursor=query.cursor,
+    )
+    await _note_read(resources, principal, device, "security_events", user_id)
+    return json_response({"items": [entry.view() for entry in found.items], "next_cursor": found.next_cursor})
 
 
 def _account_etag(account: AdminAccount) -> bytes:

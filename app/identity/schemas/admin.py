@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.identity.records import AccountStatus
 from app.identity.schemas.fields import EXAMPLE_TOKENS
+from app.identity.schemas.sessions import SecurityEventView
 from app.kernel.auth import Role
 from app.kernel.http import CreatedAt, EmailText, Id, NextCursor, PageQuery, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleText
@@ -74,3 +75,26 @@ class BanBody(Schema, json_schema_extra=example({"reason": "Spam"})):
     reason: Annotated[str, VisibleText(500)] | None = Field(
         None, description="Reason, for administrators, at most 500 characters."
     )
+
+
+class TrailQuery(PageQuery):
+    """Filters of the list of all users' security events."""
+
+    user_id: Id | None = Field(None, description="Only events in the trail of this user.")
+    type: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Only events with this `action`."
+    )
+    since: Timestamp | None = Field(None, description="Only events from this time on.")
+
+
+class TrailEntryView(SecurityEventView):
+    """An entry of the audit trail of any account."""
+
+    user_id: Id = Field(description="The account whose trail it is in; zeros: that of operators.")
+
+
+class TrailPage(Schema):
+    """A page of the audit trails of all accounts, newest first."""
+
+    items: list[TrailEntryView] = Field(description="Entries, newest first.")
+    next_cursor: NextCursor

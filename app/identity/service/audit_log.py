@@ -1,17 +1,27 @@
 """The audit trail of an account."""
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import orjson
 
-from app.identity.queries.security_events import insert_read_event, insert_security_event, list_security_events
-from app.identity.records import Actor, NewSecurityEvent, SecurityEvent
+from app.identity.queries.security_events import (
+    get_security_events_end,
+    insert_read_event,
+    insert_security_event,
+    list_all_security_events,
+    list_security_events,
+)
+from app.identity.records import Actor, NewSecurityEvent, SecurityEvent, TrailEntry
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
-from app.kernel.pagination import Cursors, Page
+from app.kernel.pagination import MAX_SCANNED, Cursors, Page
 
 _LIST = "security_events"
+_SEARCH = "all_security_events"
+_OLDEST = datetime(1970, 1, 1, tzinfo=UTC)
+_NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
 
 
 async def record_security_event(
@@ -66,3 +76,37 @@ async def read_security_events(
     async with db.read("identity.security_events") as conn:
         events = await list_security_events(conn, user_id, before, limit + 1)
     return cursors.paginate(_LIST, user_id, events, lambda event: (event.id,), limit=limit)
+
+
+async def search_security_events(
+    db: Database,
+    cursors: Cursors,
+    *,
+    user_id: UserId | None,
+    action: str | None,
+    since: datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> Page[TrailEntry]:
+    """A page of all trails, newest entry first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
+    scope = f"{user_id}|{action}|{since}"
+    before = cursors.decode(_SEARCH, scope, cursor, tuple[datetime, UUID]) if cursor else _NEWEST
+    scan_end: tuple[datetime, UUID] | None = None
+    async with db.read("identity.search_security_events") as conn:
+        if action is not None or (user_id is not None and since is not None):
+            scan_end = await get_security_events_end(conn, user_id=user_id, before=before, count=MAX_SCANNED)
+            if scan_end is not None and since is not None and scan_end[0] < since:
+                # Behind it all entries are too old.
+                scan_end = None
+        found = await list_all_security_events(
+            conn,
+            user_id=user_id,
+            action=action,
+            since=since or _OLDEST,
+            before=before,
+            scan_end=scan_end,
+            limit=limit + 1,
+        )
+    return cursors.paginate(
+        _SEARCH, scope, found, lambda entry: (entry.created_at, entry.id), limit=limit, scan_end=scan_end
+    )

@@ -12,6 +12,7 @@ from app.jobs.handlers.invoice_pdf import invoice_pdf
 from app.jobs.handlers.report_activity import report_activity
 from app.jobs.handlers.report_weekly import KIND_WEEKLY, report_email, report_weekly
 from app.jobs.handlers.webhook_deliver import webhook_deliver, webhook_publish
+from app.jobs.handlers.webhook_replay import webhook_replay
 from app.jobs.service.scheduling import Schedule
 from app.kernel.queue import JobKind
 
@@ -28,6 +29,7 @@ _KINDS: tuple[JobKind[Any], ...] = (
     report_weekly,
     webhook_deliver,
     webhook_publish,
+    webhook_replay,
 )
 JOB_KINDS = {kind.name: kind for kind in _KINDS}
 

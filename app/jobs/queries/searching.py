@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from app.jobs.records import AdminJob, State, Transition
-from app.jobs.records.administration import JobFilter, Position
+from app.jobs.records.administration import JobFilter
 from app.kernel.database import ReadConn, Tx
 
 # Each filter has an index that it begins with: none of them the primary key, a user that of the user's jobs in each
@@ -335,25 +335,3 @@ SELECT a.storage_key FROM jobs.artifacts AS a WHERE a.job_id = ANY($1::uuid[]) A
 async def list_files_of_jobs(conn: ReadConn, ids: Sequence[UUID]) -> list[str]:
     """The storage keys of the files that these jobs have published."""
     return [row["storage_key"] for row in await conn.fetch(LIST_FILES_OF_JOBS, ids)]
-
-
-GET_POSITION = """
-SELECT p.last_id, p.done, p.skipped, p.total FROM jobs.positions AS p WHERE p.job_id = $1
-"""
-
-
-async def get_position(conn: ReadConn, job_id: UUID) -> Position | None:
-    """How far a job has come; None: it has not begun."""
-    row = await conn.fetchrow(GET_POSITION, job_id)
-    return None if row is None else Position(**row)
-
-
-SET_POSITION = """
-INSERT INTO jobs.positions (job_id, last_id, done, skipped, total) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (job_id) DO UPDATE
-SET last_id = excluded.last_id, done = excluded.done, skipped = excluded.skipped, total = excluded.total
-"""
-
-
-async def set_position(tx: Tx, job_id: UUID, position: Position) -> None:
-    await tx.execute(SET_POSITION, job_id, position.last_id, position.done, position.skipped, position.total)

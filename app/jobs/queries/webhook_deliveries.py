@@ -1,10 +1,18 @@
 """Messages of webhooks and their deliveries."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from app.jobs.records.webhooks import BACKLOG_FULL, MAX_PENDING, Delivery, Message, NewDelivery
+from app.jobs.records.webhooks import (
+    BACKLOG_FULL,
+    KEPT_ATTEMPTS,
+    MAX_PENDING,
+    Delivery,
+    DeliveryAttempt,
+    Message,
+    NewDelivery,
+)
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 
@@ -170,7 +178,18 @@ async def get_delivery_scan_end(
     return found
 
 
+# One that is sent again and again on demand keeps its newest attempts.
 RECORD_ATTEMPT = """
+WITH surplus AS (
+    DELETE FROM jobs.webhook_attempts AS a
+    WHERE a.user_id = $1 AND a.delivery_id = $2
+      AND a.at <= (SELECT o.at FROM jobs.webhook_attempts AS o WHERE o.user_id = $1 AND o.delivery_id = $2
+                   ORDER BY o.at DESC OFFSET $9 - 1 LIMIT 1)
+), noted AS (
+    INSERT INTO jobs.webhook_attempts (user_id, delivery_id, at, status, ms, error)
+    SELECT d.user_id, d.id, now(), $4, $7, $5 FROM jobs.webhook_deliveries AS d WHERE d.user_id = $1 AND d.id = $2
+    ON CONFLICT DO NOTHING
+)
 UPDATE jobs.webhook_deliveries AS d
 SET state = $3, attempts = d.attempts + 1, last_status = $4, last_error = $5, last_response = $6, last_ms = $7,
     next_at = now() + $8, delivered_at = CASE WHEN $3 = 'delivered' THEN now() END
@@ -191,7 +210,105 @@ async def record_attempt(
     again_in: timedelta | None,
 ) -> None:
     """What became of one attempt."""
-    await tx.execute(RECORD_ATTEMPT, user_id, delivery_id, state, status, error, response, milliseconds, again_in)
+    await tx.execute(
+        *(RECORD_ATTEMPT, user_id, delivery_id, state, status, error, response, milliseconds, again_in, KEPT_ATTEMPTS)
+    )
+
+
+LIST_DELIVERY_ATTEMPTS = """
+SELECT a.at, a.status, a.ms, a.error FROM jobs.webhook_attempts AS a
+WHERE a.user_id = $1 AND a.delivery_id = $2 ORDER BY a.at
+"""
+
+
+async def list_delivery_attempts(conn: ReadConn, user_id: UserId, delivery_id: UUID) -> list[DeliveryAttempt]:
+    """The attempts of a delivery, oldest first; the newest `KEPT_ATTEMPTS` of them."""
+    rows = await conn.fetch(LIST_DELIVERY_ATTEMPTS, user_id, delivery_id)
+    return [DeliveryAttempt(**row) for row in rows]
+
+
+# Each state is one range of an index; the events are looked up for the rows of the page alone.
+LIST_ALL_DELIVERIES = """
+SELECT d.id, d.user_id, d.endpoint_id, d.message_id, m.event_type, d.state, d.attempts, d.last_status, d.last_error,
+       d.last_response, d.last_ms, d.next_at, d.created_at, d.delivered_at
+FROM (
+    SELECT f.id, f.user_id, f.endpoint_id, f.message_id, f.state, f.attempts, f.last_status, f.last_error,
+           f.last_response, f.last_ms, f.next_at, f.created_at, f.delivered_at
+    FROM unnest($1::text[]) AS s(state) CROSS JOIN LATERAL (
+        SELECT w.id, w.user_id, w.endpoint_id, w.message_id, w.state, w.attempts, w.last_status, w.last_error,
+               w.last_response, w.last_ms, w.next_at, w.created_at, w.delivered_at
+        FROM jobs.webhook_deliveries AS w
+        WHERE (w.state, w.id) < (s.state, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+          AND (w.state, w.id) >= (s.state, '00000000-0000-0000-0000-000000000000')
+        ORDER BY w.state DESC, w.id DESC
+        LIMIT $3
+    ) AS f
+    ORDER BY f.id DESC
+    LIMIT $3
+) AS d
+CROSS JOIN LATERAL (
+    SELECT w.event_type FROM jobs.webhook_messages AS w WHERE w.user_id = d.user_id AND w.id = d.message_id LIMIT 1
+) AS m
+ORDER BY d.id DESC
+"""
+
+
+async def list_all_deliveries(
+    conn: ReadConn, states: Sequence[str], *, before: UUID | None, limit: int
+) -> list[Delivery]:
+    """The deliveries of all users in these states, newest first."""
+    return [Delivery(**row) for row in await conn.fetch(LIST_ALL_DELIVERIES, states, before, limit)]
+
+
+GET_OWNER_OF_DELIVERY = """
+SELECT d.user_id FROM jobs.webhook_deliveries AS d
+WHERE d.state = ANY('{pending,delivered,failed}'::text[]) AND d.id = $1
+"""
+
+
+async def get_owner_of_delivery(conn: ReadConn, delivery_id: UUID) -> UserId | None:
+    user_id: UserId | None = await conn.fetchval(GET_OWNER_OF_DELIVERY, delivery_id)
+    return user_id
+
+
+# The next rows of the endpoint, whatever their state, so that a replay reads a bounded number of them at a time.
+LIST_REPLAYED_DELIVERIES = """
+SELECT n.id, n.state <> 'pending' AND ($5::text IS NULL OR n.state = $5) AND n.created_at >= $6
+             AND ($7::timestamptz IS NULL OR n.created_at < $7) AS is_meant
+FROM (SELECT d.id, d.state, d.created_at FROM jobs.webhook_deliveries AS d
+      WHERE d.user_id = $1 AND d.endpoint_id = $2 AND d.id > $3 AND d.id < $4
+      ORDER BY d.id LIMIT $8) AS n
+ORDER BY n.id
+"""
+
+
+async def list_replayed_deliveries(
+    conn: ReadConn,
+    user_id: UserId,
+    endpoint_id: UUID,
+    *,
+    after: UUID,
+    end: UUID,
+    state: str | None,
+    since: datetime,
+    until: datetime | None,
+    limit: int,
+) -> list[tuple[UUID, bool]]:
+    """The next `limit` deliveries to an endpoint, oldest first, and of each whether it is to be sent again."""
+    rows = await conn.fetch(LIST_REPLAYED_DELIVERIES, user_id, endpoint_id, after, end, state, since, until, limit)
+    return [(row["id"], row["is_meant"]) for row in rows]
+
+
+REOPEN_DELIVERIES = """
+UPDATE jobs.webhook_deliveries AS d SET state = 'pending', attempts = 0, next_at = NULL, delivered_at = NULL
+WHERE d.user_id = $1 AND d.id = ANY($2::uuid[]) AND d.state <> 'pending'
+RETURNING d.id
+"""
+
+
+async def reopen_deliveries(tx: Tx, user_id: UserId, ids: Sequence[UUID]) -> list[UUID]:
+    """Those of `ids` that were over and are pending now."""
+    return [row["id"] for row in await tx.fetch(REOPEN_DELIVERIES, user_id, ids)]
 
 
 REOPEN_DELIVERY = """

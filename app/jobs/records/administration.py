@@ -52,15 +52,17 @@ class JobFilter:
     @property
     def lowest_id(self) -> UUID:
         """No job that is meant has a lower one."""
-        return _LOWEST if self.since is None else _id_at(self.since, -_ID_SLACK)
+        return _LOWEST if self.since is None else id_at(self.since, later=False)
 
     @property
     def end_id(self) -> UUID:
         """Every job that is meant has a lower one."""
-        return _HIGHEST if self.until is None else _id_at(self.until, _ID_SLACK)
+        return _HIGHEST if self.until is None else id_at(self.until, later=True)
 
 
-def _id_at(moment: datetime, shift: float) -> UUID:
+def id_at(moment: datetime, *, later: bool) -> UUID:
+    """An id with no row of before `moment` behind it (`later`), or none of after before it."""
+    shift = _ID_SLACK if later else -_ID_SLACK
     return UUID(int=max(0, round((moment.timestamp() + shift) * 1000)) << 80)
 
 

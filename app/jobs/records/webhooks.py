@@ -49,6 +49,8 @@ CALLS_EVERY = timedelta(seconds=6)
 # sent again on demand.
 MAX_PENDING = 5_000
 BACKLOG_FULL = "backlog_full"
+# Attempts of one delivery that are on file.
+KEPT_ATTEMPTS = 50
 SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
 OLD_SECRET_TTL = timedelta(hours=24)
@@ -135,6 +137,25 @@ class Delivery:
     next_at: datetime | None
     created_at: datetime
     delivered_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryAttempt:
+    """One request to an endpoint, or why none was made. `status` None: there was no answer."""
+
+    at: datetime
+    status: int | None
+    ms: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryDetail:
+    """A delivery with its message, and its attempts, oldest first."""
+
+    delivery: Delivery
+    message: Message
+    attempts: list[DeliveryAttempt]
 
 
 def format_secret(secret: bytes) -> str:

@@ -7,9 +7,12 @@ from fastapi import Query, Request, Response
 from pydantic import MISSING
 
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
-from app.jobs.router.access import DeviceDep, Runtime, WebhookCaller, WebhookManager, actor_of
+from app.jobs.router.access import DeviceDep, Runtime, WebhookCaller, WebhookManager, actor_of, fragment
+from app.jobs.router.jobs import job_view
+from app.jobs.schemas.jobs import JobView
 from app.jobs.schemas.webhooks import (
     CreateEndpoint,
+    DeliveryDetailView,
     DeliveryList,
     DeliveryPage,
     DeliveryView,
@@ -18,8 +21,10 @@ from app.jobs.schemas.webhooks import (
     EndpointView,
     EventTypeList,
     PatchEndpoint,
+    ReplayEndpoint,
+    RotateSecret,
 )
-from app.jobs.service import endpoints
+from app.jobs.service import deliveries, endpoints, replaying
 from app.kernel.database import Tx
 from app.kernel.http import (
     Id,
@@ -163,11 +168,16 @@ async def delete_endpoint(
     response_model=EndpointCreated,
 )
 async def rotate_secret(
-    principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
+    principal: WebhookManager,
+    resources: ResourcesDep,
+    device: DeviceDep,
+    endpoint_id: Id,
+    body: RotateSecret | None = None,
 ) -> Response:
-    """Rotate the secret of a webhook endpoint. The old secret signs too for one day."""
+    """Rotate the secret of a webhook endpoint. The old secret signs too for one day, or no more."""
     created = await endpoints.rotate_secret(
-        resources.db, resources.keys, resources.clock, actor_of(principal, device), endpoint_id
+        *(resources.db, resources.keys, resources.clock, actor_of(principal, device), endpoint_id),
+        expire_old_now=body is not None and body.expire_old_now,
     )
     return json_response(_view(created.endpoint) | {"secret": created.secret})
 
@@ -182,7 +192,26 @@ async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpo
     delivery = await endpoints.test_endpoint(
         resources.db, resources.queue, resources.clock, principal.user_id, endpoint_id
     )
-    return json_response(_delivery_view(delivery), status=202)
+    return json_response(delivery_view(delivery), status=202)
+
+
+@router.post(
+    "/endpoints/{endpoint_id}/replay",
+    status_code=202,
+    response_model=JobView,
+    responses=problem_responses(409) | located(202),
+)
+async def replay_endpoint(
+    principal: WebhookCaller, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id, body: ReplayEndpoint
+) -> Response:
+    """Send to a webhook endpoint again what it was sent before, oldest first. A job does it, one at a time."""
+    job = await replaying.submit_replay(
+        *(resources.db, resources.queue, actor_of(principal, device), endpoint_id),
+        since=body.since,
+        until=body.until,
+        state=body.state,
+    )
+    return json_response(job_view(job), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
 @router.post("/endpoints/{endpoint_id}/enable", response_model=EndpointView)
@@ -201,7 +230,7 @@ async def list_deliveries(
     principal: WebhookManager, resources: ResourcesDep, query: Annotated[DeliveryList, Query()]
 ) -> Response:
     """List webhook deliveries, newest first."""
-    page = await endpoints.list_deliveries(
+    page = await deliveries.list_deliveries(
         resources.db,
         resources.cursors,
         principal.user_id,
@@ -210,8 +239,19 @@ async def list_deliveries(
         limit=query.limit,
         cursor=query.cursor,
     )
-    items = [_delivery_view(delivery) for delivery in page.items]
+    items = [delivery_view(delivery) for delivery in page.items]
     return json_response({"items": items, "next_cursor": page.next_cursor})
+
+
+@router.get("/deliveries/{delivery_id}", response_model=DeliveryDetailView)
+async def get_delivery(principal: WebhookManager, resources: ResourcesDep, delivery_id: Id) -> Response:
+    """Get a webhook delivery with what is sent and every attempt."""
+    detail = await deliveries.get_delivery_detail(resources.db, principal.user_id, delivery_id)
+    view = delivery_view(detail.delivery) | {
+        "payload": fragment(detail.message.payload),
+        "history": [asdict(attempt) for attempt in detail.attempts],
+    }
+    return json_response(view)
 
 
 @router.post(
@@ -221,8 +261,8 @@ async def list_deliveries(
 )
 async def redeliver(principal: WebhookCaller, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Send a webhook delivery again."""
-    delivery = await endpoints.redeliver(resources.db, resources.queue, principal.user_id, delivery_id)
-    return json_response(_delivery_view(delivery), status=202)
+    delivery = await deliveries.redeliver(resources.db, resources.queue, principal.user_id, delivery_id)
+    return json_response(delivery_view(delivery), status=202)
 
 
 def _view(endpoint: Endpoint) -> dict[str, Any]:
@@ -248,7 +288,8 @@ def _check_of(state: RequestState) -> endpoints.EndpointCheck | None:
     return (lambda endpoint: conditions.check(_etag(endpoint))) if conditions else None
 
 
-def _delivery_view(delivery: Delivery) -> dict[str, Any]:
+def delivery_view(delivery: Delivery) -> dict[str, Any]:
+    """The delivery as its owner sees it."""
     view = asdict(delivery)
     del view["user_id"]
     return view

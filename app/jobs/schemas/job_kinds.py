@@ -109,3 +109,9 @@ class BulkResult(Schema):
         description="How many jobs were left as they are, because they had left the state meanwhile or an unfinished "
         "job has their unique key."
     )
+
+
+class WebhookReplayResult(Schema):
+    """What a replay of a webhook endpoint has begun anew."""
+
+    done: int = Field(description="How many deliveries are sent again.")

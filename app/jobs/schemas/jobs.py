@@ -20,6 +20,7 @@ from app.jobs.schemas.job_kinds import (
     InvoicePdfResult,
     ReportArgs,
     ReportResult,
+    WebhookReplayResult,
 )
 from app.kernel.http import CreatedAt, NextCursor, PageQuery, Schema, Timestamp, example
 
@@ -194,6 +195,13 @@ class BulkJob(_Job):
     result: BulkResult | None = Field(description="Set once the job has succeeded.")
 
 
+class WebhookReplayJob(_Job):
+    """The sending of earlier events to a webhook endpoint."""
+
+    kind: Literal["webhook.replay"] = Field(description="The kind of job.")
+    result: WebhookReplayResult | None = Field(description="Set once the job has succeeded.")
+
+
 class SystemJob(_Job):
     """A job that the service has enqueued by itself, such as the delivery of a webhook."""
 
@@ -204,7 +212,14 @@ class SystemJob(_Job):
 JobView = TypeAliasType(
     "JobView",
     Annotated[
-        ExportEventsJob | ExportAccountJob | ReportActivityJob | InvoicePdfJob | InvoiceEmailJob | BulkJob | SystemJob,
+        ExportEventsJob
+        | ExportAccountJob
+        | ReportActivityJob
+        | InvoicePdfJob
+        | InvoiceEmailJob
+        | BulkJob
+        | WebhookReplayJob
+        | SystemJob,
         Field(discriminator="kind", description="A job, as its owner sees it; `result` by its `kind`."),
     ],
 )

@@ -4,11 +4,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import MISSING, Field
+from pydantic import MISSING, Field, model_validator
 from typing_extensions import TypeAliasType
 
 from app.jobs.records.webhooks import DeliveryState, WebhookEventType
-from app.kernel.http import CreatedAt, Id, NextCursor, PageQuery, Schema, example
+from app.kernel.http import CreatedAt, Id, NextCursor, PageQuery, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleText
 
 EventTypeFilter = TypeAliasType(
@@ -144,3 +144,65 @@ class DeliveryPage(Schema):
 
     items: list[DeliveryView] = Field(description="Deliveries, newest first.")
     next_cursor: NextCursor
+
+
+class DeliveryAttemptView(Schema):
+    """An attempt to send an event."""
+
+    at: datetime = Field(description="When it ended.")
+    status: int | None = Field(description="HTTP status of the answer; null: there was none.")
+    ms: int = Field(description="How long it took, in milliseconds.")
+    error: str | None = Field(description="Why it failed, as a machine-readable code; null: see `status`.")
+
+
+class DeliveryDetailView(DeliveryView):
+    """An event on its way to an endpoint, with what is sent and every attempt."""
+
+    payload: dict[str, Any] = Field(description="The body of the request, as it is signed.")
+    history: list[DeliveryAttemptView] = Field(
+        description="The attempts, oldest first, those before a redelivery too; the newest 50."
+    )
+
+
+class AdminDeliveryView(DeliveryView):
+    """An event on its way to an endpoint of any user."""
+
+    user_id: UUID = Field(description="Owner of the endpoint.")
+
+
+class AdminDeliveryPage(Schema):
+    """A page of deliveries of all users, newest first."""
+
+    items: list[AdminDeliveryView] = Field(description="Deliveries, newest first.")
+    next_cursor: NextCursor
+
+
+class AdminDeliveryList(DeliveryList):
+    """Filters of the list of all users' deliveries."""
+
+    user_id: Id | None = Field(None, description="Only deliveries of this user; needed with `endpoint_id`.")
+
+    @model_validator(mode="after")
+    def _names_the_owner(self) -> "AdminDeliveryList":
+        if self.endpoint_id is not None and self.user_id is None:
+            raise ValueError("name the endpoint's owner in `user_id`")
+        return self
+
+
+class RotateSecret(Schema, json_schema_extra=example({"expire_old_now": True})):
+    """How the old secret ends."""
+
+    expire_old_now: bool = Field(
+        default=False, description="Whether the old secret stops signing now, instead of in a day."
+    )
+
+
+class ReplayEndpoint(
+    Schema,
+    json_schema_extra=example({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z", "state": "failed"}),
+):
+    """Which deliveries to send again: `since <= created_at < until`. Pending ones are under way."""
+
+    since: Timestamp = Field(description="Deliveries from this time on.")
+    until: Timestamp | None = Field(None, description="Deliveries before this time. Default: all until now.")
+    state: DeliveryState | None = Field(None, description="Only deliveries in this state.")

@@ -18,6 +18,7 @@ from app.identity.api import Actor, lock_admin, record_security_event
 from app.jobs.errors import JobNotFound
 from app.jobs.queries import searching as queries
 from app.jobs.queries.administration import get_any_job
+from app.jobs.queries.positions import get_position, set_position
 from app.jobs.records import AdminJob, State, Transition
 from app.jobs.records.administration import STATES_OF_ACTION, BulkAction, JobFilter, Position
 from app.jobs.service.storage import ArtifactStore
@@ -81,7 +82,7 @@ async def change_batch(ctx: JobContext, store: ArtifactStore, action: BulkAction
     files: list[str] = []
     try:
         async with ctx.transaction("jobs.bulk") as tx:
-            position = await queries.get_position(tx, ctx.job_id)
+            position = await get_position(tx, ctx.job_id)
             if position is None:
                 total = await queries.count_jobs(tx, wanted, states=states, limit=MOST_COUNTED)
                 position = Position(ctx.job_id, 0, 0, total)
@@ -96,7 +97,7 @@ async def change_batch(ctx: JobContext, store: ArtifactStore, action: BulkAction
                 done=position.done + len(changes),
                 skipped=position.skipped + len(ids) - len(changes),
             )
-            await queries.set_position(tx, ctx.job_id, position)
+            await set_position(tx, ctx.job_id, position)
             await ctx.progress(position.done + position.skipped, max(position.total, position.done + position.skipped))
             if last_id is None:
                 await ctx.complete(tx, {"done": position.done, "skipped": position.skipped})

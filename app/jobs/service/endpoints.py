@@ -3,13 +3,14 @@
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
 
 from app.identity.api import Actor, lock_caller, lock_maker, record_security_event
-from app.jobs.errors import BacklogFull, DeliveryNotFound, EndpointNotFound, TooManyEndpoints
+from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
 from app.jobs.queries import webhook_deliveries, webhook_endpoints
 from app.jobs.records.webhooks import (
     ADMIN_EVENTS,
@@ -23,19 +24,18 @@ from app.jobs.records.webhooks import (
     NewDelivery,
     format_secret,
 )
-from app.jobs.service.publishing import WebhookEvent, enqueue_again, message_of, send_messages
+from app.jobs.service.publishing import WebhookEvent, message_of, send_messages
 from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.errors import TooManyRequests
 from app.kernel.ids import UserId, new_id
-from app.kernel.pagination import MAX_SCANNED, Cursors, Page
+from app.kernel.pagination import Cursors, Page
 from app.kernel.queue import Queue
 from app.kernel.sealing import Keys
 from app.kernel.webhook_subscribers import WebhookSubscribers
 
 SEAL_PURPOSE = "webhook-secret"
-_REDELIVER_SECONDS = 60
 _CHANGEABLE = ("url", "event_types", "description")
 # Raises what has to keep an endpoint in this state from being changed.
 EndpointCheck = Callable[[Endpoint], None]
@@ -169,15 +169,22 @@ async def delete_endpoint(
 
 
 @retries_conflicts
-async def rotate_secret(db: Database, keys: Keys, clock: Clock, actor: Actor, endpoint_id: UUID) -> Created:
-    """A new secret; for a day both it and the old one sign. Raises TokenRevoked or EndpointNotFound."""
+async def rotate_secret(
+    db: Database, keys: Keys, clock: Clock, actor: Actor, endpoint_id: UUID, *, expire_old_now: bool = False
+) -> Created:
+    """A new secret; for a day both it and the old one sign, unless that is to end now.
+
+    Raises:
+        TokenRevoked, EndpointNotFound
+    """
+    old_secret_ttl = timedelta(0) if expire_old_now else OLD_SECRET_TTL
     secret = secrets.token_bytes(SECRET_BYTES)
     sealed = keys.encrypt(SEAL_PURPOSE, secret, context=endpoint_id.bytes)
     async with db.transaction("jobs.rotate_secret") as tx:
         await lock_maker(tx, clock, actor)
-        endpoint = await webhook_endpoints.rotate_secret(tx, actor.user_id, endpoint_id, sealed, OLD_SECRET_TTL)
+        endpoint = await webhook_endpoints.rotate_secret(tx, actor.user_id, endpoint_id, sealed, old_secret_ttl)
         found = _found(endpoint)
-        await _record(tx, clock, actor, "webhook_secret_rotated", endpoint_id)
+        await _record(tx, clock, actor, "webhook_secret_rotated", endpoint_id, old_secret_expired=expire_old_now)
     return Created(found, format_secret(secret))
 
 
@@ -189,11 +196,11 @@ async def enable_endpoint(
 
     Raises:
         TokenRevoked, EndpointNotFound
-        TooManyRequests: the endpoint was tested or enabled too often.
+        TooManyRequests: the endpoint was tested, enabled or replayed too often.
     """
     async with db.transaction("jobs.enable_endpoint") as tx:
         await lock_maker(tx, clock, actor)
-        await _take_call(tx, actor.user_id, endpoint_id)
+        await take_call(tx, actor.user_id, endpoint_id)
         # Before its events are known: a false alarm ends with the next read of the subscribers.
         _add_subscriber(webhook_subscribers, tx, actor.user_id, ADMIN_EVENTS)
         enabled = await webhook_endpoints.enable_endpoint(tx, actor.user_id, endpoint_id)
@@ -203,18 +210,18 @@ async def enable_endpoint(
     return enabled
 
 
-async def _take_call(tx: Tx, user_id: UserId, endpoint_id: UUID) -> None:
-    """Counts a test or an enabling of an endpoint. Raises EndpointNotFound or TooManyRequests."""
+async def take_call(tx: Tx, user_id: UserId, endpoint_id: UUID) -> None:
+    """Counts a test, an enabling or a replay of an endpoint. Raises EndpointNotFound or TooManyRequests."""
     if await webhook_endpoints.take_call(tx, user_id, endpoint_id, every=CALLS_EVERY, burst=CALLS_BURST):
         return
     _found(await webhook_endpoints.get_endpoint(tx, user_id, endpoint_id))
     raise TooManyRequests(
-        "The webhook endpoint was tested or enabled too often.", retry_after=int(CALLS_EVERY.total_seconds())
+        "The webhook endpoint was tested, enabled or replayed too often.", retry_after=int(CALLS_EVERY.total_seconds())
     )
 
 
 async def _record(
-    tx: Tx, clock: Clock, actor: Actor, action: str, endpoint_id: UUID, **data: str | Sequence[str] | None
+    tx: Tx, clock: Clock, actor: Actor, action: str, endpoint_id: UUID, **data: str | Sequence[str] | bool | None
 ) -> None:
     text = orjson.dumps({"endpoint_id": str(endpoint_id)} | data).decode()
     await record_security_event(tx, clock, actor, action, data=text)
@@ -238,66 +245,14 @@ async def test_endpoint(db: Database, queue: Queue, clock: Clock, user_id: UserI
 
     Raises:
         EndpointNotFound
-        TooManyRequests: the endpoint was tested or enabled too often.
+        TooManyRequests: the endpoint was tested, enabled or replayed too often.
     """
     event = WebhookEvent(new_id(), user_id, "webhook.test", {"endpoint_id": str(endpoint_id)})
     delivery = NewDelivery(new_id(), user_id, endpoint_id, event.id)
     async with db.transaction("jobs.test_endpoint") as tx:
-        await _take_call(tx, user_id, endpoint_id)
+        await take_call(tx, user_id, endpoint_id)
         await send_messages(tx, queue, [message_of(event, clock.now())], [delivery])
         found = await webhook_deliveries.get_delivery(tx, user_id, delivery.id)
-    if found is None:
-        raise DeliveryNotFound
-    return found
-
-
-async def list_deliveries(
-    db: Database,
-    cursors: Cursors,
-    user_id: UserId,
-    *,
-    endpoint_id: UUID | None,
-    state: str | None,
-    limit: int,
-    cursor: str | None,
-) -> Page[Delivery]:
-    """A page of a user's deliveries, newest first; it may be short (`kernel.pagination`). Raises InvalidCursor."""
-    scope = f"{user_id}|{endpoint_id}|{state}"
-    before = cursors.decode("deliveries", scope, cursor, tuple[UUID])[0] if cursor is not None else None
-    scan_end: UUID | None = None
-    async with db.read("jobs.deliveries") as conn:
-        if state is not None:
-            scan_end = await webhook_deliveries.get_delivery_scan_end(
-                conn, user_id, endpoint_id=endpoint_id, before=before, count=MAX_SCANNED
-            )
-        found = await webhook_deliveries.list_deliveries(
-            conn, user_id, endpoint_id=endpoint_id, state=state, before=before, limit=limit + 1, scan_end=scan_end
-        )
-    return cursors.paginate(
-        "deliveries",
-        scope,
-        found,
-        lambda delivery: (delivery.id,),
-        limit=limit,
-        scan_end=(scan_end,) if scan_end else None,
-    )
-
-
-@retries_conflicts
-async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UUID) -> Delivery:
-    """Begins a delivery anew, with the same message.
-
-    Raises:
-        DeliveryNotFound
-        BacklogFull: the user has as many pending deliveries as one may have.
-    """
-    async with db.transaction("jobs.redeliver") as tx:
-        if not await webhook_deliveries.reopen_delivery(tx, user_id, delivery_id):
-            if await webhook_deliveries.get_delivery(tx, user_id, delivery_id) is None:
-                raise DeliveryNotFound
-            raise BacklogFull("Wait until some of your pending deliveries have ended.", retry_after=_REDELIVER_SECONDS)
-        await enqueue_again(tx, queue, user_id, delivery_id)
-        found = await webhook_deliveries.get_delivery(tx, user_id, delivery_id)
     if found is None:
         raise DeliveryNotFound
     return found
