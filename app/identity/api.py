@@ -1,7 +1,7 @@
 """What other modules and the composition root may use of the identity module."""
 
 from app.identity.errors import EmailNotVerified
-from app.identity.queries.accounts import get_mail_account, list_admins
+from app.identity.queries.accounts import get_mail_account, is_admin_at, list_admins
 from app.identity.records import OPERATOR_ID, Actor, Device, operator
 from app.identity.service.audit_log import (
     read_security_events,
@@ -30,6 +30,7 @@ __all__ = [
     "confirm_secret",
     "export_identity",
     "get_mail_account",
+    "is_admin_at",
     "iterate_security_events",
     "list_admins",
     "lock_admin",

@@ -153,6 +153,26 @@ async def test_a_running_job_is_told_to_stop(
     assert steps.ended == []
 
 
+@pytest.mark.parametrize(("role", "status"), [("user", "active"), ("admin", "banned"), ("admin", "active")])
+async def test_nothing_is_changed_for_an_account_that_is_not_as_it_was(
+    admin: Person, start_worker: StartWorker, connection: Connection, rows: list[str], role: str, status: str
+) -> None:
+    """A role was taken, an account banned, or a password reset, because another person had the session."""
+    before = await states(connection)
+    made = (await admin.post(BULK, json={"action": "delete", "filter": {"queue": "bulk"}})).json()["job"]
+    change = "UPDATE identity.accounts SET role = $2, status = $3, version = version + 1 WHERE user_id = $1"
+    await connection.execute(change, admin.id, role, status)
+    await start_worker()
+
+    async def is_over() -> bool:
+        return bool(await connection.fetchval("SELECT state > 2 FROM jobs.jobs WHERE id = $1", UUID(made["id"])))
+
+    await eventually(is_over)
+    error = await connection.fetchval("SELECT error ->> 'code' FROM jobs.jobs WHERE id = $1", UUID(made["id"]))
+    assert error == "account_changed"
+    assert await states(connection) == before
+
+
 StartProcess = Callable[[], Awaitable[asyncio.subprocess.Process]]
 
 

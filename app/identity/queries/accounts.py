@@ -194,6 +194,16 @@ async def list_admins(conn: ReadConn, user_ids: Sequence[UserId]) -> list[UserId
     return [row["user_id"] for row in await conn.fetch(LIST_ADMINS, user_ids)]
 
 
+IS_ADMIN_AT = """
+SELECT 1 FROM identity.accounts WHERE user_id = $1 AND role = 'admin' AND status = 'active' AND version = $2
+"""
+
+
+async def is_admin_at(conn: ReadConn, user_id: UserId, version: int) -> bool:
+    """Whether the user is an administrator, with an account that has not changed since it was at `version`."""
+    return await conn.fetchval(IS_ADMIN_AT, user_id, version) is not None
+
+
 # A unit that changes what an administrator is takes these locks first, in one order, so that two of them cannot each
 # leave the other as the last one.
 LOCK_ADMINS = """

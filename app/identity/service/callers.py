@@ -54,14 +54,16 @@ async def lock_maker(tx: Tx, clock: Clock, actor: Actor) -> Account:
     return account
 
 
-async def lock_admin(tx: Tx, clock: Clock, actor: Actor) -> None:
-    """Locks the actor, who must be an administrator still. An operator at the command line needs no account.
+async def lock_admin(tx: Tx, clock: Clock, actor: Actor) -> int:
+    """Locks the actor, who must be an administrator still, and answers the version of the account. An operator at the
+    command line needs no account, and has version 0.
 
     Raises:
         TokenRevoked, RoleRequired
     """
     if actor.is_operator:
-        return
+        return 0
     account = await lock_caller(tx, clock, actor)
     if account.role != "admin":
         raise RoleRequired("This needs the role admin.")
+    return account.version

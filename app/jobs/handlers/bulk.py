@@ -21,6 +21,8 @@ class BulkArgs(JobArgs):
     error: str | None = None
     since: Moment | None = None
     until: Moment | None = None
+    # Of the administrator's account; jobs of before carried none.
+    version: int = 0
 
 
 @job(
@@ -42,5 +44,5 @@ async def bulk(ctx: JobContext, args: BulkArgs) -> None:
         until=args.until,
     )
     store = ctx.service(ArtifactStore)
-    while not await change_batch(ctx, store, args.action, wanted):
+    while not await change_batch(ctx, store, args.action, wanted, version=args.version):
         pass

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 
-from app.identity.api import Actor, lock_admin, record_security_event
+from app.identity.api import Actor, is_admin_at, lock_admin, record_security_event
 from app.jobs.errors import JobNotFound
 from app.jobs.queries import searching as queries
 from app.jobs.queries.administration import get_any_job
@@ -26,7 +26,7 @@ from app.jobs.service.submitting import announce
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, Tx
 from app.kernel.errors import Unavailable
-from app.kernel.queue import JobContext, Queue, RetryJob
+from app.kernel.queue import JobContext, PermanentJobError, Queue, RetryJob
 
 KIND_BULK = "jobs.bulk"
 # Always admitted and always served: what it is for is to set right what fills the other queues.
@@ -60,10 +60,11 @@ async def submit_bulk(
     Raises:
         TokenRevoked, RoleRequired: the actor is no administrator any more.
     """
-    await lock_admin(tx, clock, actor)
+    version = await lock_admin(tx, clock, actor)
     named = {name: value for name, value in asdict(wanted).items() if value is not None}
     args: dict[str, Any] = orjson.loads(orjson.dumps({"action": action} | named, default=str))
-    job_id = await queue.enqueue(tx, KIND_BULK, args, user_id=actor.user_id, queue=QUEUE, timeout_s=TIMEOUT)
+    bound = args | {"version": version}
+    job_id = await queue.enqueue(tx, KIND_BULK, bound, user_id=actor.user_id, queue=QUEUE, timeout_s=TIMEOUT)
     data = orjson.dumps({"job_id": str(job_id)} | args).decode()
     await record_security_event(tx, clock, actor, "jobs_changed_in_bulk", data=data)
     job = await get_any_job(tx, job_id)
@@ -72,16 +73,22 @@ async def submit_bulk(
     return job
 
 
-async def change_batch(ctx: JobContext, store: ArtifactStore, action: BulkAction, wanted: JobFilter) -> bool:
-    """Changes the next batch of jobs that are meant, and ends the bulk job with the last; whether it did.
+async def change_batch(
+    ctx: JobContext, store: ArtifactStore, action: BulkAction, wanted: JobFilter, *, version: int
+) -> bool:
+    """Changes the next batch of jobs that are meant, and ends the bulk job with the last; whether it did. `version`: of
+    the administrator's account when that asked for it.
 
     Raises:
+        PermanentJobError: the account has changed since, perhaps because another person had it.
         RetryJob: a job with the unique key of one of them was put in at that moment.
     """
     states = states_of(action, wanted)
     files: list[str] = []
     try:
         async with ctx.transaction("jobs.bulk") as tx:
+            if not await is_admin_at(tx, ctx.owner, version):
+                raise PermanentJobError("account_changed", "The account that asked for this has changed since.")
             position = await get_position(tx, ctx.job_id)
             if position is None:
                 total = await queries.count_jobs(tx, wanted, states=states, limit=MOST_COUNTED)
