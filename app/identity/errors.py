@@ -138,6 +138,48 @@ class SecondFactorMissing(Conflict):
     title = "Second factor not found"
 
 
+class ReauthenticationRequired(Forbidden):
+    """The call needs a log-in within the last 15 minutes. Log in again, and repeat it with the new session."""
+
+    code = "reauthentication_required"
+    title = "Recent log-in required"
+
+
+class PasskeyRejected(BadRequest):
+    """The browser's answer is malformed, or was made for another site, user or session. Begin with new options."""
+
+    code = "passkey_rejected"
+    title = "Passkey not accepted"
+
+
+class InvalidPasskey(Unauthenticated):
+    """The passkey is not known here, or has not signed this challenge in time. Begin with new options."""
+
+    code = "invalid_passkey"
+    title = "Unknown or wrong passkey"
+
+
+class PasskeyTaken(Conflict):
+    """The passkey has been added already."""
+
+    code = "passkey_taken"
+    title = "Passkey already in use"
+
+
+class TooManyPasskeys(Conflict):
+    """Remove a passkey before another one is added."""
+
+    code = "too_many_passkeys"
+    title = "Passkey limit reached"
+
+
+class PasskeyNotFound(NotFound):
+    """The caller has no passkey with this id, or it has been removed."""
+
+    code = "passkey_not_found"
+    title = "Passkey not found"
+
+
 class ApiKeyNotFound(NotFound):
     """The caller has no API key with this id, or it has been deleted."""
 

@@ -15,6 +15,7 @@ from app.users.api import User
 AccountStatus = TypeAliasType("AccountStatus", Literal["active", "banned", "deleted"])
 SigningKeyState = Literal["next", "active", "retired"]
 TokenPurpose = Literal["verify_email", "reset_password", "change_email", "log_in"]
+SecondFactorMethod = TypeAliasType("SecondFactorMethod", Literal["totp", "recovery_code", "passkey"])
 RevocationKind = Literal["session", "account", "api_key"]
 
 
@@ -342,6 +343,53 @@ class AccessToken:
             "expires_in": self.expires_in,
             "scope": self.scope,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class NewPasskey:
+    """A passkey about to be stored. `public_key` is a COSE key."""
+
+    user_id: UserId
+    id: UUID
+    credential_id: bytes
+    public_key: bytes
+    sign_count: int
+    name: str
+    transports: list[str]
+    backed_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Passkey:
+    """A passkey as its owner sees it."""
+
+    id: UUID
+    name: str
+    created_at: datetime
+    last_used_at: datetime | None
+    backed_up: bool
+    transports: list[str]
+
+    def view(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "created_at": self.created_at,
+            "last_used_at": self.last_used_at,
+            "backed_up": self.backed_up,
+            "transports": self.transports,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PasskeyCredential:
+    """What the check of an answer by a passkey needs to know."""
+
+    user_id: UserId
+    id: UUID
+    credential_id: bytes
+    public_key: bytes
+    sign_count: int
 
 
 @dataclass(frozen=True, slots=True)

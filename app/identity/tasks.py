@@ -61,6 +61,8 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
         "Your recovery codes were renewed",
         "the recovery codes of your {product} account were replaced by new ones.",
     ),
+    "passkey_added": ("A passkey was added", "a passkey that logs in was added to your {product} account."),
+    "passkey_removed": ("A passkey was removed", "a passkey of your {product} account was removed."),
     "second_factor_guessed": (
         "Wrong codes for your second factor",
         "log-ins to your {product} account had the right password and wrong codes; others may know your password.",

@@ -84,6 +84,19 @@ CREATE TABLE identity.one_time_tokens (
     CONSTRAINT one_time_tokens_purpose_check CHECK ((purpose = ANY (ARRAY['verify_email'::text, 'reset_password'::text, 'change_email'::text, 'log_in'::text])))
 );
 
+CREATE TABLE identity.passkeys (
+    user_id uuid NOT NULL,
+    id uuid NOT NULL,
+    credential_id bytea NOT NULL,
+    public_key bytea NOT NULL,
+    sign_count bigint NOT NULL,
+    name text NOT NULL,
+    transports text[] NOT NULL,
+    backed_up boolean NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_used_at timestamp with time zone
+);
+
 CREATE TABLE identity.recovery_codes (
     user_id uuid NOT NULL,
     code_hash bytea NOT NULL,
@@ -436,6 +449,12 @@ ALTER TABLE ONLY identity.api_keys
 
 ALTER TABLE ONLY identity.one_time_tokens
     ADD CONSTRAINT one_time_tokens_pkey PRIMARY KEY (user_id, purpose);
+
+ALTER TABLE ONLY identity.passkeys
+    ADD CONSTRAINT passkeys_credential_id_key UNIQUE (credential_id);
+
+ALTER TABLE ONLY identity.passkeys
+    ADD CONSTRAINT passkeys_pkey PRIMARY KEY (user_id, id);
 
 ALTER TABLE ONLY identity.recovery_codes
     ADD CONSTRAINT recovery_codes_pkey PRIMARY KEY (user_id, code_hash);

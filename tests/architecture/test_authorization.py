@@ -60,6 +60,13 @@ ROWS: dict[str, Row] = {
     "POST /v1/auth/register": Row(PUBLIC),
     "POST /v1/auth/login": Row(PUBLIC),
     "POST /v1/auth/mfa/verify": Row(PUBLIC),
+    "POST /v1/auth/passkeys/login/options": Row(PUBLIC),
+    "POST /v1/auth/passkeys/login": Row(PUBLIC),
+    "POST /v1/auth/passkeys/options": Row(SESSION),
+    "POST /v1/auth/passkeys": Row(SESSION, 400, {"credential": {}}),
+    "GET /v1/auth/passkeys": Row(SESSION),
+    "PATCH /v1/auth/passkeys/{passkey_id}": Row(SESSION, 404, {"name": "x"}),
+    "DELETE /v1/auth/passkeys/{passkey_id}": Row(SESSION, 404),
     "POST /v1/auth/code": Row(PUBLIC),
     "POST /v1/auth/code/login": Row(PUBLIC),
     "POST /v1/auth/refresh": Row(PUBLIC),
@@ -156,7 +163,7 @@ ROWS: dict[str, Row] = {
     "POST /v1/admin/mail/suppressions/lift": Row(ADMIN, 200, {"email": "gone@example.com"}),
 }
 PROTECTED = {route: row for route, row in ROWS.items() if row.who != PUBLIC}
-NAMED_BY_NOTHING = {"{queue}": "bulk", "{name}": "x", "{service_account_id}": NO_SUCH_JOB}
+NAMED_BY_NOTHING = {"{queue}": "bulk", "{name}": "x", "{service_account_id}": NO_SUCH_JOB, "{passkey_id}": NO_SUCH_JOB}
 OWNED = ("{session_id}", "{key_id}", "{job_id}", "{invoice_id}", "{endpoint_id}", "{delivery_id}")
 
 

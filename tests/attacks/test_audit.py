@@ -17,9 +17,12 @@ from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.kernel.auth import declared_permission
 from tests.fixtures.answers import problem_of
+from tests.fixtures.authenticator import Authenticator
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.identity.conftest import LogIn, Mailbox
+from tests.identity.test_passkeys import add as add_passkey
+from tests.identity.test_passkeys import log_in_by as log_in_by_passkey
 from tests.jobs.receiver import LOCAL
 
 NEW = "a new horse 2026"
@@ -29,6 +32,10 @@ ENTRIES: dict[str, str] = {
     "POST /v1/auth/login": "logged_in",
     "POST /v1/auth/mfa/verify": "logged_in",
     "POST /v1/auth/code/login": "logged_in",
+    "POST /v1/auth/passkeys/login": "logged_in",
+    "POST /v1/auth/passkeys": "passkey_added",
+    "PATCH /v1/auth/passkeys/{passkey_id}": "passkey_renamed",
+    "DELETE /v1/auth/passkeys/{passkey_id}": "passkey_removed",
     "POST /v1/auth/token": "logged_in",
     "POST /v1/auth/logout": "logged_out",
     "POST /v1/auth/revoke": "token_revoked",
@@ -91,6 +98,8 @@ WITHOUT: dict[str, str] = {
     "POST /v1/auth/refresh": "goes on with a session; its row says when and from where",
     "POST /v1/auth/introspect": "reads",
     "POST /v1/auth/email/resend": "is answered alike for every address; the proof is the entry",
+    "POST /v1/auth/passkeys/options": "asks for nothing yet",
+    "POST /v1/auth/passkeys/login/options": "asks for nothing yet",
     "POST /v1/auth/code": "is answered alike for every address; the log-in is the entry",
     "POST /v1/auth/password/forgot": "is answered alike for every address; the reset is the entry",
     "PATCH /v1/users/me": "a profile is no right",
@@ -172,6 +181,17 @@ async def _code_login(scene: Scene, person: Person) -> httpx.Response:
     await scene.client.post("/v1/auth/code", json={"email": person.email})
     letter = await scene.mailbox.letter(person.email, "Your code to log in")
     return await scene.client.post("/v1/auth/code/login", json={"email": person.email, "code": letter.code})
+
+
+async def _passkey_login(scene: Scene, person: Person) -> httpx.Response:
+    authenticator = Authenticator()
+    assert (await add_passkey(person, authenticator)).status_code == 201
+    return await log_in_by_passkey(scene.client, authenticator)
+
+
+async def _on_passkey(person: Person, method: str, **options: Any) -> httpx.Response:
+    made = (await add_passkey(person, Authenticator())).json()
+    return await person.request(method, f"/v1/auth/passkeys/{made['id']}", **options)
 
 
 async def _email_change(scene: Scene, person: Person) -> httpx.Response:
@@ -267,6 +287,10 @@ CALLS: dict[str, Call] = {
     "POST /v1/auth/login": lambda s, p: s.client.post("/v1/auth/login", json={"email": p.email, "password": PASSWORD}),
     "POST /v1/auth/mfa/verify": _mfa_verify,
     "POST /v1/auth/code/login": _code_login,
+    "POST /v1/auth/passkeys/login": _passkey_login,
+    "POST /v1/auth/passkeys": lambda _, p: add_passkey(p, Authenticator()),
+    "PATCH /v1/auth/passkeys/{passkey_id}": lambda _, p: _on_passkey(p, "PATCH", json={"name": "x"}),
+    "DELETE /v1/auth/passkeys/{passkey_id}": lambda _, p: _on_passkey(p, "DELETE"),
     "POST /v1/auth/token": lambda s, p: s.client.post(
         "/v1/auth/token", data={"grant_type": "password", "username": p.email, "password": PASSWORD}
     ),

@@ -50,7 +50,7 @@ def test_strings_arrays_and_numbers_are_bounded(document: dict[str, Any]) -> Non
 
 
 def test_objects_take_no_unknown_fields(document: dict[str, Any]) -> None:
-    """But for forms, by RFC 6749, and for objects that are the caller's own."""
+    """But for forms, by RFC 6749, and for objects that are the caller's own, or its browser's."""
     open_ended = {
         place
         for place, schema in inputs_of(document)
@@ -60,6 +60,9 @@ def test_objects_take_no_unknown_fields(document: dict[str, Any]) -> None:
         "POST /v1/auth/token",
         "POST /v1/auth/introspect",
         "POST /v1/auth/revoke",
+        "POST /v1/auth/passkeys credential",
+        "POST /v1/auth/passkeys/login credential",
+        "POST /v1/auth/mfa/verify credential",
         "POST /v1/events properties",
         "POST /v1/events events[] properties",
         "PUT /v1/users/me/preferences extra",

@@ -141,6 +141,7 @@ def test_headers_are_named_where_they_are_read(document: dict[str, Any]) -> None
         "POST /v1/admin/jobs/bulk",
         "POST /v1/admin/service-accounts",
         "POST /v1/auth/api-keys",
+        "POST /v1/auth/passkeys",
         "POST /v1/auth/refresh",
         "POST /v1/events",
         "POST /v1/invoices",

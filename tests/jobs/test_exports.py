@@ -187,6 +187,7 @@ async def test_an_account_is_copied_whole(person: Person, connection: Connection
         "account.json",
         "sessions.json",
         "api_keys.json",
+        "passkeys.json",
         "security_events.json",
         "jobs.json",
         "invoices.json",

@@ -309,6 +309,8 @@ WITH account AS (
     DELETE FROM identity.one_time_tokens WHERE user_id IN (SELECT user_id FROM account)
 ), keys AS (
     DELETE FROM identity.api_keys WHERE user_id IN (SELECT user_id FROM account)
+), passkeys AS (
+    DELETE FROM identity.passkeys WHERE user_id IN (SELECT user_id FROM account)
 ), services AS (
     DELETE FROM identity.service_accounts WHERE user_id IN (SELECT user_id FROM account)
 ), trail AS (

@@ -1,10 +1,21 @@
 """The identity routes, by what they are about."""
 
-from app.identity.router import accounts, admin, api_keys, email_codes, oauth, second_factor, service_accounts, sessions
+from app.identity.router import (
+    accounts,
+    admin,
+    api_keys,
+    email_codes,
+    oauth,
+    passkeys,
+    second_factor,
+    service_accounts,
+    sessions,
+)
 
 ROUTERS = (
     sessions.router,
     email_codes.router,
+    passkeys.router,
     oauth.router,
     oauth.well_known,
     accounts.router,

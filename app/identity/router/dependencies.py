@@ -62,9 +62,7 @@ def login_response(
 ) -> Response:
     """The session and the device's cookie, or what the second factor needs."""
     if isinstance(outcome, SecondFactorNeeded):
-        return json_response(
-            {"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": ["totp", "recovery_code"]}
-        )
+        return json_response({"mfa_required": True, "mfa_token": outcome.mfa_token, "methods": list(outcome.methods)})
     response = signed_in_response(identity, outcome.signed_in, transport)
     set_device_cookie(response, outcome.device_cookie, identity)
     return response

@@ -30,9 +30,10 @@ from app.identity.schemas.sessions import (
     TokensView,
     VerifySecondFactorBody,
 )
-from app.identity.service import audit_log, login, sessions, token_refresh
+from app.identity.service import audit_log, login, passkeys, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import CurrentPrincipal, HashingPublic, Public, SessionPrincipal, bearer_token
+from app.kernel.errors import FieldError, Unprocessable
 from app.kernel.headers.session_cookie import value_in
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
 from app.kernel.request.state import state_of
@@ -75,16 +76,28 @@ async def verify_second_factor(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Finish a log-in with a code of the authenticator app or a recovery code."""
+    """Finish a log-in with a code of the authenticator app, a recovery code or a passkey."""
     check_transport(request, identity, body.transport)
-    outcome = await login.verify_second_factor(
-        resources.db,
-        identity,
-        mfa_token=body.mfa_token,
-        code=body.code,
-        device=device,
-        device_cookie=request.cookies.get(COOKIE_NAME),
-    )
+    if body.code is not None:
+        outcome = await login.verify_second_factor(
+            resources.db,
+            identity,
+            mfa_token=body.mfa_token,
+            code=body.code,
+            device=device,
+            device_cookie=request.cookies.get(COOKIE_NAME),
+        )
+    elif body.credential is not None and body.challenge is not None:
+        outcome = await passkeys.verify_passkey_as_second_factor(
+            resources.db,
+            identity,
+            mfa_token=body.mfa_token,
+            credential=body.credential,
+            challenge=body.challenge,
+            device=device,
+        )
+    else:
+        raise Unprocessable(errors=[FieldError("#/code", "Send a code, or a credential and its challenge.", "missing")])
     return login_response(identity, outcome, body.transport)
 
 

@@ -3,8 +3,8 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import MISSING, Field
-from typing_extensions import TypeAliasType
 
+from app.identity.records import SecondFactorMethod
 from app.identity.schemas.fields import (
     CODE_HELP,
     EXAMPLE_TOKENS,
@@ -20,7 +20,6 @@ from app.kernel.validation.text import VisibleLine
 from app.users.api import EXAMPLE_USER, UserAnswer
 
 RefreshTokenText = Annotated[str, Field(min_length=1, max_length=4096)]
-SecondFactorMethod = TypeAliasType("SecondFactorMethod", Literal["totp", "recovery_code"])
 DeviceName = Annotated[str, VisibleLine(100), Field(examples=["Ada's laptop"])]
 _REFRESH_TOKEN = "Refresh token, which begins with `rt_`; it works once."
 
@@ -167,12 +166,18 @@ class SecondFactorNeededView(Schema):
 class VerifySecondFactorBody(
     Schema, json_schema_extra=example({"mfa_token": "b9f24f3a0c2d5e6f7a8b9c0d1e2f3a4b", "code": "123456"})
 ):
-    """The second step of a log-in."""
+    """The second step of a log-in: a code, or a passkey."""
 
     mfa_token: Annotated[str, Field(min_length=1, max_length=1024)] = Field(
         description="`mfa_token` of the first step."
     )
-    code: Code = Field(description=CODE_HELP)
+    code: Code | None = Field(None, description=f"{CODE_HELP} Absent or null: a passkey is sent.")
+    credential: dict[str, Any] | None = Field(
+        None, description="What the browser has answered to the options of `/v1/auth/passkeys/login/options`."
+    )
+    challenge: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="`challenge` of those options."
+    )
     transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 

@@ -1,6 +1,7 @@
 """The end of everything that could act for an account before its owner has proven the address."""
 
 from app.identity.queries.one_time_tokens import delete_one_time_tokens
+from app.identity.queries.passkeys import delete_passkeys
 from app.identity.queries.second_factor import delete_totp
 from app.identity.queries.sessions import insert_account_revocation
 from app.identity.records import Actor, Device, Revocation
@@ -14,7 +15,8 @@ from app.kernel.ids import UserId
 async def end_credentials(
     tx: Tx, identity: IdentityServices, user_id: UserId, version: int, device: Device, *, reason: str
 ) -> None:
-    """Ends sessions, access tokens, API keys, second factor and links, and turns off what else reports to the outside.
+    """Ends sessions, access tokens, API keys, second factor, passkeys and links, and turns off what else reports to the
+    outside.
 
     `tx` has just set the account to `version`. That is what ends the rest: a log-in, a request, a job or a link that
     began before is bound to the version before and waits for the lock that `tx` holds.
@@ -23,6 +25,7 @@ async def end_credentials(
     await end_sessions(tx, identity, user_id, device, reason=reason, actor_id=user_id, is_noted=False)
     await end_api_keys(tx, identity, actor, user_id)
     await delete_totp(tx, user_id)
+    await delete_passkeys(tx, user_id)
     await delete_one_time_tokens(tx, user_id)
     await identity.end_channels(tx, user_id)
     await make_stale(tx, identity, user_id, version)

@@ -18,7 +18,7 @@ from app.identity.service.addresses import prove_address
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_code
-from app.identity.service.login import LoggedIn, SecondFactorNeeded, record_failed_login, seal_first_factor, user_of
+from app.identity.service.login import LoggedIn, SecondFactorNeeded, ask_for_second_factor, record_failed_login, user_of
 from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.second_factor import as_shown
 from app.identity.service.sessions import Opened, end_surplus, open_session
@@ -96,7 +96,7 @@ async def log_in_by_code(
     await identity.throttle.release(buckets)
     if account.totp_enabled and account.email_verified_at is not None:
         await _use_code(db, identity, code_hash)
-        return SecondFactorNeeded(seal_first_factor(identity, account, device, _METHODS))
+        return await ask_for_second_factor(db, identity, account, device, _METHODS)
     user = await user_of(db, account)
     return await _open(db, identity, account, user, device, code_hash)
 

@@ -23,6 +23,8 @@ Notice = Literal[
     "totp_enabled",
     "totp_disabled",
     "recovery_codes_renewed",
+    "passkey_added",
+    "passkey_removed",
     "second_factor_guessed",
     "api_key_created",
     "role_changed",

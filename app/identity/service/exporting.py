@@ -6,6 +6,7 @@ from uuid import UUID
 
 from app.identity.queries.accounts import get_admin_account
 from app.identity.queries.api_keys import list_api_keys
+from app.identity.queries.passkeys import list_passkeys
 from app.identity.queries.security_events import list_security_events
 from app.identity.queries.sessions import list_sessions
 from app.identity.records import SecurityEvent
@@ -17,11 +18,12 @@ _PAGE = 500
 
 
 async def export_identity(conn: ReadConn, clock: Clock, user_id: UserId) -> dict[str, Any]:
-    """Account, sessions and API keys, each as its owner may see it; no hash and no secret."""
+    """Account, sessions, passkeys and API keys, each as its owner may see it; no hash and no secret."""
     account = await get_admin_account(conn, user_id)
     return {
         "account": account.view() if account else None,
         "sessions": await list_sessions(conn, user_id, clock.now()),
+        "passkeys": [passkey.view() for passkey in await list_passkeys(conn, user_id)],
         "api_keys": [key.view() for key in await list_api_keys(conn, user_id)],
     }
 

@@ -16,8 +16,9 @@ from app.identity.errors import (
     TooManyAttempts,
 )
 from app.identity.queries.accounts import get_account, get_account_by_email
+from app.identity.queries.passkeys import has_passkeys
 from app.identity.queries.security_events import insert_failed_login
-from app.identity.records import Account, Actor, Device, SignedIn
+from app.identity.records import Account, Actor, Device, SecondFactorMethod, SignedIn
 from app.identity.service import second_factor
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.container import IdentityServices
@@ -26,7 +27,7 @@ from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_
 from app.identity.service.sessions import Opened, end_surplus, open_session
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
-from app.kernel.ids import UserId, new_id
+from app.kernel.ids import new_id
 from app.kernel.sealing import SealBroken
 from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
@@ -67,12 +68,13 @@ class LoggedIn:
 
 @dataclass(frozen=True, slots=True)
 class SecondFactorNeeded:
-    """The first factor was proven. `mfa_token` and a code together open the session, within ten minutes."""
+    """The first factor was proven. `mfa_token` and one of `methods` together open the session, within ten minutes."""
 
     mfa_token: str
+    methods: tuple[SecondFactorMethod, ...]
 
 
-class _Pending(msgspec.Struct, frozen=True, array_like=True):
+class FirstFactor(msgspec.Struct, frozen=True, array_like=True):
     """What an `mfa_token` says, sealed.
 
     `version`: the account as it was when the first factor was proven, by `methods`. `session_id`: the session that it
@@ -114,11 +116,11 @@ async def log_in(db: Database, identity: IdentityServices, credentials: Credenti
         await record_failed_login(db, identity, canonical, credentials.device)
         raise InvalidCredentials
     await identity.throttle.release(buckets)
-    _check_may_log_in(identity, account)
+    check_may_log_in(identity, account)
     if credentials.scopes is not None and not credentials.scopes <= SCOPES_OF_ROLE[account.role]:
         raise ScopeExceeded
     if account.totp_enabled:
-        return SecondFactorNeeded(seal_first_factor(identity, account, credentials.device, ("pwd",)))
+        return await ask_for_second_factor(db, identity, account, credentials.device, ("pwd",))
     new_hash = await _outgrown(identity, account, candidate)
     return await _open(db, identity, account, credentials, new_hash=new_hash)
 
@@ -133,13 +135,9 @@ async def verify_second_factor(
         InvalidCode: the code is wrong or was used before.
         TooManyAttempts: whatever the code is.
     """
-    pending = _unseal(identity, mfa_token)
+    pending, account = await read_first_factor(db, identity, mfa_token)
     code = second_factor.as_shown(code)
-    user_id = UserId(UUID(pending.user_id))
-    async with db.read("identity.login") as conn:
-        account = await get_account(conn, user_id)
-    if account is None or account.version != pending.version or account.status != "active" or not account.totp_enabled:
-        raise InvalidMfaToken
+    user_id = account.user_id
     known = identity.devices.recognise(device_cookie, pending.email_canonical)
     # With the password alone a client can collect any number of cookies that have not passed the factor.
     has_passed = known is not None and known.is_of(account) and known.factor_epoch == account.factor_epoch
@@ -162,13 +160,27 @@ async def verify_second_factor(
     return outcome
 
 
+async def read_first_factor(db: Database, identity: IdentityServices, mfa_token: str) -> "tuple[FirstFactor, Account]":
+    """What was proven, and the account, which is as it was then.
+
+    Raises:
+        InvalidMfaToken
+    """
+    pending = _unseal(identity, mfa_token)
+    async with db.read("identity.login") as conn:
+        account = await get_account(conn, UUID(pending.user_id))
+    if account is None or account.version != pending.version or account.status != "active" or not account.totp_enabled:
+        raise InvalidMfaToken
+    return pending, account
+
+
 @retries_conflicts
 async def _open_with_proof(
     db: Database,
     identity: IdentityServices,
     account: Account,
     device: Device,
-    pending: _Pending,
+    pending: FirstFactor,
     proof: second_factor.Proof,
 ) -> LoggedIn:
     """A code is spent for the session that it opens, and for nothing else."""
@@ -205,7 +217,7 @@ async def _store_warning(db: Database, identity: IdentityServices, actor: Actor)
         await mail_notice(tx, identity.queue, actor.user_id, "second_factor_guessed")
 
 
-def _check_may_log_in(identity: IdentityServices, account: Account) -> None:
+def check_may_log_in(identity: IdentityServices, account: Account) -> None:
     """For a client that knows the password.
 
     Raises:
@@ -269,10 +281,21 @@ async def record_failed_login(db: Database, identity: IdentityServices, canonica
         await insert_failed_login(tx, canonical, new_id(), device.ip, device.user_agent, identity.clock.now())
 
 
-def seal_first_factor(identity: IdentityServices, account: Account, device: Device, methods: tuple[str, ...]) -> str:
-    """The `mfa_token` of a log-in whose first factor was proven by `methods`."""
+async def ask_for_second_factor(
+    db: Database, identity: IdentityServices, account: Account, device: Device, methods: tuple[str, ...]
+) -> SecondFactorNeeded:
+    """What a log-in needs whose first factor was proven by `methods`."""
+    async with db.read("identity.second_factors") as conn:
+        has_passkey = await has_passkeys(conn, account.user_id)
+    return SecondFactorNeeded(
+        _seal(identity, account, device, methods),
+        ("totp", "recovery_code", "passkey") if has_passkey else ("totp", "recovery_code"),
+    )
+
+
+def _seal(identity: IdentityServices, account: Account, device: Device, methods: tuple[str, ...]) -> str:
     expires_at = (identity.clock.now() + _MFA_LIFETIME).timestamp()
-    pending = _Pending(
+    pending = FirstFactor(
         str(account.user_id),
         account.version,
         expires_at,
@@ -284,13 +307,13 @@ def seal_first_factor(identity: IdentityServices, account: Account, device: Devi
     return identity.keys.encrypt(_MFA_PURPOSE, msgspec.msgpack.encode(pending)).hex()
 
 
-def _unseal(identity: IdentityServices, mfa_token: str) -> _Pending:
+def _unseal(identity: IdentityServices, mfa_token: str) -> FirstFactor:
     try:
         plain = identity.keys.decrypt(_MFA_PURPOSE, bytes.fromhex(mfa_token))
     except (SealBroken, ValueError) as error:
         raise InvalidMfaToken from error
     try:
-        pending = msgspec.msgpack.decode(plain, type=_Pending)
+        pending = msgspec.msgpack.decode(plain, type=FirstFactor)
     except msgspec.ValidationError as error:
         # Sealed by a version of the program whose tokens said less.
         raise InvalidMfaToken from error

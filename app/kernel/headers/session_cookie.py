@@ -56,7 +56,7 @@ class SessionCookie:
         return self.name.encode() + b"="
 
     @cached_property
-    def _origins(self) -> frozenset[bytes]:
+    def origins(self) -> frozenset[bytes]:
         """Those whose pages may act with the cookie: our own, and those that may send credentials across origins."""
         allowed: Sequence[str] = self._settings.cors_origins if self._settings.cors_credentials else ()
         return frozenset(_origin_of(url) for url in (self._base_url(), *allowed) if url != "*")
@@ -115,7 +115,7 @@ class SessionCookie:
         return [pair[len(prefix) :] for pair in pairs if pair.startswith(prefix)]
 
     def _is_own(self, fields: Mapping[bytes, bytes]) -> bool:
-        return fields.get(b"sec-fetch-site") == b"same-origin" or fields.get(b"origin") in self._origins
+        return fields.get(b"sec-fetch-site") == b"same-origin" or fields.get(b"origin") in self.origins
 
 
 def value_in(credential: bytes) -> str | None:
