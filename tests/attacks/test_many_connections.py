@@ -1,13 +1,18 @@
 """A client that opens as many connections as the server takes keeps no other from one."""
 
+import asyncio
 import socket
 from collections import Counter
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
+from app.kernel.fairness.ticket import Overloaded
+from app.kernel.http.prepared_problem import PreparedProblem, Refused
+from app.kernel.server.refusal_queue import RefusalQueue
 from tests.fixtures.waiting import scaled
-from tests.kernel.protocol_server import Served, read, refused, request, wait_until
+from tests.kernel.protocol_server import Served, echo, read, refused, request, wait_until
 
 MOST = 20
 POST = b"POST /a"
@@ -79,3 +84,56 @@ def test_idle_ones_of_the_largest_client_end_first() -> None:
         for connection in busy:
             connection.sendall(b"a")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+class Refusing:
+    """An application that has no slot for a request."""
+
+    oauth_paths = ()
+
+    def __init__(self) -> None:
+        self.edge = self
+
+    def decide(self, scope: Any) -> Refused | None:
+        return Refused(PreparedProblem(Overloaded(), ()), b"id", 1) if scope["path"] == "/refused" else None
+
+    def repeatable(self, _: Any) -> None:
+        """Nothing is answered before it gets a task."""
+
+    def answer(self, _: Any) -> None:
+        """As above."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await echo(scope, receive, send)
+
+
+def test_those_that_wait_for_a_refusal_are_none_that_are_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy process sends few of them a second."""
+    monkeypatch.setattr(RefusalQueue, "_send_some", lambda _: None)
+    with Served(Refusing(), max_connections=MOST).running() as served, ExitStack() as stack:
+        for _ in range(MOST):
+            connect(stack, served, "127.0.0.2", request(b"GET /refused"))
+        wait_until(lambda: open_of(served) == {"127.0.0.2": MOST})
+        wait_until(lambda: all(connection._active is not None for connection in served.connections()))
+        other = connect(stack, served, "127.0.0.3", request())
+        assert other.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_refusals_go_out_by_turns_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    class Unanswered:
+        def __init__(self, client: str) -> None:
+            self.client = client
+
+        def take(self, _: bytes) -> None:
+            sent.append(self.client)
+
+    queue = RefusalQueue(asyncio.get_running_loop())
+    with monkeypatch.context() as patch:
+        patch.setattr(RefusalQueue, "_send_some", lambda _: None)
+        for client in [*["greedy"] * 100, "other", "other"]:
+            queue.put(Unanswered(client), b"", client)
+    queue._credit = 60.0
+    queue._send_some()
+    assert sent == ["greedy", "other", "greedy", "other", *["greedy"] * 98]

@@ -300,7 +300,7 @@ async def test_refusals_do_not_displace_other_work() -> None:
     Answered.sent = 0
     refusal_queue = RefusalQueue(asyncio.get_running_loop())
     for _ in range(120):
-        refusal_queue.put(Answered(), b"")
+        refusal_queue.put(Answered(), b"", "client")
     turns = 0
     while Answered.sent < 60:
         until = time.thread_time() + 0.002
@@ -331,6 +331,6 @@ async def test_refusals_stay_few_though_a_busy_loop_pauses_between_them(monkeypa
         now += 0.0003
         for _ in range(10):
             now, worked = now + 0.00007, worked + 0.00007
-            refusal_queue.put(Quick(), b"")
+            refusal_queue.put(Quick(), b"", "client")
     # What was saved before, a millisecond; since then a hundredth of the time would be as much again and a half.
     assert 100 <= Quick.sent < 300

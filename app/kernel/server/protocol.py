@@ -21,6 +21,7 @@ from app.kernel.errors import (
     TooManyConnections,
 )
 from app.kernel.http.prepared_problem import Refused
+from app.kernel.request.client_address import network_of
 from app.kernel.server.connections import (
     LINGER_BYTES,
     ended,
@@ -271,7 +272,8 @@ class GuardedProtocol(TimedProtocol):
         if decision is None:
             self._start_asgi_task(cycle, self.app)
         elif isinstance(decision, Refused):
-            self._manager.refusal_queue.put(cycle, decision.raw())
+            cycle.is_refused = True
+            self._manager.refusal_queue.put(cycle, decision.raw(), network_of(self.host))
         else:
             self._is_answered_early = True
             # The parser is about to tell that nothing follows.

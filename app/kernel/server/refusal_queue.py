@@ -1,7 +1,8 @@
 """Answers that need no application, sent without displacing those that do."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Hashable
 from time import monotonic, thread_time
 from typing import Protocol
 
@@ -21,20 +22,22 @@ class Unanswered(Protocol):
 
 class RefusalQueue:
     """Refusals on their way out. While there is other work they get a small part of the event loop's time, so that
-    refusing cannot displace admitted requests: a client that waits for its refusal does not retry meanwhile.
+    refusing cannot displace admitted requests: a client that waits for its refusal does not retry meanwhile. Clients
+    take turns, so that many requests of one keep no other from its refusal.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[tuple[Unanswered, bytes]] = deque()
+        # By client, the next one first.
+        self._waiting: OrderedDict[Hashable, deque[tuple[Unanswered, bytes]]] = OrderedDict()
         self._is_awake = False
         # Computing time that refusals may take now; below zero what the last one took too much.
         self._credit = _MOST_SAVED_SECONDS
         self._paid_at = monotonic()
         self._worked = thread_time()
 
-    def put(self, cycle: Unanswered, answer: bytes) -> None:
-        self._waiting.append((cycle, answer))
+    def put(self, cycle: Unanswered, answer: bytes, client: Hashable) -> None:
+        self._waiting.setdefault(client, deque()).append((cycle, answer))
         if not self._is_awake:
             self._send_some()
 
@@ -48,7 +51,12 @@ class RefusalQueue:
             self._paid_at, self._worked = now, worked
         waiting = self._waiting
         while waiting and self._credit > 0:
-            cycle, answer = waiting.popleft()
+            client, refusals = next(iter(waiting.items()))
+            cycle, answer = refusals.popleft()
+            if refusals:
+                waiting.move_to_end(client)
+            else:
+                del waiting[client]
             cycle.take(answer)
             before, worked = worked, thread_time()
             self._credit -= worked - before

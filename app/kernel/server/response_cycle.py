@@ -37,6 +37,8 @@ class ResponseCycle(RequestResponseCycle):
     prepared head at once, any other head after one look at all of it instead of two at each field.
     """
 
+    # No work is done for it, and its answer is on its way.
+    is_refused = False
     # Noted when the request comes, because the application answers as if it were GET.
     is_head = False
     # The body ends with the connection (RFC 9112, section 6.3), because HTTP/1.0 has no chunks (section 6.1).

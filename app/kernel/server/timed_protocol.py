@@ -65,7 +65,8 @@ class TimedProtocol(HttpToolsProtocol):
     @property
     def waits_for_client(self) -> bool:
         """Whether it is open, and no request of it is being worked on."""
-        return self._state() is not _State.ANSWERING and not self.transport.is_closing()
+        is_worked_on = self._state() is _State.ANSWERING and not (self._active is not None and self._active.is_refused)
+        return not is_worked_on and not self.transport.is_closing()
 
     @property
     def unsent(self) -> int:
