@@ -19,6 +19,22 @@ _EXAMPLE = {
     "backed_up": True,
     "transports": ["hybrid", "internal"],
 }
+_EXAMPLE_CREDENTIAL = {
+    "id": "q83vEjRWeJASNFZ4kBI0Vg",
+    "rawId": "q83vEjRWeJASNFZ4kBI0Vg",
+    "type": "public-key",
+    "clientExtensionResults": {},
+}
+_EXAMPLE_CREATED = _EXAMPLE_CREDENTIAL | {
+    "response": {"clientDataJSON": "eyJ0eXBlIjoid2ViYXV0aG4uY3JlYXRlIn0", "attestationObject": "o2NmbXRkbm9uZQ"}
+}
+_EXAMPLE_ASSERTION = _EXAMPLE_CREDENTIAL | {
+    "response": {
+        "clientDataJSON": "eyJ0eXBlIjoid2ViYXV0aG4uZ2V0In0",
+        "authenticatorData": "SZYN5YgOjGh0NBcPZHZgW4",
+        "signature": "MEUCIQDxyz",
+    }
+}
 _CREDENTIAL_HELP = "What the browser has answered, by `toJSON()` of its `PublicKeyCredential`."
 
 
@@ -30,7 +46,7 @@ class CreationOptionsView(Schema):
     )
 
 
-class PasskeyBody(Schema):
+class PasskeyBody(Schema, json_schema_extra=example({"credential": _EXAMPLE_CREATED, "name": "Ada's phone"})):
     """A passkey to add."""
 
     credential: dict[str, Any] = Field(description=_CREDENTIAL_HELP)
@@ -76,7 +92,9 @@ class LoginOptionsView(Schema):
     challenge: str = Field(description="Send it with the credential; it lives five minutes.")
 
 
-class PasskeyLoginBody(Schema):
+class PasskeyLoginBody(
+    Schema, json_schema_extra=example({"credential": _EXAMPLE_ASSERTION, "challenge": "q83vEjRWeJASNFZ4kBI0Vg"})
+):
     """A proof that the user holds a passkey."""
 
     credential: dict[str, Any] = Field(description=_CREDENTIAL_HELP)
