@@ -335,3 +335,29 @@ async def test_both_kinds_of_failure_look_alike(client: httpx.AsyncClient, perso
         await log_in_by(client, Authenticator(credential_id=known.credential_id)),
     ]
     assert without_request_id(wrong[0]) == without_request_id(wrong[1])
+
+
+def rsa_key(modulus_bytes: int, exponent: bytes) -> dict[int, Any]:
+    return {1: 3, 3: -257, -1: b"\xff" * modulus_bytes, -2: exponent}
+
+
+@pytest.mark.parametrize(
+    ("authenticator", "status"),
+    [
+        (Authenticator(cose=rsa_key(512, b"\x01\x00\x01")), 201),
+        (Authenticator(cose=rsa_key(520, b"\x01\x00\x01")), 400),
+        (Authenticator(cose=rsa_key(384, b"\x7f" * 384)), 400),
+        (Authenticator(credential_id=bytes(1023)), 201),
+        (Authenticator(credential_id=bytes(1024)), 400),
+        (Authenticator(cose={1: 2, 3: -7, -1: 1, -2: bytes(5000), -3: bytes(32)}), 400),
+    ],
+    ids=["RSA", "long modulus", "long exponent", "id", "long id", "long key"],
+)
+async def test_a_credential_costs_no_more_than_that_of_a_real_authenticator(
+    person: Person, authenticator: Authenticator, status: int
+) -> None:
+    answer = await add(person, authenticator)
+    assert answer.status_code == status
+    if status == 400:
+        problem_of(answer, 400, "passkey_rejected")
+    assert len((await person.get(PATH)).json()["items"]) == (status == 201)

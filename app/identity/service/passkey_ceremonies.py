@@ -15,10 +15,12 @@ from webauthn import (
 )
 from webauthn.helpers import (
     base64url_to_bytes,
+    decode_credential_public_key,
     options_to_json_dict,
     parse_client_data_json,
     parse_registration_credential_json,
 )
+from webauthn.helpers.decode_credential_public_key import DecodedRSAPublicKey
 from webauthn.helpers.structs import (
     AuthenticatorSelectionCriteria,
     CredentialDeviceType,
@@ -46,6 +48,13 @@ _NAMES = {
     "53414d53-554e-4700-0000-000000000000": "Samsung Pass",
 }
 _UNKNOWN = "Passkey"
+# Level 3, section 4: "Credential IDs are at most 1,023 bytes". Keys of ML-DSA are the longest, with 2.6 KiB.
+_LONGEST_ID = 1023
+_LONGEST_KEY = 4096
+# What RSA takes to check a signature grows with the square of the modulus and with the exponent, which may be as long:
+# each log-in would hold the event loop for 17 ms, and no authenticator makes such a key.
+_LONGEST_MODULUS_BYTES = 512
+_RSA_EXPONENT = 65537
 _TRANSPORTS = frozenset({"usb", "nfc", "ble", "smart-card", "internal", "cable", "hybrid"})
 
 
@@ -142,9 +151,12 @@ def verify_registration(party: RelyingParty, credential: Mapping[str, Any], chal
             expected_origin=list(party.origins),
             require_user_verification=True,
         )
+        is_ordinary = _is_ordinary(verified.credential_id, verified.credential_public_key)
     except Exception as error:
         # Whatever hostile bytes make the parsers of CBOR, ASN.1 and certificates raise.
         raise CeremonyFailed from error
+    if not is_ordinary:
+        raise CeremonyFailed
     transports = {transport.value for transport in parsed.response.transports or ()}
     return VerifiedCredential(
         credential_id=verified.credential_id,
@@ -154,6 +166,16 @@ def verify_registration(party: RelyingParty, credential: Mapping[str, Any], chal
         transports=sorted(transports & _TRANSPORTS),
         backed_up=verified.credential_backed_up,
     )
+
+
+def _is_ordinary(credential_id: bytes, public_key: bytes) -> bool:
+    """Whether the credential costs no more to keep and to check than those of real authenticators."""
+    if len(credential_id) > _LONGEST_ID or len(public_key) > _LONGEST_KEY:
+        return False
+    key = decode_credential_public_key(public_key)
+    if not isinstance(key, DecodedRSAPublicKey):
+        return True
+    return len(key.n) <= _LONGEST_MODULUS_BYTES and int.from_bytes(key.e) == _RSA_EXPONENT
 
 
 def verify_assertion(
