@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from app.core import links, mailbox, pages, service
 from app.core.health import Health, NotReady, health_response
-from app.core.schemas import AliveView, OverviewView, ProblemCatalogue, ReadyView
+from app.core.schemas import AliveResponse, OverviewResponse, ProblemCatalogue, ReadyResponse
 from app.identity.api import Device
 from app.jobs import api as jobs
 from app.kernel.auth import Public, Require
@@ -64,7 +64,7 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/v1/overview", response_model=OverviewView, responses=problem_responses(404))
+@router.get("/v1/overview", response_model=OverviewResponse, responses=problem_responses(404))
 async def get_overview(
     principal: Annotated[Principal, Require(*_OVERVIEW_SCOPES)], resources: ResourcesDep
 ) -> Response:
@@ -97,13 +97,13 @@ CACHED_READS = (
 )
 
 
-@router.get("/livez", response_model=AliveView, dependencies=[Public])
+@router.get("/livez", response_model=AliveResponse, dependencies=[Public])
 async def get_livez() -> Response:
     """Check that the process is alive. No other system is asked."""
     return json_response({"status": "alive"}, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/readyz", response_model=ReadyView, dependencies=[Public], responses=_NOT_READY)
+@router.get("/readyz", response_model=ReadyResponse, dependencies=[Public], responses=_NOT_READY)
 async def get_readyz(request: Request, state: RequestStateDep, resources: ResourcesDep) -> Response:
     """Check that the process can serve requests. Without Redis it is ready but degraded."""
     _check_operator(state, resources)

@@ -8,7 +8,14 @@ from typing_extensions import TypeAliasType
 from app.jobs.api import COUNTED_AT_MOST, JobState
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, ProblemCode, Schema, Timestamp, example
 from app.kernel.validation.field_codes import FieldErrorCode
-from app.users.api import EXAMPLE_EVENT, EXAMPLE_PREFERENCES, EXAMPLE_USER, EventAnswer, PreferencesAnswer, UserAnswer
+from app.users.api import (
+    EXAMPLE_EVENT,
+    EXAMPLE_PREFERENCES,
+    EXAMPLE_USER,
+    EventResponse,
+    PreferencesResponse,
+    UserResponse,
+)
 
 HealthState = TypeAliasType("HealthState", Literal["ok", "degraded", "failing"])
 
@@ -36,7 +43,7 @@ class JobCounts(Schema):
     recent: list[RecentJob] = Field(description="The newest jobs, at most five.")
 
 
-class OverviewView(
+class OverviewResponse(
     Schema,
     json_schema_extra=example(
         {
@@ -63,13 +70,13 @@ class OverviewView(
 ):
     """Your account, preferences, newest events and jobs."""
 
-    user: UserAnswer
-    preferences: PreferencesAnswer
-    recent_events: list[EventAnswer] = Field(description="The newest events, at most ten.")
+    user: UserResponse
+    preferences: PreferencesResponse
+    recent_events: list[EventResponse] = Field(description="The newest events, at most ten.")
     jobs: JobCounts
 
 
-class AliveView(Schema):
+class AliveResponse(Schema):
     """The process answers."""
 
     status: Literal["alive"] = Field(description="Always `alive`.")
@@ -83,14 +90,14 @@ class HealthChecks(Schema):
     signing_key: HealthState = Field(description="The key that signs access tokens.")
 
 
-class ReadyView(Schema):
+class ReadyResponse(Schema):
     """The process can serve requests."""
 
     status: Literal["ready"] = Field(description="Always `ready`.")
     checks: HealthChecks = Field(description="State of each system that the process depends on.")
 
 
-class ProblemCodeView(Schema):
+class ProblemCodeResponse(Schema):
     """A code of problems."""
 
     code: ProblemCode = Field(description="The code; one of two statuses is listed twice.")
@@ -99,7 +106,7 @@ class ProblemCodeView(Schema):
     meaning: str = Field(description="What the code means, and what to do.")
 
 
-class FieldErrorCodeView(Schema):
+class FieldErrorCodeResponse(Schema):
     """A code of refused fields and parameters."""
 
     code: FieldErrorCode = Field(description="The code.")
@@ -109,5 +116,5 @@ class FieldErrorCodeView(Schema):
 class ProblemCatalogue(Schema):
     """Every code that problems and their fields have."""
 
-    items: list[ProblemCodeView] = Field(description="Codes of problems, by name.")
-    fields: list[FieldErrorCodeView] = Field(description="Codes of refused fields and parameters, by name.")
+    items: list[ProblemCodeResponse] = Field(description="Codes of problems, by name.")
+    fields: list[FieldErrorCodeResponse] = Field(description="Codes of refused fields and parameters, by name.")

@@ -31,16 +31,16 @@ from app.users.schemas import (
     EventQuery,
     EventsAccepted,
     EventsRequest,
-    LookupAnswer,
     LookupRequest,
-    PreferencesAnswer,
-    PreferencesPatch,
-    PreferencesPut,
-    PublicUserAnswer,
-    SummaryAnswer,
+    LookupResponse,
+    PatchPreferencesRequest,
+    PatchUserRequest,
+    PreferencesResponse,
+    PublicUserResponse,
+    PutPreferencesRequest,
     SummaryQuery,
-    UserAnswer,
-    UserPatch,
+    SummaryResponse,
+    UserResponse,
 )
 
 router = Router(prefix="/v1", tags=["users"])
@@ -60,7 +60,7 @@ EventReader = Annotated[Principal, Require("events:read")]
 EventWriter = Annotated[Principal, Require("events:write")]
 
 
-@router.get("/users/me", response_model=UserAnswer, responses=problem_responses(404))
+@router.get("/users/me", response_model=UserResponse, responses=problem_responses(404))
 async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """Get your account."""
     user = await service.read_profile(resources.reads, principal.user_id)
@@ -69,12 +69,12 @@ async def get_me(principal: ProfileReader, resources: ResourcesDep) -> Response:
 
 @router.patch(
     "/users/me",
-    response_model=UserAnswer,
+    response_model=UserResponse,
     responses=problem_responses(404, 412),
     openapi_extra=reads_headers("IfMatch"),
 )
 async def update_me(
-    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, patch: UserPatch
+    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, patch: PatchUserRequest
 ) -> Response:
     """Change your account with a JSON merge patch."""
     if resources.webhook_subscribers.has(principal.user_id):
@@ -87,7 +87,7 @@ async def update_me(
     return json_response(user.view(), etag=_etag(resources, user.id, user.version))
 
 
-@router.get("/users/me/preferences", response_model=PreferencesAnswer, responses=problem_responses(404))
+@router.get("/users/me/preferences", response_model=PreferencesResponse, responses=problem_responses(404))
 async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> Response:
     """Get your preferences."""
     preferences = await service.read_preferences(resources.reads, principal.user_id)
@@ -96,12 +96,12 @@ async def get_preferences(principal: ProfileReader, resources: ResourcesDep) -> 
 
 @router.put(
     "/users/me/preferences",
-    response_model=PreferencesAnswer,
+    response_model=PreferencesResponse,
     responses=problem_responses(404, 412),
     openapi_extra=reads_headers("IfMatch"),
 )
 async def replace_preferences(
-    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, body: PreferencesPut
+    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, body: PutPreferencesRequest
 ) -> Response:
     """Replace all of your preferences."""
     values = body.model_dump(exclude={"extra"}) | {"extra": json_fragment(body.extra)}
@@ -112,12 +112,12 @@ async def replace_preferences(
 
 @router.patch(
     "/users/me/preferences",
-    response_model=PreferencesAnswer,
+    response_model=PreferencesResponse,
     responses=problem_responses(404, 412),
     openapi_extra=reads_headers("IfMatch"),
 )
 async def update_preferences(
-    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, patch: PreferencesPatch
+    state: RequestStateDep, principal: ProfileWriter, resources: ResourcesDep, patch: PatchPreferencesRequest
 ) -> Response:
     """Change your preferences with a JSON merge patch."""
     changes = patch.model_dump(exclude_unset=True)
@@ -142,7 +142,7 @@ async def list_events(
     return json_response(page)
 
 
-@router.get("/users/me/events/summary", response_model=SummaryAnswer)
+@router.get("/users/me/events/summary", response_model=SummaryResponse)
 async def summarise_events(
     request: Request,
     state: RequestStateDep,
@@ -180,7 +180,7 @@ async def summarise_events(
     return json_response(content)
 
 
-@router.post("/users/lookup", response_model=LookupAnswer)
+@router.post("/users/lookup", response_model=LookupResponse)
 async def look_up_users(
     state: RequestStateDep, _: ProfileReader, resources: ResourcesDep, body: LookupRequest
 ) -> Response:
@@ -190,7 +190,7 @@ async def look_up_users(
     return json_response({"items": json_fragment(items), "missing": json_fragment(missing)})
 
 
-@router.get("/users/{user_id}", response_model=PublicUserAnswer)
+@router.get("/users/{user_id}", response_model=PublicUserResponse)
 async def get_user(_: ProfileReader, resources: ResourcesDep, user_id: Id) -> Response:
     """Get the public profile of a user."""
     return json_response(await service.read_public_user(resources.db, user_id))

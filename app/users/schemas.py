@@ -123,7 +123,7 @@ _PROPERTIES = "Anything else about it: an object of at most 8 KiB as JSON, neste
 _EXTRA = "What clients keep for themselves: an object of at most 16 KiB as JSON, nested at most 32 levels deep."
 
 
-class UserAnswer(Schema, json_schema_extra=example(EXAMPLE_USER)):
+class UserResponse(Schema, json_schema_extra=example(EXAMPLE_USER)):
     """Your account and profile."""
 
     id: Id = Field(description="Id of the user.")
@@ -138,7 +138,9 @@ class UserAnswer(Schema, json_schema_extra=example(EXAMPLE_USER)):
     updated_at: Timestamp = Field(description="When the account or profile was last changed.")
 
 
-class UserPatch(Schema, json_schema_extra=example({"display_name": "Ada", "bio": None, "timezone": "Europe/London"})):
+class PatchUserRequest(
+    Schema, json_schema_extra=example({"display_name": "Ada", "bio": None, "timezone": "Europe/London"})
+):
     """A JSON merge patch (RFC 7396): an absent member stays, null clears."""
 
     display_name: DisplayName | MISSING | None = Field(MISSING, description="Name that other users see.")
@@ -148,7 +150,7 @@ class UserPatch(Schema, json_schema_extra=example({"display_name": "Ada", "bio":
     timezone: Timezone | MISSING = Field(MISSING, description="Time zone of the IANA database.")
 
 
-class PublicUserAnswer(Schema):
+class PublicUserResponse(Schema):
     """The part of a user that every other user may read."""
 
     id: Id = Field(description="Id of the user.")
@@ -166,14 +168,14 @@ class LookupRequest(Schema, json_schema_extra=example({"ids": [EXAMPLE_ID]})):
     )
 
 
-class LookupAnswer(Schema):
+class LookupResponse(Schema):
     """The users that were found, and the ids of the others."""
 
-    items: list[PublicUserAnswer] = Field(description="Users that exist, in the order of the request.")
+    items: list[PublicUserResponse] = Field(description="Users that exist, in the order of the request.")
     missing: list[Id] = Field(description="Ids that no user has.")
 
 
-class PreferencesAnswer(Schema, json_schema_extra=example(EXAMPLE_PREFERENCES)):
+class PreferencesResponse(Schema, json_schema_extra=example(EXAMPLE_PREFERENCES)):
     """Your preferences."""
 
     theme: Theme = Field(description="Colours of user interfaces.")
@@ -183,7 +185,7 @@ class PreferencesAnswer(Schema, json_schema_extra=example(EXAMPLE_PREFERENCES)):
     extra: dict[str, Any] = Field(description=_EXTRA)
 
 
-class PreferencesPut(
+class PutPreferencesRequest(
     Schema, json_schema_extra=example({"theme": "dark", "language": "en-GB", "extra": {"density": "compact"}})
 ):
     """All preferences; an absent one takes its default."""
@@ -199,7 +201,7 @@ class PreferencesPut(
     extra: Extra = Field("{}", description=_EXTRA, json_schema_extra={"default": {}})
 
 
-class PreferencesPatch(Schema, json_schema_extra=example({"theme": "dark", "extra": {"density": None}})):
+class PatchPreferencesRequest(Schema, json_schema_extra=example({"theme": "dark", "extra": {"density": None}})):
     """A JSON merge patch (RFC 7396); inside `extra`, null removes a member."""
 
     body_limits: ClassVar = _WITH_EXTRA
@@ -284,7 +286,7 @@ class EventsAccepted(Schema, json_schema_extra=example({"accepted": 1, "ids": [E
     ids: list[Id] = Field(description="Ids of the events, in the order of the request.")
 
 
-class EventAnswer(Schema, json_schema_extra=example(EXAMPLE_EVENT)):
+class EventResponse(Schema, json_schema_extra=example(EXAMPLE_EVENT)):
     """A stored event."""
 
     id: Id = Field(description="Id of the event; ids grow with the time of storing.")
@@ -297,7 +299,7 @@ class EventAnswer(Schema, json_schema_extra=example(EXAMPLE_EVENT)):
 class EventPage(Schema, json_schema_extra=example({"items": [EXAMPLE_EVENT], "next_cursor": None})):
     """A page of events, newest first."""
 
-    items: list[EventAnswer] = Field(description="Events, newest first.")
+    items: list[EventResponse] = Field(description="Events, newest first.")
     next_cursor: NextCursor
 
 
@@ -322,7 +324,7 @@ class SummaryQuery(Schema):
     )
 
 
-class EventCountAnswer(Schema):
+class EventCountResponse(Schema):
     """Events of one kind in one bucket."""
 
     starts_at: Timestamp = Field(description="Start of the bucket.")
@@ -330,7 +332,7 @@ class EventCountAnswer(Schema):
     count: int = Field(description="How many events there were.")
 
 
-class OtherEventCountAnswer(Schema):
+class OtherEventCountResponse(Schema):
     """Events of the kinds that are not listed, in one bucket."""
 
     starts_at: Timestamp = Field(description="Start of the bucket.")
@@ -338,7 +340,7 @@ class OtherEventCountAnswer(Schema):
     count: int = Field(description="How many events there were.")
 
 
-class SummaryAnswer(
+class SummaryResponse(
     Schema,
     json_schema_extra=example(
         {
@@ -358,7 +360,7 @@ class SummaryAnswer(
     bucket: Bucket = Field(description="Width of the buckets, in UTC.")
     since: Timestamp = Field(description="Start of the period.")
     until: Timestamp = Field(description="End of the period, which it does not include.")
-    items: list[EventCountAnswer] = Field(description="Counts by bucket, then by kind.")
-    others: list[OtherEventCountAnswer] | MISSING = Field(
+    items: list[EventCountResponse] = Field(description="Counts by bucket, then by kind.")
+    others: list[OtherEventCountResponse] | MISSING = Field(
         MISSING, description="Sums of the kinds that are not listed; absent if all are."
     )

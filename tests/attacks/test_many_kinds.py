@@ -8,7 +8,7 @@ from app.jobs.handlers.report_activity import MAX_REPORT_KINDS, OTHER_KINDS, _da
 from app.kernel.ids import UserId
 from app.users.api import summarise_events
 from app.users.records import MAX_SUMMARY_ITEMS
-from app.users.schemas import SummaryAnswer
+from app.users.schemas import SummaryResponse
 from tests.fixtures.answers import body_of
 from tests.fixtures.people import Person
 from tests.fixtures.servers import Connection
@@ -32,7 +32,7 @@ async def test_answers_and_reports_are_bounded_and_lose_nothing(
     for query in ("", "?bucket=hour", year):
         answer = await person.get(f"/v1/users/me/events/summary{query}")
         assert len(answer.content) < MOST_BYTES
-        body = body_of(answer, SummaryAnswer)
+        body = body_of(answer, SummaryResponse)
         assert 10 <= len(body["items"]) <= MAX_SUMMARY_ITEMS
         listed = {item["kind"]: item["count"] for item in body["items"]}
         assert listed["kind7"] == 11
@@ -54,6 +54,6 @@ async def test_answers_and_reports_are_bounded_and_lose_nothing(
 async def test_few_kinds_are_listed_whole(person: Person) -> None:
     for kind in ("a", "b", "b"):
         assert (await person.post("/v1/events", json={"kind": kind})).status_code == 201
-    body = body_of(await person.get("/v1/users/me/events/summary"), SummaryAnswer)
+    body = body_of(await person.get("/v1/users/me/events/summary"), SummaryResponse)
     assert [(item["kind"], item["count"]) for item in body["items"]] == [("a", 1), ("b", 2)]
     assert "others" not in body

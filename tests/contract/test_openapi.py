@@ -165,7 +165,7 @@ def test_every_list_has_pages(document: dict[str, Any]) -> None:
         name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
         properties = document["components"]["schemas"].get(name, {}).get("properties", {})
         # Counts and look-ups hold all that was asked for.
-        if method == "GET" and "items" in properties and name not in {"SummaryAnswer", "ProblemCatalogue"}:
+        if method == "GET" and "items" in properties and name not in {"SummaryResponse", "ProblemCatalogue"}:
             lists.add(path)
             assert "next_cursor" in properties, path
             assert {"limit", "cursor"} <= {parameter.get("name") for parameter in operation["parameters"]}, path

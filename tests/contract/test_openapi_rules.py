@@ -337,7 +337,7 @@ def test_jobs_are_discriminated_by_their_kind(document: Document) -> None:
         model: type[BaseModel] = getattr(job_schemas, submitted[name].rpartition("/")[2])
         assert model.model_fields["args"].annotation is kind.args
     of_users = (JOB_KINDS.keys() | IDENTITY_KINDS.keys()) - OF_THE_SERVICE
-    answered = schemas["JobView"]["discriminator"]["mapping"]
+    answered = schemas["JobResponse"]["discriminator"]["mapping"]
     assert answered.keys() == of_users
     for name in public:
         view = schemas[answered[name].rpartition("/")[2]]

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.core.schemas import OverviewView
+from app.core.schemas import OverviewResponse
 from app.kernel.ids import new_id
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget, stored
@@ -23,7 +23,7 @@ async def test_is_composed_of_all_modules(person: Person) -> None:
         (await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})).json()
         for _ in range(6)
     ]
-    body = body_of(await person.get(OVERVIEW), OverviewView)
+    body = body_of(await person.get(OVERVIEW), OverviewResponse)
     assert body["user"] == (await person.get("/v1/users/me")).json()
     assert body["preferences"] == (await person.get("/v1/users/me/preferences")).json()
     assert [event["kind"] for event in body["recent_events"]] == [f"kind.{n}" for n in range(11, 1, -1)]

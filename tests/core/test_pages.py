@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app import __version__
-from app.core.schemas import ProblemCatalogue, ReadyView
+from app.core.schemas import ProblemCatalogue, ReadyResponse
 from app.dev.embedded import EmbeddedValkey
 from app.main import create_app
 from app.settings import Settings
@@ -154,7 +154,7 @@ async def test_alive_without_any_statement(client: httpx.AsyncClient, budget: Bu
 async def test_ready(client: httpx.AsyncClient) -> None:
     answer = await client.get("/readyz")
     checks = {"database": "ok", "redis": "ok", "signing_key": "ok"}
-    assert body_of(answer, ReadyView) == {"status": "ready", "checks": checks}
+    assert body_of(answer, ReadyResponse) == {"status": "ready", "checks": checks}
     assert answer.headers["cache-control"] == "no-store"
 
 

@@ -9,8 +9,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.identity.schemas.accounts import PurgeView
-from app.identity.schemas.admin import AdminAccountPage, AdminAccountView
+from app.identity.schemas.accounts import PurgeResponse
+from app.identity.schemas.admin import AdminAccountPage, AdminAccountResponse
 from app.identity.schemas.sessions import SecurityEventPage
 from app.worker import Worker
 from tests.fixtures.answers import body_of, problem_of
@@ -83,7 +83,7 @@ async def test_pages(admin: Person, make_person: MakePerson) -> None:
 
 async def test_a_role_is_given_and_taken_at_once(person: Person, admin: Person, log_in: LogIn) -> None:
     url = f"{USERS}/{person.id}"
-    assert body_of(await admin.patch(url, json={"role": "admin"}), AdminAccountView)["role"] == "admin"
+    assert body_of(await admin.patch(url, json={"role": "admin"}), AdminAccountResponse)["role"] == "admin"
     problem_of(await person.get("/v1/users/me"), 401, "token_revoked")
     promoted = await log_in(person)
     assert (await promoted.get(USERS)).status_code == 200
@@ -186,7 +186,7 @@ async def test_deletion_closes_the_account_at_once(
     problem_of(await person.request("DELETE", "/v1/users/me", json=wrong), 403, "invalid_current_password")
     answer = await person.request("DELETE", "/v1/users/me", json={"current_password": PASSWORD})
     purge_at = (clock.now() + timedelta(days=14)).isoformat().replace("+00:00", "Z")
-    assert body_of(answer, PurgeView, 202) == {"purge_at": purge_at}
+    assert body_of(answer, PurgeResponse, 202) == {"purge_at": purge_at}
     for each in (person, other):
         problem_of(await each.get("/v1/users/me"), 401, "token_revoked")
     problem_of(await client.get("/v1/users/me", headers=bearer(key)), 401, "invalid_token")

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from app.dev.embedded import EmbeddedValkey
 from app.identity.api import IdentityServices
 from app.identity.queries.security_events import INSERT_FAILED_LOGIN
-from app.identity.schemas.sessions import SignedInView
+from app.identity.schemas.sessions import SignedInResponse
 from app.identity.service.cleanup import clean
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
@@ -44,7 +44,7 @@ async def test_login_answers_user_and_tokens(client: httpx.AsyncClient, person: 
     answer = await client.post(
         "/v1/auth/login", json={"email": f" {person.email.upper()} ", "password": PASSWORD, "device_name": "phone"}
     )
-    body = body_of(answer, SignedInView)
+    body = body_of(answer, SignedInResponse)
     assert body["user"] == (await person.get("/v1/users/me")).json()
     assert body["tokens"]["expires_in"] == 600
     assert body["tokens"]["token_type"] == "Bearer"

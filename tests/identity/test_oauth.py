@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from app.identity.api import IdentityServices, operator, rotate_signing_keys
 from app.identity.router import OAUTH_PATHS
-from app.identity.schemas.oauth import DiscoveryView, IntrospectionView, JwksView
-from app.identity.schemas.sessions import TokensView
+from app.identity.schemas.oauth import DiscoveryResponse, IntrospectionResponse, JwksResponse
+from app.identity.schemas.sessions import TokensResponse
 from app.identity.service.container import load_signing_keys
 from app.kernel.resources import Resources
 from tests.fixtures.answers import body_of, problem_of
@@ -40,11 +40,11 @@ async def test_authorize_of_the_documentation_works(app: FastAPI, client: httpx.
         data=form,
         headers={"Authorization": "Basic " + base64.b64encode(b":").decode(), "X-Requested-With": "XMLHttpRequest"},
     )
-    body = body_of(answer, TokensView)
+    body = body_of(answer, TokensResponse)
     assert (answer.headers["cache-control"], answer.headers["pragma"]) == ("no-store", "no-cache")
     assert (await client.get("/v1/users/me", headers=bearer(body["access_token"]))).status_code == 200
     refresh = {"grant_type": "refresh_token", "refresh_token": body["refresh_token"]}
-    successor = body_of(await client.post("/v1/auth/token", data=refresh), TokensView)
+    successor = body_of(await client.post("/v1/auth/token", data=refresh), TokensResponse)
     assert successor["refresh_token"] != body["refresh_token"]
     oauth_error(await client.post("/v1/auth/token", data=refresh), 400, "invalid_grant")
 
@@ -127,8 +127,8 @@ async def test_a_scope_narrows(client: httpx.AsyncClient, person: Person, connec
         oauth_error(await ask(**password, scope=scope), 400, "invalid_scope")
     assert await connection.fetchval("SELECT count(*) FROM identity.sessions") == sessions
     for whole in ("", "   "):
-        assert body_of(await ask(**password, scope=whole), TokensView)["scope"] == person.tokens["scope"]
-    tokens = body_of(await ask(**password, scope="jobs:read  profile:read jobs:read"), TokensView)
+        assert body_of(await ask(**password, scope=whole), TokensResponse)["scope"] == person.tokens["scope"]
+    tokens = body_of(await ask(**password, scope="jobs:read  profile:read jobs:read"), TokensResponse)
     refresh = {"grant_type": "refresh_token"}
     # It stays with the session over both ways to refresh, and an access token may be good for less still.
     for _ in range(2):
@@ -136,19 +136,21 @@ async def test_a_scope_narrows(client: httpx.AsyncClient, person: Person, connec
         assert (await client.get("/v1/users/me", headers=bearer(tokens["access_token"]))).status_code == 200
         denied = await client.post("/v1/events", json={"kind": "a.b"}, headers=bearer(tokens["access_token"]))
         problem_of(denied, 403, "insufficient_scope")
-        less = body_of(await ask(**refresh, refresh_token=tokens["refresh_token"], scope="profile:read"), TokensView)
+        less = body_of(
+            await ask(**refresh, refresh_token=tokens["refresh_token"], scope="profile:read"), TokensResponse
+        )
         assert less["scope"] == claims_of(less["access_token"])["scope"] == "profile:read"
         assert (await client.get("/v1/jobs", headers=bearer(less["access_token"]))).status_code == 403
         more = await ask(**refresh, refresh_token=less["refresh_token"], scope="profile:read events:read")
         oauth_error(more, 400, "invalid_scope")
         # That has not used the refresh token up.
         again = await client.post("/v1/auth/refresh", json={"refresh_token": less["refresh_token"]})
-        tokens = body_of(again, TokensView)
+        tokens = body_of(again, TokensResponse)
     whole = person.tokens["refresh_token"]
     oauth_error(await ask(**refresh, refresh_token=whole, scope="admin"), 400, "invalid_scope")
-    less = body_of(await ask(**refresh, refresh_token=whole, scope="events:read"), TokensView)
+    less = body_of(await ask(**refresh, refresh_token=whole, scope="events:read"), TokensResponse)
     assert less["scope"] == "events:read"
-    full = body_of(await ask(**refresh, refresh_token=less["refresh_token"]), TokensView)
+    full = body_of(await ask(**refresh, refresh_token=less["refresh_token"]), TokensResponse)
     assert full["scope"] == person.tokens["scope"]
 
 
@@ -181,7 +183,7 @@ async def test_the_token_endpoint_is_braked_like_log_in(client: httpx.AsyncClien
 async def test_introspection_tells_the_owner(client: httpx.AsyncClient, person: Person) -> None:
     async def ask(token: object) -> dict[str, object]:
         answer = await person.post("/v1/auth/introspect", data={"token": token})
-        IntrospectionView.model_validate_json(answer.content)
+        IntrospectionResponse.model_validate_json(answer.content)
         found: dict[str, object] = answer.json()
         return found
 
@@ -246,7 +248,7 @@ async def test_revoking_what_is_not_known_is_answered_alike(client: httpx.AsyncC
 
 async def test_discovery_leads_to_what_is_there(client: httpx.AsyncClient, person: Person) -> None:
     answer = await client.get("/.well-known/oauth-authorization-server")
-    found = body_of(answer, DiscoveryView)
+    found = body_of(answer, DiscoveryResponse)
     assert answer.headers["cache-control"] == "public, max-age=300"
     # Members without elements are left out (RFC 8414, section 3.2).
     assert all(found.values())
@@ -270,7 +272,7 @@ def key_of(token: str) -> str:
 
 def verifies(jwks: httpx.Response, token: str) -> bool:
     """As another service does it that has nothing but the published keys."""
-    keys = {key["kid"]: key for key in body_of(jwks, JwksView)["keys"]}
+    keys = {key["kid"]: key for key in body_of(jwks, JwksResponse)["keys"]}
     raw = base64.urlsafe_b64decode(keys[key_of(token)]["x"] + "=")
     signed, _, signature = token.rpartition(".")
     Ed25519PublicKey.from_public_bytes(raw).verify(base64.urlsafe_b64decode(signature + "=="), signed.encode())

@@ -9,7 +9,7 @@ import pyotp
 import pytest
 
 from app.identity.api import IdentityServices
-from app.identity.schemas.sessions import TokensView
+from app.identity.schemas.sessions import TokensResponse
 from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_password
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.clocks import ManualClock
@@ -169,7 +169,7 @@ async def test_a_change_opens_a_new_session_and_ends_all_others(
     wrong = {"current_password": "not it at all", "new_password": NEW}
     problem_of(await person.post("/v1/auth/password/change", json=wrong), 403, "invalid_current_password")
     answer = await person.post("/v1/auth/password/change", json={"current_password": PASSWORD, "new_password": NEW})
-    tokens = body_of(answer, TokensView)
+    tokens = body_of(answer, TokensResponse)
     for each in (person, other):
         problem_of(await each.get("/v1/users/me"), 401, "token_revoked")
     renewed = Person(client, person.id, person.email, NEW, tokens)

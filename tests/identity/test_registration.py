@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from app.identity.api import IdentityServices
-from app.identity.schemas.accounts import AcceptedView
-from app.identity.schemas.sessions import SignedInView
+from app.identity.schemas.accounts import AcceptedResponse
+from app.identity.schemas.sessions import SignedInResponse
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
@@ -30,7 +30,7 @@ async def test_open_registration_logs_in_and_sends_a_link(
         "/v1/auth/register",
         json={"email": "Ada@Example.COM", "password": PASSWORD, "display_name": "Ada", "timezone": "Europe/London"},
     )
-    body = body_of(answer, SignedInView, 201)
+    body = body_of(answer, SignedInResponse, 201)
     ada = Person(client, body["user"]["id"], "Ada@example.com", PASSWORD, body["tokens"])
     assert (await ada.get("/v1/users/me")).json() == body["user"]
     assert (body["user"]["email"], body["user"]["email_verified"]) == ("Ada@example.com", False)
@@ -64,7 +64,7 @@ async def test_verified_registration_answers_every_address_alike(
     body = {"email": "ada@example.com", "password": PASSWORD}
     hashes = identity.hashing.count
     first = await client.post("/v1/auth/register", json=body)
-    assert body_of(first, AcceptedView, 202) == {"status": "accepted"}
+    assert body_of(first, AcceptedResponse, 202) == {"status": "accepted"}
     problem_of(await client.post("/v1/auth/login", json=body), 403, "email_not_verified")
     wrong = await client.post("/v1/auth/login", json=body | {"password": "not it at all"})
     problem_of(wrong, 401, "invalid_credentials")

@@ -9,8 +9,8 @@ import pyotp
 import pytest
 
 from app.identity.api import IdentityServices
-from app.identity.schemas.second_factor import EnrolmentView
-from app.identity.schemas.sessions import SecondFactorNeededView, SignedInView
+from app.identity.schemas.second_factor import EnrolmentResponse
+from app.identity.schemas.sessions import SecondFactorNeededResponse, SignedInResponse
 from app.kernel.clock import Clock
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.clocks import ManualClock
@@ -33,7 +33,7 @@ class Phone:
 
 async def enrol(person: Person, clock: ManualClock) -> tuple[Phone, list[str]]:
     clock.advance(STEP - clock.timestamp() % STEP)
-    enrolment = body_of(await person.post("/v1/auth/mfa/totp"), EnrolmentView, 201)
+    enrolment = body_of(await person.post("/v1/auth/mfa/totp"), EnrolmentResponse, 201)
     phone = Phone(enrolment["secret"], clock)
     answer = await person.post("/v1/auth/mfa/totp/activate", json={"code": phone.code()})
     assert answer.status_code == 200, answer.text
@@ -43,7 +43,7 @@ async def enrol(person: Person, clock: ManualClock) -> tuple[Phone, list[str]]:
 
 async def begin(client: httpx.AsyncClient, person: Person) -> str:
     answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
-    body = body_of(answer, SecondFactorNeededView)
+    body = body_of(answer, SecondFactorNeededResponse)
     assert body["methods"] == ["totp", "recovery_code"]
     assert "set-cookie" not in answer.headers
     return str(body["mfa_token"])
@@ -60,19 +60,19 @@ async def test_a_seed_that_another_key_has_sealed_leaves_the_recovery_codes(
     await connection.execute("UPDATE identity.totp_factors SET secret_sealed = decode(repeat('00', 60), 'hex')")
     mfa_token = await begin(client, person)
     problem_of(await finish(client, mfa_token, phone.code()), 401, "invalid_code")
-    body_of(await finish(client, mfa_token, recovery_codes[0]), SignedInView)
+    body_of(await finish(client, mfa_token, recovery_codes[0]), SignedInResponse)
 
 
 async def test_enrolment(clock: ManualClock, client: httpx.AsyncClient, person: Person) -> None:
     answer = await person.post("/v1/auth/mfa/totp")
-    enrolment = body_of(answer, EnrolmentView, 201)
+    enrolment = body_of(answer, EnrolmentResponse, 201)
     assert answer.headers["cache-control"] == "no-store"
     uri = pyotp.parse_uri(enrolment["otpauth_uri"])
     assert (uri.secret, uri.name, uri.issuer) == (enrolment["secret"], person.email, "Onehop")
     assert ET.fromstring(enrolment["qr_svg"]).tag.endswith("svg")  # noqa: S314 - our own drawing
     # It counts from its first code on: until then log-in asks for nothing, and another seed takes its place.
     login = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
-    body_of(login, SignedInView)
+    body_of(login, SignedInResponse)
     again = (await person.post("/v1/auth/mfa/totp")).json()
     assert again["secret"] != enrolment["secret"]
     old = {"code": Phone(enrolment["secret"], clock).code()}
@@ -91,7 +91,7 @@ async def test_login_with_a_code(clock: ManualClock, client: httpx.AsyncClient, 
     mfa_token = await begin(client, person)
     problem_of(await client.get("/v1/users/me", headers={"Authorization": f"Bearer {mfa_token}"}), 401, "invalid_token")
     answer = await finish(client, mfa_token, phone.code())
-    body_of(answer, SignedInView)
+    body_of(answer, SignedInResponse)
     assert "onehop_device=" in answer.headers["set-cookie"]
     problem_of(await finish(client, await begin(client, person), phone.code()), 401, "invalid_code")
 
@@ -113,7 +113,7 @@ async def test_a_code_that_nobody_could_judge_is_no_attempt(
         await connection.execute("SELECT FROM identity.totp_factors FOR UPDATE")
         for _ in range(6):
             problem_of(await finish(client, mfa_token, phone.code()), 503, "database_unavailable")
-    body_of(await finish(client, mfa_token, phone.code()), SignedInView)
+    body_of(await finish(client, mfa_token, phone.code()), SignedInResponse)
 
 
 @pytest.mark.parametrize(("late", "status"), [(-2, 401), (-1, 200), (0, 200), (1, 200), (2, 401)])
@@ -172,9 +172,9 @@ async def test_a_code_counts_as_apps_show_it(clock: ManualClock, client: httpx.A
     ):
         clock.advance(STEP)
         code = phone.code()
-        body_of(await finish(client, await begin(client, person), typed.format(code[:3], code[3:])), SignedInView)
+        body_of(await finish(client, await begin(client, person), typed.format(code[:3], code[3:])), SignedInResponse)
     clock.advance(STEP)
-    body_of(await finish(client, await begin(client, person), phone.code().translate(wide)), SignedInView)
+    body_of(await finish(client, await begin(client, person), phone.code().translate(wide)), SignedInResponse)
     # The same code in another form is the same code.
     problem_of(await finish(client, await begin(client, person), phone.code()), 401, "invalid_code")
 
@@ -194,7 +194,7 @@ async def test_guessing_codes_is_braked(clock: ManualClock, client: httpx.AsyncC
         refused = await finish(client, await begin(client, person), wrong)
     problem_of(await finish(client, await begin(client, person), phone.code()), 429, "too_many_attempts")
     # 120 bits cannot be guessed, so recovery codes are not held up by an attacker who guesses six digits.
-    body_of(await finish(client, await begin(client, person), codes[0]), SignedInView)
+    body_of(await finish(client, await begin(client, person), codes[0]), SignedInResponse)
 
 
 async def test_the_half_log_in_ends(
@@ -226,7 +226,7 @@ async def test_turning_it_off_needs_the_password(
     problem_of(await person.request("DELETE", "/v1/auth/mfa/totp", json=right), 409, "second_factor_missing")
     problem_of(await person.post("/v1/auth/mfa/recovery-codes", json=right), 409, "second_factor_missing")
     login = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
-    body_of(login, SignedInView)
+    body_of(login, SignedInResponse)
     tables = ("identity.totp_factors", "identity.recovery_codes")
     assert [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables] == [0, 0]  # noqa: S608
 

@@ -3,14 +3,14 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app.identity.schemas.accounts import RegisterBody
-from app.identity.schemas.admin import BanBody
-from app.identity.schemas.api_keys import ApiKeyBody
-from app.identity.schemas.sessions import LoginBody
-from app.jobs.schemas.invoices import Customer, InvoiceLine, IssueInvoice
-from app.jobs.schemas.webhooks import CreateEndpoint, PatchEndpoint
+from app.identity.schemas.accounts import RegisterRequest
+from app.identity.schemas.admin import BanRequest
+from app.identity.schemas.api_keys import ApiKeyRequest
+from app.identity.schemas.sessions import LoginRequest
+from app.jobs.schemas.invoices import Customer, InvoiceLine, IssueInvoiceRequest
+from app.jobs.schemas.webhooks import CreateEndpointRequest, PatchEndpointRequest
 from app.kernel.validation.text import has_visible, isolated, printable
-from app.users.schemas import UserPatch
+from app.users.schemas import PatchUserRequest
 
 BLANK = [
     *(" ", "\t", "\u00a0", "\u3000", "\u2003"),
@@ -35,18 +35,18 @@ def test_something_to_see(text: str) -> None:
 
 
 FIELDS: list[tuple[type[BaseModel], str]] = [
-    (RegisterBody, "display_name"),
-    (UserPatch, "display_name"),
-    (LoginBody, "device_name"),
-    (ApiKeyBody, "name"),
-    (BanBody, "reason"),
-    (CreateEndpoint, "description"),
-    (PatchEndpoint, "description"),
+    (RegisterRequest, "display_name"),
+    (PatchUserRequest, "display_name"),
+    (LoginRequest, "device_name"),
+    (ApiKeyRequest, "name"),
+    (BanRequest, "reason"),
+    (CreateEndpointRequest, "description"),
+    (PatchEndpointRequest, "description"),
     (Customer, "name"),
     (Customer, "address"),
     (InvoiceLine, "description"),
-    (IssueInvoice, "number"),
-    (IssueInvoice, "order_id"),
+    (IssueInvoiceRequest, "number"),
+    (IssueInvoiceRequest, "order_id"),
 ]
 LINES = {"display_name", "device_name", "name", "number", "order_id"}
 
@@ -100,6 +100,6 @@ def test_a_name_in_a_sentence_does_not_move_the_rest(text: str, shown: str) -> N
 
 
 def test_a_name_is_kept_as_it_was_given() -> None:
-    assert UserPatch.model_validate({"display_name": " Ada "}).model_dump(exclude_unset=True) == {
+    assert PatchUserRequest.model_validate({"display_name": " Ada "}).model_dump(exclude_unset=True) == {
         "display_name": " Ada "
     }

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from app.kernel.ids import new_id
-from app.users.schemas import EventPage, EventsAccepted, SummaryAnswer
+from app.users.schemas import EventPage, EventsAccepted, SummaryResponse
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget, Recorder
 from tests.fixtures.people import MakePerson, Person
@@ -264,7 +264,7 @@ async def test_summary_counts_by_day_and_by_hour(person: Person, budget: Budget)
     period = {"since": "2026-11-01T00:00:00Z", "until": "2026-11-03T00:00:00Z"}
     with budget(1):
         answer = await person.get(SUMMARY, params=period | {"bucket": "day"})
-    assert body_of(answer, SummaryAnswer) == {
+    assert body_of(answer, SummaryResponse) == {
         "bucket": "day",
         **period,
         "items": [
@@ -276,7 +276,7 @@ async def test_summary_counts_by_day_and_by_hour(person: Person, budget: Budget)
     }
     hours = {"bucket": "hour", "since": times[2], "until": "2026-11-02T11:00:00Z"}
     answer = await person.get(SUMMARY, params=hours)
-    assert [(item["starts_at"], item["count"]) for item in body_of(answer, SummaryAnswer)["items"]] == [
+    assert [(item["starts_at"], item["count"]) for item in body_of(answer, SummaryResponse)["items"]] == [
         ("2026-11-02T00:00:00Z", 1),
         ("2026-11-02T00:00:00Z", 1),
         ("2026-11-02T10:00:00Z", 1),
@@ -293,7 +293,7 @@ async def test_summary_knows_an_event_at_once(person: Person) -> None:
 
 async def test_summary_has_a_default_period(person: Person) -> None:
     for bucket, length in (("day", timedelta(days=30)), ("hour", timedelta(days=2))):
-        body = body_of(await person.get(SUMMARY, params={"bucket": bucket}), SummaryAnswer)
+        body = body_of(await person.get(SUMMARY, params={"bucket": bucket}), SummaryResponse)
         assert datetime.fromisoformat(body["until"]) - datetime.fromisoformat(body["since"]) == length
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.users.schemas import PreferencesAnswer
+from app.users.schemas import PreferencesResponse
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person
@@ -25,7 +25,7 @@ async def test_everybody_begins_with_the_defaults(make_person: MakePerson, budge
     person = await make_person(locale="de-AT")
     with budget(1):
         answer = await person.get(PREFERENCES)
-    assert body_of(answer, PreferencesAnswer) == DEFAULTS | {"language": "de-AT"}
+    assert body_of(answer, PreferencesResponse) == DEFAULTS | {"language": "de-AT"}
     with budget(0):
         assert (await person.get(PREFERENCES)).content == answer.content
     tag = answer.headers["etag"]
@@ -42,7 +42,7 @@ async def test_put_replaces_everything(person: Person, budget: Budget) -> None:
     }
     with budget(1):
         answer = await person.put(PREFERENCES, json=wanted)
-    assert body_of(answer, PreferencesAnswer) == wanted
+    assert body_of(answer, PreferencesResponse) == wanted
     assert (await person.get(PREFERENCES)).json() == wanted
     assert (await person.put(PREFERENCES, json={"theme": "light"})).json() == DEFAULTS | {"theme": "light"}
 
@@ -51,7 +51,7 @@ async def test_patch_changes_what_it_names(person: Person, budget: Budget) -> No
     with budget(1):
         answer = await person.patch(PREFERENCES, json={"theme": "dark", "weekly_report": True})
     expected = DEFAULTS | {"theme": "dark", "weekly_report": True}
-    assert body_of(answer, PreferencesAnswer) == expected
+    assert body_of(answer, PreferencesResponse) == expected
     assert (await person.patch(PREFERENCES, json={"weekly_report": False})).json() == expected | {
         "weekly_report": False
     }
@@ -62,7 +62,7 @@ async def test_extra_is_merged(person: Person, budget: Budget) -> None:
     with budget(4):
         answer = await person.patch(PREFERENCES, json={"theme": "dark", "extra": {"a": {"b": None, "e": 2}}})
     expected = DEFAULTS | {"theme": "dark", "extra": {"a": {"c": [1], "e": 2}, "d": "x"}}
-    assert body_of(answer, PreferencesAnswer) == expected
+    assert body_of(answer, PreferencesResponse) == expected
     assert (await person.get(PREFERENCES)).json() == expected
 
 

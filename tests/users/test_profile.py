@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.kernel.ids import new_id
-from app.users.schemas import LookupAnswer, PublicUserAnswer, UserAnswer
+from app.users.schemas import LookupResponse, PublicUserResponse, UserResponse
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.application import Budget
 from tests.fixtures.people import MakePerson, Person
@@ -23,7 +23,7 @@ LOOKUP = "/v1/users/lookup"
 async def test_me_is_what_was_registered(make_person: MakePerson) -> None:
     person = await make_person(display_name="Ada", locale="en-GB", timezone="Europe/London")
     answer = await person.get(ME)
-    me = body_of(answer, UserAnswer)
+    me = body_of(answer, UserResponse)
     assert me == {
         "id": str(person.id),
         "email": person.email,
@@ -72,7 +72,7 @@ async def test_patch_changes_what_it_names(person: Person, budget: Budget) -> No
     }
     with budget(1):
         answer = await person.patch(ME, json=changes)
-    after = body_of(answer, UserAnswer)
+    after = body_of(answer, UserResponse)
     assert after == before | changes | {"updated_at": after["updated_at"]}
     assert after["updated_at"] > before["updated_at"]
     assert answer.headers["etag"] == f'"{person.id.hex}-2"'
@@ -99,7 +99,7 @@ async def test_empty_patch_changes_nothing(person: Person) -> None:
 async def test_patch_takes_a_merge_patch(person: Person) -> None:
     headers = {"Content-Type": "application/merge-patch+json"}
     answer = await person.patch(ME, content=b'{"bio": "merged"}', headers=headers)
-    assert body_of(answer, UserAnswer)["bio"] == "merged"
+    assert body_of(answer, UserResponse)["bio"] == "merged"
     headers = {"Content-Type": "application/json-patch+json"}
     answer = await person.patch(ME, content=b'{"bio": "patched"}', headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
@@ -193,7 +193,7 @@ async def test_others_see_only_the_public_part(make_person: MakePerson, budget: 
     with budget(1):
         answer = await eve.get(f"/v1/users/{ada.id}")
     me = (await ada.get(ME)).json()
-    assert body_of(answer, PublicUserAnswer) == {
+    assert body_of(answer, PublicUserResponse) == {
         "id": str(ada.id),
         "display_name": "Ada",
         "bio": "Countess",
@@ -222,7 +222,7 @@ async def test_who_is_deleted_is_not_there(person: Person, connection: Connectio
     ):
         problem_of(answer, 404, "user_not_found")
     lookup = await person.post(LOOKUP, json={"ids": [str(person.id)]})
-    assert body_of(lookup, LookupAnswer) == {"items": [], "missing": [str(person.id)]}
+    assert body_of(lookup, LookupResponse) == {"items": [], "missing": [str(person.id)]}
 
 
 async def test_lookup_of_a_hundred_is_one_statement(person: Person, connection: Connection, budget: Budget) -> None:
@@ -234,7 +234,7 @@ async def test_lookup_of_a_hundred_is_one_statement(person: Person, connection: 
     asked = [str(user_id) for user_id in reversed(ids)]
     with budget(1):
         answer = await person.post(LOOKUP, json={"ids": asked})
-    body = body_of(answer, LookupAnswer)
+    body = body_of(answer, LookupResponse)
     assert [item["id"] for item in body["items"]] == asked[40:]
     assert [item["display_name"] for item in body["items"]] == [f"name {user_id}" for user_id in asked[40:]]
     assert body["missing"] == asked[:40]
@@ -243,7 +243,7 @@ async def test_lookup_of_a_hundred_is_one_statement(person: Person, connection: 
 async def test_lookup_names_each_once(person: Person) -> None:
     other = str(new_id())
     answer = await person.post(LOOKUP, json={"ids": [other, str(person.id), other, str(person.id)]})
-    body = body_of(answer, LookupAnswer)
+    body = body_of(answer, LookupResponse)
     assert ([item["id"] for item in body["items"]], body["missing"]) == ([str(person.id)], [other])
 
 

@@ -12,19 +12,19 @@ from app.identity.router.dependencies import (
     tokens_response,
 )
 from app.identity.schemas.accounts import (
-    AcceptedView,
-    ChangedView,
-    ChangeEmailBody,
-    ChangePasswordBody,
-    CurrentPasswordBody,
-    EmailBody,
-    OneTimeTokenBody,
-    PurgeView,
-    RegisterBody,
-    ResetPasswordBody,
-    VerifiedView,
+    AcceptedResponse,
+    ChangedResponse,
+    ChangeEmailRequest,
+    ChangePasswordRequest,
+    CurrentPasswordRequest,
+    EmailAddressRequest,
+    OneTimeTokenRequest,
+    PurgeResponse,
+    RegisterRequest,
+    ResetPasswordRequest,
+    VerifiedResponse,
 )
-from app.identity.schemas.sessions import CookieView, SignedInView, TokensView
+from app.identity.schemas.sessions import CookieResponse, SignedInResponse, TokensResponse
 from app.identity.service import account_status, addresses, passwords, registration
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
@@ -41,13 +41,13 @@ _ACCEPTED = {"status": "accepted"}
 @router.post(
     "/register",
     status_code=201,
-    response_model=SignedInView,
+    response_model=SignedInResponse,
     dependencies=[HashingPublic],
     responses=problem_responses(403, 409)
-    | {202: {"model": AcceptedView, "description": "An e-mail says how to go on; the same for every address"}},
+    | {202: {"model": AcceptedResponse, "description": "An e-mail says how to go on; the same for every address"}},
 )
 async def register(
-    body: RegisterBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: RegisterRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Create an account. If addresses need no verification first, its first session is opened too."""
     check_transport(request, identity, body.transport)
@@ -60,11 +60,11 @@ async def register(
 
 @router.post(
     "/email/verify",
-    response_model=VerifiedView,
+    response_model=VerifiedResponse,
     dependencies=[Public],
 )
 async def verify_email(
-    body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: OneTimeTokenRequest, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Verify an address with the token sent to it. The first one ends earlier sessions, API keys and factors."""
     await addresses.verify(resources.db, identity, body.token, device)
@@ -74,11 +74,11 @@ async def verify_email(
 @router.post(
     "/email/resend",
     status_code=202,
-    response_model=AcceptedView,
+    response_model=AcceptedResponse,
     dependencies=[Public],
 )
 async def resend_verification(
-    body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: EmailAddressRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Send the verification e-mail again. The response is the same for every address."""
     cookie = request.cookies.get(COOKIE_NAME)
@@ -89,10 +89,10 @@ async def resend_verification(
 @router.post(
     "/email/change",
     status_code=202,
-    response_model=AcceptedView,
+    response_model=AcceptedResponse,
 )
 async def change_email(
-    body: ChangeEmailBody,
+    body: ChangeEmailRequest,
     principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -106,12 +106,12 @@ async def change_email(
 
 @router.post(
     "/email/confirm",
-    response_model=ChangedView,
+    response_model=ChangedResponse,
     dependencies=[Public],
     responses=problem_responses(409),
 )
 async def confirm_email(
-    body: OneTimeTokenBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: OneTimeTokenRequest, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Confirm a new address with the token sent to it."""
     await addresses.confirm_change(resources.db, identity, body.token, device)
@@ -121,11 +121,11 @@ async def confirm_email(
 @router.post(
     "/password/forgot",
     status_code=202,
-    response_model=AcceptedView,
+    response_model=AcceptedResponse,
     dependencies=[Public],
 )
 async def forgot_password(
-    body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: EmailAddressRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Send a password reset link. The response is the same for every address."""
     cookie = request.cookies.get(COOKIE_NAME)
@@ -139,7 +139,7 @@ async def forgot_password(
     dependencies=[HashingPublic],
 )
 async def reset_password(
-    body: ResetPasswordBody, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: ResetPasswordRequest, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Set a new password with the token sent by e-mail. Sessions, API keys, the second factor and other links end."""
     cookie = await passwords.reset(resources.db, identity, body.token, body.new_password, device)
@@ -150,10 +150,10 @@ async def reset_password(
 
 @router.post(
     "/password/change",
-    response_model=TokensView | CookieView,
+    response_model=TokensResponse | CookieResponse,
 )
 async def change_password(
-    body: ChangePasswordBody,
+    body: ChangePasswordRequest,
     request: Request,
     principal: HashingPrincipal,
     resources: ResourcesDep,
@@ -170,13 +170,13 @@ async def change_password(
 @own_account.delete(
     "/me",
     status_code=202,
-    response_model=PurgeView,
+    response_model=PurgeResponse,
     responses=problem_responses(409, 412),
     openapi_extra=reads_headers("IfMatch"),
 )
 async def delete_me(
     state: RequestStateDep,
-    body: CurrentPasswordBody,
+    body: CurrentPasswordRequest,
     principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,

@@ -10,16 +10,16 @@ from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.router.sessions import session_view
 from app.identity.schemas.admin import (
     AdminAccountPage,
-    AdminAccountPatch,
     AdminAccountQuery,
-    AdminAccountView,
-    BanBody,
-    ImpersonateBody,
-    ImpersonationView,
+    AdminAccountResponse,
+    BanRequest,
+    ImpersonateRequest,
+    ImpersonationResponse,
+    PatchAccountRequest,
     TrailPage,
     TrailQuery,
 )
-from app.identity.schemas.sessions import RevokedView, SecurityEventPage, SessionList
+from app.identity.schemas.sessions import RevokedResponse, SecurityEventPage, SessionList
 from app.identity.service import account_status, administration, audit_log
 from app.identity.service.audit_log import record_admin_read
 from app.identity.service.impersonation import impersonate
@@ -60,7 +60,7 @@ async def list_accounts(
     return json_response({"items": [item.view() for item in found.items], "next_cursor": found.next_cursor})
 
 
-@router.get("/{user_id}", response_model=AdminAccountView)
+@router.get("/{user_id}", response_model=AdminAccountResponse)
 async def get_account(user_id: Id, principal: Admin, resources: ResourcesDep, device: DeviceDep) -> Response:
     """Get an account."""
     account = await administration.read_account(resources.db, user_id)
@@ -70,7 +70,7 @@ async def get_account(user_id: Id, principal: Admin, resources: ResourcesDep, de
 
 @router.patch(
     "/{user_id}",
-    response_model=AdminAccountView,
+    response_model=AdminAccountResponse,
     responses=problem_responses(409, 412),
     openapi_extra=reads_headers("IfMatch"),
 )
@@ -78,7 +78,7 @@ async def update_account(
     *,
     state: RequestStateDep,
     user_id: Id,
-    body: AdminAccountPatch,
+    body: PatchAccountRequest,
     principal: Admin,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -105,7 +105,7 @@ async def ban_account(
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
-    body: BanBody | None = None,
+    body: BanRequest | None = None,
 ) -> Response:
     """Ban an account: end all of its sessions and refuse log-ins."""
     reason = body.reason if body else None
@@ -122,10 +122,10 @@ async def unban_account(
     return Response(status_code=204)
 
 
-@router.post("/{user_id}/impersonate", response_model=ImpersonationView)
+@router.post("/{user_id}/impersonate", response_model=ImpersonationResponse)
 async def impersonate_user(
     user_id: Id,
-    body: ImpersonateBody,
+    body: ImpersonateRequest,
     principal: AdminSession,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -157,7 +157,7 @@ async def list_account_sessions(
     return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
-@router.delete("/{user_id}/sessions", response_model=RevokedView)
+@router.delete("/{user_id}/sessions", response_model=RevokedResponse)
 async def revoke_account_sessions(
     user_id: Id, principal: Admin, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:

@@ -3,7 +3,7 @@
 from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
-from app.identity.schemas.api_keys import ApiKeyBody, ApiKeyCreated, ApiKeyList
+from app.identity.schemas.api_keys import ApiKeyCreated, ApiKeyList, ApiKeyRequest
 from app.identity.service import api_keys
 from app.kernel.auth import SessionPrincipal
 from app.kernel.database import Tx
@@ -23,7 +23,7 @@ router = Router(prefix="/v1/auth/api-keys", tags=["identity"])
 )
 async def create_api_key(
     request: Request,
-    body: ApiKeyBody,
+    body: ApiKeyRequest,
     principal: SessionPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,

@@ -5,9 +5,9 @@ from dataclasses import replace
 from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, check_transport, login_response
-from app.identity.schemas.accounts import AcceptedView, EmailBody
-from app.identity.schemas.email_codes import CodeLoginBody
-from app.identity.schemas.sessions import SecondFactorNeededView, SignedInView
+from app.identity.schemas.accounts import AcceptedResponse, EmailAddressRequest
+from app.identity.schemas.email_codes import CodeLoginRequest
+from app.identity.schemas.sessions import SecondFactorNeededResponse, SignedInResponse
 from app.identity.service.devices import COOKIE_NAME
 from app.identity.service.email_codes import CodeCredentials, log_in_by_code, request_code
 from app.kernel.auth import Public
@@ -17,9 +17,9 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/auth/code", tags=["identity"])
 
 
-@router.post("", status_code=202, response_model=AcceptedView, dependencies=[Public])
+@router.post("", status_code=202, response_model=AcceptedResponse, dependencies=[Public])
 async def request_login_code(
-    body: EmailBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: EmailAddressRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Send a code to log in with, good for ten minutes. The response is the same for every address."""
     cookie = request.cookies.get(COOKIE_NAME)
@@ -29,12 +29,12 @@ async def request_login_code(
 
 @router.post(
     "/login",
-    response_model=SignedInView | SecondFactorNeededView,
+    response_model=SignedInResponse | SecondFactorNeededResponse,
     dependencies=[Public],
     responses=problem_responses(401),
 )
 async def log_in_with_code(
-    body: CodeLoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: CodeLoginRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Open a session with the newest code sent to an address, or get the token for the second factor.
 

@@ -17,11 +17,11 @@ from app.identity.errors import (
 from app.identity.records import AccessToken, Tokens
 from app.identity.router.dependencies import DeviceDep, IdentityDep
 from app.identity.schemas.oauth import (
-    DiscoveryView,
-    IntrospectionView,
-    IssuedTokensView,
-    JwksView,
-    OAuthErrorView,
+    DiscoveryResponse,
+    IntrospectionResponse,
+    IssuedTokensResponse,
+    JwksResponse,
+    OAuthErrorResponse,
     TokenForm,
     TokenOnlyForm,
 )
@@ -37,7 +37,7 @@ router = Router(prefix="/v1/auth", tags=["identity"])
 well_known = Router(prefix="/.well-known", tags=["identity"])
 
 _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
-    status: {"model": OAuthErrorView, "description": description}
+    status: {"model": OAuthErrorResponse, "description": description}
     for status, description in (
         (400, "An error of RFC 6749, section 5.2"),
         (403, "A session cookie came from a foreign page"),
@@ -48,17 +48,17 @@ _OAUTH_ERROR: dict[int | str, dict[str, Any]] = {
     )
 }
 _BEARER_ERROR: dict[int | str, dict[str, Any]] = {
-    401: {"model": OAuthErrorView, "description": "The caller's own access token is missing or not valid"}
+    401: {"model": OAuthErrorResponse, "description": "The caller's own access token is missing or not valid"}
 }
 _CLIENT_ERROR: dict[int | str, dict[str, Any]] = {
-    401: {"model": OAuthErrorView, "description": "`invalid_client`: no service account has this id and secret"}
+    401: {"model": OAuthErrorResponse, "description": "`invalid_client`: no service account has this id and secret"}
 }
 _ALL_SCOPES = sorted(SCOPES.keys() | SERVICE_SCOPES.keys())
 
 
 @router.post(
     "/token",
-    response_model=IssuedTokensView,
+    response_model=IssuedTokensResponse,
     dependencies=[HashingPublic],
     responses=_OAUTH_ERROR | _CLIENT_ERROR,
 )
@@ -159,7 +159,7 @@ async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentia
 
 @router.post(
     "/introspect",
-    response_model=IntrospectionView,
+    response_model=IntrospectionResponse,
     responses=_OAUTH_ERROR | _BEARER_ERROR,
 )
 async def introspect(
@@ -192,13 +192,13 @@ async def revoke(
 PATHS = tuple(route.path for route in router.routes if isinstance(route, StrictRoute))
 
 
-@well_known.get("/jwks.json", response_model=JwksView, dependencies=[Public])
+@well_known.get("/jwks.json", response_model=JwksResponse, dependencies=[Public])
 async def get_jwks(identity: IdentityDep) -> Response:
     """Get the public keys that verify access tokens (RFC 7517)."""
     return json_response(identity.key_ring.public_jwks(), headers=_PUBLIC)
 
 
-@well_known.get("/oauth-authorization-server", response_model=DiscoveryView, dependencies=[Public])
+@well_known.get("/oauth-authorization-server", response_model=DiscoveryResponse, dependencies=[Public])
 async def get_authorization_server(identity: IdentityDep) -> Response:
     """Get the metadata of the authorization server (RFC 8414)."""
     return json_response(_discovery(identity), headers=_PUBLIC)

@@ -6,16 +6,16 @@ from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of, check_transport, login_response
 from app.identity.schemas.passkeys import (
-    CreationOptionsView,
-    LoginOptionsBody,
-    LoginOptionsView,
-    PasskeyBody,
-    PasskeyLoginBody,
+    CreationOptionsResponse,
+    LoginOptionsRequest,
+    LoginOptionsResponse,
+    PasskeyLoginRequest,
     PasskeyPage,
-    PasskeyRenameBody,
-    PasskeyView,
+    PasskeyRenameRequest,
+    PasskeyRequest,
+    PasskeyResponse,
 )
-from app.identity.schemas.sessions import SignedInView
+from app.identity.schemas.sessions import SignedInResponse
 from app.identity.service import passkeys
 from app.kernel.auth import Public, SessionPrincipal
 from app.kernel.database import Tx
@@ -26,7 +26,7 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/auth/passkeys", tags=["identity"])
 
 
-@router.post("/options", response_model=CreationOptionsView)
+@router.post("/options", response_model=CreationOptionsResponse)
 async def get_passkey_options(
     principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
@@ -38,13 +38,13 @@ async def get_passkey_options(
 @router.post(
     "",
     status_code=201,
-    response_model=PasskeyView,
+    response_model=PasskeyResponse,
     responses=problem_responses(409),
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def add_passkey(
     request: Request,
-    body: PasskeyBody,
+    body: PasskeyRequest,
     principal: SessionPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -70,10 +70,10 @@ async def list_passkeys(principal: SessionPrincipal, resources: ResourcesDep, pa
     return json_response({"items": [item.view() for item in found.items], "next_cursor": found.next_cursor})
 
 
-@router.patch("/{passkey_id}", response_model=PasskeyView)
+@router.patch("/{passkey_id}", response_model=PasskeyResponse)
 async def rename_passkey(
     passkey_id: Id,
-    body: PasskeyRenameBody,
+    body: PasskeyRenameRequest,
     principal: SessionPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -94,19 +94,19 @@ async def remove_passkey(
     return Response(status_code=204)
 
 
-@router.post("/login/options", response_model=LoginOptionsView, dependencies=[Public])
+@router.post("/login/options", response_model=LoginOptionsResponse, dependencies=[Public])
 async def get_passkey_login_options(
     identity: IdentityDep,
-    body: LoginOptionsBody | None = None,  # noqa: ARG001 - an address changes nothing
+    body: LoginOptionsRequest | None = None,  # noqa: ARG001 - an address changes nothing
 ) -> Response:
     """Get what a browser needs to log in with a passkey. The response is the same for every address."""
     options = await passkeys.begin_login(identity)
     return json_response({"public_key": options.public_key, "challenge": options.challenge})
 
 
-@router.post("/login", response_model=SignedInView, dependencies=[Public], responses=problem_responses(401))
+@router.post("/login", response_model=SignedInResponse, dependencies=[Public], responses=problem_responses(401))
 async def log_in_with_passkey(
-    body: PasskeyLoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: PasskeyLoginRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Open a session with a passkey, which counts as two factors."""
     check_transport(request, identity, body.transport)

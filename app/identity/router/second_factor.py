@@ -3,8 +3,13 @@
 from fastapi import Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
-from app.identity.schemas.accounts import CurrentPasswordBody
-from app.identity.schemas.second_factor import CodeBody, EnrolmentView, RecoveryCodesView, SecondFactorView
+from app.identity.schemas.accounts import CurrentPasswordRequest
+from app.identity.schemas.second_factor import (
+    EnrolmentResponse,
+    RecoveryCodesResponse,
+    SecondFactorResponse,
+    TotpCodeRequest,
+)
 from app.identity.service import second_factor
 from app.kernel.auth import HashingPrincipal, SessionPrincipal
 from app.kernel.http import Router, json_response, problem_responses
@@ -13,7 +18,7 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/auth/mfa", tags=["identity"])
 
 
-@router.get("", response_model=SecondFactorView)
+@router.get("", response_model=SecondFactorResponse)
 async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep, device: DeviceDep) -> Response:
     """Get the state of your second factor and the number of recovery codes left."""
     status = await second_factor.read_status(resources.db, actor_of(principal, device))
@@ -23,7 +28,7 @@ async def get_second_factor(principal: SessionPrincipal, resources: ResourcesDep
 @router.post(
     "/totp",
     status_code=201,
-    response_model=EnrolmentView,
+    response_model=EnrolmentResponse,
     responses=problem_responses(409),
 )
 async def enrol_totp(
@@ -38,11 +43,15 @@ async def enrol_totp(
 
 @router.post(
     "/totp/activate",
-    response_model=RecoveryCodesView,
+    response_model=RecoveryCodesResponse,
     responses=problem_responses(409),
 )
 async def activate_totp(
-    body: CodeBody, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: TotpCodeRequest,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
 ) -> Response:
     """Activate the second factor with a first code. The recovery codes are shown only in this response."""
     codes = await second_factor.activate(resources.db, identity, actor_of(principal, device), body.code)
@@ -51,7 +60,7 @@ async def activate_totp(
 
 @router.delete("/totp", status_code=204, responses=problem_responses(409))
 async def disable_totp(
-    body: CurrentPasswordBody,
+    body: CurrentPasswordRequest,
     principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -64,11 +73,11 @@ async def disable_totp(
 
 @router.post(
     "/recovery-codes",
-    response_model=RecoveryCodesView,
+    response_model=RecoveryCodesResponse,
     responses=problem_responses(409),
 )
 async def renew_recovery_codes(
-    body: CurrentPasswordBody,
+    body: CurrentPasswordRequest,
     principal: HashingPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,

@@ -6,10 +6,10 @@ from fastapi import Request, Response
 
 from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
 from app.identity.schemas.service_accounts import (
-    RotateClientSecretBody,
-    ServiceAccountBody,
+    RotateClientSecretRequest,
     ServiceAccountCreated,
     ServiceAccountPage,
+    ServiceAccountRequest,
 )
 from app.identity.service import service_accounts
 from app.identity.service.audit_log import record_admin_read
@@ -29,7 +29,7 @@ Administrator = Annotated[Principal, RequireRole("admin")]
 @router.post("", status_code=201, response_model=ServiceAccountCreated, openapi_extra=reads_headers("IdempotencyKey"))
 async def create_service_account(
     request: Request,
-    body: ServiceAccountBody,
+    body: ServiceAccountRequest,
     principal: Administrator,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -82,7 +82,7 @@ async def rotate_client_secret(
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
-    body: RotateClientSecretBody | None = None,
+    body: RotateClientSecretRequest | None = None,
 ) -> Response:
     """Rotate the secret of a service account. The old one is good for a day more, unless it is to end now."""
     account, secret = await service_accounts.rotate_client_secret(

@@ -16,19 +16,19 @@ from app.identity.router.dependencies import (
     tokens_response,
 )
 from app.identity.schemas.sessions import (
-    CallerView,
-    CookieView,
-    LoginBody,
-    LogoutAllBody,
-    LogoutBody,
-    RefreshBody,
-    RevokedView,
-    SecondFactorNeededView,
+    CallerResponse,
+    CookieResponse,
+    LoginRequest,
+    LogoutAllRequest,
+    LogoutRequest,
+    RefreshTokensRequest,
+    RevokedResponse,
+    SecondFactorNeededResponse,
     SecurityEventPage,
     SessionList,
-    SignedInView,
-    TokensView,
-    VerifySecondFactorBody,
+    SignedInResponse,
+    TokensResponse,
+    VerifySecondFactorRequest,
 )
 from app.identity.service import audit_log, login, passkeys, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
@@ -44,12 +44,12 @@ router = Router(prefix="/v1/auth", tags=["identity"])
 
 @router.post(
     "/login",
-    response_model=SignedInView | SecondFactorNeededView,
+    response_model=SignedInResponse | SecondFactorNeededResponse,
     dependencies=[HashingPublic],
     responses=problem_responses(401, 403),
 )
 async def log_in(
-    body: LoginBody, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    body: LoginRequest, request: Request, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
 ) -> Response:
     """Open a session with an e-mail address and a password, or get the token for the second factor."""
     check_transport(request, identity, body.transport)
@@ -65,12 +65,12 @@ async def log_in(
 
 @router.post(
     "/mfa/verify",
-    response_model=SignedInView,
+    response_model=SignedInResponse,
     dependencies=[Public],
     responses=problem_responses(401, 403),
 )
 async def verify_second_factor(
-    body: VerifySecondFactorBody,
+    body: VerifySecondFactorRequest,
     request: Request,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -103,13 +103,13 @@ async def verify_second_factor(
 
 @router.post(
     "/refresh",
-    response_model=TokensView | CookieView,
+    response_model=TokensResponse | CookieResponse,
     dependencies=[Public],
     responses=problem_responses(401, 403),
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def refresh(
-    body: RefreshBody,
+    body: RefreshTokensRequest,
     request: Request,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -135,7 +135,7 @@ async def log_out(
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
-    body: LogoutBody | None = None,
+    body: LogoutRequest | None = None,
 ) -> Response:
     """End the session of the access token or cookie, of the refresh token, or both. The call is idempotent."""
     credential = state_of(request.scope).credential or b""
@@ -154,13 +154,13 @@ async def log_out(
     return response
 
 
-@router.post("/logout-all", response_model=RevokedView)
+@router.post("/logout-all", response_model=RevokedResponse)
 async def log_out_all(
     principal: SessionPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
-    body: LogoutAllBody | None = None,
+    body: LogoutAllRequest | None = None,
 ) -> Response:
     """End all of your sessions."""
     revoked = await sessions.end_other_sessions(
@@ -169,7 +169,7 @@ async def log_out_all(
     return json_response({"revoked": revoked})
 
 
-@router.get("/session", response_model=CallerView)
+@router.get("/session", response_model=CallerResponse)
 async def get_session(principal: CurrentPrincipal, resources: ResourcesDep) -> Response:
     """Get what your credential says of you, and when and how you logged in."""
     status = None

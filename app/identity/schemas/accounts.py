@@ -18,7 +18,7 @@ from app.users.api import DisplayName, Locale, Timezone
 _ONE_TIME_TOKEN = "Token of the link in the e-mail; it works once."
 
 
-class RegisterBody(
+class RegisterRequest(
     Schema,
     json_schema_extra=example({"email": "ada@example.com", "password": "correct horse battery", "display_name": "Ada"}),
 ):
@@ -32,25 +32,25 @@ class RegisterBody(
     transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
-class AcceptedView(Schema):
+class AcceptedResponse(Schema):
     """The request was taken."""
 
     status: Literal["accepted"] = Field(description="Always `accepted`.")
 
 
-class EmailBody(Schema, json_schema_extra=example({"email": "ada@example.com"})):
+class EmailAddressRequest(Schema, json_schema_extra=example({"email": "ada@example.com"})):
     """An e-mail address."""
 
     email: Email = Field(description="Address of the account.")
 
 
-class OneTimeTokenBody(Schema, json_schema_extra=example({"token": "CJi8gGwUQE_Qw1dgSrkjNl8819koEl_uiL-zdBH-qz4"})):
+class OneTimeTokenRequest(Schema, json_schema_extra=example({"token": "CJi8gGwUQE_Qw1dgSrkjNl8819koEl_uiL-zdBH-qz4"})):
     """A token that was sent by e-mail."""
 
     token: OneTimeTokenText = Field(description=_ONE_TIME_TOKEN)
 
 
-class ResetPasswordBody(
+class ResetPasswordRequest(
     Schema,
     json_schema_extra=example(
         {"token": "CJi8gGwUQE_Qw1dgSrkjNl8819koEl_uiL-zdBH-qz4", "new_password": "correct horse battery"}
@@ -62,7 +62,7 @@ class ResetPasswordBody(
     new_password: SentPassword = Field(description=NEW_PASSWORD_HELP)
 
 
-class ChangePasswordBody(
+class ChangePasswordRequest(
     Schema,
     json_schema_extra=example({"current_password": "correct horse battery", "new_password": "another staple entirely"}),
 ):
@@ -73,7 +73,7 @@ class ChangePasswordBody(
     transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
-class ChangeEmailBody(
+class ChangeEmailRequest(
     Schema,
     json_schema_extra=example({"new_email": "lovelace@example.com", "current_password": "correct horse battery"}),
 ):
@@ -83,25 +83,25 @@ class ChangeEmailBody(
     current_password: SentPassword = Field(description=CURRENT_PASSWORD_HELP)
 
 
-class CurrentPasswordBody(Schema, json_schema_extra=example({"current_password": "correct horse battery"})):
+class CurrentPasswordRequest(Schema, json_schema_extra=example({"current_password": "correct horse battery"})):
     """The password, to confirm the call."""
 
     current_password: SentPassword = Field(description=CURRENT_PASSWORD_HELP)
 
 
-class PurgeView(Schema):
+class PurgeResponse(Schema):
     """The account is closed."""
 
     purge_at: Timestamp = Field(description="When its data are deleted.")
 
 
-class VerifiedView(Schema):
+class VerifiedResponse(Schema):
     """The address is proven."""
 
     status: Literal["verified"] = Field(description="Always `verified`.")
 
 
-class ChangedView(Schema):
+class ChangedResponse(Schema):
     """The address was changed."""
 
     status: Literal["changed"] = Field(description="Always `changed`.")

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from app.identity.records import AccountStatus
 from app.identity.schemas.fields import EXAMPLE_TOKENS
-from app.identity.schemas.sessions import SecurityEventView
+from app.identity.schemas.sessions import SecurityEventResponse
 from app.kernel.auth import Role
 from app.kernel.http import CreatedAt, EmailText, Id, NextCursor, PageQuery, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleText
@@ -16,7 +16,7 @@ _EXAMPLE_IMPERSONATION = {name: EXAMPLE_TOKENS[name] for name in ("access_token"
 }
 
 
-class AdminAccountView(Schema):
+class AdminAccountResponse(Schema):
     """An account, as an administrator sees it."""
 
     id: Id = Field(description="Id of the user.")
@@ -36,7 +36,7 @@ class AdminAccountView(Schema):
 class AdminAccountPage(Schema):
     """A page of accounts, newest first."""
 
-    items: list[AdminAccountView] = Field(description="Accounts, newest first.")
+    items: list[AdminAccountResponse] = Field(description="Accounts, newest first.")
     next_cursor: NextCursor
 
 
@@ -48,19 +48,19 @@ class AdminAccountQuery(PageQuery):
     role: Role | None = Field(None, description="Only accounts with this role.")
 
 
-class AdminAccountPatch(Schema, json_schema_extra=example({"role": "admin"})):
+class PatchAccountRequest(Schema, json_schema_extra=example({"role": "admin"})):
     """A JSON merge patch (RFC 7396) of an account."""
 
     role: Role = Field(description="Role that the account is to have.")
 
 
-class ImpersonateBody(Schema, json_schema_extra=example({"reason": "Ticket 4711: the export is empty"})):
+class ImpersonateRequest(Schema, json_schema_extra=example({"reason": "Ticket 4711: the export is empty"})):
     """Why an administrator acts for a user."""
 
     reason: Annotated[str, VisibleText(500)] = Field(description="Reason, for the audit trail, 1 to 500 characters.")
 
 
-class ImpersonationView(Schema, json_schema_extra=example(_EXAMPLE_IMPERSONATION)):
+class ImpersonationResponse(Schema, json_schema_extra=example(_EXAMPLE_IMPERSONATION)):
     """An access token to act for a user."""
 
     access_token: str = Field(description="JWT (RFC 9068) whose `act` names the administrator.")
@@ -69,7 +69,7 @@ class ImpersonationView(Schema, json_schema_extra=example(_EXAMPLE_IMPERSONATION
     scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
-class BanBody(Schema, json_schema_extra=example({"reason": "Spam"})):
+class BanRequest(Schema, json_schema_extra=example({"reason": "Spam"})):
     """Why an account is banned."""
 
     reason: Annotated[str, VisibleText(500)] | None = Field(
@@ -87,7 +87,7 @@ class TrailQuery(PageQuery):
     since: Timestamp | None = Field(None, description="Only events from this time on.")
 
 
-class TrailEntryView(SecurityEventView):
+class TrailEntryResponse(SecurityEventResponse):
     """An entry of the audit trail of any account."""
 
     user_id: Id = Field(description="The account whose trail it is in; zeros: that of operators.")
@@ -96,5 +96,5 @@ class TrailEntryView(SecurityEventView):
 class TrailPage(Schema):
     """A page of the audit trails of all accounts, newest first."""
 
-    items: list[TrailEntryView] = Field(description="Entries, newest first.")
+    items: list[TrailEntryResponse] = Field(description="Entries, newest first.")
     next_cursor: NextCursor

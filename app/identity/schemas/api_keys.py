@@ -31,7 +31,7 @@ _EXAMPLE_API_KEY = {
 }
 
 
-class ApiKeyBody(Schema, json_schema_extra=example({"name": "nightly import", "scopes": ["events:write"]})):
+class ApiKeyRequest(Schema, json_schema_extra=example({"name": "nightly import", "scopes": ["events:write"]})):
     """An API key to create."""
 
     name: Annotated[str, VisibleLine(100), Field(examples=["nightly import"])] = Field(
@@ -43,7 +43,7 @@ class ApiKeyBody(Schema, json_schema_extra=example({"name": "nightly import", "s
     expires_at: Timestamp | None = Field(None, description="When the key ends; absent or null: never.")
 
 
-class ApiKeyView(Schema, json_schema_extra=example(_EXAMPLE_API_KEY)):
+class ApiKeyResponse(Schema, json_schema_extra=example(_EXAMPLE_API_KEY)):
     """An API key without its secret."""
 
     id: Id = Field(description="Id of the key.")
@@ -57,7 +57,7 @@ class ApiKeyView(Schema, json_schema_extra=example(_EXAMPLE_API_KEY)):
 
 
 class ApiKeyCreated(
-    ApiKeyView, json_schema_extra=example(_EXAMPLE_API_KEY | {"key": "ak_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})
+    ApiKeyResponse, json_schema_extra=example(_EXAMPLE_API_KEY | {"key": "ak_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})
 ):
     """An API key with its secret, which no other answer contains."""
 
@@ -67,5 +67,5 @@ class ApiKeyCreated(
 class ApiKeyList(Schema):
     """A page of API keys, newest first."""
 
-    items: list[ApiKeyView] = Field(description="Keys, newest first.")
+    items: list[ApiKeyResponse] = Field(description="Keys, newest first.")
     next_cursor: NextCursor

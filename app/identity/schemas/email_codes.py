@@ -9,7 +9,7 @@ from app.identity.schemas.sessions import DeviceName
 from app.kernel.http import Schema, example
 
 
-class CodeLoginBody(Schema, json_schema_extra=example({"email": "ada@example.com", "code": "123456"})):
+class CodeLoginRequest(Schema, json_schema_extra=example({"email": "ada@example.com", "code": "123456"})):
     """A code, and the address it was sent to."""
 
     email: AnyEmail = Field(description="Address of the account.")

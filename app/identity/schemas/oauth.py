@@ -9,7 +9,7 @@ from app.identity.schemas.fields import EXAMPLE_TOKENS
 from app.kernel.http import Schema, example
 
 
-class JwkView(Schema):
+class JwkResponse(Schema):
     """A public key (RFC 8037)."""
 
     kty: str = Field(description="Key type: `OKP`.")
@@ -20,10 +20,10 @@ class JwkView(Schema):
     x: str = Field(description="The public key in base64url.")
 
 
-class JwksView(Schema):
+class JwksResponse(Schema):
     """Get the public keys that verify access tokens (RFC 7517)."""
 
-    keys: list[JwkView] = Field(description="Keys that sign, will sign, or have signed tokens that are still good.")
+    keys: list[JwkResponse] = Field(description="Keys that sign, will sign, or have signed tokens that are still good.")
 
 
 FormText = Annotated[str, Field(max_length=4096)]
@@ -73,7 +73,7 @@ class TokenOnlyForm(
     token_type_hint: FormText = Field("", description="Ignored: the token shows its type.")
 
 
-class IssuedTokensView(BaseModel, json_schema_extra=example(EXAMPLE_TOKENS)):
+class IssuedTokensResponse(BaseModel, json_schema_extra=example(EXAMPLE_TOKENS)):
     """Tokens (RFC 6749, section 5.1)."""
 
     access_token: str = Field(description="JWT (RFC 9068) to send as `Authorization: Bearer`.")
@@ -85,13 +85,13 @@ class IssuedTokensView(BaseModel, json_schema_extra=example(EXAMPLE_TOKENS)):
     scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
-class ActingPartyView(BaseModel):
+class ActingPartyResponse(BaseModel):
     """An administrator that acts for a user (RFC 8693, section 4.1)."""
 
     sub: str = Field(description="Id of the administrator.")
 
 
-class IntrospectionView(BaseModel):
+class IntrospectionResponse(BaseModel):
     """RFC 7662, section 2.2."""
 
     active: bool = Field(description="Whether the token is good; if not, no other member is present.")
@@ -104,17 +104,17 @@ class IntrospectionView(BaseModel):
     exp: int | MISSING = Field(MISSING, description="When it expires, in seconds since 1970.")
     token_type: str | MISSING = Field(MISSING, description="`Bearer`, or `refresh_token`.")
     client_id: str | MISSING = Field(MISSING, description="The client that the token was issued to.")
-    act: ActingPartyView | MISSING = Field(MISSING, description="The administrator that acts for the user.")
+    act: ActingPartyResponse | MISSING = Field(MISSING, description="The administrator that acts for the user.")
 
 
-class OAuthErrorView(Schema):
+class OAuthErrorResponse(Schema):
     """RFC 6749, section 5.2."""
 
     error: str = Field(description="What went wrong, as a machine-readable code, for instance `invalid_grant`.")
     error_description: str = Field(description="What went wrong, in prose.")
 
 
-class DiscoveryView(Schema):
+class DiscoveryResponse(Schema):
     """RFC 8414, as far as it applies here."""
 
     issuer: str = Field(description="The issuer of tokens, their `iss`.")

@@ -38,7 +38,7 @@ _EXAMPLE_ASSERTION = _EXAMPLE_CREDENTIAL | {
 _CREDENTIAL_HELP = "What the browser has answered, by `toJSON()` of its `PublicKeyCredential`."
 
 
-class CreationOptionsView(Schema):
+class CreationOptionsResponse(Schema):
     """What a browser needs to make a passkey."""
 
     public_key: dict[str, Any] = Field(
@@ -46,7 +46,7 @@ class CreationOptionsView(Schema):
     )
 
 
-class PasskeyBody(Schema, json_schema_extra=example({"credential": _EXAMPLE_CREATED, "name": "Ada's phone"})):
+class PasskeyRequest(Schema, json_schema_extra=example({"credential": _EXAMPLE_CREATED, "name": "Ada's phone"})):
     """A passkey to add."""
 
     credential: dict[str, Any] = Field(description=_CREDENTIAL_HELP)
@@ -55,13 +55,13 @@ class PasskeyBody(Schema, json_schema_extra=example({"credential": _EXAMPLE_CREA
     )
 
 
-class PasskeyRenameBody(Schema, json_schema_extra=example({"name": "Ada's phone"})):
+class PasskeyRenameRequest(Schema, json_schema_extra=example({"name": "Ada's phone"})):
     """A JSON merge patch (RFC 7396) of a passkey."""
 
     name: PasskeyName = Field(description="Name for the list, at most 100 characters.")
 
 
-class PasskeyView(Schema, json_schema_extra=example(_EXAMPLE)):
+class PasskeyResponse(Schema, json_schema_extra=example(_EXAMPLE)):
     """A passkey."""
 
     id: Id = Field(description="Id of the passkey.")
@@ -75,24 +75,24 @@ class PasskeyView(Schema, json_schema_extra=example(_EXAMPLE)):
 class PasskeyPage(Schema):
     """A page of passkeys, newest first."""
 
-    items: list[PasskeyView] = Field(description="Passkeys, newest first.")
+    items: list[PasskeyResponse] = Field(description="Passkeys, newest first.")
     next_cursor: NextCursor
 
 
-class LoginOptionsBody(Schema, json_schema_extra=example({"email": "ada@example.com"})):
+class LoginOptionsRequest(Schema, json_schema_extra=example({"email": "ada@example.com"})):
     """An address, which may be left out: passkeys name their user themselves."""
 
     email: AnyEmail | None = Field(None, description="Address of the account; the response is the same for all.")
 
 
-class LoginOptionsView(Schema):
+class LoginOptionsResponse(Schema):
     """What a browser needs to log in with a passkey."""
 
     public_key: dict[str, Any] = Field(description="For `PublicKeyCredential.parseRequestOptionsFromJSON`.")
     challenge: str = Field(description="Send it with the credential; it lives five minutes.")
 
 
-class PasskeyLoginBody(
+class PasskeyLoginRequest(
     Schema, json_schema_extra=example({"credential": _EXAMPLE_ASSERTION, "challenge": "q83vEjRWeJASNFZ4kBI0Vg"})
 ):
     """A proof that the user holds a passkey."""

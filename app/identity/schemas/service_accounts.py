@@ -31,7 +31,7 @@ _EXAMPLE = {
 }
 
 
-class ServiceAccountBody(Schema, json_schema_extra=example({"name": "billing", "scopes": ["events:write"]})):
+class ServiceAccountRequest(Schema, json_schema_extra=example({"name": "billing", "scopes": ["events:write"]})):
     """A service account to create."""
 
     name: Annotated[str, VisibleLine(100), Field(examples=["billing"])] = Field(
@@ -42,7 +42,7 @@ class ServiceAccountBody(Schema, json_schema_extra=example({"name": "billing", "
     )
 
 
-class ServiceAccountView(Schema, json_schema_extra=example(_EXAMPLE)):
+class ServiceAccountResponse(Schema, json_schema_extra=example(_EXAMPLE)):
     """A service account without its secret."""
 
     id: Id = Field(description="Id of the account, which owns what the program makes.")
@@ -54,7 +54,8 @@ class ServiceAccountView(Schema, json_schema_extra=example(_EXAMPLE)):
 
 
 class ServiceAccountCreated(
-    ServiceAccountView, json_schema_extra=example(_EXAMPLE | {"client_secret": "cs_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})
+    ServiceAccountResponse,
+    json_schema_extra=example(_EXAMPLE | {"client_secret": "cs_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"}),
 ):
     """A service account with its secret, which no other answer contains."""
 
@@ -64,11 +65,11 @@ class ServiceAccountCreated(
 class ServiceAccountPage(Schema):
     """A page of service accounts, newest first."""
 
-    items: list[ServiceAccountView] = Field(description="Accounts, newest first.")
+    items: list[ServiceAccountResponse] = Field(description="Accounts, newest first.")
     next_cursor: NextCursor
 
 
-class RotateClientSecretBody(Schema, json_schema_extra=example({"expire_old_now": True})):
+class RotateClientSecretRequest(Schema, json_schema_extra=example({"expire_old_now": True})):
     """How to rotate a secret."""
 
     expire_old_now: bool = Field(

@@ -17,14 +17,14 @@ from app.identity.schemas.fields import (
 )
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, NextCursor, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleLine
-from app.users.api import EXAMPLE_USER, UserAnswer
+from app.users.api import EXAMPLE_USER, UserResponse
 
 RefreshTokenText = Annotated[str, Field(min_length=1, max_length=4096)]
 DeviceName = Annotated[str, VisibleLine(100), Field(examples=["Ada's laptop"])]
 _REFRESH_TOKEN = "Refresh token, which begins with `rt_`; it works once."
 
 
-class LoginBody(
+class LoginRequest(
     Schema,
     json_schema_extra=example(
         {"email": "ada@example.com", "password": "correct horse battery", "device_name": "Ada's laptop"}
@@ -40,7 +40,7 @@ class LoginBody(
     transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
-class RefreshBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
+class RefreshTokensRequest(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
     """A refresh token to exchange. Without one, the session of the request's cookie is extended."""
 
     refresh_token: RefreshTokenText | None = Field(
@@ -49,19 +49,19 @@ class RefreshBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vX
     transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
-class LogoutBody(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
+class LogoutRequest(Schema, json_schema_extra=example({"refresh_token": "rt_5Jk2vXq0Zb7Wc9Ye1Rf3Tg5Uh8Io4Pa6"})):
     """The session to end, if it is not that of the access token."""
 
     refresh_token: RefreshTokenText | None = Field(None, description="Refresh token of the session.")
 
 
-class LogoutAllBody(Schema, json_schema_extra=example({"keep_current": True})):
+class LogoutAllRequest(Schema, json_schema_extra=example({"keep_current": True})):
     """Which sessions to end."""
 
     keep_current: bool = Field(default=False, description="Whether the session of the access token stays.")
 
 
-class TokensView(Schema, json_schema_extra=example(EXAMPLE_TOKENS)):
+class TokensResponse(Schema, json_schema_extra=example(EXAMPLE_TOKENS)):
     """Tokens of a session (RFC 6749, section 5.1)."""
 
     access_token: str = Field(description="JWT (RFC 9068) to send as `Authorization: Bearer`.")
@@ -71,21 +71,21 @@ class TokensView(Schema, json_schema_extra=example(EXAMPLE_TOKENS)):
     scope: str = Field(description="Scopes of the access token, separated by spaces.")
 
 
-class CookieView(Schema, json_schema_extra=example({"expires_in": 1_209_600, "scope": EXAMPLE_TOKENS["scope"]})):
+class CookieResponse(Schema, json_schema_extra=example({"expires_in": 1_209_600, "scope": EXAMPLE_TOKENS["scope"]})):
     """What a session is good for whose credential travels in a cookie."""
 
     expires_in: int = Field(description="Seconds until the session ends unless it is used.")
     scope: str = Field(description="Scopes of the session, separated by spaces.")
 
 
-class SignedInView(Schema, json_schema_extra=example({"user": EXAMPLE_USER, "tokens": EXAMPLE_TOKENS})):
+class SignedInResponse(Schema, json_schema_extra=example({"user": EXAMPLE_USER, "tokens": EXAMPLE_TOKENS})):
     """A user and the tokens of a new session."""
 
-    user: UserAnswer
-    tokens: TokensView | MISSING = Field(MISSING, description="Absent where the session travels in a cookie.")
+    user: UserResponse
+    tokens: TokensResponse | MISSING = Field(MISSING, description="Absent where the session travels in a cookie.")
 
 
-class CallerView(
+class CallerResponse(
     Schema,
     json_schema_extra=example(
         {
@@ -110,7 +110,7 @@ class CallerView(
     methods: list[str] = Field(description="How the user logged in, by the names of RFC 8176, `email` and `recovery`.")
 
 
-class SessionView(Schema):
+class SessionResponse(Schema):
     """A session of an account."""
 
     id: Id = Field(description="Id of the session.")
@@ -145,17 +145,17 @@ class SessionList(
 ):
     """A page of sessions, last used first."""
 
-    items: list[SessionView] = Field(description="Sessions, last used first.")
+    items: list[SessionResponse] = Field(description="Sessions, last used first.")
     next_cursor: NextCursor
 
 
-class RevokedView(Schema):
+class RevokedResponse(Schema):
     """How much has ended."""
 
     revoked: int = Field(description="How many sessions have ended.")
 
 
-class SecondFactorNeededView(Schema):
+class SecondFactorNeededResponse(Schema):
     """The first factor was proven; the log-in goes on at `/v1/auth/mfa/verify`."""
 
     mfa_required: Literal[True] = Field(description="Always true.")
@@ -163,7 +163,7 @@ class SecondFactorNeededView(Schema):
     methods: list[SecondFactorMethod] = Field(description="Ways to prove the second factor.")
 
 
-class VerifySecondFactorBody(
+class VerifySecondFactorRequest(
     Schema, json_schema_extra=example({"mfa_token": "b9f24f3a0c2d5e6f7a8b9c0d1e2f3a4b", "code": "123456"})
 ):
     """The second step of a log-in: a code, or a passkey."""
@@ -181,7 +181,7 @@ class VerifySecondFactorBody(
     transport: Transport = Field("bearer", description=TRANSPORT_HELP)
 
 
-class SecurityEventView(Schema):
+class SecurityEventResponse(Schema):
     """An entry of the audit trail of an account."""
 
     id: Id = Field(description="Id of the entry.")
@@ -197,5 +197,5 @@ class SecurityEventView(Schema):
 class SecurityEventPage(Schema):
     """A page of the audit trail, newest first."""
 
-    items: list[SecurityEventView] = Field(description="Entries, newest first.")
+    items: list[SecurityEventResponse] = Field(description="Entries, newest first.")
     next_cursor: NextCursor

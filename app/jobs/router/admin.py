@@ -15,7 +15,7 @@ from app.jobs.schemas.admin import (
     AdminJobFilter,
     AdminJobList,
     AdminJobPage,
-    AdminJobView,
+    AdminJobResponse,
     BulkJobsCount,
     BulkJobsRequest,
     QueueList,
@@ -161,9 +161,9 @@ async def get_any_job(
 
 @router.post(
     "/jobs/{job_id}/cancel",
-    response_model=AdminJobView,
+    response_model=AdminJobResponse,
     responses=problem_responses(409)
-    | {202: {"model": AdminJobView, "description": "The job is running and was asked to stop"}},
+    | {202: {"model": AdminJobResponse, "description": "The job is running and was asked to stop"}},
 )
 async def cancel_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:
     """Cancel an unfinished job of any user."""
@@ -176,7 +176,7 @@ async def cancel_any_job(principal: Admin, resources: ResourcesDep, device: Devi
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=202,
-    response_model=AdminJobView,
+    response_model=AdminJobResponse,
     responses=problem_responses(409),
 )
 async def retry_any_job(principal: Admin, resources: ResourcesDep, device: DeviceDep, job_id: Id) -> Response:

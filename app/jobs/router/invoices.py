@@ -10,7 +10,7 @@ from app.jobs.records.invoices import Invoice, NewInvoice, compute_totals
 from app.jobs.router.access import FileReader, JobReader, JobStarter, Runtime, fragment
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.router.jobs import job_view
-from app.jobs.schemas.invoices import InvoiceAccepted, InvoicePage, InvoiceView, IssueInvoice
+from app.jobs.schemas.invoices import InvoiceAccepted, InvoicePage, InvoiceResponse, IssueInvoiceRequest
 from app.jobs.schemas.jobs import InvoiceEmailJob
 from app.jobs.service import invoicing
 from app.kernel.database import Tx
@@ -31,7 +31,7 @@ router = Router(prefix="/v1/invoices", tags=["invoices"])
     openapi_extra=reads_headers("IdempotencyKey"),
 )
 async def issue_invoice(
-    request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoice
+    request: Request, principal: JobStarter, resources: ResourcesDep, runtime: Runtime, body: IssueInvoiceRequest
 ) -> Response:
     """Issue an invoice. Its PDF, e-mail and webhook follow in the background."""
 
@@ -72,7 +72,7 @@ async def list_invoices(
     return json_response({"items": [_view(invoice) for invoice in page.items], "next_cursor": page.next_cursor})
 
 
-@router.get("/{invoice_id}", response_model=InvoiceView)
+@router.get("/{invoice_id}", response_model=InvoiceResponse)
 async def get_invoice(principal: JobReader, resources: ResourcesDep, invoice_id: Id) -> Response:
     """Get one of your invoices."""
     return json_response(_view(await invoicing.read_invoice(resources.db, principal.user_id, invoice_id)))

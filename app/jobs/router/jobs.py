@@ -28,7 +28,7 @@ from app.jobs.router.files import file_response, file_responses
 from app.jobs.schemas.jobs import (
     JobList,
     JobPage,
-    JobView,
+    JobResponse,
     SubmitJob,
 )
 from app.jobs.service import artifacts, submitting, watching
@@ -60,12 +60,12 @@ _RECONNECT_MILLISECONDS = 1000
 @router.post(
     "",
     status_code=202,
-    response_model=JobView,
+    response_model=JobResponse,
     responses=problem_responses(409)
     | located(202)
     | {
         200: {
-            "model": JobView,
+            "model": JobResponse,
             "description": "The unfinished job with the same unique key",
             **located(200)[200],
         }
@@ -143,7 +143,7 @@ async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annota
     return json_response({"items": [job_view(job) for job in page.items], "next_cursor": page.next_cursor})
 
 
-@router.get("/{job_id}", response_model=JobView, openapi_extra=reads_headers("Prefer"))
+@router.get("/{job_id}", response_model=JobResponse, openapi_extra=reads_headers("Prefer"))
 async def get_job(
     request: Request,
     state: RequestStateDep,
@@ -231,9 +231,9 @@ async def watch_job(
 
 @router.post(
     "/{job_id}/cancel",
-    response_model=JobView,
+    response_model=JobResponse,
     responses=problem_responses(409)
-    | {202: {"model": JobView, "description": "The job is running and was asked to stop"}},
+    | {202: {"model": JobResponse, "description": "The job is running and was asked to stop"}},
 )
 async def cancel_job(principal: JobWriter, resources: ResourcesDep, runtime: Runtime, job_id: Id) -> Response:
     """Cancel an unfinished job. The token needs the same scopes as for creating it."""
@@ -250,7 +250,7 @@ async def cancel_job(principal: JobWriter, resources: ResourcesDep, runtime: Run
 
 
 @router.post(
-    "/{job_id}/retry", status_code=202, response_model=JobView, responses=problem_responses(409) | located(202)
+    "/{job_id}/retry", status_code=202, response_model=JobResponse, responses=problem_responses(409) | located(202)
 )
 async def retry_job(
     principal: JobStarter, resources: ResourcesDep, runtime: Runtime, device: DeviceDep, job_id: Id

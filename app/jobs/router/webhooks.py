@@ -9,18 +9,18 @@ from pydantic import MISSING
 from app.jobs.records.webhooks import EVENT_TYPES, Delivery, Endpoint
 from app.jobs.router.access import DeviceDep, Runtime, WebhookCaller, WebhookManager, actor_of, fragment
 from app.jobs.router.jobs import job_view
-from app.jobs.schemas.jobs import JobView
+from app.jobs.schemas.jobs import JobResponse
 from app.jobs.schemas.webhooks import (
-    CreateEndpoint,
-    DeliveryDetailView,
+    CreateEndpointRequest,
+    DeliveryDetailResponse,
     DeliveryList,
     DeliveryPage,
-    DeliveryView,
+    DeliveryResponse,
     EndpointCreated,
     EndpointList,
-    EndpointView,
+    EndpointResponse,
     EventTypeList,
-    PatchEndpoint,
+    PatchEndpointRequest,
     ReplayEndpoint,
     RotateSecret,
 )
@@ -68,7 +68,7 @@ async def create_endpoint(
     resources: ResourcesDep,
     runtime: Runtime,
     device: DeviceDep,
-    body: CreateEndpoint,
+    body: CreateEndpointRequest,
 ) -> Response:
     """Create a webhook endpoint. The secret is shown only in this response."""
     runtime.sender.check_url(body.url)
@@ -106,7 +106,7 @@ async def list_endpoints(principal: WebhookManager, resources: ResourcesDep, pag
     return json_response({"items": items, "next_cursor": found.next_cursor})
 
 
-@router.get("/endpoints/{endpoint_id}", response_model=EndpointView)
+@router.get("/endpoints/{endpoint_id}", response_model=EndpointResponse)
 async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Get one of your webhook endpoints."""
     return json_response(_view(await endpoints.get_endpoint(resources.db, principal.user_id, endpoint_id)))
@@ -114,7 +114,7 @@ async def get_endpoint(principal: WebhookManager, resources: ResourcesDep, endpo
 
 @router.patch(
     "/endpoints/{endpoint_id}",
-    response_model=EndpointView,
+    response_model=EndpointResponse,
     responses=problem_responses(412),
     openapi_extra=reads_headers("IfMatch"),
 )
@@ -126,7 +126,7 @@ async def update_endpoint(
     runtime: Runtime,
     device: DeviceDep,
     endpoint_id: Id,
-    patch: PatchEndpoint,
+    patch: PatchEndpointRequest,
 ) -> Response:
     """Change a webhook endpoint with a JSON merge patch."""
     endpoint = await endpoints.change_endpoint(
@@ -185,7 +185,7 @@ async def rotate_secret(
 @router.post(
     "/endpoints/{endpoint_id}/test",
     status_code=202,
-    response_model=DeliveryView,
+    response_model=DeliveryResponse,
 )
 async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpoint_id: Id) -> Response:
     """Send a test event to a webhook endpoint. Ten times at once and then every 6 s, `enable` included."""
@@ -198,7 +198,7 @@ async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpo
 @router.post(
     "/endpoints/{endpoint_id}/replay",
     status_code=202,
-    response_model=JobView,
+    response_model=JobResponse,
     responses=problem_responses(409) | located(202),
 )
 async def replay_endpoint(
@@ -214,7 +214,7 @@ async def replay_endpoint(
     return json_response(job_view(job), status=202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
-@router.post("/endpoints/{endpoint_id}/enable", response_model=EndpointView)
+@router.post("/endpoints/{endpoint_id}/enable", response_model=EndpointResponse)
 async def enable_endpoint(
     principal: WebhookManager, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id
 ) -> Response:
@@ -243,7 +243,7 @@ async def list_deliveries(
     return json_response({"items": items, "next_cursor": page.next_cursor})
 
 
-@router.get("/deliveries/{delivery_id}", response_model=DeliveryDetailView)
+@router.get("/deliveries/{delivery_id}", response_model=DeliveryDetailResponse)
 async def get_delivery(principal: WebhookManager, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Get a webhook delivery with what is sent and every attempt."""
     detail = await deliveries.get_delivery_detail(resources.db, principal.user_id, delivery_id)
@@ -257,7 +257,7 @@ async def get_delivery(principal: WebhookManager, resources: ResourcesDep, deliv
 @router.post(
     "/deliveries/{delivery_id}/redeliver",
     status_code=202,
-    response_model=DeliveryView,
+    response_model=DeliveryResponse,
 )
 async def redeliver(principal: WebhookCaller, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Send a webhook delivery again."""

@@ -42,7 +42,7 @@ EXAMPLE_ADMIN_JOB = EXAMPLE_JOB | {
 }
 
 
-class QueueView(Schema):
+class QueueResponse(Schema):
     """A queue."""
 
     queue: str = Field(description="Name of the queue.")
@@ -57,7 +57,7 @@ class QueueView(Schema):
 class QueueList(Schema):
     """A page of queues."""
 
-    items: list[QueueView] = Field(description="Queues, by name.")
+    items: list[QueueResponse] = Field(description="Queues, by name.")
     next_cursor: NextCursor
 
 
@@ -73,7 +73,7 @@ class AdminJobList(PageQuery):
     until: Timestamp | None = Field(None, description="Only jobs created before this time.")
 
 
-class AdminJobView(Schema):
+class AdminJobResponse(Schema):
     """A job, as an administrator sees it."""
 
     id: UUID = Field(description="Id of the job; ids grow with the time of submission.")
@@ -101,7 +101,7 @@ class AdminJobAttempt(Schema):
     error: JobError | None = Field(description="Why the run failed; null: it has not.")
 
 
-class AdminJobDetail(AdminJobView, json_schema_extra=example(EXAMPLE_ADMIN_JOB)):
+class AdminJobDetail(AdminJobResponse, json_schema_extra=example(EXAMPLE_ADMIN_JOB)):
     """A job with its arguments, runs and files, as an administrator sees it."""
 
     args: dict[str, Any] = Field(
@@ -118,7 +118,7 @@ class AdminJobDetail(AdminJobView, json_schema_extra=example(EXAMPLE_ADMIN_JOB))
 class AdminJobPage(Schema):
     """A page of every user's jobs, newest first."""
 
-    items: list[AdminJobView] = Field(description="Jobs, newest first.")
+    items: list[AdminJobResponse] = Field(description="Jobs, newest first.")
     next_cursor: NextCursor
 
 
@@ -162,7 +162,7 @@ class BulkJobsCount(Schema, json_schema_extra=example({"matched": 10_000})):
 class AdminJobAccepted(Schema):
     """A job that does what was asked for."""
 
-    job: AdminJobView = Field(description="The job; its `progress` counts, and its `result` tells the outcome.")
+    job: AdminJobResponse = Field(description="The job; its `progress` counts, and its `result` tells the outcome.")
 
 
 class ScheduleRun(Schema):
@@ -174,7 +174,7 @@ class ScheduleRun(Schema):
     finished_at: datetime | None = Field(description="When the job ended; null: not yet, or it was deleted.")
 
 
-class ScheduleView(
+class ScheduleResponse(
     Schema,
     json_schema_extra=example(
         {
@@ -202,11 +202,11 @@ class ScheduleView(
 class SchedulePage(Schema):
     """A page of schedules."""
 
-    items: list[ScheduleView] = Field(description="Schedules, by name.")
+    items: list[ScheduleResponse] = Field(description="Schedules, by name.")
     next_cursor: NextCursor
 
 
-class WorkerView(
+class WorkerResponse(
     Schema,
     json_schema_extra=example(
         {
@@ -236,7 +236,7 @@ class WorkerView(
 class WorkerPage(Schema):
     """A page of workers."""
 
-    items: list[WorkerView] = Field(description="Workers, by id.")
+    items: list[WorkerResponse] = Field(description="Workers, by id.")
     next_cursor: NextCursor
 
 

@@ -69,7 +69,7 @@ class InvoiceLine(Schema):
     )
 
 
-class IssueInvoice(Schema, json_schema_extra=example(_EXAMPLE)):
+class IssueInvoiceRequest(Schema, json_schema_extra=example(_EXAMPLE)):
     """An invoice to be made. Tax is taken on the subtotal and rounded half up to the minor unit."""
 
     body_limits: ClassVar = BodyLimits(max_bytes=512 * 1024, max_values=2_000)
@@ -89,13 +89,13 @@ class IssueInvoice(Schema, json_schema_extra=example(_EXAMPLE)):
     notes: str | None = Field(None, max_length=2000, description="Text below the lines, at most 2,000 characters.")
 
     @model_validator(mode="after")
-    def _bounded(self) -> "IssueInvoice":
+    def _bounded(self) -> "IssueInvoiceRequest":
         if sum(line.quantity * line.unit_price_minor for line in self.lines) > MAX_MINOR:
             raise ValueError("The total is too large")
         return self
 
 
-class InvoiceView(Schema, json_schema_extra=example(_EXAMPLE_INVOICE)):
+class InvoiceResponse(Schema, json_schema_extra=example(_EXAMPLE_INVOICE)):
     """A stored invoice."""
 
     id: UUID = Field(description="Id of the invoice.")
@@ -119,12 +119,12 @@ class InvoiceView(Schema, json_schema_extra=example(_EXAMPLE_INVOICE)):
 class InvoiceAccepted(Schema, json_schema_extra=example({"invoice": _EXAMPLE_INVOICE, "job": _EXAMPLE_PDF_JOB})):
     """The invoice, and the job that makes it."""
 
-    invoice: InvoiceView
+    invoice: InvoiceResponse
     job: InvoicePdfJob
 
 
 class InvoicePage(Schema, json_schema_extra=example({"items": [_EXAMPLE_INVOICE], "next_cursor": None})):
     """A page of invoices, newest first."""
 
-    items: list[InvoiceView] = Field(description="Invoices, newest first.")
+    items: list[InvoiceResponse] = Field(description="Invoices, newest first.")
     next_cursor: NextCursor

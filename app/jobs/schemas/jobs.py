@@ -209,8 +209,8 @@ class SystemJob(_Job):
     result: dict[str, Any] | None = Field(description="Set once the job has succeeded; its members may change.")
 
 
-JobView = TypeAliasType(
-    "JobView",
+JobResponse = TypeAliasType(
+    "JobResponse",
     Annotated[
         ExportEventsJob
         | ExportAccountJob
@@ -228,5 +228,5 @@ JobView = TypeAliasType(
 class JobPage(Schema, json_schema_extra=example({"items": [EXAMPLE_JOB], "next_cursor": None})):
     """A page of jobs, newest first."""
 
-    items: list[JobView] = Field(description="Jobs, newest first.")
+    items: list[JobResponse] = Field(description="Jobs, newest first.")
     next_cursor: NextCursor

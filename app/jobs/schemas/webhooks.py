@@ -40,7 +40,7 @@ _EXAMPLE_ENDPOINT: dict[str, Any] = {
 }
 
 
-class CreateEndpoint(
+class CreateEndpointRequest(
     Schema,
     json_schema_extra=example({"url": "https://example.com/hooks", "event_types": ["job.succeeded", "job.failed"]}),
 ):
@@ -53,7 +53,7 @@ class CreateEndpoint(
     )
 
 
-class PatchEndpoint(Schema, json_schema_extra=example({"event_types": ["*"], "description": None})):
+class PatchEndpointRequest(Schema, json_schema_extra=example({"event_types": ["*"], "description": None})):
     """A JSON merge patch (RFC 7396); only the description can be null."""
 
     url: Annotated[str, Field(min_length=1, max_length=2048)] | MISSING = Field(
@@ -65,7 +65,7 @@ class PatchEndpoint(Schema, json_schema_extra=example({"event_types": ["*"], "de
     )
 
 
-class EndpointView(Schema, json_schema_extra=example(_EXAMPLE_ENDPOINT)):
+class EndpointResponse(Schema, json_schema_extra=example(_EXAMPLE_ENDPOINT)):
     """A webhook endpoint."""
 
     id: UUID = Field(description="Id of the endpoint.")
@@ -81,7 +81,7 @@ class EndpointView(Schema, json_schema_extra=example(_EXAMPLE_ENDPOINT)):
 
 
 class EndpointCreated(
-    EndpointView,
+    EndpointResponse,
     json_schema_extra=example(_EXAMPLE_ENDPOINT | {"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="}),
 ):
     """A webhook endpoint with its secret, which no other answer contains."""
@@ -92,7 +92,7 @@ class EndpointCreated(
 class EndpointList(Schema):
     """A page of webhook endpoints, oldest first."""
 
-    items: list[EndpointView] = Field(description="Endpoints, oldest first.")
+    items: list[EndpointResponse] = Field(description="Endpoints, oldest first.")
     next_cursor: NextCursor
 
 
@@ -117,7 +117,7 @@ class DeliveryList(PageQuery):
     state: DeliveryState | None = Field(None, description="Only deliveries in this state.")
 
 
-class DeliveryView(Schema):
+class DeliveryResponse(Schema):
     """An event on its way to an endpoint."""
 
     id: UUID = Field(description="Id of the delivery.")
@@ -142,11 +142,11 @@ class DeliveryView(Schema):
 class DeliveryPage(Schema):
     """A page of deliveries, newest first."""
 
-    items: list[DeliveryView] = Field(description="Deliveries, newest first.")
+    items: list[DeliveryResponse] = Field(description="Deliveries, newest first.")
     next_cursor: NextCursor
 
 
-class DeliveryAttemptView(Schema):
+class DeliveryAttemptResponse(Schema):
     """An attempt to send an event."""
 
     at: datetime = Field(description="When it ended.")
@@ -155,16 +155,16 @@ class DeliveryAttemptView(Schema):
     error: str | None = Field(description="Why it failed, as a machine-readable code; null: see `status`.")
 
 
-class DeliveryDetailView(DeliveryView):
+class DeliveryDetailResponse(DeliveryResponse):
     """An event on its way to an endpoint, with what is sent and every attempt."""
 
     payload: dict[str, Any] = Field(description="The body of the request, as it is signed.")
-    history: list[DeliveryAttemptView] = Field(
+    history: list[DeliveryAttemptResponse] = Field(
         description="The attempts, oldest first, those before a redelivery too; the newest 50."
     )
 
 
-class AdminDeliveryView(DeliveryView):
+class AdminDeliveryResponse(DeliveryResponse):
     """An event on its way to an endpoint of any user."""
 
     user_id: UUID = Field(description="Owner of the endpoint.")
@@ -173,7 +173,7 @@ class AdminDeliveryView(DeliveryView):
 class AdminDeliveryPage(Schema):
     """A page of deliveries of all users, newest first."""
 
-    items: list[AdminDeliveryView] = Field(description="Deliveries, newest first.")
+    items: list[AdminDeliveryResponse] = Field(description="Deliveries, newest first.")
     next_cursor: NextCursor
 
 

@@ -20,7 +20,7 @@ from openapi_client import (
     JobState,
     Problem,
     ProblemCode,
-    RegisterBody,
+    RegisterRequest,
     SubmitExportEvents,
     SubmitJob,
     UsersApi,
@@ -31,7 +31,7 @@ with ApiClient(configuration) as client:
     identity, users, jobs = IdentityApi(client), UsersApi(client), JobsApi(client)
     email = f"{uuid4().hex}@example.com"
     signed_in = identity.register(
-        RegisterBody(email=email, password="correct horse battery staple", display_name="Ada")
+        RegisterRequest(email=email, password="correct horse battery staple", display_name="Ada")
     )
     assert (signed_in.user.email, signed_in.user.display_name) == (email, "Ada")
     assert signed_in.tokens is not None

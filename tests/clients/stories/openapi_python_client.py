@@ -19,27 +19,27 @@ from onehop_client.models import (
     ExportEventsJob,
     ExportFormat,
     JobState,
-    OverviewView,
+    OverviewResponse,
     Problem,
     ProblemCode,
-    RegisterBody,
-    SignedInView,
+    RegisterRequest,
+    SignedInResponse,
     SubmitExportEvents,
-    SummaryAnswer,
+    SummaryResponse,
 )
 from onehop_client.types import Unset
 
 base = sys.argv[1]
 email = f"{uuid4().hex}@example.com"
-body = RegisterBody(email=email, password="correct horse battery staple", display_name="Ada")
+body = RegisterRequest(email=email, password="correct horse battery staple", display_name="Ada")
 signed_in = register.sync(client=Client(base), body=body)
-assert isinstance(signed_in, SignedInView)
+assert isinstance(signed_in, SignedInResponse)
 assert (signed_in.user.email, signed_in.user.display_name) == (email, "Ada")
 
 assert not isinstance(signed_in.tokens, Unset)
 client = AuthenticatedClient(base, token=signed_in.tokens.access_token, timeout=Timeout(60))
 overview = get_overview.sync(client=client)
-assert isinstance(overview, OverviewView)
+assert isinstance(overview, OverviewResponse)
 assert (overview.user.id, overview.recent_events) == (signed_in.user.id, [])
 
 properties = EventRequestProperties()
@@ -62,7 +62,7 @@ viewed = list_events.sync(client=client, kind="page.viewed")
 assert isinstance(viewed, EventPage)
 assert [event.properties.additional_properties for event in viewed.items] == [{"path": "/"}]
 summary = summarise_events.sync(client=client)
-assert isinstance(summary, SummaryAnswer)
+assert isinstance(summary, SummaryResponse)
 assert sum(item.count for item in summary.items) == 3
 
 job = submit_job.sync(

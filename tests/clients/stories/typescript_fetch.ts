@@ -34,7 +34,7 @@ async function main(): Promise<void> {
   const jobs = new JobsApi(configuration);
   const email = `${randomUUID()}@example.com`;
   const { user, tokens } = await identity.register({
-    registerBody: { email, password: "correct horse battery staple", displayName: "Ada" },
+    registerRequest: { email, password: "correct horse battery staple", displayName: "Ada" },
   });
   assert(tokens !== undefined);
   assert.deepEqual([user.email, user.displayName], [email, "Ada"]);
