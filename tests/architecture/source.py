@@ -74,8 +74,9 @@ def _queries_of(file: SourceFile) -> Iterator[Query]:
     body = file.tree.body
     for index, node in enumerate(body):
         match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str() as text)) if (
-                name.isupper() and SQL.match(text)
+            # One may share its beginning with others.
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str()) | ast.BinOp()) if (
+                name.isupper() and isinstance(text := getattr(file.load(), name), str) and SQL.match(text)
             ):
                 below = body[index + 1] if index + 1 < len(body) else None
                 function = below.name if isinstance(below, ast.AsyncFunctionDef) else None

@@ -138,7 +138,8 @@ def _inserted(record: Row) -> InsertedJob:
     return InsertedJob(*record[:-1])
 
 
-GET_JOB = """
+# A job as its user sees it.
+_SELECT_JOB = """
 SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
        j.result, j.error,
        (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
@@ -149,8 +150,9 @@ SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j
         FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
        j.created_at, j.started_at, j.finished_at
 FROM jobs.jobs AS j
-WHERE j.id = $1 AND j.user_id = $2
 """
+
+GET_JOB = _SELECT_JOB + "WHERE j.id = $1 AND j.user_id = $2"
 
 
 async def get_job(conn: ReadConn, job_id: UUID, user_id: UserId) -> Job | None:
@@ -181,35 +183,20 @@ async def get_state(conn: ReadConn, job_id: UUID, user_id: UserId | None) -> tup
 # What an index is to find is written as one range of that index. Postgres could not find "IS NULL OR" there with the
 # plan that it keeps for all values; and an equality would let it walk the primary key, past the jobs of all users,
 # where it believes that most of them are this one's.
-LIST_JOBS = """
-SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
-       j.result, j.error,
-       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
-                                                     'sha256', encode(a.sha256, 'hex'),
-                                                     'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
-                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-                                  ORDER BY a.name), '[]')
-        FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
-       j.created_at, j.started_at, j.finished_at
-FROM jobs.jobs AS j
+LIST_JOBS = (
+    _SELECT_JOB
+    + """
 WHERE (j.user_id, j.id) < ($1, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
   AND (j.user_id, j.id) >= ($1, coalesce($3::uuid, '00000000-0000-0000-0000-000000000000'))
   AND ($4::text IS NULL OR j.kind = $4)
 ORDER BY j.user_id DESC, j.id DESC
 LIMIT $5
 """
+)
 
-LIST_JOBS_IN_STATE = """
-SELECT j.id, j.user_id, j.kind, j.state, j.version, j.attempt, j.max_attempts, j.run_at <= now() AS is_due, j.progress,
-       j.result, j.error,
-       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.name, 'content_type', a.content_type, 'size', a.size,
-                                                     'sha256', encode(a.sha256, 'hex'),
-                                                     'expires_at', to_char(a.expires_at AT TIME ZONE 'UTC',
-                                                                           'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-                                  ORDER BY a.name), '[]')
-        FROM jobs.artifacts AS a WHERE a.job_id = j.id AND a.deleted_at IS NULL) AS artifacts,
-       j.created_at, j.started_at, j.finished_at
-FROM jobs.jobs AS j
+LIST_JOBS_IN_STATE = (
+    _SELECT_JOB
+    + """
 WHERE (j.user_id, j.state, j.id) < ($1, $6, coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
   AND (j.user_id, j.state, j.id) >= ($1, $6, coalesce($3::uuid, '00000000-0000-0000-0000-000000000000'))
   AND ($4::text IS NULL OR j.kind = $4)
@@ -218,6 +205,7 @@ WHERE (j.user_id, j.state, j.id) < ($1, $6, coalesce($2::uuid, 'ffffffff-ffff-ff
 ORDER BY j.user_id DESC, j.state DESC, j.id DESC
 LIMIT $5
 """
+)
 
 
 async def list_jobs(

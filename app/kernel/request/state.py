@@ -5,6 +5,7 @@ state.charge(5)
 """
 
 from collections.abc import AsyncIterable, Callable, Hashable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -19,51 +20,34 @@ from app.kernel.request.principal import Principal
 _KEY = "onehop.request"
 
 
+@dataclass(slots=True, eq=False)
 class RequestState:
     """One request from its head on; `state_of` makes it once.
 
     `headers` are its fields by name, in lower case, as `read_headers` has them, and `peer` is the address at the other
-    end of the connection. `network` is that of a client without a valid token, and `paid` what was charged to `quota`.
-    `route` is the path template of what answers, and `endpoint` the function that does, once they are known.
+    end of the connection. `credential` is what the request names its caller by (`SessionCookie.credential_of`), and
+    `network` that of a client without a good one. `paid` was charged to `quota`. `route` is the path template of
+    what answers, and `endpoint` the function that does, once they are known.
     """
 
-    __slots__ = (
-        "admission",
-        "authentication_error",
-        "credential",
-        "endpoint",
-        "headers",
-        "is_decided",
-        "network",
-        "paid",
-        "parsed_json",
-        "peer",
-        "principal",
-        "quota",
-        "repeated_header",
-        "route",
-    )
-
-    def __init__(self, headers: dict[bytes, bytes], repeated_header: bytes | None, peer: str | None) -> None:
-        self.headers = headers
-        self.repeated_header = repeated_header
-        self.peer = peer
-        # The edge has been asked already (`Edge.decide`).
-        self.is_decided = False
-        # What the request names its caller by (`SessionCookie.credential_of`).
-        self.credential: bytes | None = None
-        self.principal: Principal | None = None
-        # For the route to raise, if it is not public.
-        self.authentication_error: AppError | None = None
-        self.network: str | None = None
-        self.quota: QuotaBucket | None = None
-        self.paid = 0.0
-        # None where every request is admitted.
-        self.admission: AdmissionTicket | None = None
-        self.route: str | None = None
-        self.endpoint: Callable[..., Any] | None = None
-        # The body, for what looks at it after `kernel.http.direct`.
-        self.parsed_json: Any = None
+    headers: dict[bytes, bytes]
+    repeated_header: bytes | None
+    peer: str | None
+    # The edge has been asked already (`Edge.decide`).
+    is_decided: bool = False
+    credential: bytes | None = None
+    principal: Principal | None = None
+    # For the route to raise, if it is not public.
+    authentication_error: AppError | None = None
+    network: str | None = None
+    quota: QuotaBucket | None = None
+    paid: float = 0.0
+    # None where every request is admitted.
+    admission: AdmissionTicket | None = None
+    route: str | None = None
+    endpoint: Callable[..., Any] | None = None
+    # The body, for what looks at it after `kernel.http.direct`.
+    parsed_json: Any = None
 
     def check_headers(self) -> None:
         """Raises RepeatedHeader if a field that holds one value came more than once."""
