@@ -240,6 +240,7 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(close_resources, resources)
         app.state.events = users.event_group_commit(resources.db)
         stack.push_async_callback(app.state.events.close)
+        app.state.event_watch = users.EventWatch(resources.cache, resources.bus)
         app.state.summaries = OneAtATime()
         app.state.submissions = submission_group_commit(resources.db, resources.queue, resources.cache)
         stack.push_async_callback(app.state.submissions.close)

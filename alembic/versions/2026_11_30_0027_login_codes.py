@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0027_login_codes"
-down_revision = "0025_webhook_history"
+down_revision = "0026_stream_tickets"
 branch_labels = None
 depends_on = None
 

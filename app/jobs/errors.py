@@ -1,6 +1,15 @@
 """What callers of the jobs module may be told."""
 
-from app.kernel.errors import BadRequest, Conflict, Gone, NotFound, TooManyRequests, Unavailable, Unprocessable
+from app.kernel.errors import (
+    BadRequest,
+    Conflict,
+    Gone,
+    NotFound,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+    Unprocessable,
+)
 
 
 class JobNotFound(NotFound):
@@ -161,6 +170,13 @@ class TooManyStreams(TooManyRequests):
 
     code = "too_many_streams"
     title = "Too many open job streams or downloads"
+
+
+class InvalidTicket(Unauthenticated):
+    """The ticket is that of another job, older than a minute, or has opened a stream already. Get another one."""
+
+    code = "invalid_ticket"
+    title = "Invalid ticket"
 
 
 class BacklogFull(TooManyRequests):

@@ -131,10 +131,18 @@ async def authenticate_again(request: Request) -> None:
         InvalidToken: the caller's credential is not good any more.
         Unavailable: that cannot be found out at the moment.
     """
+    await authenticate_credential(request, state_of(request.scope).credential or b"")
+
+
+async def authenticate_credential(request: Request, credential: bytes) -> Principal:
+    """The caller behind a credential that did not come with this request, or came with its beginning.
+
+    Raises:
+        InvalidToken: it is not good, or not any more.
+        Unavailable: that cannot be found out at the moment.
+    """
     authenticator: Authenticator = request.app.state.authenticator
-    credential = state_of(request.scope).credential
-    if credential is None or authenticator.cached_principal(credential) is None:
-        await authenticator.authenticate(credential or b"")
+    return authenticator.cached_principal(credential) or await authenticator.authenticate(credential)
 
 
 @dataclass(frozen=True, slots=True)

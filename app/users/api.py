@@ -40,6 +40,7 @@ from app.users.service import (
     set_email,
     summarise_events,
 )
+from app.users.service.streaming import EventWatch
 
 __all__ = [
     "EXAMPLE_EVENT",
@@ -50,6 +51,7 @@ __all__ = [
     "EventBatch",
     "EventResponse",
     "EventSummary",
+    "EventWatch",
     "Locale",
     "NewEvent",
     "OverviewPart",

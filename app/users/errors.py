@@ -1,6 +1,6 @@
 """What can go wrong in the users module."""
 
-from app.kernel.errors import FieldError, NotFound, PreconditionFailed, Unprocessable
+from app.kernel.errors import FieldError, NotFound, PreconditionFailed, TooManyRequests, Unprocessable
 from app.kernel.validation.field_codes import FieldErrorCode
 
 
@@ -42,3 +42,10 @@ class TooManyEvents(InvalidPeriod):
         super().__init__(
             f"More than {max_events:,} events were stored since then. Choose a later start, or create a report."
         )
+
+
+class TooManyEventStreams(TooManyRequests):
+    """The caller has as many open streams of events as are allowed. Close one, or wait for `Retry-After`."""
+
+    code = "too_many_event_streams"
+    title = "Too many open event streams"

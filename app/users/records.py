@@ -189,13 +189,21 @@ class EventSummary:
     events_read: int
 
 
+# Of one list.
+MAX_PROPERTY_FILTERS = 10
+MAX_PROPERTY_VALUE = 256
+
+
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events of a user: of one kind, with `since <= occurred_at < until`."""
+    """Which events of a user: of one kind, with `since <= occurred_at < until`, and with these values, as text, of
+    properties.
+    """
 
     kind: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    properties: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +221,34 @@ class UserExport:
 
     user: User
     preferences: Preferences
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """How far a stream of events has come: behind this event of this transaction, stored at this time."""
+
+    created_at: datetime
+    xid: str
+    id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedEvent:
+    """An event with the transaction that has stored it; `properties` is JSON text.
+
+    `is_settled`: all transactions before its own have ended, so that no event can come before it any more.
+    """
+
+    id: UUID
+    kind: str
+    occurred_at: datetime
+    properties: str
+    created_at: datetime
+    xid: str
+    is_settled: bool
+
+    def position(self) -> StreamPosition:
+        return StreamPosition(self.created_at, self.xid, self.id)
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

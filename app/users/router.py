@@ -1,22 +1,29 @@
 """`/v1/users` and `/v1/events`."""
 
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.kernel.auth import Require
+from app.kernel.auth import Require, authenticate_again, principal_of
+from app.kernel.background import until
 from app.kernel.database import StatementTimeout, Tx
 from app.kernel.database.versions import Versions
 from app.kernel.http import (
     Id,
     Preconditions,
     Router,
+    dump_json,
     json_fragment,
     json_response,
     problem_responses,
     reads_headers,
     version_etag,
 )
+from app.kernel.http.event_streams import RECONNECT_MILLISECONDS, draining_of, while_welcome
 from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
 from app.kernel.middleware.response_cache import CachedRead
@@ -24,13 +31,14 @@ from app.kernel.request.principal import Principal
 from app.kernel.request.state import RequestState, RequestStateDep
 from app.kernel.resources import Resources, ResourcesDep
 from app.users import service
-from app.users.errors import TooManyEvents
-from app.users.records import MAX_SUMMARY_EVENTS, EventFilter
+from app.users.errors import TooManyEvents, TooManyEventStreams
+from app.users.records import MAX_SUMMARY_EVENTS, EventFilter, StreamedEvent, StreamPosition
 from app.users.schemas import (
     EventPage,
     EventQuery,
     EventsAccepted,
     EventsRequest,
+    Kind,
     LookupRequest,
     LookupResponse,
     PatchPreferencesRequest,
@@ -42,6 +50,7 @@ from app.users.schemas import (
     SummaryResponse,
     UserResponse,
 )
+from app.users.service import streaming
 
 router = Router(prefix="/v1", tags=["users"])
 
@@ -58,6 +67,7 @@ ProfileReader = Annotated[Principal, Require("profile:read")]
 ProfileWriter = Annotated[Principal, Require("profile:write")]
 EventReader = Annotated[Principal, Require("events:read")]
 EventWriter = Annotated[Principal, Require("events:write")]
+_LastEventId = Annotated[UUID | None, Header(include_in_schema=False)]
 
 
 @router.get("/users/me", response_model=UserResponse, responses=problem_responses(404))
@@ -130,12 +140,14 @@ async def update_preferences(
 async def list_events(
     principal: EventReader, resources: ResourcesDep, query: Annotated[EventQuery, Query()]
 ) -> Response:
-    """List your events, newest first."""
+    """List your events, newest first. `property.<name>=<value>` names a property that they have and its value, as text;
+    up to ten may be named.
+    """
     page = await service.list_events(
         resources.db,
         resources.cursors,
         principal.user_id,
-        EventFilter(query.kind, query.since, query.until),
+        EventFilter(query.kind, query.since, query.until, query.properties()),
         limit=query.limit,
         cursor=query.cursor,
     )
@@ -178,6 +190,60 @@ async def summarise_events(
     if summary.others != "[]":
         content["others"] = json_fragment(summary.others)
     return json_response(content)
+
+
+async def _countable(
+    request: Request, principal: EventReader, resources: ResourcesDep, last_event_id: _LastEventId = None
+) -> AsyncIterator[StreamPosition]:
+    """Answers 429 before a stream begins, because afterwards it is too late for a status; counts the stream until it
+    has ended.
+    """
+    open_streams = request.app.state.event_watch.open
+    if not open_streams.take(principal.user_id):
+        raise TooManyEventStreams
+    try:
+        yield await streaming.find_start(resources.db, principal.user_id, last_event_id)
+    finally:
+        open_streams.give_back(principal.user_id)
+
+
+@router.get("/users/me/events/stream", response_class=EventSourceResponse, openapi_extra=reads_headers("LastEventId"))
+async def stream_events(
+    request: Request,
+    state: RequestStateDep,
+    resources: ResourcesDep,
+    position: Annotated[StreamPosition, Depends(_countable)],
+    kind: Annotated[Kind | None, Query(description="Only events of this kind.")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream your events as they are stored: `event` with the event as in lists, or finally `shutdown`.
+
+    The `id` is that of the event. Reconnect with the last one, also after `shutdown`: the new stream goes on behind it,
+    without a gap. It also ends when your token does.
+    """
+    draining = draining_of(request)
+    following = streaming.follow_events(
+        *(resources.db, request.app.state.event_watch, principal_of(state).user_id, position),
+        before_each=partial(authenticate_again, request),
+    )
+    is_first = True
+    async for event in while_welcome(until(draining, following)):
+        if kind is None or event.kind == kind:
+            retry = RECONNECT_MILLISECONDS if is_first else None
+            yield ServerSentEvent(event="event", raw_data=_text_of(event), id=str(event.id), retry=retry)
+            is_first = False
+    if draining is not None and draining.is_set():
+        yield ServerSentEvent(event="shutdown", data={}, retry=RECONNECT_MILLISECONDS)
+
+
+def _text_of(event: StreamedEvent) -> str:
+    view = {
+        "id": event.id,
+        "kind": event.kind,
+        "occurred_at": event.occurred_at,
+        "properties": json_fragment(event.properties),
+        "created_at": event.created_at,
+    }
+    return dump_json(view).decode()
 
 
 @router.post("/users/lookup", response_model=LookupResponse)

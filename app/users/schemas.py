@@ -7,6 +7,7 @@ from pydantic import (
     MISSING,
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     HttpUrl,
@@ -37,6 +38,8 @@ from app.users.records import (
     MAX_LOOKUP,
     MAX_PROPERTIES_BYTES,
     MAX_PROPERTIES_DEPTH,
+    MAX_PROPERTY_FILTERS,
+    MAX_PROPERTY_VALUE,
     Bucket,
     DisplayName,
     Locale,
@@ -304,11 +307,30 @@ class EventPage(Schema, json_schema_extra=example({"items": [EXAMPLE_EVENT], "ne
 
 
 class EventQuery(PageQuery):
-    """Filters of the list of events: `since <= occurred_at < until`."""
+    """Filters of the list of events: `since <= occurred_at < until`, and `property.<name>=<value>` for any property."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    open_prefix: ClassVar[str | None] = "property."
 
     kind: Kind | None = Field(None, description="Only events of this kind.")
     since: OccurredAt | None = Field(None, description="Only events from this time on, which must not lie before 1970.")
     until: OccurredAt | None = Field(None, description="Only events before this time.")
+
+    @model_validator(mode="after")
+    def _few_properties(self) -> "EventQuery":
+        wanted = self.properties()
+        if len(wanted) > MAX_PROPERTY_FILTERS or any(len(value) > MAX_PROPERTY_VALUE for _, value in wanted):
+            raise PydanticCustomError(
+                "too_large",
+                "At most {count} properties, each with a value of at most {length} characters.",
+                {"count": MAX_PROPERTY_FILTERS, "length": MAX_PROPERTY_VALUE},
+            )
+        return self
+
+    def properties(self) -> tuple[tuple[str, str], ...]:
+        """The names and values of the properties that are asked for."""
+        extra = self.model_extra or {}
+        return tuple(sorted((name.removeprefix("property."), str(value)) for name, value in extra.items()))
 
 
 class SummaryQuery(Schema):

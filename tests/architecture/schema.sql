@@ -314,6 +314,11 @@ CREATE TABLE jobs.schedules (
     CONSTRAINT schedules_catch_up_check CHECK ((catch_up = ANY (ARRAY['none'::text, 'one'::text, 'all'::text])))
 );
 
+CREATE TABLE jobs.spent_tickets (
+    id uuid NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+
 CREATE TABLE jobs.suspended_users (
     user_id uuid NOT NULL,
     reason text NOT NULL,
@@ -509,6 +514,9 @@ ALTER TABLE ONLY jobs.positions
 
 ALTER TABLE ONLY jobs.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY jobs.spent_tickets
+    ADD CONSTRAINT spent_tickets_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY jobs.suspended_users
     ADD CONSTRAINT suspended_users_pkey PRIMARY KEY (user_id);

@@ -31,6 +31,8 @@ class Row:
     answer: int = 200
     body: Json | None = None
     form: Json | None = None
+    # What keeps a stream without an end from beginning.
+    query: str = ""
 
 
 READ, EVENTS, JOBS, START, HOOKS = "profile:read", "events:read", "jobs:read", "jobs:write", "webhooks:manage"
@@ -103,6 +105,7 @@ ROWS: dict[str, Row] = {
     "PATCH /v1/users/me/preferences": Row("profile:write", 200, {"theme": "dark"}),
     "GET /v1/users/me/events": Row(EVENTS),
     "GET /v1/users/me/events/summary": Row(EVENTS),
+    "GET /v1/users/me/events/stream": Row(EVENTS, 422, query="?kind=X"),
     "POST /v1/users/lookup": Row(READ, 200, {"ids": [str(uuid4())]}),
     "GET /v1/users/{user_id}": Row(READ),
     "POST /v1/events": Row("events:write", 201, {"kind": "a"}),
@@ -110,6 +113,8 @@ ROWS: dict[str, Row] = {
     "GET /v1/jobs": Row(JOBS),
     "GET /v1/jobs/{job_id}": Row(JOBS),
     "GET /v1/jobs/{job_id}/events": Row(JOBS),
+    "POST /v1/jobs/{job_id}/events/ticket": Row(JOBS),
+    "GET /v1/jobs/{job_id}/events/stream": Row(PUBLIC, 401, query="?ticket=x"),
     "POST /v1/jobs/{job_id}/cancel": Row(START, 409),
     "POST /v1/jobs/{job_id}/retry": Row(START, 202),
     "GET /v1/jobs/{job_id}/artifacts/{name}": Row(JOBS, 404),
@@ -220,7 +225,7 @@ async def call(client: httpx.AsyncClient, route: str, parts: dict[str, str], tok
     method, _, path = route.partition(" ")
     row = ROWS[route]
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return await client.request(method, filled(path, parts), json=row.body, data=row.form, headers=headers)
+    return await client.request(method, filled(path, parts) + row.query, json=row.body, data=row.form, headers=headers)
 
 
 async def state(connection: Connection) -> dict[str, str]:
@@ -332,6 +337,6 @@ async def test_public_routes_ask_for_nobody(client: httpx.AsyncClient) -> None:
     """Without a body most of them have something to say, but never that the caller should log in."""
     for route, row in ROWS.items():
         if row.who == PUBLIC and route != "GET /openapi.json":
-            answer = await call(client, route, {"{name}": "x", "{code}": "x"}, None)
+            answer = await call(client, route, {"{name}": "x", "{code}": "x", "{job_id}": NO_SUCH_JOB}, None)
             expected = {row.answer} if route in ASKING or route.startswith("GET ") else {204, 400, 415, 422}
             assert answer.status_code in expected, (route, answer.text)

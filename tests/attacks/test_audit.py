@@ -107,6 +107,7 @@ WITHOUT: dict[str, str] = {
     "PATCH /v1/users/me/preferences": "preferences are no right",
     "POST /v1/users/lookup": "reads",
     "POST /v1/events": "events are data",
+    "POST /v1/jobs/{job_id}/events/ticket": "reads, with the caller's own credential",
     "POST /v1/jobs/{job_id}/cancel": "the own job says so itself",
     "POST /v1/jobs/{job_id}/retry": "has one, if the job copies the account; test_job_scopes.py looks at it",
     "POST /v1/invoices": "invoices are data",

@@ -176,10 +176,13 @@ async def test_no_list_reads_more_rows_than_its_bound(connection: Connection) ->
             connection, webhook_deliveries.GET_DELIVERY_SCAN_END_TO, OWNER, None, MAX_SCANNED - 1, ENDPOINT
         ),
         "events of a kind": await rows_read(
-            connection, events.LIST_EVENTS, OWNER, None, None, "test.rare", None, None, LIMIT, moment, end
+            connection, events.LIST_EVENTS, OWNER, None, None, "test.rare", None, None, LIMIT, moment, end, "{}", "{}"
+        ),
+        "events with a property": await rows_read(
+            *(connection, events.LIST_EVENTS, OWNER, None, None, None, None, None, LIMIT, moment, end, "{a}", "{b}")
         ),
         "old events": await rows_read(
-            connection, events.LIST_EVENTS, OWNER, None, None, None, None, "2020-01-01", LIMIT, moment, end
+            connection, events.LIST_EVENTS, OWNER, None, None, None, None, "2020-01-01", LIMIT, moment, end, "{}", "{}"
         ),
         "end of the events' page": await rows_read(connection, events.GET_SCAN_END, OWNER, None, None, MAX_SCANNED - 1),
         "audit trail behind a cursor": await rows_read(

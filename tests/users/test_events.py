@@ -330,3 +330,43 @@ async def test_events_of_one_moment_share_statements_and_each_user_sees_the_own_
         stored = [body_of(answer, EventsAccepted, 201)["ids"][0] for answer in answers[index :: len(people)]]
         page = body_of(await person.get(MINE), EventPage)
         assert sorted(event["id"] for event in page["items"]) == sorted(stored)
+
+
+async def test_events_are_found_by_their_properties(person: Person) -> None:
+    properties: list[dict[str, Any]] = [
+        {"sku": "A-1", "price": 9.5, "sold": True, "a.b": "x"},
+        {"sku": "A-1", "price": 5, "tags": ["x"]},
+        {"sku": "B", "price": "5"},
+        {},
+    ]
+    ids = []
+    for item in properties:
+        ids += body_of(await person.post(EVENTS, json={"kind": "a", "properties": item}), EventsAccepted, 201)["ids"]
+    for query, found in {
+        "property.sku=A-1": [1, 0],
+        "property.price=5": [2, 1],
+        "property.sku=A-1&property.price=5": [1],
+        "property.sku=A-1&kind=b": [],
+        "property.sold=true": [0],
+        "property.a.b=x": [0],
+        "property.sku=": [],
+        "property.sku=A-1&limit=1": [1, 0],
+        "property.%27%20OR%201%3D1=x": [],
+    }.items():
+        items: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = (await person.get(f"{MINE}?{query}" + (f"&cursor={cursor}" if cursor else ""))).json()
+            items += [item["id"] for item in page["items"]]
+            cursor = page["next_cursor"]
+        assert items == [ids[index] for index in found], query
+    many = "&".join(f"property.p{number}=x" for number in range(11))
+    for wrong in (
+        "property=x",
+        "property.=x",
+        "propertysku=x",
+        "property.a=1&property.a=2",
+        many,
+        "property.a=" + "x" * 257,
+    ):
+        assert (await person.get(f"{MINE}?{wrong}")).status_code == 422, wrong

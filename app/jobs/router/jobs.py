@@ -1,6 +1,5 @@
 """`/v1/jobs`."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any
@@ -32,7 +31,7 @@ from app.jobs.schemas.jobs import (
     SubmitJob,
 )
 from app.jobs.service import artifacts, submitting, watching
-from app.kernel.auth import InvalidToken, authenticate_again, principal_of
+from app.kernel.auth import authenticate_again, principal_of
 from app.kernel.background import until
 from app.kernel.database import Tx
 from app.kernel.fairness.disconnects import extend_deadline
@@ -48,13 +47,12 @@ from app.kernel.http import (
     problem_responses,
     reads_headers,
 )
+from app.kernel.http.event_streams import RECONNECT_MILLISECONDS, draining_of, while_welcome
 from app.kernel.http.idempotency import idempotent
 from app.kernel.request.state import RequestStateDep
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
-
-_RECONNECT_MILLISECONDS = 1000
 
 
 @router.post(
@@ -160,7 +158,7 @@ async def get_job(
         state.release_slot()
         extend_deadline(seconds)
         job = await watching.wait_for_job(
-            resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=_draining(request)
+            resources.db, runtime.watch, job_id, principal.user_id, seconds=seconds, stop=draining_of(request)
         )
         await authenticate_again(request)
     else:
@@ -214,19 +212,27 @@ async def watch_job(
     connections. Reconnecting with the id of the `done` event gets 204.
     """
     principal = principal_of(state)
-    seen: Job | None = None
-    draining = _draining(request)
     following = watching.follow_job(
         resources.db, runtime.watch, job_id, principal.user_id, before_each=partial(authenticate_again, request)
     )
-    async for job in _while_welcome(until(draining, following)):
+    async for event in stream_of(request, following, last_event_id):
+        yield event
+
+
+async def stream_of(
+    request: Request, following: AsyncIterator[Job], last_event_id: str | None
+) -> AsyncIterator[ServerSentEvent]:
+    """What the stream of a job tells, until it ends, the caller's credential does or the server does."""
+    seen: Job | None = None
+    draining = draining_of(request)
+    async for job in while_welcome(until(draining, following)):
         # A client that has this version already waits for the next one.
         is_known = seen is None and last_event_id == str(job.version)
         for event in () if is_known else _events(seen, job):
             yield event
         seen = job
     if draining is not None and draining.is_set() and (seen is None or not State(seen.state).is_final):
-        yield ServerSentEvent(event="shutdown", data={}, retry=_RECONNECT_MILLISECONDS)
+        yield ServerSentEvent(event="shutdown", data={}, retry=RECONNECT_MILLISECONDS)
 
 
 @router.post(
@@ -328,21 +334,7 @@ def _events(before: Job | None, job: Job) -> list[ServerSentEvent]:
             event=name,
             raw_data=data,
             id=version if index == len(parts) else None,
-            retry=_RECONNECT_MILLISECONDS if before is None and index == 1 else None,
+            retry=RECONNECT_MILLISECONDS if before is None and index == 1 else None,
         )
         for index, (name, data) in enumerate(parts, start=1)
     ]
-
-
-async def _while_welcome(jobs: AsyncIterator[Job]) -> AsyncIterator[Job]:
-    """The jobs, until the caller's token is not good any more."""
-    try:
-        async for job in jobs:
-            yield job
-    except InvalidToken:
-        return
-
-
-def _draining(request: Request) -> asyncio.Event | None:
-    """Set when the server begins to end; None where the server is not ours."""
-    return getattr(request.state, "draining", None)

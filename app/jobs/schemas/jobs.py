@@ -22,7 +22,7 @@ from app.jobs.schemas.job_kinds import (
     ReportResult,
     WebhookReplayResult,
 )
-from app.kernel.http import CreatedAt, NextCursor, PageQuery, Schema, Timestamp, example
+from app.kernel.http import EXAMPLE_ID, CreatedAt, NextCursor, PageQuery, Schema, Timestamp, example
 
 # Kinds that the service itself enqueues for a user, with results of no fixed form.
 SystemJobKind = TypeAliasType(
@@ -230,3 +230,12 @@ class JobPage(Schema, json_schema_extra=example({"items": [EXAMPLE_JOB], "next_c
 
     items: list[JobResponse] = Field(description="Jobs, newest first.")
     next_cursor: NextCursor
+
+
+class StreamTicket(Schema, json_schema_extra=example({"url": f"/v1/jobs/{EXAMPLE_ID}/events/stream?ticket=x"})):
+    """Leave to open one stream without a token."""
+
+    url: str = Field(
+        description="Address of the stream, relative to the service, for one use within a minute.",
+        json_schema_extra={"format": "uri-reference"},
+    )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
 import msgspec
@@ -60,6 +60,7 @@ class Cache:
         self._renewals = 0
         # Keys of the flights that other requests wait for, or have waited for.
         self._shared: set[str] = set()
+        self._observers: list[Callable[[Iterable[str]], None]] = []
         self._background = Background()
         # The answer in this process's memory; bound once, because it is asked for by nearly every request.
         self.get_local = self._local.get
@@ -75,6 +76,10 @@ class Cache:
         """After the commit of `tx`, nothing cached under `tags` is served any more."""
         for tag in tags:
             tx.emit(FORGET_TOPIC, tag)
+
+    def on_forget(self, observer: Callable[[Iterable[str]], None]) -> None:
+        """Calls `observer` with the tags that are forgotten, by whichever process; messages of others may be lost."""
+        self._observers.append(observer)
 
     def sample(self) -> None:
         """Adds what was counted since the last call to the metrics; a hit itself is too cheap to be counted there."""
@@ -238,6 +243,8 @@ class Cache:
 
     def _forget_local(self, tags: Iterable[str]) -> None:
         self._local.forget(tags)
+        for observer in self._observers:
+            observer(tags)
         for tag in tags:
             # A request from now on must not be given what a fill under way has read before this.
             for key in self._flights_of_tag.pop(tag, ()):

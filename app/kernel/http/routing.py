@@ -127,6 +127,15 @@ class Checks:
             for field in fields
             if isinstance(field.field_info, QueryParam) or not isinstance(field.field_info, Param)
         )
+        # A list whose filters have names of the callers says how they begin (`PageQuery.open_prefix`).
+        self._open_prefix = next(
+            (
+                prefix
+                for field in route.dependant.query_params
+                if (prefix := getattr(field.field_info.annotation, "open_prefix", None)) is not None
+            ),
+            None,
+        )
         self._takes_any_query = not route.path.startswith(_API)
         self._has_path_parameters = any(isinstance(field.field_info, PathParam) for field in fields)
         self._path = route.path
@@ -171,7 +180,7 @@ class Checks:
         if self._has_path_parameters:
             check_text(scope.get("raw_path") or b"", "path")
         if scope["query_string"] and not self._takes_any_query:
-            _check_query(scope["query_string"], self._query_names)
+            _check_query(scope["query_string"], self._query_names, self._open_prefix)
         if self.body is not None:
             headers = state.headers
             length = headers.get(b"content-length", b"0")
@@ -246,11 +255,13 @@ def _is_readable(routes: Iterable[BaseRoute], path: str) -> bool:
     )
 
 
-def _check_query(raw: bytes, known: frozenset[str]) -> None:
+def _check_query(raw: bytes, known: frozenset[str], open_prefix: str | None) -> None:
     check_text(raw, "query")
     if raw.count(b"&") >= _MAX_PARAMETERS:
         raise Unprocessable(errors=[FieldError("query", "There are too many query parameters.", "too_many_parameters")])
     names = [name for name, _ in QueryParams(raw).multi_items()]
+    if open_prefix is not None:
+        known |= {name for name in names if name.startswith(open_prefix) and name != open_prefix}
     errors = [
         FieldError(f"query:{name[:_MAX_TOLD_NAME]}", "There is no such query parameter.", "unknown_parameter")
         for name in dict.fromkeys(names)

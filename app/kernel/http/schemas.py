@@ -118,6 +118,9 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # How the names of further filters begin, which the model takes as its extra fields; None: there are none.
+    open_prefix: ClassVar[str | None] = None
+
     limit: Annotated[int, BeforeValidator(_refuse_loose_numbers)] = Field(
         20, ge=1, le=100, description="Maximum number of items in a page."
     )

@@ -41,6 +41,8 @@ LIST_EVENTS = """
       AND created_at >= COALESCE($5::timestamptz - interval '1 day', '-infinity')
       AND occurred_at >= COALESCE($5, '-infinity')
       AND occurred_at < COALESCE($6::timestamptz, 'infinity')
+      AND NOT EXISTS (SELECT FROM unnest($10::text[], $11::text[]) AS w (name, value)
+                      WHERE properties ->> w.name IS DISTINCT FROM w.value)
     ORDER BY created_at DESC, id DESC
     LIMIT $7
 """
@@ -64,6 +66,8 @@ async def list_events(
         wanted.until,
         limit,
         *(scan_end or (None, None)),
+        [name for name, _ in wanted.properties],
+        [value for _, value in wanted.properties],
     )
     return [_event(row) for row in rows]
 

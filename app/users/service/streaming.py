@@ -1,0 +1,118 @@
+"""A user's events as they are committed, without a gap over reconnects, restarts and lost messages."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from app.kernel.background import is_set_within
+from app.kernel.cache import Cache
+from app.kernel.database import Database
+from app.kernel.fairness.count import FairCount
+from app.kernel.ids import UserId
+from app.kernel.redis.bus import Bus
+from app.users.queries import event_stream as queries
+from app.users.records import StreamedEvent, StreamPosition
+from app.users.service import events_tag
+
+# Each stream keeps a connection of its client, and reads from time to time.
+MOST_STREAMS = 512
+MOST_STREAMS_OF_A_USER = 16
+# Longer than any transaction that writes events.
+_LONGEST_TRANSACTION = timedelta(minutes=1)
+_BATCH = 200
+_SCANNED = 1_000
+_LOOK_SECONDS = 5.0
+_LOOK_WITHOUT_BUS_SECONDS = 1.0
+# Until a transaction has ended that keeps newer events from being sent.
+_UNSETTLED_SECONDS = 0.05
+
+
+class EventWatch:
+    """Wakes the streams of a user whose events have changed. One per process; to be made before the bus starts.
+
+    What makes processes forget cached answers wakes streams too, so that storing an event costs nothing more.
+    """
+
+    def __init__(self, cache: Cache, bus: Bus) -> None:
+        self._bus = bus
+        self._streams: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.open = FairCount(MOST_STREAMS, most_of_one=MOST_STREAMS_OF_A_USER)
+        cache.on_forget(self._wake)
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds after which a stream looks without having been woken."""
+        return _LOOK_SECONDS if self._bus.is_connected else _LOOK_WITHOUT_BUS_SECONDS
+
+    @contextmanager
+    def watching(self, user_id: UserId) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the user may have new events."""
+        tag, event = events_tag(user_id), asyncio.Event()
+        self._streams[tag].add(event)
+        try:
+            yield event
+        finally:
+            self._streams[tag].discard(event)
+            if not self._streams[tag]:
+                del self._streams[tag]
+
+    def _wake(self, tags: Iterable[str]) -> None:
+        if self._streams:
+            for tag in tags:
+                for event in self._streams.get(tag, ()):
+                    event.set()
+
+
+async def find_start(db: Database, user_id: UserId, last_id: UUID | None) -> StreamPosition:
+    """Behind the event `last_id`, or now.
+
+    Of an event that was deleted its id still tells the time, from which on events may come a second time.
+    """
+    async with db.read("users.stream_start") as conn:
+        start = await queries.start_of_stream(conn)
+        if last_id is None:
+            return start
+        position = await queries.get_position(conn, user_id, last_id)
+    if position is not None:
+        return position
+    moment = datetime.fromtimestamp((last_id.int >> 80) / 1000, UTC)
+    # The transaction before the first one that any row names.
+    return StreamPosition(min(moment, start.created_at), "2", UUID(int=0))
+
+
+async def follow_events(
+    db: Database,
+    watch: EventWatch,
+    user_id: UserId,
+    position: StreamPosition,
+    *,
+    before_each: Callable[[], Awaitable[None]],
+) -> AsyncIterator[StreamedEvent]:
+    """The events behind `position`, each once, as soon as they are committed, for ever.
+
+    `before_each` is called before each look, the last of which is at most five seconds ago; what it raises ends it all.
+    No connection is held between two looks.
+    """
+    with watch.watching(user_id) as changed:
+        while True:
+            changed.clear()
+            await before_each()
+            async with db.read("users.stream_events") as conn:
+                events = await queries.list_streamed_events(
+                    conn, user_id, position, longest=_LONGEST_TRANSACTION, limit=_BATCH, scanned=_SCANNED
+                )
+            sent = 0
+            for event in events:
+                if not event.is_settled:
+                    break
+                sent += 1
+                yield event
+            if sent:
+                position = events[sent - 1].position()
+            if sent < len(events):
+                await asyncio.sleep(_UNSETTLED_SECONDS)
+            elif len(events) < _BATCH:
+                await is_set_within(changed, watch.poll_interval)
