@@ -149,6 +149,24 @@ def test_hostile_text_is_printed_as_it_is() -> None:
     assert len(PdfReader(io.BytesIO(pdf)).pages) > 1
 
 
+def test_many_short_lines_make_no_long_document() -> None:
+    line = {"description": "a\n" * 250, "quantity": 1, "unit_price_minor": 1}
+    customer = {"name": "b", "email": "a@example.org", "address": "b\n" * 500}
+    pdf = render_invoice(
+        invoice(
+            number="1",
+            order_id="1",
+            notes="c\n" * 1000,
+            customer=orjson.dumps(customer).decode(),
+            lines=orjson.dumps([line] * 20).decode(),
+        )
+    )
+    # It would have more than a hundred.
+    assert len(PdfReader(io.BytesIO(pdf)).pages) < 15
+    words = text_of(pdf).split()
+    assert [words.count(letter) for letter in "abc"] == [250 * 20, 501, 1000]
+
+
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [

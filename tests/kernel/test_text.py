@@ -9,7 +9,7 @@ from app.identity.schemas.api_keys import ApiKeyRequest
 from app.identity.schemas.sessions import LoginRequest
 from app.jobs.schemas.invoices import Customer, InvoiceLine, IssueInvoiceRequest
 from app.jobs.schemas.webhooks import CreateEndpointRequest, PatchEndpointRequest
-from app.kernel.validation.text import has_visible, isolated, printable
+from app.kernel.validation.text import has_visible, isolated, printable, within_lines
 from app.users.schemas import PatchUserRequest
 
 BLANK = [
@@ -103,3 +103,18 @@ def test_a_name_is_kept_as_it_was_given() -> None:
     assert PatchUserRequest.model_validate({"display_name": " Ada "}).model_dump(exclude_unset=True) == {
         "display_name": " Ada "
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("a\nb\nc", "a\nb\nc"),
+        ("a\n\nb", "a\n\nb"),
+        ("a\nb\nc\nd", "a\nb\nc d"),
+        ("\n\na\n \nb\r\nc\u2028d\n", "a\nb\nc d"),
+        ("a" + "\n" * 9, "a"),
+    ],
+)
+def test_what_is_beyond_the_last_line_goes_on_in_it(text: str, shown: str) -> None:
+    assert within_lines(text, 3) == shown

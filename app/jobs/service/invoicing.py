@@ -22,11 +22,16 @@ from app.kernel.database import Database, ReadConn, Tx
 from app.kernel.ids import UserId
 from app.kernel.pagination import MAX_PAGE_BYTES, Cursors, Page
 from app.kernel.queue import JobKind, Queue
+from app.kernel.validation.text import within_lines
 
 PDF_NAME = "invoice.pdf"
 KIND_EMAIL = "invoice.email"
 _KIND_PDF = "invoice.pdf"
 _QUEUE_OF_EMAIL = "default"
+# In the document, of a description or an address, and of the notes. With one letter on each of its lines an invoice
+# of 150 KiB would have 2,000 pages, and take 7 s and half a gigabyte to make.
+_MOST_LINES = 20
+_MOST_LINES_OF_NOTES = 100
 
 # Runs a computation beside the event loop.
 RunInThread: TypeAlias = Callable[[Callable[[], bytes]], Awaitable[bytes]]
@@ -163,16 +168,17 @@ def typeset_invoice(invoice: Invoice) -> Document:
 
 def _template_data(invoice: Invoice) -> dict[str, Any]:
     currency = invoice.currency
+    customer = orjson.loads(invoice.customer)
     return {
         "number": invoice.number,
         "order_id": invoice.order_id,
         "issued": [invoice.created_at.year, invoice.created_at.month, invoice.created_at.day],
         "seller": orjson.loads(invoice.seller) if invoice.seller else None,
-        "customer": orjson.loads(invoice.customer),
+        "customer": customer | {"address": within_lines(customer["address"], _MOST_LINES)},
         "currency": currency,
         "lines": [
             {
-                "description": line["description"],
+                "description": within_lines(line["description"], _MOST_LINES),
                 "quantity": str(line["quantity"]),
                 "unit_price": format_minor(line["unit_price_minor"], currency),
                 "amount": format_minor(line["quantity"] * line["unit_price_minor"], currency),
@@ -183,5 +189,5 @@ def _template_data(invoice: Invoice) -> dict[str, Any]:
         "subtotal": format_minor(invoice.subtotal_minor, currency),
         "tax": format_minor(invoice.tax_minor, currency),
         "total": format_minor(invoice.total_minor, currency),
-        "notes": invoice.notes,
+        "notes": within_lines(invoice.notes, _MOST_LINES_OF_NOTES) if invoice.notes is not None else None,
     }

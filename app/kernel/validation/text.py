@@ -97,6 +97,19 @@ def printable(text: str) -> str:
     )
 
 
+def within_lines(text: str, most: int) -> str:
+    """`text` on at most so many lines: those beyond go on in the last one, behind a space, and empty ones are left out.
+
+    What is laid out costs by its lines: one with a single letter takes as much paper, time and memory as a full one.
+    """
+    lines = text.splitlines()
+    if len(lines) <= most:
+        return text
+    filled = [line for line in lines if line.strip()]
+    last = " ".join(filled[most - 1 :])
+    return "\n".join([*filled[: most - 1], *([last] if last else [])])
+
+
 def isolated(text: str) -> str:
     """`text` on one line for the middle of a sentence, whose direction it does not change."""
     line = " ".join(printable(text).split("\n"))
