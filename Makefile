@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv/bin
 # Without bytecode every process compiles all packages again, which takes longer than the rest of its start.
 unexport PYTHONDONTWRITEBYTECODE
-CODE := app benchmarks tests alembic locustfile.py requirements/install.py requirements/licences.py
+CODE := app benchmarks tests alembic locustfile.py requirements/install.py requirements/licences.py scripts
 
 # The first interpreter on the PATH that is new enough; `make run PYTHON=/some/python3.12` chooses another.
 # Itself and not a script before it, such as that of pyenv, which takes longer to start than Python.
@@ -19,7 +19,7 @@ CHAOS_SECONDS ?= 300
 # Many tests wait for servers and processes, so more of them than cores run at a time.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help run dev clients serve worker migrate seed doctor env-example metrics-table openapi test quick browser fuzz check format lint types imports migrations-lint \
+.PHONY: help run dev clients serve worker migrate seed doctor env-example metrics-table openapi vendored test quick browser fuzz check format lint types imports migrations-lint \
 	dockerfile-lint workflows-lint audit load bench bench-quick chaos lock licences clean install install-test install-dev install-clients \
 	install-postgres image image-digest sbom sign release-notes release
 
@@ -157,6 +157,9 @@ chaos: install-dev ## Break everything in turn under load, and check that nothin
 
 lock: install-dev ## Write the lock files anew from pyproject.toml (UPGRADE=1: newest versions)
 	@$(VENV)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+vendored: install-dev ## Fetch the scripts of the console from their npm packages anew (npm)
+	@$(VENV)/python scripts/vendored.py
 
 licences: install-dev ## Write docs/licences.md anew
 	@$(VENV)/python requirements/licences.py

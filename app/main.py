@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
 from app.composition import CACHED_PATHS, close_resources, make_resources, open_resources, warn_of_eviction
+from app.console import router as console
 from app.core import router as core
 from app.core.health import Health, check_health
 from app.core.pages import DOCS_ASSETS
@@ -95,6 +96,7 @@ ROUTERS = (
     users_router.router,
     *IDENTITY_ROUTERS,
     *JOBS_ROUTERS,
+    console.console_router,
 )
 CACHED_READS = (*core.CACHED_READS, *users_router.CACHED_READS)
 
@@ -208,6 +210,7 @@ def create_app(settings: Settings) -> Onehop:
     ):
         # One flat list: an included router is matched three times for each request, which costs more than the handler.
         app.router.routes.extend(router.routes)
+    app.mount("/console/static", _WholeFiles(directory=console.STATIC_FILES))
     if has_docs:
         app.mount("/docs/assets", _WholeFiles(directory=DOCS_ASSETS))
     install_error_handlers(app)

@@ -1,5 +1,8 @@
-"""Writes docs/licences.md from the lock of the image and what its packages say of themselves: `make licences`."""
+"""Writes docs/licences.md from the lock of the image, what its packages say of themselves, and the list of the
+console's scripts: `make licences`.
+"""
 
+import json
 import re
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, metadata
@@ -7,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
+_VENDORED = ROOT / "scripts" / "vendored.json"
 # The identifiers of SPDX for what packages wrote before there was a field for them.
 _SPDX = {
     "Apache 2": "Apache-2.0",
@@ -37,7 +41,11 @@ def make_page() -> str:
     packages: dict[str, list[str]] = defaultdict(list)
     for name in re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==", lock, re.MULTILINE):
         packages[_licence_of(name)].append(name)
-    return _HEAD + "".join(f"| {licence} | {', '.join(names)} |\n" for licence, names in sorted(packages.items()))
+    vendored = json.loads(_VENDORED.read_text(encoding="utf-8"))
+    for name, licence in {(item["package"], item["licence"]) for item in vendored if item["file"].startswith("app/")}:
+        packages[licence].append(name)
+    rows = (f"| {licence} | {', '.join(sorted(names))} |\n" for licence, names in sorted(packages.items()))
+    return _HEAD + "".join(rows)
 
 
 def _licence_of(name: str) -> str:

@@ -36,6 +36,7 @@ PAGE_POLICY = f"default-src 'none'; style-src {STYLE_SOURCE}; frame-ancestors 'n
 def front_page(product: str, *, docs: bool, mailbox: bool) -> str:
     """What this is, with links to what is switched on."""
     links = [
+        ("/console", "see and manage what is yours, or as an administrator all of it"),
         *([("/docs", "try the API in the browser"), ("/redoc", "read its reference")] if docs else []),
         *([("/openapi.json", "its OpenAPI description")] if docs else []),
         *([("/dev/mailbox", "the e-mails sent in development")] if mailbox else []),

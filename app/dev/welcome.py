@@ -14,6 +14,7 @@ def welcome(
         "",
         f"{product} is ready" + (f" ({seconds:.1f} s)." if seconds is not None else "."),
         f"  API    {base}",
+        f"  Pages  {base}/console",
         f"  Docs   {base}/docs",
         *([f"  Mail   {base}/dev/mailbox"] if has_mailbox else []),
         *(

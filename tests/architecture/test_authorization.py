@@ -50,6 +50,21 @@ ROWS: dict[str, Row] = {
     "GET /forgot-password": Row(PUBLIC),
     "GET /unsubscribe": Row(PUBLIC),
     "POST /unsubscribe": Row(PUBLIC),
+    # They lead a stranger to the log-in; who sees what is in tests/console.
+    "GET /console/login": Row(PUBLIC),
+    "GET /console": Row(PUBLIC, 303),
+    "GET /console/jobs": Row(PUBLIC, 303),
+    "GET /console/jobs/{job_id}": Row(PUBLIC, 303),
+    "GET /console/invoices": Row(PUBLIC, 303),
+    "GET /console/webhooks": Row(PUBLIC, 303),
+    "GET /console/profile": Row(PUBLIC, 303),
+    "GET /console/security": Row(PUBLIC, 303),
+    "GET /console/api-keys": Row(PUBLIC, 303),
+    "GET /console/admin": Row(PUBLIC, 303),
+    "GET /console/admin/jobs": Row(PUBLIC, 303),
+    "GET /console/admin/jobs/{job_id}": Row(PUBLIC, 303),
+    "GET /console/admin/people": Row(PUBLIC, 303),
+    "GET /console/admin/people/{user_id}": Row(PUBLIC, 303),
     "GET /docs": Row(PUBLIC),
     "GET /docs/oauth2-redirect": Row(PUBLIC),
     "GET /redoc": Row(PUBLIC),
@@ -337,6 +352,7 @@ async def test_public_routes_ask_for_nobody(client: httpx.AsyncClient) -> None:
     """Without a body most of them have something to say, but never that the caller should log in."""
     for route, row in ROWS.items():
         if row.who == PUBLIC and route != "GET /openapi.json":
-            answer = await call(client, route, {"{name}": "x", "{code}": "x", "{job_id}": NO_SUCH_JOB}, None)
+            parts = {"{name}": "x", "{code}": "x", "{job_id}": NO_SUCH_JOB, "{user_id}": NO_SUCH_JOB}
+            answer = await call(client, route, parts, None)
             expected = {row.answer} if route in ASKING or route.startswith("GET ") else {204, 400, 415, 422}
             assert answer.status_code in expected, (route, answer.text)

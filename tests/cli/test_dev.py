@@ -112,6 +112,7 @@ def _is_ready(running: Running) -> bool:
 def test_dev_starts_everything_and_ends_in_order(dev: Callable[..., Running], environment: dict[str, str]) -> None:
     running = dev()
     running.wait_for(READY)
+    assert f"  Pages  {running.base}/console" in running.lines
     assert f"  Mail   {running.base}/dev/mailbox" in running.lines
     token = _log_in(running)
     status, overview = running.call("/v1/overview", token=token)

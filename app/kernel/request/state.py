@@ -4,9 +4,10 @@ async def record_events(state: RequestStateDep, ...) -> Response:
 state.charge(5)
 """
 
-from collections.abc import AsyncIterable, Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Callable, Collection, Hashable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, Request
 from starlette.types import Scope
@@ -48,6 +49,18 @@ class RequestState:
     endpoint: Callable[..., Any] | None = None
     # The body, for what looks at it after `kernel.http.direct`.
     parsed_json: Any = None
+
+    def part(self, headers: dict[bytes, bytes]) -> "RequestState":
+        """The state of a request that this one makes in its own process for its caller. It pays for itself.
+
+        Raises:
+            QuotaExceeded: the quota is known to be used up.
+        """
+        part = replace(
+            self, headers=headers, repeated_header=None, paid=0.0, route=None, endpoint=None, parsed_json=None
+        )
+        part.charge(1.0)
+        return part
 
     def check_headers(self) -> None:
         """Raises RepeatedHeader if a field that holds one value came more than once."""
@@ -124,6 +137,26 @@ def state_of(scope: Scope) -> RequestState:
         client = scope.get("client")
         state = scope[_KEY] = RequestState(headers, repeated, client[0] if client else None)
     return state
+
+
+def part_of(scope: Scope, path: str, query: str, wanted: Collection[bytes]) -> Scope:
+    """The scope of `GET path` as a part of the request with `scope`, with only the header fields in `wanted`.
+
+    Raises:
+        QuotaExceeded: as in `RequestState.part`.
+    """
+    state = state_of(scope)
+    headers = {name: value for name, value in state.headers.items() if name in wanted}
+    return {
+        **scope,
+        "method": "GET",
+        "path": path,
+        "raw_path": quote(path).encode(),
+        "query_string": query.encode(),
+        "headers": list(headers.items()),
+        "path_params": {},
+        _KEY: state.part(headers),
+    }
 
 
 def ignore_header(scope: Scope, name: bytes) -> None:

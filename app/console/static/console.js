@@ -1,0 +1,114 @@
+// Buttons and forms call the documented API: data-action="POST /v1/…" says which call, data-then where to go after it.
+"use strict";
+
+// Outside of the content, which a refresh replaces. What is shown only once stays until the page is left.
+const notice = (text, stays = false) => {
+  const place = document.getElementById("notice");
+  if (!place) return;
+  place.textContent = text;
+  place.hidden = false;
+  clearTimeout(notice.timer);
+  if (!stays) notice.timer = setTimeout(() => { place.hidden = true; }, 8000);
+};
+
+const told = (problem, status) => {
+  const fields = (problem.errors || []).map((error) => error.message || error.detail).filter(Boolean);
+  return [problem.detail || problem.title || `The server answered ${status}.`, ...fields].join(" ");
+};
+
+async function call(action, body) {
+  const [method, path] = action.split(" ");
+  const merges = method === "PATCH";
+  const headers = body === undefined ? {} : { "Content-Type": merges ? "application/merge-patch+json" : "application/json" };
+  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  const text = await answer.text();
+  let content = {};
+  try { content = text ? JSON.parse(text) : {}; } catch { /* Not from the API, such as the page of a proxy. */ }
+  if (!answer.ok) throw new Error(told(content, answer.status));
+  return content;
+}
+
+function valuesOf(form) {
+  const values = {};
+  for (const field of form.elements) {
+    if (!field.name) continue;
+    if (field.dataset.list !== undefined) {
+      values[field.name] ??= [];
+      if (field.checked) values[field.name].push(field.value);
+    } else if (field.type === "checkbox") values[field.name] = field.checked;
+    else values[field.name] = field.value === "" && field.type !== "password" ? null : field.value;
+  }
+  return values;
+}
+
+function refresh() {
+  const content = document.getElementById("content");
+  if (content) htmx.trigger(content, "refresh");
+}
+
+async function act(element, body) {
+  if (element.dataset.confirm && !confirm(element.dataset.confirm)) return;
+  const fault = element.querySelector(".fault");
+  if (fault) fault.textContent = "";
+  const button = element.matches("form") ? element.querySelector("button") : element;
+  button.setAttribute("aria-busy", "true");
+  try {
+    const content = await call(element.dataset.action, body);
+    if (content.mfa_required && element.dataset.secondFactor) {
+      const next = document.getElementById(element.dataset.secondFactor);
+      next.elements.mfa_token.value = content.mfa_token;
+      element.hidden = true;
+      next.hidden = false;
+      next.elements.code.focus();
+    } else if (element.dataset.then) location.assign(element.dataset.then);
+    else {
+      const shown = element.dataset.shows && content[element.dataset.shows];
+      notice(shown ? `${element.dataset.said} ${shown}` : element.dataset.said || "Done.", Boolean(shown));
+      if (element.matches("form")) element.reset();
+      refresh();
+    }
+  } catch (error) {
+    if (fault) fault.textContent = error.message;
+    else notice(error.message);
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-action]");
+  if (button) act(button, button.dataset.body ? JSON.parse(button.dataset.body) : undefined);
+});
+
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("form[data-action]")) return;
+  event.preventDefault();
+  act(event.target, valuesOf(event.target));
+});
+
+// A page that somebody types into is not replaced under their hands, nor one that nobody looks at.
+document.addEventListener("htmx:before:request", (event) => {
+  const typing = document.activeElement?.matches("#content input, #content select, #content textarea");
+  const isPoll = event.detail.ctx.sourceEvent?.type !== "refresh";
+  if (isPoll && (document.hidden || typing)) event.preventDefault();
+});
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function draw(place) {
+  const [times, ...series] = JSON.parse(place.dataset.chart);
+  place.textContent = "";
+  const grid = { stroke: colour("--line"), width: 1 };
+  const axis = { stroke: colour("--soft"), grid, ticks: grid };
+  new uPlot({
+    width: place.clientWidth - 16, height: 170, legend: { show: false }, cursor: { y: false },
+    axes: [axis, { ...axis, size: 52 }],
+    series: [{}, ...series.map(() => ({ label: place.dataset.label, stroke: colour("--main"), width: 2, fill: colour("--busy-ground") }))],
+  }, [times, ...series], place);
+}
+
+const drawAll = () => document.querySelectorAll("[data-chart]").forEach(draw);
+document.addEventListener("DOMContentLoaded", drawAll);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+let resizing;
+addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(drawAll, 150); });
