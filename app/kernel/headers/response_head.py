@@ -13,6 +13,12 @@ from itertools import starmap
 
 from starlette.types import Message, Send
 
+# What a browser must not do with JSON and files; a page brings a policy of its own.
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 # A response but for the server's own headers: its head without the last line end, and its body.
 Finished = tuple[bytes, bytes]
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")

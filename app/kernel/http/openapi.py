@@ -20,9 +20,8 @@ from app.kernel.errors import PROBLEM_MEDIA_TYPE
 from app.kernel.http.problems import error_class_of
 from app.kernel.http.schemas import EXAMPLE_ID, Problem, Schema
 from app.kernel.oauth_errors import FAULTS_OF_REQUEST
+from app.kernel.observability.probes import PROBE_PATHS
 
-# They are answered before any gate, quota or deadline.
-_ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 _FIRST_ERROR = 400
 # Answers that carry a representation, or stand for one, and so its tag.
 _TAGGED = frozenset({200, 206, 304})
@@ -318,7 +317,7 @@ def _complete_response(status: int, response: dict[str, Any], headers: Iterable[
 
 def _sent_headers(status: int, operation: Mapping[str, Any], route: APIRoute) -> Iterable[str]:
     yield "RequestId"
-    if route.path not in _ALWAYS_ANSWERED:
+    if route.path not in PROBE_PATHS:
         yield from _QUOTA_HEADERS
     if status >= _FIRST_ERROR:
         return
@@ -333,7 +332,7 @@ def _derived_statuses(operation: Mapping[str, Any], route: APIRoute) -> Iterable
     # An address that is no UTF-8, a body that is too large, and a query parameter that is not known. The others come
     # before there is a route: too slow a request, too long an address, too large a head.
     yield from (400, 408, 413, 414, 422, 431)
-    if route.path not in _ALWAYS_ANSWERED:
+    if route.path not in PROBE_PATHS:
         yield from (429, 503, 504)
     permission = declared_permission(route.dependant)
     if permission is not None and not permission.is_public:

@@ -8,11 +8,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.fairness.limiter import AdaptiveLimit, FixedLimit, Limiter, RequestClass
 from app.kernel.fairness.ticket import AdmissionStage, AdmissionTicket
 from app.kernel.fairness.time_shares import StepTimer, TimeShares
+from app.kernel.observability.probes import PROBE_PATHS
 from app.kernel.request.state import RequestState, state_of
 from app.kernel.settings import HttpSettings
 
-# These tell whether the process lives and what it does, so they must answer when nothing else can.
-_ALWAYS_ADMITTED = frozenset({"/livez", "/readyz", "/metrics"})
 # What reads cannot take from writes and writes not from reads; the rest goes to the first request.
 _RESERVED_FRACTION = 0.4
 _LOWEST_LIMIT = 16
@@ -82,13 +81,13 @@ class Admission:
 
     def admits(self, state: RequestState, scope: Scope) -> bool:
         """Gives a request a slot, or else room in the queue, before anything is done for it; False: neither."""
-        if scope["path"] in _ALWAYS_ADMITTED:
+        if scope["path"] in PROBE_PATHS:
             return True
         ticket = state.admission = AdmissionTicket(self._class_of(scope))
         return ticket.try_enter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in _ALWAYS_ADMITTED:
+        if scope["path"] in PROBE_PATHS:
             await self._app(scope, receive, send)
             return
         state = state_of(scope)

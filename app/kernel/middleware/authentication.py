@@ -5,7 +5,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.kernel.auth import Authenticator
 from app.kernel.errors import AppError
 from app.kernel.headers.session_cookie import SessionCookie
-from app.kernel.middleware.rate_limit import UNLIMITED, NetworkQuota
+from app.kernel.middleware.rate_limit import NetworkQuota
+from app.kernel.observability.probes import PROBE_PATHS
 from app.kernel.request.state import RequestState, state_of
 
 
@@ -32,8 +33,8 @@ class Authentication:
         credential = state.credential
         if credential is not None:
             state.principal = self._authenticator.cached_principal(credential)
-            # Paths without a quota need no caller.
-            if state.principal is None and scope["path"] not in UNLIMITED:
+            # Probes need no caller, and must not compete with other clients of their network.
+            if state.principal is None and scope["path"] not in PROBE_PATHS:
                 if not await self._networks.admit(state, send):
                     return
                 # Looking a credential up costs more than most requests.

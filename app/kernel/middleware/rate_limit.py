@@ -6,14 +6,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.http.prepared_problem import PreparedProblem
 from app.kernel.middleware.security_headers import SecurityHeaders
+from app.kernel.observability.probes import PROBE_PATHS
 from app.kernel.observability.telemetry import request_id_var
 from app.kernel.rate_limits import QuotaBucket, QuotaExceeded, RateLimits
 from app.kernel.request.client_address import client_address, network_of
 from app.kernel.request.state import RequestState, state_of
 from app.kernel.settings import HttpSettings
-
-# An operator's probes must not compete with other clients of their network.
-UNLIMITED = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class NetworkQuota:
@@ -80,10 +78,10 @@ class RateLimit:
             state.paid = cost
             if tokens >= bucket.low:
                 bucket.tokens = tokens
-            elif not await limits.spend(bucket, cost) and scope["path"] not in UNLIMITED:
+            elif not await limits.spend(bucket, cost) and scope["path"] not in PROBE_PATHS:
                 await _refuse(self._refusal, bucket, send)
                 return
-        elif state.quota is None and scope["path"] not in UNLIMITED:
+        elif state.quota is None and scope["path"] not in PROBE_PATHS:
             if not await self._networks.admit(state, send):
                 return
             await state.assign_slot()

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.kernel.headers.response_head import SECURITY_HEADERS
 from app.kernel.settings import HttpSettings
 
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
-# For JSON and files; a page brings a policy of its own.
-_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_REFERRER = (b"referrer-policy", b"no-referrer")
 _HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 
 
@@ -17,7 +14,7 @@ class SecurityHeaders:
     """The headers. `wrap` and `added_to` are for answers that do not pass the layer."""
 
     def __init__(self, settings: HttpSettings) -> None:
-        self._headers = [_NOSNIFF, _REFERRER, *([_HSTS] if settings.hsts else []), _POLICY]
+        self._headers = [*SECURITY_HEADERS, *([_HSTS] if settings.hsts else [])]
         self._names = frozenset(name for name, _ in self._headers)
 
     def added_to(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

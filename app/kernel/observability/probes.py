@@ -14,6 +14,8 @@ import orjson
 from app.kernel.headers.codings import accepts_gzip
 from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, render_metrics
 
+# An API answers them too, whatever else it does not: they tell whether the process lives and what it does.
+PROBE_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 Check = Literal["ok", "degraded", "failing"]
 Checks = Mapping[str, Check]
 # Probes of several systems, or of a stranger, cost no more than one look a second.

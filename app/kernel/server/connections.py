@@ -19,6 +19,7 @@ from prometheus_client import Counter, Gauge
 from uvicorn.server import ServerState
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
+from app.kernel.headers.response_head import SECURITY_HEADERS
 from app.kernel.ids import new_id
 from app.kernel.oauth_errors import MEDIA_TYPE as OAUTH_MEDIA_TYPE
 from app.kernel.oauth_errors import oauth_error
@@ -36,11 +37,6 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 # A client whose connection has been silent for so long while the process ends will not mind its end.
 DRAIN_IDLE_SECONDS = 1.0
-_SECURITY = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-}
 # RFC 3986, section 3.2.2, without user information.
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _KNOWN_HOSTS = 1000
@@ -237,10 +233,9 @@ def refusal(error: AppError, headers: Sequence[tuple[bytes, bytes]], *, is_oauth
         "content-length": str(len(body)),
         "cache-control": "no-store",
         "x-request-id": request_id,
-        **_SECURITY,
         **error.headers,
         "connection": "close",
     }
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
-    date = b"".join(b"%s: %s\r\n" % field for field in headers)
-    return "\r\n".join([*lines, ""]).encode() + date + b"\r\n" + body
+    more = b"".join(b"%s: %s\r\n" % field for field in (*SECURITY_HEADERS, *headers))
+    return "\r\n".join([*lines, ""]).encode() + more + b"\r\n" + body
