@@ -119,3 +119,29 @@ async def test_an_answer_near_its_end_is_renewed_and_nobody_waits(
     (renewed,) = local._entries.values()
     assert renewed.due_at < renewed.expires_at
     assert answer_of(app, scope_of(person, x_request_id="mine")) == before
+
+
+async def test_no_layer_runs_for_what_the_edge_answers(
+    app: Onehop, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not under a server that knows nothing of the edge either, as here."""
+    before = await person.get("/v1/overview")
+    monkeypatch.setattr(app.edge, "_layers", None)
+    again = await person.get("/v1/overview")
+    assert (again.status_code, again.content, again.headers["etag"]) == (200, before.content, before.headers["etag"])
+    unchanged = await person.get("/v1/overview", headers={"If-None-Match": before.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    with pytest.raises(TypeError):
+        await person.get("/v1/overview", headers={"If-Match": "*"})
+
+
+@pytest.mark.settings(APP_HTTP_CORS_ORIGINS="https://front.example")
+async def test_an_answer_from_memory_has_what_a_browser_needs_to_read_it(app: Onehop, person: Person) -> None:
+    assert app.edge is None
+    first, again = [await person.get("/v1/overview", headers={"Origin": "https://front.example"}) for _ in range(2)]
+    assert again.headers["access-control-allow-origin"] == "https://front.example"
+    assert "X-Request-ID" in again.headers["access-control-expose-headers"]
+    own = {"x-request-id", "ratelimit"}
+    assert {name: text for name, text in again.headers.items() if name not in own} == {
+        name: text for name, text in first.headers.items() if name not in own
+    }
