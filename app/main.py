@@ -46,6 +46,7 @@ from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.fairness.turns import OneAtATime
 from app.kernel.headers.codings import is_compressible
 from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
+from app.kernel.metric_history import REPORT_SECONDS, MetricReporter
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
 from app.kernel.middleware.cors import Cors
@@ -272,6 +273,8 @@ async def _lifespan(app: Onehop, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(app.state.metrics.close)
         background = Background()
         background.repeat(partial(_sample, app), name="telemetry.samples", every=_SAMPLE_SECONDS)
+        reporter = MetricReporter(resources.db, "api", __version__)
+        background.repeat(reporter.report, name="telemetry.report", every=REPORT_SECONDS, rests_first=True)
         stack.push_async_callback(background.close)
         # It ends by itself within two seconds. Cancelled while it connects, it would leave a socket behind.
         stack.push_async_callback(asyncio.wait, {background.spawn(warn_of_eviction(resources))})

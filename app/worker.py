@@ -35,9 +35,11 @@ from app.jobs.api import (
     use_fonts,
     user_caps,
 )
+from app.kernel.background import Background
 from app.kernel.clock import Clock
 from app.kernel.database import Database, follow_database_time
 from app.kernel.mail import Mailer, make_transport
+from app.kernel.metric_history import REPORT_SECONDS, MetricReporter
 from app.kernel.observability.build import announce_build
 from app.kernel.observability.gc_tuning import rare_collections
 from app.kernel.observability.probes import probes_served
@@ -188,10 +190,18 @@ async def open_worker(
         partial(confirm_secret, db, resources.keys),
         *(partial(consume, server, queue, runner, executor) for server in range(len(queue.urls))),
     ]
+    background = Background()
+    background.repeat(
+        MetricReporter(db, "worker", __version__).report,
+        name="telemetry.report",
+        every=REPORT_SECONDS,
+        rests_first=True,
+    )
     loops = [asyncio.create_task(_keep_running(loop)) for loop in endless]
     try:
         yield Worker(settings, db, redis, queue, runner, relay, store)
     finally:
+        await background.close()
         await _stop(loops)
         # A worker that drained has none left. Others would go on with what is closed below, and open it again.
         await _stop(runner.tasks.values())

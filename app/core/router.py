@@ -3,15 +3,15 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from app.core import links, mailbox, pages, service
+from app.core import links, mailbox, pages, service, stats
 from app.core.health import Health, NotReady, health_response
-from app.core.schemas import AliveResponse, OverviewResponse, ProblemCatalogue, ReadyResponse
+from app.core.schemas import AliveResponse, OverviewResponse, ProblemCatalogue, ReadyResponse, StatsQuery, StatsResponse
 from app.identity.api import Device
 from app.jobs import api as jobs
-from app.kernel.auth import Public, Require
+from app.kernel.auth import Public, Require, RequireRole
 from app.kernel.errors import NotFound
 from app.kernel.fairness.pacing import Paced
 from app.kernel.headers.codings import accepts_gzip
@@ -62,6 +62,14 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+
+
+@router.get("/v1/admin/stats", response_model=StatsResponse, tags=["admin"])
+async def get_stats(
+    _: Annotated[Principal, RequireRole("admin")], resources: ResourcesDep, query: Annotated[StatsQuery, Query()]
+) -> Response:
+    """Get the numbers of the last minutes or hours: requests, latencies, admission, cache, database and jobs."""
+    return json_response(await stats.read_stats(resources.db, query.window))
 
 
 @router.get("/v1/overview", response_model=OverviewResponse, responses=problem_responses(404))

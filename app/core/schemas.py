@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
+from app.core.stats import StatsWindow
 from app.jobs.api import COUNTED_AT_MOST, JobState
 from app.kernel.http import EXAMPLE_ID, EXAMPLE_TIME, CreatedAt, Id, ProblemCode, Schema, Timestamp, example
 from app.kernel.validation.field_codes import FieldErrorCode
@@ -118,3 +119,66 @@ class ProblemCatalogue(Schema):
 
     items: list[ProblemCodeResponse] = Field(description="Codes of problems, by name.")
     fields: list[FieldErrorCodeResponse] = Field(description="Codes of refused fields and parameters, by name.")
+
+
+class StatsQuery(Schema):
+    """How far back."""
+
+    window: StatsWindow = Field("15m", description="Until now, from so long ago.")
+
+
+class StatsPoint(Schema):
+    """What all processes have counted within one step of time."""
+
+    at: Timestamp = Field(description="When the step began.")
+    requests: int = Field(description="Requests that were answered.")
+    client_errors: int = Field(description="Those among them with a 4xx.")
+    server_errors: int = Field(description="Those among them with a 5xx.")
+    p50_ms: float | None = Field(description="Time within which half of them were answered; null: there were none.")
+    p95_ms: float | None = Field(description="Time within which 95 % were answered; null: there were none.")
+    p99_ms: float | None = Field(description="Time within which 99 % were answered; null: there were none.")
+    rejected: int = Field(description="Requests that admission refused.")
+    queued: int = Field(description="Requests that waited for admission.")
+    cache_hits: int = Field(description="Answers from the cache.")
+    cache_misses: int = Field(description="Answers that the cache did not have.")
+    statements: int = Field(description="SQL statements.")
+    pool_used: float = Field(description="Connections in use of the pool of a process, on average.")
+    pool_size: float = Field(description="Connections of the pool of a process, on average.")
+
+
+class JobStatsPoint(Schema):
+    """The runs of a kind of job within one step of time."""
+
+    at: Timestamp = Field(description="When the step began.")
+    runs: int = Field(description="Runs that ended.")
+    failures: int = Field(description="Jobs that failed for good.")
+    p95_ms: float | None = Field(description="Time within which 95 % of the runs ended; null: there were none.")
+
+
+class JobStats(Schema):
+    """The runs of a kind of job."""
+
+    kind: str = Field(description="The kind of job.")
+    runs: int = Field(description="Runs that ended within the window.")
+    failures: int = Field(description="Jobs that failed for good within the window.")
+    p95_ms: float | None = Field(description="Time within which 95 % of the runs ended; null: there were none.")
+    points: list[JobStatsPoint] = Field(description="The same by steps, oldest first.")
+
+
+class Deployment(Schema):
+    """Processes that have started."""
+
+    at: Timestamp = Field(description="When the step began in which they did.")
+    role: str = Field(description="`api` or `worker`.")
+    version: str = Field(description="Version of the program.")
+    processes: int = Field(description="How many of them.")
+
+
+class StatsResponse(Schema):
+    """The numbers of the installation, as curves; the last step is not over."""
+
+    window: StatsWindow = Field(description="From how long ago the curves begin.")
+    step_seconds: int = Field(description="How long a step is.")
+    points: list[StatsPoint] = Field(description="Requests by steps, oldest first.")
+    jobs: list[JobStats] = Field(description="Jobs that ran within the window, by kind.")
+    deployments: list[Deployment] = Field(description="Starts of processes, oldest first.")

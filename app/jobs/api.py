@@ -30,7 +30,7 @@ from app.jobs.service.administration import (
 from app.jobs.service.documents import FONT_PACKAGES, SCRIPTS, find_missing_scripts, use_fonts
 from app.jobs.service.endpoints import disable_endpoints
 from app.jobs.service.erasure import Eraser
-from app.jobs.service.execution import Executor
+from app.jobs.service.execution import RUN_BUCKETS, Executor
 from app.jobs.service.health import WorkerHealth
 from app.jobs.service.mail_outbox import MailOutbox, lift_suppression
 from app.jobs.service.presence import report_end, report_for_ever
@@ -51,6 +51,7 @@ __all__ = [
     "FONT_PACKAGES",
     "JOB_KINDS",
     "QUEUES",
+    "RUN_BUCKETS",
     "SCHEDULES",
     "SCRIPTS",
     "STATE_FILTERS",

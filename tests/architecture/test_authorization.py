@@ -167,6 +167,7 @@ ROWS: dict[str, Row] = {
     "GET /v1/admin/queues": Row(ADMIN),
     "POST /v1/admin/queues/{queue}/pause": Row(ADMIN, 204),
     "POST /v1/admin/queues/{queue}/resume": Row(ADMIN, 204),
+    "GET /v1/admin/stats": Row(ADMIN),
     "GET /v1/admin/security-events": Row(ADMIN),
     "GET /v1/admin/webhooks/deliveries": Row(ADMIN),
     "POST /v1/admin/webhooks/deliveries/{delivery_id}/redeliver": Row(ADMIN, 202),

@@ -116,6 +116,7 @@ WITHOUT: dict[str, str] = {
     "POST /v1/webhooks/deliveries/{delivery_id}/redeliver": "the delivery is on file",
     "POST /v1/webhooks/endpoints/{endpoint_id}/replay": "the job is on file",
     "GET /v1/admin/queues": "numbers without persons",
+    "GET /v1/admin/stats": "numbers without persons",
     "GET /v1/admin/schedules": "of the program alone",
     "GET /v1/admin/workers": "of the program alone",
 }

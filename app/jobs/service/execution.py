@@ -40,11 +40,12 @@ _pickup_seconds = Histogram(
     ["queue"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600, 3600),
 )
+RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _run_seconds = Histogram(
     "onehop_jobs_run_seconds",
     "Duration of job handlers in seconds.",
     ["kind"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    buckets=RUN_BUCKETS,
 )
 
 _slots = Gauge("onehop_jobs_worker_slots", "Worker slots, by state.", ["state"], multiprocess_mode="livesum")
