@@ -406,6 +406,14 @@ CREATE TABLE kernel.incarnation (
     CONSTRAINT incarnation_is_only_check CHECK (is_only)
 );
 
+CREATE TABLE kernel.metric_samples (
+    step integer NOT NULL,
+    at timestamp with time zone NOT NULL,
+    subject text NOT NULL,
+    counts bigint[] NOT NULL
+)
+WITH (fillfactor='70');
+
 CREATE TABLE public.alembic_version (
     version_num text NOT NULL
 );
@@ -544,6 +552,9 @@ ALTER TABLE ONLY kernel.idempotency_keys
 
 ALTER TABLE ONLY kernel.incarnation
     ADD CONSTRAINT incarnation_pkey PRIMARY KEY (is_only);
+
+ALTER TABLE ONLY kernel.metric_samples
+    ADD CONSTRAINT metric_samples_pkey PRIMARY KEY (step, at, subject);
 
 ALTER TABLE ONLY public.alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
