@@ -1,4 +1,4 @@
-"""What the processes count is kept for a day, summed over all of them, so that its rows do not grow with their number."""
+"""What the processes count is kept for a day, in rows that all of them share, so that their number is bounded."""
 
 from alembic import op
 
