@@ -202,10 +202,10 @@ async def test_only_some_refusals_are_about_the_address(
 def test_every_template_renders_and_escapes() -> None:
     templates = Templates(TEMPLATES)
     hostile = '<script>alert("1")</script>&'
-    data = {"link": hostile, "hours": 24, "minutes": 30, "subject": hostile, "what": hostile}
+    data = {"link": hostile, "hours": 24, "minutes": 30, "subject": hostile, "what": hostile, "code": hostile}
     names = {file.stem for file in TEMPLATES.glob("*.txt")}
     assert names == {file.stem for file in TEMPLATES.glob("*.html")}
-    assert names == {"account_exists", "change_email", "notice", "reset_password", "verify_email"}
+    assert names == {"account_exists", "change_email", "log_in", "notice", "reset_password", "verify_email"}
     for name in names:
         subject, text, html = templates.render(name, data)
         assert subject
