@@ -13,6 +13,7 @@ from app.cli.terminal import operator_name, say
 from app.kernel.errors import EXIT_CONFIG
 
 if TYPE_CHECKING:
+    from app.dev.welcome import LogIn
     from app.settings import Settings
 
 _APP = Path(__file__).resolve().parents[1]
@@ -229,7 +230,7 @@ def seed() -> None:
 
     with servers_for_settings() as settings:
         _refuse_in_production(settings)
-        for account in asyncio.run(add_demo_data(settings)):
+        for account in asyncio.run(add_demo_data(settings)).accounts:
             say(f"{account.email} / {account.password} ({account.role})")
 
 
@@ -265,11 +266,11 @@ def prepare(
             await upgrade(dsn)
             say(f"Schema is at {newest_revision()}")
 
-    async def add_demo_data() -> list[tuple[str, str, str]]:
+    async def add_demo_data() -> "list[LogIn]":
         # Loaded only now, because the API can go on from here.
         from app.dev.demo import seed
 
-        return [account.log_in for account in await seed(settings)]
+        return (await seed(settings)).shown
 
     asyncio.run(bring_schema_up_to_date())
     report.write_text(json.dumps(asyncio.run(add_demo_data())), encoding="utf-8")

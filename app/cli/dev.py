@@ -67,7 +67,7 @@ def run_everything(settings: Settings, *, reload: bool) -> None:
 
 
 def _welcome(settings: Settings, report: Path, *, seconds: float) -> str:
-    log_ins: list[LogIn] = json.loads(report.read_text(encoding="utf-8"))
+    log_ins = [LogIn(*fields) for fields in json.loads(report.read_text(encoding="utf-8"))]
     report.unlink()
     base = base_url(settings.host, settings.port)
     return welcome(settings.name, base, log_ins, has_mailbox=settings.has_mailbox, seconds=seconds)

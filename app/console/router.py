@@ -37,6 +37,8 @@ console_router = Router(include_in_schema=False)
 @console_router.get("/console/login", dependencies=[Public], response_class=HTMLResponse)
 async def open_login(request: Request) -> Response:
     context = {"product": request.app.title, "title": "Log in", "next": _own_path(request.query_params.get("next"))}
+    # In production a link would log its reader into the account of its author.
+    context["opens_links"] = request.app.state.mailbox is not None
     return HTMLResponse(await rendering.render("login.html", context), headers=_HEADERS)
 
 

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from app.composition import close_resources, make_resources, open_database
-from app.identity.api import PasswordHashing, check_secret, operator, provision_account
+from app.dev.welcome import LogIn
+from app.identity.api import PasswordHashing, check_secret, issue_login_code, operator, provision_account
 from app.kernel.auth import Role
 from app.kernel.clock import Clock
 from app.kernel.database import Tx
@@ -30,10 +31,6 @@ class DemoAccount:
     role: Role
     display_name: str
 
-    @property
-    def log_in(self) -> tuple[str, str, str]:
-        return self.email, self.password, self.role
-
 
 DEMO_ACCOUNTS = (
     DemoAccount("admin@example.com", "admin-of-onehop-42", "admin", "Ada Admin"),
@@ -41,8 +38,24 @@ DEMO_ACCOUNTS = (
 )
 
 
-async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
-    """Makes what is missing; returns the accounts that can log in.
+@dataclass(frozen=True, slots=True)
+class DemoLogIns:
+    """The accounts that can log in, and a code with which the administrator does without a password, once."""
+
+    accounts: tuple[DemoAccount, ...]
+    code: str | None
+
+    @property
+    def shown(self) -> list[LogIn]:
+        """As a start shows them."""
+        return [
+            LogIn(account.email, account.password, account.role, self.code if account.role == "admin" else None)
+            for account in self.accounts
+        ]
+
+
+async def seed(settings: Settings) -> DemoLogIns:
+    """Makes what is missing.
 
     Raises:
         SettingsError: the database was used with another APP_SECRET_KEY.
@@ -64,10 +77,11 @@ async def seed(settings: Settings) -> tuple[DemoAccount, ...]:
                 role=account.role,
                 furnish=partial(_add_events, resources.clock) if account.role == "user" else None,
             )
+        code = await issue_login_code(resources.db, resources.keys, resources.clock, DEMO_ACCOUNTS[0].email)
     finally:
         await hashing.close()
         await close_resources(resources)
-    return DEMO_ACCOUNTS
+    return DemoLogIns(DEMO_ACCOUNTS, code)
 
 
 async def _add_events(clock: Clock, tx: Tx, user_id: UserId) -> None:

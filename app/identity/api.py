@@ -11,6 +11,7 @@ from app.identity.service.audit_log import (
 )
 from app.identity.service.callers import lock_admin, lock_caller, lock_maker
 from app.identity.service.container import IdentityServices, confirm_secret, make_identity, run_identity
+from app.identity.service.email_codes import issue_login_code
 from app.identity.service.exporting import export_identity, iterate_security_events
 from app.identity.service.key_rotation import check_secret, replace_signing_keys, rotate_signing_keys
 from app.identity.service.password_hashing import PasswordHashing
@@ -31,6 +32,7 @@ __all__ = [
     "export_identity",
     "get_mail_account",
     "is_admin_at",
+    "issue_login_code",
     "iterate_security_events",
     "list_admins",
     "lock_admin",

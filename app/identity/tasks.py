@@ -4,7 +4,6 @@ Tokens are made here, by the worker that sends them, so that no job row and no q
 again makes another token, which takes the place of the one before.
 """
 
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,7 +18,7 @@ from app.identity.queries.accounts import anonymise_account, get_account, get_ac
 from app.identity.queries.one_time_tokens import replace_one_time_token
 from app.identity.records import Account, TokenPurpose
 from app.identity.service.addresses import EmailChange
-from app.identity.service.email_codes import CODE_LIFETIME, hash_login_code
+from app.identity.service.email_codes import CODE_LIFETIME, hash_login_code, new_login_code
 from app.identity.service.emails import (
     KIND_CHANGE,
     KIND_CODE,
@@ -46,7 +45,6 @@ _logger = get_logger(__name__)
 _TEMPLATES = Templates(Path(__file__).parent / "templates")
 _HOUR = 3600
 _MINUTE = 60
-_CODE_DIGITS = 6
 _NOTICES: dict[Notice, tuple[str, str]] = {
     "password_changed": ("Your password was changed", "the password of your {product} account was changed."),
     "email_changed": (
@@ -156,7 +154,7 @@ async def _mail_code(ctx: JobContext, args: AddressArgs) -> None:
     account = await _by_email(ctx, args.email)
     if account is None or account.status != "active":
         return
-    code = f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}}"
+    code = new_login_code()
     token_hash = hash_login_code(ctx.keys, account.user_id, code)
     minutes = int(CODE_LIFETIME.total_seconds()) // _MINUTE
     purpose: MailPurpose = "own_code" if args.is_asked_by_owner(account) else "code"

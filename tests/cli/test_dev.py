@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import psutil
 import pytest
@@ -114,6 +115,11 @@ def test_dev_starts_everything_and_ends_in_order(dev: Callable[..., Running], en
     running.wait_for(READY)
     assert f"  Pages  {running.base}/console" in running.lines
     assert f"  Mail   {running.base}/dev/mailbox" in running.lines
+    # The printed link opens the console once: its code is what the page sends.
+    (link,) = [line.split()[0] for line in running.lines if "/console/login#" in line]
+    given = dict(parse_qsl(urlsplit(link).fragment))
+    assert given["email"] == "admin@example.com"
+    assert [running.call("/v1/auth/code/login", given)[0] for _ in range(2)] == [200, 401]
     token = _log_in(running)
     status, overview = running.call("/v1/overview", token=token)
     assert status == 200

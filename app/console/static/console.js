@@ -86,7 +86,34 @@ document.addEventListener("submit", (event) => {
   act(event.target, valuesOf(event.target));
 });
 
-// A page that somebody types into is not replaced under their hands, nor one that nobody looks at.
+// By a code: the one that the person asks for by e-mail, or that of the link which a development server prints.
+function enterByCode(email, code) {
+  const form = document.getElementById("by-code");
+  document.querySelector('[data-action="POST /v1/auth/login"]').hidden = true;
+  document.getElementById("ask-for-code").hidden = true;
+  form.hidden = false;
+  form.elements.email.value = email;
+  form.elements.code.value = code;
+  if (code) act(form, valuesOf(form));
+  else form.elements.code.focus();
+}
+
+document.getElementById("ask-for-code")?.addEventListener("click", async () => {
+  const form = document.querySelector('[data-action="POST /v1/auth/login"]');
+  if (!form.elements.email.reportValidity()) return;
+  try {
+    await call("POST /v1/auth/code", { email: form.elements.email.value });
+    enterByCode(form.elements.email.value, "");
+  } catch (error) { form.querySelector(".fault").textContent = error.message; }
+});
+
+if (document.body.dataset.opensLinks !== undefined && location.hash.includes("code=")) {
+  const given = new URLSearchParams(location.hash.slice(1));
+  history.replaceState(null, "", location.pathname + location.search);
+  enterByCode(given.get("email"), given.get("code"));
+}
+
+// A page is not replaced while its reader types into it, nor while it is hidden.
 document.addEventListener("htmx:before:request", (event) => {
   const typing = document.activeElement?.matches("#content input, #content select, #content textarea");
   const isPoll = event.detail.ctx.sourceEvent?.type !== "refresh";

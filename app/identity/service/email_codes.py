@@ -5,6 +5,7 @@ devices are judged, whatever they are; beyond a hundred in 30 days none is.
 """
 
 import hmac
+import secrets
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
@@ -12,7 +13,7 @@ from uuid import UUID
 
 from app.identity.errors import InvalidCode, InvalidCredentials
 from app.identity.queries.accounts import get_account_by_email
-from app.identity.queries.one_time_tokens import try_login_code, use_one_time_token
+from app.identity.queries.one_time_tokens import replace_one_time_token, try_login_code, use_one_time_token
 from app.identity.records import Account, Actor, Device
 from app.identity.service.addresses import prove_address
 from app.identity.service.audit_log import record_security_event
@@ -22,6 +23,7 @@ from app.identity.service.login import LoggedIn, SecondFactorNeeded, ask_for_sec
 from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.second_factor import as_shown
 from app.identity.service.sessions import Opened, end_surplus, open_session
+from app.kernel.clock import Clock
 from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.sealing import Keys
@@ -30,6 +32,7 @@ from app.users import api as users
 
 CODE_LIFETIME = timedelta(minutes=10)
 _METHODS = ("email",)
+_CODE_DIGITS = 6
 _NOT_AN_ACCOUNT = UserId(UUID(int=0))
 
 
@@ -60,6 +63,31 @@ async def request_code(
     if wish.is_granted:
         async with db.statement("identity.request_code") as tx:
             await mail_code(tx, identity.queue, email, known=wish.known)
+
+
+def new_login_code() -> str:
+    return f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}}"
+
+
+@retries_conflicts
+async def issue_login_code(db: Database, keys: Keys, clock: Clock, email: str) -> str | None:
+    """A code that is not sent, for an operator of the machine; None: there is no such active account."""
+    code = new_login_code()
+    async with db.transaction("identity.issue_login_code") as tx:
+        account = await get_account_by_email(tx, canonical_email(email))
+        if account is None or account.status != "active":
+            return None
+        await replace_one_time_token(
+            tx,
+            user_id=account.user_id,
+            purpose="log_in",
+            token_hash=hash_login_code(keys, account.user_id, code),
+            payload="{}",
+            now=clock.now(),
+            expires_at=clock.now() + CODE_LIFETIME,
+            version=account.version,
+        )
+    return code
 
 
 async def log_in_by_code(
