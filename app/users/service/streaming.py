@@ -3,9 +3,11 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from app.kernel.background import is_set_within
 from app.kernel.cache import Cache
@@ -26,8 +28,36 @@ _BATCH = 200
 _SCANNED = 1_000
 _LOOK_SECONDS = 5.0
 _LOOK_WITHOUT_BUS_SECONDS = 1.0
-# Until a transaction has ended that keeps newer events from being sent.
+# Between looks, until a transaction has ended that keeps newer events from being sent; it may be any of the server's,
+# such as one that makes an index for minutes.
 _UNSETTLED_SECONDS = 0.05
+_LONGEST_UNSETTLED_SECONDS = 1.0
+# A look reads what its user has stored within two minutes, which may be millions of events. Looks of one user that take
+# longer than this are followed by a rest of so many times as long: a fifth of a core for all of the user's streams.
+_QUICK_LOOK_SECONDS = 0.02
+_REST = 4.0
+_LONGEST_REST_SECONDS = 60.0
+
+
+class Looks:
+    """The turn of one user's streams to read, one at a time."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._rests_until = 0.0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Runs the block once no other one of the user does, and those before have rested."""
+        async with self._lock:
+            await asyncio.sleep(max(0.0, self._rests_until - monotonic()))
+            started = monotonic()
+            try:
+                yield
+            finally:
+                ended = monotonic()
+                if ended - started > _QUICK_LOOK_SECONDS:
+                    self._rests_until = ended + min((ended - started) * _REST, _LONGEST_REST_SECONDS)
 
 
 class EventWatch:
@@ -39,6 +69,8 @@ class EventWatch:
     def __init__(self, cache: Cache, bus: Bus) -> None:
         self._bus = bus
         self._streams: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        # Of a user for as long as a stream has them.
+        self._looks: WeakValueDictionary[UserId, Looks] = WeakValueDictionary()
         self.open = FairCount(MOST_STREAMS, most_of_one=MOST_STREAMS_OF_A_USER)
         cache.on_forget(self._wake)
 
@@ -46,6 +78,9 @@ class EventWatch:
     def poll_interval(self) -> float:
         """Seconds after which a stream looks without having been woken."""
         return _LOOK_SECONDS if self._bus.is_connected else _LOOK_WITHOUT_BUS_SECONDS
+
+    def looks_of(self, user_id: UserId) -> Looks:
+        return self._looks.setdefault(user_id, Looks())
 
     @contextmanager
     def watching(self, user_id: UserId) -> Iterator[asyncio.Event]:
@@ -96,11 +131,13 @@ async def follow_events(
     `before_each` is called before each look, the last of which is at most five seconds ago; what it raises ends it all.
     No connection is held between two looks.
     """
+    looks = watch.looks_of(user_id)
+    unsettled_seconds = _UNSETTLED_SECONDS
     with watch.watching(user_id) as changed:
         while True:
             changed.clear()
             await before_each()
-            async with db.read("users.stream_events") as conn:
+            async with looks.turn(), db.read("users.stream_events") as conn:
                 events = await queries.list_streamed_events(
                     conn, user_id, position, longest=_LONGEST_TRANSACTION, limit=_BATCH, scanned=_SCANNED
                 )
@@ -113,6 +150,9 @@ async def follow_events(
             if sent:
                 position = events[sent - 1].position()
             if sent < len(events):
-                await asyncio.sleep(_UNSETTLED_SECONDS)
-            elif len(events) < _BATCH:
+                await asyncio.sleep(unsettled_seconds)
+                unsettled_seconds = min(unsettled_seconds * 2, _LONGEST_UNSETTLED_SECONDS)
+                continue
+            unsettled_seconds = _UNSETTLED_SECONDS
+            if len(events) < _BATCH:
                 await is_set_within(changed, watch.poll_interval)
