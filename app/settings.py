@@ -39,6 +39,7 @@ from app.kernel.settings import (
     read_environment,
 )
 from app.kernel.validation.text import VisibleLine
+from app.users.settings import UsersSettings
 from app.weak_settings import (
     cors_weakness,
     database_weakness,
@@ -109,6 +110,7 @@ class Settings(BaseSettings):
     mail: MailSettings = MailSettings()
     log: LogSettings = LogSettings()
     loop: LoopSettings = LoopSettings()
+    users: UsersSettings = UsersSettings()
     identity: IdentitySettings = IdentitySettings()
     jobs: JobsSettings = JobsSettings()
 

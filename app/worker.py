@@ -129,6 +129,7 @@ async def open_worker(
         WebhookDeliverer(sender, resources.keys),
         jobs,
         settings.identity,
+        settings.users,
         AccountPurge(Eraser(store, outbox).erase, partial(drop_copies, cache)),
     )
     services = JobServices(

@@ -40,7 +40,9 @@ from app.users.service import (
     set_email,
     summarise_events,
 )
+from app.users.service.retention import expire_events
 from app.users.service.streaming import EventWatch
+from app.users.settings import UsersSettings
 
 __all__ = [
     "EXAMPLE_EVENT",
@@ -61,6 +63,7 @@ __all__ = [
     "User",
     "UserExport",
     "UserResponse",
+    "UsersSettings",
     "anonymise_user",
     "count_events",
     "create_user",
@@ -68,6 +71,7 @@ __all__ = [
     "end_weekly_report",
     "event_group_commit",
     "events_tag",
+    "expire_events",
     "export_user",
     "get_user",
     "hide_user",

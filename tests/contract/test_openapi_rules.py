@@ -44,6 +44,7 @@ OF_THE_SERVICE = {
     "identity.mail_reset",
     "jobs.clean",
     "report.weekly",
+    "users.expire_events",
     "users.purge",
 }
 MAIN_CALLS = {

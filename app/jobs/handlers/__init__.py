@@ -5,6 +5,7 @@ from typing import Any
 from app.jobs.handlers.bulk import bulk
 from app.jobs.handlers.clean import KIND_CLEAN, clean
 from app.jobs.handlers.email_send import email_send
+from app.jobs.handlers.expire_events import KIND_EXPIRE_EVENTS, expire_old_events
 from app.jobs.handlers.export_account import export_account
 from app.jobs.handlers.export_events import export_events
 from app.jobs.handlers.invoice_email import invoice_email
@@ -20,6 +21,7 @@ _KINDS: tuple[JobKind[Any], ...] = (
     bulk,
     clean,
     email_send,
+    expire_old_events,
     export_account,
     export_events,
     invoice_email,
@@ -35,5 +37,6 @@ JOB_KINDS = {kind.name: kind for kind in _KINDS}
 
 SCHEDULES = (
     Schedule(name="jobs.clean", kind=KIND_CLEAN, cron="17 * * * *"),
+    Schedule(name="users.expire_events", kind=KIND_EXPIRE_EVENTS, cron="40 3 * * *"),
     Schedule(name="report.weekly", kind=KIND_WEEKLY, cron="0 6 * * MON"),
 )
