@@ -12,10 +12,12 @@ import redis.asyncio as redis
 
 from app.settings import Settings
 from app.worker import Worker
+from tests.fixtures.authenticator import Authenticator
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 from tests.identity.conftest import LogIn, Mailbox
+from tests.identity.test_passkeys import add as add_passkey
 from tests.jobs.test_invoices import INVOICE
 
 # Each text is of the person alone, and so stands for what must not be left.
@@ -112,6 +114,7 @@ async def use_everything(
         key = {"Idempotency-Key": f"zanzibar-{number}"}
         answer = await person.request(method, url, json=body, headers=key)
         assert answer.is_success, (url, answer.text)
+    assert (await add_passkey(person, Authenticator(), name="Zanzibar")).status_code == 201
     for query in ("limit=1", "limit=2", "limit=3"):
         assert (await person.get(f"/v1/users/me/events?{query}")).status_code == 200
     for url in ("/v1/overview", "/v1/users/me", "/v1/users/me/events", "/v1/users/me/preferences", "/v1/invoices"):
@@ -153,7 +156,7 @@ async def test_nothing_of_a_person_is_left_after_the_purge(
     # The test sees what there is, so that it can say that it is gone.
     assert await tables_with_markers(connection) == {
         *("identity.accounts", "identity.api_keys", "identity.security_events", "identity.sessions"),
-        *("identity.one_time_tokens", "jobs.jobs", "jobs.invoices", "jobs.webhook_endpoints"),
+        *("identity.one_time_tokens", "identity.passkeys", "jobs.jobs", "jobs.invoices", "jobs.webhook_endpoints"),
         *("jobs.webhook_messages", "users.events", "users.preferences", "users.users"),
     }
     # The keys and answers of these are not legible.

@@ -289,6 +289,24 @@ async def test_a_log_out_ends_the_session_and_forgets_the_cookie(
     assert (await person.get("/v1/users/me")).status_code == 200
 
 
+async def test_whatever_ends_the_session_forgets_the_cookie(
+    client: httpx.AsyncClient, person: Person, browser: Browser
+) -> None:
+    calls = [
+        ("POST", "/v1/auth/logout-all", {"keep_current": True}, False),
+        ("POST", "/v1/auth/logout-all", None, True),
+        ("DELETE", "/v1/users/me", {"current_password": PASSWORD}, True),
+    ]
+    for method, path, body, is_forgotten in calls:
+        headers = await browser(person) | OWN_PAGE
+        answer = await client.request(method, path, json=body, headers=headers)
+        assert answer.is_success, answer.text
+        cleared = [line for line in answer.headers.get_list("set-cookie") if line.startswith('onehop=""')]
+        assert len(cleared) == is_forgotten
+        alive = await client.get("/v1/users/me", headers=headers)
+        assert alive.status_code == (401 if is_forgotten else 200)
+
+
 async def test_the_session_goes_on_while_it_is_used_and_ends_when_it_is_not(
     clock: ManualClock, client: httpx.AsyncClient, person: Person, browser: Browser, connection: Connection
 ) -> None:

@@ -7,6 +7,7 @@ from app.identity.router.dependencies import (
     IdentityDep,
     actor_of,
     check_transport,
+    forget_session_cookie,
     set_device_cookie,
     signed_in_response,
     tokens_response,
@@ -186,4 +187,6 @@ async def delete_me(
     actor = actor_of(principal, device)
     versions = Preconditions.of(state).versions(principal.user_id.hex, resources.incarnation.mark)
     purge_at = await account_status.delete_own(resources.db, identity, actor, body.current_password, versions)
-    return json_response({"purge_at": purge_at}, status=202)
+    response = json_response({"purge_at": purge_at}, status=202)
+    forget_session_cookie(state, identity, response)
+    return response

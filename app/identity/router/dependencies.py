@@ -11,10 +11,11 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
 from app.identity.service.login import LoggedIn, SecondFactorNeeded
 from app.identity.service.tokens import RefreshToken
+from app.kernel.headers.session_cookie import value_in
 from app.kernel.http import json_response
 from app.kernel.request.client_address import client_address, user_agent
 from app.kernel.request.principal import Principal
-from app.kernel.request.state import RequestStateDep, state_of
+from app.kernel.request.state import RequestState, RequestStateDep, state_of
 from app.kernel.resources import ResourcesDep
 
 
@@ -44,6 +45,12 @@ def check_transport(request: Request, identity: IdentityServices, transport: Tra
     """
     if transport == "cookie":
         identity.session_cookie.check_opening(state_of(request.scope).headers)
+
+
+def forget_session_cookie(state: RequestState, identity: IdentityServices, response: Response) -> None:
+    """To be called where the caller's session has ended: a browser need not go on sending its cookie."""
+    if value_in(state.credential or b"") is not None:
+        identity.session_cookie.clear(response)
 
 
 def signed_in_response(

@@ -12,6 +12,7 @@ from app.identity.router.dependencies import (
     actor_of,
     check_transport,
     cookie_response,
+    forget_session_cookie,
     login_response,
     tokens_response,
 )
@@ -36,7 +37,7 @@ from app.kernel.auth import CurrentPrincipal, HashingPublic, Public, SessionPrin
 from app.kernel.errors import FieldError, Unprocessable
 from app.kernel.headers.session_cookie import value_in
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers, takes_token
-from app.kernel.request.state import state_of
+from app.kernel.request.state import RequestStateDep, state_of
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -138,24 +139,24 @@ async def log_out(
     body: LogoutRequest | None = None,
 ) -> Response:
     """End the session of the access token or cookie, of the refresh token, or both. The call is idempotent."""
-    credential = state_of(request.scope).credential or b""
-    cookie = value_in(credential)
+    state = state_of(request.scope)
+    credential = state.credential or b""
     await sessions.log_out(
         resources.db,
         identity,
         device,
         access_token=bearer_token(credential),
-        cookie=cookie,
+        cookie=value_in(credential),
         refresh_token=body.refresh_token if body else None,
     )
     response = Response(status_code=204)
-    if cookie is not None:
-        identity.session_cookie.clear(response)
+    forget_session_cookie(state, identity, response)
     return response
 
 
 @router.post("/logout-all", response_model=RevokedResponse)
 async def log_out_all(
+    state: RequestStateDep,
     principal: SessionPrincipal,
     resources: ResourcesDep,
     identity: IdentityDep,
@@ -163,10 +164,14 @@ async def log_out_all(
     body: LogoutAllRequest | None = None,
 ) -> Response:
     """End all of your sessions."""
+    keep_current = body.keep_current if body else False
     revoked = await sessions.end_other_sessions(
-        resources.db, identity, actor_of(principal, device), keep_current=body.keep_current if body else False
+        resources.db, identity, actor_of(principal, device), keep_current=keep_current
     )
-    return json_response({"revoked": revoked})
+    response = json_response({"revoked": revoked})
+    if not keep_current:
+        forget_session_cookie(state, identity, response)
+    return response
 
 
 @router.get("/session", response_model=CallerResponse)
