@@ -76,12 +76,18 @@ async def _profile(api: LocalApi, _: Query) -> Context:
 
 
 async def _security(api: LocalApi, _: Query) -> Context:
-    sessions, factors, events = await _together(
+    sessions, passkeys, factors, events = await _together(
         api.get("/v1/auth/sessions", limit=_ROWS),
+        api.get("/v1/auth/passkeys"),
         api.get("/v1/auth/mfa"),
         api.get("/v1/auth/security-events", limit=20),
     )
-    return {"sessions": sessions["items"], "factors": factors, "events": events["items"]}
+    return {
+        "sessions": sessions["items"],
+        "passkeys": passkeys["items"],
+        "factors": factors,
+        "events": events["items"],
+    }
 
 
 async def _webhooks(api: LocalApi, query: Query) -> Context:
@@ -96,13 +102,41 @@ async def _webhooks(api: LocalApi, query: Query) -> Context:
     }
 
 
-async def _installation(api: LocalApi, _: Query) -> Context:
-    queues, failed, running = await _together(
-        api.get("/v1/admin/queues"),
-        api.get("/v1/admin/jobs", state="failed", limit=10),
-        api.get("/v1/admin/jobs", state="running", limit=10),
+async def _installation(api: LocalApi, query: Query) -> Context:
+    window = query.get("window") or "1h"
+    stats = await api.get("/v1/admin/stats", window=window)
+    return {"window": window, "windows": ("15m", "1h", "8h", "24h"), "stats": stats, "charts": _charts(stats)}
+
+
+def _charts(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Titles, names of the curves, and for each curve a number a step."""
+    points, seconds = stats["points"], stats["step_seconds"]
+    times = [datetime.fromisoformat(point["at"]).timestamp() for point in points]
+
+    def curves(*names: str, over: float = 1.0) -> list[list[float | None]]:
+        return [[None if point[name] is None else point[name] / over for point in points] for name in names]
+
+    hits = [point["cache_hits"] / max(1, point["cache_hits"] + point["cache_misses"]) * 100 for point in points]
+    found = (
+        ("Requests a second", ("requests",), curves("requests", over=seconds)),
+        ("Latency in milliseconds", ("p50", "p95", "p99"), curves("p50_ms", "p95_ms", "p99_ms")),
+        (
+            "Errors a minute",
+            ("4xx", "5xx", "rejected"),
+            curves("client_errors", "server_errors", "rejected", over=seconds / 60),
+        ),
+        ("Statements a second", ("statements",), curves("statements", over=seconds)),
+        ("Answers from the cache, in percent", ("hits",), [hits]),
+        ("Connections of the pool", ("used", "size"), curves("pool_used", "pool_size")),
     )
-    return {"queues": queues["items"], "failed": failed["items"], "running": running["items"]}
+    return [{"title": title, "names": names, "data": [times, *series]} for title, names, series in found]
+
+
+async def _queues(api: LocalApi, _: Query) -> Context:
+    queues, schedules, workers = await _together(
+        api.get("/v1/admin/queues"), api.get("/v1/admin/schedules"), api.get("/v1/admin/workers")
+    )
+    return {"queues": queues["items"], "schedules": schedules["items"], "workers": workers["items"]}
 
 
 async def _person(api: LocalApi, query: Query) -> Context:
@@ -143,8 +177,9 @@ PAGES = (
         _installation,
         "Installation",
         is_for_admins=True,
-        seconds=3,
+        seconds=5,
     ),
+    ConsolePage("/console/admin/queues", "queues.html", "Queues", _queues, "Queues", is_for_admins=True, seconds=3),
     ConsolePage(
         "/console/admin/jobs",
         "all_jobs.html",
@@ -161,6 +196,23 @@ PAGES = (
         "People",
         _list("/v1/admin/users", "q", "status", "role"),
         "People",
+        is_for_admins=True,
+    ),
+    ConsolePage(
+        "/console/admin/deliveries",
+        "deliveries.html",
+        "Deliveries",
+        _list("/v1/admin/webhooks/deliveries", "state", "user_id"),
+        "Deliveries",
+        is_for_admins=True,
+        seconds=5,
+    ),
+    ConsolePage(
+        "/console/admin/security-events",
+        "security_log.html",
+        "Security log",
+        _list("/v1/admin/security-events", "type", "user_id", "since"),
+        "Security log",
         is_for_admins=True,
     ),
     ConsolePage("/console/admin/people/{user_id}", "person.html", "Person", _person, is_for_admins=True),

@@ -30,6 +30,9 @@ PAGES = {
     "security": "/console/security",
     "api-keys": "/console/api-keys",
     "installation": "/console/admin",
+    "queues": "/console/admin/queues",
+    "deliveries": "/console/admin/deliveries",
+    "security-log": "/console/admin/security-events",
     "all-jobs": "/console/admin/jobs",
     "people": "/console/admin/people",
 }
@@ -45,7 +48,8 @@ async def tab() -> AsyncIterator[Tab]:
 
 @pytest.fixture
 async def url(live_server: LiveServer) -> str:
-    return await live_server()
+    # The origin of a page is the address that is really open.
+    return await live_server(APP_PUBLIC_URL="")
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ async def queues(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 async def test_an_administrator_pauses_a_queue(tab: Tab, url: str, client: httpx.AsyncClient, admin: Person) -> None:
     await log_in(tab, url, ADMIN)
-    await tab.open(f"{url}/console/admin")
+    await tab.open(f"{url}/console/admin/queues")
     await tab.evaluate("window.confirm = () => true")
     await tab.press('[data-action="POST /v1/admin/queues/bulk/pause"]')
     # The page shows it without being loaded anew.
@@ -156,6 +160,58 @@ async def test_a_key_is_made_and_deleted_by_keyboard(tab: Tab, url: str, admin: 
     await press_key(tab, "Enter")
     await tab.wait_for_text(".none", "No API keys yet")
     assert (await admin.client.get("/v1/users/me", headers={"Authorization": f"Bearer {secret}"})).status_code == 401
+    assert tab.problems == []
+
+
+async def test_all_failed_jobs_that_match_are_retried(
+    tab: Tab, url: str, admin: Person, connection: Connection, live_worker: LiveWorker
+) -> None:
+    for _ in range(10):
+        await admin.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})
+    await connection.execute(
+        "UPDATE jobs.jobs SET state = 3, attempt = 5, finished_at = now() WHERE kind = 'export.events'"
+    )
+    await log_in(tab, url, ADMIN)
+    await tab.open(f"{url}/console/admin/jobs?state=failed&kind=export.events")
+    await tab.evaluate("window.confirm = (text) => { window.asked = text; return false }")
+    await tab.press('[data-bulk*="retry"]')
+
+    async def is_asked() -> bool:
+        return bool(await tab.evaluate("Boolean(window.asked)"))
+
+    await eventually(is_asked, within=20)
+    # It is said how many before anything happens.
+    assert await tab.evaluate("window.asked") == "Retry all that match: 10 jobs?"
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE state = 3") == 10
+    await live_worker()
+    await tab.evaluate("window.confirm = () => true")
+    await tab.press('[data-bulk*="retry"]')
+    await tab.wait_for_text("h1", "succeeded")
+
+    async def have_succeeded() -> bool:
+        sql = "SELECT count(*) FROM jobs.jobs WHERE state = 2 AND kind = 'export.events'"
+        return bool(await connection.fetchval(sql) == 10)
+
+    await eventually(have_succeeded, within=60)
+    assert tab.problems == []
+
+
+async def test_a_passkey_is_added_and_logs_in(tab: Tab, url: str, admin: Person) -> None:
+    # A passkey belongs to a name; an address has none.
+    url = url.replace("127.0.0.1", "localhost")
+    await tab.call("WebAuthn.enable")
+    authenticator = {"protocol": "ctap2", "transport": "internal", "hasResidentKey": True, "hasUserVerification": True}
+    options = {**authenticator, "isUserVerified": True, "automaticPresenceSimulation": True}
+    await tab.call("WebAuthn.addVirtualAuthenticator", options=options)
+    await log_in(tab, url, ADMIN)
+    await tab.open(f"{url}/console/security")
+    await tab.press("#add-passkey")
+    await tab.wait_for_text("#notice", "The passkey is added.")
+    await tab.press('[data-action="POST /v1/auth/logout"]')
+    await tab.wait_for_text("button.main", "Log in")
+    await is_loaded(tab)
+    await tab.press("#use-passkey")
+    await tab.wait_for_text("h1", "Welcome")
     assert tab.problems == []
 
 

@@ -120,22 +120,62 @@ document.addEventListener("htmx:before:request", (event) => {
   if (isPoll && (document.hidden || typing)) event.preventDefault();
 });
 
+// A passkey is made and used by the browser; the API says what for.
+const failed = (error) => {
+  const fault = document.querySelector(".door .fault");
+  if (fault) fault.textContent = error.message;
+  else notice(error.message);
+};
+
+document.addEventListener("click", async (event) => {
+  try {
+    if (event.target.id === "add-passkey") {
+      const { public_key: wanted } = await call("POST /v1/auth/passkeys/options");
+      const publicKey = PublicKeyCredential.parseCreationOptionsFromJSON(wanted);
+      const credential = await navigator.credentials.create({ publicKey });
+      await call("POST /v1/auth/passkeys", { credential: credential.toJSON() });
+      notice("The passkey is added.");
+      refresh();
+    } else if (event.target.id === "use-passkey") {
+      const { public_key: wanted, challenge } = await call("POST /v1/auth/passkeys/login/options", {});
+      const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(wanted);
+      const credential = await navigator.credentials.get({ publicKey });
+      await call("POST /v1/auth/passkeys/login", { credential: credential.toJSON(), challenge, transport: "cookie" });
+      location.assign(event.target.dataset.then);
+    } else if (event.target.dataset.bulk) {
+      const wanted = JSON.parse(event.target.dataset.bulk);
+      const { matched } = await call("POST /v1/admin/jobs/bulk", { ...wanted, dry_run: true });
+      if (!matched || !confirm(`${event.target.textContent}: ${matched} jobs?`)) return;
+      const { job } = await call("POST /v1/admin/jobs/bulk", wanted);
+      location.assign(`/console/admin/jobs/${job.id}`);
+    }
+  } catch (error) { failed(error); }
+});
+
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+const INKS = ["--main", "--warn", "--bad"];
 
 function draw(place) {
   const [times, ...series] = JSON.parse(place.dataset.chart);
+  const names = JSON.parse(place.dataset.names);
   place.textContent = "";
   const grid = { stroke: colour("--line"), width: 1 };
   const axis = { stroke: colour("--soft"), grid, ticks: grid };
   new uPlot({
-    width: place.clientWidth - 16, height: 170, legend: { show: false }, cursor: { y: false },
+    width: place.clientWidth - 16, height: series.length > 1 ? 200 : 170,
+    legend: { show: series.length > 1 }, cursor: { y: false },
+    scales: { y: { range: (_, __, most) => [0, Math.max(1, most * 1.1)] } },
     axes: [axis, { ...axis, size: 52 }],
-    series: [{}, ...series.map(() => ({ label: place.dataset.label, stroke: colour("--main"), width: 2, fill: colour("--busy-ground") }))],
+    series: [{}, ...names.map((label, at) => ({
+      label, stroke: colour(INKS[at]), width: 2, fill: series.length > 1 ? undefined : colour("--busy-ground"),
+    }))],
   }, [times, ...series], place);
 }
 
 const drawAll = () => document.querySelectorAll("[data-chart]").forEach(draw);
 document.addEventListener("DOMContentLoaded", drawAll);
+document.addEventListener("htmx:after:swap", drawAll);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 let resizing;
 addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(drawAll, 150); });
