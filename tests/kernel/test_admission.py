@@ -244,13 +244,21 @@ async def test_who_only_waits_or_downloads_needs_no_place(client: httpx.AsyncCli
     person = await register(client)
     job = await person.post("/v1/jobs", json={"kind": "export.events", "args": {"format": "csv"}})
     path = job.headers["location"]
-    polls = [asyncio.create_task(person.get(path, headers={"Prefer": "wait=2"}))]
+    poll = asyncio.create_task(person.get(path, headers={"Prefer": "wait=30"}))
     await eventually(lambda: jobs.watch._waiting.total() == 1)
-    streams = [asyncio.create_task(client.get("/test/stream"))]
+    stream = asyncio.create_task(person.get("/test/stream"))
     await eventually(lambda: held.inside == 1)
-    assert (await client.get("/test/sleep/0")).status_code == 200
+
+    async def finds_a_place() -> bool:
+        # On a busy machine the person's share of the time is used up for a moment, because a stranger has registered.
+        return (await person.get("/test/sleep/0")).status_code == 200
+
+    await eventually(finds_a_place, within=5)
+    assert jobs.watch._waiting.total() == 1
     held.go.set()
-    assert [answer.status_code for answer in await asyncio.gather(*polls, *streams)] == [200, 200]
+    assert (await stream).status_code == 200
+    poll.cancel()
+    await asyncio.gather(poll, return_exceptions=True)
 
 
 @pytest.mark.settings(
