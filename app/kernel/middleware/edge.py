@@ -4,9 +4,9 @@ Our server asks while it is still reading the connection; under any other server
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import cycle
 from time import perf_counter
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,8 +24,7 @@ from app.kernel.request.state import RequestState, state_of
 from app.kernel.resources import Resources
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRead:
+class LocalRead(NamedTuple):
     """What a request for a cached answer says of itself. Whether it gets one is asked each time.
 
     `token` is its credential (`RequestState.credential`).
@@ -74,6 +73,7 @@ class Edge:
         self._retry_after = cycle(range(1, MAX_RETRY_AFTER + 1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Our server has asked already.
         if not state_of(scope).is_decided:
             decision = self.decide(scope)
             if isinstance(decision, Refused):
