@@ -37,7 +37,7 @@ class LocalRead(NamedTuple):
 
 class Edge:
     """The ASGI application in front of `layers`, for HTTP alone. What it decides by itself, it decides in the order of
-    the layers and with the same objects; it changes nothing for a request that it hands on.
+    the layers and with the same objects. A request that it hands on has at most got its slot from it.
 
     It answers what `reads` declare, each for `cost` units of the quota. Requests for `oauth_paths` are refused by the
     layers, in OAuth's form.
