@@ -41,6 +41,7 @@ WITHOUT: dict[str, str] = {
     "doctor": "reads",
     "openapi": "reads",
     "config": "reads",
+    "metrics": "reads",
     "audit": "reads",
     "jobs list": "an operator can read the database",
     "jobs show": "an operator can read the database",

@@ -40,6 +40,7 @@ def test_every_kind_of_webhooks_needs_their_scope() -> None:
     assert {kind.name: set(kind.access.scopes) for kind in kinds} == {
         "webhook.deliver": {"webhooks:manage"},
         "webhook.publish": {"webhooks:manage"},
+        "webhook.replay": {"webhooks:manage"},
     }
 
 
