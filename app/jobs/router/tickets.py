@@ -50,7 +50,7 @@ async def _watchable_by_ticket(
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Id,
-    ticket: Annotated[str, Query(min_length=1, max_length=8192, description="The ticket, as it came in `url`.")],
+    ticket: Annotated[str, Query(min_length=1, max_length=4096, description="The ticket, as it came in `url`.")],
 ) -> AsyncIterator[_Admitted]:
     """Answers 401, 403, 404 or 429 before a stream begins; counts the stream until it has ended."""
     credential = await tickets.redeem_ticket(resources.db, resources.keys, resources.clock, job_id, ticket)
