@@ -120,6 +120,9 @@ async def test_what_is_asked_for_twice_with_one_key_is_one_job(admin: Person, co
     body = {"action": "cancel", "filter": {"queue": "bulk"}}
     answers = [await admin.post(BULK, json=body, headers={"Idempotency-Key": "x"}) for _ in range(2)]
     assert answers[0].json() == answers[1].json()
+    # A count needs none, and refuses a key of another form all the same.
+    wrong = await admin.post(BULK, json=body | {"dry_run": True}, headers={"Idempotency-Key": "x" * 256})
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid_idempotency_key")
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs") == 1
 
 

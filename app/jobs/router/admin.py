@@ -37,7 +37,7 @@ from app.kernel.http import (
     problem_responses,
     reads_headers,
 )
-from app.kernel.http.idempotency import idempotent
+from app.kernel.http.idempotency import check_key, idempotent
 from app.kernel.ids import UserId
 from app.kernel.queue import REDACTED
 from app.kernel.resources import ResourcesDep
@@ -202,6 +202,7 @@ async def change_jobs(
     wanted = _filter_of(body.filter)
     actor = actor_of(principal, device)
     if body.dry_run:
+        check_key(request)
         matched = await bulk.count_bulk(resources.db, body.action, wanted)
         await record_admin_read(resources.db, resources.clock, actor, "jobs")
         return json_response({"matched": matched})

@@ -139,6 +139,11 @@ async def idempotent(
     return await _with_key(resources, str(user_id), operation, key, request_hash, effect)
 
 
+def check_key(request: Request) -> None:
+    """For an answer that has no effect. Raises InvalidIdempotencyKey as `idempotent` does."""
+    _key_of(request)
+
+
 async def delete_expired_keys(tx: Tx, limit: int) -> int:
     """Removes up to `limit` keys past their time; the answer is how many."""
     return int((await tx.execute(DELETE_EXPIRED_KEYS, limit)).removeprefix("DELETE "))
