@@ -231,6 +231,13 @@ class LastAdmin(Conflict):
     title = "Last administrator"
 
 
+class ServiceAccountRole(Conflict):
+    """A service account has the scopes that it was made with, and no role."""
+
+    code = "service_account_role"
+    title = "Service accounts have no role"
+
+
 class OwnAccount(Conflict):
     """Another administrator has to do this."""
 

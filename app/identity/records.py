@@ -63,6 +63,13 @@ class Actor:
     device: Device
     api_key_id: UUID | None = None
     is_operator: bool = False
+    # The administrator that acts for the user.
+    impersonator_id: UserId | None = None
+
+    @property
+    def acting_id(self) -> UserId:
+        """The account whose act it is, which the audit trail names."""
+        return self.impersonator_id or self.user_id
 
 
 # No account has it: ids are made by `new_id`.

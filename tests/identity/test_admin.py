@@ -106,6 +106,21 @@ async def test_the_last_administrator_stays(
     assert await connection.fetchval("SELECT role FROM identity.accounts WHERE user_id = $1", admin.id) == "admin"
 
 
+async def test_a_program_is_made_no_administrator(admin: Person, connection: Connection) -> None:
+    program = {"name": "billing", "scopes": ["introspect"]}
+    made = (await admin.post("/v1/admin/service-accounts", json=program)).json()
+    url, own = f"{USERS}/{made['id']}", f"{USERS}/{admin.id}"
+    problem_of(await admin.patch(url, json={"role": "admin"}), 409, "service_account_role")
+    accounts = "SELECT role, version FROM identity.accounts WHERE user_id::text = $1"
+    assert tuple(await connection.fetchrow(accounts, made["id"]) or ()) == ("user", 1)
+    assert await connection.fetchval("SELECT count(*) FROM identity.security_events WHERE action = 'role_changed'") == 0
+    # One that became an administrator before does not count as the one that stays, and can be demoted.
+    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id::text = $1", made["id"])
+    problem_of(await admin.patch(own, json={"role": "user"}), 409, "last_admin")
+    problem_of(await admin.request("DELETE", "/v1/users/me", json={"current_password": PASSWORD}), 409, "last_admin")
+    assert (await admin.patch(url, json={"role": "user"})).json()["role"] == "user"
+
+
 async def test_two_administrators_cannot_depose_each_other(
     admin: Person, make_person: MakePerson, log_in: LogIn, connection: Connection
 ) -> None:

@@ -7,6 +7,10 @@ import httpx
 import orjson
 import pytest
 
+from app.identity.records import Device
+from app.identity.router import dependencies as identity_router
+from app.identity.service.audit_log import record_security_event
+from app.jobs.router import access as jobs_router
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Budget, stored
 from tests.fixtures.clocks import ManualClock
@@ -164,13 +168,33 @@ async def test_it_ends_after_half_an_hour(
     problem_of(await client.get("/v1/users/me", headers=headers), 401, "token_expired")
 
 
+@pytest.mark.parametrize("action", ["logged_out", "token_revoked"])
 async def test_the_end_of_a_session_is_the_administrator_s_act(
-    client: httpx.AsyncClient, admin: Person, person: Person, connection: Connection
+    client: httpx.AsyncClient, admin: Person, person: Person, connection: Connection, action: str
 ) -> None:
     headers = await act_for(admin, person)
-    assert (await client.post("/v1/auth/logout", headers=headers)).status_code == 204
-    row = await connection.fetchrow("SELECT * FROM identity.security_events WHERE action = 'logged_out'")
+    if action == "logged_out":
+        assert (await client.post("/v1/auth/logout", headers=headers)).status_code == 204
+    else:
+        assert (await client.post("/v1/auth/revoke", data={"token": headers["Authorization"][7:]})).status_code == 200
+    row = await connection.fetchrow("SELECT * FROM identity.security_events WHERE action = $1", action)
     assert row is not None
     sid = decode(headers["Authorization"].split(".")[1])["sid"]
     assert (row["user_id"], row["actor_id"], row["session_id"]) == (person.id, admin.id, UUID(sid))
     assert (await person.get("/v1/users/me")).status_code == 200
+
+
+@pytest.mark.parametrize("actor_of", [identity_router.actor_of, jobs_router.actor_of])
+async def test_the_trail_of_the_user_names_the_administrator(
+    client: httpx.AsyncClient, app: Any, admin: Person, person: Person, connection: Connection, actor_of: Any
+) -> None:
+    headers = await act_for(admin, person)
+    principal = await app.state.authenticator.authenticate(headers["Authorization"].encode())
+    actor = actor_of(principal, Device("192.0.2.1", "browser"))
+    async with app.state.resources.db.transaction("tests.act") as tx:
+        await record_security_event(tx, app.state.resources.clock, actor, "account_export_requested")
+    row = await connection.fetchrow("SELECT * FROM identity.security_events WHERE action = 'account_export_requested'")
+    assert row is not None
+    assert (row["user_id"], row["actor_id"], row["session_id"]) == (person.id, admin.id, principal.session_id)
+    own = await app.state.authenticator.authenticate(f"Bearer {person.tokens['access_token']}".encode())
+    assert actor_of(own, actor.device).acting_id == person.id

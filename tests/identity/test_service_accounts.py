@@ -12,7 +12,7 @@ from app.identity.api import IdentityServices
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import Budget, Recorder
 from tests.fixtures.clocks import ManualClock
-from tests.fixtures.people import Person
+from tests.fixtures.people import PASSWORD, Person
 from tests.fixtures.servers import Connection
 from tests.identity.test_tokens import decode
 
@@ -228,3 +228,22 @@ async def test_nobody_logs_in_as_a_program(
     assert (await client.post("/v1/auth/logout", headers=token)).status_code == 204
     assert (await client.post("/v1/auth/revoke", data={"token": token["Authorization"][7:]})).status_code == 200
     assert (await client.get("/v1/users/me/events", headers=token)).status_code == 200
+
+
+async def test_only_a_whole_session_makes_or_ends_the_secrets_of_programs(
+    client: httpx.AsyncClient, admin: Person, ask: Ask
+) -> None:
+    account = await make(admin)
+    key = (await admin.post("/v1/auth/api-keys", json={"name": "k", "scopes": ["admin"]})).json()["key"]
+    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "admin"}
+    narrowed = bearer(await client.post("/v1/auth/token", data=form))
+    for headers in ({"Authorization": f"Bearer {key}"}, narrowed):
+        for method, path, body in (
+            ("POST", PATH, {"name": "other", "scopes": SCOPES}),
+            ("POST", f"{PATH}/{account['id']}/rotate-secret", {"expire_old_now": True}),
+            ("DELETE", f"{PATH}/{account['id']}", None),
+        ):
+            problem_of(await client.request(method, path, json=body, headers=headers), 403, "session_required")
+        listed = (await client.get(PATH, headers=headers)).json()["items"]
+        assert [item["id"] for item in listed] == [account["id"]]
+    assert (await ask(account)).status_code == 200

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -16,11 +17,13 @@ from app.kernel.auth import Public
 from app.kernel.fairness.disconnects import extend_deadline
 from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.http import Router, asked_to_wait, json_response
+from app.kernel.ids import UserId
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.request_context import RequestContext
 from app.kernel.observability.access_log import AccessLog
 from app.kernel.observability.log_writer import Output
 from app.kernel.observability.telemetry import trace_parent_var
+from app.kernel.request.principal import Principal
 from app.kernel.request.state import RequestStateDep
 from app.kernel.settings import HttpSettings
 from app.main import create_app
@@ -294,6 +297,7 @@ async def test_json_log_lines(settings: Settings, capfd: pytest.CaptureFixture[s
         "user_id": str(person.id),
         "trace": None,
     }
+    assert "actor_id" not in line
     assert 0 < line["ms"] < 5_000
     assert line["ts"].endswith("Z") or line["ts"].endswith("+00:00")
     failure = next(line for line in lines if line["event"] == "http.request_failed")
@@ -379,6 +383,20 @@ def test_log_drops_lines_rather_than_grow(
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["request", "request", "log lines dropped"]
     assert lines[2]["lines"] == 3
+
+
+def test_the_line_of_an_administrator_who_acts_for_a_user_names_both(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    output = Output()
+    monkeypatch.setattr(output, "_start", lambda: None)
+    monkeypatch.setattr("app.kernel.observability.access_log.output", output)
+    user, admin = UserId(uuid4()), UserId(uuid4())
+    principal = Principal(user, uuid4(), frozenset(), frozenset({"user"}), "t", actor_id=admin)
+    AccessLog(json_lines=True).write("GET", "/x", 200, 0.001, principal, request_id="r")
+    output._write_waiting()
+    line = json.loads(capfdbinary.readouterr().out)
+    assert (line["user_id"], line["actor_id"]) == (str(user), str(admin))
 
 
 @pytest.mark.settings(APP_HTTP_CORS_ORIGINS="https://app.example.com")

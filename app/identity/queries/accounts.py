@@ -205,9 +205,13 @@ async def is_admin_at(conn: ReadConn, user_id: UserId, version: int) -> bool:
 
 
 # A unit that changes what an administrator is takes these locks first, in one order, so that two of them cannot each
-# leave the other as the last one.
+# leave the other as the last one. A program does not count as one, because it cannot log in to administer anything.
 LOCK_ADMINS = """
-SELECT user_id FROM identity.accounts WHERE role = 'admin' AND status = 'active' ORDER BY user_id FOR UPDATE
+SELECT user_id FROM identity.accounts AS account
+ WHERE role = 'admin' AND status = 'active'
+   AND NOT EXISTS (SELECT FROM identity.service_accounts AS service WHERE service.user_id = account.user_id)
+ ORDER BY user_id
+   FOR UPDATE
 """
 
 

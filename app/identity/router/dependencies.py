@@ -34,7 +34,13 @@ DeviceDep = Annotated[Device, Depends(_device)]
 
 def actor_of(principal: Principal, device: Device) -> Actor:
     """The caller as the actor of what the request does."""
-    return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
+    return Actor(
+        principal.user_id,
+        principal.session_id,
+        device,
+        principal.api_key_id,
+        impersonator_id=principal.actor_id,
+    )
 
 
 def check_transport(request: Request, identity: IdentityServices, transport: Transport) -> None:

@@ -23,14 +23,16 @@ from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin/service-accounts", tags=["admin"])
 
-Administrator = Annotated[Principal, RequireRole("admin")]
+Admin = Annotated[Principal, RequireRole("admin")]
+# For what makes or ends the credentials of a program: they would outlive an API key or a narrowed token.
+AdminSession = Annotated[Principal, RequireRole("admin", needs_session=True)]
 
 
 @router.post("", status_code=201, response_model=ServiceAccountCreated, openapi_extra=reads_headers("IdempotencyKey"))
 async def create_service_account(
     request: Request,
     body: ServiceAccountRequest,
-    principal: Administrator,
+    principal: AdminSession,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
@@ -50,7 +52,7 @@ async def create_service_account(
 
 @router.get("", response_model=ServiceAccountPage)
 async def list_service_accounts(
-    principal: Administrator, resources: ResourcesDep, device: DeviceDep, page: PageQueryDep
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, page: PageQueryDep
 ) -> Response:
     """List service accounts, newest first."""
     found = await service_accounts.list_service_accounts(
@@ -63,7 +65,7 @@ async def list_service_accounts(
 @router.delete("/{service_account_id}", status_code=204)
 async def delete_service_account(
     service_account_id: Id,
-    principal: Administrator,
+    principal: AdminSession,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,
@@ -78,7 +80,7 @@ async def delete_service_account(
 @router.post("/{service_account_id}/rotate-secret", response_model=ServiceAccountCreated)
 async def rotate_client_secret(
     service_account_id: Id,
-    principal: Administrator,
+    principal: AdminSession,
     resources: ResourcesDep,
     identity: IdentityDep,
     device: DeviceDep,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from app.identity.errors import AccountNotFound, LastAdmin, OwnAccount
+from app.identity.errors import AccountNotFound, LastAdmin, OwnAccount, ServiceAccountRole
 from app.identity.queries.accounts import (
     ban_account,
     delete_account,
@@ -13,6 +13,7 @@ from app.identity.queries.accounts import (
     unban_account,
 )
 from app.identity.queries.one_time_tokens import delete_one_time_tokens
+from app.identity.queries.service_accounts import get_service_account
 from app.identity.records import Account, Actor, AdminAccount
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.audit_log import record_security_event
@@ -48,6 +49,7 @@ async def change_role(
     Raises:
         AccountNotFound
         LastAdmin: it is the only administrator.
+        ServiceAccountRole: a program is made no administrator.
     """
     async with db.transaction("identity.change_role") as tx:
         admins = await lock_admins(tx)
@@ -61,6 +63,8 @@ async def change_role(
             check(account)
         if account.role == role:
             return
+        if role == "admin" and await get_service_account(tx, user_id) is not None:
+            raise ServiceAccountRole
         version = await set_role(tx, user_id, role)
         if version is None:
             raise AccountNotFound

@@ -32,7 +32,7 @@ async def record_security_event(
         user_id=user_id or actor.user_id,
         id=new_id(),
         action=action,
-        actor_id=actor.user_id,
+        actor_id=actor.acting_id,
         session_id=actor.session_id,
         device=actor.device,
         created_at=clock.now(),

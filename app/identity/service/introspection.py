@@ -47,6 +47,7 @@ async def revoke(db: Database, identity: IdentityServices, token: str, device: D
     if is_api_key(token):
         await _revoke_api_key(db, identity, token, device)
         return
+    actor_id: UUID | None = None
     try:
         if token.startswith(REFRESH_PREFIX):
             refresh_token = identity.refresh_tokens.decode(token)
@@ -57,9 +58,19 @@ async def revoke(db: Database, identity: IdentityServices, token: str, device: D
                 # Of a program: it ends by itself, or with the account.
                 return
             user_id, session_id = UserId(claims.sub), claims.sid
+            actor_id = claims.act.sub if claims.act else None
     except MalformedToken:
         return
-    await end_session(db, identity, user_id, device, session_id, unit="identity.revoke_token", reason="token_revoked")
+    await end_session(
+        db,
+        identity,
+        user_id,
+        device,
+        session_id,
+        unit="identity.revoke_token",
+        reason="token_revoked",
+        actor_id=actor_id,
+    )
 
 
 async def _introspect_refresh(db: Database, identity: IdentityServices, token: str) -> dict[str, Any]:

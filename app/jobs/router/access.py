@@ -43,7 +43,13 @@ DeviceDep = Annotated[Device, Depends(_device)]
 
 def actor_of(principal: Principal, device: Device) -> Actor:
     """The caller as the actor of what the request does."""
-    return Actor(principal.user_id, principal.session_id, device, principal.api_key_id)
+    return Actor(
+        principal.user_id,
+        principal.session_id,
+        device,
+        principal.api_key_id,
+        impersonator_id=principal.actor_id,
+    )
 
 
 def check_kind(principal: Principal, kinds: Mapping[str, JobKind[Any]], name: str) -> None:

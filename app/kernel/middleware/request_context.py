@@ -191,9 +191,8 @@ class RequestContext:
             observe = self._observers[key] = _duration.labels(key[0], route, str(status)).observe
         observe(seconds)
         if self._access_log is not None:
-            user_id = principal.user_id if principal is not None else None
             self._access_log.write(
-                method, route, status, seconds, user_id, request_id=request_id, trace=trace, path=path
+                method, route, status, seconds, principal, request_id=request_id, trace=trace, path=path
             )
 
 

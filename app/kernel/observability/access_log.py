@@ -3,11 +3,11 @@
 from datetime import UTC, datetime
 from time import time
 from urllib.parse import quote
-from uuid import UUID
 
 import orjson
 
 from app.kernel.observability.log_writer import output
+from app.kernel.request.principal import Principal
 
 UNMATCHED = "unmatched"
 """The route of a request that none was found for, or that did not get so far."""
@@ -27,13 +27,16 @@ class AccessLog:
         route: str,
         status: int,
         seconds: float,
-        user_id: UUID | None,
+        principal: Principal | None,
         *,
         request_id: str,
         trace: str | None = None,
         path: str | None = None,
     ) -> None:
-        """Adds the line of one request; `seconds` is how long it took, and `path` is told of one without a route."""
+        """Adds the line of one request; `seconds` is how long it took, and `path` is told of one without a route.
+
+        The line of an administrator who acts for a user names both: `user_id` and `actor_id`.
+        """
         milliseconds = round(seconds * 1000, 2)
         if self._json_lines:
             event = {
@@ -46,8 +49,10 @@ class AccessLog:
                 "route": route,
                 "status": status,
                 "ms": milliseconds,
-                "user_id": user_id,
+                "user_id": principal.user_id if principal is not None else None,
             }
+            if principal is not None and principal.actor_id is not None:
+                event["actor_id"] = principal.actor_id
             if path is not None:
                 event["path"] = logged_path(path)
             line = orjson.dumps(event)
