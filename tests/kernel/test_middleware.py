@@ -385,6 +385,10 @@ def test_log_drops_lines_rather_than_grow(
     assert lines[2]["lines"] == 3
 
 
+async def _no_app(*_: Any) -> None:
+    """Never called."""
+
+
 def test_the_line_of_an_administrator_who_acts_for_a_user_names_both(
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -393,7 +397,8 @@ def test_the_line_of_an_administrator_who_acts_for_a_user_names_both(
     monkeypatch.setattr("app.kernel.observability.access_log.output", output)
     user, admin = UserId(uuid4()), UserId(uuid4())
     principal = Principal(user, uuid4(), frozenset(), frozenset({"user"}), "t", actor_id=admin)
-    AccessLog(json_lines=True).write("GET", "/x", 200, 0.001, principal, request_id="r")
+    context = RequestContext(_no_app, HttpSettings(), AccessLog(json_lines=True), {})
+    context.record("GET", "/x", 200, 0.001, principal, request_id="r", trace=None)
     output._write_waiting()
     line = json.loads(capfdbinary.readouterr().out)
     assert (line["user_id"], line["actor_id"]) == (str(user), str(admin))

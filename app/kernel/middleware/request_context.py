@@ -192,7 +192,15 @@ class RequestContext:
         observe(seconds)
         if self._access_log is not None:
             self._access_log.write(
-                method, route, status, seconds, principal, request_id=request_id, trace=trace, path=path
+                method,
+                route,
+                status,
+                seconds,
+                principal.user_id if principal is not None else None,
+                request_id=request_id,
+                actor_id=principal.actor_id if principal is not None else None,
+                trace=trace,
+                path=path,
             )
 
 

@@ -3,11 +3,11 @@
 from datetime import UTC, datetime
 from time import time
 from urllib.parse import quote
+from uuid import UUID
 
 import orjson
 
 from app.kernel.observability.log_writer import output
-from app.kernel.request.principal import Principal
 
 UNMATCHED = "unmatched"
 """The route of a request that none was found for, or that did not get so far."""
@@ -27,15 +27,16 @@ class AccessLog:
         route: str,
         status: int,
         seconds: float,
-        principal: Principal | None,
+        user_id: UUID | None,
         *,
         request_id: str,
+        actor_id: UUID | None = None,
         trace: str | None = None,
         path: str | None = None,
     ) -> None:
         """Adds the line of one request; `seconds` is how long it took, and `path` is told of one without a route.
 
-        The line of an administrator who acts for a user names both: `user_id` and `actor_id`.
+        `actor_id` is the administrator that acts for `user_id`.
         """
         milliseconds = round(seconds * 1000, 2)
         if self._json_lines:
@@ -49,10 +50,10 @@ class AccessLog:
                 "route": route,
                 "status": status,
                 "ms": milliseconds,
-                "user_id": principal.user_id if principal is not None else None,
+                "user_id": user_id,
             }
-            if principal is not None and principal.actor_id is not None:
-                event["actor_id"] = principal.actor_id
+            if actor_id is not None:
+                event["actor_id"] = actor_id
             if path is not None:
                 event["path"] = logged_path(path)
             line = orjson.dumps(event)
