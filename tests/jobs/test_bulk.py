@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from app.jobs.service import bulk
 from app.settings import Settings
 from app.worker import Worker
 from tests.architecture.source import ROOT
@@ -102,6 +103,31 @@ async def test_what_fits_is_counted_and_then_changed(
     assert entry["job_id"] == made["id"]
     assert entry["action"] == body["action"]
     assert entry.items() >= {name: value for name, value in body["filter"].items() if name in {"state", "kind"}}.items()
+
+
+@pytest.mark.parametrize(
+    ("action", "after"), [("retry", [0, 0, 2, 0, 0, 0, 0, 0]), ("cancel", [3, 4, 2, 3, 4, 4, 4, 4])]
+)
+async def test_jobs_with_an_error_are_changed_however_many_of_other_states_have_it(
+    admin: Person,
+    worker: Worker,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    after: list[int],
+) -> None:
+    """Whole batches of the error's jobs have nothing to be done with."""
+    monkeypatch.setattr(bulk, "_BATCH", 2)
+    await connection.execute("DELETE FROM jobs.jobs")
+    await connection.execute("INSERT INTO jobs.lanes (lane, paused_at) VALUES ('bulk', now())")
+    for number, state in enumerate([3, 0, 2, 3, 4, 0, 0, 0]):
+        await put_in(connection, number, **FAILED | {"lane": "bulk", "state": state})
+    body = {"action": action, "filter": {"error": "timeout"}}
+    matched = {"retry": 3, "cancel": 4}[action]
+    assert (await admin.post(BULK, json=body | {"dry_run": True})).json() == {"matched": matched}
+    made = (await admin.post(BULK, json=body)).json()["job"]
+    assert (await finished(admin, made["id"]))["result"] == {"done": matched, "skipped": 0}
+    assert await states(connection) == after
 
 
 async def test_a_filter_names_a_condition(admin: Person, connection: Connection) -> None:

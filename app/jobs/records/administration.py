@@ -1,5 +1,6 @@
 """What administrators ask for and see: jobs of all users, and what is done with many of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -39,15 +40,16 @@ class JobFilter:
     def state_filter(self) -> StateFilter | None:
         return None if self.state is None else STATE_FILTERS[self.state]
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether an index finds exactly the jobs that are meant; otherwise a search also reads others."""
+    def is_exact(self, states: Collection[State] | None) -> bool:
+        """Whether an index finds exactly the jobs that are meant, in these stored states, None: in any; otherwise a
+        search also reads others.
+        """
         is_narrow = self.state_filter is not None and self.state_filter.is_narrower
         if is_narrow or self.since is not None or self.until is not None:
             return False
         if self.user_id is not None:
             return (self.kind, self.queue, self.error) == (None, None, None)
-        return self.error is None or (self.state, self.kind, self.queue) == (None, None, None)
+        return self.error is None or (states, self.kind, self.queue) == (None, None, None)
 
     @property
     def lowest_id(self) -> UUID:

@@ -156,7 +156,10 @@ class BulkJobsRequest(
 class BulkJobsCount(Schema, json_schema_extra=example({"matched": 10_000})):
     """The answer to a dry run."""
 
-    matched: int = Field(description="Jobs that would be changed now; 100,000 stands for any larger number.")
+    matched: int = Field(
+        description="Jobs that would be changed now, counted among the newest 100,000 of each queue, kind and state, "
+        "of each state of the user, or with the error; 100,000 stands for any larger number."
+    )
 
 
 class AdminJobAccepted(Schema):

@@ -55,11 +55,12 @@ async def list_all_jobs(
     scope = str(wanted)
     before = cursors.decode("jobs.all", scope, cursor, tuple[UUID])[0] if cursor is not None else None
     states = None if wanted.state_filter is None else [wanted.state_filter.state]
+    is_exact = wanted.is_exact(states)
     scan_end: UUID | None = None
     async with db.read("jobs.list_all") as conn:
-        if not wanted.is_exact:
+        if not is_exact:
             scan_end = await get_search_end(conn, wanted, states=states, before=before, count=MAX_SCANNED)
-        scanned = None if wanted.is_exact else MAX_SCANNED
+        scanned = None if is_exact else MAX_SCANNED
         found = await search_jobs(
             conn, wanted, states=states, before=before, limit=limit + 1, scan_end=scan_end, scanned=scanned
         )

@@ -122,7 +122,7 @@ async def _next_batch(
 ) -> tuple[list[UUID], UUID | None]:
     """The jobs of the next batch, and behind which of all jobs the one after it begins; None: it is the last."""
     scan_end: UUID | None = None
-    if not wanted.is_exact:
+    if not wanted.is_exact(states):
         scan_end = await queries.get_search_end(tx, wanted, states=states, before=before, count=_BATCH)
     found = await queries.search_jobs(
         tx, wanted, states=states, before=before, limit=_BATCH, scan_end=scan_end, scanned=_BATCH
