@@ -131,6 +131,13 @@ class EndpointNotFound(NotFound):
     title = "Webhook endpoint not found"
 
 
+class EndpointDisabled(Conflict):
+    """Nothing is sent to this webhook endpoint. Enable it first."""
+
+    code = "endpoint_disabled"
+    title = "Webhook endpoint disabled"
+
+
 class DeliveryNotFound(NotFound):
     """The caller has no delivery with this id."""
 

@@ -14,6 +14,7 @@ from app.worker import Worker, open_worker
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
+from tests.jobs.conftest import StartWorker
 from tests.jobs.kinds import Producer
 from tests.jobs.receiver import LOCAL, Receiver, register, settled, try_again_now
 
@@ -146,6 +147,56 @@ async def test_one_replay_of_an_endpoint_at_a_time(person: Person, receiver: Rec
         assert (await person.post(path, json=wrong)).status_code == 422
     unknown = await person.post(f"/v1/webhooks/endpoints/{uuid4()}/replay", json=body)
     assert (unknown.status_code, unknown.json()["code"]) == (404, "endpoint_not_found")
+
+
+@LOCAL
+async def test_what_was_delivered_stays_so_when_its_endpoint_is_disabled_or_deleted(
+    admin: Person, person: Person, receiver: Receiver, connection: Connection
+) -> None:
+    endpoint = await register(person, receiver.url)
+    await connection.execute(FILL, person.id, UUID(endpoint["id"]), 2)
+    await connection.execute("UPDATE jobs.webhook_endpoints SET disabled_at = now()")
+    before = await connection.fetch("SELECT * FROM jobs.webhook_deliveries ORDER BY id")
+    replay = (person, f"/v1/webhooks/endpoints/{endpoint['id']}/replay", {"since": "2024-06-10T00:00:00Z"})
+    own = (person, f"/v1/webhooks/deliveries/{before[1]['id']}/redeliver", None)
+    any_ = (admin, f"/v1/admin/webhooks/deliveries/{before[1]['id']}/redeliver", None)
+
+    async def answers() -> list[tuple[int, str]]:
+        made = [await caller.post(path, json=body) for caller, path, body in (replay, own, any_)]
+        return [(answer.status_code, answer.json()["code"]) for answer in made]
+
+    assert await answers() == [(409, "endpoint_disabled")] * 3
+    await connection.execute("DELETE FROM jobs.webhook_endpoints")
+    assert await answers() == [(404, "endpoint_not_found")] * 3
+    assert await connection.fetch("SELECT * FROM jobs.webhook_deliveries ORDER BY id") == before
+    assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind LIKE 'webhook.%'") == 0
+
+
+@LOCAL
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("UPDATE jobs.webhook_endpoints SET disabled_at = now()", "endpoint_disabled"),
+        ("DELETE FROM jobs.webhook_endpoints", "endpoint_not_found"),
+    ],
+)
+async def test_a_replay_ends_with_its_endpoint(
+    person: Person, receiver: Receiver, start_worker: StartWorker, connection: Connection, change: str, error: str
+) -> None:
+    endpoint = await register(person, receiver.url)
+    await connection.execute(FILL, person.id, UUID(endpoint["id"]), 2)
+    before = await connection.fetch("SELECT * FROM jobs.webhook_deliveries ORDER BY id")
+    body = {"since": "2024-06-10T00:00:00Z"}
+    job_id = (await person.post(f"/v1/webhooks/endpoints/{endpoint['id']}/replay", json=body)).json()["id"]
+    await connection.execute(change)
+    await start_worker()
+
+    async def is_over() -> bool:
+        job = (await person.get(f"/v1/jobs/{job_id}")).json()
+        return bool(job["state"] == "failed" and job["error"]["code"] == error)
+
+    await eventually(is_over)
+    assert await connection.fetch("SELECT * FROM jobs.webhook_deliveries ORDER BY id") == before
 
 
 @LOCAL

@@ -317,12 +317,14 @@ WHERE d.user_id = $1 AND d.id = $2
   AND (d.state = 'pending'
        OR (SELECT count(*) FROM (SELECT 1 FROM jobs.webhook_deliveries AS w
                                  WHERE w.user_id = $1 AND w.state = 'pending' LIMIT $3) AS counted) < $3)
+  AND EXISTS (SELECT 1 FROM jobs.webhook_endpoints AS e
+              WHERE e.user_id = $1 AND e.id = d.endpoint_id AND e.disabled_at IS NULL)
 RETURNING d.id
 """
 
 
 async def reopen_delivery(tx: Tx, user_id: UserId, delivery_id: UUID) -> bool:
-    """Whether there was such a delivery, and room for it among the pending ones."""
+    """Whether there was such a delivery to an endpoint in use, and room for it among the pending ones."""
     return await tx.fetchval(REOPEN_DELIVERY, user_id, delivery_id, MAX_PENDING) is not None
 
 

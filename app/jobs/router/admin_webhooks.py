@@ -10,7 +10,7 @@ from app.jobs.router.access import Admin, AdminStarter, DeviceDep, actor_of
 from app.jobs.router.webhooks import delivery_view
 from app.jobs.schemas.webhooks import AdminDeliveryList, AdminDeliveryPage, AdminDeliveryResponse
 from app.jobs.service import deliveries
-from app.kernel.http import Id, Router, json_response
+from app.kernel.http import Id, Router, json_response, problem_responses
 from app.kernel.ids import UserId
 from app.kernel.resources import ResourcesDep
 
@@ -36,7 +36,12 @@ async def list_all_deliveries(
     return json_response({"items": [_view(delivery) for delivery in page.items], "next_cursor": page.next_cursor})
 
 
-@router.post("/deliveries/{delivery_id}/redeliver", status_code=202, response_model=AdminDeliveryResponse)
+@router.post(
+    "/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    response_model=AdminDeliveryResponse,
+    responses=problem_responses(409),
+)
 async def redeliver_any(
     principal: AdminStarter, resources: ResourcesDep, device: DeviceDep, delivery_id: Id
 ) -> Response:

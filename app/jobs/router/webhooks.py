@@ -258,6 +258,7 @@ async def get_delivery(principal: WebhookManager, resources: ResourcesDep, deliv
     "/deliveries/{delivery_id}/redeliver",
     status_code=202,
     response_model=DeliveryResponse,
+    responses=problem_responses(409),
 )
 async def redeliver(principal: WebhookCaller, resources: ResourcesDep, delivery_id: Id) -> Response:
     """Send a webhook delivery again."""

@@ -9,6 +9,7 @@ from app.identity.api import Actor, lock_admin, record_security_event
 from app.jobs.errors import BacklogFull, DeliveryNotFound
 from app.jobs.queries import webhook_deliveries
 from app.jobs.records.webhooks import Delivery, DeliveryDetail, DeliveryState
+from app.jobs.service.endpoints import check_enabled
 from app.jobs.service.publishing import enqueue_again
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
@@ -69,6 +70,7 @@ async def redeliver(db: Database, queue: Queue, user_id: UserId, delivery_id: UU
 
     Raises:
         DeliveryNotFound
+        EndpointNotFound, EndpointDisabled: its endpoint was deleted or is disabled.
         BacklogFull: the user has as many pending deliveries as one may have.
     """
     async with db.transaction("jobs.redeliver") as tx:
@@ -82,6 +84,7 @@ async def redeliver_any(db: Database, queue: Queue, clock: Clock, actor: Actor, 
     Raises:
         TokenRevoked, RoleRequired: the actor is no administrator any more.
         DeliveryNotFound
+        EndpointNotFound, EndpointDisabled: its endpoint was deleted or is disabled.
         BacklogFull: the owner has as many pending deliveries as one may have.
     """
     async with db.transaction("jobs.redeliver_any") as tx:
@@ -97,7 +100,8 @@ async def redeliver_any(db: Database, queue: Queue, clock: Clock, actor: Actor, 
 
 async def _redeliver(tx: Tx, queue: Queue, user_id: UserId, delivery_id: UUID) -> Delivery:
     if not await webhook_deliveries.reopen_delivery(tx, user_id, delivery_id):
-        _present(await webhook_deliveries.get_delivery(tx, user_id, delivery_id))
+        delivery = _present(await webhook_deliveries.get_delivery(tx, user_id, delivery_id))
+        await check_enabled(tx, user_id, delivery.endpoint_id)
         raise BacklogFull("Wait until some of your pending deliveries have ended.", retry_after=_REDELIVER_SECONDS)
     await enqueue_again(tx, queue, user_id, delivery_id)
     return _present(await webhook_deliveries.get_delivery(tx, user_id, delivery_id))

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from app.identity.api import Actor, lock_caller, lock_maker, record_security_event
-from app.jobs.errors import DeliveryNotFound, EndpointNotFound, TooManyEndpoints
+from app.jobs.errors import DeliveryNotFound, EndpointDisabled, EndpointNotFound, TooManyEndpoints
 from app.jobs.queries import webhook_deliveries, webhook_endpoints
 from app.jobs.records.webhooks import (
     ADMIN_EVENTS,
@@ -27,7 +27,7 @@ from app.jobs.records.webhooks import (
 from app.jobs.service.publishing import WebhookEvent, message_of, send_messages
 from app.jobs.service.sending import WebhookSender
 from app.kernel.clock import Clock
-from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.database import Database, ReadConn, Tx, retries_conflicts
 from app.kernel.errors import TooManyRequests
 from app.kernel.ids import UserId, new_id
 from app.kernel.pagination import Cursors, Page
@@ -218,6 +218,12 @@ async def take_call(tx: Tx, user_id: UserId, endpoint_id: UUID) -> None:
     raise TooManyRequests(
         "The webhook endpoint was tested, enabled or replayed too often.", retry_after=int(CALLS_EVERY.total_seconds())
     )
+
+
+async def check_enabled(conn: ReadConn, user_id: UserId, endpoint_id: UUID) -> None:
+    """Raises EndpointNotFound or EndpointDisabled, because what is begun anew for such an endpoint would only fail."""
+    if _found(await webhook_endpoints.get_endpoint(conn, user_id, endpoint_id)).disabled_at is not None:
+        raise EndpointDisabled
 
 
 async def _record(

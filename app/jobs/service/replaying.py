@@ -9,17 +9,17 @@ from datetime import datetime
 from uuid import UUID
 
 from app.identity.api import Actor
-from app.jobs.errors import ReplayInProgress
+from app.jobs.errors import EndpointDisabled, EndpointNotFound, ReplayInProgress
 from app.jobs.queries import webhook_deliveries as queries
 from app.jobs.queries.positions import get_position, set_position
 from app.jobs.records import Job
 from app.jobs.records.administration import Position, id_at
 from app.jobs.records.webhooks import MAX_PENDING, DeliveryState
-from app.jobs.service.endpoints import take_call
+from app.jobs.service.endpoints import check_enabled, take_call
 from app.jobs.service.publishing import QUEUE, enqueue_deliveries
 from app.jobs.service.submitting import get_job
 from app.kernel.database import Database, retries_conflicts
-from app.kernel.queue import JobContext, Queue, SnoozeJob
+from app.kernel.queue import JobContext, PermanentJobError, Queue, SnoozeJob
 
 KIND_REPLAY = "webhook.replay"
 TIMEOUT = 600
@@ -42,7 +42,7 @@ async def submit_replay(
     """Puts in the job that sends deliveries to an endpoint again.
 
     Raises:
-        EndpointNotFound
+        EndpointNotFound, EndpointDisabled
         TooManyRequests: the endpoint was tested, enabled or replayed too often.
         ReplayInProgress: the one before has not ended.
     """
@@ -54,6 +54,7 @@ async def submit_replay(
     }
     async with db.transaction("jobs.submit_replay") as tx:
         await take_call(tx, actor.user_id, endpoint_id)
+        await check_enabled(tx, actor.user_id, endpoint_id)
         row = queue.new_job(
             *(KIND_REPLAY, args),
             user_id=actor.user_id,
@@ -73,11 +74,16 @@ async def replay_batch(
     """Begins the next deliveries anew, and ends the job with the last; whether it did.
 
     Raises:
+        PermanentJobError: the endpoint was disabled or deleted meanwhile.
         SnoozeJob: the user has as many pending deliveries as one may have.
     """
     user_id = ctx.owner
     end = ctx.job_id if until is None else min(ctx.job_id, id_at(until, later=True))
     async with ctx.transaction("jobs.replay") as tx:
+        try:
+            await check_enabled(tx, user_id, endpoint_id)
+        except (EndpointNotFound, EndpointDisabled) as error:
+            raise PermanentJobError(error.code, "The endpoint was disabled or deleted meanwhile.") from error
         position = await get_position(tx, ctx.job_id) or Position(id_at(since, later=False), 0, 0, 0)
         room = min(_BATCH, MAX_PENDING - await queries.count_pending(tx, user_id))
         if room <= 0:
