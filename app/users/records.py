@@ -225,11 +225,21 @@ class UserExport:
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """How far a stream of events has come: behind this event of this transaction, stored at this time."""
+    """How far a stream of events has come: behind this event of this transaction, stored at this time.
+
+    `id` is zero before the first event of the transaction.
+    """
 
     created_at: datetime
     xid: str
     id: UUID
+
+    def mark(self) -> UUID:
+        """The `id` of a stream that has come this far: the event's, or a UUIDv8 of the time and the transaction."""
+        if self.id.int:
+            return self.id
+        milliseconds = int(self.created_at.timestamp() * 1000)
+        return UUID(int=milliseconds << 80 | 8 << 76 | 2 << 62 | int(self.xid))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import UUID7, UUID8
 
 from app.kernel.auth import Require, authenticate_again, principal_of
 from app.kernel.background import until
@@ -67,7 +67,7 @@ ProfileReader = Annotated[Principal, Require("profile:read")]
 ProfileWriter = Annotated[Principal, Require("profile:write")]
 EventReader = Annotated[Principal, Require("events:read")]
 EventWriter = Annotated[Principal, Require("events:write")]
-_LastEventId = Annotated[UUID | None, Header(include_in_schema=False)]
+_LastEventId = Annotated[UUID7 | UUID8 | None, Header(include_in_schema=False)]
 
 
 @router.get("/users/me", response_model=UserResponse, responses=problem_responses(404))
@@ -202,7 +202,9 @@ async def _countable(
     if not open_streams.take(principal.user_id):
         raise TooManyEventStreams
     try:
-        yield await streaming.find_start(resources.db, principal.user_id, last_event_id)
+        yield await streaming.find_start(
+            resources.db, principal.user_id, last_event_id, resources.incarnation.restored_at
+        )
     finally:
         open_streams.give_back(principal.user_id)
 
@@ -217,22 +219,27 @@ async def stream_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream your events as they are stored: `event` with the event as in lists, or finally `shutdown`.
 
-    The `id` is that of the event. Reconnect with the last one, also after `shutdown`: the new stream goes on behind it,
-    without a gap. It also ends when your token does.
+    The `id` tells how far the stream has come. It also comes without data: at once, and behind events of other kinds.
+    Reconnect with the last one, also after `shutdown`: the new stream goes on behind it, without a gap. It also ends
+    when your token does.
     """
     draining = draining_of(request)
     following = streaming.follow_events(
         *(resources.db, request.app.state.event_watch, principal_of(state).user_id, position),
+        kind=kind,
         before_each=partial(authenticate_again, request),
     )
-    is_first = True
-    async for event in while_welcome(until(draining, following)):
-        if kind is None or event.kind == kind:
-            retry = RECONNECT_MILLISECONDS if is_first else None
-            yield ServerSentEvent(event="event", raw_data=_text_of(event), id=str(event.id), retry=retry)
-            is_first = False
+    last_id = str(position.mark())
+    # An event without data is dispatched to no handler, but the client keeps its id and reconnects with it.
+    yield ServerSentEvent(id=last_id, retry=RECONNECT_MILLISECONDS)
+    async for item in while_welcome(until(draining, following)):
+        last_id = str(item.id)
+        if isinstance(item, StreamedEvent):
+            yield ServerSentEvent(event="event", raw_data=_text_of(item), id=last_id)
+        else:
+            yield ServerSentEvent(id=last_id)
     if draining is not None and draining.is_set():
-        yield ServerSentEvent(event="shutdown", data={}, retry=RECONNECT_MILLISECONDS)
+        yield ServerSentEvent(event="shutdown", data={}, id=last_id, retry=RECONNECT_MILLISECONDS)
 
 
 def _text_of(event: StreamedEvent) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from app.kernel.auth import InvalidToken
 from app.kernel.database import Database
 from app.kernel.ids import UserId
 from app.users.queries import event_stream
@@ -75,3 +76,26 @@ async def test_looks_of_one_user_come_one_by_one_and_rest(
     assert min(rests) > 3.5 * LOOK_SECONDS
     # The other one has waited for none of them.
     assert looks.times[other][0][0] < times[2][0]
+
+
+async def test_a_stream_that_waits_for_its_turn_reads_nothing_with_a_token_that_has_ended_meanwhile(
+    app: FastAPI, db: Database, person: Person, looks: Looks
+) -> None:
+    user_id, watch = UserId(person.id), app.state.event_watch
+    ended = False
+
+    async def is_welcome() -> None:
+        if ended:
+            raise InvalidToken
+
+    async def read_next() -> None:
+        start = await streaming.find_start(db, user_id, None)
+        await anext(streaming.follow_events(db, watch, user_id, start, before_each=is_welcome))
+
+    async with watch.looks_of(user_id).turn():
+        reading = asyncio.create_task(read_next())
+        await eventually(lambda: bool(watch.looks_of(user_id)._lock._waiters))
+        ended = True
+    with pytest.raises(InvalidToken):
+        await reading
+    assert looks.times == {}

@@ -1,14 +1,17 @@
 """The stream of a user's events: each once, as soon as it is committed, whatever comes in between."""
 
+import asyncio
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
 import pytest
 from fastapi import FastAPI
 
-from app.kernel.ids import new_id
+from app.kernel.database import Database
+from app.kernel.ids import UserId, new_id
+from app.users.records import StreamPosition
 from app.users.service import streaming
 from tests.fixtures.application import Lifespan
 from tests.fixtures.people import MakePerson, Person
@@ -49,7 +52,7 @@ async def test_events_come_as_they_are_stored_and_only_the_own_ones(
         events = await stream.until(3)
     assert [event["id"] for event in events] == ids
     assert {event["event"] for event in events} == {"event"}
-    assert [event.get("retry") for event in events] == ["1000", None, None]
+    assert [block.get("retry") for block in stream.blocks] == ["1000", None, None, None]
     listed = await pages(person, limit=100)
     assert [orjson.loads(event["data"]) for event in events] == listed[::-1][1:]
     async with open_stream(
@@ -75,6 +78,63 @@ async def test_an_event_that_is_committed_late_comes_once_and_before_no_reconnec
     behind = await store(connection, person)
     assert await resumed(running_app, person, quick[0], 1) == behind
     assert await resumed(running_app, person, late[0], 2) == quick + behind
+
+
+async def test_no_gap_opens_for_a_client_that_has_received_no_event(
+    running_app: Lifespan, person: Person, connection: Connection, database_url: str
+) -> None:
+    """The server ends the stream as a restart does, and events are stored before the client is back."""
+    await record(person, "a")
+    draining = running_app._state["draining"] = asyncio.Event()
+    slow = await asyncpg.connect(database_url)
+    transaction = slow.transaction()
+    await transaction.start()
+    late = await store(slow, person)
+    async with open_stream(running_app, f"{STREAM}?kind=b", person.headers) as stream:
+        await eventually(lambda: stream.last_id is not None)
+        draining.set()
+        (event,) = await stream.until(1)
+    assert (event["event"], event["id"], stream.blocks[0]["id"]) == ("shutdown", stream.last_id, stream.last_id)
+    del running_app._state["draining"]
+    await transaction.commit()
+    await slow.close()
+    behind = await store(connection, person)
+    assert stream.last_id is not None
+    assert await resumed(running_app, person, stream.last_id, 2) == late + behind
+
+
+async def test_the_id_of_a_stream_of_one_kind_advances_over_events_of_others(
+    running_app: Lifespan, person: Person
+) -> None:
+    async with open_stream(running_app, f"{STREAM}?kind=b", person.headers) as stream:
+        ids = await record(person, "a", "b", "a")
+        await eventually(lambda: stream.last_id == ids[-1])
+        assert [event["id"] for event in stream.events] == [ids[1]]
+    behind = await record(person, "c")
+    assert await resumed(running_app, person, ids[-1], 1) == behind
+
+
+async def test_the_mark_of_a_time_before_a_restore_names_no_transaction(db: Database, person: Person) -> None:
+    user_id = UserId(person.id)
+    start = await streaming.find_start(db, user_id, None)
+    mark = start.mark()
+    moment = start.created_at.replace(microsecond=start.created_at.microsecond // 1000 * 1000)
+    assert await streaming.find_start(db, user_id, mark) == StreamPosition(moment, start.xid, UUID(int=0))
+    of_the_restored = await streaming.find_start(db, user_id, mark, start.created_at)
+    # Nor does one of a transaction that has not begun.
+    of_the_future = await streaming.find_start(db, user_id, UUID(int=mark.int + 1_000_000_000))
+    assert of_the_restored == of_the_future == StreamPosition(moment, "2", UUID(int=0))
+
+
+@pytest.mark.parametrize(
+    "last_id",
+    ["ffffffff-ffff-7fff-bfff-ffffffffffff", "ffffffff-ffff-8fff-bfff-ffffffffffff", str(UUID(int=7 << 76 | 2 << 62))],
+)
+async def test_an_id_of_an_impossible_time_is_one_of_now_or_of_the_beginning(
+    running_app: Lifespan, person: Person, connection: Connection, last_id: str
+) -> None:
+    stored = await store(connection, person)
+    assert await resumed(running_app, person, last_id, 1) == stored
 
 
 async def test_a_backlog_is_read_by_parts_and_each_event_comes_once_from_wherever_it_is_resumed(
@@ -113,6 +173,7 @@ async def test_streams_of_a_user_are_bounded_and_refused_with_a_status(
         assert (answer.status_code, answer.json()["code"]) == (429, "too_many_event_streams")
         async with open_stream(running_app, STREAM, other.headers) as stream:
             assert stream.status == 200
-    for query, headers in (("?kind=A", {}), ("?kinds=a", {}), ("", {"Last-Event-ID": "x"})):
+    ids = ("x", "ffffffff-ffff-ffff-ffff-ffffffffffff", str(UUID(int=0)), str(uuid4()))
+    for query, headers in (("?kind=A", {}), ("?kinds=a", {}), *(("", {"Last-Event-ID": last_id}) for last_id in ids)):
         assert (await person.get(STREAM + query, headers=headers)).status_code == 422
     assert len(app.state.event_watch.open) == 0

@@ -10,7 +10,7 @@ from app.kernel.auth import InvalidToken
 
 T = TypeVar("T")
 
-# Told with the first event: how soon a client comes again after the end of a stream.
+# Sent at the beginning: how soon a client comes again after the end of a stream.
 RECONNECT_MILLISECONDS = 1000
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from time import monotonic
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -24,6 +25,10 @@ MOST_STREAMS = 512
 MOST_STREAMS_OF_A_USER = 16
 # Longer than any transaction that writes events.
 _LONGEST_TRANSACTION = timedelta(minutes=1)
+# PostgreSQL numbers transactions with 32 bits; this one is before the first that any row names.
+_XIDS = 2**32
+_OLDEST_XID = 2
+_MARK_VERSION = 8
 _BATCH = 200
 _SCANNED = 1_000
 _LOOK_SECONDS = 5.0
@@ -101,10 +106,13 @@ class EventWatch:
                     event.set()
 
 
-async def find_start(db: Database, user_id: UserId, last_id: UUID | None) -> StreamPosition:
-    """Behind the event `last_id`, or now.
+async def find_start(
+    db: Database, user_id: UserId, last_id: UUID | None, restored_at: datetime | None = None
+) -> StreamPosition:
+    """Behind the event or at the mark `last_id`, or now.
 
-    Of an event that was deleted its id still tells the time, from which on events may come a second time.
+    Of an event that was deleted its id still tells the time, from which on events may come a second time. So does a
+    mark that is older than the restore of the database, `restored_at`, because transactions are numbered anew since.
     """
     async with db.read("users.stream_start") as conn:
         start = await queries.start_of_stream(conn)
@@ -113,9 +121,15 @@ async def find_start(db: Database, user_id: UserId, last_id: UUID | None) -> Str
         position = await queries.get_position(conn, user_id, last_id)
     if position is not None:
         return position
-    moment = datetime.fromtimestamp((last_id.int >> 80) / 1000, UTC)
-    # The transaction before the first one that any row names.
-    return StreamPosition(min(moment, start.created_at), "2", UUID(int=0))
+    # Clamped before it becomes a time, because an id may hold one that is beyond the year 9999.
+    moment = datetime.fromtimestamp(min((last_id.int >> 80) / 1000, start.created_at.timestamp()), UTC)
+    xid = _OLDEST_XID
+    if last_id.version == _MARK_VERSION and (restored_at is None or moment > restored_at):
+        marked = last_id.int % _XIDS
+        # Numbers of transactions wrap: of two, the one less than half of all behind the other is the older.
+        if (int(start.xid) - marked) % _XIDS < _XIDS // 2:
+            xid = marked
+    return StreamPosition(moment, str(xid), UUID(int=0))
 
 
 async def follow_events(
@@ -124,32 +138,35 @@ async def follow_events(
     user_id: UserId,
     position: StreamPosition,
     *,
+    kind: str | None = None,
     before_each: Callable[[], Awaitable[None]],
-) -> AsyncIterator[StreamedEvent]:
-    """The events behind `position`, each once, as soon as they are committed, for ever.
+) -> AsyncIterator[StreamedEvent | StreamPosition]:
+    """The events of `kind` behind `position`, each once, as soon as they are committed, for ever; after a read whose
+    last event is of another kind, the position behind that.
 
-    `before_each` is called before each look, the last of which is at most five seconds ago; what it raises ends it all.
-    No connection is held between two looks.
+    `before_each` is called right before each read, with no wait in between; what it raises ends it all. Two reads are
+    five seconds apart, or longer while streams of the user rest. No connection is held between them.
     """
     looks = watch.looks_of(user_id)
     unsettled_seconds = _UNSETTLED_SECONDS
     with watch.watching(user_id) as changed:
         while True:
             changed.clear()
-            await before_each()
-            async with looks.turn(), db.read("users.stream_events") as conn:
-                events = await queries.list_streamed_events(
-                    conn, user_id, position, longest=_LONGEST_TRANSACTION, limit=_BATCH, scanned=_SCANNED
-                )
-            sent = 0
-            for event in events:
-                if not event.is_settled:
-                    break
-                sent += 1
-                yield event
-            if sent:
-                position = events[sent - 1].position()
-            if sent < len(events):
+            async with looks.turn():
+                await before_each()
+                async with db.read("users.stream_events") as conn:
+                    events = await queries.list_streamed_events(
+                        conn, user_id, position, longest=_LONGEST_TRANSACTION, limit=_BATCH, scanned=_SCANNED
+                    )
+            settled = list(takewhile(lambda event: event.is_settled, events))
+            for event in settled:
+                if kind is None or event.kind == kind:
+                    yield event
+            if settled:
+                position = settled[-1].position()
+                if kind is not None and settled[-1].kind != kind:
+                    yield position
+            if len(settled) < len(events):
                 await asyncio.sleep(unsettled_seconds)
                 unsettled_seconds = min(unsettled_seconds * 2, _LONGEST_UNSETTLED_SECONDS)
                 continue
