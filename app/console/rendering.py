@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from app.jobs.api import format_minor
+
 _NOTHING = "\N{EN DASH}"
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
@@ -69,8 +71,8 @@ def _json(value: Any) -> str:
 
 
 def _money(minor: int, currency: str) -> str:
-    """In the currency's smallest unit, of which most have a hundred."""
-    return f"{minor / 100:,.2f} {currency}"
+    """As `1,234.50 EUR`."""
+    return f"{format_minor(minor, currency)} {currency}"
 
 
 def _size(size: int) -> str:

@@ -80,11 +80,12 @@ for _page in PAGES:
 
 
 def _to_login(request: Request) -> Response:
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    address = f"/console/login?next={quote(here, safe='')}"
     if request.headers.get("hx-request") == "true":
         # A redirect would put the form into the middle of the page.
-        return Response(status_code=204, headers={**_HEADERS, "HX-Redirect": "/console/login"})
-    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return RedirectResponse(f"/console/login?next={quote(here, safe='')}", 303, headers=_HEADERS)
+        return Response(status_code=204, headers={**_HEADERS, "HX-Redirect": address})
+    return RedirectResponse(address, 303, headers=_HEADERS)
 
 
 async def _failure(

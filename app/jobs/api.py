@@ -16,6 +16,7 @@ from app.jobs.records import (
     queue_shares,
 )
 from app.jobs.records.administration import JobFilter
+from app.jobs.records.invoices import format_minor
 from app.jobs.schemas.webhook_events import WEBHOOK_EVENTS
 from app.jobs.service.administration import (
     cancel_any_job,
@@ -80,6 +81,7 @@ __all__ = [
     "delete_abandoned_folders",
     "disable_endpoints",
     "find_missing_scripts",
+    "format_minor",
     "get_any_job",
     "insert_jobs",
     "lift_suppression",

@@ -53,6 +53,7 @@ ROWS: dict[str, Row] = {
     # They lead a stranger to the log-in; who sees what is in tests/console.
     "GET /console/login": Row(PUBLIC),
     "GET /console": Row(PUBLIC, 303),
+    "GET /console/activity": Row(PUBLIC, 303),
     "GET /console/jobs": Row(PUBLIC, 303),
     "GET /console/jobs/{job_id}": Row(PUBLIC, 303),
     "GET /console/invoices": Row(PUBLIC, 303),

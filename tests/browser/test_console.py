@@ -215,6 +215,19 @@ async def test_a_passkey_is_added_and_logs_in(tab: Tab, url: str, admin: Person)
     assert tab.problems == []
 
 
+async def test_a_new_password_keeps_its_maker_logged_in(tab: Tab, url: str, admin: Person) -> None:
+    await log_in(tab, url, ADMIN)
+    await tab.open(f"{url}/console/security")
+    await tab.type_into('input[name="current_password"]', PASSWORD)
+    await tab.type_into('input[name="new_password"]', "another long pass phrase")
+    await tab.evaluate("document.querySelector('form[data-action$=\"password/change\"]').requestSubmit()")
+    await tab.wait_for_text("#notice", "Your password is changed")
+    await tab.open(f"{url}/console")
+    await tab.wait_for_text("h1", "Welcome")
+    assert await tab.evaluate("fetch('/v1/auth/sessions').then((r) => r.json()).then((r) => r.items.length)") == 1
+    assert tab.problems == []
+
+
 async def press_key(tab: Tab, key: str) -> None:
     text = {"Enter": "\r", " ": " "}.get(key)
     codes = {"Enter": 13, " ": 32, "Tab": 9}

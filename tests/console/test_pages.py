@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.console.pages import PAGES
+from app.console.rendering import render
 from app.console.router import STATIC_FILES
 from app.jobs.records import State
 from tests.fixtures.application import ROOT, Budget
@@ -21,6 +22,7 @@ from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 
 OWN = [page.path for page in PAGES if "{" not in page.path and not page.is_for_admins]
+LABELLED = {page.path for page in PAGES if page.label is not None}
 ADMINS = [page.path for page in PAGES if "{" not in page.path and page.is_for_admins]
 TEMPLATES = STATIC_FILES.parent / "templates"
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -67,7 +69,7 @@ async def test_a_stranger_is_sent_to_the_log_in(client: httpx.AsyncClient) -> No
 async def test_a_page_whose_session_has_ended_leads_to_the_log_in(person: Person) -> None:
     await person.post("/v1/auth/logout")
     answer = await person.get("/console", headers={"HX-Request": "true"})
-    assert (answer.status_code, answer.headers["hx-redirect"]) == (204, "/console/login")
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (204, "/console/login?next=%2Fconsole")
 
 
 async def test_everybody_sees_what_is_theirs(person: Person) -> None:
@@ -75,7 +77,9 @@ async def test_everybody_sees_what_is_theirs(person: Person) -> None:
         answer = await person.get(path)
         assert answer.status_code == 200
         assert answer.headers["cache-control"] == "no-store"
-        assert re.findall(r'href="(/console[^"]*)" aria-current="page"', answer.text) == [path]
+        assert re.findall(r'href="(/console[^"]*)" aria-current="page"', answer.text) == (
+            [path] if path in LABELLED else []
+        )
         # They are told of no page that they may not see.
         assert "/console/admin" not in answer.text
 
@@ -214,6 +218,40 @@ async def test_a_log_in_leads_to_a_page_of_ours(client: httpx.AsyncClient) -> No
     }.items():
         text = (await client.get("/console/login", params={"next": wanted})).text
         assert set(re.findall(r'data-then="([^"]*)"', text)) == {led_to}
+
+
+@pytest.mark.settings(APP_LIMITS_CALLER="300", APP_LIMITS_WINDOW="3600")
+async def test_the_overview_is_there_without_its_curve(person: Person) -> None:
+    """To count events costs more the more there are, and is asked for once, not with each look at the page."""
+    assert (await person.get("/console")).status_code == 200
+    text = (await person.get("/console/activity", headers={"HX-Request": "true"})).text
+    assert "No events yet." in text
+    event = {"kind": "page.view", "properties": {}}
+    assert (await person.post("/v1/events", json={"events": [event]})).status_code == 201
+    assert '<div class="chart"' in (await person.get("/console/activity")).text
+
+
+async def test_money_is_written_in_the_digits_of_its_currency() -> None:
+    context = {"items": [dict(INVOICE, currency=currency) for currency in ("JPY", "EUR", "KWD")]}
+    text = await render("invoices.html", {**context, "next_cursor": None, "query": {}}, is_fragment=True)
+    assert re.findall(r"[\d,.]+ (?:JPY|EUR|KWD)", text) == ["123,456 JPY", "1,234.56 EUR", "123.456 KWD"]
+
+
+INVOICE = {
+    "id": UNKNOWN,
+    "number": "1",
+    "customer": {"name": "Ann"},
+    "total_minor": 123_456,
+    "status": "rendered",
+    "created_at": "2026-11-30T12:00:00Z",
+}
+
+
+async def test_the_security_log_tells_whose_and_by_whom(admin: Person, person: Person) -> None:
+    assert (await admin.post(f"/v1/admin/users/{person.id}/ban")).status_code == 204
+    text = (await admin.get("/console/admin/security-events", params={"user_id": str(person.id)})).text
+    assert f'href="/console/admin/people/{person.id}"' in text
+    assert f'href="/console/admin/people/{admin.id}"' in text
 
 
 async def test_a_page_costs_what_its_routes_cost(person: Person, budget: Budget) -> None:

@@ -16,10 +16,10 @@ const told = (problem, status) => {
   return [problem.detail || problem.title || `The server answered ${status}.`, ...fields].join(" ");
 };
 
-async function call(action, body) {
+async function call(action, body, more = {}) {
   const [method, path] = action.split(" ");
   const merges = method === "PATCH";
-  const headers = body === undefined ? {} : { "Content-Type": merges ? "application/merge-patch+json" : "application/json" };
+  const headers = body === undefined ? more : { ...more, "Content-Type": merges ? "application/merge-patch+json" : "application/json" };
   const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   const text = await answer.text();
   let content = {};
@@ -145,8 +145,11 @@ document.addEventListener("click", async (event) => {
     } else if (event.target.dataset.bulk) {
       const wanted = JSON.parse(event.target.dataset.bulk);
       const { matched } = await call("POST /v1/admin/jobs/bulk", { ...wanted, dry_run: true });
-      if (!matched || !confirm(`${event.target.textContent}: ${matched} jobs?`)) return;
-      const { job } = await call("POST /v1/admin/jobs/bulk", wanted);
+      // The API counts no further.
+      const number = matched < 100_000 ? matched.toLocaleString("en") : "100,000 or more";
+      if (!matched || !confirm(`${event.target.textContent}: ${number} jobs?`)) return;
+      const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16)).join("");
+      const { job } = await call("POST /v1/admin/jobs/bulk", wanted, { "Idempotency-Key": key });
       location.assign(`/console/admin/jobs/${job.id}`);
     }
   } catch (error) { failed(error); }
