@@ -95,14 +95,20 @@ async def test_a_schedule_runs_on_demand_once_at_a_time(
     await store_schedules(producer.db, start(), [HOURLY])
     before = (await shown(admin))["next_run_at"]
     await admin.post("/v1/admin/schedules/hourly/pause")
-    answers = [await admin.post("/v1/admin/schedules/hourly/run") for _ in range(2)]
+    answers = [await admin.post("/v1/admin/schedules/hourly/run")]
+    first = (await shown(admin))["last_run"]
+    answers.append(await admin.post("/v1/admin/schedules/hourly/run"))
+    # The second has begun no run.
+    assert (await shown(admin))["last_run"] == first
+    trail = (await admin.get("/v1/auth/security-events")).json()["items"]
+    assert [event["action"] for event in trail].count("schedule_run") == 1
     assert [answer.status_code for answer in answers] == [202, 202]
     job = answers[0].json()["job"]
     assert job["id"] == answers[1].json()["job"]["id"]
     assert answers[0].headers["location"] == f"/v1/admin/jobs/{job['id']}"
     args = (await admin.get(f"/v1/admin/jobs/{job['id']}")).json()["args"]
     assert args.keys() == {"number", "scheduled_at"}
-    assert (await shown(admin))["last_run"]["job_id"] == job["id"]
+    assert first["job_id"] == job["id"]
     await connection.execute("UPDATE jobs.jobs SET state = 2, finished_at = now() WHERE id = $1", UUID(job["id"]))
     assert (await admin.post("/v1/admin/schedules/hourly/run")).json()["job"]["id"] != job["id"]
     await admin.post("/v1/admin/schedules/hourly/resume")
@@ -119,11 +125,13 @@ async def test_workers_report_themselves_until_they_end(
                ('killed:2', '0.0.1', '{bulk}', 5, 2, now() - interval '25 hours')
         """
     )
-    worker: Worker = await start_worker(slots=20, heartbeat=0.1)
 
     async def workers() -> dict[str, Any]:
         return {item["id"]: item for item in (await admin.get("/v1/admin/workers")).json()["items"]}
 
+    # Also while no other worker is there that forgets them.
+    assert set(await workers()) == {"killed:1"}
+    worker: Worker = await start_worker(slots=20, heartbeat=0.1)
     own = f"{socket.gethostname()}:{os.getpid()}"
 
     async def is_there() -> bool:

@@ -35,6 +35,7 @@ async def delete_worker(tx: Tx, worker_id: str) -> None:
 
 LIST_WORKERS = """
 SELECT w.worker_id, w.version, w.queues, w.slots, w.running, w.started_at, w.heartbeat_at FROM jobs.workers AS w
+WHERE w.heartbeat_at >= now() - interval '1 day'
 ORDER BY w.worker_id
 """
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -27,7 +26,7 @@ from app.jobs.service.submitting import Kinds
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.observability.telemetry import get_logger
-from app.kernel.queue import Queue
+from app.kernel.queue import Enqueued, Queue
 
 _logger = get_logger(__name__)
 
@@ -95,7 +94,8 @@ async def run_schedules(db: Database, queue: Queue, now: datetime, kinds: Kinds)
             job_id = None
             for time in times:
                 unique_key = f"{schedule.name}@{time.isoformat()}"
-                job_id = await _enqueue(tx, queue, schedule, kind.queue if kind is not None else "", time, unique_key)
+                queue_name = kind.queue if kind is not None else ""
+                job_id = (await _enqueue(tx, queue, schedule, queue_name, time, unique_key)).id
             made += len(times)
             following = await asyncio.to_thread(next_time, schedule.cron, schedule.timezone, now)
             await queries.set_next_run(tx, schedule.name, following, job_id)
@@ -132,8 +132,8 @@ async def pause_schedule(db: Database, clock: Clock, actor: Actor, name: str, *,
 
 @retries_conflicts
 async def run_schedule_now(db: Database, queue: Queue, clock: Clock, kinds: Kinds, actor: Actor, name: str) -> AdminJob:
-    """Puts in a job of a schedule that stands for this moment, or finds the one that was put in so and is unfinished.
-    The actor's trail tells.
+    """Puts in a job of a schedule that stands for this moment, and the actor's trail tells; or finds the one that was
+    put in so and is unfinished, and changes nothing.
 
     Raises:
         TokenRevoked, RoleRequired: the actor is no administrator any more.
@@ -146,11 +146,12 @@ async def run_schedule_now(db: Database, queue: Queue, clock: Clock, kinds: Kind
         if kind is None:
             raise ScheduleNotFound
         now = await get_time(tx)
-        job_id = await _enqueue(tx, queue, schedule, kind.queue, now, f"{name}@demand")
-        await queries.set_last_run(tx, name, now, job_id)
-        data = orjson.dumps({"schedule": name, "job_id": str(job_id)}).decode()
-        await record_security_event(tx, clock, actor, "schedule_run", data=data)
-        job = await get_any_job(tx, job_id)
+        done = await _enqueue(tx, queue, schedule, kind.queue, now, f"{name}@demand")
+        if done.created:
+            await queries.set_last_run(tx, name, now, done.id)
+            data = orjson.dumps({"schedule": name, "job_id": str(done.id)}).decode()
+            await record_security_event(tx, clock, actor, "schedule_run", data=data)
+        job = await get_any_job(tx, done.id)
     if job is None:
         raise JobNotFound
     return job
@@ -165,10 +166,12 @@ async def _lock_schedule(tx: Tx, name: str) -> DueSchedule:
 
 async def _enqueue(
     tx: Tx, queue: Queue, schedule: DueSchedule, queue_name: str, time: datetime, unique_key: str
-) -> UUID:
-    """The id of the job that stands for `time`."""
+) -> Enqueued:
+    """The job that stands for `time`."""
     args = {**schedule.parsed_args(), "scheduled_at": time.isoformat()}
-    return await queue.enqueue(tx, schedule.kind, args, user_id=None, queue=queue_name, unique_key=unique_key)
+    row = queue.new_job(schedule.kind, args, user_id=None, queue=queue_name, unique_key=unique_key)
+    (done,) = await queue.enqueue_rows(tx, [row])
+    return done
 
 
 def _row_of(schedule: Schedule, now: datetime) -> ScheduleRow:
