@@ -143,7 +143,8 @@ async def test_one_replay_of_an_endpoint_at_a_time(person: Person, receiver: Rec
     answer = await person.post(path, json=body)
     assert (answer.status_code, answer.json()["code"]) == (409, "replay_in_progress")
     assert await connection.fetchval("SELECT count(*) FROM jobs.jobs WHERE kind = 'webhook.replay'") == 1
-    for wrong in ({}, {"since": "yesterday"}, body | {"state": "lost"}):
+    empty = [body | {"until": body["since"]}, body | {"until": "2024-06-09T00:00:00Z"}, body | {"state": "pending"}]
+    for wrong in ({}, {"since": "yesterday"}, body | {"state": "lost"}, *empty):
         assert (await person.post(path, json=wrong)).status_code == 422
     unknown = await person.post(f"/v1/webhooks/endpoints/{uuid4()}/replay", json=body)
     assert (unknown.status_code, unknown.json()["code"]) == (404, "endpoint_not_found")

@@ -149,6 +149,11 @@ async def test_a_receiver_may_ask_for_time_but_not_for_more_than_five_days(
         await eventually(is_disabled)
 
 
+async def never_sent(person: Person, delivery_id: str) -> None:
+    shown = (await person.get(f"/v1/webhooks/deliveries/{delivery_id}")).json()
+    assert (shown["attempts"], shown["last_ms"], shown["history"]) == (0, None, [])
+
+
 @LOCAL
 async def test_a_secret_that_another_key_has_sealed_fails_a_message_for_good(
     person: Person, receiver: Receiver, settings: Settings, connection: Connection
@@ -160,6 +165,7 @@ async def test_a_secret_that_another_key_has_sealed_fails_a_message_for_good(
         await person.post(f"{url}/test")
         (delivery,) = await settled(person)
         assert (delivery["state"], delivery["last_error"]) == ("failed", "secret_unreadable")
+        await never_sent(person, delivery["id"])
         assert receiver.requests == []
         # A rotation mends it, though the old one, which would sign for a day more, cannot be read.
         assert (await person.post(f"{url}/rotate-secret")).status_code == 200
@@ -181,6 +187,7 @@ async def test_410_ends_the_endpoint(person: Person, receiver: Receiver, setting
         await person.post(f"{url}/test")
         dropped = (await settled(person, 2))[0]
         assert (dropped["state"], dropped["last_error"]) == ("failed", "endpoint_disabled")
+        await never_sent(person, dropped["id"])
         assert len(receiver.requests) == 1
         assert (await person.post(f"{url}/enable")).json()["status"] == "active"
 

@@ -200,7 +200,7 @@ class WebhookDeliverer:
 
     async def _give_up(self, ctx: JobContext, user_id: UserId, delivery_id: UUID, error: str) -> None:
         async with ctx.transaction("jobs.webhook_dropped") as tx:
-            await self._record(tx, user_id, delivery_id, WebhookResponse(None, error, None, 0, None), "failed", None)
+            await webhook_deliveries.fail_delivery(tx, user_id, delivery_id, error)
             await ctx.complete(tx)
 
     async def _record(

@@ -215,6 +215,17 @@ async def record_attempt(
     )
 
 
+FAIL_DELIVERY = """
+UPDATE jobs.webhook_deliveries AS d SET state = 'failed', last_error = $3, next_at = NULL
+WHERE d.user_id = $1 AND d.id = $2
+"""
+
+
+async def fail_delivery(tx: Tx, user_id: UserId, delivery_id: UUID, error: str) -> None:
+    """Ends a delivery without an attempt; what is known of the last one stays."""
+    await tx.execute(FAIL_DELIVERY, user_id, delivery_id, error)
+
+
 LIST_DELIVERY_ATTEMPTS = """
 SELECT a.at, a.status, a.ms, a.error FROM jobs.webhook_attempts AS a
 WHERE a.user_id = $1 AND a.delivery_id = $2 ORDER BY a.at

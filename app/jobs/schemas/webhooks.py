@@ -130,7 +130,8 @@ class DeliveryResponse(Schema):
     last_error: str | None = Field(
         description="Why the last attempt failed, as a machine-readable code; null: it did not fail. `backlog_full`: "
         "not attempted, because 5,000 of your deliveries were pending; the event can be redelivered. "
-        "`account_banned`: ended by a ban of your account. `cancelled`: its job was cancelled."
+        "`endpoint_disabled`, `secret_unreadable`: not attempted, because the endpoint was disabled or deleted, or its "
+        "secret cannot be read. `account_banned`: ended by a ban of your account. `cancelled`: its job was cancelled."
     )
     last_response: str | None = Field(description="Start of the last response body; null: there was none.")
     last_ms: int | None = Field(description="How long the last attempt took, in milliseconds; null: there was none.")
@@ -205,4 +206,10 @@ class ReplayEndpoint(
 
     since: Timestamp = Field(description="Deliveries from this time on.")
     until: Timestamp | None = Field(None, description="Deliveries before this time. Default: all until now.")
-    state: DeliveryState | None = Field(None, description="Only deliveries in this state.")
+    state: Literal["delivered", "failed"] | None = Field(None, description="Only deliveries in this state.")
+
+    @model_validator(mode="after")
+    def _has_a_span(self) -> "ReplayEndpoint":
+        if self.until is not None and self.until <= self.since:
+            raise ValueError("`until` must be later than `since`")
+        return self
