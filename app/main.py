@@ -45,7 +45,7 @@ from app.kernel.fairness.pacing import Paced
 from app.kernel.fairness.time_shares import TimeShares
 from app.kernel.fairness.turns import OneAtATime
 from app.kernel.headers.codings import is_compressible
-from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi
+from app.kernel.http import DirectRoutes, StrictRoute, install_error_handlers, make_openapi, reserve_literal_paths
 from app.kernel.metric_history import REPORT_SECONDS, MetricReporter
 from app.kernel.middleware.admission import Admission
 from app.kernel.middleware.authentication import Authentication
@@ -93,6 +93,7 @@ _logger = get_logger(__name__)
 
 ROUTERS = (
     core.router,
+    core.admin_router,
     core.links_router,
     users_router.router,
     *IDENTITY_ROUTERS,
@@ -211,6 +212,7 @@ def create_app(settings: Settings) -> Onehop:
     ):
         # One flat list: an included router is matched three times for each request, which costs more than the handler.
         app.router.routes.extend(router.routes)
+    reserve_literal_paths(app.routes)
     app.mount("/console/static", _WholeFiles(directory=console.STATIC_FILES))
     if has_docs:
         app.mount("/docs/assets", _WholeFiles(directory=DOCS_ASSETS))

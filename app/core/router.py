@@ -34,6 +34,7 @@ from app.kernel.resources import Resources, ResourcesDep
 from app.users import api as users
 
 router = Router(tags=["core"])
+admin_router = Router(tags=["admin"])
 links_router = Router(include_in_schema=False)
 docs_router = Router(include_in_schema=False)
 mailbox_router = Router(prefix="/dev/mailbox", include_in_schema=False)
@@ -64,7 +65,7 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/v1/admin/stats", response_model=StatsResponse, tags=["admin"])
+@admin_router.get("/v1/admin/stats", response_model=StatsResponse)
 async def get_stats(
     _: Annotated[Principal, RequireRole("admin")], resources: ResourcesDep, query: Annotated[StatsQuery, Query()]
 ) -> Response:

@@ -44,6 +44,8 @@ def test_every_operation_says_what_it_is(document: dict[str, Any]) -> None:
         names.append(operation["operationId"])
         assert operation["summary"], path
         assert operation["description"], path
+        # A generator makes the types of an operation once for each of its tags, and they collide.
+        assert len(operation["tags"]) == 1, path
         assert set(operation["tags"]) <= TAGS.keys(), path
         for status, response in operation["responses"].items():
             assert "$ref" in response or response["description"], f"{method} {path} {status}"

@@ -17,6 +17,7 @@ from app.jobs.records.webhooks import ALL_EVENTS, EVENT_TYPES
 from app.jobs.schemas import jobs as job_schemas
 from app.jobs.schemas.webhooks import EventTypeFilter
 from app.kernel.errors import AppError, problem_classes
+from app.kernel.settings import ConnectionSettings
 from app.kernel.validation.field_codes import FIELD_CODES, FieldErrorCode, field_code
 from tests.architecture.source import ROOT, source_files
 
@@ -137,6 +138,16 @@ def test_every_property_and_parameter_is_described(document: Document) -> None:
         if "$ref" not in parameter and not parameter.get("description")
     ]
     assert wordless == []
+
+
+def test_a_query_that_the_schemas_allow_fits_the_target(document: Document) -> None:
+    """Of ASCII, with the default of APP_CONNECTIONS_MAX_TARGET_BYTES: a longer target is refused with 414."""
+    longest = {
+        call: sum(parameter.get("schema", {}).get("maxLength", 0) for parameter in operation.get("parameters", ()))
+        for call, operation in operations_of(document)
+    }
+    assert max(longest.values()) > 1000
+    assert [call for call, length in longest.items() if length > ConnectionSettings().max_target_bytes - 512] == []
 
 
 def test_every_enum_is_a_component_and_appears_once(document: Document) -> None:

@@ -22,6 +22,11 @@ from app.kernel.resources import ResourcesDep
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 
 _READER = Permission(scopes=frozenset({"jobs:read"}))
+# A credential of 4 KiB takes less, sealed and in base64; a target takes more (APP_CONNECTIONS_MAX_TARGET_BYTES).
+_MAX_TICKET = 6 * 1024
+_TicketText = Annotated[
+    str, Query(min_length=1, max_length=_MAX_TICKET, description="The ticket, as it came in `url`.")
+]
 
 
 @router.post("/{job_id}/events/ticket", response_model=StreamTicket)
@@ -50,7 +55,7 @@ async def _watchable_by_ticket(
     resources: ResourcesDep,
     runtime: Runtime,
     job_id: Id,
-    ticket: Annotated[str, Query(min_length=1, max_length=4096, description="The ticket, as it came in `url`.")],
+    ticket: _TicketText,
 ) -> AsyncIterator[_Admitted]:
     """Answers 401, 403, 404 or 429 before a stream begins; counts the stream until it has ended."""
     credential = await tickets.redeem_ticket(resources.db, resources.keys, resources.clock, job_id, ticket)

@@ -22,7 +22,7 @@ from app.kernel.http.preconditions import (
 from app.kernel.http.prefer_header import asked_to_wait, prefers_json
 from app.kernel.http.problems import install_error_handlers, problem_response, problem_responses
 from app.kernel.http.responses import dump_json, json_fragment, json_response
-from app.kernel.http.routing import Router, StrictRoute, operation_id
+from app.kernel.http.routing import Router, StrictRoute, operation_id, reserve_literal_paths
 from app.kernel.http.schemas import (
     EXAMPLE_ID,
     EXAMPLE_TIME,
@@ -87,6 +87,7 @@ __all__ = [
     "problem_response",
     "problem_responses",
     "reads_headers",
+    "reserve_literal_paths",
     "takes_token",
     "version_etag",
 ]

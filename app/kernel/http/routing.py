@@ -1,5 +1,6 @@
 """Routes that refuse what is not wanted before the framework looks at it."""
 
+import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from email.message import Message
 from typing import Any, Literal
@@ -246,6 +247,20 @@ class Router(APIRouter):
         super().__init__(
             route_class=StrictRoute, redirect_slashes=False, generate_unique_id_function=operation_id, **options
         )
+
+
+def reserve_literal_paths(routes: Iterable[BaseRoute]) -> None:
+    """Keeps templates from matching a path that a route has without parameters, which owns all methods of it (OpenAPI).
+
+    Otherwise `GET /jobs/bulk` would be a job with the id `bulk`, and the `Allow` of that path would name GET.
+    """
+    own = [route for route in routes if isinstance(route, StrictRoute)]
+    literals = {route.path for route in own if not route.param_convertors}
+    for route in own:
+        taken = sorted(path for path in literals if route.path_regex.match(path)) if route.param_convertors else []
+        if taken:
+            others = "|".join(map(re.escape, taken))
+            route.path_regex = re.compile(f"^(?!(?:{others})$){route.path_regex.pattern.removeprefix('^')}")
 
 
 def _is_readable(routes: Iterable[BaseRoute], path: str) -> bool:
