@@ -46,6 +46,8 @@ FRAMEWORK_ONLY = {
     ("POST", "/v1/auth/introspect"),
     ("POST", "/v1/auth/revoke"),
     ("GET", "/v1/jobs/{job_id}/events"),
+    ("GET", "/v1/jobs/{job_id}/events/stream"),
+    ("GET", "/v1/users/me/events/stream"),
 }
 
 router = Router(prefix="/t")
