@@ -61,6 +61,10 @@ _NOTICES: dict[Notice, tuple[str, str]] = {
     ),
     "passkey_added": ("A passkey was added", "a passkey that logs in was added to your {product} account."),
     "passkey_removed": ("A passkey was removed", "a passkey of your {product} account was removed."),
+    "passkey_copy_suspected": (
+        "A passkey may have been copied",
+        "a log-in to your {product} account was refused, because its passkey seems to be a copy; remove that passkey.",
+    ),
     "second_factor_guessed": (
         "Wrong codes for your second factor",
         "log-ins to your {product} account had the right password and wrong codes; others may know your password.",

@@ -122,6 +122,43 @@ async def test_it_counts_as_two_factors_and_as_the_second_one(
     assert (await client.post("/v1/auth/mfa/verify", json={"mfa_token": login["mfa_token"]})).status_code == 422
 
 
+async def _answer_of(client: httpx.AsyncClient, authenticator: Authenticator) -> dict[str, Any]:
+    options = await options_of(client)
+    return {"credential": authenticator.get(options["public_key"]), "challenge": options["challenge"]}
+
+
+async def _mfa_token(client: httpx.AsyncClient, person: Person) -> str:
+    login = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
+    token: str = login.json()["mfa_token"]
+    return token
+
+
+async def test_behind_a_password_both_the_token_and_the_answer_work_once(
+    client: httpx.AsyncClient, person: Person, connection: Connection
+) -> None:
+    authenticator = await added(person)
+    totp = pyotp.TOTP((await person.post("/v1/auth/mfa/totp")).json()["secret"])
+    assert (await person.post("/v1/auth/mfa/totp/activate", json={"code": totp.now()})).status_code == 200
+    token, other = await _mfa_token(client, person), await _mfa_token(client, person)
+    first, second = await _answer_of(client, authenticator), await _answer_of(client, authenticator)
+
+    async def verify(mfa_token: str, answer: dict[str, Any]) -> httpx.Response:
+        return await client.post("/v1/auth/mfa/verify", json={"mfa_token": mfa_token} | answer)
+
+    assert (await verify(token, first)).status_code == 200
+    problem_of(await verify(token, second), 401, "invalid_mfa_token")
+    problem_of(await verify(other, first), 401, "invalid_passkey")
+    problem_of(await client.post(f"{PATH}/login", json=first), 401, "invalid_passkey")
+    opened = "SELECT count(*) FROM identity.sessions WHERE user_id = $1 AND revoked_at IS NULL AND 'mfa' = ANY(methods)"
+    assert await connection.fetchval(opened, person.id) == 1
+    # What was refused has used up nothing.
+    assert (await verify(other, second)).status_code == 200
+    rows = await connection.fetch(
+        "SELECT action, actor_id FROM identity.security_events WHERE action IN ('login_failed', 'second_factor_failed')"
+    )
+    assert [tuple(row) for row in rows] == [("second_factor_failed", person.id), ("login_failed", None)]
+
+
 async def test_one_answer_opens_one_session(client: httpx.AsyncClient, person: Person, connection: Connection) -> None:
     authenticator = await added(person)
     options = await options_of(client)
@@ -215,14 +252,28 @@ async def test_a_challenge_is_for_one_purpose_and_five_minutes(
     problem_of(await person.post(PATH, json=new), 400, "passkey_rejected")
 
 
-async def test_a_counter_that_does_not_grow_is_that_of_a_copy(client: httpx.AsyncClient, person: Person) -> None:
+async def test_a_counter_that_does_not_grow_is_that_of_a_copy(
+    client: httpx.AsyncClient, person: Person, mailbox: Mailbox, connection: Connection
+) -> None:
     authenticator = Authenticator(counter=0, flags=PRESENT | VERIFIED, aaguid=bytes(16))
     made = await add(person, authenticator)
     assert (made.json()["name"], made.json()["backed_up"]) == ("Passkey", False)
     answer = await log_in_by(client, authenticator)
     assert (await session_of(client, answer))["methods"] == ["hwk", "mfa"]
+    # An answer that is sent again is refused and no sign of a copy, nor is a counter that was not signed.
+    authenticator.counter = 4
+    sent = await _answer_of(client, authenticator)
+    assert (await client.post(f"{PATH}/login", json=sent)).status_code == 200
+    problem_of(await client.post(f"{PATH}/login", json=sent), 401, "invalid_passkey")
+    forged = Authenticator(credential_id=authenticator.credential_id, user_handle=authenticator.user_handle, counter=1)
+    problem_of(await log_in_by(client, forged), 401, "invalid_passkey")
+    trail = "SELECT action FROM identity.security_events WHERE user_id = $1 ORDER BY id DESC LIMIT 2"
+    assert [row["action"] for row in await connection.fetch(trail, person.id)] == ["login_failed"] * 2
     authenticator.counter = 0
     problem_of(await log_in_by(client, authenticator), 401, "invalid_passkey")
+    found = [row["action"] for row in await connection.fetch(trail, person.id)]
+    assert found == ["login_failed", "passkey_copy_suspected"]
+    await mailbox.letter(person.email, "A passkey may have been copied")
     authenticator.counter = 7
     assert (await log_in_by(client, authenticator)).status_code == 200
 
@@ -265,6 +316,19 @@ async def test_a_removed_passkey_does_not_log_in(
     problem_of(await log_in_by(client, authenticator), 401, "invalid_passkey")
     await mailbox.letter(person.email, "A passkey was added")
     await mailbox.letter(person.email, "A passkey was removed")
+
+
+async def test_adding_one_again_with_the_same_key_gets_the_same_answer(
+    clock: ManualClock, person: Person, connection: Connection
+) -> None:
+    options = (await person.post(f"{PATH}/options")).json()["public_key"]
+    body, key = {"credential": Authenticator().create(options)}, {"Idempotency-Key": "k-1"}
+    made = await person.post(PATH, json=body, headers=key)
+    assert made.status_code == 201, made.text
+    clock.advance(301)
+    again = await person.post(PATH, json=body, headers=key)
+    assert (again.status_code, again.json()) == (201, made.json())
+    assert await connection.fetchval("SELECT count(*) FROM identity.passkeys") == 1
 
 
 async def test_at_most_twenty_also_at_the_same_moment(person: Person, connection: Connection) -> None:

@@ -114,6 +114,20 @@ async def insert_impersonation(tx: Tx, session: NewSession) -> None:
     )
 
 
+# A session that has ended already: no session is opened twice, so its id is used up. It is deleted with the others.
+SPEND_SESSION_ID = """
+INSERT INTO identity.sessions (user_id, id, rotated_at, created_at, authenticated_at, last_used_at,
+                               idle_expires_at, expires_at, methods, revoked_at, revoke_reason)
+VALUES ($1, $2, $3, $3, $3, $3, $4, $4, '{}', $3, 'never_opened')
+ON CONFLICT DO NOTHING
+"""
+
+
+async def spend_session_id(tx: Tx, user_id: UserId, session_id: UUID, now: datetime, expires_at: datetime) -> bool:
+    """Whether the session had not been opened and its id not been spent before. `expires_at`: of what names it."""
+    return await tx.execute(SPEND_SESSION_ID, user_id, session_id, now, expires_at) == "INSERT 0 1"
+
+
 END_SURPLUS_SESSIONS = """
 WITH surplus AS (
     UPDATE identity.sessions

@@ -181,10 +181,17 @@ async def revoke(
     identity: IdentityDep,
     device: DeviceDep,
 ) -> Response:
-    """Revoke a token (RFC 7009). Unknown tokens get the same response."""
+    """Revoke a token (RFC 7009). Unknown tokens get the same response. The token of a service account cannot be revoked
+    alone (400 `unsupported_token_type`).
+    """
     if not form.token:
         raise OAuthError("invalid_request", "The token is missing.")
-    await introspection.revoke(resources.db, identity, form.token, device)
+    try:
+        await introspection.revoke(resources.db, identity, form.token, device)
+    except introspection.NotRevocable as error:
+        raise OAuthError(
+            "unsupported_token_type", "A token of client_credentials ends by itself; rotate the secret to end it now."
+        ) from error
     return json_response({})
 
 

@@ -16,7 +16,7 @@ from app.identity.schemas.passkeys import (
     PasskeyResponse,
 )
 from app.identity.schemas.sessions import SignedInResponse
-from app.identity.service import passkeys
+from app.identity.service import passkey_login, passkeys
 from app.kernel.auth import Public, SessionPrincipal
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQueryDep, Router, json_response, problem_responses, reads_headers
@@ -54,10 +54,11 @@ async def add_passkey(
     actor = actor_of(principal, device)
 
     async def add(tx: Tx) -> Response:
+        # In here, because the answer to a key that is known needs no options that are still good.
+        verified = await passkeys.verify_new(resources.computing, identity, actor, body.credential)
         passkey = await passkeys.add_passkey(tx, identity, actor, verified, body.name)
         return json_response(passkey.view(), status=201)
 
-    verified = await passkeys.verify_new(resources.computing, identity, actor, body.credential)
     return await idempotent(request, resources, principal.user_id, operation="identity.add_passkey", effect=add)
 
 
@@ -100,7 +101,7 @@ async def get_passkey_login_options(
     body: LoginOptionsRequest | None = None,  # noqa: ARG001 - an address changes nothing
 ) -> Response:
     """Get what a browser needs to log in with a passkey. The response is the same for every address."""
-    options = await passkeys.begin_login(identity)
+    options = await passkey_login.begin_login(identity)
     return json_response({"public_key": options.public_key, "challenge": options.challenge})
 
 
@@ -110,7 +111,7 @@ async def log_in_with_passkey(
 ) -> Response:
     """Open a session with a passkey, which counts as two factors."""
     check_transport(request, identity, body.transport)
-    outcome = await passkeys.log_in_by_passkey(
+    outcome = await passkey_login.log_in_by_passkey(
         resources.db, identity, body.credential, body.challenge, replace(device, name=body.device_name)
     )
     return login_response(identity, outcome, body.transport)

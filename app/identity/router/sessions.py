@@ -31,7 +31,7 @@ from app.identity.schemas.sessions import (
     TokensResponse,
     VerifySecondFactorRequest,
 )
-from app.identity.service import audit_log, login, passkeys, sessions, token_refresh
+from app.identity.service import audit_log, login, passkey_login, sessions, token_refresh
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import CurrentPrincipal, HashingPublic, Public, SessionPrincipal, bearer_token
 from app.kernel.errors import FieldError, Unprocessable
@@ -89,7 +89,7 @@ async def verify_second_factor(
             device_cookie=request.cookies.get(COOKIE_NAME),
         )
     elif body.credential is not None and body.challenge is not None:
-        outcome = await passkeys.verify_passkey_as_second_factor(
+        outcome = await passkey_login.verify_passkey_as_second_factor(
             resources.db,
             identity,
             mfa_token=body.mfa_token,

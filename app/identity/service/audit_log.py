@@ -12,7 +12,7 @@ from app.identity.queries.security_events import (
     list_all_security_events,
     list_security_events,
 )
-from app.identity.records import Actor, NewSecurityEvent, SecurityEvent, TrailEntry
+from app.identity.records import Actor, Device, NewSecurityEvent, SecurityEvent, TrailEntry
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id
@@ -39,6 +39,22 @@ async def record_security_event(
         data=data,
     )
     await insert_security_event(tx, event)
+
+
+async def record_failed_login_of(db: Database, clock: Clock, user_id: UserId, device: Device) -> None:
+    """Adds to the trail of `user_id` that an unknown client has failed to log in."""
+    event = NewSecurityEvent(
+        user_id=user_id,
+        id=new_id(),
+        action="login_failed",
+        actor_id=None,
+        session_id=None,
+        device=device,
+        created_at=clock.now(),
+        data="{}",
+    )
+    async with db.statement("identity.failed_login") as tx:
+        await insert_security_event(tx, event)
 
 
 async def record_admin_read(db: Database, clock: Clock, admin: Actor, what: str, user_id: UUID | None = None) -> None:

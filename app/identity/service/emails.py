@@ -25,6 +25,7 @@ Notice = Literal[
     "recovery_codes_renewed",
     "passkey_added",
     "passkey_removed",
+    "passkey_copy_suspected",
     "second_factor_guessed",
     "api_key_created",
     "role_changed",

@@ -18,6 +18,10 @@ from app.kernel.request.principal import Principal
 _INACTIVE: dict[str, Any] = {"active": False}
 
 
+class NotRevocable(Exception):
+    """The token does not end before its time on its own."""
+
+
 async def introspect(db: Database, identity: IdentityServices, caller: Principal, token: str) -> dict[str, Any]:
     """What a token is good for; nothing but `active: false` of a token that has ended or belongs to another user."""
     found = await _introspect_refresh(db, identity, token) if token.startswith(REFRESH_PREFIX) else None
@@ -43,7 +47,11 @@ async def introspect(db: Database, identity: IdentityServices, caller: Principal
 
 
 async def revoke(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
-    """Ends an API key, or the session of an access or refresh token. Says nothing about tokens it does not know."""
+    """Ends an API key, or the session of an access or refresh token. Says nothing about tokens it does not know.
+
+    Raises:
+        NotRevocable: it is the token of a program, which ends by itself, with the secret, or with the account.
+    """
     if is_api_key(token):
         await _revoke_api_key(db, identity, token, device)
         return
@@ -55,8 +63,7 @@ async def revoke(db: Database, identity: IdentityServices, token: str, device: D
         else:
             claims = identity.key_ring.verify(token)
             if claims.sid is None:
-                # Of a program: it ends by itself, or with the account.
-                return
+                raise NotRevocable
             user_id, session_id = UserId(claims.sub), claims.sid
             actor_id = claims.act.sub if claims.act else None
     except MalformedToken:

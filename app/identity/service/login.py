@@ -27,7 +27,7 @@ from app.identity.service.password_policy import MAX_PASSWORD_LENGTH, normalise_
 from app.identity.service.sessions import Opened, end_surplus, open_session
 from app.kernel.auth import SCOPES_OF_ROLE
 from app.kernel.database import Database, retries_conflicts
-from app.kernel.ids import new_id
+from app.kernel.ids import UserId, new_id
 from app.kernel.sealing import SealBroken
 from app.kernel.validation.addresses import canonical_email
 from app.users import api as users
@@ -150,8 +150,7 @@ async def verify_second_factor(
             proof = await second_factor.check_code(db, identity, user_id, code)
             outcome = await _open_with_proof(db, identity, account, named, pending, proof)
     except InvalidCode:
-        async with db.statement("identity.wrong_code") as tx:
-            await record_security_event(tx, identity.clock, Actor(user_id, None, device), "second_factor_failed")
+        await record_failed_second_factor(db, identity, user_id, device)
         raise
     except TooManyAttempts:
         await _warn(db, identity, Actor(user_id, None, device))
@@ -279,6 +278,14 @@ async def record_failed_login(db: Database, identity: IdentityServices, canonica
     """Leaves an entry in the trail of the account with this address, if there is one."""
     async with db.statement("identity.failed_login") as tx:
         await insert_failed_login(tx, canonical, new_id(), device.ip, device.user_agent, identity.clock.now())
+
+
+async def record_failed_second_factor(
+    db: Database, identity: IdentityServices, user_id: UserId, device: Device
+) -> None:
+    """Leaves an entry in the trail of an account whose first factor was proven."""
+    async with db.statement("identity.wrong_code") as tx:
+        await record_security_event(tx, identity.clock, Actor(user_id, None, device), "second_factor_failed")
 
 
 async def ask_for_second_factor(
