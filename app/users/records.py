@@ -261,6 +261,28 @@ class StreamedEvent:
         return StreamPosition(self.created_at, self.xid, self.id)
 
 
+@dataclass(frozen=True, slots=True)
+class RetentionPosition:
+    """How far the users have been searched for old events, by their ids: behind this event of this user, newest first.
+
+    Without an event: behind all events of the user.
+    """
+
+    user_id: UUID
+    created_at: datetime | None = None
+    id: UUID | None = None
+
+    @classmethod
+    def behind(cls, last_user_done: UUID | None) -> "RetentionPosition":
+        """At the first event of the next user; None: of the first one."""
+        return cls(last_user_done or UUID(int=0))
+
+    @property
+    def last_user_done(self) -> UUID:
+        """The highest id that may be one of a user all of whose events have been searched."""
+        return self.user_id if self.created_at is None else UUID(int=self.user_id.int - 1)
+
+
 def merge_patch(target: Any, patch: Any) -> Any:
     """`target` after a JSON merge patch (RFC 7396, section 2); both are left as they are."""
     if not isinstance(patch, dict):
