@@ -115,6 +115,8 @@ class Application(State):
     events: GroupCommit[users.EventBatch, list[UUID]]
     summaries: OneAtATime
     limits: RateLimits
+    # What lies behind all layers, for pages that ask other routes.
+    handlers: ASGIApp
     health: Paced[Health]
     metrics: Paced[RenderedMetrics]
     # Bring gauges up to date.
@@ -300,6 +302,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         if app.is_observed
         else DirectRoutes(app, app.framework, settings.http.max_body_bytes, resources.computing)
     )
+    app.state.handlers = handlers
     stack: ASGIApp = SecurityHeadersLayer(Deadline(handlers, settings.http), settings.http)
     cached_paths = [read.path for read in cached_reads]
     stack = ResponseCache(stack, resources, cached_reads)

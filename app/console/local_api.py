@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.types import ASGIApp, Message
 
 from app.kernel.request.state import part_of
@@ -68,5 +68,4 @@ async def _nothing_to_receive() -> Message:
 
 def local_api(request: Request, now: datetime) -> LocalApi:
     """Of the application that serves `request`."""
-    app: FastAPI = request.app
-    return LocalApi(request, app.framework, now)  # type: ignore[attr-defined]  # `main.Onehop` lies above
+    return LocalApi(request, request.app.state.handlers, now)
