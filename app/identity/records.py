@@ -154,6 +154,7 @@ class Rotation:
     generation: int
     rotated_at: datetime
     rotation_key: bytes | None
+    idle_expires_at: datetime
     alive: bool
     status: AccountStatus
     role: Role
@@ -196,12 +197,15 @@ class SigningKeyRow:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """An answer of the token endpoints (RFC 6749, section 5.1)."""
+    """An answer of the token endpoints (RFC 6749, section 5.1). `session_seconds`: until the session ends unless it is
+    used.
+    """
 
     access_token: str
     refresh_token: str
     expires_in: int
     scope: str
+    session_seconds: int
 
     def view(self) -> dict[str, object]:
         return {

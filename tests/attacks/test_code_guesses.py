@@ -1,12 +1,15 @@
 """How many codes of a second factor an attacker with the password can try, whatever cookies they have collected."""
 
 from collections import Counter
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from app.identity.api import IdentityServices
 from app.identity.errors import TooManyAttempts
+from app.identity.service.login_throttle import AttemptBucket
+from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId, new_id
 from tests.attacks.test_lockout import COOKIE, wrong_code
 from tests.fixtures.clocks import ManualClock
@@ -84,3 +87,22 @@ async def test_a_success_of_one_device_gives_another_nothing(identity: IdentityS
     await throttle.reserve(two[1:])
     with pytest.raises(TooManyAttempts):
         await throttle.reserve(one)
+
+
+async def test_an_attempt_that_was_not_judged_is_given_back_where_it_was_counted(identity: IdentityServices) -> None:
+    known, stranger, more = (AttemptBucket(f"tests:{uuid4()}", 1, 3600, 0, 0, is_personal=False) for _ in range(3))
+
+    async def lose() -> None:
+        async with identity.throttle.attempt([known]) as attempt:
+            await attempt.move([stranger])
+            await attempt.add([more])
+            raise Unavailable
+
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await lose()
+    # Each has room for one attempt again, and for no second one.
+    for bucket in (known, stranger, more):
+        await identity.throttle.reserve([bucket])
+        with pytest.raises(TooManyAttempts):
+            await identity.throttle.reserve([bucket])

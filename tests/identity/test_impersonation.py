@@ -158,6 +158,22 @@ async def test_it_ends_at_once_with_either_side(
     problem_of(await client.get("/v1/users/me", headers=headers), 401, "token_revoked")
 
 
+@pytest.mark.settings(APP_IDENTITY_MAX_SESSIONS="2")
+async def test_it_costs_the_user_no_session(
+    client: httpx.AsyncClient, admin: Person, person: Person, log_in: LogIn, connection: Connection
+) -> None:
+    headers = await act_for(admin, person)
+    second = await log_in(person)
+    for caller in (person, second):
+        assert (await caller.get("/v1/users/me")).status_code == 200
+    # A log-in too many ends one of the user's own, and the administrator's work goes on.
+    third = await log_in(person)
+    assert (await third.get("/v1/users/me")).status_code == 200
+    alive = "SELECT count(*) FROM identity.sessions WHERE user_id = $1 AND revoked_at IS NULL"
+    assert await connection.fetchval(alive, person.id) == 3
+    assert (await client.get("/v1/users/me", headers=headers)).status_code == 200
+
+
 async def test_it_ends_after_half_an_hour(
     clock: ManualClock, client: httpx.AsyncClient, admin: Person, person: Person, log_in: LogIn
 ) -> None:

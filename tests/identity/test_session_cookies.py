@@ -295,11 +295,19 @@ async def test_whatever_ends_the_session_forgets_the_cookie(
     calls = [
         ("POST", "/v1/auth/logout-all", {"keep_current": True}, False),
         ("POST", "/v1/auth/logout-all", None, True),
+        ("DELETE", "/v1/auth/sessions/{other}", None, False),
+        ("DELETE", "/v1/auth/sessions/{own}", None, True),
+        ("POST", "/v1/auth/password/change", {"current_password": PASSWORD, "new_password": PASSWORD}, True),
         ("DELETE", "/v1/users/me", {"current_password": PASSWORD}, True),
     ]
     for method, path, body, is_forgotten in calls:
+        await browser(person)
         headers = await browser(person) | OWN_PAGE
-        answer = await client.request(method, path, json=body, headers=headers)
+        sessions = (await client.get("/v1/auth/sessions", headers=headers)).json()["items"]
+        (own,) = [session["id"] for session in sessions if session["current"]]
+        other = next(session["id"] for session in sessions if not session["current"])
+        answer = await client.request(method, path.format(own=own, other=other), json=body, headers=headers)
+        client.cookies.clear()
         assert answer.is_success, answer.text
         cleared = [line for line in answer.headers.get_list("set-cookie") if line.startswith('onehop=""')]
         assert len(cleared) == is_forgotten
@@ -324,6 +332,20 @@ async def test_the_session_goes_on_while_it_is_used_and_ends_when_it_is_not(
     for credential in (headers, {}, {"Cookie": "onehop=sc_x"}, {"Authorization": "Bearer x"}):
         answer = await client.post("/v1/auth/refresh", json={"transport": "cookie"}, headers=credential | OWN_PAGE)
         problem_of(answer, 401, "invalid_refresh_token")
+
+
+async def test_a_session_near_its_end_says_when_it_ends(
+    clock: ManualClock, client: httpx.AsyncClient, person: Person, browser: Browser, connection: Connection
+) -> None:
+    headers = await browser(person) | OWN_PAGE
+    await connection.execute("UPDATE identity.sessions SET expires_at = $1", clock.now() + timedelta(seconds=90))
+    clock.advance(30)
+    bodies: list[dict[str, object]] = [{}, {"refresh_token": person.tokens["refresh_token"]}]
+    for body in bodies:
+        answer = await client.post("/v1/auth/refresh", json=body | {"transport": "cookie"}, headers=headers)
+        client.cookies.clear()
+        assert answer.status_code == 200, answer.text
+        assert 0 < answer.json()["expires_in"] <= 60
 
 
 async def test_another_role_is_seen_at_once_without_a_new_log_in(

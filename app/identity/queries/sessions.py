@@ -39,7 +39,7 @@ WITH account AS (
        SET revoked_at = $4, revoke_reason = 'session_limit', has_unpublished_end = $16
      WHERE user_id IN (SELECT user_id FROM session) AND id IN (
            SELECT id FROM identity.sessions
-            WHERE user_id = $1 AND revoked_at IS NULL
+            WHERE user_id = $1 AND revoked_at IS NULL AND methods <> '{impersonation}'
             ORDER BY last_used_at DESC OFFSET $12 - 1)
  RETURNING id
 ), revoked AS (
@@ -134,7 +134,7 @@ WITH surplus AS (
        SET revoked_at = $2, revoke_reason = 'session_limit', has_unpublished_end = $5
      WHERE user_id = $1 AND revoked_at IS NULL AND id IN (
            SELECT id FROM identity.sessions
-            WHERE user_id = $1 AND revoked_at IS NULL
+            WHERE user_id = $1 AND revoked_at IS NULL AND methods <> '{impersonation}'
             ORDER BY last_used_at DESC, id DESC OFFSET $3)
  RETURNING id
 ), revoked AS (
@@ -179,7 +179,7 @@ UPDATE identity.sessions AS session
  WHERE session.user_id = $1 AND session.id = $2 AND session.generation = $3
    AND session.revoked_at IS NULL AND session.idle_expires_at > $4 AND session.expires_at > $4
    AND account.user_id = session.user_id AND account.status = 'active'
-RETURNING session.generation, session.rotated_at, session.rotation_key, true AS alive,
+RETURNING session.generation, session.rotated_at, session.rotation_key, session.idle_expires_at, true AS alive,
           account.status, account.role, account.version
 """
 
@@ -203,7 +203,7 @@ async def rotate_session(
 
 
 GET_ROTATION = """
-SELECT session.generation, session.rotated_at, session.rotation_key,
+SELECT session.generation, session.rotated_at, session.rotation_key, session.idle_expires_at,
        session.revoked_at IS NULL AND session.idle_expires_at > $3 AND session.expires_at > $3 AS alive,
        account.status, account.role, account.version
   FROM identity.sessions AS session

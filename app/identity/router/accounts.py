@@ -30,7 +30,7 @@ from app.identity.service import account_status, addresses, passwords, registrat
 from app.identity.service.devices import COOKIE_NAME
 from app.kernel.auth import HashingPrincipal, HashingPublic, Public
 from app.kernel.http import Preconditions, Router, json_response, problem_responses, reads_headers
-from app.kernel.request.state import RequestStateDep
+from app.kernel.request.state import RequestStateDep, state_of
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/auth", tags=["identity"])
@@ -165,7 +165,10 @@ async def change_password(
     check_transport(request, identity, body.transport)
     actor = actor_of(principal, device)
     tokens = await passwords.change(resources.db, identity, actor, body.current_password, body.new_password)
-    return tokens_response(identity, tokens, body.transport)
+    response = tokens_response(identity, tokens, body.transport)
+    if body.transport == "bearer":
+        forget_session_cookie(state_of(request.scope), identity, response)
+    return response
 
 
 @own_account.delete(

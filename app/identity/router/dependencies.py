@@ -85,12 +85,12 @@ def tokens_response(identity: IdentityServices, tokens: Tokens, transport: Trans
     """The tokens, in the body or as the session cookie."""
     if transport == "bearer":
         return json_response(tokens.view())
-    return cookie_response(identity, _session_of(identity, tokens), tokens.scope)
+    return cookie_response(identity, _session_of(identity, tokens), tokens.scope, seconds=tokens.session_seconds)
 
 
-def cookie_response(identity: IdentityServices, session: RefreshToken, scope: str) -> Response:
-    """Sets the cookie of a session that is good for `scope`."""
-    response = json_response({"expires_in": identity.settings.refresh_idle_ttl, "scope": scope})
+def cookie_response(identity: IdentityServices, session: RefreshToken, scope: str, *, seconds: int) -> Response:
+    """Sets the cookie of a session that is good for `scope`, and ends after `seconds` unless it is used."""
+    response = json_response({"expires_in": seconds, "scope": scope})
     _set_session_cookie(response, identity, session)
     return response
 

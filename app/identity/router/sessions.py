@@ -124,7 +124,7 @@ async def refresh(
     check_transport(request, identity, body.transport)
     if body.refresh_token is None:
         session = await sessions.extend_cookie_session(identity, state_of(request.scope).credential or b"")
-        return cookie_response(identity, session.token, session.scope)
+        return cookie_response(identity, session.token, session.scope, seconds=session.seconds)
     wanted = token_refresh.RefreshRequest(body.refresh_token, idempotency_key, device)
     tokens = await token_refresh.refresh(resources.db, resources.redis, identity, wanted)
     return tokens_response(identity, tokens, body.transport)
@@ -207,11 +207,19 @@ async def list_sessions(
 
 @router.delete("/sessions/{session_id}", status_code=204)
 async def delete_session(
-    session_id: Id, principal: SessionPrincipal, resources: ResourcesDep, identity: IdentityDep, device: DeviceDep
+    state: RequestStateDep,
+    session_id: Id,
+    principal: SessionPrincipal,
+    resources: ResourcesDep,
+    identity: IdentityDep,
+    device: DeviceDep,
 ) -> Response:
     """End one of your sessions."""
     await sessions.end_own_session(resources.db, identity, actor_of(principal, device), session_id)
-    return Response(status_code=204)
+    response = Response(status_code=204)
+    if session_id == principal.session_id:
+        forget_session_cookie(state, identity, response)
+    return response
 
 
 @router.get("/security-events", response_model=SecurityEventPage)

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
+from math import ceil
 from typing import NamedTuple
 from uuid import UUID
 
@@ -64,6 +65,8 @@ class _Verified(NamedTuple):
     api_key_id: UUID | None
     version: int
     actor: ActingParty | None = None
+    # Of a cookie: the seconds until the session ends unless it is used.
+    session_seconds: int = 0
 
 
 class TokenAuthenticator:
@@ -108,6 +111,9 @@ class TokenAuthenticator:
 
     async def authenticate(self, credential: bytes) -> Principal:
         """See `Authenticator`."""
+        return (await self._authenticate(credential)).principal
+
+    async def _authenticate(self, credential: bytes) -> _Verified:
         value = value_in(credential)
         token = bearer_token(credential) if value is None else None
         if token is not None:
@@ -120,12 +126,15 @@ class TokenAuthenticator:
             raise Unauthenticated("Only bearer tokens are accepted.")
         verified = await self._trusted(verify, self._forget(credential))
         self._remember(credential, verified)
-        return verified.principal
+        return verified
 
-    async def verify_anew(self, credential: bytes) -> Principal:
-        """As `authenticate`, and as if the credential had not been seen before."""
+    async def verify_cookie_anew(self, credential: bytes) -> tuple[Principal, int]:
+        """As `authenticate`, and as if the cookie had not been seen before; also the seconds until its session ends
+        unless it is used.
+        """
         self._forget(credential)
-        return await self.authenticate(credential)
+        verified = await self._authenticate(credential)
+        return verified.principal, verified.session_seconds
 
     async def inspect(self, token: str) -> Principal:
         """The caller that a bearer token would be taken for, which is not remembered.
@@ -222,7 +231,8 @@ class TokenAuthenticator:
         )
         looks_again_at = now.timestamp() + TRUSTED_SECONDS
         ends_at = min(owner.expires_at.timestamp(), looks_again_at)
-        return _Verified(principal, ends_at, cookie.session_id, None, owner.version)
+        seconds = ceil((owner.expires_at - now).total_seconds())
+        return _Verified(principal, ends_at, cookie.session_id, None, owner.version, session_seconds=seconds)
 
     def _remember(self, credential: bytes, verified: _Verified) -> None:
         if self._cache_size == 0:

@@ -105,15 +105,13 @@ async def log_in_by_code(
     device = credentials.device
     known = identity.devices.recognise(credentials.device_cookie, canonical)
     buckets = identity.throttle.email_code_buckets(canonical, device.ip, is_known=known is not None)
-    async with identity.throttle.attempt(buckets):
+    async with identity.throttle.attempt(buckets) as attempt:
         async with db.read("identity.login") as conn:
             account = await get_account_by_email(conn, canonical)
         is_known = known is not None and account is not None and known.is_of(account)
         if known is not None and not is_known:
             # What all known devices of the account share is not for a stranger to use up.
-            await identity.throttle.release(buckets)
-            buckets = identity.throttle.email_code_buckets(canonical, device.ip, is_known=False)
-            await identity.throttle.reserve(buckets)
+            await attempt.move(identity.throttle.email_code_buckets(canonical, device.ip, is_known=False))
         user_id = account.user_id if account else _NOT_AN_ACCOUNT
         code_hash = hash_login_code(identity.keys, user_id, as_shown(credentials.code))
         async with db.statement("identity.try_code") as tx:
@@ -121,7 +119,7 @@ async def log_in_by_code(
     if account is None or not hmac.compare_digest(stored or b"", code_hash):
         await record_failed_login(db, identity, canonical, device)
         raise InvalidCode
-    await identity.throttle.release(buckets)
+    await identity.throttle.release(attempt.buckets)
     if account.totp_enabled and account.email_verified_at is not None:
         await _use_code(db, identity, code_hash)
         return await ask_for_second_factor(db, identity, account, device, _METHODS)

@@ -104,18 +104,16 @@ async def log_in(db: Database, identity: IdentityServices, credentials: Credenti
     buckets = identity.throttle.login_buckets(canonical, ip, known.id if known else None)
     # No stored password is longer; hashing a megabyte for nothing would be a favour to an attacker.
     candidate = normalise_password(credentials.password)[: MAX_PASSWORD_LENGTH + 1]
-    async with identity.throttle.attempt(buckets):
+    async with identity.throttle.attempt(buckets) as attempt:
         async with db.read("identity.login") as conn:
             account = await get_account_by_email(conn, canonical)
         if known is not None and (account is None or not known.is_of(account)):
-            owed = identity.throttle.stranger_buckets(canonical, ip)
-            await identity.throttle.reserve(owed)
-            buckets = [*buckets, *owed]
+            await attempt.add(identity.throttle.stranger_buckets(canonical, ip))
         is_right = await identity.hashing.verify(account.password_hash if account else None, candidate)
     if account is None or not is_right:
         await record_failed_login(db, identity, canonical, credentials.device)
         raise InvalidCredentials
-    await identity.throttle.release(buckets)
+    await identity.throttle.release(attempt.buckets)
     check_may_log_in(identity, account)
     if credentials.scopes is not None and not credentials.scopes <= SCOPES_OF_ROLE[account.role]:
         raise ScopeExceeded

@@ -115,6 +115,25 @@ class AttemptBucket:
         return self.is_personal and self.first_pause > 0
 
 
+class Attempt:
+    """An attempt under way. `buckets`: those that it is reserved in."""
+
+    def __init__(self, throttle: "Throttle") -> None:
+        self._throttle = throttle
+        self.buckets: list[AttemptBucket] = []
+
+    async def add(self, buckets: Sequence[AttemptBucket]) -> None:
+        """Reserves it in these too. Raises TooManyAttempts."""
+        await self._throttle.reserve(buckets)
+        self.buckets += buckets
+
+    async def move(self, buckets: Sequence[AttemptBucket]) -> None:
+        """Reserves it in these in place of those before, which get it back. Raises TooManyAttempts."""
+        old, self.buckets = self.buckets, []
+        await self._throttle.release(old)
+        await self.add(buckets)
+
+
 class Throttle:
     """One per process."""
 
@@ -256,17 +275,19 @@ class Throttle:
         return True
 
     @asynccontextmanager
-    async def attempt(self, buckets: Sequence[AttemptBucket]) -> AsyncIterator[None]:
-        """Reserves an attempt for what is inside; one that was not judged is given back.
+    async def attempt(self, buckets: Sequence[AttemptBucket]) -> AsyncIterator["Attempt"]:
+        """Reserves an attempt for what is inside; one that was not judged is given back, from all buckets that it has
+        then.
 
         Raises:
             TooManyAttempts: with the seconds until the next one.
         """
-        await self.reserve(buckets)
+        attempt = Attempt(self)
+        await attempt.add(buckets)
         try:
-            yield
+            yield attempt
         except (Unavailable, ClientGone):
-            await self._give_back(buckets, emptied=())
+            await self._give_back(attempt.buckets, emptied=())
             raise
 
     async def release(self, buckets: Sequence[AttemptBucket]) -> None:

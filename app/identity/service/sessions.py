@@ -83,6 +83,7 @@ async def open_session(
         session.id,
         generation=0,
         issued_at=now,
+        session_ends_at=session.idle_expires_at,
         role=account.role,
         version=account.version,
         scope=TokenScope(granted=scopes),
@@ -232,10 +233,13 @@ async def end_own_session(db: Database, identity: IdentityServices, actor: Actor
 
 @dataclass(frozen=True, slots=True)
 class CookieSession:
-    """What the cookie of a living session says, and the scopes that it has now."""
+    """What the cookie of a living session says, the scopes that it has now, and the seconds until the session ends
+    unless it is used.
+    """
 
     token: RefreshToken
     scope: str
+    seconds: int
 
 
 async def extend_cookie_session(identity: IdentityServices, credential: bytes) -> CookieSession:
@@ -246,10 +250,10 @@ async def extend_cookie_session(identity: IdentityServices, credential: bytes) -
     """
     try:
         token = identity.cookies.decode(value_in(credential) or "")
-        principal = await identity.authenticator.verify_anew(credential)
+        principal, seconds = await identity.authenticator.verify_cookie_anew(credential)
     except (MalformedToken, InvalidToken) as error:
         raise InvalidRefreshToken from error
-    return CookieSession(token, " ".join(sorted(principal.scopes)))
+    return CookieSession(token, " ".join(sorted(principal.scopes)), seconds)
 
 
 async def log_out(

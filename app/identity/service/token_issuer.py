@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 from uuid import UUID, uuid4
 
 from app.identity.records import AccessToken, NewSession, ServiceClient, Tokens, roles_of
@@ -68,11 +69,12 @@ class TokenIssuer:
         *,
         generation: int,
         issued_at: datetime,
+        session_ends_at: datetime,
         role: Role,
         version: int,
         scope: TokenScope = WHOLE_SCOPE,
     ) -> Tokens:
-        """The pair of this generation.
+        """The pair of this generation. `session_ends_at`: unless the session is used after `issued_at`.
 
         Raises:
             Unavailable: the signing key could not be loaded yet.
@@ -99,7 +101,8 @@ class TokenIssuer:
             narrowed=is_narrowed,
         )
         refresh_token = self._refresh_tokens.encode(RefreshToken(user_id, session_id, generation, scope.granted))
-        return Tokens(self._key_ring.sign(claims), refresh_token, self.lifetime, text)
+        session_seconds = ceil((session_ends_at - issued_at).total_seconds())
+        return Tokens(self._key_ring.sign(claims), refresh_token, self.lifetime, text, session_seconds)
 
     def issue_to_client(self, client: ServiceClient, scopes: frozenset[str], *, issued_at: datetime) -> AccessToken:
         """An access token for a program, which belongs to no session and has no role.

@@ -190,6 +190,7 @@ def _tokens(
         token.session_id,
         generation=rotation.generation,
         issued_at=rotation.rotated_at,
+        session_ends_at=rotation.idle_expires_at,
         role=rotation.role,
         version=rotation.version,
         scope=TokenScope(token.scopes, asked),
