@@ -247,6 +247,17 @@ HashingPrincipal = Annotated[
 ]
 
 
+async def begin_hashing(state: RequestState) -> None:
+    """For a public route of which only some calls hash a password: makes this one as if the route had declared it.
+
+    Raises:
+        QuotaExceeded: the quota is known to be used up.
+        Overloaded: as many passwords are hashed as can be.
+    """
+    state.charge(_HASHING_COST)
+    await state.acquire_hashing_slot()
+
+
 def declared_permission(dependant: Dependant) -> Permission | None:
     """The permission in the signature of a route; None if there is none.
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from app.identity.schemas.oauth import DiscoveryResponse, IntrospectionResponse,
 from app.identity.schemas.sessions import TokensResponse
 from app.identity.service.container import load_signing_keys
 from app.kernel.resources import Resources
+from tests.attacks.test_slow_bodies import admission_of
 from tests.fixtures.answers import body_of, problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
@@ -317,3 +319,31 @@ async def test_key_rotation(
     problem_of(await person.get("/v1/users/me"), 401, "invalid_token")
     assert (await new.get("/v1/users/me")).status_code == 200
     assert key_of(first) not in {key["kid"] for key in (await client.get("/.well-known/jwks.json")).json()["keys"]}
+
+
+async def test_only_the_password_grant_is_charged_and_queued_as_a_hash(
+    client: httpx.AsyncClient, app: FastAPI, person: Person
+) -> None:
+    admission = admission_of(app)
+    log_ins = admission._log_ins
+    password = {"grant_type": "password", "username": person.email, "password": PASSWORD}
+    program = {"grant_type": "client_credentials", "client_id": str(person.id), "client_secret": "cs_x"}
+    refresh = {"grant_type": "refresh_token", "refresh_token": "rt_x"}
+
+    async def ask(form: dict[str, str]) -> tuple[int, float]:
+        """The status, and what was left of the quota of the network."""
+        answer = await client.post("/v1/auth/token", data=form)
+        return answer.status_code, float(answer.headers["ratelimit"].partition("r=")[2].partition(";")[0])
+
+    left = [await ask(program), await ask(program), await ask(refresh), await ask(password)]
+    assert [status for status, _ in left] == [401, 401, 400, 200]
+    assert [before - after for (_, before), (_, after) in pairwise(left)] == [1, 1, 10]
+    taken = 0
+    while log_ins.limiter.try_acquire(log_ins):
+        taken += 1
+    assert taken >= 1
+    assert [(await ask(form))[0] for form in (program, refresh, password)] == [401, 400, 503]
+    for _ in range(taken):
+        log_ins.limiter.release(log_ins)
+    assert (await ask(password))[0] == 200
+    assert [(limiter.used, limiter.held) for limiter in admission._limiters] == [(0, {}), (0, {})]

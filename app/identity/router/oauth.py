@@ -27,7 +27,7 @@ from app.identity.schemas.oauth import (
 )
 from app.identity.service import introspection, login, service_accounts, token_refresh
 from app.identity.service.devices import COOKIE_NAME
-from app.kernel.auth import SCOPES, SERVICE_SCOPES, CurrentPrincipal, HashingPublic, Public
+from app.kernel.auth import SCOPES, SERVICE_SCOPES, CurrentPrincipal, Public, begin_hashing
 from app.kernel.errors import OAuthClientRefused, OAuthError
 from app.kernel.http import Router, StrictRoute, json_response
 from app.kernel.request.state import state_of
@@ -59,7 +59,7 @@ _ALL_SCOPES = sorted(SCOPES.keys() | SERVICE_SCOPES.keys())
 @router.post(
     "/token",
     response_model=IssuedTokensResponse,
-    dependencies=[HashingPublic],
+    dependencies=[Public],
     responses=_OAUTH_ERROR | _CLIENT_ERROR,
 )
 async def issue_token(
@@ -81,6 +81,7 @@ async def issue_token(
         asked = token_refresh.RefreshRequest(form.refresh_token, key, device, scopes)
         tokens = await _by_refresh_token(resources, identity, asked)
     elif form.grant_type == "password" and form.username and form.password:
+        await begin_hashing(state_of(request.scope))
         cookie = request.cookies.get(COOKIE_NAME)
         credentials = login.Credentials(form.username, form.password, device, cookie, scopes)
         tokens = await _by_password(resources, identity, credentials)

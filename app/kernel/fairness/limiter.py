@@ -124,9 +124,13 @@ class FixedLimit:
 
 
 class RequestClass:
-    """One class of requests at a limiter. `reserved` is the fraction of the slots that other classes cannot use."""
+    """One class of requests at a limiter. `reserved` is the fraction of the slots that other classes cannot use.
+
+    `hashing`: the class of those of its requests that turn out to hash a password.
+    """
 
     __slots__ = (
+        "hashing",
         "limiter",
         "name",
         "over_fair_share",
@@ -143,6 +147,7 @@ class RequestClass:
         self.name = name
         self.limiter = limiter
         self.reserved = reserved
+        self.hashing: RequestClass | None = None
         self.used = 0
         # Requests that have been promised room in the queue and are not in it yet.
         self.promised = 0

@@ -117,6 +117,23 @@ class AdmissionTicket:
             self._caller = None
             self._request_class.limiter.unassign(caller.key, caller.used)
 
+    async def acquire_hashing(self, caller: Hashable | None) -> None:
+        """Takes a slot of those that hash a password, in place of the one that the request has.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        request_class = self._request_class
+        if request_class.hashing is None or self.stage is not AdmissionStage.ADMITTED:
+            return
+        self.stage = AdmissionStage.PENDING
+        request_class.limiter.release(request_class)
+        counted, self._caller = self._caller, None
+        if counted is not None:
+            request_class.limiter.unassign(counted.key, self._steps() + counted.used)
+        self._request_class = request_class.hashing
+        await self.acquire(caller)
+
     def pause(self) -> UploadCount | None:
         """Takes the slot away from a request whose client has yet to send the rest of its body: waiting for a client is
         no work, and must keep no other from it. `acquire` then waits for another slot.

@@ -67,6 +67,7 @@ class Admission:
                 on_full=mark_saturated,
             ),
         )
+        self._writes.hashing = self._log_ins
         self._limiters = (work, self._log_ins.limiter)
         self.shares = shares
         self._cached_paths = frozenset(cached_paths)

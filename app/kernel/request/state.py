@@ -94,6 +94,15 @@ class RequestState:
         if self.admission is not None:
             await self.admission.acquire(self._caller())
 
+    async def acquire_hashing_slot(self) -> None:
+        """Takes a slot of those that hash a password, in place of the one that the request has.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self.admission is not None:
+            await self.admission.acquire_hashing(self._caller())
+
     async def assign_slot(self) -> None:
         """Counts the slot as its caller's, once both are known.
 
