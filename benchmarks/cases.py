@@ -156,6 +156,19 @@ _lines = [{"description": "é" * 500, "quantity": 1, "unit_price_minor": 1}] * 2
 _customer = {"name": "é" * 200, "email": "ada@example.com", "address": "é" * 1000}
 _serial = count(1)
 _secret = {"current_password": "not the right password"}
+_text = "a" * 400
+_credential = {
+    "id": "a" * 43,
+    "rawId": "a" * 43,
+    "type": "public-key",
+    "response": {"clientDataJSON": _text, "attestationObject": _text},
+}
+_assertion = {
+    "id": "a" * 43,
+    "rawId": "a" * 43,
+    "type": "public-key",
+    "response": {"clientDataJSON": _text, "authenticatorData": _text, "signature": _text},
+}
 
 CASES: dict[str, Case] = {
     "GET /v1/overview": _one("GET", "/v1/overview", units=0.05),
@@ -288,6 +301,75 @@ CASES: dict[str, Case] = {
     "POST /v1/admin/mail/suppressions/lift": _admin(
         "POST", "/v1/admin/mail/suppressions/lift", {"email": "unknown@example.com"}
     ),
+    "GET /v1/auth/session": _one("GET", "/v1/auth/session"),
+    "POST /v1/auth/code": _stranger("POST", "/v1/auth/code", {"email": "unknown{n}@example.com"}),
+    "POST /v1/auth/code/login": _stranger(
+        "POST", "/v1/auth/code/login", {"email": "unknown{n}@example.com", "code": "123456"}
+    ),
+    "GET /v1/auth/passkeys": _one("GET", "/v1/auth/passkeys"),
+    "POST /v1/auth/passkeys": _one("POST", "/v1/auth/passkeys", {"credential": _credential}),
+    "POST /v1/auth/passkeys/options": _one("POST", "/v1/auth/passkeys/options"),
+    "PATCH /v1/auth/passkeys/{passkey_id}": _one("PATCH", "/v1/auth/passkeys/{unknown}", {"name": "k"}),
+    "DELETE /v1/auth/passkeys/{passkey_id}": _one("DELETE", "/v1/auth/passkeys/{unknown}"),
+    "POST /v1/auth/passkeys/login/options": _stranger(
+        "POST", "/v1/auth/passkeys/login/options", {"email": "unknown{n}@example.com"}
+    ),
+    "POST /v1/auth/passkeys/login": _stranger(
+        "POST", "/v1/auth/passkeys/login", {"credential": _assertion, "challenge": "{n}" + "a" * 40}
+    ),
+    # Streams end by themselves when they are refused; what one costs that goes on is in tests/attacks.
+    "GET /v1/users/me/events/stream": Case(
+        lambda s: [s.call("GET", "/v1/users/me/events/stream", last_event_id="not an id")]
+    ),
+    "GET /v1/jobs/{job_id}/events/stream": _stranger("GET", f"/v1/jobs/{UNKNOWN}/events/stream?ticket={'a' * 200}"),
+    "POST /v1/jobs/{job_id}/events/ticket": _one("POST", "/v1/jobs/{job}/events/ticket"),
+    "GET /v1/webhooks/deliveries/{delivery_id}": _one("GET", "/v1/webhooks/deliveries/{unknown}"),
+    "POST /v1/webhooks/endpoints/{endpoint_id}/replay": _one(
+        "POST", "/v1/webhooks/endpoints/{endpoint}/replay", {"since": "2026-01-01T00:00:00Z"}, 5
+    ),
+    "GET /v1/admin/jobs/{job_id}": _admin("GET", "/v1/admin/jobs/{job}"),
+    "POST /v1/admin/jobs/{job_id}/cancel": _admin("POST", "/v1/admin/jobs/{unknown}/cancel"),
+    "POST /v1/admin/jobs/bulk": _admin(
+        "POST", "/v1/admin/jobs/bulk", {"action": "delete", "filter": {"error": "x"}, "dry_run": True}
+    ),
+    "GET /v1/admin/schedules": _admin("GET", "/v1/admin/schedules"),
+    "POST /v1/admin/schedules/{name}/pause": _admin("POST", "/v1/admin/schedules/unknown/pause"),
+    "POST /v1/admin/schedules/{name}/resume": _admin("POST", "/v1/admin/schedules/unknown/resume"),
+    "POST /v1/admin/schedules/{name}/run": _admin("POST", "/v1/admin/schedules/unknown/run"),
+    "GET /v1/admin/workers": _admin("GET", "/v1/admin/workers"),
+    "GET /v1/admin/stats": _admin("GET", "/v1/admin/stats?window=24h"),
+    "GET /v1/admin/security-events": _admin("GET", "/v1/admin/security-events?limit=100"),
+    "GET /v1/admin/webhooks/deliveries": _admin("GET", "/v1/admin/webhooks/deliveries?limit=100"),
+    "POST /v1/admin/webhooks/deliveries/{delivery_id}/redeliver": _admin(
+        "POST", "/v1/admin/webhooks/deliveries/{unknown}/redeliver"
+    ),
+    "GET /v1/admin/service-accounts": _admin("GET", "/v1/admin/service-accounts?limit=100"),
+    "POST /v1/admin/service-accounts": _admin("POST", "/v1/admin/service-accounts", {"name": "", "scopes": []}),
+    "DELETE /v1/admin/service-accounts/{service_account_id}": _admin("DELETE", "/v1/admin/service-accounts/{unknown}"),
+    "POST /v1/admin/service-accounts/{service_account_id}/rotate-secret": _admin(
+        "POST", "/v1/admin/service-accounts/{unknown}/rotate-secret"
+    ),
+    "POST /v1/admin/users/{user_id}/impersonate": _admin(
+        "POST", "/v1/admin/users/{unknown}/impersonate", {"reason": "x"}
+    ),
+    "GET /console": _one("GET", "/console", units=2),
+    "GET /console/login": _stranger("GET", "/console/login"),
+    "GET /console/activity": _one("GET", "/console/activity", units=2_000),
+    "GET /console/jobs": _one("GET", "/console/jobs", units=2),
+    "GET /console/jobs/{job_id}": _one("GET", "/console/jobs/{job}", units=2),
+    "GET /console/invoices": _one("GET", "/console/invoices", units=2),
+    "GET /console/webhooks": _one("GET", "/console/webhooks", units=3),
+    "GET /console/profile": _one("GET", "/console/profile", units=3),
+    "GET /console/security": _one("GET", "/console/security", units=5),
+    "GET /console/api-keys": _one("GET", "/console/api-keys", units=2),
+    "GET /console/admin": _admin("GET", "/console/admin?window=24h"),
+    "GET /console/admin/queues": _admin("GET", "/console/admin/queues"),
+    "GET /console/admin/jobs": _admin("GET", "/console/admin/jobs"),
+    "GET /console/admin/jobs/{job_id}": _admin("GET", "/console/admin/jobs/{job}"),
+    "GET /console/admin/people": _admin("GET", "/console/admin/people"),
+    "GET /console/admin/people/{user_id}": _admin("GET", "/console/admin/people/{user}"),
+    "GET /console/admin/deliveries": _admin("GET", "/console/admin/deliveries"),
+    "GET /console/admin/security-events": _admin("GET", "/console/admin/security-events"),
     "GET /verify-email": _stranger("GET", "/verify-email?token=x"),
     "GET /change-email": _stranger("GET", "/change-email?token=x"),
     "GET /reset-password": _stranger("GET", "/reset-password?token=x"),
@@ -339,6 +421,27 @@ _ANSWERS: dict[str, set[int]] = {
     "POST /v1/admin/queues/{queue}/resume": {204},
     "POST /v1/admin/jobs/{job_id}/retry": {404},
     "POST /unsubscribe": {400},
+    "POST /v1/auth/code": {202, 429},
+    "POST /v1/auth/code/login": {401, 429},
+    "POST /v1/auth/passkeys": {400},
+    # The session is not fresh any more when a run is long.
+    "POST /v1/auth/passkeys/options": {200, 403},
+    "PATCH /v1/auth/passkeys/{passkey_id}": {404},
+    "DELETE /v1/auth/passkeys/{passkey_id}": {403, 404},
+    "POST /v1/auth/passkeys/login": {401},
+    "GET /v1/users/me/events/stream": {422},
+    "GET /v1/jobs/{job_id}/events/stream": {401},
+    "GET /v1/webhooks/deliveries/{delivery_id}": {404},
+    "POST /v1/webhooks/endpoints/{endpoint_id}/replay": {202, 409},
+    "POST /v1/admin/jobs/{job_id}/cancel": {404},
+    "POST /v1/admin/schedules/{name}/pause": {404},
+    "POST /v1/admin/schedules/{name}/resume": {404},
+    "POST /v1/admin/schedules/{name}/run": {404},
+    "POST /v1/admin/webhooks/deliveries/{delivery_id}/redeliver": {404},
+    "POST /v1/admin/service-accounts": {422},
+    "DELETE /v1/admin/service-accounts/{service_account_id}": {404},
+    "POST /v1/admin/service-accounts/{service_account_id}/rotate-secret": {404},
+    "POST /v1/admin/users/{user_id}/impersonate": {404},
 }
 # The quota, the backlog, and the caller's share of the process.
 REFUSALS = frozenset({429, 503})
