@@ -26,6 +26,7 @@ WebhookEventType = TypeAliasType(
     ],
 )
 DeliveryState = TypeAliasType("DeliveryState", Literal["pending", "delivered", "failed"])
+FinishedDeliveryState = TypeAliasType("FinishedDeliveryState", Literal["delivered", "failed"])
 
 EVENT_TYPES: dict[WebhookEventType, str] = {
     "user.registered": "An account was registered. Sent to administrators whose endpoint names the type.",

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import MISSING, Field, model_validator
 from typing_extensions import TypeAliasType
 
-from app.jobs.records.webhooks import DeliveryState, WebhookEventType
+from app.jobs.records.webhooks import DeliveryState, FinishedDeliveryState, WebhookEventType
 from app.kernel.http import CreatedAt, Id, NextCursor, PageQuery, Schema, Timestamp, example
 from app.kernel.validation.text import VisibleText
 
@@ -206,7 +206,7 @@ class ReplayEndpoint(
 
     since: Timestamp = Field(description="Deliveries from this time on.")
     until: Timestamp | None = Field(None, description="Deliveries before this time. Default: all until now.")
-    state: Literal["delivered", "failed"] | None = Field(None, description="Only deliveries in this state.")
+    state: FinishedDeliveryState | None = Field(None, description="Only deliveries in this state.")
 
     @model_validator(mode="after")
     def _has_a_span(self) -> "ReplayEndpoint":
