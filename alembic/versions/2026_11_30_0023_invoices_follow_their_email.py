@@ -19,18 +19,8 @@ _OF_EMAIL = """
                   AND CASE WHEN is_over THEN NEW.state = 3 AND status IN ('issued', 'sent') ELSE status = 'failed'
                       END;"""
 
-
-def upgrade() -> None:
-    _follow("('invoice.email', 'invoice.pdf', 'webhook.deliver')", _OF_EMAIL)
-
-
-def downgrade() -> None:
-    _follow("('invoice.pdf', 'webhook.deliver')", "")
-
-
-def _follow(kinds: str, of_email: str) -> None:
-    op.execute(f"""
-        CREATE OR REPLACE FUNCTION jobs.record_follows_job() RETURNS trigger LANGUAGE plpgsql AS $$
+_FUNCTION = """
+    CREATE OR REPLACE FUNCTION jobs.record_follows_job() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
             is_over CONSTANT boolean NOT NULL DEFAULT NEW.state <> 0;
         BEGIN
@@ -48,11 +38,24 @@ def _follow(kinds: str, of_email: str) -> None:
             RETURN NULL;
         END
         $$
-    """)  # noqa: S608 - both texts are those above
+"""
+_TRIGGER = """
+    CREATE TRIGGER jobs_record_follows AFTER UPDATE OF state ON jobs.jobs FOR EACH ROW
+    WHEN (NEW.kind IN {kinds}
+          AND ((OLD.state < 2 AND NEW.state > 2) OR (OLD.state > 2 AND NEW.state = 0)))
+    EXECUTE FUNCTION jobs.record_follows_job()
+"""
+
+
+def upgrade() -> None:
+    _follow("('invoice.email', 'invoice.pdf', 'webhook.deliver')", _OF_EMAIL)
+
+
+def downgrade() -> None:
+    _follow("('invoice.pdf', 'webhook.deliver')", "")
+
+
+def _follow(kinds: str, of_email: str) -> None:
+    op.execute(_FUNCTION.replace("{of_email}", of_email))
     op.execute("DROP TRIGGER IF EXISTS jobs_record_follows ON jobs.jobs")
-    op.execute(f"""
-        CREATE TRIGGER jobs_record_follows AFTER UPDATE OF state ON jobs.jobs FOR EACH ROW
-        WHEN (NEW.kind IN {kinds}
-              AND ((OLD.state < 2 AND NEW.state > 2) OR (OLD.state > 2 AND NEW.state = 0)))
-        EXECUTE FUNCTION jobs.record_follows_job()
-    """)
+    op.execute(_TRIGGER.replace("{kinds}", kinds))

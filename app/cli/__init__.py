@@ -1,6 +1,7 @@
 """`python -m app`: what one does with Onehop from a terminal."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,8 +106,8 @@ def serve(
         from app.kernel.schema.revision import wait_for_schema
 
         if workers == 1 and not reload:
-            # This process serves, so it uses the time.
-            import app.main  # noqa: F401 - loads it while the database is waited for
+            # This process serves, so it loads the application while it waits for the database.
+            import_module("app.main")
         asyncio.run(wait_for_schema(settings.database.direct_dsn, wait))
     # For the process that watches over several; the others do so again.
     configure_logging(settings.log, production=settings.is_production)
@@ -257,8 +258,7 @@ def prepare(
             if not wait:
                 raise
             # It is just being made, so it will need the migrations, whose packages are loaded meanwhile.
-            import app.kernel.schema.migrations  # noqa: F401 - loads it while the schema is waited for
-
+            import_module("app.kernel.schema.migrations")
             schema = await schema_of(dsn, wait=wait)
         if schema is SchemaState.OLD:
             from app.kernel.schema.migrations import upgrade

@@ -35,10 +35,11 @@ def metrics_page() -> str:
 
 
 def _metrics() -> Iterator[tuple[str, str, str, str]]:
-    for collector in set(REGISTRY._collector_to_names):  # noqa: SLF001 - it lists them nowhere else
+    # The public `collect` has no labels before there are values, and lists no collectors.
+    for collector in set(REGISTRY._collector_to_names):  # noqa: SLF001 - see above
         if not isinstance(collector, MetricWrapperBase):
             continue
         (metric,) = collector.describe()
         suffix = "_total" if metric.type == "counter" else ""
-        labels = ", ".join(f"`{name}`" for name in collector._labelnames)  # noqa: SLF001 - nor their labels
+        labels = ", ".join(f"`{name}`" for name in collector._labelnames)  # noqa: SLF001 - see above
         yield f"{metric.name}{suffix}", metric.type, labels, metric.documentation

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,7 +46,7 @@ class LocalApi:
         answer = _Answer()
         await self._routes(scope, _nothing_to_receive, answer.take)
         content = orjson.loads(answer.body)
-        if answer.status >= 400:  # noqa: PLR2004 - where HTTP's errors begin
+        if answer.status >= HTTPStatus.BAD_REQUEST:
             raise CallFailed(answer.status, content)
         return content
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from app.jobs.api import format_minor
 
 _NOTHING = "\N{EN DASH}"
+_KILO = 1000
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -77,9 +78,11 @@ def _money(minor: int, currency: str) -> str:
 
 def _size(size: int) -> str:
     """A number of bytes, as `3.6 kB`."""
-    amount = float(size)
-    for unit in ("bytes", "kB", "MB"):
-        if amount < 1000:  # noqa: PLR2004 - as the units are defined
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1000
+    if size < _KILO:
+        return f"{size} bytes"
+    amount = size / _KILO
+    for unit in ("kB", "MB"):
+        if amount < _KILO:
+            return f"{amount:.1f} {unit}"
+        amount /= _KILO
     return f"{amount:.1f} GB"

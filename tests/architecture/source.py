@@ -12,7 +12,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("users", "identity", "jobs", "core")
 SQL = re.compile(
-    r"\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\w|DELETE\s+FROM\s|WITH\s+\w+\s+AS\b|MERGE\s+INTO\s|TRUNCATE\s"
+    r"\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\w|DELETE\s+FROM\s|WITH\s+(?:RECURSIVE\s+)?\w+\s+AS\b|MERGE\s+INTO\s|TRUNCATE\s"
     r"|CREATE\s+\w|ALTER\s+\w|DROP\s+\w)"
 )
 
@@ -72,12 +72,26 @@ def queries() -> tuple[Query, ...]:
 
 def _queries_of(file: SourceFile) -> Iterator[Query]:
     body = file.tree.body
+    parts = _parts(file.tree)
     for index, node in enumerate(body):
         match node:
-            # One may share its beginning with others.
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str()) | ast.BinOp()) if (
-                name.isupper() and isinstance(text := getattr(file.load(), name), str) and SQL.match(text)
+                name.isupper()
+                and name not in parts
+                and isinstance(text := getattr(file.load(), name), str)
+                and SQL.match(text)
             ):
                 below = body[index + 1] if index + 1 < len(body) else None
                 function = below.name if isinstance(below, ast.AsyncFunctionDef) else None
                 yield Query(file, name, text, function)
+
+
+def _parts(tree: ast.Module) -> set[str]:
+    """Names of texts that several statements share; they are checked in each of those."""
+    return {
+        part.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp)
+        for part in ast.walk(node.value)
+        if isinstance(part, ast.Name)
+    }

@@ -55,6 +55,8 @@ _ALWAYS = {
 _PORT = 5432
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 _READY_SECONDS = 60.0
+# How the server tells pg_ctl its state: LOCK_FILE_LINE_PM_STATUS of src/include/utils/pidfile.h, counted from 0.
+_STATE_LINE = 7
 _KNOWS_BUILTIN_LOCALES = 17
 
 
@@ -180,18 +182,17 @@ class EmbeddedPostgres:
 
     def create_database(self, name: str) -> None:
         """Create an empty database unless it is there already."""
-        literal = "'" + name.replace("'", "''") + "'"
+        # psql quotes the name.
         script = (
-            f"SELECT format('CREATE DATABASE %I', {literal}) "  # noqa: S608 - `literal` is quoted above.
-            f"WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = {literal}) \\gexec\n"
+            "SELECT format('CREATE DATABASE %I', :'name') "
+            "WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \\gexec\n"
         )
-        options = ["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", self.dsn()]
-        run_to_end([self._programs / "psql", *options], user=None, stdin=script)
+        options = ["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--set", f"name={name}"]
+        run_to_end([self._programs / "psql", *options, "--dbname", self.dsn()], user=None, stdin=script)
 
     def _is_ready(self) -> bool:
-        # Line 8 is how the server tells pg_ctl its state (src/include/utils/pidfile.h).
-        lines = self._lock_file()
-        return len(lines) >= 8 and lines[7].strip() == "ready" and self.pid() is not None  # noqa: PLR2004 - the line of that file
+        state = self._lock_file()[_STATE_LINE : _STATE_LINE + 1]
+        return [line.strip() for line in state] == ["ready"] and self.pid() is not None
 
     def _is_reachable(self) -> bool:
         """Whether the running server's files are all there, or it is still making them."""

@@ -3,7 +3,9 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import Actor, ApiKeyOwner, ApiKeyRow, Revocation
+from app.identity.records import Actor
+from app.identity.records.credentials import ApiKeyOwner, ApiKeyRow
+from app.identity.records.tokens import Revocation
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from uuid import UUID
 
 from app.identity.errors import PasskeyTaken
-from app.identity.records import NewPasskey, Passkey, PasskeyCredential
+from app.identity.records.credentials import NewPasskey, Passkey, PasskeyCredential
 from app.kernel.database import ConstraintViolated, ReadConn, Tx
 from app.kernel.ids import UserId
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from app.identity.records import TotpFactor
+from app.identity.records.credentials import TotpFactor
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import NewSecurityEvent, SecurityEvent, TrailEntry
+from app.identity.records.security_events import NewSecurityEvent, SecurityEvent, TrailEntry
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 

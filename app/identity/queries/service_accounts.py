@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import ServiceAccount, ServiceClient
+from app.identity.records.credentials import ServiceAccount, ServiceClient
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 

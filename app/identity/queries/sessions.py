@@ -3,16 +3,16 @@
 from datetime import datetime
 from uuid import UUID
 
-from app.identity.records import (
+from app.identity.records.sessions import (
     NewSession,
     OpenedSession,
-    Revocation,
     Rotation,
     Session,
     SessionOwner,
     SessionsEnd,
     SessionStatus,
 )
+from app.identity.records.tokens import Revocation
 from app.kernel.database import ReadConn, Tx
 from app.kernel.ids import UserId
 

@@ -1,6 +1,6 @@
 """The keys that sign access tokens."""
 
-from app.identity.records import SigningKeyRow
+from app.identity.records.tokens import SigningKeyRow
 from app.kernel.database import ReadConn, Tx
 
 LIST_SIGNING_KEYS = """

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from app.identity.records import Actor, Device, SignedIn, Tokens
+from app.identity.records import Actor, Device
+from app.identity.records.tokens import SignedIn, Tokens
 from app.identity.schemas.fields import Transport
 from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS

@@ -14,7 +14,7 @@ from app.identity.errors import (
     InvalidRefreshToken,
     ScopeExceeded,
 )
-from app.identity.records import AccessToken, Tokens
+from app.identity.records.tokens import AccessToken, Tokens
 from app.identity.router.dependencies import DeviceDep, IdentityDep
 from app.identity.schemas.oauth import (
     DiscoveryResponse,

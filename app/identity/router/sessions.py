@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from app.identity.records import Session
+from app.identity.records.sessions import Session
 from app.identity.router.dependencies import (
     DeviceDep,
     IdentityDep,

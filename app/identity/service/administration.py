@@ -5,7 +5,9 @@ from uuid import UUID
 
 from app.identity.errors import AccountNotFound
 from app.identity.queries.accounts import get_admin_account, list_admin_accounts
-from app.identity.records import AccountStatus, Actor, AdminAccount, SecurityEvent, Session
+from app.identity.records import AccountStatus, Actor, AdminAccount
+from app.identity.records.security_events import SecurityEvent
+from app.identity.records.sessions import Session
 from app.identity.service import audit_log
 from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_sessions, list_own_sessions

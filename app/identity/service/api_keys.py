@@ -6,7 +6,8 @@ from uuid import UUID
 
 from app.identity.errors import ApiKeyNotFound, TooManyApiKeys
 from app.identity.queries.api_keys import insert_api_key, list_api_keys, revoke_api_keys
-from app.identity.records import Actor, ApiKeyRow
+from app.identity.records import Actor
+from app.identity.records.credentials import ApiKeyRow
 from app.identity.service.callers import lock_maker
 from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice

@@ -12,7 +12,8 @@ from app.identity.queries.security_events import (
     list_all_security_events,
     list_security_events,
 )
-from app.identity.records import Actor, Device, NewSecurityEvent, SecurityEvent, TrailEntry
+from app.identity.records import Actor, Device
+from app.identity.records.security_events import NewSecurityEvent, SecurityEvent, TrailEntry
 from app.kernel.clock import Clock
 from app.kernel.database import Database, Tx
 from app.kernel.ids import UserId, new_id

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 
 from app.identity.queries.api_keys import use_api_key
 from app.identity.queries.sessions import use_session
-from app.identity.records import roles_of
+from app.identity.records.tokens import roles_of
 from app.identity.service.revocation import RevocationFeed
 from app.identity.service.tokens import (
     ActingParty,

@@ -4,7 +4,8 @@ from app.identity.queries.one_time_tokens import delete_one_time_tokens
 from app.identity.queries.passkeys import delete_passkeys
 from app.identity.queries.second_factor import delete_totp
 from app.identity.queries.sessions import insert_account_revocation
-from app.identity.records import Actor, Device, Revocation
+from app.identity.records import Actor, Device
+from app.identity.records.tokens import Revocation
 from app.identity.service.api_keys import end_api_keys
 from app.identity.service.container import IdentityServices
 from app.identity.service.sessions import end_sessions

@@ -9,7 +9,7 @@ from app.identity.queries.api_keys import list_api_keys
 from app.identity.queries.passkeys import list_passkeys
 from app.identity.queries.security_events import list_security_events
 from app.identity.queries.sessions import list_sessions
-from app.identity.records import SecurityEvent
+from app.identity.records.security_events import SecurityEvent
 from app.kernel.clock import Clock
 from app.kernel.database import ReadConn
 from app.kernel.ids import UserId

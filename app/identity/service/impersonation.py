@@ -13,7 +13,9 @@ from app.identity.errors import AccountBanned, AccountNotFound, ImpersonationRef
 from app.identity.queries.accounts import get_account, lock_admin_account, lock_admins
 from app.identity.queries.service_accounts import get_service_account
 from app.identity.queries.sessions import insert_impersonation
-from app.identity.records import AccessToken, Actor, Device, NewSession
+from app.identity.records import Actor, Device
+from app.identity.records.sessions import NewSession
+from app.identity.records.tokens import AccessToken
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.authentication import TokenRevoked
 from app.identity.service.callers import lock_admin, lock_caller

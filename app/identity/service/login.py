@@ -18,7 +18,8 @@ from app.identity.errors import (
 from app.identity.queries.accounts import get_account, get_account_by_email
 from app.identity.queries.passkeys import has_passkeys
 from app.identity.queries.security_events import insert_failed_login
-from app.identity.records import Account, Actor, Device, SecondFactorMethod, SignedIn
+from app.identity.records import Account, Actor, Device, SecondFactorMethod
+from app.identity.records.tokens import SignedIn
 from app.identity.service import second_factor
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.container import IdentityServices

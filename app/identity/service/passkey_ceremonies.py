@@ -29,7 +29,7 @@ from webauthn.helpers.structs import (
     UserVerificationRequirement,
 )
 
-from app.identity.records import PasskeyCredential
+from app.identity.records.credentials import PasskeyCredential
 
 _TIMEOUT_MS = 300_000
 # Names of authenticators, by AAGUID.

@@ -11,7 +11,8 @@ from app.identity.errors import InvalidCredentials, InvalidMfaToken, InvalidPass
 from app.identity.queries import passkeys as queries
 from app.identity.queries.accounts import get_account
 from app.identity.queries.sessions import spend_session_id
-from app.identity.records import Account, Actor, Device, PasskeyCredential
+from app.identity.records import Account, Actor, Device
+from app.identity.records.credentials import PasskeyCredential
 from app.identity.service.audit_log import record_failed_login_of, record_security_event
 from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice

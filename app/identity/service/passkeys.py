@@ -15,7 +15,8 @@ from app.identity.errors import (
 from app.identity.queries import passkeys as queries
 from app.identity.queries.accounts import get_account
 from app.identity.queries.sessions import get_session_status
-from app.identity.records import Actor, NewPasskey, Passkey
+from app.identity.records import Actor
+from app.identity.records.credentials import NewPasskey, Passkey
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.authentication import TokenRevoked
 from app.identity.service.callers import lock_caller, lock_maker

@@ -5,7 +5,8 @@ from dataclasses import replace
 from app.identity.errors import InvalidCurrentPassword, InvalidOneTimeToken
 from app.identity.queries.accounts import set_email_verified, set_password
 from app.identity.queries.one_time_tokens import delete_one_time_tokens, has_one_time_token, use_one_time_token
-from app.identity.records import Account, Actor, Device, OneTimeToken, Tokens
+from app.identity.records import Account, Actor, Device, OneTimeToken
+from app.identity.records.tokens import Tokens
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller
 from app.identity.service.container import IdentityServices

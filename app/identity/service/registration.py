@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from app.identity.errors import RegistrationClosed
 from app.identity.queries.accounts import insert_account, insert_account_if_new
-from app.identity.records import Account, Actor, Device, SignedIn
+from app.identity.records import Account, Actor, Device
+from app.identity.records.tokens import SignedIn
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_registered

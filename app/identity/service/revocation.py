@@ -26,7 +26,7 @@ import msgspec
 from prometheus_client import Counter, Histogram
 
 from app.identity.queries.sessions import list_revocations
-from app.identity.records import Revocation
+from app.identity.records.tokens import Revocation
 from app.kernel.background import Background
 from app.kernel.clock import Clock, SteadyClock, elapsed
 from app.kernel.database import Database, ReadConn, Tx

@@ -24,7 +24,8 @@ from app.identity.queries.second_factor import (
     use_recovery_code,
     use_totp_step,
 )
-from app.identity.records import Account, Actor, TotpFactor
+from app.identity.records import Account, Actor
+from app.identity.records.credentials import TotpFactor
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_caller, lock_maker
 from app.identity.service.container import IdentityServices

@@ -18,7 +18,9 @@ import orjson
 from app.identity.errors import AccountNotFound, InvalidClient, ScopeExceeded, ServiceAccountNotFound
 from app.identity.queries import service_accounts as queries
 from app.identity.queries.accounts import bump_version, delete_account, insert_account
-from app.identity.records import AccessToken, Actor, ServiceAccount, ServiceClient
+from app.identity.records import Actor
+from app.identity.records.credentials import ServiceAccount, ServiceClient
+from app.identity.records.tokens import AccessToken
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.callers import lock_admin
 from app.identity.service.container import IdentityServices

@@ -13,18 +13,9 @@ from app.identity.queries.sessions import (
     list_sessions,
     revoke_sessions,
 )
-from app.identity.records import (
-    Account,
-    Actor,
-    Device,
-    NewSession,
-    Revocation,
-    Session,
-    SessionsEnd,
-    SessionStatus,
-    Tokens,
-    session_end,
-)
+from app.identity.records import Account, Actor, Device
+from app.identity.records.sessions import NewSession, Session, SessionsEnd, SessionStatus, session_end
+from app.identity.records.tokens import Revocation, Tokens
 from app.identity.service.authentication import TokenRevoked
 from app.identity.service.container import IdentityServices
 from app.identity.service.session_ends import SESSION_REVOKED

@@ -6,7 +6,9 @@ from datetime import datetime
 from math import ceil
 from uuid import UUID, uuid4
 
-from app.identity.records import AccessToken, NewSession, ServiceClient, Tokens, roles_of
+from app.identity.records.credentials import ServiceClient
+from app.identity.records.sessions import NewSession
+from app.identity.records.tokens import AccessToken, Tokens, roles_of
 from app.identity.service.authentication import AUDIENCE
 from app.identity.service.tokens import ActingParty, Claims, KeyRing, RefreshToken, RefreshTokens, epoch_seconds
 from app.kernel.auth import SCOPES_OF_ROLE, Role

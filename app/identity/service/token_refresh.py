@@ -21,7 +21,9 @@ from prometheus_client import Counter
 
 from app.identity.errors import InvalidRefreshToken, ScopeExceeded
 from app.identity.queries.sessions import get_rotation, rotate_session
-from app.identity.records import Device, Rotation, Tokens
+from app.identity.records import Device
+from app.identity.records.sessions import Rotation
+from app.identity.records.tokens import Tokens
 from app.identity.service.container import IdentityServices
 from app.identity.service.emails import mail_notice
 from app.identity.service.sessions import end_sessions

@@ -12,7 +12,7 @@ from app.kernel.database import ReadConn, Tx
 # kind the recursion finds by skipping from one to the next. Only the parts of the union that the filter needs are run.
 # Conditions are ranges of an index for the reason that `LIST_JOBS` gives, and each range has a limit of its own, so
 # that PostgreSQL reads it in the order of the index, whatever it believes of the other conditions.
-SEARCH_JOBS = """
+_RANGES = """
 WITH RECURSIVE pairs AS (
     SELECT ''::text AS lane, ''::text AS kind
     UNION ALL
@@ -27,14 +27,15 @@ WITH RECURSIVE pairs AS (
     WHERE ($4::text IS NULL OR p.lane = $4) AND ($5::text IS NULL OR p.kind = $5)
       AND $6::uuid IS NULL AND $7::text IS NULL
       AND ($3::smallint[] IS NOT NULL OR $4::text IS NOT NULL OR $5::text IS NOT NULL)
-), found AS (
+)"""
+_FOUND = """, found AS (
     (
         SELECT j.id, j.state, j.lane, j.kind, j.attempt, j.run_at, j.created_at, j.error ->> 'code' AS error
         FROM jobs.jobs AS j
         WHERE $3::smallint[] IS NULL AND $4::text IS NULL AND $5::text IS NULL AND $6::uuid IS NULL AND $7::text IS NULL
           AND j.id < $1 AND j.id >= $2
         ORDER BY j.id DESC
-        LIMIT $13
+        LIMIT $12
     ) UNION ALL (
         SELECT f.id, f.state, f.lane, f.kind, f.attempt, f.run_at, f.created_at, f.error
         FROM ranges AS r CROSS JOIN LATERAL (
@@ -43,7 +44,7 @@ WITH RECURSIVE pairs AS (
             WHERE (j.lane, j.kind, j.state, j.id) < (r.lane, r.kind, r.state, $1)
               AND (j.lane, j.kind, j.state, j.id) >= (r.lane, r.kind, r.state, $2)
             ORDER BY j.lane DESC, j.kind DESC, j.state DESC, j.id DESC
-            LIMIT $13
+            LIMIT $12
         ) AS f
     ) UNION ALL (
         SELECT f.id, f.state, f.lane, f.kind, f.attempt, f.run_at, f.created_at, f.error
@@ -52,7 +53,7 @@ WITH RECURSIVE pairs AS (
             FROM jobs.jobs AS j
             WHERE (j.user_id, j.state, j.id) < ($6, s.state, $1) AND (j.user_id, j.state, j.id) >= ($6, s.state, $2)
             ORDER BY j.user_id DESC, j.state DESC, j.id DESC
-            LIMIT $13
+            LIMIT $12
         ) AS f
         WHERE $6::uuid IS NOT NULL
     ) UNION ALL (
@@ -61,10 +62,11 @@ WITH RECURSIVE pairs AS (
         WHERE $6::uuid IS NULL AND j.error IS NOT NULL
           AND (j.error ->> 'code', j.id) < ($7, $1) AND (j.error ->> 'code', j.id) >= ($7, $2)
         ORDER BY j.error ->> 'code' DESC, j.id DESC
-        LIMIT $13
+        LIMIT $12
     )
-), newest AS (
-    SELECT f.id FROM found AS f
+)"""
+# What an index does not tell is asked of each row.
+_MEANT = """    SELECT f.id FROM found AS f
     WHERE ($3::smallint[] IS NULL OR f.state = ANY($3))
       AND ($4::text IS NULL OR f.lane = $4) AND ($5::text IS NULL OR f.kind = $5)
       AND ($7::text IS NULL OR f.error = $7)
@@ -72,14 +74,22 @@ WITH RECURSIVE pairs AS (
       AND ($9::boolean IS NULL OR (f.run_at > now()) = $9)
       AND ($10::timestamptz IS NULL OR f.created_at >= $10)
       AND ($11::timestamptz IS NULL OR f.created_at < $11)
-    ORDER BY f.id DESC
-    LIMIT $12
+"""
+SEARCH_JOBS = (
+    _RANGES
+    + _FOUND
+    + """, newest AS (
+"""
+    + _MEANT
+    + """    ORDER BY f.id DESC
+    LIMIT $13
 )
 SELECT j.id, j.user_id, j.kind, j.lane AS queue, j.state, j.attempt, j.max_attempts, j.rescues,
        j.run_at <= now() AS is_due, j.worker_id, j.error, j.created_at, j.started_at, j.finished_at
 FROM newest AS n JOIN jobs.jobs AS j ON j.id = n.id
 ORDER BY j.id DESC
 """
+)
 
 
 async def search_jobs(
@@ -96,26 +106,12 @@ async def search_jobs(
 
     `scanned`: how many jobs of each range are read; `limit` of them, where the filter is exact.
     """
-    rows = await conn.fetch(SEARCH_JOBS, *_values(wanted, states, before, scan_end), limit, scanned or limit)
+    rows = await conn.fetch(SEARCH_JOBS, *_values(wanted, states, before, scan_end), scanned or limit, limit)
     return [AdminJob(**row) for row in rows]
 
 
-GET_SEARCH_END = """
-WITH RECURSIVE pairs AS (
-    SELECT ''::text AS lane, ''::text AS kind
-    UNION ALL
-    SELECT n.lane, n.kind FROM pairs AS p CROSS JOIN LATERAL (
-        SELECT j.lane, j.kind FROM jobs.jobs AS j
-        WHERE (j.lane, j.kind) > (p.lane, p.kind)
-        ORDER BY j.lane, j.kind LIMIT 1
-    ) AS n
-), ranges AS (
-    SELECT p.lane, p.kind, s.state
-    FROM pairs AS p CROSS JOIN unnest(coalesce($3::smallint[], '{0,1,2,3,4}')) AS s(state)
-    WHERE ($4::text IS NULL OR p.lane = $4) AND ($5::text IS NULL OR p.kind = $5)
-      AND $6::uuid IS NULL AND $7::text IS NULL
-      AND ($3::smallint[] IS NOT NULL OR $4::text IS NOT NULL OR $5::text IS NOT NULL)
-), found AS (
+# The same, of which the index alone is read.
+_FOUND_END = """, found AS (
     (
         SELECT j.id
         FROM jobs.jobs AS j
@@ -153,6 +149,7 @@ WITH RECURSIVE pairs AS (
 )
 SELECT f.id FROM found AS f ORDER BY f.id DESC LIMIT 1
 """
+GET_SEARCH_END = _RANGES + _FOUND_END
 
 
 async def get_search_end(
@@ -164,70 +161,17 @@ async def get_search_end(
     return found
 
 
-COUNT_JOBS = """
-WITH RECURSIVE pairs AS (
-    SELECT ''::text AS lane, ''::text AS kind
-    UNION ALL
-    SELECT n.lane, n.kind FROM pairs AS p CROSS JOIN LATERAL (
-        SELECT j.lane, j.kind FROM jobs.jobs AS j
-        WHERE (j.lane, j.kind) > (p.lane, p.kind)
-        ORDER BY j.lane, j.kind LIMIT 1
-    ) AS n
-), ranges AS (
-    SELECT p.lane, p.kind, s.state
-    FROM pairs AS p CROSS JOIN unnest(coalesce($3::smallint[], '{0,1,2,3,4}')) AS s(state)
-    WHERE ($4::text IS NULL OR p.lane = $4) AND ($5::text IS NULL OR p.kind = $5)
-      AND $6::uuid IS NULL AND $7::text IS NULL
-      AND ($3::smallint[] IS NOT NULL OR $4::text IS NOT NULL OR $5::text IS NOT NULL)
-), found AS (
-    (
-        SELECT j.id, j.state, j.lane, j.kind, j.attempt, j.run_at, j.created_at, j.error ->> 'code' AS error
-        FROM jobs.jobs AS j
-        WHERE $3::smallint[] IS NULL AND $4::text IS NULL AND $5::text IS NULL AND $6::uuid IS NULL AND $7::text IS NULL
-          AND j.id < $1 AND j.id >= $2
-        ORDER BY j.id DESC
-        LIMIT $12
-    ) UNION ALL (
-        SELECT f.id, f.state, f.lane, f.kind, f.attempt, f.run_at, f.created_at, f.error
-        FROM ranges AS r CROSS JOIN LATERAL (
-            SELECT j.id, j.state, j.lane, j.kind, j.attempt, j.run_at, j.created_at, j.error ->> 'code' AS error
-            FROM jobs.jobs AS j
-            WHERE (j.lane, j.kind, j.state, j.id) < (r.lane, r.kind, r.state, $1)
-              AND (j.lane, j.kind, j.state, j.id) >= (r.lane, r.kind, r.state, $2)
-            ORDER BY j.lane DESC, j.kind DESC, j.state DESC, j.id DESC
-            LIMIT $12
-        ) AS f
-    ) UNION ALL (
-        SELECT f.id, f.state, f.lane, f.kind, f.attempt, f.run_at, f.created_at, f.error
-        FROM unnest(coalesce($3::smallint[], '{0,1,2,3,4}')) AS s(state) CROSS JOIN LATERAL (
-            SELECT j.id, j.state, j.lane, j.kind, j.attempt, j.run_at, j.created_at, j.error ->> 'code' AS error
-            FROM jobs.jobs AS j
-            WHERE (j.user_id, j.state, j.id) < ($6, s.state, $1) AND (j.user_id, j.state, j.id) >= ($6, s.state, $2)
-            ORDER BY j.user_id DESC, j.state DESC, j.id DESC
-            LIMIT $12
-        ) AS f
-        WHERE $6::uuid IS NOT NULL
-    ) UNION ALL (
-        SELECT j.id, j.state, j.lane, j.kind, j.attempt, j.run_at, j.created_at, j.error ->> 'code' AS error
-        FROM jobs.jobs AS j
-        WHERE $6::uuid IS NULL AND j.error IS NOT NULL
-          AND (j.error ->> 'code', j.id) < ($7, $1) AND (j.error ->> 'code', j.id) >= ($7, $2)
-        ORDER BY j.error ->> 'code' DESC, j.id DESC
-        LIMIT $12
-    )
-)
+COUNT_JOBS = (
+    _RANGES
+    + _FOUND
+    + """
 SELECT count(*) FROM (
-    SELECT f.id FROM found AS f
-    WHERE ($3::smallint[] IS NULL OR f.state = ANY($3))
-      AND ($4::text IS NULL OR f.lane = $4) AND ($5::text IS NULL OR f.kind = $5)
-      AND ($7::text IS NULL OR f.error = $7)
-      AND ($8::boolean IS NULL OR (f.attempt > 0) = $8)
-      AND ($9::boolean IS NULL OR (f.run_at > now()) = $9)
-      AND ($10::timestamptz IS NULL OR f.created_at >= $10)
-      AND ($11::timestamptz IS NULL OR f.created_at < $11)
-    LIMIT $12
+"""
+    + _MEANT
+    + """    LIMIT $12
 ) AS counted
 """
+)
 
 
 async def count_jobs(conn: ReadConn, wanted: JobFilter, *, states: Sequence[State] | None, limit: int) -> int:
