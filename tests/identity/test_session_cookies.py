@@ -273,6 +273,45 @@ async def test_an_authorization_header_hides_the_cookie(
         assert answer.status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("cookies", "is_beside_a_token", "read", "written"),
+    [
+        ("", False, "unauthenticated", "unauthenticated"),
+        ("theme=dark", False, "unauthenticated", "unauthenticated"),
+        ("{one}", False, "", "csrf_rejected"),
+        ("theme=dark; {one}; lang=en", False, "", "csrf_rejected"),
+        ("{one}; {other}", False, "repeated_cookie", "repeated_cookie"),
+        ("{one}; theme=dark; {other}", False, "repeated_cookie", "repeated_cookie"),
+        ("onehop=", False, "invalid_token", "csrf_rejected"),
+        ("theme=dark", True, "", ""),
+        ("{one}", True, "", ""),
+        ("{one}; {other}", True, "", ""),
+    ],
+)
+async def test_a_request_is_judged_by_the_cookie_only_if_that_names_its_caller(
+    client: httpx.AsyncClient,
+    make_person: MakePerson,
+    browser: Browser,
+    cookies: str,
+    is_beside_a_token: bool,
+    read: str,
+    written: str,
+) -> None:
+    owner, other, by_token = [await make_person() for _ in range(3)]
+    one, two = [(await browser(person))["Cookie"] for person in (owner, other)]
+    headers = {"Cookie": cookies.format(one=one, other=two)} | (by_token.headers if is_beside_a_token else {})
+    for method, code in (("GET", read), ("PATCH", written)):
+        answer = await client.request(
+            method, "/v1/users/me", json=None if method == "GET" else {"bio": "x"}, headers=headers | FOREIGN[1]
+        )
+        if code:
+            assert answer.json()["code"] == code
+        else:
+            assert answer.json()["id"] == str(by_token.id if is_beside_a_token else owner.id)
+    assert (await owner.get("/v1/users/me")).json()["bio"] is None
+    assert (await other.get("/v1/users/me")).json()["bio"] is None
+
+
 async def test_a_log_out_ends_the_session_and_forgets_the_cookie(
     client: httpx.AsyncClient, person: Person, browser: Browser
 ) -> None:

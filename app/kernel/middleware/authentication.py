@@ -27,10 +27,10 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = state_of(scope)
+        credential = state.credential
         if b"cookie" in state.headers:
             # Also for what needs no caller: a foreign page must not log a browser out.
-            self._cookie.check(scope["method"], state.headers)
-        credential = state.credential
+            self._cookie.check(scope["method"], state.headers, credential)
         if credential is not None:
             state.principal = self._authenticator.cached_principal(credential)
             # Probes need no caller, and must not compete with other clients of their network.
