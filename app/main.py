@@ -113,6 +113,7 @@ class Application(State):
     jobs: JobsRuntime
     submissions: GroupCommit[NewJob, Submitted | None]
     events: GroupCommit[users.EventBatch, list[UUID]]
+    event_watch: users.EventWatch
     summaries: OneAtATime
     limits: RateLimits
     # What lies behind all layers, for pages that ask other routes.

@@ -198,7 +198,7 @@ async def _countable(
     """Answers 429 before a stream begins, because afterwards it is too late for a status; counts the stream until it
     has ended.
     """
-    open_streams = request.app.state.event_watch.open
+    open_streams = request.app.state.event_watch.open_streams
     if not open_streams.take(principal.user_id):
         raise TooManyEventStreams
     try:

@@ -159,14 +159,14 @@ async def test_a_stream_ends_with_its_token(running_app: Lifespan, person: Perso
         watch = app.state.event_watch
         # As an event wakes it.
         watch._wake([f"events:{person.id}"])
-        await eventually(lambda: len(watch.open) == 0)
+        await eventually(lambda: len(watch.open_streams) == 0)
     assert stream.events == []
 
 
 async def test_streams_of_a_user_are_bounded_and_refused_with_a_status(
     running_app: Lifespan, person: Person, make_person: MakePerson, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app.state.event_watch.open, "_most_of_one", 1)
+    monkeypatch.setattr(app.state.event_watch.open_streams, "_most_of_one", 1)
     other = await make_person()
     async with open_stream(running_app, STREAM, person.headers):
         answer: Any = await person.get(STREAM)
@@ -176,4 +176,4 @@ async def test_streams_of_a_user_are_bounded_and_refused_with_a_status(
     ids = ("x", "ffffffff-ffff-ffff-ffff-ffffffffffff", str(UUID(int=0)), str(uuid4()))
     for query, headers in (("?kind=A", {}), ("?kinds=a", {}), *(("", {"Last-Event-ID": last_id}) for last_id in ids)):
         assert (await person.get(STREAM + query, headers=headers)).status_code == 422
-    assert len(app.state.event_watch.open) == 0
+    assert len(app.state.event_watch.open_streams) == 0

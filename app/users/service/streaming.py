@@ -76,7 +76,7 @@ class EventWatch:
         self._streams: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         # Of a user for as long as a stream has them.
         self._looks: WeakValueDictionary[UserId, Looks] = WeakValueDictionary()
-        self.open = FairCount(MOST_STREAMS, most_of_one=MOST_STREAMS_OF_A_USER)
+        self.open_streams = FairCount(MOST_STREAMS, most_of_one=MOST_STREAMS_OF_A_USER)
         cache.on_forget(self._wake)
 
     @property
