@@ -322,8 +322,8 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
         settings.http,
         cached_paths=cached_paths,
         shares=shares,
-        log_ins=_log_ins(app),
-        max_log_ins=identity.hashing.slots,
+        hashing_routes=_hashing_routes(app),
+        hashing_slots=identity.hashing.slots,
     )
     stack = context = RequestContext(stack, settings.http, access_log, _templates(app), oauth_paths=OAUTH_PATHS)
     app.state.samplers = (
@@ -383,7 +383,7 @@ def _templates(app: FastAPI) -> dict[Any, str]:
     return routes | {mount.app: f"{mount.path}/{{path}}" for mount in app.routes if isinstance(mount, Mount)}
 
 
-def _log_ins(app: FastAPI) -> set[tuple[str, str]]:
+def _hashing_routes(app: FastAPI) -> set[tuple[str, str]]:
     """Methods and paths of the routes that declare to hash a password."""
     return {
         (method, route.path)

@@ -154,7 +154,7 @@ class Permission:
     role: Role | None = None
     needs_session: bool = False
     cost: float = 1.0
-    # Admission has places of their own for those.
+    # Admission has slots of their own for those.
     hashes_password: bool = False
 
     def check(self, state: RequestState) -> None:

@@ -74,7 +74,7 @@ async def test_a_burst_of_one_caller_waits_for_its_own_part() -> None:
     assert await asyncio.gather(other, *burst) == [True] * 50
     with pytest.raises(asyncio.CancelledError):
         await gone
-    # Of eight places one was the other's, and one was left for others to come.
+    # Of eight slots one was the other's, and one was left for others to come.
     assert (limiter.used, request_class.used, limiter.held, limiter._parked, most) == (0, 0, {}, {}, 6)
 
 

@@ -325,7 +325,7 @@ async def test_only_the_password_grant_is_charged_and_queued_as_a_hash(
     client: httpx.AsyncClient, app: FastAPI, person: Person
 ) -> None:
     admission = admission_of(app)
-    log_ins = admission._log_ins
+    hashing = admission._hashing
     password = {"grant_type": "password", "username": person.email, "password": PASSWORD}
     program = {"grant_type": "client_credentials", "client_id": str(person.id), "client_secret": "cs_x"}
     refresh = {"grant_type": "refresh_token", "refresh_token": "rt_x"}
@@ -339,11 +339,11 @@ async def test_only_the_password_grant_is_charged_and_queued_as_a_hash(
     assert [status for status, _ in left] == [401, 401, 400, 200]
     assert [before - after for (_, before), (_, after) in pairwise(left)] == [1, 1, 10]
     taken = 0
-    while log_ins.limiter.try_acquire(log_ins):
+    while hashing.limiter.try_acquire(hashing):
         taken += 1
     assert taken >= 1
     assert [(await ask(form))[0] for form in (program, refresh, password)] == [401, 400, 503]
     for _ in range(taken):
-        log_ins.limiter.release(log_ins)
+        hashing.limiter.release(hashing)
     assert (await ask(password))[0] == 200
     assert [(limiter.used, limiter.held) for limiter in admission._limiters] == [(0, {}), (0, {})]

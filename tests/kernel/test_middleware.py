@@ -440,8 +440,8 @@ async def test_head_of_an_endless_stream_ends_with_its_head() -> None:
             HttpSettings(),
             cached_paths=(),
             shares=TimeShares(),
-            log_ins=(),
-            max_log_ins=1,
+            hashing_routes=(),
+            hashing_slots=1,
         )
         await RequestContext(admission, HttpSettings(), None, {})(scope, receive, send)
         await ended.wait()

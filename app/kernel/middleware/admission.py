@@ -20,11 +20,12 @@ _READS = frozenset({"GET", "HEAD"})
 
 
 class Admission:
-    """Reads and writes have slots by what latency allows, log-ins as many as there are hashes at one time. A request
-    that waits for something outside of this process gives its slot back (`RequestState.release_slot`).
+    """Reads and writes have slots by what latency allows, requests that hash a password as many as there are hashes at
+    one time. A request that waits for something outside of this process gives its slot back
+    (`RequestState.release_slot`).
 
-    `cached_paths` are the paths of answers that may be in memory; only what is not found there needs a slot. `log_ins`
-    are methods and paths of requests that hash a password.
+    `cached_paths` are the paths of answers that may be in memory; only what is not found there needs a slot.
+    `hashing_routes` are methods and paths of requests that hash a password.
     """
 
     def __init__(
@@ -34,8 +35,8 @@ class Admission:
         *,
         cached_paths: Collection[str],
         shares: TimeShares,
-        log_ins: Collection[tuple[str, str]],
-        max_log_ins: int,
+        hashing_routes: Collection[tuple[str, str]],
+        hashing_slots: int,
     ) -> None:
         self._app = app
         # Whether a request lately found no slot; only then is it worth asking `admits` first.
@@ -55,11 +56,11 @@ class Admission:
         )
         self._reads = RequestClass("read", work, _RESERVED_FRACTION)
         self._writes = RequestClass("write", work, _RESERVED_FRACTION)
-        self._log_ins = RequestClass(
+        self._hashing = RequestClass(
             "log_in",
             Limiter(
                 "log_in",
-                FixedLimit(max_log_ins),
+                FixedLimit(hashing_slots),
                 queue_size=0,
                 max_wait=0,
                 max_parked=parked,
@@ -67,11 +68,11 @@ class Admission:
                 on_full=mark_saturated,
             ),
         )
-        self._writes.hashing = self._log_ins
-        self._limiters = (work, self._log_ins.limiter)
+        self._writes.hashing = self._hashing
+        self._limiters = (work, self._hashing.limiter)
         self.shares = shares
         self._cached_paths = frozenset(cached_paths)
-        self._log_in_routes = frozenset(log_ins)
+        self._hashing_routes = frozenset(hashing_routes)
 
     def sample(self) -> None:
         """Brings the metrics up to date."""
@@ -110,4 +111,4 @@ class Admission:
     def _class_of(self, scope: Scope) -> RequestClass:
         if scope["method"] in _READS:
             return self._reads
-        return self._log_ins if (scope["method"], scope["path"]) in self._log_in_routes else self._writes
+        return self._hashing if (scope["method"], scope["path"]) in self._hashing_routes else self._writes

@@ -89,7 +89,7 @@ class WorkerGroup(Multiprocess):
     def __init__(self, config: Config, sockets: list[socket.socket], on_started: Callable[[], None]) -> None:
         super().__init__(config, sockets)
         self._on_started: Callable[[], None] | None = on_started
-        # When the place of a process that has died is filled again.
+        # When the slot of a process that has died is filled again.
         self._due: dict[int, float] = {}
         self._leaving: list[Process] = []
 
@@ -116,12 +116,12 @@ class WorkerGroup(Multiprocess):
         """Replaces processes that have died: at once, but after longer and longer pauses if they do so quickly."""
         self._dispose_of_leaving()
         now = time.monotonic()
-        for place, process in enumerate(self.processes):
-            due = self._due.get(place)
+        for slot, process in enumerate(self.processes):
+            due = self._due.get(slot)
             if due is not None:
                 if now >= due:
-                    del self._due[place]
-                    self.processes[place] = self._begin(pause=process.pause)
+                    del self._due[slot]
+                    self.processes[slot] = self._begin(pause=process.pause)
             elif not process.is_running():
                 process.dispose()
                 if process.exitcode in FINAL_EXITS:
@@ -130,7 +130,7 @@ class WorkerGroup(Multiprocess):
                     return
                 is_short = now - process.began_at < _SHORT_LIFE_SECONDS
                 process.pause = min(max(process.pause * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS) * is_short
-                self._due[place] = now + process.pause
+                self._due[slot] = now + process.pause
                 _logger.error("server.process_died", pid=process.pid, exit_code=process.exitcode, wait=process.pause)
         if self._on_started is not None and all(process.has_started for process in self.processes):
             self._on_started()
@@ -138,15 +138,15 @@ class WorkerGroup(Multiprocess):
 
     def restart_all(self) -> None:
         """Replaces the processes one by one; stops at the first successor that does not come up."""
-        for place, process in enumerate(self.processes):
+        for slot, process in enumerate(self.processes):
             successor = self._begin()
             self._wait(lambda: successor.has_started or not successor.is_running(), _START_SECONDS)  # noqa: B023 - at once
             if not successor.has_started:
                 _logger.error("server.replacement_failed", exit_code=successor.exitcode)
                 successor.dispose()
                 return
-            self._due.pop(place, None)
-            self.processes[place] = successor
+            self._due.pop(slot, None)
+            self.processes[slot] = successor
             self._retire(process)
             self._wait(lambda: not process.process.is_alive(), self._patience)  # noqa: B023 - at once
             self._dispose_of_leaving()
