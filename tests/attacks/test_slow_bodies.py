@@ -49,7 +49,7 @@ async def slow_body(port: int, path: str, *, begin: bytes) -> AsyncIterator[tupl
 @pytest.mark.parametrize("begin", [b"", BODY[:20]])
 async def test_bodies_that_do_not_come_hold_no_slots(raw: RawClient, app: FastAPI, begin: bytes) -> None:
     admission = admission_of(app)
-    limiters = admission._reads.limiter, admission._log_ins.limiter
+    limiters = admission._reads.limiter, admission._hashing.limiter
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(slow_body(raw.port, f"/v1/auth/{call}", begin=begin))
@@ -75,7 +75,7 @@ async def test_bodies_that_do_not_come_hold_no_slots(raw: RawClient, app: FastAP
 
 @FEW_SLOTS
 async def test_a_client_that_leaves_before_its_body_has_come_leaves_nothing(raw: RawClient, app: FastAPI) -> None:
-    limiter = admission_of(app)._log_ins.limiter
+    limiter = admission_of(app)._hashing.limiter
     async with slow_body(raw.port, "/v1/auth/login", begin=b"{"):
         await eventually(lambda: len(limiter.uploads) == 1)
     await eventually(lambda: len(limiter.uploads) == 0)
