@@ -353,8 +353,7 @@ def _layers(app: "Onehop", settings: Settings, access_log: AccessLog | None) -> 
 
 
 async def _render_metrics(app: Onehop) -> RenderedMetrics:
-    for sample in app.state.samplers:
-        sample()
+    await _sample(app)
     # It reads files: of this process, and of the others.
     return await asyncio.to_thread(render_metrics)
 

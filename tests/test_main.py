@@ -77,9 +77,14 @@ async def test_gauges_follow_though_one_of_them_fails(settings: Settings, monkey
 
     monkeypatch.setattr(main, "_SAMPLE_SECONDS", 0.01)
     app = main.create_app(settings)
-    async with Lifespan(app).running():
+    async with Lifespan(app).running() as running:
         app.state.samplers = (fail, lambda: sampled.append(1.0))
         await eventually(lambda: len(sampled) > 1)
+        transport = httpx.ASGITransport(running)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    assert "\nonehop_build_info{" in answer.text
 
 
 @pytest.mark.settings(APP_PUBLIC_URL="")
