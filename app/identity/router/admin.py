@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import Query, Response
 
 from app.identity.records import Actor, AdminAccount
-from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.router.dependencies import Admin, AdminSession, DeviceDep, IdentityDep, actor_of
 from app.identity.router.sessions import session_view
 from app.identity.schemas.admin import (
     AdminAccountPage,
@@ -23,7 +23,6 @@ from app.identity.schemas.sessions import RevokedResponse, SecurityEventPage, Se
 from app.identity.service import account_status, administration, audit_log
 from app.identity.service.audit_log import record_admin_read
 from app.identity.service.impersonation import impersonate
-from app.kernel.auth import RequireRole
 from app.kernel.http import (
     Id,
     PageQueryDep,
@@ -42,9 +41,6 @@ from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin/users", tags=["admin"])
 all_trails = Router(prefix="/v1/admin", tags=["admin"])
-
-Admin = Annotated[Principal, RequireRole("admin")]
-AdminSession = Annotated[Principal, RequireRole("admin", needs_session=True)]
 
 
 @router.get("", response_model=AdminAccountPage)

@@ -12,6 +12,7 @@ from app.identity.service.container import IdentityServices
 from app.identity.service.devices import COOKIE_NAME, COOKIE_SECONDS
 from app.identity.service.login import LoggedIn, SecondFactorNeeded
 from app.identity.service.tokens import RefreshToken
+from app.kernel.auth import RequireRole
 from app.kernel.headers.session_cookie import value_in
 from app.kernel.http import json_response
 from app.kernel.request.client_address import client_address, user_agent
@@ -31,6 +32,9 @@ async def _device(state: RequestStateDep, resources: ResourcesDep) -> Device:
 
 IdentityDep = Annotated[IdentityServices, Depends(_identity)]
 DeviceDep = Annotated[Device, Depends(_device)]
+Admin = Annotated[Principal, RequireRole("admin")]
+# For what would outlive an API key or a narrowed token: the credentials of a program, and acting for a user.
+AdminSession = Annotated[Principal, RequireRole("admin", needs_session=True)]
 
 
 def actor_of(principal: Principal, device: Device) -> Actor:

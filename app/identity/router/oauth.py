@@ -74,21 +74,24 @@ async def issue_token(
     """
     scopes = _scopes(form.scope)
     tokens: Tokens | AccessToken
-    if form.grant_type == "client_credentials":
-        tokens = await _by_client(resources, identity, request, form, scopes)
-    elif form.grant_type == "refresh_token" and form.refresh_token:
-        key = request.headers.get("idempotency-key")
-        asked = token_refresh.RefreshRequest(form.refresh_token, key, device, scopes)
-        tokens = await _by_refresh_token(resources, identity, asked)
-    elif form.grant_type == "password" and form.username and form.password:
-        await begin_hashing(state_of(request.scope))
-        cookie = request.cookies.get(COOKIE_NAME)
-        credentials = login.Credentials(form.username, form.password, device, cookie, scopes)
-        tokens = await _by_password(resources, identity, credentials)
-    elif form.grant_type in ("password", "refresh_token", ""):
-        raise OAuthError("invalid_request", "A parameter of this grant is missing.")
-    else:
-        raise OAuthError("unsupported_grant_type", "Use password, refresh_token or client_credentials.")
+    try:
+        if form.grant_type == "client_credentials":
+            tokens = await _by_client(resources, identity, request, form, scopes)
+        elif form.grant_type == "refresh_token" and form.refresh_token:
+            key = request.headers.get("idempotency-key")
+            asked = token_refresh.RefreshRequest(form.refresh_token, key, device, scopes)
+            tokens = await _by_refresh_token(resources, identity, asked)
+        elif form.grant_type == "password" and form.username and form.password:
+            await begin_hashing(state_of(request.scope))
+            cookie = request.cookies.get(COOKIE_NAME)
+            credentials = login.Credentials(form.username, form.password, device, cookie, scopes)
+            tokens = await _by_password(resources, identity, credentials)
+        elif form.grant_type in ("password", "refresh_token", ""):
+            raise OAuthError("invalid_request", "A parameter of this grant is missing.")
+        else:
+            raise OAuthError("unsupported_grant_type", "Use password, refresh_token or client_credentials.")
+    except ScopeExceeded as error:
+        raise OAuthError("invalid_scope", error.title) from error
     return json_response(tokens.view(), headers={"Pragma": "no-cache"})
 
 
@@ -115,8 +118,6 @@ async def _by_client(
         return await service_accounts.issue_to_client(resources.db, identity, credentials)
     except InvalidClient as error:
         raise OAuthClientRefused(error.title) from error
-    except ScopeExceeded as error:
-        raise OAuthError("invalid_scope", error.title) from error
 
 
 def _basic_credentials(header: bytes | None) -> tuple[str, str] | None:
@@ -142,8 +143,6 @@ async def _by_refresh_token(
         return await token_refresh.refresh(resources.db, resources.redis, identity, request)
     except InvalidRefreshToken as error:
         raise OAuthError("invalid_grant", error.title) from error
-    except ScopeExceeded as error:
-        raise OAuthError("invalid_scope", error.title) from error
 
 
 async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentials: login.Credentials) -> Tokens:
@@ -151,8 +150,6 @@ async def _by_password(resources: ResourcesDep, identity: IdentityDep, credentia
         outcome = await login.log_in(resources.db, identity, credentials)
     except (InvalidCredentials, AccountBanned, EmailNotVerified) as error:
         raise OAuthError("invalid_grant", error.title) from error
-    except ScopeExceeded as error:
-        raise OAuthError("invalid_scope", error.title) from error
     if isinstance(outcome, login.SecondFactorNeeded):
         raise OAuthError("mfa_required", "The account has a second factor; log in at /v1/auth/login.")
     return outcome.signed_in.tokens

@@ -1,10 +1,8 @@
 """Accounts of programs, which administrators manage."""
 
-from typing import Annotated
-
 from fastapi import Request, Response
 
-from app.identity.router.dependencies import DeviceDep, IdentityDep, actor_of
+from app.identity.router.dependencies import Admin, AdminSession, DeviceDep, IdentityDep, actor_of
 from app.identity.schemas.service_accounts import (
     RotateClientSecretRequest,
     ServiceAccountCreated,
@@ -13,19 +11,13 @@ from app.identity.schemas.service_accounts import (
 )
 from app.identity.service import service_accounts
 from app.identity.service.audit_log import record_admin_read
-from app.kernel.auth import RequireRole
 from app.kernel.database import Tx
 from app.kernel.http import Id, PageQueryDep, Router, json_response, reads_headers
 from app.kernel.http.idempotency import idempotent
 from app.kernel.ids import UserId
-from app.kernel.request.principal import Principal
 from app.kernel.resources import ResourcesDep
 
 router = Router(prefix="/v1/admin/service-accounts", tags=["admin"])
-
-Admin = Annotated[Principal, RequireRole("admin")]
-# For what makes or ends the credentials of a program: they would outlive an API key or a narrowed token.
-AdminSession = Annotated[Principal, RequireRole("admin", needs_session=True)]
 
 
 @router.post("", status_code=201, response_model=ServiceAccountCreated, openapi_extra=reads_headers("IdempotencyKey"))

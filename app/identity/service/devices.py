@@ -63,9 +63,7 @@ class Devices:
         except (Base64Error, ValueError):
             return None
         body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if len(body) != 2 * _ID_BYTES + 2 * _NUMBER_BYTES or not hmac.compare_digest(
-            mac, self._mac(body, email_canonical)
-        ):
+        if len(body) != _BODY_BYTES or not hmac.compare_digest(mac, self._mac(body, email_canonical)):
             return None
         device_id, user_id, numbers = body[:_ID_BYTES], body[_ID_BYTES : 2 * _ID_BYTES], body[2 * _ID_BYTES :]
         version, factor_epoch = (int.from_bytes(part) for part in (numbers[:_NUMBER_BYTES], numbers[_NUMBER_BYTES:]))

@@ -1,13 +1,13 @@
 """Problem responses that are made in advance, for refusals of which there may be ten thousand a second."""
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import NamedTuple
 
 import orjson
 from starlette.types import Send
 
 from app.kernel.errors import PROBLEM_MEDIA_TYPE, AppError
+from app.kernel.headers.response_head import PreparedHead
 
 _ID = "the-id-of-the-request"
 
@@ -18,16 +18,14 @@ class PreparedProblem:
     def __init__(self, error: AppError, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._parts = orjson.dumps(error.as_problem(_ID)).split(_ID.encode())
         self._status = error.status
-        self._headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"cache-control", b"no-store"), *headers]
-        lines = b"".join(b"%b: %b\r\n" % header for header in self._headers)
-        phrase = HTTPStatus(error.status).phrase.encode()
-        self._head = b"HTTP/1.1 %d %b\r\n%b" % (error.status, phrase, lines)
+        own = ((b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"cache-control", b"no-store"))
+        self._head = PreparedHead(error.status, (*own, *headers))
 
     def raw(self, request_id: bytes, retry_after: int) -> bytes:
         """All of it as it goes over the wire, in HTTP/1.1. `retry_after` is in seconds."""
         body = request_id.join(self._parts)
         return b"%bretry-after: %d\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
-            self._head,
+            self._head.rendered,
             retry_after,
             len(body),
             request_id,
@@ -37,7 +35,7 @@ class PreparedProblem:
     async def send(self, request_id: bytes, retry_after: int, send: Send, *more_headers: tuple[bytes, bytes]) -> None:
         body = request_id.join(self._parts)
         headers = [
-            *self._headers,
+            *self._head.headers,
             (b"retry-after", b"%d" % retry_after),
             (b"content-length", b"%d" % len(body)),
             *more_headers,
