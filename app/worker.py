@@ -30,8 +30,8 @@ from app.jobs.api import (
     WorkerHealth,
     delete_abandoned_folders,
     queue_shares,
-    report_end,
-    report_for_ever,
+    report_worker,
+    report_worker_end,
     use_fonts,
     user_caps,
 )
@@ -179,6 +179,8 @@ async def open_worker(
     with suppress(TimeoutError):
         # With another secret, jobs would use their attempts up on what they cannot open.
         await asyncio.wait_for(confirm_secret(db, resources.keys), _SECRET_SECONDS)
+        # Of a process that was killed and had the number of this one.
+        await report_worker_end(db, worker_id)
     # Of the process before this one, if that was killed.
     await asyncio.to_thread(delete_abandoned_folders)
     endless: list[Callable[[], Awaitable[None]]] = [
@@ -187,7 +189,6 @@ async def open_worker(
         executor.completions.announce_for_ever,
         partial(executor.maintain, runner),
         relay.run,
-        partial(report_for_ever, db, runner, worker_id, __version__, every=jobs.heartbeat),
         partial(confirm_secret, db, resources.keys),
         *(partial(consume, server, queue, runner, executor) for server in range(len(queue.urls))),
     ]
@@ -198,6 +199,9 @@ async def open_worker(
         every=REPORT_SECONDS,
         rests_first=True,
     )
+    background.repeat(
+        partial(report_worker, db, runner, worker_id, __version__), name="jobs.workers", every=jobs.heartbeat
+    )
     loops = [asyncio.create_task(_keep_running(loop)) for loop in endless]
     try:
         yield Worker(settings, db, redis, queue, runner, relay, store)
@@ -206,7 +210,7 @@ async def open_worker(
         await _stop(loops)
         # A worker that drained has none left. Others would go on with what is closed below, and open it again.
         await _stop(runner.tasks.values())
-        await report_end(db, worker_id)
+        await report_worker_end(db, worker_id)
         await mailer.close()
         await sender.close()
         await close_resources(resources)

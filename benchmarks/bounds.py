@@ -24,7 +24,8 @@ import redis.asyncio as redis
 import uvloop
 
 from benchmarks import machine
-from benchmarks.cases import CASES, Scene, make_scene
+from benchmarks.cases import CASES
+from benchmarks.cases.scene import Scene, make_scene
 from benchmarks.client import ask
 from benchmarks.load import request
 from benchmarks.machine import Service

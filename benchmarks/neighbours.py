@@ -23,7 +23,9 @@ import uvloop
 
 from app.main import create_app
 from benchmarks import data, machine
-from benchmarks.cases import CASES, Case, Scene, are_valid, finish_jobs, make_scene, routes_of
+from benchmarks.cases import CASES, are_valid, routes_of
+from benchmarks.cases.making import Case
+from benchmarks.cases.scene import Scene, finish_jobs, make_scene
 from benchmarks.client import Outcome, ask, open_loop, percentile
 from benchmarks.load import request
 from benchmarks.machine import Service

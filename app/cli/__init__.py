@@ -231,8 +231,8 @@ def seed() -> None:
 
     with servers_for_settings() as settings:
         _refuse_in_production(settings)
-        for account in asyncio.run(add_demo_data(settings)).accounts:
-            say(f"{account.email} / {account.password} ({account.role})")
+        for log_in in asyncio.run(add_demo_data(settings)):
+            say(f"{log_in.email} / {log_in.password} ({log_in.role})")
 
 
 @cli.command(hidden=True)
@@ -270,7 +270,7 @@ def prepare(
         # Loaded only now, because the API can go on from here.
         from app.dev.demo import seed
 
-        return (await seed(settings)).shown
+        return await seed(settings)
 
     asyncio.run(bring_schema_up_to_date())
     report.write_text(json.dumps(asyncio.run(add_demo_data())), encoding="utf-8")

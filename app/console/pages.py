@@ -62,13 +62,13 @@ def _by_day(counts: list[Mapping[str, Any]], since: datetime, until: datetime) -
     return [list(totals), [float(count) for count in totals.values()]]
 
 
-def _list(path: str, *filters: str, **fixed: str) -> Callable[[LocalApi, Query], Awaitable[Context]]:
+def _list(path: str, *filters: str) -> Callable[[LocalApi, Query], Awaitable[Context]]:
     """Of a page that shows a list. Its own query parameters `filters`, and the cursor, go to the route."""
 
     async def load(api: LocalApi, query: Query) -> Context:
-        given = {name: query.get(name) for name in (*filters, "cursor")}
-        page = await api.get(path, limit=_ROWS, **given, **fixed)
-        return {"items": page["items"], "next_cursor": page["next_cursor"]}
+        given = {name: query[name] for name in filters if query.get(name)}
+        page = await api.get(path, limit=_ROWS, cursor=query.get("cursor"), **given)
+        return {"filters": given, "items": page["items"], "next_cursor": page["next_cursor"]}
 
     return load
 
@@ -104,7 +104,7 @@ async def _security(api: LocalApi, _: Query) -> Context:
 async def _webhooks(api: LocalApi, query: Query) -> Context:
     endpoints, deliveries = await _together(
         api.get("/v1/webhooks/endpoints", limit=_ROWS),
-        api.get("/v1/webhooks/deliveries", limit=_ROWS, state=query.get("state"), cursor=query.get("cursor")),
+        api.get("/v1/webhooks/deliveries", limit=_ROWS, cursor=query.get("cursor")),
     )
     return {
         "endpoints": endpoints["items"],

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from app.jobs.api import format_minor
+from app.jobs.api import STATE_FILTERS, format_minor
+from app.kernel.auth import SCOPES, SCOPES_OF_ROLE
 
 _NOTHING = "\N{EN DASH}"
 _KILO = 1000
@@ -29,6 +30,12 @@ def _load() -> Mapping[str, Template]:
         auto_reload=False,
     )
     environment.filters |= {"time": _time, "age": _age, "json": _json, "money": _money, "size": _size}
+    environment.globals |= {
+        "job_states": tuple(STATE_FILTERS),
+        "scopes": {scope: SCOPES[scope] for scope in SCOPES if scope in SCOPES_OF_ROLE["user"]},
+        # For the blocks too, which are rendered without the rest of their page.
+        "parts": environment.get_template("parts.html").module,
+    }
     return {name: environment.get_template(name) for name in environment.list_templates(extensions=["html"])}
 
 

@@ -80,12 +80,15 @@ for _page in PAGES:
 
 
 def _to_login(request: Request) -> Response:
-    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    address = f"/console/login?next={quote(here, safe='')}"
+    address = f"/console/login?next={quote(_address_of(request), safe='')}"
     if request.headers.get("hx-request") == "true":
         # A redirect would put the form into the middle of the page.
         return Response(status_code=204, headers={**_HEADERS, "HX-Redirect": address})
     return RedirectResponse(address, 303, headers=_HEADERS)
+
+
+def _address_of(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 async def _failure(
@@ -107,5 +110,5 @@ def _frame(request: Request, principal: Principal) -> dict[str, Any]:
         "has_mailbox": principal.is_admin and request.app.state.mailbox is not None,
         "has_docs": request.app.state.has_docs,
         "here": request.url.path,
-        "address": str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
+        "address": _address_of(request),
     }

@@ -25,6 +25,7 @@ from app.kernel.http import (
     prefers_json,
     problem_responses,
 )
+from app.kernel.http.event_streams import draining_of
 from app.kernel.middleware.response_cache import CachedRead
 from app.kernel.observability.telemetry import CONTENT_TYPE_METRICS, RenderedMetrics
 from app.kernel.request.client_address import client_address, hides_client, is_within, user_agent
@@ -116,7 +117,7 @@ async def get_livez() -> Response:
 async def get_readyz(request: Request, state: RequestStateDep, resources: ResourcesDep) -> Response:
     """Check that the process can serve requests. Without Redis it is ready but degraded."""
     _check_operator(state, resources)
-    draining = getattr(request.state, "draining", None)
+    draining = draining_of(request)
     if draining is not None and draining.is_set():
         raise NotReady("The process is about to end.")
     health: Paced[Health] = request.app.state.health

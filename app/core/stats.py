@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import Any, Literal
 
 from typing_extensions import TypeAliasType
@@ -71,9 +72,7 @@ async def read_stats(db: Database, window: StatsWindow) -> dict[str, Any]:
 
 
 def _added(present: Sequence[int], counts: Sequence[int]) -> list[int]:
-    longest = max(len(present), len(counts))
-    padded = [[*row, *[0] * (longest - len(row))] for row in (present, counts)]
-    return [left + right for left, right in zip(*padded, strict=True)]
+    return [left + right for left, right in zip_longest(present, counts, fillvalue=0)]
 
 
 def _point(at: datetime, counts: Sequence[int]) -> dict[str, Any]:

@@ -38,24 +38,8 @@ DEMO_ACCOUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DemoLogIns:
-    """The accounts that can log in, and a code with which the administrator does without a password, once."""
-
-    accounts: tuple[DemoAccount, ...]
-    code: str | None
-
-    @property
-    def shown(self) -> list[LogIn]:
-        """As a start shows them."""
-        return [
-            LogIn(account.email, account.password, account.role, self.code if account.role == "admin" else None)
-            for account in self.accounts
-        ]
-
-
-async def seed(settings: Settings) -> DemoLogIns:
-    """Makes what is missing.
+async def seed(settings: Settings) -> list[LogIn]:
+    """Makes what is missing; returns how one logs in.
 
     Raises:
         SettingsError: the database was used with another APP_SECRET_KEY.
@@ -81,7 +65,10 @@ async def seed(settings: Settings) -> DemoLogIns:
     finally:
         await hashing.close()
         await close_resources(resources)
-    return DemoLogIns(DEMO_ACCOUNTS, code)
+    return [
+        LogIn(account.email, account.password, account.role, code if account.role == "admin" else None)
+        for account in DEMO_ACCOUNTS
+    ]
 
 
 async def _add_events(clock: Clock, tx: Tx, user_id: UserId) -> None:

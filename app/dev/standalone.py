@@ -80,7 +80,7 @@ async def _company(settings: Settings, environment: dict[str, str], *, shows_wel
             base = await _own_base_url(settings)
             await stack.enter_async_context(_worker(environment | {"APP_PUBLIC_URL": base}))
             if shows_welcome:
-                log_ins = (await seed(settings)).shown
+                log_ins = await seed(settings)
                 output.write(welcome(settings.name, base, log_ins, has_mailbox=settings.has_mailbox).encode())
         except SettingsError as error:
             # The application may find the same a moment later.

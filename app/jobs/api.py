@@ -34,7 +34,7 @@ from app.jobs.service.erasure import Eraser
 from app.jobs.service.execution import RUN_BUCKETS, Executor
 from app.jobs.service.health import WorkerHealth
 from app.jobs.service.mail_outbox import MailOutbox, lift_suppression
-from app.jobs.service.presence import report_end, report_for_ever
+from app.jobs.service.presence import report_worker, report_worker_end
 from app.jobs.service.relay import Relay
 from app.jobs.service.run_context import JobServices
 from app.jobs.service.runtime import JobsRuntime
@@ -92,8 +92,8 @@ __all__ = [
     "list_webhook_subscribers",
     "pause_queue",
     "queue_shares",
-    "report_end",
-    "report_for_ever",
+    "report_worker",
+    "report_worker_end",
     "resume_user",
     "retry_any_job",
     "retry_failed_jobs",

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.kernel.auth import SCOPES, SCOPES_OF_ROLE
+from tests.fixtures import people
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
 from tests.jobs.test_invoices import INVOICE
@@ -276,13 +277,9 @@ async def owner(make_person: MakePerson) -> Person:
 
 
 @pytest.fixture
-async def make_admin(make_person: MakePerson, connection: Connection, client: httpx.AsyncClient) -> MakePerson:
+async def make_admin(make_person: MakePerson, connection: Connection) -> MakePerson:
     async def make() -> Person:
-        person = await make_person()
-        await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-        answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
-        client.cookies.clear()
-        return Person(client, person.id, person.email, PASSWORD, answer.json()["tokens"])
+        return await people.make_admin(await make_person(), connection)
 
     return make
 

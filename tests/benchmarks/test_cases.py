@@ -8,7 +8,8 @@ from fastapi.routing import APIRoute
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.bounds import TABLES
-from benchmarks.cases import CASES, UNKNOWN, Account, Scene, routes_of
+from benchmarks.cases import CASES, routes_of
+from benchmarks.cases.scene import UNKNOWN, Account, Scene
 
 
 def test_every_route_has_a_case(settings: Settings) -> None:

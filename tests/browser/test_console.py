@@ -7,7 +7,6 @@ import re
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 
 from tests.browser.chromium import Tab, chromium
 from tests.fixtures.application import ROOT, LiveServer, LiveWorker
-from tests.fixtures.people import Person, register
+from tests.fixtures.people import Person, make_admin, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually, scaled
 
@@ -60,9 +59,7 @@ async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def admin(client: httpx.AsyncClient, connection: Connection) -> Person:
-    person = await register(client, email=ADMIN, display_name="Ada Admin")
-    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-    return person
+    return await make_admin(await register(client, email=ADMIN, display_name="Ada Admin"), connection)
 
 
 async def log_in(tab: Tab, url: str, email: str) -> None:
@@ -86,22 +83,15 @@ async def is_loaded(tab: Tab) -> None:
     await eventually(is_complete, within=20)
 
 
-async def queues(client: httpx.AsyncClient) -> list[dict[str, Any]]:
-    answer = await client.post("/v1/auth/login", json={"email": ADMIN, "password": PASSWORD})
-    headers = {"Authorization": f"Bearer {answer.json()['tokens']['access_token']}"}
-    items: list[dict[str, Any]] = (await client.get("/v1/admin/queues", headers=headers)).json()["items"]
-    return items
-
-
-async def test_an_administrator_pauses_a_queue(tab: Tab, url: str, client: httpx.AsyncClient, admin: Person) -> None:
+async def test_an_administrator_pauses_a_queue(tab: Tab, url: str, admin: Person) -> None:
     await log_in(tab, url, ADMIN)
     await tab.open(f"{url}/console/admin/queues")
     await tab.evaluate("window.confirm = () => true")
     await tab.press('[data-action="POST /v1/admin/queues/bulk/pause"]')
     # The page shows it without being loaded anew.
     await tab.wait_for_text("table", "paused")
-    (queue,) = [item for item in (await queues(client)) if item["paused"]]
-    assert queue["queue"] == "bulk"
+    queues = (await admin.get("/v1/admin/queues")).json()["items"]
+    assert [queue["queue"] for queue in queues if queue["paused"]] == ["bulk"]
     await tab.press('[data-action="POST /v1/admin/queues/bulk/resume"]')
 
     async def is_resumed() -> bool:
@@ -117,9 +107,7 @@ async def test_a_banned_person_sees_their_session_end(
 ) -> None:
     person = await register(client, email="person@example.com")
     await log_in(tab, url, person.email)
-    answer = await client.post("/v1/auth/login", json={"email": ADMIN, "password": PASSWORD})
-    headers = {"Authorization": f"Bearer {answer.json()['tokens']['access_token']}"}
-    assert (await client.post(f"/v1/admin/users/{person.id}/ban", headers=headers)).status_code == 204
+    assert (await admin.post(f"/v1/admin/users/{person.id}/ban")).status_code == 204
     # The open page asks for its own content, and is led to the log-in.
     await tab.wait_for_text("button.main", "Log in")
     await is_loaded(tab)

@@ -5,7 +5,6 @@ import gzip
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from hashlib import sha256
 from html import unescape
 from html.parser import HTMLParser
@@ -19,7 +18,7 @@ from app.console.rendering import render
 from app.console.router import STATIC_FILES
 from app.jobs.records import State
 from tests.fixtures.application import ROOT, Budget
-from tests.fixtures.people import MakePerson, Person
+from tests.fixtures.people import MakePerson, Person, log_in, make_admin
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import eventually
 
@@ -49,15 +48,8 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture
-async def admin(client: httpx.AsyncClient, make_person: MakePerson, connection: Connection) -> Person:
-    person = await make_person(email="admin@example.com")
-    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-    return await logged_in(client, person)
-
-
-async def logged_in(client: httpx.AsyncClient, person: Person) -> Person:
-    answer = await client.post("/v1/auth/login", json={"email": person.email, "password": person.password})
-    return replace(person, tokens=answer.json()["tokens"])
+async def admin(make_person: MakePerson, connection: Connection) -> Person:
+    return await make_admin(await make_person(email="admin@example.com"), connection)
 
 
 async def test_a_stranger_is_sent_to_the_log_in(client: httpx.AsyncClient) -> None:
@@ -152,7 +144,7 @@ async def test_text_of_people_stays_text(client: httpx.AsyncClient, make_person:
     assert banned.status_code == 204
     person_page = await admin.get(f"/console/admin/people/{person.id}")
     await admin.post(f"/v1/admin/users/{person.id}/unban")
-    person = await logged_in(client, person)
+    person = await log_in(person)
     pages = [person_page, *[await person.get(path) for path in ("/console", "/console/security", "/console/api-keys")]]
     for answer in pages:
         assert answer.status_code == 200
@@ -244,7 +236,7 @@ INVOICE = {
     "number": "1",
     "customer": {"name": "Ann"},
     "total_minor": 123_456,
-    "status": "rendered",
+    "status": "issued",
     "created_at": "2026-11-30T12:00:00Z",
 }
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -20,6 +19,7 @@ from app.identity.api import IdentityServices
 from app.kernel.resources import Resources
 from app.settings import Settings
 from app.worker import Worker, open_worker
+from tests.fixtures import people
 from tests.fixtures.clocks import ManualClock
 from tests.fixtures.people import MakePerson, Person
 from tests.fixtures.servers import Connection
@@ -117,25 +117,14 @@ LogIn = Callable[..., Awaitable[Person]]
 
 
 @pytest.fixture
-def log_in(client: httpx.AsyncClient) -> LogIn:
-    """Makes a coroutine that opens one more session of a user; fields go into the request."""
-
-    async def log_in(person: Person, **fields: str) -> Person:
-        body = {"email": person.email, "password": person.password} | fields
-        answer = await client.post("/v1/auth/login", json=body)
-        client.cookies.clear()
-        assert answer.status_code == 200, answer.text
-        return replace(person, password=body["password"], email=body["email"], tokens=answer.json()["tokens"])
-
-    return log_in
+def log_in() -> LogIn:
+    """The coroutine that opens one more session of a user; fields go into the request."""
+    return people.log_in
 
 
 @pytest.fixture
-async def admin(make_person: MakePerson, log_in: LogIn, connection: Connection) -> Person:
-    """An administrator: the first one comes from an operator, not from the API."""
-    person = await make_person(email="admin@example.com")
-    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-    return await log_in(person)
+async def admin(make_person: MakePerson, connection: Connection) -> Person:
+    return await people.make_admin(await make_person(email="admin@example.com"), connection)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
-import httpx
 import pytest
 from aiohttp import web
 
@@ -16,7 +15,7 @@ from app.kernel.redis.gateway import RedisGateway
 from app.settings import Settings
 from app.worker import Worker, open_worker
 from tests.fixtures.application import Lifespan
-from tests.fixtures.people import MakePerson, Person
+from tests.fixtures.people import MakePerson, Person, make_admin
 from tests.jobs.kinds import Producer, Steps, kinds_of
 from tests.jobs.receiver import Receiver
 
@@ -37,15 +36,8 @@ async def proven(person: Person, connection: "asyncpg.Connection[asyncpg.Record]
 
 
 @pytest.fixture
-async def admin(
-    client: httpx.AsyncClient, make_person: MakePerson, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> Person:
-    """A user who was made an administrator and has logged in again since."""
-    person = await make_person()
-    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-    answer = await client.post("/v1/auth/login", json={"email": person.email, "password": person.password})
-    assert answer.status_code == 200, answer.text
-    return Person(client, person.id, person.email, person.password, answer.json()["tokens"])
+async def admin(make_person: MakePerson, connection: "asyncpg.Connection[asyncpg.Record]") -> Person:
+    return await make_admin(await make_person(), connection)
 
 
 @pytest.fixture

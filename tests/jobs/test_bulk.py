@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from app.jobs.queries import administration, searching, submitting
 from app.jobs.service import bulk
 from app.settings import Settings
 from app.worker import Worker
@@ -260,3 +262,16 @@ async def test_a_killed_worker_has_changed_no_job_twice_and_leaves_none_out(
 
 def _id_of(number: int) -> UUID:
     return UUID(f"01900000-0000-7000-8000-{number:012x}")
+
+
+def test_a_job_forgets_the_same_whichever_way_it_is_started_over() -> None:
+    def assigned(sql: str) -> set[str]:
+        (text,) = re.findall(r"UPDATE jobs\.jobs AS j SET (.*?) (?:FROM|WHERE) ", " ".join(sql.split()))
+        # When it is sent to a worker differs: one job at once, many by the relay.
+        return {part for part in text.split(", ") if not part.startswith("dispatched_at")}
+
+    ways = [
+        assigned(sql) for sql in (submitting.REQUEUE_JOB, administration.REQUEUE_FAILED_JOBS, searching.REQUEUE_JOBS)
+    ]
+    assert ways == [ways[0]] * 3
+    assert len(ways[0]) == 12

@@ -6,7 +6,7 @@ The routes come from the OpenAPI document, so that one added tomorrow is tested 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.fixtures.application import LiveServer
 from tests.fixtures.http import http_client
-from tests.fixtures.people import PASSWORD, Person, register
+from tests.fixtures.people import Person, make_admin, register
 from tests.fixtures.servers import Connection
 from tests.fixtures.waiting import scaled
 from tests.kernel.conftest import client_of
@@ -81,11 +81,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 @pytest.fixture
 async def admin(client: httpx.AsyncClient, connection: Connection) -> Person:
     """A user who may call everything."""
-    person = await register(client)
-    await connection.execute("UPDATE identity.accounts SET role = 'admin' WHERE user_id = $1", person.id)
-    answer = await client.post("/v1/auth/login", json={"email": person.email, "password": PASSWORD})
-    assert "admin" in answer.json()["tokens"]["scope"]
-    return replace(person, tokens=answer.json()["tokens"])
+    return await make_admin(await register(client), connection)
 
 
 class Findings:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from app.kernel.database import ReadConn, Tx
-from app.kernel.ids import UserId
+from app.kernel.ids import UserId, first_id_of
 
 LIST_EXPIRED_ARTIFACTS = """
 SELECT a.expires_at, a.storage_key FROM jobs.artifacts AS a
@@ -89,7 +88,7 @@ DELETE FROM jobs.attempts WHERE (job_id, n) IN (
 
 async def delete_old_attempts(tx: Tx, days: int, now: datetime, limit: int) -> int:
     """Deletes up to `limit` failed runs that ended more than `days` days ago, of jobs that go on; answers how many."""
-    newest = UUID(int=round((now - timedelta(days=days, hours=-1)).timestamp() * 1000) << 80)
+    newest = first_id_of(now - timedelta(days=days, hours=-1))
     return int((await tx.execute(DELETE_OLD_ATTEMPTS, newest, days, limit)).removeprefix("DELETE "))
 
 

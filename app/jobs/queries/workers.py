@@ -5,23 +5,20 @@ from collections.abc import Sequence
 from app.jobs.records.administration import WorkerStatus
 from app.kernel.database import ReadConn, Tx
 
-# The id of a process that has ended may come back; `$6` tells the first report of one.
 REPORT_WORKER = """
 WITH gone AS (
     DELETE FROM jobs.workers WHERE heartbeat_at < now() - interval '1 day' AND worker_id <> $1
 )
-INSERT INTO jobs.workers AS w (worker_id, version, queues, slots, running) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO jobs.workers (worker_id, version, queues, slots, running) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (worker_id) DO UPDATE
 SET version = excluded.version, queues = excluded.queues, slots = excluded.slots, running = excluded.running,
-    started_at = CASE WHEN $6::boolean THEN now() ELSE w.started_at END, heartbeat_at = now()
+    heartbeat_at = now()
 """
 
 
-async def report_worker(
-    tx: Tx, worker_id: str, version: str, queues: Sequence[str], slots: int, running: int, *, is_first: bool
-) -> None:
+async def report_worker(tx: Tx, worker_id: str, version: str, queues: Sequence[str], slots: int, running: int) -> None:
     """Says that a worker is there, and forgets those that have not for a day."""
-    await tx.execute(REPORT_WORKER, worker_id, version, queues, slots, running, is_first)
+    await tx.execute(REPORT_WORKER, worker_id, version, queues, slots, running)
 
 
 DELETE_WORKER = """

@@ -9,7 +9,7 @@ from uuid import UUID
 from typing_extensions import TypeAliasType
 
 from app.jobs.records import STATE_FILTERS, JobState, State, StateFilter
-from app.kernel.ids import UserId
+from app.kernel.ids import UserId, first_id_of
 
 BulkAction = TypeAliasType("BulkAction", Literal["retry", "cancel", "delete"])
 
@@ -54,18 +54,22 @@ class JobFilter:
     @property
     def lowest_id(self) -> UUID:
         """No job that is meant has a lower one."""
-        return _LOWEST if self.since is None else id_at(self.since, later=False)
+        return _LOWEST if self.since is None else lowest_id_since(self.since)
 
     @property
     def end_id(self) -> UUID:
         """Every job that is meant has a lower one."""
-        return _HIGHEST if self.until is None else id_at(self.until, later=True)
+        return _HIGHEST if self.until is None else end_id_until(self.until)
 
 
-def id_at(moment: datetime, *, later: bool) -> UUID:
-    """An id with no row of before `moment` behind it (`later`), or none of after before it."""
-    shift = _ID_SLACK if later else -_ID_SLACK
-    return UUID(int=max(0, round((moment.timestamp() + shift) * 1000)) << 80)
+def lowest_id_since(moment: datetime) -> UUID:
+    """No row of `moment` or later has a lower id, whichever host made it."""
+    return first_id_of(moment, -_ID_SLACK)
+
+
+def end_id_until(moment: datetime) -> UUID:
+    """Every row of before `moment` has a lower id, whichever host made it."""
+    return first_id_of(moment, _ID_SLACK)
 
 
 @dataclass(frozen=True, slots=True)

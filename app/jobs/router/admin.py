@@ -13,8 +13,8 @@ from app.jobs.schemas.admin import (
     AdminJobAccepted,
     AdminJobDetail,
     AdminJobFilter,
-    AdminJobList,
     AdminJobPage,
+    AdminJobQuery,
     AdminJobResponse,
     BulkJobsCount,
     BulkJobsRequest,
@@ -139,7 +139,7 @@ async def list_workers(_: Admin, resources: ResourcesDep, page: PageQueryDep) ->
 
 @router.get("/jobs", response_model=AdminJobPage)
 async def list_all_jobs(
-    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminJobList, Query()]
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminJobQuery, Query()]
 ) -> Response:
     """List the jobs of all users, newest first."""
     page = await administration.list_all_jobs(
@@ -303,7 +303,7 @@ def _detail_view(job: JobDetail, kinds: Kinds) -> dict[str, Any]:
     }
 
 
-def _filter_of(query: AdminJobList | AdminJobFilter) -> JobFilter:
+def _filter_of(query: AdminJobQuery | AdminJobFilter) -> JobFilter:
     return JobFilter(
         state=query.state,
         kind=query.kind,

@@ -8,7 +8,7 @@ from app.identity.api import record_admin_read
 from app.jobs.records.webhooks import Delivery
 from app.jobs.router.access import Admin, AdminStarter, DeviceDep, actor_of
 from app.jobs.router.webhooks import delivery_view
-from app.jobs.schemas.webhooks import AdminDeliveryList, AdminDeliveryPage, AdminDeliveryResponse
+from app.jobs.schemas.webhooks import AdminDeliveryPage, AdminDeliveryQuery, AdminDeliveryResponse
 from app.jobs.service import deliveries
 from app.kernel.http import Id, Router, json_response, problem_responses
 from app.kernel.ids import UserId
@@ -19,7 +19,7 @@ router = Router(prefix="/v1/admin/webhooks", tags=["admin"])
 
 @router.get("/deliveries", response_model=AdminDeliveryPage)
 async def list_all_deliveries(
-    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminDeliveryList, Query()]
+    principal: Admin, resources: ResourcesDep, device: DeviceDep, query: Annotated[AdminDeliveryQuery, Query()]
 ) -> Response:
     """List the webhook deliveries of all users, newest first."""
     page = await deliveries.list_all_deliveries(

@@ -25,8 +25,8 @@ from app.jobs.router.access import (
 )
 from app.jobs.router.files import file_response, file_responses
 from app.jobs.schemas.jobs import (
-    JobList,
     JobPage,
+    JobQuery,
     JobResponse,
     SubmitJob,
 )
@@ -127,7 +127,7 @@ def _accepted(submitted: submitting.Submitted) -> Response:
 
 
 @router.get("", response_model=JobPage)
-async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annotated[JobList, Query()]) -> Response:
+async def list_jobs(principal: JobReader, resources: ResourcesDep, query: Annotated[JobQuery, Query()]) -> Response:
     """List your jobs, newest first."""
     page = await submitting.list_jobs(
         resources.db,

@@ -13,16 +13,16 @@ from app.jobs.schemas.jobs import JobResponse
 from app.jobs.schemas.webhooks import (
     CreateEndpointRequest,
     DeliveryDetailResponse,
-    DeliveryList,
     DeliveryPage,
+    DeliveryQuery,
     DeliveryResponse,
     EndpointCreated,
     EndpointList,
     EndpointResponse,
     EventTypeList,
     PatchEndpointRequest,
-    ReplayEndpoint,
-    RotateSecret,
+    ReplayEndpointRequest,
+    RotateSecretRequest,
 )
 from app.jobs.service import deliveries, endpoints, replaying
 from app.kernel.database import Tx
@@ -172,7 +172,7 @@ async def rotate_secret(
     resources: ResourcesDep,
     device: DeviceDep,
     endpoint_id: Id,
-    body: RotateSecret | None = None,
+    body: RotateSecretRequest | None = None,
 ) -> Response:
     """Rotate the secret of a webhook endpoint. The old secret signs too for one day, or no more."""
     created = await endpoints.rotate_secret(
@@ -202,7 +202,7 @@ async def test_endpoint(principal: WebhookCaller, resources: ResourcesDep, endpo
     responses=problem_responses(409) | located(202),
 )
 async def replay_endpoint(
-    principal: WebhookCaller, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id, body: ReplayEndpoint
+    principal: WebhookCaller, resources: ResourcesDep, device: DeviceDep, endpoint_id: Id, body: ReplayEndpointRequest
 ) -> Response:
     """Send to a webhook endpoint again what it was sent before, oldest first. A job does it, one at a time."""
     job = await replaying.submit_replay(
@@ -227,7 +227,7 @@ async def enable_endpoint(
 
 @router.get("/deliveries", response_model=DeliveryPage)
 async def list_deliveries(
-    principal: WebhookManager, resources: ResourcesDep, query: Annotated[DeliveryList, Query()]
+    principal: WebhookManager, resources: ResourcesDep, query: Annotated[DeliveryQuery, Query()]
 ) -> Response:
     """List webhook deliveries, newest first."""
     page = await deliveries.list_deliveries(

@@ -61,7 +61,7 @@ class QueueList(Schema):
     next_cursor: NextCursor
 
 
-class AdminJobList(PageQuery):
+class AdminJobQuery(PageQuery):
     """Filters of the list of every user's jobs: `since <= created_at < until`."""
 
     state: JobState | None = Field(None, description="Only jobs in this state.")

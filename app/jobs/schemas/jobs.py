@@ -108,7 +108,7 @@ _SUBMISSIONS = TypeAdapter[Any](
 )
 
 
-class JobList(PageQuery):
+class JobQuery(PageQuery):
     """Filters of the list of jobs."""
 
     state: JobState | None = Field(None, description="Only jobs in this state.")

@@ -110,7 +110,7 @@ class EventTypeList(Schema):
     next_cursor: NextCursor
 
 
-class DeliveryList(PageQuery):
+class DeliveryQuery(PageQuery):
     """Filters of the list of deliveries."""
 
     endpoint_id: Id | None = Field(None, description="Only deliveries to this endpoint.")
@@ -178,19 +178,19 @@ class AdminDeliveryPage(Schema):
     next_cursor: NextCursor
 
 
-class AdminDeliveryList(DeliveryList):
+class AdminDeliveryQuery(DeliveryQuery):
     """Filters of the list of all users' deliveries."""
 
     user_id: Id | None = Field(None, description="Only deliveries of this user; needed with `endpoint_id`.")
 
     @model_validator(mode="after")
-    def _names_the_owner(self) -> "AdminDeliveryList":
+    def _names_the_owner(self) -> "AdminDeliveryQuery":
         if self.endpoint_id is not None and self.user_id is None:
             raise ValueError("name the endpoint's owner in `user_id`")
         return self
 
 
-class RotateSecret(Schema, json_schema_extra=example({"expire_old_now": True})):
+class RotateSecretRequest(Schema, json_schema_extra=example({"expire_old_now": True})):
     """How the old secret ends."""
 
     expire_old_now: bool = Field(
@@ -198,7 +198,7 @@ class RotateSecret(Schema, json_schema_extra=example({"expire_old_now": True})):
     )
 
 
-class ReplayEndpoint(
+class ReplayEndpointRequest(
     Schema,
     json_schema_extra=example({"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z", "state": "failed"}),
 ):
@@ -209,7 +209,7 @@ class ReplayEndpoint(
     state: FinishedDeliveryState | None = Field(None, description="Only deliveries in this state.")
 
     @model_validator(mode="after")
-    def _has_a_span(self) -> "ReplayEndpoint":
+    def _has_a_span(self) -> "ReplayEndpointRequest":
         if self.until is not None and self.until <= self.since:
             raise ValueError("`until` must be later than `since`")
         return self

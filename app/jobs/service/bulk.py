@@ -8,7 +8,6 @@ looked at.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +21,7 @@ from app.jobs.queries.positions import get_position, set_position
 from app.jobs.records import AdminJob, State, Transition
 from app.jobs.records.administration import STATES_OF_ACTION, BulkAction, JobFilter, Position
 from app.jobs.service.storage import ArtifactStore
-from app.jobs.service.submitting import announce
+from app.jobs.service.submitting import UNIQUE_KEY_CONSTRAINT, announce
 from app.kernel.clock import Clock
 from app.kernel.database import ConstraintViolated, Database, Tx
 from app.kernel.errors import Unavailable
@@ -97,7 +96,7 @@ async def change_batch(
             if action == "delete":
                 files = await queries.list_files_of_jobs(tx, ids)
             changes = await _CHANGES[action](tx, ids, states)
-            _follow(ctx, tx, changes)
+            _announce(ctx, tx, changes)
             position = replace(
                 position,
                 last_id=last_id,
@@ -109,6 +108,8 @@ async def change_batch(
             if last_id is None:
                 await ctx.complete(tx, {"done": position.done, "skipped": position.skipped})
     except ConstraintViolated as violation:
+        if violation.constraint != UNIQUE_KEY_CONSTRAINT:
+            raise
         raise RetryJob(_CONFLICT_SECONDS, "unique_key_in_use", "A job with the same key was put in.") from violation
     if files:
         # What is left the hourly cleaning finds, because no job has published it any more.
@@ -130,11 +131,11 @@ async def _next_batch(
     return [job.id for job in found], found[-1].id if len(found) == _BATCH else scan_end
 
 
-def _follow(ctx: JobContext, tx: Tx, changes: Sequence[Transition]) -> None:
+def _announce(ctx: JobContext, tx: Tx, changes: Sequence[Transition]) -> None:
     announce(tx, ctx.cache, *changes)
     for change in changes:
         if change.state == State.RUNNING:
-            tx.after_commit(partial(ctx.queue.control, f"cancel:{change.id}"))
+            ctx.queue.stop_running(tx, change.id)
 
 
 _CHANGES = {"retry": queries.requeue_jobs, "cancel": queries.cancel_jobs, "delete": queries.delete_jobs}

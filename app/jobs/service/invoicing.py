@@ -121,7 +121,7 @@ async def list_invoices(
     )
 
 
-async def get_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:
+async def _get_pdf(db: Database, user_id: UserId, invoice_id: UUID) -> tuple[Invoice, Artifact]:
     """The invoice and its file.
 
     Raises:
@@ -146,7 +146,7 @@ async def read_pdf(
         InvoiceNotReady: it has not been made yet. And what `run` raises.
     """
     try:
-        return *await get_pdf(db, user_id, invoice_id), None
+        return *await _get_pdf(db, user_id, invoice_id), None
     except (ArtifactExpired, InvoiceNotReady):
         invoice = await read_invoice(db, user_id, invoice_id)
         if invoice.status == "pending":

@@ -1,6 +1,5 @@
 """Which worker processes there are: each reports itself from time to time, and says when it ends."""
 
-import asyncio
 from contextlib import suppress
 
 from app.jobs.queries import workers as queries
@@ -10,20 +9,13 @@ from app.kernel.errors import Unavailable
 from app.kernel.queue.slots import Runner
 
 
-async def report_for_ever(db: Database, runner: Runner, worker_id: str, version: str, *, every: float) -> None:
-    """Reports this process once in `every` seconds."""
-    is_first = True
-    while True:
-        with suppress(Unavailable):
-            async with db.statement("jobs.report_worker") as tx:
-                await queries.report_worker(
-                    tx, worker_id, version, sorted(runner.queues), runner.slots, len(runner.tasks), is_first=is_first
-                )
-            is_first = False
-        await asyncio.sleep(every)
+async def report_worker(db: Database, runner: Runner, worker_id: str, version: str) -> None:
+    """Reports this process once."""
+    async with db.statement("jobs.report_worker") as tx:
+        await queries.report_worker(tx, worker_id, version, sorted(runner.queues), runner.slots, len(runner.tasks))
 
 
-async def report_end(db: Database, worker_id: str) -> None:
+async def report_worker_end(db: Database, worker_id: str) -> None:
     """Takes this process off the list; one that cannot say so is found by its last report."""
     with suppress(Unavailable):
         async with db.statement("jobs.report_worker_end") as tx:

@@ -13,7 +13,7 @@ from app.jobs.errors import EndpointDisabled, EndpointNotFound, ReplayInProgress
 from app.jobs.queries import webhook_deliveries as queries
 from app.jobs.queries.positions import get_position, set_position
 from app.jobs.records import Job
-from app.jobs.records.administration import Position, id_at
+from app.jobs.records.administration import Position, end_id_until, lowest_id_since
 from app.jobs.records.webhooks import MAX_PENDING, DeliveryState
 from app.jobs.service.endpoints import check_enabled, take_call
 from app.jobs.service.publishing import QUEUE, enqueue_deliveries
@@ -78,19 +78,19 @@ async def replay_batch(
         SnoozeJob: the user has as many pending deliveries as one may have.
     """
     user_id = ctx.owner
-    end = ctx.job_id if until is None else min(ctx.job_id, id_at(until, later=True))
+    end = ctx.job_id if until is None else min(ctx.job_id, end_id_until(until))
     async with ctx.transaction("jobs.replay") as tx:
         try:
             await check_enabled(tx, user_id, endpoint_id)
         except (EndpointNotFound, EndpointDisabled) as error:
             raise PermanentJobError(error.code, "The endpoint was disabled or deleted meanwhile.") from error
-        position = await get_position(tx, ctx.job_id) or Position(id_at(since, later=False), 0, 0, 0)
+        position = await get_position(tx, ctx.job_id) or Position(None, 0, 0, 0)
         room = min(_BATCH, MAX_PENDING - await queries.count_pending(tx, user_id))
         if room <= 0:
             raise SnoozeJob(_FULL_SECONDS)
         rows = await queries.list_replayed_deliveries(
             *(tx, user_id, endpoint_id),
-            after=position.last_id or id_at(since, later=False),
+            after=position.last_id or lowest_id_since(since),
             end=end,
             state=state,
             since=since,

@@ -37,7 +37,7 @@ CHANGED_TOPIC = "jobs.changed"
 # Kinds whose jobs the owner must be able to find in the audit trail, with the entry.
 AUDITED_KINDS = {"export.account": "account_export_requested"}
 FURTHEST_RUN_AT = timedelta(days=366)
-_UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
+UNIQUE_KEY_CONSTRAINT = "jobs_unique_key_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +288,7 @@ async def cancel(tx: Tx, queue: Queue, cache: Cache, job_id: UUID, user_id: User
         raise JobFinished if await queries.exists(tx, job_id, user_id) else JobNotFound
     announce(tx, cache, changed)
     if changed.state == State.RUNNING:
-        tx.after_commit(lambda: queue.control(f"cancel:{job_id}"))
+        queue.stop_running(tx, job_id)
 
 
 async def requeue(
@@ -300,7 +300,7 @@ async def requeue(
     try:
         changed = await queries.requeue_job(tx, job_id, user_id, backlogs.user_backlog if backlogs else None)
     except ConstraintViolated as violation:
-        if violation.constraint == _UNIQUE_KEY_CONSTRAINT:
+        if violation.constraint == UNIQUE_KEY_CONSTRAINT:
             raise UniqueKeyInUse from violation
         raise
     if changed is None:

@@ -4,8 +4,6 @@ Jobs that were put in before are cancelled by the claim that would have started 
 put in afterwards runs: the program alone does that, to tell of the ban or the deletion.
 """
 
-from functools import partial
-
 from app.jobs.queries import suspending as queries
 from app.kernel.database import Tx
 from app.kernel.ids import UserId
@@ -15,7 +13,7 @@ from app.kernel.queue import Queue
 async def suspend_user(tx: Tx, queue: Queue, user_id: UserId, reason: str) -> None:
     """For an account that is banned or closed. `reason` is the error code of its jobs and deliveries."""
     for job_id in await queries.suspend_user(tx, user_id, reason):
-        tx.after_commit(partial(queue.control, f"cancel:{job_id}"))
+        queue.stop_running(tx, job_id)
 
 
 async def resume_user(tx: Tx, user_id: UserId) -> None:

@@ -291,6 +291,10 @@ class Queue:
         """Marks all servers that answer; one that does not is found to differ later, and all is dispatched again."""
         await self._ask(dict.fromkeys(range(len(self._servers)), lambda client: client.set(EPOCH_KEY, epoch)))
 
+    def stop_running(self, tx: Tx, job_id: UUID) -> None:
+        """Has the worker that runs the job stop it, once `tx` is committed."""
+        tx.after_commit(partial(self.control, f"cancel:{job_id}"))
+
     async def control(self, message: str) -> None:
         """Tells every worker at once, best effort: `cancel:<job id>` or `queues`. They would find out by themselves."""
         everywhere = range(len(self._servers))
