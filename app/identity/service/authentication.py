@@ -136,26 +136,38 @@ class TokenAuthenticator:
         verified = await self._authenticate(credential)
         return verified.principal, verified.session_seconds
 
-    async def inspect(self, token: str) -> Principal:
-        """The caller that a bearer token would be taken for, which is not remembered.
+    async def inspect(self, token: str) -> tuple[Principal, Claims | None]:
+        """The caller that a bearer token would be taken for, which is not remembered, and the claims of an access
+        token; an API key has none.
 
         Raises:
             InvalidToken, Unavailable
         """
-        return (await self._trusted(partial(self._verify, token), None)).principal
+        await self._complete_feed()
+        claims = None if is_api_key(token) else self._verified_claims(token)
+        verified = await self._verify_api_key(token) if claims is None else _verified_by(claims)
+        self._check(verified)
+        return verified.principal, claims
 
     async def _trusted(self, verify: Callable[[], Awaitable[_Verified]], verified: _Verified | None) -> _Verified:
         """What `verify` finds, unless it was `verified` before and is still good."""
-        if not self._feed.is_complete:
-            await self._feed.refresh()
+        await self._complete_feed()
         if verified is None or self._is_dead(verified):
             # What is remembered of an API key or a cookie ends long before it, and with its owner's role of then.
             verified = await verify()
+        self._check(verified)
+        return verified
+
+    async def _complete_feed(self) -> None:
+        if not self._feed.is_complete:
+            await self._feed.refresh()
+
+    def _check(self, verified: _Verified) -> None:
+        """Raises TokenExpired or TokenRevoked."""
         if self._clock.timestamp() >= verified.expires_at:
             raise TokenExpired
         if self._is_dead(verified):
             raise TokenRevoked
-        return verified
 
     def _is_dead(self, verified: _Verified) -> bool:
         if self._clock.timestamp() >= verified.expires_at or self._feed.is_revoked(
@@ -171,8 +183,14 @@ class TokenAuthenticator:
         )
 
     async def _verify(self, token: str) -> _Verified:
-        if is_api_key(token):
-            return await self._verify_api_key(token)
+        return await self._verify_api_key(token) if is_api_key(token) else _verified_by(self._verified_claims(token))
+
+    def _verified_claims(self, token: str) -> Claims:
+        """Of an access token of this service.
+
+        Raises:
+            InvalidToken, Unavailable
+        """
         try:
             claims = self._key_ring.verify(token)
         except MalformedToken as error:
@@ -182,7 +200,7 @@ class TokenAuthenticator:
             _verifications_total.labels("foreign").inc()
             raise InvalidToken
         _verifications_total.labels("good").inc()
-        return _Verified(_principal_of(claims), claims.exp, claims.sid, None, claims.ver, claims.act)
+        return claims
 
     async def _verify_api_key(self, token: str) -> _Verified:
         try:
@@ -257,8 +275,8 @@ class TokenAuthenticator:
         return verified
 
 
-def _principal_of(claims: Claims) -> Principal:
-    return Principal(
+def _verified_by(claims: Claims) -> _Verified:
+    principal = Principal(
         user_id=UserId(claims.sub),
         session_id=claims.sid,
         kind="user" if claims.sid is not None else "service",
@@ -268,3 +286,4 @@ def _principal_of(claims: Claims) -> Principal:
         is_narrowed=claims.narrowed,
         actor_id=UserId(claims.act.sub) if claims.act else None,
     )
+    return _Verified(principal, claims.exp, claims.sid, None, claims.ver, claims.act)

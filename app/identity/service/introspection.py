@@ -27,7 +27,7 @@ async def introspect(db: Database, identity: IdentityServices, caller: Principal
     found = await _introspect_refresh(db, identity, token) if token.startswith(REFRESH_PREFIX) else None
     if found is None:
         try:
-            principal = await identity.authenticator.inspect(token)
+            principal, claims = await identity.authenticator.inspect(token)
         except InvalidToken:
             return _INACTIVE
         found = {
@@ -37,8 +37,7 @@ async def introspect(db: Database, identity: IdentityServices, caller: Principal
             "jti": principal.token_id,
             "token_type": "Bearer",
         }
-        if not is_api_key(token):
-            claims = identity.key_ring.verify(token)
+        if claims is not None:
             found |= {"iss": claims.iss, "aud": AUDIENCE, "iat": claims.iat, "exp": claims.exp}
             found |= {"client_id": claims.client_id} if claims.client_id else {}
             found |= {"act": {"sub": str(claims.act.sub)}} if claims.act else {}
@@ -94,7 +93,7 @@ async def _introspect_refresh(db: Database, identity: IdentityServices, token: s
 
 async def _revoke_api_key(db: Database, identity: IdentityServices, token: str, device: Device) -> None:
     try:
-        principal = await identity.authenticator.inspect(token)
+        principal, _ = await identity.authenticator.inspect(token)
     except InvalidToken:
         return
     async with db.statement("identity.revoke_api_key") as tx:
