@@ -18,11 +18,11 @@ from app.identity.records.sessions import NewSession
 from app.identity.records.tokens import AccessToken
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.authentication import TokenRevoked
-from app.identity.service.callers import lock_admin, lock_caller
+from app.identity.service.callers import lock_admin
 from app.identity.service.container import LONGEST_TOKEN_SECONDS, IdentityServices
 from app.identity.service.tokens import ActingParty
 from app.kernel.auth import SCOPES_OF_ROLE
-from app.kernel.database import Database, Tx, retries_conflicts
+from app.kernel.database import Database, retries_conflicts
 from app.kernel.ids import UserId, new_id
 
 IMPERSONATION_LIFETIME = timedelta(seconds=LONGEST_TOKEN_SECONDS)
@@ -44,8 +44,10 @@ async def impersonate(
     now = identity.clock.now()
     async with db.transaction("identity.impersonate") as tx:
         await lock_admins(tx)
-        await lock_admin(tx, identity.clock, admin)
-        acting = await _acting_party(tx, identity, admin)
+        version = await lock_admin(tx, identity.clock, admin)
+        if admin.session_id is None:
+            raise TokenRevoked
+        acting = ActingParty(sub=admin.user_id, sid=admin.session_id, ver=version)
         target = await lock_admin_account(tx, user_id)
         account = await get_account(tx, user_id)
         if target is None or account is None or target.status == "deleted":
@@ -70,11 +72,3 @@ async def impersonate(
     return identity.issuer.issue_for_actor(
         session, acting, _SCOPES, version=account.version, lifetime=int(IMPERSONATION_LIFETIME.total_seconds())
     )
-
-
-async def _acting_party(tx: Tx, identity: IdentityServices, admin: Actor) -> ActingParty:
-    """Raises TokenRevoked."""
-    account = await lock_caller(tx, identity.clock, admin)
-    if admin.session_id is None:
-        raise TokenRevoked
-    return ActingParty(sub=admin.user_id, sid=admin.session_id, ver=account.version)
