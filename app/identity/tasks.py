@@ -29,7 +29,7 @@ from app.identity.service.emails import (
     QUEUE,
     Notice,
 )
-from app.identity.service.tokens import new_one_time_token
+from app.identity.service.tokens import hash_secret, new_secret
 from app.identity.settings import IdentitySettings
 from app.kernel.database import Tx, in_batches
 from app.kernel.ids import UserId
@@ -224,11 +224,11 @@ async def _send_link(
     is_reset = link == "reset_password"
     settings = ctx.service(IdentitySettings)
     seconds = settings.reset_password_ttl if is_reset else settings.verify_email_ttl
-    token, token_hash = new_one_time_token()
+    token = new_secret()
     url = f"{ctx.base_url}/{link.replace('_', '-')}?{urlencode({'token': token})}"
     mail = _compose(ctx, to, link, {"link": url, "hours": seconds // _HOUR, "minutes": seconds // _MINUTE})
     mail = replace(mail, purpose=purpose, account=account.user_id, link_lifetime=timedelta(seconds=seconds))
-    store = _storing(ctx, account, link, token_hash, timedelta(seconds=seconds), payload)
+    store = _storing(ctx, account, link, hash_secret(token), timedelta(seconds=seconds), payload)
     await _send(ctx, mail, prepare=store)
 
 

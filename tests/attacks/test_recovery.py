@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from app.identity.api import IdentityServices
-from app.identity.service.tokens import hash_one_time_token
+from app.identity.service.tokens import hash_secret
 from tests.fixtures.answers import problem_of
 from tests.fixtures.people import PASSWORD, MakePerson, Person
 from tests.fixtures.servers import Connection
@@ -52,7 +52,7 @@ async def test_the_requests_of_strangers_use_up_nothing_of_the_owner(
         await ask(client, "password/forgot", person.email)
     await until_done()
     stored = "SELECT token_hash FROM identity.one_time_tokens WHERE purpose = 'reset_password'"
-    assert await connection.fetchval(stored) == hash_one_time_token(first.token)
+    assert await connection.fetchval(stored) == hash_secret(first.token)
     client.cookies.set(COOKIE, cookie)
     await ask(client, "password/forgot", person.email)
     second = await mailbox.letter(person.email, RESET, number=2)

@@ -15,7 +15,7 @@ import pytest
 
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from app.identity.api import IdentityServices
-from app.identity.service.tokens import new_one_time_token
+from app.identity.service.tokens import hash_secret, new_secret
 from app.kernel.resources import Resources
 from tests.fixtures.answers import problem_of
 from tests.fixtures.application import LiveServer, Processes
@@ -102,7 +102,7 @@ async def _own_session(cluster: Cluster, person: Person, admin: Person) -> httpx
 
 async def _reset(cluster: Cluster, person: Person, admin: Person) -> httpx.Response:
     """With a link as the worker makes it for its letter."""
-    token, token_hash = new_one_time_token()
+    token = new_secret()
     await cluster.connection.execute(
         """
         INSERT INTO identity.one_time_tokens (user_id, purpose, token_hash, expires_at, version)
@@ -110,7 +110,7 @@ async def _reset(cluster: Cluster, person: Person, admin: Person) -> httpx.Respo
           FROM identity.accounts WHERE user_id = $1
         """,
         person.id,
-        token_hash,
+        hash_secret(token),
     )
     return await cluster.client.post(
         "/v1/auth/password/reset", json={"token": token, "new_password": "a new horse 2026"}

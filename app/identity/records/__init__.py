@@ -69,7 +69,8 @@ class Actor:
 
 
 # No account has it: ids are made by `new_id`.
-OPERATOR_ID = UserId(UUID(int=0))
+NO_ACCOUNT_ID = UserId(UUID(int=0))
+OPERATOR_ID = NO_ACCOUNT_ID
 
 
 def operator(name: str) -> Actor:

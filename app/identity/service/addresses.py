@@ -13,7 +13,7 @@ from app.identity.service.credentials import end_credentials
 from app.identity.service.emails import mail_change, mail_notice, mail_registered
 from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.reauthentication import check_current_password
-from app.identity.service.tokens import hash_one_time_token
+from app.identity.service.tokens import hash_secret
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.validation.addresses import canonical_email
@@ -36,7 +36,7 @@ async def verify(db: Database, identity: IdentityServices, token: str, device: D
     """
     now = identity.clock.now()
     async with db.transaction("identity.verify_email") as tx:
-        used = await use_one_time_token(tx, hash_one_time_token(token), "verify_email", now)
+        used = await use_one_time_token(tx, hash_secret(token), "verify_email", now)
         if used is None:
             raise InvalidOneTimeToken
         if used.email_verified_at is None and await prove_address(tx, identity, used, device) is None:
@@ -106,7 +106,7 @@ async def confirm_change(db: Database, identity: IdentityServices, token: str, d
     """
     now = identity.clock.now()
     async with db.transaction("identity.confirm_email") as tx:
-        used = await use_one_time_token(tx, hash_one_time_token(token), "change_email", now)
+        used = await use_one_time_token(tx, hash_secret(token), "change_email", now)
         if used is None:
             raise InvalidOneTimeToken
         new_email = msgspec.json.decode(used.payload, type=EmailChange).new_email

@@ -9,12 +9,11 @@ import secrets
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
-from uuid import UUID
 
 from app.identity.errors import InvalidCode, InvalidCredentials
 from app.identity.queries.accounts import get_account_by_email
 from app.identity.queries.one_time_tokens import replace_one_time_token, try_login_code, use_one_time_token
-from app.identity.records import Account, Actor, Device
+from app.identity.records import NO_ACCOUNT_ID, Account, Actor, Device
 from app.identity.service.addresses import prove_address
 from app.identity.service.audit_log import record_security_event
 from app.identity.service.container import IdentityServices
@@ -33,7 +32,6 @@ from app.users import api as users
 CODE_LIFETIME = timedelta(minutes=10)
 _METHODS = ("email",)
 _CODE_DIGITS = 6
-_NOT_AN_ACCOUNT = UserId(UUID(int=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ async def log_in_by_code(
         if known is not None and not is_known:
             # What all known devices of the account share is not for a stranger to use up.
             await attempt.move(identity.throttle.email_code_buckets(canonical, device.ip, is_known=False))
-        user_id = account.user_id if account else _NOT_AN_ACCOUNT
+        user_id = account.user_id if account else NO_ACCOUNT_ID
         code_hash = hash_login_code(identity.keys, user_id, as_shown(credentials.code))
         async with db.statement("identity.try_code") as tx:
             stored = await try_login_code(tx, user_id, identity.clock.now(), is_known=is_known)

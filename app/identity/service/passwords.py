@@ -16,7 +16,7 @@ from app.identity.service.mail_requests import ask_for_mail
 from app.identity.service.password_policy import check_password, normalise_password
 from app.identity.service.reauthentication import check_current_password
 from app.identity.service.sessions import end_sessions, open_session
-from app.identity.service.tokens import hash_one_time_token
+from app.identity.service.tokens import hash_secret
 from app.kernel.database import Database, ReadConn, retries_conflicts
 from app.kernel.ids import UserId
 from app.kernel.validation.addresses import canonical_email
@@ -50,7 +50,7 @@ async def reset(db: Database, identity: IdentityServices, token: str, new_passwo
     check_password(password, pointer="#/new_password")
     # A hash is the dearest thing that a client without any proof could ask for.
     async with db.read("identity.reset_token") as conn:
-        if not await has_one_time_token(conn, hash_one_time_token(token), "reset_password", identity.clock.now()):
+        if not await has_one_time_token(conn, hash_secret(token), "reset_password", identity.clock.now()):
             raise InvalidOneTimeToken
     password_hash = await identity.hashing.hash(password)
     used, version = await _reset(db, identity, token, password, password_hash, device)
@@ -78,7 +78,7 @@ async def _reset(
     """The token and the account's new version."""
     now = identity.clock.now()
     async with db.transaction("identity.reset_password") as tx:
-        used = await use_one_time_token(tx, hash_one_time_token(token), "reset_password", now)
+        used = await use_one_time_token(tx, hash_secret(token), "reset_password", now)
         if used is None:
             raise InvalidOneTimeToken
         # Refused in here, so that the token stays good for a better password.

@@ -6,11 +6,9 @@ is the account's.
 """
 
 import hmac
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
 from uuid import UUID
 
 import orjson
@@ -18,7 +16,7 @@ import orjson
 from app.identity.errors import AccountNotFound, InvalidClient, ScopeExceeded, ServiceAccountNotFound
 from app.identity.queries import service_accounts as queries
 from app.identity.queries.accounts import bump_version, delete_account, insert_account
-from app.identity.records import Actor
+from app.identity.records import NO_ACCOUNT_ID, Actor
 from app.identity.records.credentials import ServiceAccount, ServiceClient
 from app.identity.records.tokens import AccessToken
 from app.identity.service.audit_log import record_security_event
@@ -26,6 +24,7 @@ from app.identity.service.callers import lock_admin
 from app.identity.service.container import IdentityServices
 from app.identity.service.credentials import make_stale
 from app.identity.service.purging import new_purge
+from app.identity.service.tokens import hash_secret, new_secret
 from app.kernel.auth import SCOPES_OF_SERVICES
 from app.kernel.database import Database, Tx, retries_conflicts
 from app.kernel.database.versions import ANY_VERSION
@@ -34,10 +33,8 @@ from app.kernel.pagination import Cursors, Page
 from app.users import api as users
 
 OLD_SECRET_TTL = timedelta(days=1)
-_SECRET_BYTES = 32
 _PREFIX = "cs_"
 _LIST = "service_accounts"
-_NOT_AN_ACCOUNT = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ async def create_service_account(
     """
     await lock_admin(tx, identity.clock, admin)
     user_id = UserId(new_id())
-    secret = _new_secret()
+    secret = new_secret(_PREFIX)
     now = identity.clock.now()
     # No mail goes to this domain (RFC 2606), and no one can register or name an address of it.
     email = f"{user_id}@service.invalid"
@@ -81,7 +78,7 @@ async def create_service_account(
         user_id=user_id,
         name=name,
         scopes=sorted(set(scopes)),
-        secret_hash=_hash(secret),
+        secret_hash=hash_secret(secret),
         created_by=admin.user_id,
         now=now,
     )
@@ -112,12 +109,12 @@ async def rotate_client_secret(
     Raises:
         TokenRevoked, RoleRequired, ServiceAccountNotFound
     """
-    secret = _new_secret()
+    secret = new_secret(_PREFIX)
     now = identity.clock.now()
     async with db.transaction("identity.rotate_client_secret") as tx:
         await lock_admin(tx, identity.clock, admin)
         ends_at = now if expire_old_now else now + OLD_SECRET_TTL
-        account = await queries.rotate_secret(tx, user_id, _hash(secret), ends_at)
+        account = await queries.rotate_secret(tx, user_id, hash_secret(secret), ends_at)
         if account is None:
             raise ServiceAccountNotFound
         if expire_old_now:
@@ -159,7 +156,7 @@ async def issue_to_client(db: Database, identity: IdentityServices, credentials:
     """
     async with db.read("identity.client") as conn:
         client = await queries.get_service_client(conn, _id_of(credentials.client_id))
-    if not _is_secret_of(client, _hash(credentials.client_secret), identity) or client is None:
+    if not _is_secret_of(client, hash_secret(credentials.client_secret), identity) or client is None:
         raise InvalidClient
     scopes = frozenset(client.scopes) & SCOPES_OF_SERVICES
     if credentials.scopes is not None:
@@ -182,16 +179,7 @@ def _id_of(client_id: str) -> UUID:
     try:
         return UUID(client_id)
     except ValueError:
-        return _NOT_AN_ACCOUNT
-
-
-def _new_secret() -> str:
-    return _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-
-
-def _hash(secret: str) -> bytes:
-    """Of 256 random bits, so that a plain hash tells nothing."""
-    return sha256(secret.encode("utf-8", "replace")).digest()
+        return NO_ACCOUNT_ID
 
 
 async def _record(tx: Tx, identity: IdentityServices, admin: Actor, action: str, account: ServiceAccount) -> None:

@@ -312,14 +312,14 @@ def decode_api_key(token: str) -> ApiKey:
     )
 
 
-def new_one_time_token() -> tuple[str, bytes]:
-    """A random token of 256 bits and the hash of it that is stored."""
-    token = secrets.token_urlsafe(_SECRET_BYTES)
-    return token, hash_one_time_token(token)
+def new_secret(prefix: str = "") -> str:
+    """A text of 256 random bits: the token of an e-mail, or a program's secret."""
+    return prefix + secrets.token_urlsafe(_SECRET_BYTES)
 
 
-def hash_one_time_token(token: str) -> bytes:
-    return sha256(token.encode("utf-8", "replace")).digest()
+def hash_secret(text: str) -> bytes:
+    """What is stored of a secret. A plain hash of 256 random bits tells nothing."""
+    return sha256(text.encode("utf-8", "replace")).digest()
 
 
 def epoch_seconds(moment: datetime) -> int:
