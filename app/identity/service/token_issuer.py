@@ -12,7 +12,6 @@ from app.identity.records.tokens import AccessToken, Tokens, roles_of
 from app.identity.service.authentication import AUDIENCE
 from app.identity.service.tokens import ActingParty, Claims, KeyRing, RefreshToken, RefreshTokens, epoch_seconds
 from app.kernel.auth import SCOPES_OF_ROLE, Role
-from app.kernel.errors import Unavailable
 from app.kernel.ids import UserId
 
 # All clients that log in with a password are the installation's own: none is registered, and none has a secret.
@@ -81,8 +80,6 @@ class TokenIssuer:
         Raises:
             Unavailable: the signing key could not be loaded yet.
         """
-        if not self._key_ring.can_sign:
-            raise Unavailable("The signing key is not loaded yet.")
         issued = epoch_seconds(issued_at)
         scopes = scope.of_access_token(SCOPES_OF_ROLE[role])
         text = " ".join(sorted(scopes))
@@ -112,8 +109,6 @@ class TokenIssuer:
         Raises:
             Unavailable: the signing key could not be loaded yet.
         """
-        if not self._key_ring.can_sign:
-            raise Unavailable("The signing key is not loaded yet.")
         issued = epoch_seconds(issued_at)
         text = " ".join(sorted(scopes))
         claims = Claims(
@@ -139,8 +134,6 @@ class TokenIssuer:
         Raises:
             Unavailable: the signing key could not be loaded yet.
         """
-        if not self._key_ring.can_sign:
-            raise Unavailable("The signing key is not loaded yet.")
         issued = epoch_seconds(session.created_at)
         text = " ".join(sorted(scopes))
         claims = Claims(

@@ -133,10 +133,10 @@ class KeyRing:
         """The access token that says `claims`; the same claims give the same token.
 
         Raises:
-            Unavailable: no key has been read yet.
+            Unavailable: no key has been read yet, or not which life of the database this is.
         """
-        if self._signing is None:
-            raise Unavailable
+        if self._signing is None or not self._incarnation.is_known:
+            raise Unavailable("The signing key is not loaded yet.")
         signed = self._signing.header + b"." + _segment(msgspec.json.encode(claims))
         return (signed + b"." + _segment(self._signing.private.sign(signed))).decode()
 
