@@ -18,6 +18,7 @@ from app.identity.router import OAUTH_PATHS
 from app.identity.schemas.oauth import DiscoveryResponse, IntrospectionResponse, JwksResponse
 from app.identity.schemas.sessions import TokensResponse
 from app.identity.service.container import load_signing_keys
+from app.identity.service.tokens import Claims
 from app.kernel.resources import Resources
 from tests.attacks.test_slow_bodies import admission_of
 from tests.fixtures.answers import body_of, problem_of
@@ -203,6 +204,23 @@ async def test_introspection_tells_the_owner(client: httpx.AsyncClient, person: 
     await client.post("/v1/auth/refresh", json={"refresh_token": refresh_token})
     for dead in (refresh_token, "x", "rt_x", "ak_x", token[:-4]):
         assert await ask(dead) == {"active": False}
+
+
+async def test_introspection_checks_the_signature_once(
+    person: Person, identity: IdentityServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = str(person.tokens["access_token"])
+    assert (await person.get("/v1/users/me")).status_code == 200
+    verified: list[str] = []
+    verify = identity.key_ring.verify
+
+    def counted(text: str) -> Claims:
+        verified.append(text)
+        return verify(text)
+
+    monkeypatch.setattr(identity.key_ring, "verify", counted)
+    assert (await person.post("/v1/auth/introspect", data={"token": token})).json()["active"] is True
+    assert verified == [token]
 
 
 async def test_introspection_tells_others_nothing(
